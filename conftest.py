@@ -1,0 +1,47 @@
+"""Test-wide switches: strict promotion, run-time shape checks, a persistent compilation cache."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+_ROOT = Path(__file__).parent
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_ROOT / ".cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES", "none")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--no-shape-checks", action="store_true", help="run without checking jaxtyping annotations at run time"
+    )
+
+
+def pytest_configure(config):
+    if not config.getoption("--no-shape-checks"):
+        import jaxtyping
+
+        import tests.shape_checks  # noqa: F401, the hook looks the checker up as an attribute
+
+        jaxtyping.install_import_hook("jaxop", "tests.shape_checks.check")
+
+
+@pytest.fixture(autouse=True)
+def strict_promotion(request):
+    """No implicit dtype or rank promotion, except where Optax's own code relies on it (marker ``optax``)."""
+    import jax
+
+    if request.node.get_closest_marker("optax"):
+        yield
+    else:
+        with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+            yield
+
+
+@pytest.fixture
+def x64():
+    """Double precision for the duration of one test."""
+    import jax
+
+    with jax.enable_x64(True):
+        yield

@@ -1,0 +1,1 @@
+"""Attention as an operator between function spaces."""

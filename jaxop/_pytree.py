@@ -1,0 +1,37 @@
+"""Registration of immutable dataclasses as pytrees whose unflattening never validates."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
+
+import jax
+
+T = TypeVar("T")
+
+
+def register(cls: type[T], *, static: Sequence[str] = ()) -> type[T]:
+    """Registers a frozen dataclass as a pytree; fields named in ``static`` become part of its structure.
+
+    Unflattening bypasses ``__init__``: transformations put placeholders where arrays were, and a
+    constructor that inspects its arguments would reject them.
+    """
+    names = [field.name for field in dataclasses.fields(cls)]  # pyright: ignore[reportArgumentType]
+    leaves = [name for name in names if name not in static]
+
+    def flatten_with_keys(tree: T):
+        children = [(jax.tree_util.GetAttrKey(name), getattr(tree, name)) for name in leaves]
+        return children, tuple(getattr(tree, name) for name in static)
+
+    def flatten(tree: T):
+        return [getattr(tree, name) for name in leaves], tuple(getattr(tree, name) for name in static)
+
+    def unflatten(meta: tuple[Any, ...], children: Iterable[Any]) -> T:
+        tree = object.__new__(cls)
+        for name, value in zip(leaves, children, strict=True):
+            object.__setattr__(tree, name, value)
+        for name, value in zip(static, meta, strict=True):
+            object.__setattr__(tree, name, value)
+        return tree
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+    return cls

@@ -1,0 +1,68 @@
+"""Checks shared by every layer: each message names argument, expected, received and remedy."""
+
+import difflib
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+_warned_about_float64: set[str] = set()
+
+
+def is_concrete(*arrays: Any) -> bool:
+    """Whether the values (and not only the shapes) of all arrays can be read now."""
+    return not any(isinstance(array, jax.core.Tracer) for array in arrays)
+
+
+def float_dtype() -> np.dtype:
+    """JAX's default floating dtype: float64 with x64 enabled, float32 otherwise."""
+    return jnp.zeros(()).dtype
+
+
+def warn_float64(array: Any, argument: str) -> None:
+    """Warns once per argument name that float64 input is about to become float32."""
+    dtype = getattr(array, "dtype", None)
+    if dtype == np.float64 and not jax.config.read("jax_enable_x64") and argument not in _warned_about_float64:
+        _warned_about_float64.add(argument)
+        warnings.warn(
+            f"{argument} is float64 but JAX runs in 32 bits: it is rounded to float32. "
+            "Call jax.config.update('jax_enable_x64', True) first to keep double precision.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def as_float(array: Any, argument: str) -> Array:
+    """``array`` as a JAX array of the default floating dtype (or its own, if it is a narrower float)."""
+    warn_float64(array, argument)
+    result = jnp.asarray(array)
+    if jnp.issubdtype(result.dtype, jnp.complexfloating):
+        raise TypeError(f"{argument} must be real, got dtype {result.dtype}; pass its real and imaginary parts.")
+    return result if jnp.issubdtype(result.dtype, jnp.floating) else result.astype(float_dtype())
+
+
+def closest(name: str, allowed: Iterable[str]) -> str:
+    """``"; did you mean 'a' or 'b'?"`` for the names closest to ``name``, or the list of all of them."""
+    allowed = sorted(allowed)
+    near = difflib.get_close_matches(name, allowed, n=3, cutoff=0.5)
+    if near:
+        return "did you mean " + " or ".join(repr(item) for item in near) + "?"
+    return "choose one of " + ", ".join(repr(item) for item in allowed) + "."
+
+
+def check_name(name: Any, argument: str, allowed: Iterable[str]) -> None:
+    """Raises ``ValueError`` with the closest valid names if ``name`` is not one of ``allowed``."""
+    allowed = tuple(allowed)
+    if name not in allowed:
+        raise ValueError(f"{argument}={name!r} is unknown: {closest(str(name), allowed)}")
+
+
+def first_index(bad: Any) -> int | tuple[int, ...]:
+    """Index of the first True entry, as an int for one axis and a tuple for several."""
+    index = np.unravel_index(int(np.argmax(np.asarray(bad))), np.shape(bad))
+    return int(index[0]) if len(index) == 1 else tuple(int(i) for i in index)

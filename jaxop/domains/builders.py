@@ -1,0 +1,324 @@
+"""Functions that build validated domains."""
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Int, Real
+
+from jaxop._validation import as_float, first_index, is_concrete
+from jaxop.domains.domain import Axis, Domain, Grid, PointCloud, TriangleMesh, make_axis
+
+AnyDomain = TypeVar("AnyDomain", bound=Domain)
+
+
+def interval(n: int, *, lower: float = 0.0, upper: float = 1.0, rule: str = "trapezoid") -> Grid:
+    """Quadrature rule with n nodes on the interval (lower, upper); Σ w_i is its length.
+
+    ``"trapezoid"`` has nodes at both ends, order 2. ``"midpoint"``: x_i = (i + ½)h, order 2.
+    ``"periodic"``: x_i = i h, one end left out, faster than any fixed order on smooth periodic
+    functions. ``"gauss-legendre"``: exact for polynomials of degree 2n − 1. ``"interior"``: x_i = i h,
+    h = L/(n + 1), for functions that vanish at both ends; the one rule whose weights miss a part of
+    the measure, the two half cells where such functions contribute O(h²).
+
+    Args:
+        n: number of nodes.
+        lower: left end.
+        upper: right end.
+        rule: name of the rule, one of `RULES`.
+
+    Returns:
+        A one-dimensional `Grid`.
+
+    Raises:
+        ValueError: for an unknown rule, too few nodes, or ends out of order.
+
+    Example:
+        >>> from jaxop import domains
+        >>> print(domains.interval(5, upper=2.0).weights)
+        [0.25 0.5  0.5  0.5  0.25]
+    """
+    return Grid((make_axis(n, lower, upper, rule),))
+
+
+def box(
+    shape: Sequence[int],
+    *,
+    lower: float | Sequence[float] = 0.0,
+    upper: float | Sequence[float] = 1.0,
+    rule: str | Sequence[str] = "trapezoid",
+) -> Grid:
+    """Tensor product of one-dimensional rules on the box Π_k (lower_k, upper_k).
+
+    Args:
+        shape: nodes along each axis.
+        lower: lower corner, one number or one per axis.
+        upper: upper corner, one number or one per axis.
+        rule: name of the rule, one or one per axis; see `interval`.
+
+    Returns:
+        A `Grid` of Π shape nodes in row-major order.
+
+    Raises:
+        ValueError: as `interval`, or when the lengths of the arguments disagree.
+
+    Example:
+        >>> from jaxop import domains
+        >>> grid = domains.box((32, 48), lower=(0, 0), upper=(1, 2), rule=("midpoint", "periodic"))
+        >>> print(grid.size, grid.measure.round(3))
+        1536 2.0
+    """
+    dim = len(shape)
+
+    def per_axis(value: Any, argument: str) -> Sequence[Any]:
+        if isinstance(value, str) or np.ndim(value) == 0:
+            return (value,) * dim
+        if len(value) != dim:
+            raise ValueError(f"{argument} has {len(value)} entries for {dim} axes; give one number or {dim}.")
+        return value
+
+    if dim == 0:
+        raise ValueError("shape must name at least one axis, got ().")
+    corners = zip(shape, per_axis(lower, "lower"), per_axis(upper, "upper"), per_axis(rule, "rule"), strict=True)
+    return Grid(tuple(make_axis(*arguments) for arguments in corners))
+
+
+def from_samples(nodes: Real[ArrayLike, " n"] | Sequence[float]) -> Grid:
+    """Sorted, possibly uneven nodes of an interval with trapezoid weights w_i = (x_{i+1} − x_{i−1})/2.
+
+    May be called under `jax.jit` and `jax.vmap`, where the order of the nodes cannot be checked.
+
+    Args:
+        nodes: strictly increasing coordinates, shape (n,), n ≥ 2.
+
+    Returns:
+        A one-dimensional `Grid` on (nodes[0], nodes[-1]).
+
+    Raises:
+        ValueError: for fewer than two nodes, NaN or infinite ones, and unsorted or repeated ones (the
+            message names the first offending index).
+
+    Example:
+        >>> from jaxop import domains
+        >>> print(domains.from_samples([0.0, 0.5, 2.0]).weights)
+        [0.25 1.   0.75]
+    """
+    array = as_float(nodes, "nodes")
+    if array.ndim != 1 or array.shape[0] < 2:
+        raise ValueError(
+            f"nodes must have shape (n,) with n >= 2, got {array.shape}; use monte_carlo for points in space."
+        )
+    if is_concrete(array):
+        values = np.asarray(nodes, dtype=np.float64)
+        _check_finite(values, "nodes")
+        bad = np.diff(values) <= 0
+        if bad.any():
+            i = int(np.argmax(bad)) + 1
+            fault = "repeats" if values[i] == values[i - 1] else "lies below"
+            raise ValueError(
+                f"nodes must be strictly increasing, but nodes[{i}] = {values[i]} {fault} nodes[{i - 1}] = "
+                f"{values[i - 1]}; sort them together with the values (numpy.argsort, numpy.unique)."
+            )
+    gaps = jnp.diff(array)
+    zero = jnp.zeros_like(gaps[:1])
+    return Grid((Axis(array, (jnp.concatenate([gaps, zero]) + jnp.concatenate([zero, gaps])) / 2),))
+
+
+def from_nodes(
+    points: Real[ArrayLike, "n dim"] | Sequence[Sequence[float]], weights: Real[ArrayLike, " n"] | Sequence[float]
+) -> PointCloud:
+    """Any nodes with any non-negative quadrature weights.
+
+    Args:
+        points: nodes, shape (n, dim).
+        weights: quadrature weights, shape (n,), in units of length^dim; zero marks padding.
+
+    Returns:
+        A `PointCloud`.
+
+    Raises:
+        ValueError: for weights of the wrong length, negative, NaN or all zero, and nodes that are not
+            finite; the message names the first bad index.
+
+    Example:
+        >>> from jaxop import domains
+        >>> print(domains.from_nodes([[0.0, 0.0], [1.0, 0.0]], [0.5, 1.5]).measure)
+        2.0
+    """
+    nodes, array = as_float(points, "points"), as_float(weights, "weights")
+    if nodes.ndim != 2:
+        raise ValueError(
+            f"points must have shape (n, dim), got {nodes.shape}; one-dimensional nodes need a trailing axis."
+        )
+    if array.shape != nodes.shape[:1]:
+        entries = f"{array.shape[0]} entries" if array.ndim == 1 else f"shape {array.shape}"
+        raise ValueError(f"weights has {entries} for {nodes.shape[0]} nodes; give one weight per node.")
+    if is_concrete(nodes, array):
+        _check_finite(np.asarray(nodes), "points")
+        values = np.asarray(array)
+        _check_finite(values, "weights")
+        if (values < 0).any():
+            i = first_index(values < 0)
+            raise ValueError(
+                f"weights must be non-negative, but weights[{i}] = {values[i]}; a quadrature weight is a measure."
+            )
+        if not (values > 0).any():
+            raise ValueError("weights are all zero: the domain has no measure; at least one node must carry weight.")
+    return PointCloud(nodes, array)
+
+
+def monte_carlo(
+    points: Real[ArrayLike, "n dim"] | Sequence[Sequence[float]], measure: float | Real[Array, ""] = 1.0
+) -> PointCloud:
+    """Independent uniform nodes on a domain of known measure: w_i = |D|/n, error O(n^−½).
+
+    Args:
+        points: nodes, shape (n, dim).
+        measure: |D| in units of length^dim.
+
+    Returns:
+        A `PointCloud`.
+
+    Raises:
+        ValueError: if ``measure`` is not positive and finite, or as `from_nodes`.
+
+    Example:
+        >>> import jax
+        >>> from jaxop import domains
+        >>> domain = domains.monte_carlo(jax.random.uniform(jax.random.key(0), (100, 2)), measure=1.0)
+        >>> print(domain.weights[0])
+        0.01
+    """
+    if is_concrete(measure) and not 0 < float(measure) < float("inf"):
+        raise ValueError(f"measure must be positive and finite, got {measure}; it is the volume of the sampled domain.")
+    nodes = as_float(points, "points")
+    if nodes.ndim != 2 or nodes.shape[0] == 0:
+        raise ValueError(f"points must have shape (n, dim) with n >= 1, got {nodes.shape}.")
+    return from_nodes(nodes, jnp.full(nodes.shape[0], measure / nodes.shape[0], nodes.dtype))
+
+
+def triangle_mesh(
+    vertices: Real[ArrayLike, "n dim"] | Sequence[Sequence[float]],
+    faces: Int[ArrayLike, "f 3"] | Sequence[Sequence[int]],
+) -> TriangleMesh:
+    """A triangulated domain or surface: every vertex weighs a third of the area of its triangles.
+
+    Args:
+        vertices: shape (n, 2) or (n, 3).
+        faces: vertex indices, shape (f, 3).
+
+    Returns:
+        A `TriangleMesh`, whose Σ w_i is the area of the mesh.
+
+    Raises:
+        ValueError: for shapes that do not fit, an index outside the vertices (the message names the
+            face), vertices that are not finite, or a mesh of area zero.
+
+    Example:
+        >>> from jaxop import domains
+        >>> mesh = domains.triangle_mesh([[0, 0], [1, 0], [1, 1], [0, 1]], [[0, 1, 2], [0, 2, 3]])
+        >>> print(mesh.measure.round(3))
+        1.0
+    """
+    nodes, triangles = as_float(vertices, "vertices"), jnp.asarray(faces)
+    if nodes.ndim != 2 or nodes.shape[1] not in (2, 3):
+        raise ValueError(f"vertices must have shape (n, 2) or (n, 3), got {nodes.shape}.")
+    if triangles.ndim != 2 or triangles.shape[1] != 3 or not jnp.issubdtype(triangles.dtype, jnp.integer):
+        raise ValueError(f"faces must be integers of shape (f, 3), got {triangles.dtype} of shape {triangles.shape}.")
+    if is_concrete(nodes, triangles):
+        _check_finite(np.asarray(nodes), "vertices")
+        index = np.asarray(triangles)
+        bad = (index < 0) | (index >= nodes.shape[0])
+        if bad.any():
+            where = first_index(bad)
+            raise ValueError(
+                f"faces[{where}] = {index[where]} names no vertex: indices run from 0 to {nodes.shape[0] - 1}."
+            )
+    corners = nodes[triangles]
+    first, second = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
+    cross = jnp.sum(first**2, -1) * jnp.sum(second**2, -1) - jnp.sum(first * second, -1) ** 2
+    area = jnp.sqrt(jnp.maximum(cross, 0)) / 2
+    weights = jnp.zeros(nodes.shape[0], nodes.dtype).at[triangles].add(area[:, None] / 3)
+    cloud = from_nodes(nodes, weights)
+    return TriangleMesh(cloud.points, cloud.weights, triangles)
+
+
+def stack(domains: Sequence[AnyDomain]) -> AnyDomain:
+    """A batch of domains of the same kind and size, one per sample, for `jax.vmap` and the operators.
+
+    Args:
+        domains: at least one domain; all of one kind and size (`pad` makes sizes equal).
+
+    Returns:
+        A domain whose arrays carry a leading sample axis.
+
+    Raises:
+        ValueError: if there are none or they differ in kind or size.
+
+    Example:
+        >>> from jaxop import domains
+        >>> batch = domains.stack([domains.from_samples([0.0, 0.4, 1.0]), domains.from_samples([0.0, 0.7, 1.0])])
+        >>> batch.is_batched
+        True
+    """
+    if not domains:
+        raise ValueError("domains must hold at least one domain, got none.")
+    descriptions = [(type(d).__name__, jax.tree.structure(d), [a.shape for a in jax.tree.leaves(d)]) for d in domains]
+    for i, description in enumerate(descriptions):
+        if description != descriptions[0]:
+            raise ValueError(
+                f"domains[{i}] ({description[0]} of {domains[i].size} nodes) does not match domains[0] "
+                f"({descriptions[0][0]} of {domains[0].size} nodes); bring them to one kind and size (see pad)."
+            )
+    return jax.tree.map(lambda *arrays: jnp.stack(arrays), *domains)
+
+
+def pad(domain: AnyDomain, size: int) -> AnyDomain:
+    """The same domain with nodes of weight 0 appended: no integral changes, and shapes can be bucketed.
+
+    The padding repeats the last node, so that every entry stays finite and sorted. Pad the values with
+    any finite numbers.
+
+    Args:
+        domain: scattered nodes or a one-dimensional grid of given nodes.
+        size: number of nodes afterwards.
+
+    Returns:
+        A domain of the same kind with ``size`` nodes.
+
+    Raises:
+        ValueError: if ``size`` is smaller than the domain or the domain follows a rule or a mesh, where
+            padding would break its structure.
+
+    Example:
+        >>> from jaxop import domains
+        >>> print(domains.pad(domains.from_samples([0.0, 0.5, 2.0]), 5).weights)
+        [0.25 1.   0.75 0.   0.  ]
+    """
+    if size < domain.size:
+        raise ValueError(f"size must be at least the {domain.size} nodes there are, got {size}.")
+    padding = (0, size - domain.size)
+
+    def extend(nodes: Array, weights: Array) -> tuple[Array, Array]:
+        edge = jnp.pad(nodes, [padding] + [(0, 0)] * (nodes.ndim - 1), mode="edge")
+        return edge, jnp.pad(weights, padding)
+
+    if isinstance(domain, PointCloud):
+        return PointCloud(*extend(domain.points, domain.weights))  # pyright: ignore[reportReturnType]
+    if isinstance(domain, Grid) and domain.rules == ("samples",):
+        return Grid((Axis(*extend(domain.axes[0].nodes, domain.axes[0].weights)),))  # pyright: ignore[reportReturnType]
+    raise ValueError(
+        "pad takes scattered nodes (from_nodes, monte_carlo) or a one-dimensional grid of given nodes (from_samples); "
+        "convert others with from_nodes(domain.points, domain.weights)."
+    )
+
+
+def _check_finite(values: np.ndarray, argument: str) -> None:
+    bad = ~np.isfinite(values)
+    if bad.any():
+        where = first_index(bad)
+        raise ValueError(
+            f"{argument} must be finite, but {argument}[{where}] = {values[where]}; remove or repair the entry."
+        )

@@ -1,0 +1,120 @@
+"""Partition of a grid into equal patches: functions on the whole become tokens on a reference patch."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+
+from jaxtyping import Array, Float
+
+from jaxop._pytree import register
+from jaxop.domains.domain import Axis, Grid
+
+
+@functools.partial(register, static=("patches",))
+@dataclasses.dataclass(frozen=True)
+class Partition:
+    """A grid cut into P = Π patches_k equal boxes of s nodes each; build it with `partition`.
+
+    Attributes:
+        domain: the whole grid.
+        patches: patches along each axis (static).
+    """
+
+    domain: Grid
+    patches: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Nodes of one patch along each axis."""
+        return tuple(n // p for n, p in zip(self.domain.shape, self.patches, strict=True))
+
+    @property
+    def weights(self) -> Float[Array, "p s"]:
+        """The whole domain's quadrature weights, patch by patch, shape (P, s); Σ is |D|."""
+        return self.split(self.domain.weights[:, None])[..., 0]
+
+    def split(self, values: Float[Array, "n c"]) -> Float[Array, "p s c"]:
+        """R: samples on the grid, (n, c), to samples on every patch, (P, s, c), both in row-major order.
+
+        Example:
+            >>> from jaxop import domains
+            >>> cut = domains.partition(domains.box((4, 6), rule="midpoint"), (2, 3))
+            >>> cut.split(cut.domain.points).shape
+            (6, 4, 2)
+        """
+        dim = len(self.patches)
+        interleaved = [size for pair in zip(self.patches, self.shape, strict=True) for size in pair]
+        order = [*range(0, 2 * dim, 2), *range(1, 2 * dim, 2), 2 * dim]
+        return (
+            values.reshape(*interleaved, values.shape[-1])
+            .transpose(order)
+            .reshape(math.prod(self.patches), math.prod(self.shape), values.shape[-1])
+        )
+
+    def join(self, values: Float[Array, "p s c"]) -> Float[Array, "n c"]:
+        """Rᵀ: the inverse of `split`."""
+        dim = len(self.patches)
+        order = [axis for k in range(dim) for axis in (k, dim + k)]
+        return (
+            values.reshape(*self.patches, *self.shape, values.shape[-1])
+            .transpose([*order, 2 * dim])
+            .reshape(self.domain.size, values.shape[-1])
+        )
+
+    def subdomain(self, index: Sequence[int]) -> Grid:
+        """The nodes and weights of one patch as a grid of its own.
+
+        Args:
+            index: position of the patch along each axis.
+
+        Returns:
+            A `Grid` with the weights of the whole domain. On midpoint and periodic grids the patches are
+            translates of each other and each is a midpoint-type rule of its own box.
+
+        Raises:
+            ValueError: if ``index`` lies outside the patches.
+        """
+        if len(index) != len(self.patches) or any(not 0 <= i < p for i, p in zip(index, self.patches, strict=False)):
+            raise ValueError(f"index must name a patch inside {self.patches}, got {tuple(index)}.")
+        axes = []
+        for i, size, axis in zip(index, self.shape, self.domain.axes, strict=True):
+            part = slice(i * size, (i + 1) * size)
+            axes.append(Axis(axis.nodes[part], axis.weights[part]))
+        return Grid(tuple(axes))
+
+
+def partition(grid: Grid, patches: Sequence[int]) -> Partition:
+    """Cuts a grid into equal patches.
+
+    Args:
+        grid: a `Grid` in any number of dimensions.
+        patches: number of patches along each axis; must divide ``grid.shape``.
+
+    Returns:
+        A `Partition` with `split`, `join`, the patches' weights and sub-domains.
+
+    Raises:
+        TypeError: if ``grid`` is not a `Grid`.
+        ValueError: if the patches do not divide the grid; the message names the nearest valid counts.
+
+    Example:
+        >>> from jaxop import domains
+        >>> cut = domains.partition(domains.box((64, 64), rule="midpoint"), (4, 4))
+        >>> cut.shape, cut.weights.shape
+        ((16, 16), (16, 256))
+    """
+    if not isinstance(grid, Grid):
+        raise TypeError(f"patches need a grid (interval, box, from_samples), got {type(grid).__name__}.")
+    patches = tuple(int(p) for p in patches)
+    if len(patches) != grid.dim:
+        raise ValueError(f"patches must have {grid.dim} entries, one per axis of the grid, got {patches}.")
+    for k, (n, p) in enumerate(zip(grid.shape, patches, strict=True)):
+        if p < 1 or n % p:
+            divisors = [q for q in range(1, n + 1) if n % q == 0]
+            nearest = sorted(sorted(divisors, key=lambda q, p=p: abs(q - p))[:3])
+            raise ValueError(
+                f"patches[{k}] = {p} does not divide the {n} nodes of axis {k}; nearest valid counts: "
+                f"{', '.join(map(str, nearest))}, or take a grid of {max(1, round(n / max(p, 1))) * max(p, 1)} nodes."
+            )
+    return Partition(grid, patches)

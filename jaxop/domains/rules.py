@@ -1,0 +1,37 @@
+"""One-dimensional quadrature rules: nodes and weights of an interval."""
+
+import numpy as np
+
+from jaxop._validation import check_name
+
+RULES = ("trapezoid", "midpoint", "periodic", "gauss-legendre", "interior")
+"""Names accepted by `interval` and `box`."""
+
+EQUAL_WEIGHT_RULES = ("midpoint", "periodic")
+"""Rules whose nodes are equally spaced by (upper − lower)/n and share one weight: what an FFT assumes."""
+
+
+def nodes_and_weights(n: int, lower: float, upper: float, rule: str) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights in float64 of one rule on (lower, upper)."""
+    check_name(rule, "rule", RULES)
+    smallest = 2 if rule == "trapezoid" else 1
+    if n < smallest:
+        raise ValueError(f"n must be at least {smallest} for rule={rule!r}, got {n}.")
+    if not (np.isfinite(lower) and np.isfinite(upper) and lower < upper):
+        raise ValueError(f"lower and upper must be finite with lower < upper, got lower={lower}, upper={upper}.")
+    length = upper - lower
+    if rule == "trapezoid":
+        nodes = np.linspace(0.0, 1.0, n)
+        weights = np.full(n, 1.0 / (n - 1))
+        weights[[0, -1]] *= 0.5
+    elif rule == "gauss-legendre":
+        nodes, weights = np.polynomial.legendre.leggauss(n)
+        nodes, weights = (nodes + 1.0) / 2.0, weights / 2.0
+    elif rule == "interior":
+        nodes = np.arange(1, n + 1) / (n + 1)
+        weights = np.full(n, 1.0 / (n + 1))
+    else:
+        offset = 0.5 if rule == "midpoint" else 0.0
+        nodes = (np.arange(n) + offset) / n
+        weights = np.full(n, 1.0 / n)
+    return lower + length * nodes, length * weights
