@@ -1,0 +1,156 @@
+"""`integral_attention`: the normalised integral operator with an input-dependent kernel, as a quadrature."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from jaxop._validation import as_float, check_name
+from jaxop.attention.chunked import chunked_attention
+from jaxop.attention.library import library_attention
+from jaxop.attention.partial import accumulate, finish
+from jaxop.kernels import ExpDotProduct, Kernel
+
+IMPLEMENTATIONS = ("dense", "chunked", "xla", "cudnn", "tpu")
+"""Names accepted by `integral_attention`."""
+
+DENSE_LIMIT = 256 * 256
+"""Pairs per head up to which the default implementation is dense."""
+
+
+def integral_attention(
+    query: Float[Array, "n h d"],
+    key: Float[Array, "m h d"],
+    value: Float[Array, "m h c"],
+    weights: Float[Array, " m"] | None = None,
+    *,
+    kernel: Kernel | None = None,
+    kernel_axis: int | None = None,
+    normalize: bool = True,
+    mask: Bool[Array, " m"] | Bool[Array, "n m"] | Bool[Array, "h n m"] | None = None,
+    is_causal: bool = False,
+    implementation: str | None = None,
+) -> Float[Array, "n h c"]:
+    """A_i = Σ_j w_j k(q_i, k_j) v_j / Σ_j w_j k(q_i, k_j), the quadrature of ∫ k v dy / ∫ k dy, per head.
+
+    With k = exp this is softmax(l_ij + log w_j) v; equal weights give ordinary attention. Written for
+    one sample: `jax.vmap` it over a batch of functions (``in_axes=(0, 0, 0, None)`` on one domain,
+    ``in_axes=0`` with a domain per sample). Queries and keys may come from two domains.
+
+    Rows without mass (every key masked, of weight zero, or beyond the support of the kernel) are
+    exactly 0 with gradient 0. A node of weight 0 influences nothing, yet its own derivative is the true
+    one, ∂A_i/∂w_j = k_ij (v_j − A_i)/Z_i; where its logit lies so far above the others that
+    exp(l_ij − log Z_i) exceeds the square root of the largest float, that factor is clipped there.
+
+    Args:
+        query: q_i at the nodes where the output is wanted, shape (n, h, d).
+        key: k_j at the nodes of the integral, shape (m, h, d).
+        value: v_j, shape (m, h, c).
+        weights: quadrature weights of the keys' domain, shape (m,), in units of length^dim; they cancel
+            up to a factor when normalised. None means 1/m.
+        kernel: any kernel of `jaxop.kernels`; None means ``ExpDotProduct()``, with scale 1/√d.
+        kernel_axis: 0 if the kernel's leaves carry a leading axis, one entry per head.
+        normalize: whether to divide by ∫ k dy. Signed kernels need False.
+        mask: True where a query may see a key: (m,), (n, m) or (h, n, m).
+        is_causal: whether query i sees keys j ≤ i only; needs n = m.
+        implementation: ``"dense"``: n × m matrices, any derivative. ``"chunked"``: tiles, O(n + m)
+            memory in value and gradient; reverse mode only. ``"xla"``, ``"cudnn"`` (NVIDIA GPU, half
+            precision) and ``"tpu"`` (Pallas): the stack's own kernels, for the exponentiated dot product.
+            None: dense up to `DENSE_LIMIT` pairs, chunked beyond.
+
+    Returns:
+        A of shape (n, h, c) in the dtype of ``value``, accumulated in float32 at least.
+
+    Raises:
+        ValueError: for shapes that do not fit, an unknown implementation, a causal order between domains
+            of different size, or a signed kernel under normalisation.
+        TypeError: for inputs that are not floating or a mask that is not boolean.
+        NotImplementedError: when a named implementation cannot do what was asked; nothing falls back.
+
+    Cost: O(n m h (d + c)) time for kernels with a fast matrix form; memory as above.
+
+    Source: Calvello, Kovachki, Levine, Stuart, "Continuum Attention for Neural Operators",
+        arXiv:2406.06486; the online sum after Milakov, Gimelshein, arXiv:1805.02867, and Rabe, Staats,
+        arXiv:2112.05682.
+
+    Example:
+        >>> import jax
+        >>> from jaxop import domains
+        >>> from jaxop.attention import integral_attention
+        >>> domain = domains.interval(32)
+        >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 32, 2, 4))
+        >>> integral_attention(q, k, v, domain.weights).shape
+        (32, 2, 4)
+    """
+    kernel = ExpDotProduct() if kernel is None else kernel
+    query, key, value = (as_float(a, name) for a, name in ((query, "query"), (key, "key"), (value, "value")))
+    weights = None if weights is None else as_float(weights, "weights")
+    _check(query, key, value, weights, kernel, kernel_axis, normalize, mask, is_causal)
+    if implementation is None:
+        implementation = "dense" if query.shape[0] * key.shape[0] <= DENSE_LIMIT else "chunked"
+    check_name(implementation, "implementation", IMPLEMENTATIONS)
+    options: dict[str, Any] = {
+        "kernel": kernel,
+        "kernel_axis": kernel_axis,
+        "normalize": normalize,
+        "mask": mask,
+        "is_causal": is_causal,
+    }
+    if implementation == "dense":
+        out = _dense_attention(query, key, value, weights, **options)
+    elif implementation == "chunked":
+        out = chunked_attention(query, key, value, weights, **options)
+    else:
+        out = library_attention(implementation, query, key, value, weights, **options)
+    return out.astype(value.dtype)
+
+
+def _dense_attention(query, key, value, weights, *, kernel, kernel_axis, normalize, mask, is_causal):
+    if is_causal:
+        causal = jnp.tri(query.shape[0], key.shape[0], dtype=bool)
+        causal = causal if mask is None or mask.ndim < 3 else causal[None]
+        mask = causal if mask is None else causal & (mask[None, :] if mask.ndim == 1 else mask)
+    part = accumulate(query, key, value, weights, kernel=kernel, kernel_axis=kernel_axis, mask=mask)
+    return finish(part, normalize)
+
+
+def _check(query, key, value, weights, kernel, kernel_axis, normalize, mask, is_causal):
+    for name, array in (("query", query), ("key", key), ("value", value)):
+        if array.ndim != 3:
+            raise ValueError(
+                f"{name} must have shape (nodes, heads, channels), got {array.shape}; use jax.vmap for a batch."
+            )
+    (n, heads, depth), m = query.shape, key.shape[0]
+    if key.shape != (m, heads, depth):
+        raise ValueError(f"key must have shape (m, h, d) = (m, {heads}, {depth}) to match query, got {key.shape}.")
+    if value.shape[:2] != (m, heads):
+        raise ValueError(f"value must have shape (m, h, c) = ({m}, {heads}, c) to match key, got {value.shape}.")
+    if m == 0:
+        raise ValueError("key has no nodes; an integral needs at least one.")
+    if weights is not None and weights.shape != (m,):
+        raise ValueError(f"weights must have shape (m,) = ({m},), one per key, got {weights.shape}.")
+    if mask is not None:
+        if mask.dtype != jnp.bool_:
+            raise TypeError(f"mask must be boolean with True = attend, got {mask.dtype}; compare it, e.g. mask > 0.")
+        if mask.shape not in ((m,), (n, m), (heads, n, m)):
+            raise ValueError(
+                f"mask must have shape (m,) = ({m},), (n, m) = ({n}, {m}) or (h, n, m) = ({heads}, {n}, {m}), "
+                f"got {mask.shape}."
+            )
+    if is_causal and n != m:
+        raise ValueError(f"is_causal needs as many queries as keys, got n={n} and m={m}; pass a mask instead.")
+    if normalize and kernel.sign == "signed":
+        raise ValueError(
+            "a signed kernel cannot be normalised: its mass may vanish or change sign. Pass normalize=False for the "
+            "integral itself, or use a positive kernel."
+        )
+    if kernel_axis not in (None, 0):
+        raise ValueError(f"kernel_axis must be None or 0, got {kernel_axis}.")
+    if kernel_axis == 0:
+        for path, leaf in jax.tree_util.tree_leaves_with_path(kernel):
+            if jnp.ndim(leaf) == 0 or jnp.shape(leaf)[0] != heads:
+                raise ValueError(
+                    f"with kernel_axis=0 every leaf of the kernel needs a leading axis of {heads} heads, but "
+                    f"{jax.tree_util.keystr(path)} has shape {jnp.shape(leaf)}."
+                )

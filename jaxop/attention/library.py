@@ -1,0 +1,171 @@
+"""Fused attention of the stack (XLA, cuDNN, Pallas on TPU), taught about quadrature weights."""
+
+import functools
+import math
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxop.attention.chunked import chunked_attention
+from jaxop.attention.partial import uniform_weights
+from jaxop.kernels import ExpDotProduct, Kernel
+
+
+def library_attention(
+    backend: str,
+    query: Array,
+    key: Array,
+    value: Array,
+    weights: Array | None,
+    *,
+    kernel: Kernel,
+    kernel_axis: int | None,
+    normalize: bool,
+    mask: Array | None,
+    is_causal: bool,
+) -> Array:
+    """`integral_attention` by a kernel that knows no weights: q' = [q, 1, 1], k' = [k, log w / scale].
+
+    The logarithm takes two channels, its rounding and the remainder, so that a bfloat16 product still
+    carries it to 16 bits. Everything is padded with zeros to the depth the backend wants.
+    """
+    _refuse(backend, query, key, value, kernel, kernel_axis, normalize, mask)
+    n, m, channels = query.shape[0], key.shape[0], value.shape[-1]
+    dtype = jnp.result_type(query.dtype, key.dtype, value.dtype)
+    weights = uniform_weights(m, jnp.dtype("float32")) if weights is None else weights.astype(jnp.float32)
+    key_mask, pair_mask = (mask, None) if mask is not None and mask.ndim == 1 else (None, mask)
+    alive_keys = weights > 0 if key_mask is None else (weights > 0) & key_mask
+
+    scaled, scale = query, cast(ExpDotProduct, kernel).scale
+    if isinstance(scale, jax.Array):
+        scaled, scale = query * scale.astype(query.dtype), 1.0
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
+    # far below any logit, and still finite after division by the scale in half precision
+    floor = max(-1e9, float(jnp.finfo(dtype).min) * min(scale, 1.0) / 2)
+    log_weights = jnp.where(alive_keys, jnp.log(jnp.where(alive_keys, weights, 1)), floor)
+    operands = _augment(scaled, key, value, jax.lax.stop_gradient(log_weights), scale, floor, dtype, _SIZES[backend])
+    out = _BACKENDS[backend](*operands, pair_mask, scale, is_causal)[:n, :, :channels]
+
+    if pair_mask is None and not is_causal:
+        alive = jnp.any(alive_keys)[None, None]
+    else:
+        seen = jnp.ones((1, n, m), bool) if pair_mask is None else jnp.reshape(pair_mask, (-1, n, m))
+        seen = seen & alive_keys[None, None, :] & (jnp.tri(n, m, dtype=bool)[None] if is_causal else True)
+        alive = jnp.any(seen, axis=-1).T
+    out = jnp.where(alive[..., None], out, 0).astype(value.dtype)
+    return _with_weight_gradient(is_causal, out, weights, query, key, value, kernel, mask)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _with_weight_gradient(is_causal, out, weights, query, key, value, kernel, mask):
+    """``out``, with the true derivative in the weights, which a backend's logarithms miss at weight 0."""
+    del is_causal, weights, query, key, value, kernel, mask
+    return out
+
+
+def _weight_forward(is_causal, out, *arguments):
+    del is_causal
+    return out, arguments
+
+
+def _weight_backward(is_causal, arguments, cotangent):
+    # where the weights are constants nothing uses this, and XLA removes it
+    weights, query, key, value, kernel, mask = arguments
+
+    def attend(weights: Array) -> Array:
+        out = chunked_attention(
+            query,
+            key,
+            value,
+            weights,
+            kernel=kernel,
+            kernel_axis=None,
+            normalize=True,
+            mask=mask,
+            is_causal=is_causal,
+        )
+        return out.astype(value.dtype)
+
+    (d_weights,) = jax.vjp(attend, weights)[1](cotangent)
+    return cotangent, d_weights, None, None, None, None, None
+
+
+_with_weight_gradient.defvjp(_weight_forward, _weight_backward)
+
+
+def _refuse(backend, query, key, value, kernel, kernel_axis, normalize, mask):
+    def refuse(what: str, remedy: str):
+        raise NotImplementedError(f"implementation={backend!r} {what}; {remedy}.")
+
+    dtypes = {str(a.dtype) for a in (query, key, value)}
+    others = "use implementation='chunked' or 'dense'"
+    if not isinstance(kernel, ExpDotProduct) or kernel_axis is not None:
+        refuse(f"computes one exponentiated dot product for all heads, not {type(kernel).__name__} per head", others)
+    if not normalize:
+        refuse("always normalises", others)
+    if "float64" in dtypes:
+        refuse("rounds logits to float32, but the inputs are float64", others)
+    if backend != "xla":
+        platform = {"cudnn": "gpu", "tpu": "tpu"}[backend]
+        if jax.default_backend() != platform:
+            refuse(f"needs a {platform.upper()}, but JAX runs on {jax.default_backend()}", others)
+        if mask is not None and mask.ndim > 1:
+            refuse("takes a mask over keys, shape (m,), only", others)
+    if backend == "cudnn" and not dtypes <= {"bfloat16", "float16"}:
+        refuse(f"takes bfloat16 or float16, got {', '.join(sorted(dtypes))}", "cast the inputs, or " + others)
+
+
+def _augment(query, key, value, log_weights, scale, floor, dtype, sizes):
+    """Operands with the log weights as two more channels, nodes and depth padded to multiples of ``sizes``."""
+    nodes, channels = sizes
+    exact = log_weights / scale
+    high = exact.astype(dtype)
+    low = (exact - high.astype(jnp.float32)).astype(dtype)
+    appended = -key.shape[0] % nodes
+    weight_channels = jnp.pad(jnp.stack([high, low], axis=-1), [(0, appended), (0, 0)])
+    weight_channels = weight_channels.at[key.shape[0] :, 0].set(floor / scale)
+
+    def extend(array, extra, appended):
+        padded = jnp.pad(array.astype(dtype), [(0, appended), (0, 0), (0, 0)])
+        depth = max(query.shape[-1] + 2, value.shape[-1])
+        filling = -(-depth // channels) * channels - array.shape[-1] - extra.shape[-1]
+        extra = jnp.broadcast_to(extra[:, None, :], (*padded.shape[:2], extra.shape[-1]))
+        return jnp.concatenate([padded, extra, jnp.zeros((*padded.shape[:2], filling), dtype)], axis=-1)
+
+    rows = -query.shape[0] % nodes
+    return (
+        extend(query, jnp.ones((query.shape[0] + rows, 2), dtype), rows),
+        extend(key, weight_channels, appended),
+        extend(value, jnp.zeros((key.shape[0] + appended, 0), dtype), appended),
+    )
+
+
+def _xla(query, key, value, mask, scale, is_causal):
+    if mask is not None:
+        mask = mask[None, None] if mask.ndim == 2 else mask[None]
+    with jax.numpy_dtype_promotion("standard"):  # on which its mixed precision relies
+        return jax.nn.dot_product_attention(
+            query[None], key[None], value[None], mask=mask, scale=scale, is_causal=is_causal, implementation="xla"
+        )[0]
+
+
+def _cudnn(query, key, value, mask, scale, is_causal):
+    del mask
+    # cuDNN's batching rule wants all operands batched as soon as one is: make each depend on all
+    zero = jnp.where(jnp.isnan(query[0, 0, 0] + key[0, 0, 0] + value[0, 0, 0]), 0, 0).astype(query.dtype)
+    operands = [(a + zero)[None] for a in (query, key, value)]
+    return jax.nn.dot_product_attention(*operands, scale=scale, is_causal=is_causal, implementation="cudnn")[0]
+
+
+def _tpu(query, key, value, mask, scale, is_causal):
+    from jax.experimental.pallas.ops.tpu.flash_attention import flash_attention
+
+    del mask
+    heads_first = [jnp.moveaxis(a, 1, 0)[None] for a in (query, key, value)]
+    return jnp.moveaxis(flash_attention(*heads_first, causal=is_causal, sm_scale=scale)[0], 0, 1)
+
+
+_BACKENDS = {"xla": _xla, "cudnn": _cudnn, "tpu": _tpu}
+_SIZES = {"xla": (1, 8), "cudnn": (8, 8), "tpu": (128, 128)}

@@ -1,0 +1,188 @@
+"""The commutative monoid of partial integrals, from which every way of splitting an integral is made."""
+
+import dataclasses
+import math
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from jaxop._pytree import register
+from jaxop.kernels import LOG_ZERO, Kernel
+
+K = TypeVar("K")
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class Partial:
+    """∫_E k(q_i, ·) dy and ∫_E k(q_i, ·) v dy over a part E of the domain, both scaled by exp(−shift_i).
+
+    Attributes:
+        shift: largest log(w_j k_ij) of the part, shape (n, h); constant under differentiation.
+        mass: Σ_j w_j k_ij · exp(−shift_i), shape (n, h); 0 where nothing has been integrated, else ≥ 1.
+        moment: Σ_j w_j k_ij v_j · exp(−shift_i), shape (n, h, c).
+    """
+
+    shift: Float[Array, "*n"]
+    mass: Float[Array, "*n"]
+    moment: Float[Array, "*n c"]
+
+
+def accumulate(
+    query: Float[Array, "n h d"],
+    key: Float[Array, "m h d"],
+    value: Float[Array, "m h c"],
+    weights: Float[Array, " m"] | None = None,
+    *,
+    kernel: Kernel,
+    kernel_axis: int | None = None,
+    mask: Bool[Array, " m"] | Bool[Array, "n m"] | Bool[Array, "h n m"] | None = None,
+) -> Partial:
+    """Σ_j w_j k_ij and Σ_j w_j k_ij v_j over the given keys, in the log domain.
+
+    Split the keys in any way, accumulate each part, `combine` in any order, `finish` once: the result
+    is the integral over all of them.
+
+    Args:
+        query: shape (n, h, d).
+        key: shape (m, h, d).
+        value: shape (m, h, c).
+        weights: quadrature weights of the keys, shape (m,). None means 1/m with m the keys of THIS
+            part; give weights when parts differ in size.
+        kernel: any kernel of `jaxop.kernels`.
+        kernel_axis: 0 if the kernel's leaves carry a leading head axis.
+        mask: True where a query may see a key: (m,), (n, m) or (h, n, m).
+
+    Returns:
+        The `Partial` of this part, in float32 at least.
+
+    Cost: O(n m (d + c)) time and an n × m matrix per head in memory.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxop import attention, kernels
+        >>> q = k = jnp.ones((2, 1, 4)); v = jnp.arange(2.0).reshape(2, 1, 1)
+        >>> part = attention.accumulate(q, k, v, jnp.array([0.25, 0.75]), kernel=kernels.ExpDotProduct())
+        >>> print(f"{attention.finish(part)[0, 0, 0]:.3f}")
+        0.750
+    """
+    m, heads = key.shape[:2]
+    dtype = accumulation_dtype(query, key, value)
+    weights = uniform_weights(m, dtype) if weights is None else weights.astype(dtype)
+    kernel = cast_kernel(kernel, dtype)
+    if mask is not None and mask.ndim == 1:
+        weights, key_mask, mask = jnp.where(mask, weights, 0), mask, None
+    else:
+        key_mask = None
+    log_weights, signs = split_weights(weights, key_mask)
+
+    def one_head(kernel: Kernel, query: Array, key: Array, value: Array, mask: Array | None) -> Partial:
+        return accumulate_tile(kernel.tile(query, key), value, log_weights, signs, mask, kernel.sign)
+
+    mask_axis = 0 if mask is not None and mask.ndim == 3 else None
+    return jax.vmap(one_head, in_axes=(kernel_axis, 1, 1, 1, mask_axis), out_axes=1, axis_size=heads)(
+        kernel, query.astype(dtype), key.astype(dtype), value.astype(dtype), mask
+    )
+
+
+def combine(a: Partial, b: Partial) -> Partial:
+    """The integral over the union of two disjoint parts: associative, commutative, exact up to rounding.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxop import attention, kernels
+        >>> x = jnp.linspace(0, 1, 6).reshape(6, 1, 1); w = jnp.full(6, 1 / 6)
+        >>> parts = [attention.accumulate(x, x[s], x[s], w[s], kernel=kernels.ExpDotProduct())
+        ...          for s in (slice(0, 2), slice(2, 6))]
+        >>> whole = attention.integral_attention(x, x, x)
+        >>> bool(jnp.allclose(attention.finish(attention.combine(*parts)), whole))
+        True
+    """
+    shift = jnp.maximum(a.shift, b.shift)
+    scale_a, scale_b = jnp.exp(a.shift - shift), jnp.exp(b.shift - shift)
+    return Partial(
+        shift,
+        scale_a * a.mass + scale_b * b.mass,
+        scale_a[..., None] * a.moment + scale_b[..., None] * b.moment,
+    )
+
+
+def finish(part: Partial, normalize: bool = True) -> Float[Array, "*n c"]:
+    """moment/mass, exactly 0 where there is no mass; or the integral ∫ k v dy itself if not ``normalize``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxop import attention
+        >>> empty = attention.Partial(jnp.zeros((1, 1)), jnp.zeros((1, 1)), jnp.zeros((1, 1, 3)))
+        >>> print(attention.finish(empty)[0, 0])
+        [0. 0. 0.]
+    """
+    if not normalize:
+        return part.moment * jnp.exp(part.shift)[..., None]
+    alive = part.mass != 0
+    return jnp.where(alive[..., None], part.moment / jnp.where(alive, part.mass, 1)[..., None], 0)
+
+
+def accumulation_dtype(*arrays: Array) -> jnp.dtype:
+    """Float32, or float64 if any input is."""
+    return jnp.dtype("float64" if any(array.dtype == jnp.float64 for array in arrays) else "float32")
+
+
+def uniform_weights(m: int, dtype: jnp.dtype) -> Float[Array, " m"]:
+    """1/m for every node."""
+    return jnp.full(m, 1 / m, dtype)
+
+
+def cast_kernel(kernel: K, dtype: jnp.dtype) -> K:
+    """The kernel with its floating leaves in the accumulation dtype."""
+    return jax.tree.map(lambda a: a.astype(dtype) if isinstance(a, jax.Array) else a, kernel)
+
+
+def split_weights(
+    weights: Float[Array, " m"], mask: Bool[Array, " m"] | None = None
+) -> tuple[Float[Array, " m"], Float[Array, " m"]]:
+    """w_j = exp(a_j) s_j with a_j constant under differentiation and s_j ∈ {1, 0}.
+
+    The magnitude travels inside the exponential, where no physical unit can under- or overflow; the
+    sign travels outside, so that a node of weight 0 keeps its true derivative, which a masked
+    logarithm would lose. (The magnitude given to a weightless node cancels.) A masked node has log
+    magnitude `LOG_ZERO` and thereby neither value nor derivative.
+    """
+    magnitude = jax.lax.stop_gradient(jnp.abs(weights))
+    largest = jnp.max(magnitude)
+    magnitude = jnp.where(magnitude > 0, magnitude, jnp.where(largest > 0, largest, 1))
+    log_weights = jnp.log(magnitude)
+    if mask is not None:
+        log_weights = jnp.where(mask, log_weights, LOG_ZERO)
+    return log_weights, weights / magnitude
+
+
+def log_clip(dtype: jnp.dtype) -> float:
+    """Largest exponent allowed for a weightless node whose kernel exceeds all that carry weight."""
+    return math.log(float(jnp.finfo(dtype).max)) / 2
+
+
+def accumulate_tile(
+    tile: Float[Array, "n m"],
+    value: Float[Array, "m c"],
+    log_weights: Float[Array, " m"],
+    signs: Float[Array, " m"],
+    mask: Bool[Array, "n m"] | None,
+    sign: str,
+) -> Partial:
+    """The partial integral of one head from its matrix of (log) kernel values."""
+    augmented = signs[:, None] * jnp.concatenate([value, jnp.ones_like(value[:, :1])], axis=1)
+    if sign == "signed":
+        tile = tile if mask is None else jnp.where(mask, tile, 0)
+        sums = tile @ (jnp.exp(log_weights)[:, None] * augmented)
+        return Partial(jnp.zeros_like(sums[:, 0]), sums[:, -1], sums[:, :-1])
+    logits = tile + log_weights[None, :]
+    if mask is not None:
+        logits = jnp.where(mask, logits, LOG_ZERO)
+    largest = jnp.max(jnp.where((signs != 0)[None, :], logits, LOG_ZERO), axis=1)
+    # the floor keeps exp(LOG_ZERO - shift) = 0 in rows where every key is masked
+    shift = jax.lax.stop_gradient(jnp.maximum(largest, LOG_ZERO / 2))
+    sums = jnp.exp(jnp.minimum(logits - shift[:, None], log_clip(tile.dtype))) @ augmented
+    return Partial(shift, sums[:, -1], sums[:, :-1])

@@ -1,0 +1,8 @@
+"""Kernels of one pair, and their fast matrix forms."""
+
+from jaxop.kernels.base import LOG_ZERO as LOG_ZERO
+from jaxop.kernels.base import SIGNS as SIGNS
+from jaxop.kernels.base import FunctionKernel as FunctionKernel
+from jaxop.kernels.base import Kernel as Kernel
+from jaxop.kernels.base import from_pair as from_pair
+from jaxop.kernels.dot_product import ExpDotProduct as ExpDotProduct

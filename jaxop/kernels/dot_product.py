@@ -1,0 +1,46 @@
+"""The exponentiated dot product: ordinary softmax attention."""
+
+import dataclasses
+import math
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxop._pytree import register
+from jaxop.kernels.base import Kernel
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class ExpDotProduct(Kernel):
+    """k(q, k') = exp(scale · q·k'), the kernel of softmax attention.
+
+    Attributes:
+        scale: a number or scalar array (trainable); None means 1/√d with d the length of a query.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxop import kernels
+        >>> print(f"{kernels.ExpDotProduct()(jnp.ones(4), jnp.ones(4)):.3f}")
+        7.389
+    """
+
+    scale: float | Array | None = None
+
+    sign = "positive"
+
+    def log(self, a: Float[Array, " d"], b: Float[Array, " d"]) -> Float[Array, ""]:
+        """Scale · a·b."""
+        return jnp.dot(self.scaled(a), b)
+
+    def __call__(self, a: Float[Array, " d"], b: Float[Array, " d"]) -> Float[Array, ""]:
+        """exp(scale · a·b)."""
+        return jnp.exp(self.log(a, b))
+
+    def tile(self, query: Float[Array, "n d"], key: Float[Array, "m d"]) -> Float[Array, "n m"]:
+        """Scale · Q Kᵀ, one matrix product."""
+        return self.scaled(query) @ key.T
+
+    def scaled(self, query: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
+        """Scale · query: multiplying the shorter side once keeps the scale out of the n × m matrix."""
+        return query * (1 / math.sqrt(query.shape[-1]) if self.scale is None else self.scale)
