@@ -1,5 +1,6 @@
 """Attention in linear memory: tiles of queries × keys, recomputed in the backward pass."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -38,70 +39,49 @@ def chunked_attention(
     is_causal: bool,
 ) -> Array:
     """`integral_attention` by accumulating `Partial` integrals; see there. O(n + m) memory, gradients included."""
-    n, heads, _ = query.shape
-    m = key.shape[0]
+    n, m = query.shape[0], key.shape[0]
     dtype = accumulation_dtype(query, key, value)
     weights = uniform_weights(m, dtype) if weights is None else weights.astype(dtype)
-    kernel = cast_kernel(kernel, dtype)
-    leaves, structure = jax.tree.flatten(kernel)
+    leaves, structure = jax.tree.flatten(cast_kernel(kernel, dtype))
     rows, row_chunk = _chunks(n, QUERY_CHUNK)
     columns, column_chunk = _chunks(m, KEY_CHUNK)
-
-    def per_head(array: Array, size: int) -> Array:
-        return _pad(jnp.moveaxis(array.astype(dtype), 1, 0), 1, size)
 
     key_mask = mask if mask is not None and mask.ndim == 1 else None
     log_weights, signs = split_weights(weights if key_mask is None else jnp.where(key_mask, weights, 0), key_mask)
     log_weights = jnp.pad(log_weights, (0, columns * column_chunk - m), constant_values=LOG_ZERO)
-    signs = _pad(signs, 0, columns * column_chunk)
+    signs = _pad(signs, columns * column_chunk)
     pair_mask = None
     if mask is not None and mask.ndim > 1:
-        pair_mask = jnp.pad(
-            mask, [(0, 0)] * (mask.ndim - 2) + [(0, rows * row_chunk - n), (0, columns * column_chunk - m)]
-        )
+        padding = [(0, rows * row_chunk - n), (0, columns * column_chunk - m)]
+        pair_mask = jnp.pad(mask, [(0, 0)] * (mask.ndim - 2) + padding)
 
-    def one_head(head: tuple[Any, ...]) -> Array:
-        head_leaves, query, key, value, head_mask = head
-        head_mask = pair_mask if head_mask is None else head_mask
+    def tile(leaves: list[Any], query: Array, key: Array) -> Array:
+        return jax.tree.unflatten(structure, leaves).tile(query, key)
 
-        def tile(leaves: list[Any], query: Array, key: Array) -> Array:
-            return jax.tree.unflatten(structure, leaves).tile(query, key)
-
-        all_leaves = leaves if head_leaves is None else head_leaves
-        # a pair function may close over traced arrays; a custom derivative must see them as arguments
-        tile, constants = jax.closure_convert(tile, all_leaves, query[:row_chunk], key[:column_chunk])
-        plan = _Plan(tile, kernel.sign, normalize, is_causal, rows, row_chunk, columns, column_chunk)
-        return _attend(plan, (all_leaves, constants), query, key, value, log_weights, signs, head_mask)
-
-    stacked = (
-        None if kernel_axis is None else leaves,
-        per_head(query, rows * row_chunk),
-        per_head(key, columns * column_chunk),
-        per_head(value, columns * column_chunk),
-        pair_mask if pair_mask is not None and pair_mask.ndim == 3 else None,
-    )
-    # one head at a time keeps the tile in cache on a CPU; an accelerator wants them all at once
-    map_heads = jax.lax.map if jax.default_backend() == "cpu" and heads > 1 else lambda f, xs: jax.vmap(f)(xs)
-    out = map_heads(one_head, stacked)
-    return jnp.moveaxis(out[:, :n], 0, 1)
+    # a pair function may close over traced arrays; a custom derivative must see them as arguments
+    examples = [jax.ShapeDtypeStruct((size, query.shape[2]), dtype) for size in (row_chunk, column_chunk)]
+    one_leaf = [jax.ShapeDtypeStruct(jnp.shape(leaf)[1:], jnp.result_type(leaf)) for leaf in leaves]
+    tile, constants = jax.closure_convert(tile, leaves if kernel_axis is None else one_leaf, *examples)
+    sizes = rows, row_chunk, columns, column_chunk
+    plan = _Plan(tile, kernel.sign, normalize, is_causal, kernel_axis, *sizes, dtype, value.dtype)
+    return _attend(plan, leaves, constants, query, key, value, log_weights, signs, pair_mask)
 
 
+@dataclasses.dataclass(frozen=True)
 class _Plan:
     """The static part of one chunked integral."""
 
-    def __init__(
-        self,
-        tile: Callable[..., Array],
-        sign: str,
-        normalize: bool,
-        is_causal: bool,
-        rows: int,
-        row_chunk: int,
-        columns: int,
-        column_chunk: int,
-    ):
-        self.tile, self.sign, self.normalize, self.is_causal = tile, sign, normalize, is_causal
-        self.rows, self.row_chunk, self.columns, self.column_chunk = rows, row_chunk, columns, column_chunk
+    tile: Callable[..., Array]
+    sign: str
+    normalize: bool
+    is_causal: bool
+    kernel_axis: int | None
+    rows: int
+    row_chunk: int
+    columns: int
+    column_chunk: int
+    dtype: jnp.dtype
+    out_dtype: jnp.dtype
 
     def mask(self, i: Array, j: Array, pair_mask: Array | None) -> Array | None:
         mask = None
@@ -121,21 +101,87 @@ class _Plan:
         reached = j * self.column_chunk < (i + 1) * self.row_chunk
         return jax.lax.cond(reached, body, lambda carry: carry, carry)
 
-    def split_rows(self, array: Array) -> Array:
+    def rows_of(self, array: Array) -> Array:
+        array = _pad(array, self.rows * self.row_chunk).astype(self.dtype)
         return array.reshape(self.rows, self.row_chunk, *array.shape[1:])
+
+    def columns_of(self, array: Array) -> Array:
+        return self.split_columns(_pad(array, self.columns * self.column_chunk).astype(self.dtype))
 
     def split_columns(self, array: Array) -> Array:
         return array.reshape(self.columns, self.column_chunk, *array.shape[1:])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(plan, params, query, key, value, log_weights, signs, pair_mask):
-    return _forward(plan, params, query, key, value, log_weights, signs, pair_mask)[0]
+def _attend(plan, leaves, constants, query, key, value, log_weights, signs, pair_mask):
+    return _forward(plan, leaves, constants, query, key, value, log_weights, signs, pair_mask)[0]
 
 
-def _forward(plan, params, query, key, value, log_weights, signs, pair_mask):
-    leaves, constants = params
-    columns = [plan.split_columns(a) for a in (key, value, log_weights, signs)]
+def _forward(plan, leaves, constants, query, key, value, log_weights, signs, pair_mask):
+    def one_head(leaves, query, key, value, pair_mask):
+        return _forward_head(plan, leaves, constants, query, key, value, log_weights, signs, pair_mask)
+
+    mask_axis = 0 if pair_mask is not None and pair_mask.ndim == 3 else None
+    out, log_mass = _map_heads(
+        one_head, (leaves, query, key, value, pair_mask), (plan.kernel_axis, 1, 1, 1, mask_axis), (1, 1)
+    )
+    return out, (leaves, constants, query, key, value, log_weights, signs, pair_mask, out, log_mass)
+
+
+def _backward(plan, residuals, cotangent):
+    leaves, constants, query, key, value, log_weights, signs, pair_mask, out, log_mass = residuals
+
+    def one_head(leaves, query, key, value, pair_mask, *row_data):
+        return _backward_head(plan, leaves, constants, query, key, value, log_weights, signs, pair_mask, *row_data)
+
+    mask_axis = 0 if pair_mask is not None and pair_mask.ndim == 3 else None
+    d_leaves, d_constants, d_signs, d_query, d_key, d_value = _map_heads(
+        one_head,
+        (leaves, query, key, value, pair_mask, out, log_mass, cotangent),
+        (plan.kernel_axis, 1, 1, 1, mask_axis, 1, 1, 1),
+        (0, 0, 0, 1, 1, 1),
+    )
+    over_heads = functools.partial(jnp.sum, axis=0)
+    if plan.kernel_axis is None:
+        d_leaves = jax.tree.map(over_heads, d_leaves)
+    return d_leaves, jax.tree.map(over_heads, d_constants), d_query, d_key, d_value, None, over_heads(d_signs), None
+
+
+_attend.defvjp(_forward, _backward)
+
+
+def _map_heads(f, arguments, in_axes, out_axes):
+    """``jax.vmap(f, in_axes, out_axes)``; on a CPU one head at a time, which keeps its tile in cache.
+
+    The loop reads each head from its place in the arguments and writes it to its place in the results:
+    no copy with the heads in front is ever made.
+    """
+    vmapped = jax.vmap(f, in_axes, out_axes)
+    heads = arguments[1].shape[1]
+    if jax.default_backend() != "cpu" or heads == 1:
+        return vmapped(*arguments)
+
+    def read(argument, axis, head):
+        if axis is None:
+            return argument
+        return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, head, axis, keepdims=False), argument)
+
+    def write(result, axis, head, value):
+        update = functools.partial(jax.lax.dynamic_update_index_in_dim, index=head, axis=axis)
+        return jax.tree.map(lambda r, v: update(r, v), result, value)
+
+    def step(results, head):
+        values = f(*(read(a, axis, head) for a, axis in zip(arguments, in_axes, strict=True)))
+        return tuple(write(r, axis, head, v) for r, axis, v in zip(results, out_axes, values, strict=True)), None
+
+    empty = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(vmapped, *arguments))
+    return jax.lax.scan(step, empty, jnp.arange(heads))[0]
+
+
+def _forward_head(plan, leaves, constants, query, key, value, log_weights, signs, pair_mask):
+    n = query.shape[0]
+    queries = plan.rows_of(query)
+    columns = [*map(plan.columns_of, (key, value)), *map(plan.split_columns, (log_weights, signs))]
 
     def row(carry, inputs):
         i, query = inputs
@@ -155,23 +201,25 @@ def _forward(plan, params, query, key, value, log_weights, signs, pair_mask):
         empty = Partial(floor, zero, jnp.zeros((plan.row_chunk, value.shape[1]), query.dtype))
         part, _ = jax.lax.scan(column, empty, (jnp.arange(plan.columns), *columns))
         alive = part.mass != 0
-        # the reciprocal mass in the log domain; an empty row must come out as exp(-inf) = 0
+        # an empty row must find exp(logit - log_mass) = 0 in the backward pass
         log_mass = jnp.where(alive, part.shift + jnp.log(jnp.where(alive, part.mass, 1)), -LOG_ZERO)
-        return carry, (finish(part, plan.normalize), log_mass)
+        return carry, (finish(part, plan.normalize).astype(plan.out_dtype), log_mass)
 
-    _, (out, log_mass) = jax.lax.scan(row, None, (jnp.arange(plan.rows), plan.split_rows(query)))
-    out = out.reshape(-1, value.shape[1])
-    return out, (params, query, key, value, log_weights, signs, pair_mask, out, log_mass)
+    _, (out, log_mass) = jax.lax.scan(row, None, (jnp.arange(plan.rows), queries))
+    return out.reshape(-1, value.shape[1])[:n], log_mass.reshape(-1)[:n]
 
 
-def _backward(plan, residuals, cotangent):
-    params, query, key, value, log_weights, signs, pair_mask, out, log_mass = residuals
-    columns = [plan.split_columns(a) for a in (key, value, log_weights, signs)]
-    clip = log_clip(query.dtype) * (1 if plan.normalize else 2)
+def _backward_head(plan, leaves, constants, query, key, value, log_weights, signs, pair_mask, out, log_mass, cotangent):
+    n, m = query.shape[0], key.shape[0]
+    rows = [plan.rows_of(a) for a in (query, cotangent, out, log_mass)]
+    columns = [*map(plan.columns_of, (key, value)), *map(plan.split_columns, (log_weights, signs))]
+    dtype = rows[0].dtype
+    clip = log_clip(dtype) * (1 if plan.normalize else 2)
+    params = (leaves, constants)
 
     def row(carry, inputs):
         i, query, cotangent, out, log_mass = inputs
-        average = jnp.sum(cotangent * out, axis=1) if plan.normalize else jnp.zeros(plan.row_chunk, query.dtype)
+        average = jnp.sum(cotangent * out, axis=1) if plan.normalize else jnp.zeros(plan.row_chunk, dtype)
         shift = log_mass if plan.normalize else jnp.zeros_like(log_mass)
 
         def column(carry, inputs):
@@ -179,21 +227,23 @@ def _backward(plan, residuals, cotangent):
 
             def differentiate(carry):
                 d_query, d_params, d_columns = carry
-                tile, pull_back = jax.vjp(lambda p, q, k: plan.tile(p[0], q, k, *p[1]), params, query, key)
+                # with respect to the transposed keys (and values, below): Tᵀ q is many times slower than qᵀ T
+                tile, pull_back = jax.vjp(lambda p, q, k: plan.tile(p[0], q, k.T, *p[1]), params, query, key.T)
                 mask = plan.mask(i, j, pair_mask)
                 slope = cotangent @ value.T - average[:, None]
                 if plan.sign == "signed":
                     density = jnp.exp(log_weights)[None, :]
                     density = density if mask is None else jnp.where(mask, density, 0)
                     d_tile = signs[None, :] * density * slope
-                    density, d_signs = density * tile, jnp.sum(density * tile * slope, axis=0)
+                    density = density * tile
+                    d_signs = jnp.sum(density * slope, axis=0)
                 else:
                     logits = tile + log_weights[None, :]
                     logits = logits if mask is None else jnp.where(mask, logits, LOG_ZERO)
                     density = jnp.exp(jnp.minimum(logits - shift[:, None], clip))
                     weighted = density * slope
                     d_tile, d_signs = signs[None, :] * weighted, jnp.sum(weighted, axis=0)
-                d_value = signs[:, None] * (density.T @ cotangent)
+                d_value = signs[None, :] * (cotangent.T @ density)
                 step_params, step_query, d_key = pull_back(d_tile)
                 d_columns = [d.at[j].add(step) for d, step in zip(d_columns, (d_key, d_value, d_signs), strict=True)]
                 return d_query + step_query, jax.tree.map(jnp.add, d_params, step_params), d_columns
@@ -205,24 +255,19 @@ def _backward(plan, residuals, cotangent):
         )
         return tuple(carry), d_query
 
-    rows = [plan.split_rows(a) for a in (query, cotangent, out)]
-    start = (
-        jax.tree.map(jnp.zeros_like, params),
-        [jnp.zeros_like(columns[0]), jnp.zeros_like(columns[1]), jnp.zeros_like(columns[3])],
-    )
-    (d_params, (d_key, d_value, d_signs)), d_query = jax.lax.scan(row, start, (jnp.arange(plan.rows), *rows, log_mass))
-    return (
-        d_params,
-        d_query.reshape(query.shape),
-        d_key.reshape(key.shape),
-        d_value.reshape(value.shape),
-        None,
-        d_signs.reshape(signs.shape),
-        None,
+    def zeros(*shape):
+        return jnp.zeros((plan.columns, *shape, plan.column_chunk), dtype)
+
+    start = jax.tree.map(jnp.zeros_like, params), [zeros(key.shape[1]), zeros(value.shape[1]), zeros()]
+    ((d_leaves, d_constants), (d_key, d_value, d_signs)), d_query = jax.lax.scan(
+        row, start, (jnp.arange(plan.rows), *rows)
     )
 
+    def columns_back(array, like):
+        return jnp.swapaxes(array, 1, 2).reshape(-1, like.shape[1])[:m].astype(like.dtype)
 
-_attend.defvjp(_forward, _backward)
+    d_query = d_query.reshape(-1, query.shape[1])[:n].astype(query.dtype)
+    return d_leaves, d_constants, d_signs.reshape(-1), d_query, columns_back(d_key, key), columns_back(d_value, value)
 
 
 def _chunks(size: int, largest: int) -> tuple[int, int]:
@@ -232,7 +277,5 @@ def _chunks(size: int, largest: int) -> tuple[int, int]:
     return count, -(-length // 8) * 8
 
 
-def _pad(array: Array, axis: int, size: int) -> Array:
-    padding = [(0, 0)] * array.ndim
-    padding[axis] = (0, size - array.shape[axis])
-    return jnp.pad(array, padding)
+def _pad(array: Array, size: int) -> Array:
+    return jnp.pad(array, [(0, size - array.shape[0])] + [(0, 0)] * (array.ndim - 1))

@@ -1,0 +1,185 @@
+"""Attention between functions on patches: scores are L2 inner products over the reference patch."""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from jaxop._validation import as_float, is_concrete
+from jaxop.attention.integral import DENSE_LIMIT, integral_attention
+from jaxop.domains import Partition
+from jaxop.kernels import ExpDotProduct, Kernel
+from jaxop.spectral import Band, isometric
+
+
+def patch_attention(
+    query: Float[Array, "p s h d"],
+    key: Float[Array, "q s h d"],
+    value: Float[Array, "q s h c"],
+    weights: Float[Array, " s"] | None = None,
+    *,
+    kernel: Kernel | None = None,
+    kernel_axis: int | None = None,
+    mask: Bool[Array, " q"] | Bool[Array, "p q"] | Bool[Array, "h p q"] | None = None,
+    implementation: str | None = None,
+) -> Float[Array, "p s h c"]:
+    """A_j(x) = Σ_k softmax_k(⟨Q_j, K_k⟩) V_k(x), ⟨Q_j, K_k⟩ = ∫_patch Q_j(x)·K_k(x) dx, per head.
+
+    A token is a function on the reference patch, so the score does not depend on how many nodes sample
+    it, and the values mix at the same place x within the patch. This is `integral_attention` over the
+    patches, equally weighted, of the vectors √w_i Q(x_i): every kernel works, and one of distances (a
+    Gaussian) takes the L2 distance of two functions.
+
+    Args:
+        query: p functions of d channels and h heads at the s nodes of a patch, (p, s, h, d).
+        key: q functions, (q, s, h, d).
+        value: q functions, (q, s, h, c).
+        weights: quadrature weights of ONE patch in the measure of the whole domain, (s,), in units of
+            length^dim; see `patch_weights`. None: 1/(q s), a domain of measure 1.
+        kernel: any kernel of `jaxop.kernels`; None means ``ExpDotProduct(scale=1.0)``.
+        kernel_axis: 0 if the kernel's leaves carry a leading head axis.
+        mask: True where a query patch may see a key patch: (q,), (p, q) or (h, p, q).
+        implementation: as in `integral_attention`.
+
+    Returns:
+        Functions on the patches, (p, s, h, c), in the dtype of ``value``.
+
+    Raises:
+        ValueError: for shapes that do not fit, and as `integral_attention`.
+
+    Cost: O(p q s h (d + c)).
+
+    Source: Calvello, Kovachki, Levine, Stuart, "Continuum Attention for Neural Operators",
+        arXiv:2406.06486.
+
+    Example:
+        >>> import jax
+        >>> from jaxop import attention, domains
+        >>> cut = domains.partition(domains.box((8, 8), rule="midpoint"), (2, 2))
+        >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 4, 16, 2, 5))
+        >>> attention.patch_attention(q, k, v, attention.patch_weights(cut)).shape
+        (4, 16, 2, 5)
+    """
+    query, key, value = (as_float(a, name) for a, name in ((query, "query"), (key, "key"), (value, "value")))
+    for name, array in (("query", query), ("key", key), ("value", value)):
+        if array.ndim != 4 or array.shape[1] != query.shape[1]:
+            raise ValueError(
+                f"{name} must have shape (patches, nodes of a patch, heads, channels) with the nodes of query, "
+                f"{query.shape[1:2]}, got {array.shape}; use Partition.split, and jax.vmap for a batch."
+            )
+    s = query.shape[1]
+    weights = jnp.full(s, 1 / (key.shape[0] * s), query.dtype) if weights is None else as_float(weights, "weights")
+    if weights.shape != (s,):
+        raise ValueError(
+            f"weights must have shape (s,) = ({s},), one per node of a patch, got {weights.shape}; see patch_weights."
+        )
+    root = jnp.sqrt(weights)[None, :, None, None]
+
+    def vectors(functions: Array) -> Array:
+        scaled = functions * root.astype(functions.dtype)
+        return jnp.moveaxis(scaled, 2, 1).reshape(scaled.shape[0], scaled.shape[2], -1)
+
+    tokens = jnp.moveaxis(value, 2, 1)  # (q, h, s, c)
+    out = _attend(vectors(query), vectors(key), tokens, kernel, kernel_axis, mask, implementation)
+    return jnp.moveaxis(out, 1, 2)
+
+
+def spectral_patch_attention(
+    query: Float[Array, "2 m p h d"],
+    key: Float[Array, "2 m q h d"],
+    value: Float[Array, "2 m q h c"],
+    band: Band,
+    weight: Float[Array, ""] | float,
+    *,
+    kernel: Kernel | None = None,
+    kernel_axis: int | None = None,
+    mask: Bool[Array, " q"] | Bool[Array, "p q"] | Bool[Array, "h p q"] | None = None,
+    implementation: str | None = None,
+) -> Float[Array, "2 m p h c"]:
+    """`patch_attention` between band-limited functions given by their Fourier coefficients.
+
+    By Parseval ∫_patch Q·K dx = w Σ_k Re conj(Q̂(k))·K̂(k) over the kept coefficients, and mixing by
+    softmax weights is linear: queries and keys never return to physical space, values return once, by
+    `spectral.synthesis` of the result. The cost does not depend on the number of nodes.
+
+    Args:
+        query: coefficients of p functions in the scaling of `spectral.analysis`, (2, m, p, h, d).
+        key: (2, m, q, h, d).
+        value: (2, m, q, h, c).
+        band: the band of a PATCH.
+        weight: the common quadrature weight w of a node, in units of length^dim.
+        kernel: as in `patch_attention`; any kernel of inner products or distances.
+        kernel_axis: as in `patch_attention`.
+        mask: as in `patch_attention`.
+        implementation: as in `integral_attention`.
+
+    Returns:
+        Coefficients (2, m, p, h, c).
+
+    Cost: O(p q m h (d + c)).
+
+    Source: Calvello et al., arXiv:2406.06486; Parseval's identity.
+
+    Example:
+        >>> import jax
+        >>> from jaxop import attention, spectral
+        >>> band = spectral.Band((8, 8), (2, 2))
+        >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 2, band.size, 4, 2, 5))
+        >>> attention.spectral_patch_attention(q, k, v, band, 1 / 256).shape
+        (2, 8, 4, 2, 5)
+    """
+    root = jnp.sqrt(jnp.asarray(weight, query.dtype))
+
+    def vectors(coefficients: Array) -> Array:
+        _, _, p, heads, _ = coefficients.shape
+        scaled = isometric(coefficients, band) * root.astype(coefficients.dtype)
+        return jnp.moveaxis(scaled, (2, 3), (0, 1)).reshape(p, heads, -1)
+
+    tokens = jnp.moveaxis(value, (2, 3), (0, 1))  # (q, h, 2, m, c)
+    out = _attend(vectors(query), vectors(key), tokens, kernel, kernel_axis, mask, implementation)
+    return jnp.moveaxis(out, (0, 1), (2, 3))
+
+
+def patch_weights(cut: Partition) -> Float[Array, " s"]:
+    """The quadrature weights that all patches of a partition share, (s,), in the measure of the whole.
+
+    Args:
+        cut: a partition of a grid, see `jaxop.domains.partition`.
+
+    Returns:
+        One weight per node of a patch.
+
+    Raises:
+        ValueError: if the patches differ, so that they are not copies of one reference patch.
+
+    Example:
+        >>> from jaxop import attention, domains
+        >>> cut = domains.partition(domains.interval(8, rule="midpoint"), (2,))
+        >>> print(attention.patch_weights(cut))
+        [0.125 0.125 0.125 0.125]
+    """
+    weights = cut.weights
+    if not cut.domain.has_equal_weights:
+        rows = np.asarray(weights) if is_concrete(weights) else None
+        if rows is None or not np.allclose(rows, rows[:1], rtol=1e-5, atol=0):
+            raise ValueError(
+                "patch attention needs patches that carry the same quadrature weights, but those of a grid with rules "
+                f"{cut.domain.rules} differ; build it with rule='midpoint' or 'periodic'."
+            )
+    return weights[0]
+
+
+def _attend(query, key, tokens, kernel, kernel_axis, mask, implementation):
+    """Mixes tokens (q, h, ...) by the attention of vectors (p, h, k) and (q, h, k)."""
+    kernel = ExpDotProduct(scale=1.0) if kernel is None else kernel
+    (p, heads), q, length = query.shape[:2], key.shape[0], math.prod(tokens.shape[2:])
+    options = {"kernel": kernel, "kernel_axis": kernel_axis, "mask": mask, "implementation": implementation}
+    if q < length and p * q <= DENSE_LIMIT:
+        # few tokens that are long: the small matrix of softmax weights first (its columns are what the
+        # unit tokens are mixed to), then one product
+        unit = jnp.broadcast_to(jnp.eye(q, dtype=query.dtype)[:, None, :], (q, heads, q))
+        matrix = integral_attention(query, key, unit, **options).astype(tokens.dtype)
+        return jnp.einsum("phq,qh...->ph...", matrix, tokens)
+    flat = tokens.reshape(q, heads, length)
+    return integral_attention(query, key, flat, **options).reshape(p, *tokens.shape[1:])
