@@ -1,0 +1,23 @@
+"""Sets of functions: generated problems, readers of a user's arrays, statistics and batches."""
+
+from jaxop.data.arrays import from_arrays as from_arrays
+from jaxop.data.darcy_flow import COEFFICIENTS as COEFFICIENTS
+from jaxop.data.darcy_flow import darcy as darcy
+from jaxop.data.darcy_flow import darcy_resolutions as darcy_resolutions
+from jaxop.data.darcy_flow import gaussian_field as gaussian_field
+from jaxop.data.darcy_flow import solve_darcy as solve_darcy
+from jaxop.data.normalization import Statistics as Statistics
+from jaxop.data.normalization import denormalize as denormalize
+from jaxop.data.normalization import normalize as normalize
+from jaxop.data.normalization import statistics as statistics
+from jaxop.data.ode import LORENZ_TASKS as LORENZ_TASKS
+from jaxop.data.ode import controlled_ode as controlled_ode
+from jaxop.data.ode import lorenz63 as lorenz63
+from jaxop.data.ode import solve_lorenz63 as solve_lorenz63
+from jaxop.data.readers import FORMATS as FORMATS
+from jaxop.data.readers import read as read
+from jaxop.data.samples import ArraySource as ArraySource
+from jaxop.data.samples import Batch as Batch
+from jaxop.data.samples import Samples as Samples
+from jaxop.data.samples import batch_indices as batch_indices
+from jaxop.data.writers import save as save

@@ -1,0 +1,65 @@
+"""What the problems and readers share: random numbers by index, double precision, optional packages."""
+
+import contextlib
+import functools
+import importlib
+from collections.abc import Iterator
+from types import ModuleType
+
+import jax
+import numpy as np
+
+
+def require(module: str, purpose: str) -> ModuleType:
+    """Imports a package of the ``data`` extra, or says how to install it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.split(".")[0]
+        raise ImportError(f"{purpose} needs {package}; install it with: pip install 'jaxop[data]'") from error
+
+
+def generator(seed: int, *index: int) -> np.random.Generator:
+    """Independent random stream number ``index`` of a seed: the same wherever and in whatever order it is asked for."""
+    return np.random.Generator(np.random.Philox(seed_sequence(seed, *index)))
+
+
+def seed_sequence(seed: int, *index: int) -> np.random.SeedSequence:
+    """The seed of one stream of `generator`."""
+    if seed < 0:
+        raise ValueError(f"seed must be a non-negative integer, got {seed}.")
+    return np.random.SeedSequence(entropy=seed, spawn_key=index)
+
+
+def check_count(count: int, argument: str, *, smallest: int) -> None:
+    """Raises ``ValueError`` unless ``count`` is at least ``smallest``."""
+    if count < smallest:
+        raise ValueError(f"{argument} must be at least {smallest}, got {count}.")
+
+
+def check_numbers(samples: int, first: int) -> range:
+    """The sample numbers first, …, first + samples − 1 of a generated problem."""
+    check_count(samples, "samples", smallest=1)
+    check_count(first, "first", smallest=0)
+    return range(first, first + samples)
+
+
+@contextlib.contextmanager
+def double_precision() -> Iterator[None]:
+    """JAX in float64 on the host, under its standard promotion rules, until the block ends."""
+    with (
+        jax.enable_x64(True),
+        jax.default_device(_host()),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+    ):
+        yield
+
+
+@functools.cache
+def _host() -> jax.Device | None:
+    """The CPU, or None (JAX's default device) where ``JAX_PLATFORMS`` leaves it out."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return None

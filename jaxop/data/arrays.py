@@ -1,0 +1,315 @@
+"""A user's own arrays as samples: which axes are the grid, where the nodes are and what they weigh."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxop import domains
+from jaxop._validation import check_name, first_index, float_dtype
+from jaxop.data.samples import ArraySource, Samples, check_array
+from jaxop.domains import RULES, Axis, Domain, Grid, PointCloud
+
+_RULES_OF_SPACING = {  # margins between the end nodes and the ends of the interval, in gaps
+    "trapezoid": (0.0, 0.0),
+    "midpoint": (0.5, 0.5),
+    "periodic": (0.0, 1.0),
+    "interior": (1.0, 1.0),
+}
+_EVEN = 1e-3  # of a gap
+
+
+def from_arrays(
+    inputs: Any,
+    targets: Any,
+    coordinates: Any = None,
+    *,
+    weights: Any = None,
+    initial: Any = None,
+    dim: int | None = None,
+    rule: str | Sequence[str] | None = None,
+    lower: float | Sequence[float] | None = None,
+    upper: float | Sequence[float] | None = None,
+) -> Samples:
+    """Pairs of functions u_s(x_i), v_s(x_i) from arrays of shape (samples, *grid) or (samples, *grid, channels).
+
+    **Where the nodes are.** Without ``coordinates``: a midpoint grid of the unit box, unless ``rule``,
+    ``lower`` and ``upper`` say otherwise. With them, one of
+
+    * one array (n_k,) per axis, in a list or tuple, or a single array (n,) in one dimension: a grid with
+      trapezoid weights over the actual gaps; with ``rule``, evenly spaced nodes of that rule, whose
+      interval follows from them (spectral layers need ``"midpoint"`` or ``"periodic"``);
+    * (n, dim): nodes shared by all samples;
+    * (samples, n, dim), or (samples, n) in one dimension: nodes of each sample.
+
+    Nodes in one dimension must increase and get trapezoid weights; in more they count equally, with a
+    total measure of 1; ``weights`` overrules both. Functions on nodes have shape (samples, n) or
+    (samples, n, channels).
+
+    **Which axes are the grid.** Coordinates or ``dim`` say how many there are; one more axis holds
+    channels. Without either the two shapes decide: if one array has an axis more, or only their last axes
+    differ, the last axis holds channels; if the shapes are the same, it does where it has length 1, and
+    it belongs to the grid where all axes of the grid are then equally long. (N, 64, 64) is therefore a
+    scalar function on 64², and (N, 64, 64, 3) is an error that asks for ``dim``.
+
+    Args:
+        inputs: u, real numbers; an array or anything that reads rows (`ArraySource`).
+        targets: v, on the same grid.
+        coordinates: the nodes, see above.
+        weights: quadrature weights, shape (n,) or (samples, n), with coordinates that are not a grid of
+            several axes.
+        initial: data given at the first node, shape (samples, channels).
+        dim: space dimension.
+        rule: quadrature rule, one or one per axis; see `jaxop.domains.interval`.
+        lower: lower corner of the box, where there are no coordinates; 0 by default.
+        upper: upper corner of the box, where there are no coordinates; 1 by default.
+
+    Returns:
+        `Samples` in the dtypes of the arrays, with functions as (N, n, channels).
+
+    Raises:
+        TypeError: for data that are not real numbers.
+        ValueError: for shapes that disagree or leave the grid open, and as `Samples` and the builders of
+            `jaxop.domains`.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxop import data
+        >>> u = np.ones((10, 32, 48), np.float32)
+        >>> samples = data.from_arrays(u, np.stack([u, u], axis=-1), upper=(1.0, 1.5))
+        >>> samples.inputs.shape, samples.targets.shape, samples.domain.shape
+        ((10, 1536, 1), (10, 1536, 2), (32, 48))
+        >>> times = np.sort(np.random.default_rng(0).uniform(size=(10, 50)), axis=1)
+        >>> path = np.ones((10, 50), np.float32)
+        >>> data.from_arrays(path, path, times).domain.is_batched
+        True
+    """
+    u, v = _source(inputs, "inputs"), _source(targets, "targets")
+    if u.shape[0] != v.shape[0]:
+        raise ValueError(
+            f"shapes disagree: inputs has {u.shape[0]} samples {u.shape} and targets {v.shape[0]} {v.shape}; "
+            "the first axis of both counts samples."
+        )
+    if coordinates is None:
+        if weights is not None:
+            raise ValueError("weights were given without coordinates; say where the nodes are that they belong to.")
+        shape = _grid_shape(u.shape, v.shape, dim)
+        corners = {"lower": 0.0 if lower is None else lower, "upper": 1.0 if upper is None else upper}
+        domain: Domain = domains.box(shape, rule="midpoint" if rule is None else rule, **corners)
+    else:
+        if lower is not None or upper is not None:
+            raise ValueError("lower and upper belong to grids without coordinates; leave them out or the coordinates.")
+        domain = _located(coordinates, weights, rule, u.shape)
+        if dim is not None and dim != domain.dim:
+            raise ValueError(f"dim={dim} but the coordinates have dimension {domain.dim}; leave dim out.")
+        shape = domain.shape if isinstance(domain, Grid) and not domain.is_batched else (domain.size,)
+    return Samples(
+        _functions(u, shape, "inputs"),
+        _functions(v, shape, "targets"),
+        domain,
+        initial=None if initial is None else np.asarray(initial),
+    )
+
+
+def _source(array: Any, argument: str) -> ArraySource:
+    source = array if isinstance(array, ArraySource) and not isinstance(array, jax.Array) else np.asarray(array)
+    check_array(source, argument)
+    if len(source.shape) < 2:
+        raise ValueError(
+            f"{argument} must have shape (samples, *grid) or (samples, *grid, channels), got {source.shape}."
+        )
+    if 0 in source.shape:
+        raise ValueError(
+            f"{argument} is empty: its shape is {tuple(source.shape)}; a dataset needs at least one sample."
+        )
+    return source
+
+
+def _grid_shape(inputs: tuple[int, ...], targets: tuple[int, ...], dim: int | None) -> tuple[int, ...]:
+    """The common axes of the grid, by the rule stated in `from_arrays`."""
+    if dim is None:
+        dim = _infer_dim(inputs, targets)
+    elif dim < 1:
+        raise ValueError(f"dim must be at least 1, got {dim}.")
+    for shape, argument in ((inputs, "inputs"), (targets, "targets")):
+        if len(shape) - 1 - dim not in (0, 1):
+            raise ValueError(
+                f"{argument} has shape {shape}; with dim={dim} it must have {dim + 1} axes (samples, *grid) or "
+                f"{dim + 2} (samples, *grid, channels)."
+            )
+    return inputs[1 : 1 + dim]
+
+
+def _infer_dim(inputs: tuple[int, ...], targets: tuple[int, ...]) -> int:
+    shorter = min(len(inputs), len(targets))
+    if abs(len(inputs) - len(targets)) > 1:
+        raise ValueError(
+            f"shapes disagree: inputs {inputs} and targets {targets} cannot live on one grid; "
+            "expected (samples, *grid) or (samples, *grid, channels) for both."
+        )
+    if len(inputs) != len(targets):
+        return shorter - 1
+    if shorter == 2:
+        return 1
+    last = inputs[-1]
+    if last != targets[-1] or last == 1:
+        return shorter - 2
+    grid = inputs[1:]
+    if len(set(grid)) == 1:
+        return len(grid)
+    raise ValueError(
+        f"inputs and targets of shape {inputs} may be functions with {last} channels on a grid {grid[:-1]} "
+        f"(dim={len(grid) - 1}) or scalar ones on a grid {grid} (dim={len(grid)}); pass dim."
+    )
+
+
+def _functions(source: ArraySource, shape: tuple[int, ...], argument: str) -> ArraySource:
+    """(samples, *grid[, channels]) as (samples, n, channels)."""
+    size, axes = int(np.prod(shape)), len(shape)
+    if tuple(source.shape[1 : 1 + axes]) != tuple(shape) or len(source.shape) - 1 - axes not in (0, 1):
+        raise ValueError(
+            f"shapes disagree: {argument} has shape {tuple(source.shape)} but the grid is {tuple(shape)}; expected "
+            f"(samples, {', '.join(map(str, shape))}) with or without a last axis of channels."
+        )
+    channels = source.shape[-1] if len(source.shape) == axes + 2 else 1
+    if isinstance(source, np.ndarray):
+        return source.reshape(len(source), size, channels)
+    return _Functions(source, (size, channels))
+
+
+class _Functions:
+    """A lazily read array whose rows are reshaped."""
+
+    def __init__(self, source: ArraySource, row: tuple[int, int]):
+        self._source, self._row = source, row
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self._source.shape[0], *self._row)
+
+    @property
+    def dtype(self) -> Any:
+        return self._source.dtype
+
+    def __getitem__(self, index: Any, /) -> np.ndarray:
+        return np.asarray(self._source[index]).reshape(-1, *self._row)
+
+
+def _located(coordinates: Any, weights: Any, rule: str | Sequence[str] | None, shape: tuple[int, ...]) -> Domain:
+    """The domain of given coordinates, for functions of the given shape."""
+    if isinstance(coordinates, (list, tuple)) and all(np.ndim(axis) == 1 for axis in coordinates):
+        if len(coordinates) == 0:
+            raise ValueError("coordinates name no axis; leave them out for the unit box, or give one array per axis.")
+        if len(coordinates) > 1 and weights is not None:
+            raise ValueError(
+                "weights belong to nodes, not to a grid of several axes; give nodes of shape (n, dim), or a rule."
+            )
+        if len(coordinates) > 1:
+            return _grid([_real(axis, f"coordinates[{k}]") for k, axis in enumerate(coordinates)], rule)
+        coordinates = coordinates[0]
+    nodes = _real(coordinates, "coordinates")
+    if nodes.ndim == 1 and weights is None:
+        return _grid([nodes], rule)
+    if rule is not None:
+        raise ValueError(
+            f"rule={rule!r} belongs to one array of coordinates per axis, without weights; scattered nodes follow none."
+        )
+    count, n = shape[:2]
+    if nodes.ndim == 1:
+        nodes = nodes[:, None]
+    elif nodes.shape == (count, n) and (count != n or n > 3):
+        nodes = nodes[..., None]
+    if nodes.shape[:-1] not in ((n,), (count, n)) or nodes.shape[-1] == 0:
+        raise ValueError(
+            f"coordinates have shape {nodes.shape} for functions of shape {tuple(shape)}; expected (n, dim) = "
+            f"({n}, dim), (samples, n, dim) = ({count}, {n}, dim), or a list with one array (n_k,) per axis of a grid."
+        )
+    if nodes.ndim == 2:
+        return _shared(nodes, weights)
+    return _stacked(nodes, weights)
+
+
+def _shared(nodes: np.ndarray, weights: Any) -> Domain:
+    if weights is None:
+        return domains.from_samples(nodes[:, 0]) if nodes.shape[1] == 1 else domains.monte_carlo(nodes)
+    array = _real(weights, "weights")
+    if array.shape != nodes.shape[:1]:
+        raise ValueError(f"weights must have shape ({len(nodes)},), one for each node, got {array.shape}.")
+    cloud = domains.from_nodes(nodes, array)
+    if nodes.shape[1] == 1 and (np.diff(nodes[:, 0]) >= 0).all():
+        return Grid((Axis(cloud.points[:, 0], cloud.weights),))
+    return cloud
+
+
+def _stacked(nodes: np.ndarray, weights: Any) -> Domain:
+    count, n, dim = nodes.shape
+    _check(np.isfinite(nodes), nodes, "coordinates", "must be finite")
+    if weights is None and dim > 1:
+        return PointCloud(jnp.asarray(nodes), jnp.full((count, n), 1 / n, nodes.dtype))
+    increasing = np.diff(nodes[..., 0], axis=1)
+    if weights is None:
+        later = np.concatenate([np.ones((count, 1), bool), increasing > 0], axis=1)
+        _check(later, nodes[..., 0], "coordinates", "must increase strictly along the nodes; sort them with the values")
+        return jax.vmap(domains.from_samples)(jnp.asarray(nodes[..., 0]))
+    array = _real(weights, "weights")
+    if array.shape not in ((n,), (count, n)):
+        raise ValueError(f"weights must have shape ({n},) or ({count}, {n}), one for each node, got {array.shape}.")
+    _check(np.isfinite(array) & (array >= 0), array, "weights", "must be finite and not negative")
+    array = np.broadcast_to(array, (count, n))
+    if not (array > 0).any(axis=1).all():
+        raise ValueError(
+            f"weights of sample {first_index(~(array > 0).any(axis=1))} are all zero; one must be positive."
+        )
+    if dim == 1 and (increasing >= 0).all():
+        return Grid((Axis(jnp.asarray(nodes[..., 0]), jnp.asarray(array)),))
+    return PointCloud(jnp.asarray(nodes), jnp.asarray(array))
+
+
+def _grid(axes: list[np.ndarray], rule: str | Sequence[str] | None) -> Grid:
+    """Tensor product of the given nodes, with trapezoid weights or under rules."""
+    rules = [rule] * len(axes) if rule is None or isinstance(rule, str) else list(rule)
+    if len(rules) != len(axes):
+        raise ValueError(f"rule has {len(rules)} entries for {len(axes)} axes; give one or one per axis.")
+    parts = []
+    for k, (nodes, name) in enumerate(zip(axes, rules, strict=True)):
+        if nodes.ndim != 1 or len(nodes) < 2:
+            raise ValueError(f"coordinates of axis {k} must have shape (n,) with n >= 2, got {nodes.shape}.")
+        axis = domains.from_samples(nodes).axes[0]
+        parts.append(axis if name is None else _even_axis(nodes, name, k))
+    return Grid(tuple(parts))
+
+
+def _even_axis(nodes: np.ndarray, rule: str, k: int) -> Axis:
+    """The axis of a rule that has the given, evenly spaced nodes."""
+    check_name(rule, "rule", RULES)
+    if rule not in _RULES_OF_SPACING:
+        raise ValueError(f"rule={rule!r} is not evenly spaced: leave the coordinates out and give lower and upper.")
+    first, last = float(nodes[0]), float(nodes[-1])
+    gap = (last - first) / (len(nodes) - 1)
+    before, after = _RULES_OF_SPACING[rule]
+    axis = domains.interval(len(nodes), lower=first - before * gap, upper=last + after * gap, rule=rule).axes[0]
+    rounding = 8 * np.finfo(nodes.dtype).eps * max(abs(first), abs(last))
+    bad = np.abs(nodes - np.asarray(axis.nodes)) > _EVEN * gap + rounding
+    if bad.any():
+        i = first_index(bad)
+        raise ValueError(
+            f"rule={rule!r} needs evenly spaced nodes, but along axis {k} coordinates[{i}] = {nodes[i]} where even "
+            f"spacing has {axis.nodes[i]}; leave rule out for trapezoid weights over the actual gaps."
+        )
+    return axis
+
+
+def _real(array: Any, argument: str) -> np.ndarray:
+    """Coordinates or weights in JAX's default floating dtype."""
+    result = np.asarray(array)
+    check_array(result, argument)
+    return result.astype(float_dtype())
+
+
+def _check(good: np.ndarray, values: np.ndarray, argument: str, requirement: str) -> None:
+    if not good.all():
+        where = first_index(~good)
+        place = ", ".join(map(str, where)) if isinstance(where, tuple) else where
+        raise ValueError(f"{argument} {requirement}, but {argument}[{place}] = {values[where]}.")

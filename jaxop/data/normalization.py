@@ -1,0 +1,144 @@
+"""Mean and standard deviation of a set of functions, and the normalisation made of them."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Real
+
+from jaxop._pytree import register
+from jaxop._validation import float_dtype
+from jaxop.data.samples import ArraySource, blocks, check_functions
+from jaxop.domains import Domain
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+    """Mean μ_c and standard deviation σ_c > 0 of every channel; build it with `statistics`.
+
+    Attributes:
+        mean: shape (c,), in the units of the values.
+        std: shape (c,), in the units of the values; 1 for a channel that is constant.
+    """
+
+    mean: Float[Array, " c"]
+    std: Float[Array, " c"]
+
+
+def statistics(values: ArraySource, domain: Domain) -> Statistics:
+    """μ_c = Σ_s ∫ u_sc dx / Σ_s |D_s| and σ_c² = Σ_s ∫ (u_sc − μ_c)² dx / Σ_s |D_s|.
+
+    The integrals are quadratures on the samples' domain, so refining a grid, or padding with nodes of
+    weight 0, does not change the statistics. Accumulated in float64 by blocks of samples, relative to
+    the first value and merged by Chan's update, so that a large mean costs no accuracy. A channel
+    whose σ is at the rounding level of its dtype, σ ≤ ε |μ|, is constant: its σ is given as 1, so that
+    normalising it yields 0 and never NaN.
+
+    Args:
+        values: samples of functions, shape (N, n, c); may be read lazily, in blocks.
+        domain: their domain, shared or stacked.
+
+    Returns:
+        `Statistics` in JAX's default floating dtype. Cost: one pass over the values.
+
+    Raises:
+        ValueError: if the shapes do not fit the domain.
+
+    Reference:
+        Chan, Golub, LeVeque, "Algorithms for computing the sample variance" (1983).
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxop import data, domains
+        >>> grid = domains.interval(65)
+        >>> values = np.asarray(grid.points)[None] * np.array([2.0, 4.0], np.float32)[:, None, None]
+        >>> print(data.statistics(values, grid).mean)
+        [1.5]
+    """
+    check_functions(values, domain, "values", "domain")
+    weights = np.atleast_2d(np.asarray(domain.weights, np.float64))
+    shift = np.asarray(values[:1]).astype(np.float64)[0, np.argmax(weights[0] > 0)]
+    mass, mean, square = 0.0, np.zeros_like(shift), np.zeros_like(shift)
+    for rows in blocks(values):
+        block = np.asarray(values[rows]).astype(np.float64)
+        weight = np.broadcast_to(weights[rows] if domain.is_batched else weights, block.shape[:2])
+        block -= shift
+        block_mass = weight.sum()
+        block_mean = np.einsum("bn,bnc->c", weight, block) / block_mass
+        block -= block_mean
+        gap = block_mean - mean
+        total = mass + block_mass
+        square += np.einsum("bn,bnc->c", weight, block**2) + gap**2 * mass * block_mass / total
+        mean += gap * block_mass / total
+        mass = total
+    mean = mean + shift
+    std = np.sqrt(square / mass)
+    dtype = float_dtype()
+    source = values.dtype if np.issubdtype(values.dtype, np.floating) else dtype
+    smallest = np.maximum(np.finfo(source).eps * np.abs(mean), np.finfo(dtype).tiny)
+    std = np.where(std > smallest, std, 1.0)
+    return Statistics(jnp.asarray(mean, dtype), jnp.asarray(std, dtype))
+
+
+def normalize(values: Real[Array | np.ndarray, "... c"], statistics: Statistics) -> Float[Array, "... c"]:
+    """(u − μ)/σ for every channel, in the dtype of the values.
+
+    Args:
+        values: shape (..., c).
+        statistics: of the training set, whatever set the values come from.
+
+    Returns:
+        Values without units.
+
+    Raises:
+        ValueError: if the numbers of channels differ.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxop import data
+        >>> known = data.Statistics(mean=jnp.array([1.0]), std=jnp.array([2.0]))
+        >>> print(data.normalize(jnp.array([[5.0]]), known))
+        [[2.]]
+    """
+    values, mean, std = _prepare(values, statistics)
+    return (values - mean) / std
+
+
+def denormalize(values: Real[Array | np.ndarray, "... c"], statistics: Statistics) -> Float[Array, "... c"]:
+    """μ + σ u for every channel: the inverse of `normalize`.
+
+    Args:
+        values: shape (..., c), without units.
+        statistics: of the training set.
+
+    Returns:
+        Values in the units of the statistics.
+
+    Raises:
+        ValueError: if the numbers of channels differ.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxop import data
+        >>> known = data.Statistics(mean=jnp.array([1.0]), std=jnp.array([2.0]))
+        >>> print(data.denormalize(jnp.array([[2.0]]), known))
+        [[5.]]
+    """
+    values, mean, std = _prepare(values, statistics)
+    return mean + std * values
+
+
+def _prepare(values: Array | np.ndarray, statistics: Statistics) -> tuple[Array, Array, Array]:
+    """Values as a floating array, and the statistics in their dtype and rank."""
+    result = jnp.asarray(values)
+    if not jnp.issubdtype(result.dtype, jnp.floating):
+        result = result.astype(float_dtype())
+    channels = statistics.mean.shape[0]
+    if result.ndim == 0 or result.shape[-1] != channels:
+        raise ValueError(
+            f"values must have {channels} channels on the last axis, as the statistics have, got shape {result.shape}."
+        )
+    shape = (1,) * (result.ndim - 1) + (channels,)
+    mean, std = (array.astype(result.dtype).reshape(shape) for array in (statistics.mean, statistics.std))
+    return result, mean, std

@@ -1,0 +1,367 @@
+"""Sets of sampled functions and the batches drawn from them."""
+
+import dataclasses
+import functools
+import operator
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, SupportsIndex, TypeVar, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxop._pytree import register
+from jaxop._validation import first_index, float_dtype, warn_float64
+from jaxop.data._support import seed_sequence
+from jaxop.domains import Domain, Grid
+
+AnyDomain = TypeVar("AnyDomain", bound=Domain)
+
+_BLOCK = 2**22  # numbers in memory at once while a set is scanned: 32 MiB of float64
+_ORDER = 0x6F72  # the random stream of the order of samples, apart from those of generated problems
+
+
+@runtime_checkable
+class ArraySource(Protocol):
+    """What a set of samples needs of an array: NumPy arrays and lazily read files alike have it.
+
+    Rows are asked for with a slice or with strictly increasing indices along the first axis.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Length of every axis, samples first."""
+        ...
+
+    @property
+    def dtype(self) -> Any:
+        """NumPy dtype of the entries."""
+        ...
+
+    def __getitem__(self, index: Any, /) -> Any:
+        """The rows of a slice or of strictly increasing indices."""
+        ...
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """A batch of input and target functions with their domains, in JAX arrays: a pytree.
+
+    Attributes:
+        inputs: shape (b, n, c_in).
+        targets: shape (b, k, c_out).
+        domain: domain of the inputs, shared or stacked.
+        at: domain of the targets; None where it is that of the inputs.
+        initial: data given at the first node, shape (b, c0), or None.
+        index: number of each sample in its set, shape (b,).
+    """
+
+    inputs: Float[Array, "b n c"]
+    targets: Float[Array, "b k e"]
+    domain: Domain
+    at: Domain | None
+    initial: Float[Array, "b i"] | None
+    index: Int[Array, " b"]
+
+    @property
+    def target_domain(self) -> Domain:
+        """The domain the targets are sampled on."""
+        return self.domain if self.at is None else self.at
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Samples:
+    """N pairs of functions (u_s, v_s): inputs u_s(x_i) and targets v_s(y_j), checked when built.
+
+    Arrays stay as they came, in memory or in a file; `samples[indices]` reads the rows and hands them
+    to JAX, float64 becoming float32 unless x64 is enabled (one warning says so).
+
+    Args:
+        inputs: shape (N, n, c_in); an array, or anything that reads rows (`ArraySource`).
+        targets: shape (N, k, c_out).
+        domain: domain of the inputs: one for all, or stacked with N (`jaxop.domains.stack`).
+        at: domain of the targets, shared or stacked, where it is another than that of the inputs.
+        initial: data given at the first node, shape (N, c0), for operators that take it.
+
+    Raises:
+        TypeError: for something that is not a real array.
+        ValueError: for an empty set, shapes that do not fit each other or the domain, domains of
+            different dimensions, and values that are not finite (the message names the first).
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxop import data, domains
+        >>> u = np.ones((8, 64, 1), np.float32)
+        >>> samples = data.Samples(u, 2 * u, domains.interval(64))
+        >>> batch = samples[[5, 2]]
+        >>> len(samples), batch.targets.shape, batch.index.tolist()
+        (8, (2, 64, 1), [5, 2])
+    """
+
+    inputs: ArraySource
+    targets: ArraySource
+    domain: Domain
+    at: Domain | None = None
+    initial: ArraySource | None = None
+
+    def __post_init__(self):
+        for name in ("inputs", "targets", "initial"):
+            value = getattr(self, name)
+            if isinstance(value, jax.Array):
+                value = np.asarray(value)
+                object.__setattr__(self, name, value)
+            if value is not None:
+                check_array(value, name)
+        check_functions(self.inputs, self.domain, "inputs", "domain")
+        check_functions(self.targets, self.target_domain, "targets", "domain" if self.at is None else "at")
+        count = self.inputs.shape[0]
+        if self.targets.shape[0] != count:
+            raise ValueError(
+                f"targets has {self.targets.shape[0]} samples for the {count} of inputs; give one target per input."
+            )
+        if self.at is not None and self.at.dim != self.domain.dim:
+            raise ValueError(
+                f"at has dimension {self.at.dim} but domain has dimension {self.domain.dim}; "
+                "an operator maps between functions on one space: build both grids with the same number of axes."
+            )
+        if self.initial is not None and (len(self.initial.shape) != 2 or self.initial.shape[0] != count):
+            raise ValueError(
+                f"initial must have shape (samples, channels) = ({count}, channels), got {self.initial.shape}."
+            )
+        arrays = {"inputs": self.inputs, "targets": self.targets, "initial": self.initial}
+        for name, array in arrays.items():
+            if array is not None:
+                _check_finite(array, name, self.target_domain if name == "targets" else self.domain)
+        for name, array in arrays.items():
+            if array is not None and array.dtype == np.float64:
+                warn_float64(array, name)
+                break
+
+    def __len__(self) -> int:
+        return self.inputs.shape[0]
+
+    def __getitem__(self, indices: slice | Sequence[SupportsIndex] | Int[np.ndarray | Array, " b"]) -> Batch:
+        """The samples of the given numbers, in that order, as a `Batch`; repeated numbers are allowed."""
+        index = self._index(indices)
+        return Batch(
+            inputs=_to_jax(_rows(self.inputs, index)),
+            targets=_to_jax(_rows(self.targets, index)),
+            domain=self._domain_at(index, "domain"),
+            at=None if self.at is None else self._domain_at(index, "at"),
+            initial=None if self.initial is None else _to_jax(_rows(self.initial, index)),
+            index=jnp.asarray(index, jnp.int32),
+        )
+
+    @property
+    def target_domain(self) -> Domain:
+        """The domain the targets are sampled on."""
+        return self.domain if self.at is None else self.at
+
+    def take(self, indices: slice | Sequence[SupportsIndex] | Int[np.ndarray | Array, " b"]) -> "Samples":
+        """The set of the given samples; arrays in files stay there.
+
+        Example:
+            >>> import numpy as np
+            >>> from jaxop import data, domains
+            >>> u = np.ones((8, 64, 1), np.float32)
+            >>> samples = data.Samples(u, u, domains.interval(64))
+            >>> len(samples.take(slice(0, 6))), len(samples.take([6, 7]))
+            (6, 2)
+        """
+        index = self._index(indices)
+        if not index.size:
+            raise ValueError(f"indices select none of the {len(self)} samples; a set needs at least one.")
+
+        def part(source: ArraySource | None) -> ArraySource | None:
+            if source is None or isinstance(source, np.ndarray):
+                return None if source is None else source[index]
+            return _Part(source, index)
+
+        result = object.__new__(Samples)  # a part of a checked set needs no second scan
+        for name in ("inputs", "targets", "initial"):
+            object.__setattr__(result, name, part(getattr(self, name)))
+        object.__setattr__(result, "domain", self._domain_at(index, "domain"))
+        object.__setattr__(result, "at", None if self.at is None else self._domain_at(index, "at"))
+        return result
+
+    def _index(self, indices: Any) -> np.ndarray:
+        """Sample numbers as a checked array of non-negative integers."""
+        count = len(self)
+        if isinstance(indices, slice):
+            return np.arange(count)[indices]
+        index = np.asarray(indices)
+        if index.size == 0:
+            index = index.astype(np.int64)
+        if index.ndim != 1 or not np.issubdtype(index.dtype, np.integer):
+            raise TypeError(
+                f"indices must be a slice or a sequence of integers, got {index.dtype} of shape {index.shape}; "
+                "one sample is samples[[i]]."
+            )
+        bad = (index < -count) | (index >= count)
+        if bad.any():
+            i = first_index(bad)
+            raise IndexError(f"indices[{i}] = {index[i]} is out of range: there are {count} samples.")
+        return np.where(index < 0, index + count, index)
+
+    def _domain_at(self, index: np.ndarray, name: str) -> Domain:
+        domain = getattr(self, name)
+        if not domain.is_batched:
+            return domain
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf[index]), self._host_domains[name])
+
+    @functools.cached_property
+    def _host_domains(self) -> dict[str, Any]:
+        """Stacked domains in host memory, where a few rows are picked without a transfer of all."""
+        return {name: jax.tree.map(np.asarray, getattr(self, name)) for name in ("domain", "at")}
+
+
+def batch_indices(
+    size: SupportsIndex, batch_size: SupportsIndex, *, seed: SupportsIndex, step: SupportsIndex
+) -> Int[np.ndarray, " b"]:
+    """Samples of training step t: entries (t mod m)·b, …, (t mod m)·b + b − 1 of the order of epoch t // m, m = N // b.
+
+    The order of an epoch is a permutation drawn from (seed, epoch) alone, so the step is the whole
+    state of the data pipeline: any step can be recomputed without those before it. The N mod b samples
+    that do not fill a batch sit out an epoch, different ones each time.
+
+    Args:
+        size: N, samples in the set.
+        batch_size: b.
+        seed: non-negative integer.
+        step: t ≥ 0.
+
+    Returns:
+        b sample numbers, without repetition. Cost: O(N log N) once per epoch, O(b) per step.
+
+    Raises:
+        ValueError: for an empty set, a batch of none or of more than the set holds, a negative step or seed.
+
+    Example:
+        >>> from jaxop import data
+        >>> epoch = [data.batch_indices(6, 2, seed=0, step=t) for t in range(3)]
+        >>> sorted(int(i) for batch in epoch for i in batch)
+        [0, 1, 2, 3, 4, 5]
+    """
+    size, batch_size, seed, step = map(operator.index, (size, batch_size, seed, step))
+    if size < 1:
+        raise ValueError(f"size must be at least 1, got {size}: the dataset is empty.")
+    if not 1 <= batch_size <= size:
+        raise ValueError(
+            f"batch_size must lie between 1 and the {size} samples there are, got {batch_size}; "
+            "make the batch smaller or the dataset larger."
+        )
+    if step < 0:
+        raise ValueError(f"step must not be negative, got {step}.")
+    epoch, batch = divmod(step, size // batch_size)
+    return _order(size, seed, epoch)[batch * batch_size : (batch + 1) * batch_size].copy()
+
+
+@functools.lru_cache(maxsize=4)
+def _order(size: int, seed: int, epoch: int) -> np.ndarray:
+    # raw bits of a counter-based generator: the same order under every version of NumPy
+    bits = np.random.Philox(seed_sequence(seed, _ORDER, epoch)).random_raw(size)
+    return np.argsort(bits, kind="stable")
+
+
+def blocks(source: ArraySource) -> Iterator[slice]:
+    """Slices of samples that together cover the array, each of a size that fits in memory."""
+    count, *rest = source.shape
+    rows = max(1, _BLOCK // max(1, int(np.prod(rest))))
+    for start in range(0, count, rows):
+        yield slice(start, min(start + rows, count))
+
+
+def check_functions(values: ArraySource, domain: Domain, argument: str, domain_argument: str) -> None:
+    """Raises unless ``values`` are N ≥ 1 functions (N, n, c) on a domain shared by all or stacked for each."""
+    shape = tuple(values.shape)
+    if len(shape) != 3:
+        raise ValueError(
+            f"{argument} must have shape (samples, n, channels), got {shape}; "
+            "jaxop.data.from_arrays takes functions on a grid, (samples, *grid) or (samples, *grid, channels)."
+        )
+    if 0 in shape:
+        raise ValueError(f"{argument} is empty: its shape is {shape}; a dataset needs at least one sample and channel.")
+    if shape[1] != domain.size:
+        raise ValueError(
+            f"{argument} has {shape[1]} nodes but {domain_argument} has {domain.size}; "
+            "give the domain that the functions were sampled on."
+        )
+    if domain.is_batched and (count := jax.tree.leaves(domain)[0].shape[0]) != shape[0]:
+        raise ValueError(
+            f"{domain_argument} stacks {count} domains for the {shape[0]} samples of {argument}; "
+            "give one domain for all or one for each."
+        )
+
+
+def check_array(value: Any, argument: str) -> None:
+    """Raises ``TypeError`` unless ``value`` is an array of real numbers."""
+    if not isinstance(value, ArraySource):
+        raise TypeError(f"{argument} must be an array, got {type(value).__name__}; convert it with numpy.asarray.")
+    if not _is_real(value.dtype):
+        raise TypeError(
+            f"{argument} must hold real numbers, got dtype {value.dtype}; "
+            "split complex values into real and imaginary channels."
+        )
+
+
+def _is_real(dtype: Any) -> bool:
+    # the last family holds bfloat16, which NumPy does not count as a number
+    return np.issubdtype(dtype, np.integer) or np.issubdtype(dtype, np.bool_) or jnp.issubdtype(dtype, jnp.floating)
+
+
+def _check_finite(source: ArraySource, argument: str, domain: Domain) -> None:
+    """Raises ``ValueError`` naming the first entry that is NaN or infinite; files are read in blocks."""
+    for rows in blocks(source):
+        block = np.asarray(source[rows])
+        bad = ~np.isfinite(block)
+        if not bad.any():
+            continue
+        where = first_index(bad)
+        where = where if isinstance(where, tuple) else (where,)
+        value = block[where]
+        sample = rows.start + where[0]
+        place = f"sample {sample}"
+        if len(where) == 3:
+            if isinstance(domain, Grid) and domain.dim > 1:
+                place += f", grid index {tuple(int(i) for i in np.unravel_index(where[1], domain.shape))}"
+            place += f", channel {where[2]}"
+        raise ValueError(
+            f"{argument} must be finite, but {argument}[{', '.join(map(str, (sample, *where[1:])))}] = {value} "
+            f"({place}); remove or repair this sample."
+        )
+
+
+def _rows(source: ArraySource, index: np.ndarray) -> np.ndarray:
+    """Rows in any order, from sources that read strictly increasing indices."""
+    if isinstance(source, np.ndarray):
+        return source[index]
+    increasing, inverse = np.unique(index, return_inverse=True)
+    return np.asarray(source[increasing])[inverse]
+
+
+def _to_jax(rows: np.ndarray) -> Array:
+    """A JAX array of the rows' floating dtype, at most JAX's default precision; integers become floats."""
+    default = float_dtype()
+    dtype = rows.dtype.newbyteorder("=")
+    narrow = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize <= default.itemsize
+    return jnp.asarray(rows.astype(dtype if narrow else default))
+
+
+class _Part:
+    """Selected samples of a lazily read array."""
+
+    def __init__(self, source: ArraySource, index: np.ndarray):
+        self._source, self._index = source, index
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self._index), *self._source.shape[1:])
+
+    @property
+    def dtype(self) -> Any:
+        return self._source.dtype
+
+    def __getitem__(self, index: Any, /) -> np.ndarray:
+        return _rows(self._source, self._index[index])

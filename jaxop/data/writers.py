@@ -1,0 +1,72 @@
+"""Writer of sets that `jaxop.data.read` reads back."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxop.data.samples import Samples
+from jaxop.domains import Domain, Grid, PointCloud
+
+
+def save(path: str | os.PathLike[str], samples: Samples) -> None:
+    """Writes samples as .npz, which `read` turns into the same functions on the same nodes and weights.
+
+    Functions are stored as ``x`` and ``y`` of shape (samples, *grid, channels), with the rule and box of
+    a grid or its ``coordinates`` and ``weights``, and with ``initial`` if there is any. The file appears
+    only when it is complete.
+
+    Args:
+        path: where to write; the suffix must be .npz. A file that is there is replaced.
+        samples: a set whose targets live on the inputs' domain: a grid under rules, one-dimensional
+            given nodes, or scattered nodes.
+
+    Raises:
+        ValueError: for another suffix or a domain that the file cannot describe.
+
+    Example:
+        >>> import tempfile
+        >>> from jaxop import data
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     data.save(folder + "/darcy.npz", data.darcy(2, 8, seed=0))
+        ...     print(data.read(folder + "/darcy.npz").domain.shape)
+        (8, 8)
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".npz":
+        raise ValueError(f"{path} has the suffix {path.suffix!r}; samples are written as .npz.")
+    if samples.at is not None:
+        raise ValueError("samples have targets on a domain of their own (at), which the file cannot describe.")
+    domain = samples.domain
+    shape = domain.shape if isinstance(domain, Grid) and not domain.is_batched else (domain.size,)
+    arrays = _described(domain)
+    arrays["x"], arrays["y"] = (
+        np.asarray(source[:]).reshape(len(samples), *shape, -1) for source in (samples.inputs, samples.targets)
+    )
+    if samples.initial is not None:
+        arrays["initial"] = np.asarray(samples.initial[:])
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with partial.open("wb") as file:
+            np.savez(file, **arrays)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _described(domain: Domain) -> dict[str, Any]:
+    """The arrays from which `read` rebuilds a domain."""
+    if isinstance(domain, Grid):
+        if "samples" not in domain.rules and not domain.is_batched:
+            ends = np.array([axis.ends for axis in domain.axes])
+            return {"rule": np.array(domain.rules), "lower": ends[:, 0], "upper": ends[:, 1]}
+        if domain.rules == ("samples",):
+            axis = domain.axes[0]
+            return {"coordinates": np.asarray(axis.nodes)[..., None], "weights": np.asarray(axis.weights)}
+    if isinstance(domain, PointCloud):
+        return {"coordinates": np.asarray(domain.points), "weights": np.asarray(domain.weights)}
+    raise ValueError(
+        f"the file cannot describe this domain ({type(domain).__name__} of dimension {domain.dim}); it can a grid "
+        "under rules, given nodes of one dimension, and scattered nodes (jaxop.domains.from_nodes)."
+    )
