@@ -9,7 +9,17 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Int, Real
 
 from jaxop._validation import as_float, first_index, is_concrete
-from jaxop.domains.domain import Axis, Domain, Grid, PointCloud, TriangleMesh, make_axis
+from jaxop.domains.domain import (
+    Axis,
+    Domain,
+    Grid,
+    PointCloud,
+    TriangleMesh,
+    accumulator,
+    make_axis,
+    triangle_areas,
+    triangle_edges,
+)
 
 AnyDomain = TypeVar("AnyDomain", bound=Domain)
 
@@ -97,29 +107,35 @@ def from_samples(nodes: Real[ArrayLike, " n"] | Sequence[float]) -> Grid:
         A one-dimensional `Grid` on (nodes[0], nodes[-1]).
 
     Raises:
-        ValueError: for fewer than two nodes, NaN or infinite ones, and unsorted or repeated ones (the
-            message names the first offending index).
+        ValueError: for fewer than two nodes, NaN or infinite ones, and unsorted or repeated ones, also
+            those that coincide only after rounding to JAX's precision (the message names the first
+            offending index).
 
     Example:
         >>> from jaxop import domains
         >>> print(domains.from_samples([0.0, 0.5, 2.0]).weights)
         [0.25 1.   0.75]
     """
-    array = as_float(nodes, "nodes")
+    array = _as_coordinates(nodes, "nodes")
     if array.ndim != 1 or array.shape[0] < 2:
         raise ValueError(
             f"nodes must have shape (n,) with n >= 2, got {array.shape}; use monte_carlo for points in space."
         )
     if is_concrete(array):
-        values = np.asarray(nodes, dtype=np.float64)
+        values = np.asarray(array)
         _check_finite(values, "nodes")
         bad = np.diff(values) <= 0
         if bad.any():
             i = int(np.argmax(bad)) + 1
-            fault = "repeats" if values[i] == values[i - 1] else "lies below"
+            given = np.asarray(nodes, np.float64)
+            fault, remedy = "lies below", "sort them together with the values (numpy.argsort, numpy.unique)"
+            if given[i] == given[i - 1]:
+                fault = "repeats"
+            elif given[i] > given[i - 1]:
+                fault, remedy = f"rounds in {values.dtype} to", "subtract an origin, or enable x64"
             raise ValueError(
-                f"nodes must be strictly increasing, but nodes[{i}] = {values[i]} {fault} nodes[{i - 1}] = "
-                f"{values[i - 1]}; sort them together with the values (numpy.argsort, numpy.unique)."
+                f"nodes must be strictly increasing, but nodes[{i}] = {given[i]} {fault} nodes[{i - 1}] = "
+                f"{given[i - 1]}; {remedy}."
             )
     gaps = jnp.diff(array)
     zero = jnp.zeros_like(gaps[:1])
@@ -147,7 +163,7 @@ def from_nodes(
         >>> print(domains.from_nodes([[0.0, 0.0], [1.0, 0.0]], [0.5, 1.5]).measure)
         2.0
     """
-    nodes, array = as_float(points, "points"), as_float(weights, "weights")
+    nodes, array = _as_coordinates(points, "points"), _as_coordinates(weights, "weights")
     if nodes.ndim != 2:
         raise ValueError(
             f"points must have shape (n, dim), got {nodes.shape}; one-dimensional nodes need a trailing axis."
@@ -193,7 +209,7 @@ def monte_carlo(
     """
     if is_concrete(measure) and not 0 < float(measure) < float("inf"):
         raise ValueError(f"measure must be positive and finite, got {measure}; it is the volume of the sampled domain.")
-    nodes = as_float(points, "points")
+    nodes = _as_coordinates(points, "points")
     if nodes.ndim != 2 or nodes.shape[0] == 0:
         raise ValueError(f"points must have shape (n, dim) with n >= 1, got {nodes.shape}.")
     return from_nodes(nodes, jnp.full(nodes.shape[0], measure / nodes.shape[0], nodes.dtype))
@@ -213,8 +229,8 @@ def triangle_mesh(
         A `TriangleMesh`, whose Σ w_i is the area of the mesh.
 
     Raises:
-        ValueError: for shapes that do not fit, an index outside the vertices (the message names the
-            face), vertices that are not finite, or a mesh of area zero.
+        ValueError: for shapes or a dtype that do not fit, an index outside the vertices (the message names
+            the face), vertices that are not finite, or a mesh of area zero.
 
     Example:
         >>> from jaxop import domains
@@ -222,7 +238,7 @@ def triangle_mesh(
         >>> print(mesh.measure.round(3))
         1.0
     """
-    nodes, triangles = as_float(vertices, "vertices"), jnp.asarray(faces)
+    nodes, triangles = _as_coordinates(vertices, "vertices"), jnp.asarray(faces)
     if nodes.ndim != 2 or nodes.shape[1] not in (2, 3):
         raise ValueError(f"vertices must have shape (n, 2) or (n, 3), got {nodes.shape}.")
     if triangles.ndim != 2 or triangles.shape[1] != 3 or not jnp.issubdtype(triangles.dtype, jnp.integer):
@@ -234,28 +250,30 @@ def triangle_mesh(
         if bad.any():
             where = first_index(bad)
             raise ValueError(
-                f"faces[{where}] = {index[where]} names no vertex: indices run from 0 to {nodes.shape[0] - 1}."
+                f"faces[{_position(where)}] = {index[where]} names no vertex: indices run from 0 to "
+                f"{nodes.shape[0] - 1}."
             )
-    corners = nodes[triangles]
-    first, second = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
-    cross = jnp.sum(first**2, -1) * jnp.sum(second**2, -1) - jnp.sum(first * second, -1) ** 2
-    area = jnp.sqrt(jnp.maximum(cross, 0)) / 2
+    area = triangle_areas(*triangle_edges(nodes, triangles))
+    if is_concrete(area) and not np.asarray(area).any():
+        raise ValueError(
+            f"the {triangles.shape[0]} faces have area zero: at least one triangle must not be degenerate."
+        )
     weights = jnp.zeros(nodes.shape[0], nodes.dtype).at[triangles].add(area[:, None] / 3)
-    cloud = from_nodes(nodes, weights)
-    return TriangleMesh(cloud.points, cloud.weights, triangles)
+    return TriangleMesh(nodes, weights, triangles)
 
 
 def stack(domains: Sequence[AnyDomain]) -> AnyDomain:
     """A batch of domains of the same kind and size, one per sample, for `jax.vmap` and the operators.
 
     Args:
-        domains: at least one domain; all of one kind and size (`pad` makes sizes equal).
+        domains: at least one domain; all of one kind and size (`pad` makes sizes equal) and, if they follow
+            a rule, on one interval or box.
 
     Returns:
         A domain whose arrays carry a leading sample axis.
 
     Raises:
-        ValueError: if there are none or they differ in kind or size.
+        ValueError: if there are none, one is a stack already, or they differ in kind, rule, box or size.
 
     Example:
         >>> from jaxop import domains
@@ -265,12 +283,14 @@ def stack(domains: Sequence[AnyDomain]) -> AnyDomain:
     """
     if not domains:
         raise ValueError("domains must hold at least one domain, got none.")
-    descriptions = [(type(d).__name__, jax.tree.structure(d), [a.shape for a in jax.tree.leaves(d)]) for d in domains]
-    for i, description in enumerate(descriptions):
-        if description != descriptions[0]:
+    first = _layout(domains[0])
+    for i, domain in enumerate(domains):
+        if domain.is_batched:
+            raise ValueError(f"domains[{i}] is a stack already; stack the single domains all at once.")
+        if _layout(domain) != first:
             raise ValueError(
-                f"domains[{i}] ({description[0]} of {domains[i].size} nodes) does not match domains[0] "
-                f"({descriptions[0][0]} of {domains[0].size} nodes); bring them to one kind and size (see pad)."
+                f"domains[{i}] ({_describe(domain)}) does not match domains[0] ({_describe(domains[0])}); bring them "
+                "to one size with pad, to one kind with from_nodes(domain.points, domain.weights)."
             )
     return jax.tree.map(lambda *arrays: jnp.stack(arrays), *domains)
 
@@ -289,14 +309,16 @@ def pad(domain: AnyDomain, size: int) -> AnyDomain:
         A domain of the same kind with ``size`` nodes.
 
     Raises:
-        ValueError: if ``size`` is smaller than the domain or the domain follows a rule or a mesh, where
-            padding would break its structure.
+        ValueError: if ``size`` is smaller than the domain, the domain is a stack, or it follows a rule or a
+            mesh, where padding would break its structure.
 
     Example:
         >>> from jaxop import domains
         >>> print(domains.pad(domains.from_samples([0.0, 0.5, 2.0]), 5).weights)
         [0.25 1.   0.75 0.   0.  ]
     """
+    if domain.is_batched:
+        raise ValueError("pad takes single domains, got a stack of them; pad each one before stack.")
     if size < domain.size:
         raise ValueError(f"size must be at least the {domain.size} nodes there are, got {size}.")
     padding = (0, size - domain.size)
@@ -315,10 +337,35 @@ def pad(domain: AnyDomain, size: int) -> AnyDomain:
     )
 
 
+def _as_coordinates(array: Any, argument: str) -> Array:
+    """``array`` in float32 at least: sums of narrower weights would miss the measure."""
+    result = as_float(array, argument)
+    return result.astype(accumulator(result.dtype))
+
+
+def _layout(domain: Domain) -> tuple[Any, ...]:
+    return jax.tree.structure(domain), *((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(domain))
+
+
+def _describe(domain: Domain) -> str:
+    size = f"{type(domain).__name__} of {domain.size} nodes"
+    if isinstance(domain, Grid):
+        rules = [a.rule if a.lower is None else f"{a.rule} on ({a.lower}, {a.upper})" for a in domain.axes]
+        size = f"Grid of shape {domain.shape}, {' × '.join(rules)}"
+    elif isinstance(domain, TriangleMesh):
+        size += f" and {domain.faces.shape[-2]} faces"
+    return f"{size}, {domain.weights.dtype}"
+
+
+def _position(where: int | tuple[int, ...]) -> str:
+    return str(where).strip("()")
+
+
 def _check_finite(values: np.ndarray, argument: str) -> None:
     bad = ~np.isfinite(values)
     if bad.any():
         where = first_index(bad)
         raise ValueError(
-            f"{argument} must be finite, but {argument}[{where}] = {values[where]}; remove or repair the entry."
+            f"{argument} must be finite, but {argument}[{_position(where)}] = {values[where]}; "
+            "remove or repair the entry."
         )

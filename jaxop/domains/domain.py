@@ -4,15 +4,25 @@ import dataclasses
 import functools
 import math
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, Int
 
 from jaxop._pytree import register
-from jaxop._validation import check_name, float_dtype
+from jaxop._validation import as_float, check_name, float_dtype
 from jaxop.domains.rules import EQUAL_WEIGHT_RULES, nodes_and_weights
 
 SPACES = ("L2", "H1")
 """Function spaces whose inner product a domain can compute."""
+
+# matrix units would round the factors of these sums to fewer bits than the values carry
+_contract = functools.partial(jnp.tensordot, axes=1, precision=jax.lax.Precision.HIGHEST)
+
+
+def accumulator(dtype: np.dtype) -> np.dtype:
+    """The dtype in which sums over nodes are accumulated: float32 or wider."""
+    return np.dtype(np.float32) if jnp.finfo(dtype).bits < 32 else dtype
 
 
 class Domain:
@@ -26,6 +36,9 @@ class Domain:
         points: nodes, shape (n, dim), in the units of the coordinates.
         weights: quadrature weights, shape (n,), non-negative, with Σ w_i = |D| in units of length^dim.
             A node of weight 0 (padding) takes part in no integral.
+
+    Arrays of a stack of domains (`stack`) carry a leading sample axis. Integrals accumulate in float32 at
+    least and return the dtype of the values.
 
     Example:
         >>> from jaxop import domains
@@ -48,9 +61,9 @@ class Domain:
         return self.weights.shape[-1]
 
     @property
-    def measure(self) -> Float[Array, ""]:
-        """|D| = Σ_i w_i."""
-        return jnp.sum(self.weights)
+    def measure(self) -> Float[Array, "*batch"]:
+        """|D| = Σ_i w_i; one number per sample for a stack of domains."""
+        return jnp.sum(self.weights, axis=-1)
 
     @property
     def is_batched(self) -> bool:
@@ -67,7 +80,7 @@ class Domain:
             The c integrals, in units of u times length^dim.
 
         Raises:
-            ValueError: if ``values`` does not have one row per node.
+            ValueError: if ``values`` does not have one row per node, or this is a stack of domains.
 
         Example:
             >>> from jaxop import domains
@@ -75,8 +88,9 @@ class Domain:
             >>> print(domain.integrate(domain.points**3).round(4))
             [0.25]
         """
-        self._check_rows(values, "values")
-        return self.weights.astype(values.dtype) @ values
+        values = self._samples(values, "values")
+        dtype = accumulator(values.dtype)
+        return _contract(self.weights.astype(dtype), values.astype(dtype)).astype(values.dtype)
 
     def inner(self, u: Float[Array, "n c"], v: Float[Array, "n c"], *, space: str = "L2") -> Float[Array, ""]:
         """⟨u, v⟩ = ∫ u·v dx for ``space="L2"``, plus ∫ ∇u : ∇v dx for ``space="H1"``; channels are summed.
@@ -93,8 +107,8 @@ class Domain:
             A scalar.
 
         Raises:
-            ValueError: if the shapes do not fit the nodes, ``space`` is unknown, or ``space="H1"`` is
-                asked of scattered nodes, which carry no notion of neighbour.
+            ValueError: if the shapes do not fit the nodes or each other, ``space`` is unknown, or
+                ``space="H1"`` is asked of nodes without neighbours: scattered ones, or a single one.
 
         Example:
             >>> import jax.numpy as jnp
@@ -105,13 +119,17 @@ class Domain:
             0.5 5.43
         """
         check_name(space, "space", SPACES)
-        self._check_rows(u, "u")
-        self._check_rows(v, "v")
+        u, v, dtype = self._pair(u, v)
         mass = jnp.sum(self.integrate(u * v))
-        return mass if space == "L2" else mass + self.dirichlet(u, v)
+        return (mass if space == "L2" else mass + self._energy(u, v)).astype(dtype)
 
     def dirichlet(self, u: Float[Array, "n c"], v: Float[Array, "n c"]) -> Float[Array, ""]:
         """∫ ∇u : ∇v dx, the H1 seminorm's inner product, summed over channels; see `inner`."""
+        u, v, dtype = self._pair(u, v)
+        return self._energy(u, v).astype(dtype)
+
+    def _energy(self, u: Float[Array, "n c"], v: Float[Array, "n c"]) -> Float[Array, ""]:
+        """`dirichlet` of checked arguments in the accumulator's dtype; kinds with neighbours override it."""
         raise ValueError(
             "the H1 inner product needs neighbouring nodes, but this domain holds scattered nodes: build it with "
             "interval, box, from_samples or triangle_mesh, or use space='L2'."
@@ -127,20 +145,38 @@ class Domain:
             >>> print(domain.norm(3 * jnp.ones((1024, 1))))
             3.0
         """
-        square = self.inner(u, u, space=space)
-        positive = square > 0
-        return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)
+        u = self._samples(u, "u")
+        wide = u.astype(accumulator(u.dtype))
+        square = self.inner(wide, wide, space=space)
+        vanishes = square <= 0  # False for NaN, which must stay one
+        return jnp.where(vanishes, 0, jnp.sqrt(jnp.where(vanishes, 1, square))).astype(u.dtype)
 
-    def _check_rows(self, values: Array, argument: str) -> None:
+    def _samples(self, values: Array, argument: str) -> Array:
+        """``values`` in floating point, one row per node, or a ``ValueError``."""
+        if self.is_batched:
+            raise ValueError(
+                "this domain is a stack of domains, one per sample; map over it: "
+                "jax.vmap(lambda domain, u: domain.integrate(u))(domains, values)."
+            )
+        values = as_float(values, argument)
         if values.ndim != 2 or values.shape[0] != self.size:
             raise ValueError(
                 f"{argument} must have shape (n, c) = ({self.size}, c) on this domain, got {values.shape}; "
                 "reshape a function on a grid to one row per node, and use jax.vmap for a batch."
             )
+        return values
+
+    def _pair(self, u: Array, v: Array) -> tuple[Array, Array, np.dtype]:
+        """Both arguments of an inner product in the accumulator's dtype, and the dtype of its result."""
+        u, v = self._samples(u, "u"), self._samples(v, "v")
+        if u.shape != v.shape:
+            raise ValueError(f"u and v must have the same channels, got shapes {u.shape} and {v.shape}.")
+        dtype = jnp.promote_types(u.dtype, v.dtype)
+        return u.astype(accumulator(dtype)), v.astype(accumulator(dtype)), dtype
 
 
 @register
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class PointCloud(Domain):
     """Scattered nodes with weights and no neighbours: integrals and L2, no derivatives.
 
@@ -154,7 +190,7 @@ class PointCloud(Domain):
 
 
 @register
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class TriangleMesh(Domain):
     """Vertices of a triangulated surface in 2 or 3 dimensions; a vertex weighs a third of its triangles.
 
@@ -168,20 +204,36 @@ class TriangleMesh(Domain):
     weights: Array
     faces: Array
 
-    def dirichlet(self, u: Float[Array, "n c"], v: Float[Array, "n c"]) -> Float[Array, ""]:
-        """∫ ∇u : ∇v dx of the piecewise linear interpolants, exact on every triangle."""
-        corners = self.points[self.faces]  # (f, 3, dim)
-        edges = jnp.stack(
-            [corners[:, 2] - corners[:, 1], corners[:, 0] - corners[:, 2], corners[:, 1] - corners[:, 0]], 1
-        )
-        gram = jnp.einsum("fad,fbd->fab", edges, edges)
-        area = jnp.sqrt(jnp.maximum(gram[:, 0, 0] * gram[:, 1, 1] - gram[:, 0, 1] ** 2, 0)) / 2
-        stiffness = gram / (4 * jnp.where(area > 0, area, jnp.inf))[:, None, None]
-        return jnp.einsum("fab,fac,fbc->", stiffness.astype(u.dtype), u[self.faces], v[self.faces])
+    def _energy(self, u: Float[Array, "n c"], v: Float[Array, "n c"]) -> Float[Array, ""]:
+        """Piecewise linear: |T| ∇u·∇v = (δ_a u b − δ_b u a)·(δ_a v b − δ_b v a) / 4|T|, edges a, b of T."""
+        first, second = (edge.astype(u.dtype) for edge in triangle_edges(self.points, self.faces))
+        area = triangle_areas(first, second)
+
+        def rotated_gradient(values: Array) -> Array:
+            corner, along_first, along_second = (values[self.faces[:, k], :, None] for k in range(3))
+            return (along_first - corner) * second[:, None, :] - (along_second - corner) * first[:, None, :]
+
+        product = jnp.sum(rotated_gradient(u) * rotated_gradient(v), axis=(1, 2))
+        return _contract(1 / (4 * jnp.where(area > 0, area, jnp.inf)), product)
+
+
+def triangle_edges(
+    points: Float[Array, "n dim"], faces: Int[Array, "f 3"]
+) -> tuple[Float[Array, "f dim"], Float[Array, "f dim"]]:
+    """The two edges of every triangle that leave its first corner."""
+    corner = points[faces[:, 0]]
+    return points[faces[:, 1]] - corner, points[faces[:, 2]] - corner
+
+
+def triangle_areas(first: Float[Array, "f dim"], second: Float[Array, "f dim"]) -> Float[Array, " f"]:
+    """½|a × b| of the edges a, b of every triangle; its gradient at a degenerate triangle is finite."""
+    a, b = (jnp.pad(edge, [(0, 0), (0, 3 - edge.shape[-1])]) for edge in (first, second))
+    normal = jnp.cross(a, b)
+    return jnp.hypot(jnp.hypot(normal[:, 0], normal[:, 1]), normal[:, 2]) / 2
 
 
 @functools.partial(register, static=("rule", "lower", "upper"))
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Axis:
     """One axis of a grid: its nodes, weights and the rule they come from.
 
@@ -244,11 +296,16 @@ def make_axis(n: int, lower: float, upper: float, rule: str) -> Axis:
     """Axis of n nodes on (lower, upper) under a named rule, in JAX's default floating dtype."""
     nodes, weights = nodes_and_weights(n, lower, upper, rule)
     dtype = float_dtype()
+    if (np.diff(nodes.astype(dtype)) <= 0).any():
+        raise ValueError(
+            f"lower={lower} and upper={upper} are too close for {n} distinct nodes in {dtype}; "
+            "subtract an origin, or enable x64."
+        )
     return Axis(jnp.asarray(nodes, dtype), jnp.asarray(weights, dtype), rule, float(lower), float(upper))
 
 
 @register
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Grid(Domain):
     """Tensor product of one-dimensional rules; nodes in row-major order, so a function reshapes to ``shape``.
 
@@ -265,14 +322,18 @@ class Grid(Domain):
     axes: tuple[Axis, ...]
 
     @property
-    def points(self) -> Float[Array, "n dim"]:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def points(self) -> Float[Array, "*batch n dim"]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """All nodes in row-major order, shape (n, dim)."""
+        if self.is_batched:
+            return jax.vmap(lambda grid: grid.points)(self)
         mesh = jnp.meshgrid(*(axis.nodes for axis in self.axes), indexing="ij")
         return jnp.stack(mesh, axis=-1).reshape(-1, self.dim)
 
     @property
-    def weights(self) -> Float[Array, " n"]:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def weights(self) -> Float[Array, "*batch n"]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Products of the axes' weights, shape (n,)."""
+        if self.is_batched:
+            return jax.vmap(lambda grid: grid.weights)(self)
         weights = self.axes[0].weights
         for axis in self.axes[1:]:
             weights = (weights[:, None] * axis.weights[None, :]).reshape(-1)
@@ -324,8 +385,8 @@ class Grid(Domain):
         """Whether this is a stack of grids, one per sample, to be mapped over (see `stack`)."""
         return self.axes[0].nodes.ndim == 2
 
-    def dirichlet(self, u: Float[Array, "n c"], v: Float[Array, "n c"]) -> Float[Array, ""]:
-        """∫ ∇u : ∇v dx by difference quotients between neighbours, each over the cell between them."""
+    def _energy(self, u: Float[Array, "n c"], v: Float[Array, "n c"]) -> Float[Array, ""]:
+        """Difference quotients between neighbours, each over the cell between them."""
         total = jnp.zeros((), u.dtype)
         u, v = u.reshape(*self.shape, -1), v.reshape(*self.shape, -1)
         for k, axis in enumerate(self.axes):
@@ -335,8 +396,8 @@ class Grid(Domain):
             # repeated nodes (padding) span a cell of length zero
             density = jnp.where(gaps > 0, cells / jnp.where(gaps > 0, gaps, 1) ** 2, 0)
             product = axis.differences(jnp.moveaxis(u, k, 0)) * axis.differences(jnp.moveaxis(v, k, 0))
-            energy = jnp.tensordot(density.astype(u.dtype), product, 1)
+            energy = _contract(density.astype(u.dtype), product)
             for other in self.axes[:k] + self.axes[k + 1 :]:
-                energy = jnp.tensordot(other.weights.astype(u.dtype), energy, 1)
+                energy = _contract(other.weights.astype(u.dtype), energy)
             total += jnp.sum(energy)
         return total

@@ -3,16 +3,18 @@
 import dataclasses
 import functools
 import math
+import operator
 from collections.abc import Sequence
 
 from jaxtyping import Array, Float
 
 from jaxop._pytree import register
 from jaxop.domains.domain import Axis, Grid
+from jaxop.domains.rules import EQUAL_WEIGHT_RULES
 
 
 @functools.partial(register, static=("patches",))
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Partition:
     """A grid cut into P = Π patches_k equal boxes of s nodes each; build it with `partition`.
 
@@ -37,12 +39,20 @@ class Partition:
     def split(self, values: Float[Array, "n c"]) -> Float[Array, "p s c"]:
         """R: samples on the grid, (n, c), to samples on every patch, (P, s, c), both in row-major order.
 
+        Raises:
+            ValueError: if ``values`` does not have one row per node of the grid.
+
         Example:
             >>> from jaxop import domains
             >>> cut = domains.partition(domains.box((4, 6), rule="midpoint"), (2, 3))
             >>> cut.split(cut.domain.points).shape
             (6, 4, 2)
         """
+        if values.ndim != 2 or values.shape[0] != self.domain.size:
+            raise ValueError(
+                f"values must have shape (n, c) = ({self.domain.size}, c), one row per node of the grid, got "
+                f"{values.shape}."
+            )
         dim = len(self.patches)
         interleaved = [size for pair in zip(self.patches, self.shape, strict=True) for size in pair]
         order = [*range(0, 2 * dim, 2), *range(1, 2 * dim, 2), 2 * dim]
@@ -53,7 +63,17 @@ class Partition:
         )
 
     def join(self, values: Float[Array, "p s c"]) -> Float[Array, "n c"]:
-        """Rᵀ: the inverse of `split`."""
+        """Rᵀ: the inverse of `split`.
+
+        Raises:
+            ValueError: if ``values`` does not have shape (P, s, c).
+        """
+        count, size = math.prod(self.patches), math.prod(self.shape)
+        if values.ndim != 3 or values.shape[:2] != (count, size):
+            raise ValueError(
+                f"values must have shape (patches, nodes, c) = ({count}, {size}, c), as split returns, got "
+                f"{values.shape}."
+            )
         dim = len(self.patches)
         order = [axis for k in range(dim) for axis in (k, dim + k)]
         return (
@@ -69,8 +89,9 @@ class Partition:
             index: position of the patch along each axis.
 
         Returns:
-            A `Grid` with the weights of the whole domain. On midpoint and periodic grids the patches are
-            translates of each other and each is a midpoint-type rule of its own box.
+            A `Grid` with the weights of the whole domain. Along a midpoint or periodic axis it follows the
+            midpoint rule on the cells of its own nodes; along others it holds given nodes, and the H1 inner
+            product leaves out the cells between one patch and the next.
 
         Raises:
             ValueError: if ``index`` lies outside the patches.
@@ -80,7 +101,15 @@ class Partition:
         axes = []
         for i, size, axis in zip(index, self.shape, self.domain.axes, strict=True):
             part = slice(i * size, (i + 1) * size)
-            axes.append(Axis(axis.nodes[part], axis.weights[part]))
+            nodes, weights = axis.nodes[part], axis.weights[part]
+            if axis.rule in EQUAL_WEIGHT_RULES:
+                start, end = axis.ends
+                spacing = (end - start) / axis.size
+                offset = start - (spacing / 2 if axis.rule == "periodic" else 0.0)
+                lower, upper = (offset + edge * spacing for edge in (part.start, part.stop))
+                axes.append(Axis(nodes, weights, "midpoint", lower, upper))
+            else:
+                axes.append(Axis(nodes, weights))
         return Grid(tuple(axes))
 
 
@@ -95,8 +124,9 @@ def partition(grid: Grid, patches: Sequence[int]) -> Partition:
         A `Partition` with `split`, `join`, the patches' weights and sub-domains.
 
     Raises:
-        TypeError: if ``grid`` is not a `Grid`.
-        ValueError: if the patches do not divide the grid; the message names the nearest valid counts.
+        TypeError: if ``grid`` is not a `Grid` or a count is not an integer.
+        ValueError: if the patches do not divide the grid (the message names the nearest valid counts), or
+            ``grid`` is a stack of grids.
 
     Example:
         >>> from jaxop import domains
@@ -106,7 +136,9 @@ def partition(grid: Grid, patches: Sequence[int]) -> Partition:
     """
     if not isinstance(grid, Grid):
         raise TypeError(f"patches need a grid (interval, box, from_samples), got {type(grid).__name__}.")
-    patches = tuple(int(p) for p in patches)
+    if grid.is_batched:
+        raise ValueError("grid is a stack of grids, one per sample; partition a single one, inside jax.vmap.")
+    patches = tuple(operator.index(p) for p in patches)
     if len(patches) != grid.dim:
         raise ValueError(f"patches must have {grid.dim} entries, one per axis of the grid, got {patches}.")
     for k, (n, p) in enumerate(zip(grid.shape, patches, strict=True)):

@@ -16,7 +16,7 @@ def nodes_and_weights(n: int, lower: float, upper: float, rule: str) -> tuple[np
     check_name(rule, "rule", RULES)
     smallest = 2 if rule == "trapezoid" else 1
     if n < smallest:
-        raise ValueError(f"n must be at least {smallest} for rule={rule!r}, got {n}.")
+        raise ValueError(f"rule={rule!r} needs n of at least {smallest} nodes along an axis, got {n}.")
     if not (np.isfinite(lower) and np.isfinite(upper) and lower < upper):
         raise ValueError(f"lower and upper must be finite with lower < upper, got lower={lower}, upper={upper}.")
     length = upper - lower
