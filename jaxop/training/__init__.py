@@ -1,0 +1,32 @@
+"""Training: losses as weighted norms, one compiled step, checkpoints that can be trusted, resumable runs."""
+
+from jaxop.training.checkpoint import Checkpoints as Checkpoints
+from jaxop.training.checkpoint import DamagedCheckpointError as DamagedCheckpointError
+from jaxop.training.config import LOSSES as LOSSES
+from jaxop.training.config import SCHEDULES as SCHEDULES
+from jaxop.training.config import TrainingConfig as TrainingConfig
+from jaxop.training.config import to_json as to_json
+from jaxop.training.evaluation import Errors as Errors
+from jaxop.training.evaluation import evaluate as evaluate
+from jaxop.training.evaluation import predict as predict
+from jaxop.training.figures import plot_errors as plot_errors
+from jaxop.training.figures import plot_learning_curves as plot_learning_curves
+from jaxop.training.figures import plot_predictions as plot_predictions
+from jaxop.training.figures import save_figure as save_figure
+from jaxop.training.loggers import JsonLines as JsonLines
+from jaxop.training.loggers import Logger as Logger
+from jaxop.training.loggers import Progress as Progress
+from jaxop.training.loggers import TensorBoard as TensorBoard
+from jaxop.training.loggers import WeightsAndBiases as WeightsAndBiases
+from jaxop.training.loggers import read_metrics as read_metrics
+from jaxop.training.loop import Result as Result
+from jaxop.training.loop import fit as fit
+from jaxop.training.losses import relative_norm as relative_norm
+from jaxop.training.losses import relative_norms as relative_norms
+from jaxop.training.run import Run as Run
+from jaxop.training.run import load_run as load_run
+from jaxop.training.state import TrainState as TrainState
+from jaxop.training.state import init_state as init_state
+from jaxop.training.state import learning_rate as learning_rate
+from jaxop.training.state import make_optimizer as make_optimizer
+from jaxop.training.step import make_step as make_step

@@ -1,0 +1,323 @@
+"""Checkpoints on disk: complete or absent, verified on load, never silently of another model."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import shutil
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+from orbax.checkpoint import v1 as orbax
+
+PyTree = TypeVar("PyTree")
+
+_MANIFEST = "manifest.json"
+_ARRAYS = "arrays"
+
+
+class DamagedCheckpointError(Exception):
+    """A checkpoint whose files are not the ones that were saved; the message names the first bad file."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of one run: ``step_00000200/`` and so on in one directory.
+
+    Each holds the arrays as Orbax writes them and a manifest: step, validation metrics, shape and dtype of
+    every leaf, and the SHA-256 of every file. A checkpoint is assembled under another name and renamed
+    when it is complete and flushed to disk, so a run killed at any moment leaves whole checkpoints only.
+    Loading compares every file with the manifest first: a truncated, altered or missing file is found
+    whatever its place. One process writes to a directory at a time; any number may read.
+
+    Attributes:
+        directory: where the steps live; made when the first one is saved.
+        keep_last: how many of the newest steps are kept.
+        best_metric: metric of which the step with the lowest value is kept as well; None keeps none.
+
+    Example:
+        >>> import tempfile
+        >>> import jax.numpy as jnp
+        >>> from jaxop import training
+        >>> checkpoints = training.Checkpoints(tempfile.mkdtemp(), keep_last=2, best_metric="error")
+        >>> for step, error in [(10, 0.3), (20, 0.1), (30, 0.2), (40, 0.4)]:
+        ...     checkpoints.save(step, {"w": jnp.full(3, step)}, metrics={"error": error})
+        >>> checkpoints.steps, checkpoints.best
+        ([20, 30, 40], 20)
+        >>> print(checkpoints.restore({"w": jnp.zeros(3, jnp.int32)}, step=20)["w"])
+        [20 20 20]
+    """
+
+    directory: str | os.PathLike[str]
+    keep_last: int = 2
+    best_metric: str | None = None
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps with a complete checkpoint, ascending."""
+        names = (path.name.removeprefix("step_") for path in Path(self.directory).glob("step_*") if path.is_dir())
+        return sorted(int(name) for name in names if name.isdigit())
+
+    @property
+    def latest(self) -> int | None:
+        """The newest step, or None."""
+        return max(self.steps, default=None)
+
+    @property
+    def best(self) -> int | None:
+        """The step of the lowest `best_metric`, the earlier one if equal, or None if no step has recorded it."""
+        scores: list[tuple[float, int]] = []
+        for step in self.steps:
+            with contextlib.suppress(DamagedCheckpointError):
+                metrics = self.manifest(step)["metrics"]
+                if self.best_metric in metrics:
+                    scores.append((metrics[self.best_metric], step))
+        return min(scores)[1] if scores else None
+
+    def path(self, step: int) -> Path:
+        """Directory of a step."""
+        return Path(self.directory) / f"step_{step:08d}"
+
+    def manifest(self, step: int) -> dict[str, Any]:
+        """What was recorded with a step: ``step``, ``seconds``, ``metrics``, ``leaves`` and ``files``.
+
+        Raises:
+            DamagedCheckpointError: if the manifest is missing or altered.
+        """
+        path = self.path(step) / _MANIFEST
+        try:
+            sealed = json.loads(path.read_bytes())
+            content = sealed["content"]
+            intact = sealed["sha256"] == _seal(content)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DamagedCheckpointError(f"{path} cannot be read: {error}") from error
+        if not intact:
+            raise DamagedCheckpointError(f"{path} is not what was saved: its checksum differs.")
+        return content
+
+    def save(self, step: int, state: Any, *, metrics: Mapping[str, float] | None = None, seconds: float = 0.0) -> None:
+        """Saves a state and deletes the steps that are neither among the last ones nor the best.
+
+        Args:
+            step: its step number; must be new.
+            state: any pytree of arrays, random keys included.
+            metrics: validation metrics at this step; those that are not finite are left out.
+            seconds: time spent training so far.
+
+        Raises:
+            FloatingPointError: if an array holds NaN or infinity: nothing is written.
+            FileExistsError: if the step is there already.
+
+        Cost: one copy of the state to disk, read back once for the checksums.
+        """
+        final = self.path(step)
+        if final.exists():
+            raise FileExistsError(f"{final} exists; a saved step is never overwritten.")
+        leaves = _named_leaves(state)
+        bad = first_nonfinite(leaves)
+        if bad is not None:
+            raise FloatingPointError(f"step {step} is not saved: {bad} holds NaN or infinity.")
+        root = Path(self.directory).resolve()
+        root.mkdir(parents=True, exist_ok=True)
+        for leftover in root.glob("step_*.tmp"):
+            shutil.rmtree(leftover)
+        scratch = root / f"{final.name}.tmp"
+        scratch.mkdir()
+        orbax.save(str(scratch / _ARRAYS), leaves)
+        content = {
+            "step": step,
+            "seconds": seconds,
+            "metrics": {name: value for name, value in (metrics or {}).items() if math.isfinite(value)},
+            "leaves": {name: _describe(leaf) for name, leaf in leaves.items()},
+            "files": {name: _flush_and_hash(scratch / name) for name in _files(scratch)},
+        }
+        manifest = scratch / _MANIFEST
+        manifest.write_text(json.dumps({"sha256": _seal(content), "content": content}, indent=1))
+        _flush_and_hash(manifest)
+        scratch.rename(final)
+        _flush_directory(root)
+        self._delete_superseded()
+
+    def restore(self, like: PyTree, *, step: int | None = None, parts: Sequence[str] | None = None) -> PyTree:
+        """The state saved at a step, with the structure, shapes, dtypes and shardings of ``like``.
+
+        Args:
+            like: pytree of arrays or `jax.ShapeDtypeStruct`, as the saved one except for the values.
+            step: which one; None means the newest.
+            parts: top-level fields that ``like`` consists of, when it is a part of what was saved; None: all.
+
+        Raises:
+            FileNotFoundError: if there is no such step.
+            DamagedCheckpointError: if a file is not what was saved.
+            ValueError: if a leaf is unknown to ``like``, missing in the checkpoint, or of another shape or
+                dtype; the message names the leaves.
+
+        Cost: the checkpoint is read twice, once for its checksums.
+        """
+        if step is None:
+            step = self.latest
+        if step is None or step not in self.steps:
+            raise FileNotFoundError(
+                f"no checkpoint{'' if step is None else f' of step {step}'} in {self.directory}; "
+                f"steps there: {self.steps or 'none'}."
+            )
+        manifest = self.verify(step)
+        wanted = _named_leaves(like)
+        saved = {
+            name: description
+            for name, description in manifest["leaves"].items()
+            if parts is None or name.split(".")[0] in parts
+        }
+        self._check_fit(step, saved, {name: _describe(leaf) for name, leaf in wanted.items()})
+        context = orbax.Context()
+        context.pytree.loading.partial_load = parts is not None
+        with context:
+            source = str(self.path(step).resolve() / _ARRAYS)
+            loaded = orbax.load(source, {name: _abstract(leaf) for name, leaf in wanted.items()})
+        return jax.tree.unflatten(jax.tree.structure(like), [loaded[name] for name in wanted])
+
+    def restore_latest(self, like: PyTree) -> tuple[int, PyTree]:
+        """The newest undamaged step and its state; damaged ones are named in a warning and set aside.
+
+        Setting aside means renaming to ``step_….damaged``: nothing is deleted.
+
+        Args:
+            like: as for `restore`.
+
+        Raises:
+            FileNotFoundError: if there is nothing to resume from, or nothing undamaged is left.
+            ValueError: as `restore`.
+        """
+        damaged = []
+        while (step := self.latest) is not None:
+            try:
+                return step, self.restore(like, step=step)
+            except DamagedCheckpointError as error:
+                aside = self._set_aside(step)
+                damaged.append(str(aside))
+                warnings.warn(
+                    f"checkpoint of step {step} is damaged: {error} It was set aside as {aside}; "
+                    "the previous checkpoint is tried.",
+                    UserWarning,
+                    stacklevel=2,
+                )
+        if damaged:
+            raise FileNotFoundError(f"no undamaged checkpoint in {self.directory}; set aside: {', '.join(damaged)}.")
+        raise FileNotFoundError(
+            f"nothing to resume from: {self.directory} holds no checkpoint. Check the path, or start without resume."
+        )
+
+    def verify(self, step: int) -> dict[str, Any]:
+        """The manifest of a step, after comparing every one of its files with it.
+
+        Raises:
+            DamagedCheckpointError: naming the first file that is missing, truncated or altered.
+        """
+        manifest, path = self.manifest(step), self.path(step)
+        for name, (size, checksum) in manifest["files"].items():
+            file = path / name
+            if not file.is_file():
+                raise DamagedCheckpointError(f"{file} is missing.")
+            if file.stat().st_size != size:
+                raise DamagedCheckpointError(f"{file} has {file.stat().st_size} bytes instead of {size}.")
+            if _hash(file) != checksum:
+                raise DamagedCheckpointError(f"{file} is not what was saved: its checksum differs.")
+        return manifest
+
+    def _check_fit(self, step: int, saved: Mapping[str, str], wanted: Mapping[str, str]) -> None:
+        faults = [
+            f"  {name}: missing in the checkpoint, expected {wanted[name]}" for name in wanted if name not in saved
+        ]
+        faults += [f"  {name}: unknown to this model, saved as {saved[name]}" for name in saved if name not in wanted]
+        faults += [
+            f"  {name}: saved as {saved[name]}, expected {wanted[name]}"
+            for name in wanted
+            if name in saved and saved[name] != wanted[name]
+        ]
+        if faults:
+            more = f"\n  and {len(faults) - 10} more" if len(faults) > 10 else ""
+            raise ValueError(
+                f"{self.path(step)} does not fit the model and optimiser it is restored to:\n"
+                + "\n".join(faults[:10])
+                + f"{more}\nBuild them from the config that the run was started with."
+            )
+
+    def _set_aside(self, step: int) -> Path:
+        path = self.path(step)
+        aside = path.with_name(f"{path.name}.damaged")
+        number = 1
+        while aside.exists():
+            number += 1
+            aside = path.with_name(f"{path.name}.damaged-{number}")
+        return path.rename(aside)
+
+    def _delete_superseded(self) -> None:
+        best = None if self.best_metric is None else self.best
+        for step in self.steps[: -self.keep_last]:
+            if step != best:
+                doomed = self.path(step).with_suffix(".tmp")  # out of sight in one go, then removed
+                self.path(step).rename(doomed)
+                shutil.rmtree(doomed)
+
+
+def leaf_names(tree: Any) -> list[str]:
+    """Dotted names of the leaves of a pytree, in its order: ``layers.0.kernel``."""
+    paths = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths]
+
+
+def first_nonfinite(leaves: Mapping[str, Any]) -> str | None:
+    """Name of the first floating-point array that holds NaN or infinity, or None."""
+    for name, leaf in leaves.items():
+        if jnp.issubdtype(leaf.dtype, jnp.inexact) and not np.isfinite(np.asarray(leaf)).all():
+            return name
+    return None
+
+
+def _named_leaves(tree: Any) -> dict[str, Any]:
+    return dict(zip(leaf_names(tree), jax.tree.leaves(tree), strict=True))
+
+
+def _describe(leaf: Array | jax.ShapeDtypeStruct) -> str:
+    return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+
+
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _seal(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _files(directory: Path) -> list[str]:
+    return sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
+
+
+def _hash(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _flush_and_hash(file: Path) -> list[Any]:
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())
+        checksum = hashlib.file_digest(stream, "sha256").hexdigest()
+        return [stream.tell(), checksum]
+
+
+def _flush_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,213 @@
+"""The settings of a training run, checked when built, and their JSON form."""
+
+import dataclasses
+import json
+import math
+import numbers
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxop._validation import check_name, closest
+
+SCHEDULES = ("cosine", "constant")
+"""Courses of the learning rate after the warm-up."""
+
+LOSSES = {"l2": "L2", "h1": "H1"}
+"""Training losses: the mean over the batch of the relative norm in this space."""
+
+_MAY_CHANGE = ("eval_every", "checkpoint_every", "keep_last", "time_limit_s")
+"""Fields of a run that may differ when it is resumed: none of them moves a parameter."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """Everything about a training run but the operator and the data.
+
+    The learning rate at step t of T, with W warm-up steps, is η (t+1)/W for t < W and then
+    η_end + (η − η_end)·½(1 + cos π(t−W)/(T−W)), or η throughout for ``schedule="constant"``. It follows
+    the steps also under a time limit, so that a run cut short has taken the same steps as a longer one.
+
+    Attributes:
+        steps: optimiser steps T of the whole run.
+        batch_size: samples per optimiser step.
+        accumulate: micro-batches that a batch is split into, to save memory; must divide ``batch_size``.
+            The gradient is that of the whole batch.
+        learning_rate: peak learning rate η.
+        warmup_steps: W, steps of linear warm-up.
+        schedule: "cosine" or "constant", one of `SCHEDULES`.
+        final_learning_rate: η_end, where the cosine ends.
+        weight_decay: decoupled decay rate of AdamW, on matrices only (see `make_optimizer`).
+        clip_norm: largest global norm of a gradient, longer ones are shortened to it; 0 switches it off.
+        ema_decay: β of the moving average of the parameters that evaluations use; 0 switches it off.
+        loss: "l2" or "h1": mean relative error in that norm, over the batch.
+        eval_every: steps between evaluations.
+        checkpoint_every: steps between checkpoints.
+        keep_last: checkpoints kept besides the best one.
+        seed: of the data order and of every random number drawn in a step, 0 ≤ seed < 2³².
+        time_limit_s: seconds of training after which the run stops and saves, over all resumptions,
+            without compilation, evaluation and saving; None for no limit. For comparisons at equal time.
+
+    Raises:
+        ValueError: for values that no run could use, naming field, value and remedy.
+
+    Example:
+        >>> from jaxop import training
+        >>> training.TrainingConfig(steps=100, batch_size=8, loss="h1").schedule
+        'cosine'
+        >>> training.TrainingConfig(steps=100, batch_size=8, schedule="cosin")
+        Traceback (most recent call last):
+        ValueError: schedule='cosin' is unknown: did you mean 'cosine'?
+    """
+
+    steps: int = 1000
+    batch_size: int = 16
+    accumulate: int = 1
+    learning_rate: float = 1e-3
+    warmup_steps: int = 0
+    schedule: str = "cosine"
+    final_learning_rate: float = 0.0
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    ema_decay: float = 0.0
+    loss: str = "l2"
+    eval_every: int = 200
+    checkpoint_every: int = 200
+    keep_last: int = 2
+    seed: int = 0
+    time_limit_s: float | None = None
+
+    def __post_init__(self):
+        counts = ("steps", "batch_size", "accumulate", "eval_every", "checkpoint_every", "keep_last")
+        for name in (*counts, "warmup_steps", "seed"):
+            self._check(name, isinstance(getattr(self, name), numbers.Integral), "must be an integer")
+        for name in counts:
+            self._check(name, getattr(self, name) >= 1, "must be at least 1")
+        check_name(self.schedule, "schedule", SCHEDULES)
+        check_name(self.loss, "loss", LOSSES)
+        for name in ("learning_rate", "final_learning_rate", "weight_decay", "clip_norm"):
+            value = getattr(self, name)
+            self._check(name, math.isfinite(value) and value >= 0, "must be finite and not negative")
+        self._check("learning_rate", self.learning_rate > 0, "must be positive")
+        self._check(
+            "batch_size",
+            self.batch_size % self.accumulate == 0,
+            f"must be a multiple of accumulate={self.accumulate}; the nearest are "
+            f"{max(self.batch_size // self.accumulate, 1) * self.accumulate} and "
+            f"{(self.batch_size // self.accumulate + 1) * self.accumulate}",
+        )
+        self._check("warmup_steps", 0 <= self.warmup_steps <= self.steps, f"must lie between 0 and steps={self.steps}")
+        self._check(
+            "final_learning_rate",
+            self.final_learning_rate <= self.learning_rate,
+            f"must not exceed learning_rate={self.learning_rate}",
+        )
+        self._check("ema_decay", 0 <= self.ema_decay < 1, "must lie in [0, 1)")
+        self._check("seed", 0 <= self.seed < 2**32, "must lie in [0, 2^32)")
+        if self.time_limit_s is not None:
+            self._check("time_limit_s", self.time_limit_s > 0, "must be positive, or None for no limit")
+
+    def _check(self, name: str, valid: bool, rule: str) -> None:
+        if not valid:
+            raise ValueError(f"{name}={getattr(self, name)!r} {rule}.")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "TrainingConfig":
+        """The config with these fields, the others at their defaults.
+
+        Args:
+            values: field names and values, as in the ``"training"`` entry of a run's ``config.json``.
+
+        Raises:
+            ValueError: for an unknown field (the message names the closest ones) or an impossible value.
+
+        Example:
+            >>> from jaxop import training
+            >>> training.TrainingConfig.from_dict({"stepps": 10})
+            Traceback (most recent call last):
+            ValueError: training has no field 'stepps': did you mean 'steps' or 'warmup_steps'?
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in values:
+            if name not in known:
+                raise ValueError(f"training has no field {name!r}: {closest(name, known)}")
+        return cls(**values)
+
+
+def to_json(value: Any, *, name: str = "settings") -> Any:
+    """``value`` in terms of dicts, lists, strings, numbers and None, as ``json`` gives them back.
+
+    Args:
+        value: nested dataclasses, mappings, sequences, paths, dtypes and scalars.
+        name: what to call it in an error.
+
+    Returns:
+        The same with dataclasses as dicts, sequences as lists, paths and dtypes as strings.
+
+    Raises:
+        TypeError: for a value without JSON form; the message says where it sits.
+
+    Example:
+        >>> from jaxop import training
+        >>> training.to_json({"shape": (2, 3), "training": training.TrainingConfig(seed=7)})["shape"]
+        [2, 3]
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item, name=f"{name}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(item, name=f"{name}[{i}]") for i, item in enumerate(value)]
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        return to_json(value.tolist(), name=name)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, np.dtype) or isinstance(getattr(value, "dtype", None), np.dtype):  # also jnp.float32 itself
+        return np.dtype(value).name
+    if value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    raise TypeError(
+        f"{name}={value!r} has no JSON form; give numbers, strings, dataclasses, or lists or dicts of them."
+    )
+
+
+def check_same_settings(saved: Mapping[str, Any], current: Mapping[str, Any], source: str) -> None:
+    """Raises ``ValueError`` listing every field in which a run's saved settings differ from the current ones.
+
+    Fields of `TrainingConfig` that move no parameter may differ: how often to evaluate and to save, how many
+    checkpoints to keep, and the time limit.
+
+    Args:
+        saved: settings as JSON, as the run was started with.
+        current: settings as JSON, as it is to be resumed with.
+        source: file of the saved ones, for the message.
+
+    Raises:
+        ValueError: if they differ.
+    """
+    old, new = _flatten(saved), _flatten(current)
+    free = {f"training.{name}" for name in _MAY_CHANGE}
+    names = [name for name in sorted(old.keys() | new.keys()) if old.get(name, ...) != new.get(name, ...)]
+    differences = [
+        f"  {name}: {json.dumps(old[name]) if name in old else 'absent'} -> "
+        f"{json.dumps(new[name]) if name in new else 'absent'}"
+        for name in names
+        if name not in free
+    ]
+    if differences:
+        raise ValueError(
+            f"the run was started with other settings ({source} -> now):\n" + "\n".join(differences) + "\n"
+            "Resume with the settings it was started with, or start a new run in another directory."
+        )
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, Mapping) and value:
+        items: dict[str, Any] = {}
+        for key, item in value.items():
+            items |= _flatten(item, f"{prefix}.{key}" if prefix else str(key))
+        return items
+    return {prefix: value}

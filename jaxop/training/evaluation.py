@@ -1,0 +1,138 @@
+"""Errors and predictions of a model over a set of samples, on whatever grid the set lives."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from jaxop.data import Batch, Samples
+from jaxop.domains import SPACES, Domain
+from jaxop.training.losses import relative_norms
+from jaxop.training.state import Tree, split_model
+
+
+@dataclasses.dataclass(frozen=True)
+class Errors:
+    """Relative errors of every sample of a set.
+
+    Attributes:
+        l2: relative L2 errors, shape (N,).
+        h1: relative H1 errors, shape (N,); None on scattered nodes, which know no derivatives.
+    """
+
+    l2: Float[np.ndarray, " n"]
+    h1: Float[np.ndarray, " n"] | None
+
+
+def evaluate(model: nnx.Module, samples: Samples, *, batch_size: int = 16) -> Errors:
+    """‖f(u_i) − y_i‖ / ‖y_i‖ in L2 and H1 for every sample, in the units the model returns.
+
+    A model wrapped in `jaxop.operators.Standardized` returns physical units, so the errors are those
+    of the physical fields.
+
+    Args:
+        model: an operator; it runs in evaluation mode and is left as it was.
+        samples: inputs and targets, on one domain or one per sample, not necessarily those of training.
+        batch_size: samples per call. The last batch is filled up with copies, so that one program
+            serves the whole set; later calls with a model and samples of the same shapes reuse it.
+
+    Returns:
+        `Errors` with one entry per sample.
+
+    Raises:
+        ValueError: if ``batch_size`` is not positive, or prediction and target differ in shape.
+
+    Cost: one forward pass per sample; the predictions do not leave the device.
+
+    Example:
+        >>> import numpy as np
+        >>> from flax import nnx
+        >>> from jaxop import data, domains, training
+        >>> class Double(nnx.Module):
+        ...     def __call__(self, values, domain, *, at=None, initial=None):
+        ...         return 2 * values
+        >>> u = np.ones((5, 9, 1), np.float32)
+        >>> errors = training.evaluate(Double(), data.Samples(u, 4 * u, domains.interval(9)), batch_size=2)
+        >>> errors.l2
+        array([0.5, 0.5, 0.5, 0.5, 0.5], dtype=float32)
+    """
+    graphdef, params, other = split_model(model, train=False)
+    spaces = _spaces(samples.target_domain)
+    columns = [_errors(graphdef, spaces, params, other, batch) for batch in _batches(samples, batch_size)]
+    l2, *h1 = (np.concatenate(column)[: len(samples)] for column in zip(*jax.device_get(columns), strict=True))
+    return Errors(l2, h1[0] if h1 else None)
+
+
+def predict(model: nnx.Module, samples: Samples, *, batch_size: int = 16) -> Float[np.ndarray, "s k c"]:
+    """The model's outputs f(u_i) for every sample, in evaluation mode.
+
+    Args:
+        model: an operator.
+        samples: as for `evaluate`; `jaxop.data.Samples.take` selects some.
+        batch_size: samples per call, see `evaluate`.
+
+    Returns:
+        Shape (N, k, c), in host memory.
+
+    Raises:
+        ValueError: if ``batch_size`` is not positive.
+
+    Example:
+        >>> import numpy as np
+        >>> from flax import nnx
+        >>> from jaxop import data, domains, training
+        >>> class Double(nnx.Module):
+        ...     def __call__(self, values, domain, *, at=None, initial=None):
+        ...         return 2 * values
+        >>> u = np.ones((5, 9, 1), np.float32)
+        >>> training.predict(Double(), data.Samples(u, u, domains.interval(9)), batch_size=2).shape
+        (5, 9, 1)
+    """
+    graphdef, params, other = split_model(model, train=False)
+    outputs = [np.asarray(_outputs(graphdef, params, other, batch)) for batch in _batches(samples, batch_size)]
+    return np.concatenate(outputs)[: len(samples)]
+
+
+def trace_errors(model: nnx.Module, samples: Samples, *, batch_size: int) -> None:
+    """Traces what `evaluate` will run on these samples, so that a model that cannot run there says so now."""
+    graphdef, params, other = split_model(model, train=False)
+    batch = next(_batches(samples, batch_size))
+    _errors.eval_shape(graphdef, _spaces(samples.target_domain), params, other, batch)
+
+
+def _batches(samples: Samples, batch_size: int) -> Iterator[Batch]:
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    size = min(batch_size, len(samples))
+    for start in range(0, len(samples), size):
+        yield samples[np.minimum(np.arange(start, start + size), len(samples) - 1)]
+
+
+def _spaces(domain: Domain) -> tuple[str, ...]:
+    """The spaces whose norm the domain can compute: H1 is refused where nodes have no neighbours."""
+    count = jax.tree.leaves(domain)[0].shape[0] if domain.is_batched else 1
+    values = jax.ShapeDtypeStruct((count, domain.size, 1), np.float32)
+    try:
+        jax.eval_shape(functools.partial(relative_norms, space="H1"), values, values, domain)
+    except ValueError:
+        return ("L2",)
+    return SPACES
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _outputs(graphdef: nnx.GraphDef, params: Tree, other: Tree, batch: Batch) -> Array:
+    model: Any = nnx.merge(graphdef, params, other)
+    return model(batch.inputs, batch.domain, at=batch.at, initial=batch.initial)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _errors(
+    graphdef: nnx.GraphDef, spaces: tuple[str, ...], params: Tree, other: Tree, batch: Batch
+) -> tuple[Array, ...]:
+    outputs = _outputs(graphdef, params, other, batch)
+    return tuple(relative_norms(outputs, batch.targets, batch.target_domain, space=space) for space in spaces)

@@ -1,0 +1,230 @@
+"""Where metrics go: JSON lines always; a progress display, TensorBoard and Weights & Biases if wanted."""
+
+import contextlib
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, TextIO, runtime_checkable
+
+METRICS_FILE = "metrics.jsonl"
+"""Name of the metrics file in a run directory."""
+
+
+@runtime_checkable
+class Logger(Protocol):
+    """A destination of metrics; `fit` calls the three methods in this order."""
+
+    def start(self, run_dir: Path, settings: Mapping[str, Any], step: int) -> None:
+        """Opens the destination for a run that continues after ``step`` (0 for a new one).
+
+        Whatever it holds of later steps belongs to work that was lost and will be repeated.
+        """
+        ...
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Records the metrics of a step: those of training, or those of a validation set."""
+        ...
+
+    def close(self) -> None:
+        """Closes the destination."""
+        ...
+
+
+class JsonLines:
+    """One JSON object per row in ``metrics.jsonl``: ``{"step": 3, "loss": 0.21, ...}``.
+
+    Every row reaches the operating system before the next step begins, and a resumed run first drops the
+    rows after the step it resumes from, so that no row is lost or doubled however a run ends. A value that
+    is not finite becomes null.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from jaxop import training
+        >>> run = pathlib.Path(tempfile.mkdtemp())
+        >>> for first in (0, 1):  # killed after step 2, resumed after step 1
+        ...     logger = training.JsonLines()
+        ...     logger.start(run, {}, first)
+        ...     for step in (first + 1, first + 2):
+        ...         logger.log(step, {"loss": 1 / step})
+        ...     logger.close()
+        >>> [row["step"] for row in training.read_metrics(run)]
+        [1, 2, 3]
+    """
+
+    _file: TextIO
+
+    def start(self, run_dir: Path, settings: Mapping[str, Any], step: int) -> None:
+        """Drops the rows after ``step`` and opens the file to append."""
+        path = run_dir / METRICS_FILE
+        kept = [row for row in read_metrics(run_dir) if row["step"] <= step]
+        scratch = path.with_suffix(".tmp")
+        scratch.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        os.replace(scratch, path)
+        self._file = path.open("a")
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Appends a row."""
+        row = {"step": step} | {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+def read_metrics(run_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The rows of a run's ``metrics.jsonl``; a line cut off by a crash is left out.
+
+    Args:
+        run_dir: the run directory; without a metrics file there are no rows.
+
+    Returns:
+        One dict per row, each with the key ``"step"``.
+    """
+    path = Path(run_dir) / METRICS_FILE
+    rows = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows
+
+
+class Progress:
+    """Loss, steps per second and time left: a rich bar on a terminal, plain lines elsewhere.
+
+    Args:
+        interval_s: least time between two plain lines.
+    """
+
+    def __init__(self, *, interval_s: float = 10.0):
+        self._interval = interval_s
+        self._bar: Any = None
+
+    def start(self, run_dir: Path, settings: Mapping[str, Any], step: int) -> None:
+        """Opens the display."""
+        self._total = settings["training"]["steps"]
+        self._first: tuple[int, float] | None = None
+        self._printed = -math.inf
+        try:
+            from rich import progress
+        except ImportError:
+            return
+        columns = (
+            progress.TextColumn("step"),
+            progress.MofNCompleteColumn(),
+            progress.BarColumn(),
+            progress.TextColumn("{task.fields[status]}"),
+            progress.TimeRemainingColumn(),
+        )
+        bar = progress.Progress(*columns, refresh_per_second=4)
+        if bar.console.is_terminal or bar.console.is_jupyter:
+            self._bar = bar
+            self._task = bar.add_task("", total=self._total, completed=step, status="")
+            bar.start()
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Updates the display; validation metrics get a line of their own."""
+        if "loss" not in metrics:
+            self._print(f"step {step}  " + "  ".join(f"{name} {value:.3e}" for name, value in metrics.items()))
+            return
+        now = time.monotonic()
+        status, left = f"loss {metrics['loss']:.3e}", ""
+        if self._first is None:  # the time before contains the compilation
+            self._first = step, now
+        else:
+            rate = (step - self._first[0]) / max(now - self._first[1], 1e-9)
+            status += f"  {rate:.3g} steps/s"
+            left = f"  {_clock(round((self._total - step) / rate))} left"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, status=status)
+        elif now - self._printed >= self._interval:
+            self._printed = now
+            self._print(f"step {step}/{self._total}  {status}{left}")
+
+    def close(self) -> None:
+        """Leaves the last state on the screen."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _print(self, line: str) -> None:
+        if self._bar is not None:
+            self._bar.console.print(line, highlight=False)
+        else:
+            sys.stdout.write(line + "\n")
+            sys.stdout.flush()
+
+
+def _clock(seconds: int) -> str:
+    return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+
+
+class TensorBoard:
+    """Scalars for TensorBoard in ``tensorboard/`` of the run directory, through tensorboardX."""
+
+    def start(self, run_dir: Path, settings: Mapping[str, Any], step: int) -> None:
+        """Opens the event file; events after ``step`` are purged from the display.
+
+        Raises:
+            ImportError: without tensorboardX.
+        """
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError as error:
+            raise ImportError("TensorBoard needs tensorboardX: pip install 'jaxop[loggers]'.") from error
+        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else None)
+        self._writer.add_text("config", f"```json\n{json.dumps(dict(settings), indent=2)}\n```", step)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Adds one scalar per metric."""
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flushes and closes the event file."""
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """Metrics and config for Weights & Biases; a resumed run continues the online run of the same directory.
+
+    Args:
+        project: name of the project.
+    """
+
+    def __init__(self, project: str):
+        self._project = project
+
+    def start(self, run_dir: Path, settings: Mapping[str, Any], step: int) -> None:
+        """Starts or continues the online run, whose id is kept in ``wandb_id`` of the run directory.
+
+        Raises:
+            ImportError: without wandb.
+        """
+        try:
+            import wandb
+        except ImportError as error:
+            raise ImportError("WeightsAndBiases needs wandb: pip install 'jaxop[loggers]'.") from error
+        id_file = run_dir / "wandb_id"
+        known = id_file.read_text() if step and id_file.is_file() else None
+        self._run = wandb.init(
+            project=self._project,
+            name=run_dir.name,
+            dir=str(run_dir),
+            config=dict(settings),
+            id=known,
+            resume="must" if known else None,
+        )
+        id_file.write_text(self._run.id)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Sends the metrics; the service itself ignores steps it has already seen."""
+        self._run.log(dict(metrics), step=step)
+
+    def close(self) -> None:
+        """Finishes the online run."""
+        self._run.finish()

@@ -1,0 +1,342 @@
+"""The training loop: resumable at any step, evaluated on the way, stopped cleanly."""
+
+import collections
+import contextlib
+import dataclasses
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import jax
+import numpy as np
+from flax import nnx
+
+from jaxop.data import Batch, Samples, batch_indices
+from jaxop.training.checkpoint import Checkpoints, first_nonfinite, leaf_names
+from jaxop.training.config import TrainingConfig, check_same_settings, to_json
+from jaxop.training.evaluation import evaluate, trace_errors
+from jaxop.training.loggers import JsonLines, Logger, Progress
+from jaxop.training.run import error_name, open_checkpoints, read_settings, record_versions, write_settings
+from jaxop.training.state import TrainState, init_state, make_optimizer, split_model
+from jaxop.training.step import make_step
+
+Model = TypeVar("Model", bound=nnx.Module)
+
+_PREFETCH = 2  # batches prepared ahead
+
+
+@dataclasses.dataclass(frozen=True)
+class Result(Generic[Model]):
+    """What a call of `fit` ends with.
+
+    Attributes:
+        model: a copy of the model in evaluation mode, with the averaged parameters if the run keeps them,
+            else the last ones. The best ones: `jaxop.training.load_run` and `Run.restore`.
+        state: the last training state.
+        stopped: "completed", "time limit" or "terminated" (SIGTERM).
+        seconds: time spent in training steps over all resumptions.
+        errors: mean relative errors of the last evaluation, "NAME/l2" and "NAME/h1"; empty if there was none.
+    """
+
+    model: Model
+    state: TrainState
+    stopped: str
+    seconds: float
+    errors: dict[str, float]
+
+
+def fit(
+    model: Model,
+    train: Samples,
+    valid: Mapping[str, Samples],
+    config: TrainingConfig,
+    *,
+    run_dir: str | os.PathLike[str],
+    settings: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    loggers: Sequence[Logger] = (),
+    progress: bool = True,
+) -> Result[Model]:
+    """Minimises the mean relative error over ``train`` in ``config.steps`` steps of AdamW.
+
+    The run directory then holds ``config.json``, ``versions.json``, ``metrics.jsonl`` (every step and
+    every evaluation), ``checkpoints/`` (the last ones and the best by the first validation set, in the norm
+    of the loss) and an empty ``figures/``. A run that is killed at any moment and resumed ends with the
+    parameters of the uninterrupted run, bit for bit on one kind of machine: batches and random numbers are
+    functions of (seed, step), and a checkpoint holds all the rest. SIGTERM lets the step finish, saves
+    and returns.
+
+    Args:
+        model: an operator, called as ``model(inputs, domain, at=at, initial=initial)``; left as it was.
+        train: training samples.
+        valid: validation sets by name, on any grids; they may be empty.
+        config: see `TrainingConfig`.
+        run_dir: directory of the run; a new run needs one without checkpoints.
+        settings: what else describes the run (operator config, data): dataclasses, numbers, strings, or dicts
+            and lists of them. Kept in ``config.json`` and compared when the run is resumed.
+        resume: whether to continue the run in ``run_dir`` from its newest undamaged checkpoint.
+        loggers: destinations of the metrics besides ``metrics.jsonl``.
+        progress: whether to display progress.
+
+    Returns:
+        A `Result`.
+
+    Raises:
+        ValueError: for samples that do not fit each other or the config, settings that differ from those of
+            the run to resume (every differing field is named), or a model that does not fit its checkpoint.
+        FileNotFoundError: if there is nothing to resume.
+        FileExistsError: if a new run would overwrite another.
+        FloatingPointError: at the first step whose loss or gradient is not finite; the message names the
+            step, the samples of its batch and the first bad array. No such state is saved.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from flax import nnx
+        >>> from jaxop import data, domains, training
+        >>> class Pointwise(nnx.Linear):
+        ...     def __call__(self, values, domain, *, at=None, initial=None):
+        ...         return super().__call__(values)
+        >>> u = np.random.default_rng(0).normal(size=(32, 9, 1)).astype(np.float32)
+        >>> samples = data.Samples(u, 3 * u, domains.interval(9))
+        >>> config = training.TrainingConfig(steps=60, batch_size=8, learning_rate=0.2)
+        >>> model = Pointwise(1, 1, rngs=nnx.Rngs(0))
+        >>> result = training.fit(
+        ...     model, samples, {"same": samples}, config, run_dir=tempfile.mkdtemp(), progress=False
+        ... )
+        >>> result.stopped, result.errors["same/l2"] < 0.05
+        ('completed', True)
+    """
+    _check_samples(train, valid, config)
+    directory = Path(run_dir)
+    extra = to_json(settings or {})
+    if reserved := {"training", "valid"} & extra.keys():
+        raise ValueError(f"settings must not use the names {sorted(reserved)}: fit fills them in itself.")
+    described = {"training": to_json(config), "valid": list(valid), **extra}
+    checkpoints = open_checkpoints(directory, config, list(valid))
+    optimizer = make_optimizer(config)
+    graphdef, state = init_state(model, optimizer, config)
+    start, seconds, errors = 0, 0.0, {}
+    if resume:
+        if checkpoints.latest is not None:
+            check_same_settings(read_settings(directory), described, str(directory / "config.json"))
+        start, state = checkpoints.restore_latest(state)
+        seconds, errors = (checkpoints.manifest(start)[name] for name in ("seconds", "metrics"))
+    elif checkpoints.latest is not None:
+        raise FileExistsError(
+            f"{directory} already holds a run, saved up to step {checkpoints.latest}; "
+            "resume it, or give another run_dir."
+        )
+    outputs: list[Logger] = [JsonLines(), *([Progress()] if progress else []), *loggers]
+    training = _Training(model, train, valid, config, checkpoints, outputs, errors)
+    step = training.trace(make_step(graphdef, optimizer, config), state)
+
+    (directory / "figures").mkdir(parents=True, exist_ok=True)
+    write_settings(directory, described)
+    record_versions(directory, start, resume=resume)
+    with contextlib.ExitStack() as stack:
+        for output in outputs:
+            output.start(directory, described, start)
+            stack.callback(output.close)
+        return training.run(step, start, state, seconds)
+
+
+@dataclasses.dataclass
+class _Training(Generic[Model]):
+    """One call of `fit`, past its checks."""
+
+    model: Model
+    train: Samples
+    valid: Mapping[str, Samples]
+    config: TrainingConfig
+    checkpoints: Checkpoints
+    outputs: Sequence[Logger]
+    errors: dict[str, float]
+
+    def trace(self, step: Any, state: TrainState) -> jax.stages.Lowered:
+        """The step ready to compile; a model that cannot run on some samples fails here, with nothing written."""
+        for name, samples in self.valid.items():
+            with _noted(f"on valid[{name!r}]"):
+                trace_errors(self.model, samples, batch_size=self.config.batch_size)
+        with _noted("on the training samples"):
+            return step.lower(state, self._load(0))
+
+    def run(self, lowered: jax.stages.Lowered, start: int, state: TrainState, seconds: float) -> Result[Model]:
+        config, stopped = self.config, "completed"
+        limit = config.time_limit_s or float("inf")
+        if self.checkpoints.latest is None:  # a run killed early can be resumed, and a full disk shows now
+            self.checkpoints.save(0, state)
+        ahead = range(start, config.steps)
+        if ahead and seconds > limit:
+            ahead, stopped = ahead[:0], "time limit"
+        step_fn: Any = lowered.compile() if ahead else None
+        with _sigterm() as terminated, _prefetched(self._load, ahead) as batches:
+            clock = _Clock(seconds)
+            unreported: tuple[int, Batch, dict[str, Any]] | None = None
+            for step, batch in enumerate(batches, start=start + 1):
+                state, metrics = step_fn(state, batch)
+                if unreported:  # while the device works on this step
+                    self._report(*unreported, clock.seconds)
+                unreported = step, batch, metrics
+                if terminated():
+                    stopped = "terminated"
+                elif clock.seconds > limit and step < config.steps:
+                    stopped = "time limit"
+                last = step == config.steps or stopped != "completed"
+                evaluated = (last and stopped != "terminated") or step % config.eval_every == 0
+                if not (last or evaluated or step % config.checkpoint_every == 0):
+                    continue
+                self._report(*unreported, clock.seconds)
+                unreported = None
+                with clock.paused():
+                    errors = self._evaluate(step, state) if evaluated else {}
+                    if last or step % config.checkpoint_every == 0 or self._improves(errors):
+                        self.checkpoints.save(step, state, metrics=errors, seconds=clock.seconds)
+                if last:
+                    break
+            return Result(self._current_model(state), state, stopped, clock.seconds, self.errors)
+
+    def _load(self, step: int) -> Batch:
+        indices = batch_indices(len(self.train), self.config.batch_size, seed=self.config.seed, step=step)
+        return jax.device_put(self.train[indices])
+
+    def _report(self, step: int, batch: Batch, metrics: Mapping[str, Any], seconds: float) -> None:
+        values = {name: value.item() for name, value in jax.device_get(metrics).items()}
+        if not values.pop("finite"):
+            raise FloatingPointError(self._diagnose(step, batch, values))
+        del values["culprit"]
+        self._log(step, values | {"seconds": seconds})
+
+    def _diagnose(self, step: int, batch: Batch, values: Mapping[str, Any]) -> str:
+        arrays = {"inputs": batch.inputs, "targets": batch.targets, "initial": batch.initial}
+        bad = first_nonfinite({f"batch.{name}": array for name, array in arrays.items() if array is not None})
+        if bad is None and values["culprit"] >= 0:
+            params = leaf_names(split_model(self.model, train=True)[1])
+            bad = f"the gradient of {params[values['culprit']]}"
+        return (
+            f"step {step}: the loss is {values['loss']} and the gradient norm {values['grad_norm']}, on samples "
+            f"{np.asarray(batch.index).tolist()}; first array that is not finite: {bad or 'the loss'}. "
+            f"The state was not saved; the last checkpoint is that of step {self.checkpoints.latest}. "
+            "Look at these samples, or start again with a smaller learning rate or a longer warm-up."
+        )
+
+    def _evaluate(self, step: int, state: TrainState) -> dict[str, float]:
+        model, errors = self._current_model(state), {}
+        for name, samples in self.valid.items():
+            result = evaluate(model, samples, batch_size=self.config.batch_size)
+            errors[error_name(name, "L2")] = float(np.mean(result.l2, dtype=np.float64))
+            if result.h1 is not None:
+                errors[error_name(name, "H1")] = float(np.mean(result.h1, dtype=np.float64))
+        if errors:
+            self.errors = errors
+            self._log(step, errors)
+        return errors
+
+    def _improves(self, errors: Mapping[str, float]) -> bool:
+        metric, best = self.checkpoints.best_metric, self.checkpoints.best
+        if metric is None or metric not in errors:
+            return False
+        return best is None or errors[metric] < self.checkpoints.manifest(best)["metrics"][metric]
+
+    def _current_model(self, state: TrainState) -> Model:
+        graphdef, _, _ = split_model(self.model, train=False)
+        return nnx.merge(graphdef, state.averaged, state.other)
+
+    def _log(self, step: int, metrics: Mapping[str, float]) -> None:
+        for output in self.outputs:
+            output.log(step, metrics)
+
+
+class _Clock:
+    """Seconds of training, with pauses for what is not training."""
+
+    def __init__(self, seconds: float):
+        self._origin = time.perf_counter() - seconds
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._origin
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        begin = self.seconds
+        yield
+        self._origin = time.perf_counter() - begin
+
+
+@contextlib.contextmanager
+def _noted(note: str) -> Iterator[None]:
+    """Adds to an error where it happened."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"(while tracing the model {note})")
+        raise
+
+
+@contextlib.contextmanager
+def _sigterm() -> Iterator[Callable[[], bool]]:
+    """Yields whether SIGTERM has arrived; outside the main thread, which alone may handle it, it never has."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event.is_set
+        return
+    previous = signal.signal(signal.SIGTERM, lambda *_: event.set())
+    try:
+        yield event.is_set
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+@contextlib.contextmanager
+def _prefetched(load: Callable[[int], Batch], steps: range) -> Iterator[Iterator[Batch]]:
+    """Batches in order, the next ones loaded on a thread while one is in use."""
+    x64 = jax.config.read("jax_enable_x64")
+
+    def task(step: int) -> Batch:
+        with jax.enable_x64(x64):  # set per thread
+            return load(step)
+
+    def batches() -> Iterator[Batch]:
+        pending: collections.deque[Future[Batch]] = collections.deque()
+        for step in steps:
+            pending.append(pool.submit(task, step))
+            if len(pending) > _PREFETCH:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+    with ThreadPoolExecutor(1, thread_name_prefix="jaxop-data") as pool:
+        try:
+            yield batches()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _check_samples(train: Samples, valid: Mapping[str, Samples], config: TrainingConfig) -> None:
+    if config.batch_size > len(train):
+        raise ValueError(
+            f"batch_size={config.batch_size} exceeds the {len(train)} training samples; take at most {len(train)}."
+        )
+    expected = _signature(train)
+    for name, samples in valid.items():
+        for what, received in _signature(samples).items():
+            if received != expected[what]:
+                raise ValueError(
+                    f"valid[{name!r}] has {received} {what}, the training samples have {expected[what]}; "
+                    "validation sets may differ in grid and size only."
+                )
+
+
+def _signature(samples: Samples) -> dict[str, int]:
+    return {
+        "space dimensions": samples.domain.dim,
+        "input channels": samples.inputs.shape[-1],
+        "target channels": samples.targets.shape[-1],
+        "initial channels": 0 if samples.initial is None else samples.initial.shape[-1],
+    }

@@ -1,0 +1,182 @@
+"""The run directory: what a run was, with which versions, and its parameters back in a model."""
+
+import dataclasses
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+from flax import nnx
+
+import jaxop
+from jaxop.training.checkpoint import Checkpoints
+from jaxop.training.config import LOSSES, TrainingConfig
+from jaxop.training.loggers import read_metrics
+from jaxop.training.state import split_model
+
+Model = TypeVar("Model", bound=nnx.Module)
+
+_CONFIG = "config.json"
+_VERSIONS = "versions.json"
+_PACKAGES = ("jaxop", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A finished, interrupted or running training run, as its directory tells it; see `load_run`.
+
+    Attributes:
+        directory: the run directory.
+        config: the settings it was started with: ``"training"`` and whatever was given to `fit`.
+        checkpoints: its saved steps.
+    """
+
+    directory: Path
+    config: dict[str, Any]
+    checkpoints: Checkpoints
+
+    @property
+    def training(self) -> TrainingConfig:
+        """The training config."""
+        return TrainingConfig.from_dict(self.config["training"])
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows of ``metrics.jsonl``: training steps have "loss", validation rows "NAME/l2" and "NAME/h1"."""
+        return read_metrics(self.directory)
+
+    def step(self, checkpoint: int | str = "best") -> int:
+        """The step that "best", "last" or a number stands for; "best" is the last one if none was validated.
+
+        Raises:
+            ValueError: for another word.
+            FileNotFoundError: if the run has no such checkpoint.
+        """
+        if checkpoint not in ("best", "last") and not isinstance(checkpoint, int):
+            raise ValueError(f"checkpoint={checkpoint!r} is unknown: give 'best', 'last' or the number of a step.")
+        step = checkpoint if isinstance(checkpoint, int) else self.checkpoints.latest
+        if checkpoint == "best" and self.checkpoints.best is not None:
+            step = self.checkpoints.best
+        if step is None or step not in self.checkpoints.steps:
+            raise FileNotFoundError(
+                f"{self.directory} has no checkpoint {checkpoint!r}; steps there: {self.checkpoints.steps or 'none'}."
+            )
+        return step
+
+    def restore(self, model: Model, *, checkpoint: int | str = "best", average: bool = True) -> Model:
+        """A copy of the model with the variables of a checkpoint, in evaluation mode.
+
+        Args:
+            model: built from `config`; its own values do not matter.
+            checkpoint: "best" (lowest validation error), "last", or the number of a step.
+            average: whether to take the moving average of the parameters, if the run kept one.
+
+        Raises:
+            FileNotFoundError: if the run has no such checkpoint.
+            DamagedCheckpointError: if its files are not what was saved.
+            ValueError: if the model has other parameters than the run's; the message names them.
+        """
+        graphdef, params, other = split_model(model, train=False)
+        name = "ema" if average and self.training.ema_decay else "params"
+        like = {name: params, "other": other}
+        saved = self.checkpoints.restore(like, step=self.step(checkpoint), parts=tuple(like))
+        return nnx.merge(graphdef, saved[name], saved["other"])
+
+
+def load_run(directory: str | os.PathLike[str]) -> Run:
+    """Opens a run directory for reading.
+
+    Args:
+        directory: as given to `fit`.
+
+    Raises:
+        FileNotFoundError: if there is no run; the message says which file is missing.
+        ValueError: if its config cannot be read.
+
+    Example:
+        >>> from jaxop import training
+        >>> training.load_run("no/such/run")
+        Traceback (most recent call last):
+        FileNotFoundError: no/such/run is not a run directory: it has no config.json.
+    """
+    config = read_settings(directory)
+    settings = TrainingConfig.from_dict(config["training"])
+    return Run(Path(directory), config, open_checkpoints(directory, settings, config["valid"]))
+
+
+def open_checkpoints(directory: str | os.PathLike[str], config: TrainingConfig, valid: list[str]) -> Checkpoints:
+    """The checkpoints of a run, judged by the training loss's norm on the first validation set."""
+    best = error_name(valid[0], LOSSES[config.loss]) if valid else None
+    return Checkpoints(Path(directory) / "checkpoints", keep_last=config.keep_last, best_metric=best)
+
+
+def error_name(name: str, space: str) -> str:
+    """Name of the mean relative error on a validation set among the metrics: "NAME/l2"."""
+    return f"{name}/{space.lower()}"
+
+
+def read_settings(directory: str | os.PathLike[str]) -> dict[str, Any]:
+    """The settings in ``config.json``; raises as `load_run`."""
+    path = Path(directory) / _CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(f"{os.fspath(directory)} is not a run directory: it has no {_CONFIG}.")
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); restore it from a copy or start a new run.") from error
+
+
+def write_settings(directory: Path, settings: Mapping[str, Any]) -> None:
+    """Writes ``config.json`` in one go."""
+    _write_json(directory / _CONFIG, settings)
+
+
+def record_versions(directory: Path, step: int, *, resume: bool) -> None:
+    """Adds an entry to ``versions.json``, or begins it anew: what this process runs on, and from which step."""
+    path = directory / _VERSIONS
+    entries = json.loads(path.read_text()) if resume and path.is_file() else []
+    device = jax.devices()[0]
+    entry = {
+        "from_step": step,
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **{package: _version(package) for package in _PACKAGES},
+        "device": f"{device.device_kind} ({device.platform})",
+        "devices": jax.device_count(),
+        "git_revision": _git_revision(),
+    }
+    _write_json(path, [*entries, entry])
+
+
+def _write_json(path: Path, value: Any) -> None:
+    scratch = path.with_suffix(".tmp")
+    scratch.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(scratch, path)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_revision() -> str | None:
+    """Revision of the checkout this package is run from, with "-dirty" if it has changes; None if it is installed."""
+    root = Path(jaxop.__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

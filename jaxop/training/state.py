@@ -1,0 +1,149 @@
+"""The state of a training run, the optimiser, and how both come from a model."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from jaxop._pytree import register
+from jaxop.training.config import TrainingConfig
+
+Tree = Any
+"""Nested dicts of arrays, the pure form of an NNX state."""
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """All that changes during training; `step` is also the whole state of the data pipeline.
+
+    Attributes:
+        step: optimiser steps taken, int32 scalar.
+        params: parameters (`nnx.Param`), nested dicts of arrays.
+        other: every other variable of the model: data statistics, random streams, running averages.
+        opt_state: state of the optimiser.
+        ema: moving average of ``params``, or None.
+    """
+
+    step: Array
+    params: Tree
+    other: Tree
+    opt_state: Any
+    ema: Tree
+
+    @property
+    def averaged(self) -> Tree:
+        """The parameters to evaluate with: the moving average if there is one, else the last ones."""
+        return self.params if self.ema is None else self.ema
+
+
+def split_model(model: nnx.Module, *, train: bool) -> tuple[nnx.GraphDef, Tree, Tree]:
+    """(graph definition, parameters, other variables) of a model in training or in evaluation mode.
+
+    Args:
+        model: any NNX module; it is left as it was.
+        train: whether dropout and running averages are active in the graph definition.
+
+    Returns:
+        What `flax.nnx.merge` puts together again; the trees hold the model's own arrays.
+    """
+    copy = nnx.clone(model)
+    copy.train() if train else copy.eval()
+    graphdef, params, other = nnx.split(copy, nnx.Param, ...)
+    return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(other)
+
+
+def learning_rate(config: TrainingConfig, step: Int[Array, ""] | int) -> Float[Array, ""]:
+    """The learning rate of the given step, see `TrainingConfig`.
+
+    Example:
+        >>> from jaxop import training
+        >>> config = training.TrainingConfig(steps=104, learning_rate=0.5, warmup_steps=4)
+        >>> print(*[training.learning_rate(config, t).round(4) for t in (0, 3, 4, 54, 104)])
+        0.125 0.5 0.5 0.25 0.0
+    """
+    time = jnp.asarray(step, jnp.float32)
+    peak, final, warmup = config.learning_rate, config.final_learning_rate, config.warmup_steps
+    rate = jnp.full((), peak, jnp.float32)
+    if config.schedule == "cosine":
+        progress = jnp.clip((time - warmup) / max(config.steps - warmup, 1), 0, 1)
+        rate = final + (peak - final) * (1 + jnp.cos(math.pi * progress)) / 2
+    return jnp.where(time < warmup, peak * (time + 1) / max(warmup, 1), rate)
+
+
+def decays(params: Tree) -> Tree:
+    """Which parameters weight decay applies to: arrays of two or more axes not called "bias" or "scale"."""
+
+    def decay(path: tuple[Any, ...], leaf: Array) -> bool:
+        return leaf.ndim >= 2 and getattr(path[-1], "key", None) not in ("bias", "scale")
+
+    return jax.tree_util.tree_map_with_path(decay, params)
+
+
+def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
+    """AdamW after clipping by the global norm, with the learning rate of `learning_rate`.
+
+    Weight decay pulls on matrices and higher tensors; biases, norm scales and other vectors are exempt.
+
+    Args:
+        config: reads ``clip_norm``, ``weight_decay`` and the fields of the schedule.
+
+    Returns:
+        An Optax gradient transformation over nested dicts of parameters.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxop import training
+        >>> optimizer = training.make_optimizer(training.TrainingConfig(learning_rate=0.1, schedule="constant"))
+        >>> params = {"kernel": jnp.ones((2, 2))}
+        >>> with jax.numpy_dtype_promotion("standard"):
+        ...     updates, _ = optimizer.update(params, optimizer.init(params), params)
+        >>> print(updates["kernel"][0].round(3))
+        [-0.1 -0.1]
+    """
+    adamw = optax.adamw(
+        lambda step: learning_rate(config, jnp.asarray(step)), weight_decay=config.weight_decay, mask=decays
+    )
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw) if config.clip_norm else adamw
+
+
+def init_state(
+    model: nnx.Module, optimizer: optax.GradientTransformation, config: TrainingConfig
+) -> tuple[nnx.GraphDef, TrainState]:
+    """The graph definition in training mode and the state at step 0, in buffers of its own.
+
+    A step may therefore donate the state without touching the model.
+
+    Args:
+        model: any NNX module with at least one `nnx.Param`.
+        optimizer: as `make_optimizer` makes it.
+        config: reads ``ema_decay``.
+
+    Raises:
+        ValueError: if the model has no parameters.
+
+    Example:
+        >>> from flax import nnx
+        >>> from jaxop import training
+        >>> config = training.TrainingConfig(ema_decay=0.99)
+        >>> model = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
+        >>> graphdef, state = training.init_state(model, training.make_optimizer(config), config)
+        >>> sorted(state.params), int(state.step)
+        (['bias', 'kernel'], 0)
+    """
+    graphdef, params, other = split_model(model, train=True)
+    if not jax.tree.leaves(params):
+        raise ValueError(f"model ({type(model).__name__}) has no nnx.Param to train.")
+
+    def own(tree: Tree) -> Tree:  # of definite dtype, as a restored state is
+        return jax.tree.map(lambda leaf: jnp.array(leaf, leaf.dtype), tree)
+
+    with jax.numpy_dtype_promotion("standard"):
+        opt_state = optimizer.init(params)
+    ema = own(params) if config.ema_decay else None
+    return graphdef, TrainState(jnp.zeros((), jnp.int32), own(params), own(other), own(opt_state), ema)

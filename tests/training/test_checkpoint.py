@@ -1,0 +1,192 @@
+"""Checkpoints are whole, verified and of the right model, or they are an error that says what is wrong."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxop import training
+from tests.training.cases import assert_same_bits
+
+
+def state(value: float = 1.0):
+    """Every kind of leaf that a training state may hold."""
+    return {
+        "step": jnp.asarray(7, jnp.int32),
+        "params": {"layers": {0: {"kernel": jnp.full((2, 3), value)}, 1: {"bias": jnp.zeros(3, jnp.bfloat16)}}},
+        "other": {"key": jax.random.key(5), "keys": jax.random.split(jax.random.key(6), 2), "on": jnp.array([True])},
+        "opt_state": ({"count": jnp.asarray(2, jnp.uint32)}, ()),
+        "ema": None,
+    }
+
+
+def like(tree):
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree)
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    result = training.Checkpoints(tmp_path / "checkpoints", keep_last=3, best_metric="error")
+    for step in (10, 20, 30):
+        result.save(step, state(float(step)), metrics={"error": 1 / step})
+    return result
+
+
+def files(checkpoints, step):
+    return sorted(path for path in checkpoints.path(step).rglob("*") if path.is_file())
+
+
+def flip(path, position):
+    content = bytearray(path.read_bytes())
+    content[position] ^= 0x10
+    path.write_bytes(bytes(content))
+
+
+def test_state_survives_bit_for_bit_with_its_shardings(checkpoints):
+    restored = checkpoints.restore(like(state()))
+    assert_same_bits(restored, state(30.0))
+    assert jax.tree.structure(restored) == jax.tree.structure(state())
+    assert all(a.sharding == b.sharding for a, b in zip(*map(jax.tree.leaves, (restored, state())), strict=True))
+
+
+def test_a_part_can_be_restored_alone(checkpoints):
+    part = {"params": state()["params"]}
+    assert_same_bits(checkpoints.restore(like(part), step=10, parts=["params"]), {"params": state(10.0)["params"]})
+
+
+def test_the_last_and_the_best_are_kept(tmp_path):
+    checkpoints = training.Checkpoints(tmp_path, keep_last=2, best_metric="error")
+    for step, error in enumerate([0.5, 0.2, float("nan"), 0.2, 0.4, None, 0.3]):
+        checkpoints.save(step, {"w": jnp.ones(2)}, metrics={} if error is None else {"error": error})
+    assert checkpoints.steps == [1, 5, 6]
+    assert checkpoints.best == 1
+    assert training.Checkpoints(tmp_path, best_metric="another").best is None
+    assert training.Checkpoints(tmp_path / "nowhere").latest is None
+
+
+def test_a_saved_step_is_never_overwritten(checkpoints):
+    with pytest.raises(FileExistsError, match="step_00000030"):
+        checkpoints.save(30, state())
+
+
+def test_promise_5_a_state_that_is_not_finite_is_never_written(checkpoints):
+    bad = state()
+    bad["params"]["layers"][0]["kernel"] = bad["params"]["layers"][0]["kernel"].at[1, 1].set(jnp.nan)
+    with pytest.raises(FloatingPointError, match=r"step 40 .*params\.layers\.0\.kernel"):
+        checkpoints.save(40, bad)
+    assert checkpoints.steps == [10, 20, 30]
+
+
+@pytest.mark.parametrize("position", [0, -1])
+def test_promise_3_a_flipped_bit_in_any_file_is_found(checkpoints, position):
+    for path in files(checkpoints, 30):
+        if not path.stat().st_size:
+            continue
+        content = path.read_bytes()
+        flip(path, position if path.name != "manifest.json" else content.index(b'"step"') + 8)
+        with pytest.raises(training.DamagedCheckpointError, match=path.name):
+            checkpoints.restore(like(state()), step=30)
+        path.write_bytes(content)
+    checkpoints.restore(like(state()), step=30)
+
+
+@pytest.mark.parametrize("harm", ["truncate", "empty", "delete", "flip", "delete manifest", "empty directory"])
+def test_promise_3_a_damaged_newest_step_is_named_and_set_aside_and_the_previous_used(checkpoints, harm):
+    newest = checkpoints.path(30)
+    largest = max(files(checkpoints, 30), key=lambda path: path.stat().st_size if path.name != "manifest.json" else 0)
+    named = largest.name
+    if harm == "truncate":
+        largest.write_bytes(largest.read_bytes()[:-7])
+    elif harm == "empty":
+        largest.write_bytes(b"")
+    elif harm == "delete":
+        largest.unlink()
+    elif harm == "flip":
+        flip(largest, largest.stat().st_size // 2)
+    else:
+        named = "manifest.json"
+        if harm == "delete manifest":
+            (newest / named).unlink()
+        else:
+            shutil.rmtree(newest)
+            newest.mkdir()
+    remains = len(list(newest.rglob("*")))
+    with pytest.warns(UserWarning, match=rf"step 30 is damaged: .*{named}.*set aside") as record:
+        step, restored = checkpoints.restore_latest(like(state()))
+    assert len(record) == 1
+    assert step == 20
+    assert_same_bits(restored, state(20.0))
+    assert checkpoints.steps == [10, 20]
+    assert len(list(newest.with_name("step_00000030.damaged").rglob("*"))) == remains
+    checkpoints.save(30, state(3.0))
+    assert checkpoints.restore_latest(like(state()))[0] == 30
+
+
+def test_promise_3_when_every_step_is_damaged_nothing_starts_silently(checkpoints):
+    for step in checkpoints.steps:
+        (checkpoints.path(step) / "manifest.json").unlink()
+    with pytest.warns(UserWarning, match="damaged"), pytest.raises(FileNotFoundError, match="no undamaged checkpoint"):
+        checkpoints.restore_latest(like(state()))
+    assert len(list(checkpoints.directory.glob("*.damaged"))) == 3
+
+
+def test_a_damaged_step_does_not_hide_the_best_of_the_others(checkpoints):
+    (checkpoints.path(30) / "manifest.json").write_text("{")
+    assert checkpoints.best == 20
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: p | {"scale": jnp.ones(2)}, r"params\.scale: missing in the checkpoint, expected float32\[2\]"),
+        (lambda p: {}, r"params\.layers\.0\.kernel: unknown to this model, saved as float32\[2,3\]"),
+        (
+            lambda p: {"layers": p["layers"] | {0: {"kernel": jnp.ones((2, 4))}}},
+            r"params\.layers\.0\.kernel: saved as float32\[2,3\], expected float32\[2,4\]",
+        ),
+        (
+            lambda p: {"layers": p["layers"] | {1: {"bias": jnp.ones(3)}}},
+            r"params\.layers\.1\.bias: saved as bfloat16\[3\], expected float32\[3\]",
+        ),
+    ],
+    ids=["missing", "unknown", "misshapen", "differently typed"],
+)
+def test_promise_6_a_parameter_that_does_not_fit_is_named(checkpoints, change, message):
+    other = state() | {"params": change(state()["params"])}
+    for restore in (checkpoints.restore, checkpoints.restore_latest):
+        with pytest.raises(ValueError, match=message):
+            restore(like(other))
+    assert checkpoints.steps == [10, 20, 30]  # it fits another model: that is no damage
+
+
+def test_promise_7_nothing_there_is_an_error(tmp_path):
+    checkpoints = training.Checkpoints(tmp_path)
+    with pytest.raises(FileNotFoundError, match="nothing to resume from"):
+        checkpoints.restore_latest(like(state()))
+    with pytest.raises(FileNotFoundError, match="steps there: none"):
+        checkpoints.restore(like(state()))
+
+
+def test_a_missing_step_is_named_with_those_there(checkpoints):
+    with pytest.raises(FileNotFoundError, match=r"of step 15 .*\[10, 20, 30\]"):
+        checkpoints.restore(like(state()), step=15)
+
+
+def test_leftovers_of_a_killed_save_are_invisible_and_removed(checkpoints):
+    leftover = checkpoints.directory / "step_00000040.tmp"
+    leftover.mkdir()
+    (leftover / "half").write_text("x")
+    assert checkpoints.latest == 30
+    checkpoints.save(50, state())
+    assert not leftover.exists()
+
+
+def test_the_manifest_can_be_read_by_people(checkpoints):
+    written = json.loads((checkpoints.path(20) / "manifest.json").read_text())["content"]
+    assert written == checkpoints.manifest(20)
+    assert written["metrics"] == {"error": 0.05}
+    assert written["leaves"]["params.layers.1.bias"] == "bfloat16[3]"
+    assert np.all([len(entry) == 2 for entry in written["files"].values()])

@@ -1,0 +1,114 @@
+"""The relative norm is the ratio of integrals, on every grid, at every scale."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxop import domains, training
+
+SPACES = ("L2", "H1")
+
+
+def pair(nodes: int, seed: int = 0):
+    points = np.sort(np.random.default_rng(seed).uniform(size=nodes))
+    domain = domains.from_samples(points.astype(np.float32))
+    truth = jnp.sin(3 * domain.points)
+    return truth + 0.1 * jnp.cos(5 * domain.points), truth, domain
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_is_the_ratio_of_the_domains_norms(space):
+    prediction, truth, domain = pair(17)
+    expected = domain.norm(prediction - truth, space=space) / domain.norm(truth, space=space)
+    np.testing.assert_allclose(training.relative_norm(prediction, truth, domain, space=space), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("space", "limit"),
+    [
+        ("L2", 0.1 * np.sqrt((1 / 2 + np.sin(10) / 20) / (1 / 2 - np.sin(6) / 12))),
+        (
+            "H1",
+            0.1
+            * np.sqrt(
+                (1 / 2 + np.sin(10) / 20 + 25 * (1 / 2 - np.sin(10) / 20))
+                / (1 / 2 - np.sin(6) / 12 + 9 * (1 / 2 + np.sin(6) / 12))
+            ),
+        ),
+    ],
+)
+def test_converges_to_the_continuum(space, limit):
+    for rule in ("midpoint", "trapezoid"):
+        domain = domains.interval(400, rule=rule)
+        truth = jnp.sin(3 * domain.points)
+        error = training.relative_norm(truth + 0.1 * jnp.cos(5 * domain.points), truth, domain, space=space)
+        np.testing.assert_allclose(error, limit, rtol=1e-3)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-5, 1e12, 1e30])
+@pytest.mark.parametrize("space", SPACES)
+def test_does_not_depend_on_the_unit(scale, space):
+    prediction, truth, domain = pair(12)
+    expected = training.relative_norm(prediction, truth, domain, space=space)
+    scaled = training.relative_norm(scale * prediction, scale * truth, domain, space=space)
+    np.testing.assert_allclose(scaled, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_zero_truth_gives_the_absolute_error_and_a_finite_gradient(space):
+    prediction, truth, domain = pair(12)
+    zero = jnp.zeros_like(truth)
+    value, gradient = jax.value_and_grad(training.relative_norm)(prediction, zero, domain, space=space)
+    np.testing.assert_allclose(value, domain.norm(prediction, space=space), rtol=1e-6)
+    assert np.isfinite(gradient).all()
+    assert np.any(gradient != 0)
+    value, gradient = jax.value_and_grad(training.relative_norm)(zero, zero, domain, space=space)
+    assert value == 0
+    assert not gradient.any()
+
+
+def test_gradient_is_zero_at_an_exact_prediction():
+    _, truth, domain = pair(12)
+    assert not jax.grad(training.relative_norm)(truth, truth, domain).any()
+
+
+def test_gradient_is_that_of_finite_differences(x64):
+    domain = domains.interval(7)
+    truth, direction = jnp.cos(2 * domain.points), jnp.sin(9 * domain.points)
+
+    def value(t):
+        return training.relative_norm(truth + 0.3 + t * direction, truth, domain, space="H1")
+
+    difference = (value(1e-6) - value(-1e-6)) / 2e-6
+    np.testing.assert_allclose(jax.grad(value)(0.0), difference, rtol=1e-7)
+
+
+def test_narrow_floats_are_compared_in_float32():
+    prediction, truth, domain = pair(12)
+    error = training.relative_norm(prediction.astype(jnp.bfloat16), truth.astype(jnp.bfloat16), domain)
+    assert error.dtype == jnp.float32
+    np.testing.assert_allclose(error, training.relative_norm(prediction, truth, domain), rtol=2e-2)
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_batches_are_the_samples_one_by_one(space):
+    cases = [pair(11, seed) for seed in range(3)]
+    predictions, truths = (jnp.stack([case[i] for case in cases]) for i in (0, 1))
+    stacked = domains.stack([case[2] for case in cases])
+    errors = training.relative_norms(predictions, truths, stacked, space=space)
+    np.testing.assert_allclose(errors, [training.relative_norm(*case, space=space) for case in cases], rtol=1e-6)
+    shared = training.relative_norms(predictions, truths, cases[0][2], space=space)
+    one_by_one = [training.relative_norm(p, t, cases[0][2], space=space) for p, t, _ in cases]
+    np.testing.assert_allclose(shared, one_by_one, rtol=1e-6)
+
+
+def test_bad_input_is_named(unchecked):
+    prediction, truth, domain = pair(12)
+    with pytest.raises(ValueError, match=r"\(12, 2\) and \(12, 1\)"):
+        training.relative_norm(jnp.concatenate([prediction, prediction], axis=1), truth, domain)
+    with pytest.raises(ValueError, match="did you mean 'H1'"):
+        training.relative_norm(prediction, truth, domain, space="H11")
+    cloud = domains.monte_carlo(domain.points)
+    with pytest.raises(ValueError, match="scattered"):
+        training.relative_norm(prediction, truth, cloud, space="H1")
