@@ -1,0 +1,248 @@
+"""Measures jaxop against what a user would pick instead: medians, and ratios within one run.
+
+    python scripts/benchmark.py                  # everything, about 15 minutes on two cores
+    python scripts/benchmark.py attention        # one section: attention, large, steps or patches
+
+Prints Markdown tables. Every row is measured in fresh processes that alternate where allocator settings
+matter; PyTorch rows need ``pip install 'jaxop[benchmark]'`` and are left out without it.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+SCRIPTS = Path(__file__).parent
+TUNED_ALLOCATOR = {
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
+    "MALLOC_TOP_PAD_": str(256 << 20),
+}
+"""glibc settings under which large temporary buffers stay mapped between calls."""
+
+STEPS = {
+    "FANO 64², patch 16, 8 modes": {"model": "fano", "side": 64, "patch": 16, "modes": 8},
+    "ViTNO 64², patch 16, 8 modes": {"model": "vitno", "side": 64, "patch": 16, "modes": 8},
+    "FANO 128², patch 32, 9 modes": {"model": "fano", "side": 128, "patch": 32, "modes": 9},
+    "ViTNO 128², patch 32, 9 modes": {"model": "vitno", "side": 128, "patch": 32, "modes": 9},
+    "TNO 200 nodes, d = 128, batch 64": {"model": "tno", "nodes": 200, "width": 128, "batch": 64},
+}
+SKIP_ABOVE = 8 << 30  # bytes of scratch beyond which a baseline is not run on this machine
+
+
+def median_seconds(call: Callable[[], Any], repeats: int) -> float:
+    """Median wall time of a call that returns JAX arrays, after one that warms up."""
+    import jax
+
+    jax.block_until_ready(call())
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def attention(repeats: int = 5) -> None:
+    """`integral_attention` with weights against `jax.nn.dot_product_attention` without."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxop.attention import integral_attention
+
+    print("\n| n, heads, depth | forward | ratio | forward + gradient | ratio | scratch jaxop | scratch jax.nn |")
+    print("|---|---|---|---|---|---|---|")
+    cases = [(n, 8, depth) for n in (1024, 4096) for depth in (16, 64)]
+    cases += [(16384, heads, depth) for heads in (1, 8) for depth in (16, 64)]
+    for n, heads, depth in cases:
+        arrays = jax.random.normal(jax.random.key(0), (4, n, heads, depth))
+        weights = jnp.linspace(0.5, 1.5, n) / n
+
+        def ours(q, k, v, weights=weights):
+            return integral_attention(q, k, v, weights)
+
+        row, scratch = {}, {}
+        for name, function in (("jaxop", ours), ("jax.nn", jax.nn.dot_product_attention)):
+            forward = jax.jit(function).lower(*arrays[:3]).compile()
+
+            def loss(q, k, v, cotangent, function=function):
+                return jnp.vdot(function(q, k, v), cotangent)
+
+            gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*arrays).compile()
+            scratch[name] = gradient.memory_analysis().temp_size_in_bytes
+            if scratch[name] > SKIP_ABOVE:
+                row[name] = (None, None)
+                continue
+            count = max(2, repeats // 2) if n > 8192 else repeats
+            row[name] = (
+                median_seconds(lambda f=forward, a=arrays: f(*a[:3]), count),
+                median_seconds(lambda g=gradient, a=arrays: g(*a), count),
+            )
+        cells = []
+        for mine, theirs in zip(row["jaxop"], row["jax.nn"], strict=True):
+            cells += [f"{1e3 * mine:.0f} ms", "not run" if theirs is None else f"{mine / theirs:.2f}"]
+        megabytes = [f"{scratch[name] / 2**20:,.0f} MB" for name in ("jaxop", "jax.nn")]
+        print(f"| {n}, {heads}, {depth} | " + " | ".join(cells + megabytes) + " |", flush=True)
+
+
+def large() -> None:
+    """One head on 65 536 nodes: value and gradient, time and peak memory of the process."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxop.attention import integral_attention
+
+    n = 65536
+    q, k, v = jax.random.normal(jax.random.key(0), (3, n, 1, 16))
+    weights = jnp.full(n, 1 / n)
+    forward = jax.jit(integral_attention)
+    gradient = jax.jit(jax.grad(lambda *a: jnp.sum(integral_attention(*a) ** 2), argnums=(0, 1, 2, 3)))
+    print("\n| n = 65 536, one head, d = 16 | seconds | peak memory of the process |")
+    print("|---|---|---|")
+    for name, function in (("forward", forward), ("forward + gradient (q, k, v, w)", gradient)):
+        seconds = median_seconds(lambda f=function: f(q, k, v, weights), 1)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        print(f"| {name} | {seconds:.1f} | {peak:.2f} GB |", flush=True)
+
+
+def steps(repeats: int = 7) -> None:
+    """One training step of the operators against plain PyTorch, with the default and a tuned allocator."""
+    torch = importlib.util.find_spec("torch") is not None
+    if not torch:
+        print("\n(torch is not installed: its columns are left out)")
+    print("\n| step | allocator | jaxop, GELU | jaxop, tanh GELU | PyTorch | ratio | scratch |")
+    print("|---|---|---|---|---|---|---|")
+    for name, options in STEPS.items():
+        for allocator, variables in (("default", {}), ("tuned", TUNED_ALLOCATOR)):
+            environment = {k: v for k, v in os.environ.items() if k not in TUNED_ALLOCATOR} | variables
+            arguments = {"batch": 4} | options | {"repeats": repeats}
+            flags = [text for key, value in arguments.items() for text in (f"--{key}", str(value))]
+            exact = _run([str(SCRIPTS / "benchmark.py"), "step", *flags], environment)
+            tanh = _run([str(SCRIPTS / "benchmark.py"), "step", *flags, "--activation", "gelu_tanh"], environment)
+            theirs = _run([str(SCRIPTS / "torch_reference.py"), *flags], environment) if torch else None
+            cells = [f"{exact['seconds']:.3f} s", f"{tanh['seconds']:.3f} s"]
+            cells += (
+                [f"{theirs['seconds']:.3f} s", f"{exact['seconds'] / theirs['seconds']:.2f}"] if theirs else ["", ""]
+            )
+            cells += [f"{exact['scratch'] / 2**20:.0f} MB"]
+            print(f"| {name} | {allocator} | " + " | ".join(cells) + " |", flush=True)
+
+
+def _run(command: list[str], environment: dict[str, str]) -> dict[str, Any]:
+    result = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{result.stderr[-2000:]}")
+    return json.loads(result.stdout.strip().splitlines()[-1])
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One training step of one operator."""
+
+    model: str
+    side: int = 64
+    patch: int = 16
+    modes: int = 8
+    nodes: int = 200
+    width: int = 32
+    batch: int = 4
+    repeats: int = 7
+    activation: str = "gelu"
+
+
+def step(options: Step) -> None:
+    """Prints one line of JSON with the median seconds of a compiled training step."""
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+
+    from jaxop import data, domains, operators, training
+
+    if options.model == "tno":
+        config = operators.CONFIGS["tno"](1, 1, width=options.width, activation=options.activation)
+        domain, accumulate = domains.interval(options.nodes), options.batch // 4
+    else:
+        config = operators.CONFIGS[options.model](
+            1,
+            1,
+            width=options.width,
+            patches=options.side // options.patch,
+            modes=options.modes,
+            reference=options.side,
+            activation=options.activation,
+        )
+        domain, accumulate = domains.box((options.side,) * 2, rule="midpoint"), 1
+    settings = training.TrainingConfig(batch_size=options.batch, accumulate=accumulate)
+    optimizer = training.make_optimizer(settings)
+    graphdef, state = training.init_state(operators.build(config, rngs=nnx.Rngs(0)), optimizer, settings)
+    inputs, targets = jax.random.normal(jax.random.key(0), (2, options.batch, domain.size, 1))
+    batch = data.Batch(inputs, targets, domain, None, None, jnp.arange(options.batch))
+    compiled = training.make_step(graphdef, optimizer, settings).lower(state, batch).compile()
+    seconds = []
+    for _ in range(options.repeats + 2):
+        start = time.perf_counter()
+        state, metrics = compiled(state, batch)
+        jax.block_until_ready((state, metrics))
+        seconds.append(time.perf_counter() - start)
+    scratch = compiled.memory_analysis().temp_size_in_bytes
+    print(json.dumps({"seconds": statistics.median(seconds[2:]), "scratch": scratch}))
+
+
+def patches(repeats: int = 9) -> None:
+    """FANO's attention as the nodes per patch grow at fixed modes; pointwise layers alone for comparison."""
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+
+    from jaxop import nn
+
+    print(
+        "\n| nodes per patch (4 × 4 patches, 8 modes, d = 32, 8 heads) | scores and mixing | whole layer | per node |"
+    )
+    print("|---|---|---|---|")
+    from jaxop.attention.patch import spectral_patch_attention
+    from jaxop.spectral import Band
+
+    for side in (16, 32, 64, 128):
+        band = Band((side, side), (8, 8))
+        coefficients = jax.random.normal(jax.random.key(0), (3, 2, band.size, 16, 8, 4))
+        weight = jnp.asarray(1 / (16 * side * side), jnp.float32)
+        mixing = jax.jit(lambda q, k, v, w, band=band: spectral_patch_attention(q, k, v, band, w))
+        layer = nn.FourierPatchAttention(32, 8, 8, reference=(side, side), rngs=nnx.Rngs(0))
+        tokens = jax.random.normal(jax.random.key(1), (side * side, 1, 16, 32))
+        whole = jax.jit(lambda m, x, w, side=side: m(x, (side, side), w))
+        attend = median_seconds(lambda f=mixing, c=coefficients, w=weight: f(*c, w), repeats)
+        total = median_seconds(lambda f=whole, m=layer, x=tokens, w=weight: f(m, x, w), repeats)
+        per_node = 1e9 * total / tokens.shape[0] / 16
+        print(f"| {side}² | {1e3 * attend:.2f} ms | {1e3 * total:.2f} ms | {per_node:.0f} ns |", flush=True)
+
+
+def everything() -> None:
+    """All sections, each in a process of its own."""
+    for section in ("attention", "large", "patches", "steps"):
+        subprocess.run([sys.executable, __file__, section], check=True)
+
+
+def main() -> None:
+    import tyro
+
+    if len(sys.argv) == 1:
+        everything()
+    else:
+        tyro.extras.subcommand_cli_from_dict(
+            {"attention": attention, "large": large, "steps": steps, "step": step, "patches": patches},
+            config=(tyro.conf.OmitArgPrefixes,),
+        )
+
+
+if __name__ == "__main__":
+    main()
