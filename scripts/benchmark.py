@@ -35,6 +35,13 @@ STEPS = {
     "FANO 128², patch 32, 9 modes": {"model": "fano", "side": 128, "patch": 32, "modes": 9},
     "ViTNO 128², patch 32, 9 modes": {"model": "vitno", "side": 128, "patch": 32, "modes": 9},
     "TNO 200 nodes, d = 128, batch 64": {"model": "tno", "nodes": 200, "width": 128, "batch": 64},
+    "TNO, PyTorch with einsum attention": {
+        "model": "tno",
+        "nodes": 200,
+        "width": 128,
+        "batch": 64,
+        "attention": "einsum",
+    },
 }
 SKIP_ABOVE = 8 << 30  # bytes of scratch beyond which a baseline is not run on this machine
 
@@ -126,8 +133,9 @@ def steps(repeats: int = 7) -> None:
             environment = {k: v for k, v in os.environ.items() if k not in TUNED_ALLOCATOR} | variables
             arguments = {"batch": 4} | options | {"repeats": repeats}
             flags = [text for key, value in arguments.items() for text in (f"--{key}", str(value))]
-            exact = _run([str(SCRIPTS / "benchmark.py"), "step", *flags], environment)
-            tanh = _run([str(SCRIPTS / "benchmark.py"), "step", *flags, "--activation", "gelu_tanh"], environment)
+            ours = [text for key, value in arguments.items() if key != "attention" for text in (f"--{key}", str(value))]
+            exact = _run([str(SCRIPTS / "benchmark.py"), "step", *ours], environment)
+            tanh = _run([str(SCRIPTS / "benchmark.py"), "step", *ours, "--activation", "gelu_tanh"], environment)
             theirs = _run([str(SCRIPTS / "torch_reference.py"), *flags], environment) if torch else None
             cells = [f"{exact['seconds']:.3f} s", f"{tanh['seconds']:.3f} s"]
             cells += (

@@ -55,7 +55,7 @@ def integral_attention(
         mask: True where a query may see a key: (m,), (n, m) or (h, n, m).
         is_causal: whether query i sees keys j ≤ i only; needs n = m.
         implementation: ``"dense"``: n × m matrices, any derivative. ``"chunked"``: tiles, O(n + m)
-            memory in value and gradient; reverse mode only. ``"xla"``, ``"cudnn"`` (NVIDIA GPU, half
+            memory in value and gradient; reverse mode only, of any order. ``"xla"``, ``"cudnn"`` (NVIDIA GPU, half
             precision) and ``"tpu"`` (Pallas): the stack's own kernels, for the exponentiated dot product.
             None: dense up to `DENSE_LIMIT` pairs, chunked beyond.
 
@@ -68,7 +68,8 @@ def integral_attention(
         TypeError: for inputs that are not floating or a mask that is not boolean.
         NotImplementedError: when a named implementation cannot do what was asked; nothing falls back.
 
-    Cost: O(n m h (d + c)) time for kernels with a fast matrix form; memory as above.
+    Cost: O(n m h (d + c)) time for kernels with a fast matrix form; memory as above. Matrix products run
+        at `jax.default_matmul_precision`, which on matrix units is less than float32 unless raised.
 
     Source: Calvello, Kovachki, Levine, Stuart, "Continuum Attention for Neural Operators",
         arXiv:2406.06486; the online sum after Milakov, Gimelshein, arXiv:1805.02867, and Rabe, Staats,

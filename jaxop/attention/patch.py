@@ -180,6 +180,7 @@ def _attend(query, key, tokens, kernel, kernel_axis, mask, implementation):
         # unit tokens are mixed to), then one product
         unit = jnp.broadcast_to(jnp.eye(q, dtype=query.dtype)[:, None, :], (q, heads, q))
         matrix = integral_attention(query, key, unit, **options).astype(tokens.dtype)
-        return jnp.einsum("phq,qh...->ph...", matrix, tokens)
+        mixed = jnp.matmul(jnp.moveaxis(matrix, 1, 0), jnp.moveaxis(tokens.reshape(q, heads, length), 1, 0))
+        return jnp.moveaxis(mixed, 0, 1).reshape(p, *tokens.shape[1:])
     flat = tokens.reshape(q, heads, length)
     return integral_attention(query, key, flat, **options).reshape(p, *tokens.shape[1:])

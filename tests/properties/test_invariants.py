@@ -211,6 +211,21 @@ def test_gradients_are_finite_differences_in_float64(case, x64):
         np.testing.assert_allclose(jnp.vdot(gradient, direction), difference, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+def test_second_derivatives(causal, x64):
+    arrays = inputs(jnp.float64, n=M)
+
+    def slope(query, implementation):
+        out = integral_attention(query, *arrays[1:], is_causal=causal, implementation=implementation)
+        return jnp.sum(jnp.sin(out))
+
+    second = [
+        jax.jit(jax.grad(lambda q, i=i: jnp.sum(jax.grad(slope)(q, i) ** 2)))(arrays[0]) for i in ("dense", "chunked")
+    ]
+    assert np.abs(second[0]).max() > 1e-3
+    np.testing.assert_allclose(second[1], second[0], rtol=1e-10, atol=1e-12)
+
+
 def test_gradients_reach_what_a_pair_function_closes_over():
     from jaxop import kernels
 
