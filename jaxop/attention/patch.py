@@ -2,12 +2,14 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from jaxop._validation import as_float, is_concrete
 from jaxop.attention.integral import DENSE_LIMIT, integral_attention
+from jaxop.attention.partial import accumulation_dtype
 from jaxop.domains import Partition
 from jaxop.kernels import ExpDotProduct, Kernel
 from jaxop.spectral import Band, isometric
@@ -36,8 +38,10 @@ def patch_attention(
         key: q functions, (q, s, h, d).
         value: q functions, (q, s, h, c).
         weights: quadrature weights of ONE patch in the measure of the whole domain, (s,), in units of
-            length^dim; see `patch_weights`. None: 1/(q s), a domain of measure 1.
-        kernel: any kernel of `jaxop.kernels`; None means ``ExpDotProduct(scale=1.0)``.
+            length^dim; see `patch_weights`. None: 1/(q s), a domain of measure 1. Inner products are
+            differentiable in weights of 0, other kernels in positive ones.
+        kernel: any kernel of `jaxop.kernels`; None means ``ExpDotProduct(scale=1.0)``. In a scale of None,
+            1/√d, d counts the channels.
         kernel_axis: 0 if the kernel's leaves carry a leading head axis.
         mask: True where a query patch may see a key patch: (q,), (p, q) or (h, p, q).
         implementation: as in `integral_attention`.
@@ -68,20 +72,29 @@ def patch_attention(
                 f"{name} must have shape (patches, nodes of a patch, heads, channels) with the nodes of query, "
                 f"{query.shape[1:2]}, got {array.shape}; use Partition.split, and jax.vmap for a batch."
             )
-    s = query.shape[1]
-    weights = jnp.full(s, 1 / (key.shape[0] * s), query.dtype) if weights is None else as_float(weights, "weights")
+    _check(query, key, value)
+    s, dtype = query.shape[1], accumulation_dtype(query, key)
+    weights = jnp.full(s, 1 / (key.shape[0] * s), dtype) if weights is None else as_float(weights, "weights")
     if weights.shape != (s,):
         raise ValueError(
             f"weights must have shape (s,) = ({s},), one per node of a patch, got {weights.shape}; see patch_weights."
         )
-    root = jnp.sqrt(weights)[None, :, None, None]
+    weights = weights.astype(dtype)
+    root = jnp.sqrt(weights)
+    factors = root, root
+    if kernel is None or isinstance(kernel, ExpDotProduct):
+        # r Q · (w/r) K is w Q·K for every r: the derivative in a weight of 0 survives
+        root = jax.lax.stop_gradient(jnp.where(weights > 0, root, 1))
+        factors = root, weights / root
 
-    def vectors(functions: Array) -> Array:
-        scaled = functions * root.astype(functions.dtype)
+    def vectors(functions: Array, factor: Array) -> Array:
+        # half precision rounds the functions, not the measure
+        scaled = (functions.astype(dtype) * factor[None, :, None, None]).astype(functions.dtype)
         return jnp.moveaxis(scaled, 2, 1).reshape(scaled.shape[0], scaled.shape[2], -1)
 
     tokens = jnp.moveaxis(value, 2, 1)  # (q, h, s, c)
-    out = _attend(vectors(query), vectors(key), tokens, kernel, kernel_axis, mask, implementation)
+    scaled = vectors(query, factors[0]), vectors(key, factors[1])
+    out = _attend(*scaled, tokens, query.shape[-1], kernel, kernel_axis, mask, implementation)
     return jnp.moveaxis(out, 1, 2)
 
 
@@ -129,6 +142,7 @@ def spectral_patch_attention(
         >>> attention.spectral_patch_attention(q, k, v, band, 1 / 256).shape
         (2, 8, 4, 2, 5)
     """
+    _check(query, key, value, patches=2)
     root = jnp.sqrt(jnp.asarray(weight, query.dtype))
 
     def vectors(coefficients: Array) -> Array:
@@ -137,7 +151,8 @@ def spectral_patch_attention(
         return jnp.moveaxis(scaled, (2, 3), (0, 1)).reshape(p, heads, -1)
 
     tokens = jnp.moveaxis(value, (2, 3), (0, 1))  # (q, h, 2, m, c)
-    out = _attend(vectors(query), vectors(key), tokens, kernel, kernel_axis, mask, implementation)
+    depth = query.shape[-1]
+    out = _attend(vectors(query), vectors(key), tokens, depth, kernel, kernel_axis, mask, implementation)
     return jnp.moveaxis(out, (0, 1), (2, 3))
 
 
@@ -170,9 +185,23 @@ def patch_weights(cut: Partition) -> Float[Array, " s"]:
     return weights[0]
 
 
-def _attend(query, key, tokens, kernel, kernel_axis, mask, implementation):
-    """Mixes tokens (q, h, ...) by the attention of vectors (p, h, k) and (q, h, k)."""
+def _check(query, key, value, patches=0):
+    """Refuses keys unlike the queries, and values unlike the keys, in arrays with patches on that axis."""
+    (heads, depth), q = query.shape[-2:], key.shape[patches]
+    if key.shape[-2:] != (heads, depth):
+        raise ValueError(
+            f"key must have {heads} heads of {depth} channels to match query {query.shape}, got {key.shape}."
+        )
+    if value.shape[-2] != heads or value.shape[patches] != q:
+        raise ValueError(f"value must have {q} patches and {heads} heads to match key {key.shape}, got {value.shape}.")
+
+
+def _attend(query, key, tokens, depth, kernel, kernel_axis, mask, implementation):
+    """Mixes tokens (q, h, ...) by the attention of vectors (p, h, k) and (q, h, k), functions of ``depth`` channels."""
     kernel = ExpDotProduct(scale=1.0) if kernel is None else kernel
+    if isinstance(kernel, ExpDotProduct) and kernel.scale is None:
+        # of the channels: the length of the vectors depends on the resolution
+        kernel, kernel_axis = ExpDotProduct(scale=1 / math.sqrt(depth)), None
     (p, heads), q, length = query.shape[:2], key.shape[0], math.prod(tokens.shape[2:])
     options = {"kernel": kernel, "kernel_axis": kernel_axis, "mask": mask, "implementation": implementation}
     if q < length and p * q <= DENSE_LIMIT:

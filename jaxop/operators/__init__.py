@@ -1,0 +1,14 @@
+"""Neural operators: one config and one thin module each, all called as ``operator(values, domain)``."""
+
+from jaxop.operators.fano import FourierAttentionNeuralOperator as FourierAttentionNeuralOperator
+from jaxop.operators.fano import FourierAttentionNeuralOperatorConfig as FourierAttentionNeuralOperatorConfig
+from jaxop.operators.fno import FourierNeuralOperator as FourierNeuralOperator
+from jaxop.operators.fno import FourierNeuralOperatorConfig as FourierNeuralOperatorConfig
+from jaxop.operators.registry import CONFIGS as CONFIGS
+from jaxop.operators.registry import build as build
+from jaxop.operators.standardized import Standardized as Standardized
+from jaxop.operators.standardized import Statistic as Statistic
+from jaxop.operators.tno import TransformerNeuralOperator as TransformerNeuralOperator
+from jaxop.operators.tno import TransformerNeuralOperatorConfig as TransformerNeuralOperatorConfig
+from jaxop.operators.vitno import ViTNeuralOperator as ViTNeuralOperator
+from jaxop.operators.vitno import ViTNeuralOperatorConfig as ViTNeuralOperatorConfig

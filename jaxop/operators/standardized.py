@@ -1,0 +1,91 @@
+"""An operator in physical units around one that sees standardised channels."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from jaxop._validation import as_float
+from jaxop.domains import Domain
+
+
+class Statistic(nnx.Variable):
+    """A constant stored with a model: part of its checkpoint, not of its trainable parameters."""
+
+
+class Standardized(nnx.Module):
+    """u ↦ σ_out · G((u − μ_in)/σ_in) + μ_out, channel by channel, around an operator G.
+
+    The statistics are those of the training set, whatever data the operator meets later. They live in
+    the model as `Statistic` variables, so that checkpoints carry them and optimisers leave them alone.
+
+    Args:
+        operator: any operator of the library.
+        input_mean: μ_in, shape (c_in,), in the units of the inputs.
+        input_std: σ_in, shape (c_in,).
+        output_mean: μ_out, shape (c_out,), in the units of the outputs.
+        output_std: σ_out, shape (c_out,).
+
+    Raises:
+        ValueError: for statistics whose length is not the number of channels.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxop import domains, operators
+        >>> config = operators.TransformerNeuralOperatorConfig(1, 1, width=8, heads=2, layers=1)
+        >>> operator = operators.Standardized(
+        ...     operators.build(config, rngs=nnx.Rngs(0)),
+        ...     input_mean=[3.0], input_std=[2.0], output_mean=[-1.0], output_std=[0.5],
+        ... )
+        >>> operator(jnp.ones((16, 1)), domains.interval(16)).shape
+        (16, 1)
+    """
+
+    def __init__(
+        self,
+        operator: nnx.Module,
+        *,
+        input_mean: ArrayLike | list[float],
+        input_std: ArrayLike | list[float],
+        output_mean: ArrayLike | list[float],
+        output_std: ArrayLike | list[float],
+    ):
+        self.operator = operator
+        config: Any = operator.config  # pyright: ignore[reportAttributeAccessIssue]
+        for name, value, channels in (
+            ("input_mean", input_mean, config.in_channels),
+            ("input_std", input_std, config.in_channels),
+            ("output_mean", output_mean, config.out_channels),
+            ("output_std", output_std, config.out_channels),
+        ):
+            array = jnp.asarray(value, jnp.float32)
+            if array.shape != (channels,):
+                raise ValueError(f"{name} must have shape ({channels},), one entry per channel, got {array.shape}.")
+            setattr(self, name, Statistic(array))
+
+    @property
+    def config(self) -> Any:
+        """The config of the operator inside."""
+        return self.operator.config  # pyright: ignore[reportAttributeAccessIssue]
+
+    def __call__(
+        self,
+        values: Float[Array, "n c"] | Float[Array, "b n c"],
+        domain: Domain,
+        *,
+        at: Domain | None = None,
+        initial: Float[Array, " c0"] | Float[Array, "b c0"] | None = None,
+    ) -> Float[Array, "k c_out"] | Float[Array, "b k c_out"]:
+        """The output function in physical units; arguments as for the operator inside."""
+        values = as_float(values, "values")
+        standardized = (values - _like(self.input_mean, values)) / _like(self.input_std, values)
+        outputs = self.operator(standardized, domain, at=at, initial=initial)  # pyright: ignore[reportCallIssue]
+        return outputs * _like(self.output_std, outputs) + _like(self.output_mean, outputs)
+
+
+def _like(statistic: Statistic, values: Array) -> Array:
+    """A statistic of the last axis, ready to broadcast against ``values``."""
+    return statistic[...].astype(values.dtype).reshape((1,) * (values.ndim - 1) + (-1,))

@@ -1,0 +1,190 @@
+"""The transformer neural operator: encoder layers of integral attention on any domain."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from jaxop._validation import as_float
+from jaxop.domains import Domain
+from jaxop.nn import EncoderLayer, IntegralAttention
+from jaxop.nn.pointwise import by_rows
+from jaxop.operators._common import check_sizes
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerNeuralOperatorConfig:
+    """Sizes and choices of a `TransformerNeuralOperator`; the defaults are those of the published study.
+
+    Attributes:
+        in_channels: channels of the input function.
+        out_channels: channels of the output function.
+        dim: space dimensions of the domain.
+        width: channels d inside.
+        heads: h, a divisor of the width.
+        layers: encoder layers.
+        feedforward: hidden channels of the pointwise networks.
+        decoder_layers: cross-attention layers from the output's nodes, known by their coordinates, to
+            the encoded input. 0 is the published architecture, whose output lives on the input's nodes;
+            with 1 or more the operator evaluates anywhere.
+        initial_channels: length of ``initial`` = [u0, y0, t0], which replaces the first node's
+            embedding by one of its own (data assimilation); 0: none.
+        norm: ``"post"`` or ``"pre"``.
+        dropout: rate in training mode.
+        activation: ``"gelu"`` (exact) or ``"gelu_tanh"``.
+        attention: implementation of `jaxop.attention.integral_attention`; None lets it choose.
+        dtype: dtype of the computation; None: that of inputs and parameters.
+        param_dtype: dtype of the parameters.
+    """
+
+    in_channels: int
+    out_channels: int
+    dim: int = 1
+    width: int = 128
+    heads: int = 8
+    layers: int = 6
+    feedforward: int = 128
+    decoder_layers: int = 0
+    initial_channels: int = 0
+    norm: str = "post"
+    dropout: float = 0.0
+    activation: str = "gelu"
+    attention: str | None = None
+    dtype: str | None = None
+    param_dtype: str = "float32"
+
+    def __post_init__(self):
+        check_sizes(self, ("in_channels", "out_channels", "dim", "width", "layers", "feedforward"))
+
+
+class TransformerNeuralOperator(nnx.Module):
+    """u ↦ head ∘ layers ∘ lift, lift = Linear([u(x), x]), layers of attention ∫ k(Qu(x), Ku(y)) Vu(y) dy.
+
+    The integrals are quadratures with the weights of the domain, in every dimension: grids under any
+    rule, uneven samples, scattered nodes, meshes. The same weights act on all of them.
+
+    Args:
+        config: a `TransformerNeuralOperatorConfig`.
+        rngs: random streams; ``params`` and, with dropout, ``dropout`` are used.
+
+    Raises:
+        ValueError: for sizes that do not fit.
+
+    Cost: O(layers · n (n d + d²)) per sample, O(n d) memory where attention is chunked.
+
+    Source: Calvello, Kovachki, Levine, Stuart, "Continuum Attention for Neural Operators",
+        arXiv:2406.06486. The decoder is ours.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxop import domains, operators
+        >>> config = operators.TransformerNeuralOperatorConfig(1, 2, width=16, heads=2, layers=1)
+        >>> operator = operators.TransformerNeuralOperator(config, rngs=nnx.Rngs(0))
+        >>> domain = domains.from_samples([0.0, 0.1, 0.4, 1.0])
+        >>> operator(jnp.ones((4, 1)), domain).shape
+        (4, 2)
+    """
+
+    def __init__(self, config: TransformerNeuralOperatorConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        dtypes = {"dtype": config.dtype, "param_dtype": config.param_dtype}
+
+        def layers(count: int) -> nnx.List:
+            attention = {"implementation": config.attention, "rngs": rngs, **dtypes}
+            options = {"norm": config.norm, "dropout": config.dropout, "activation": config.activation}
+            return nnx.List(
+                EncoderLayer(
+                    IntegralAttention(config.width, config.heads, **attention),
+                    config.width,
+                    config.feedforward,
+                    rngs=rngs,
+                    **options,
+                    **dtypes,
+                )
+                for _ in range(count)
+            )
+
+        def affine(channels: int) -> nnx.Linear:
+            return nnx.Linear(channels, config.width, rngs=rngs, **dtypes)
+
+        self.lift = affine(config.in_channels + config.dim)
+        self.initial = affine(config.initial_channels) if config.initial_channels else None
+        self.layers = layers(config.layers)
+        self.query = affine(config.dim) if config.decoder_layers else None
+        self.decoder = layers(config.decoder_layers)
+        self.head = nnx.Linear(config.width, config.out_channels, rngs=rngs, **dtypes)
+
+    def __call__(
+        self,
+        values: Float[Array, "n c"] | Float[Array, "b n c"],
+        domain: Domain,
+        *,
+        at: Domain | None = None,
+        initial: Float[Array, " c0"] | Float[Array, "b c0"] | None = None,
+    ) -> Float[Array, "k c_out"] | Float[Array, "b k c_out"]:
+        """The output function on ``at``, from samples of the input function on ``domain``.
+
+        Args:
+            values: u(x_i), shape (n, c_in), or a batch (b, n, c_in).
+            domain: where ``values`` were sampled; for a batch, one for all or a stack, one for each.
+            at: where the output is wanted, one domain or a stack; None: on ``domain``.
+            initial: [u0, y0, t0] for operators with ``initial_channels``, shape (c0,) or (b, c0).
+
+        Raises:
+            ValueError: for shapes that do not fit the config or the domain.
+            NotImplementedError: for ``at`` in an operator without decoder layers.
+        """
+        config = self.config
+        values = as_float(values, "values")
+        single = values.ndim == 2
+        if values.ndim not in (2, 3) or values.shape[-2:] != (domain.size, config.in_channels):
+            raise ValueError(
+                f"values must have shape (n, c_in) = ({domain.size}, {config.in_channels}), or (b, n, c_in), "
+                f"got {values.shape}."
+            )
+        values = values[None] if single else values
+        points = _points(domain, values.shape[0], config.dim, "domain").astype(values.dtype)
+        x = by_rows(self.lift, jnp.concatenate([values, points], axis=-1))
+        x = self._with_initial(x, initial, single)
+        weights = jax.vmap(lambda d: d.weights)(domain) if domain.is_batched else domain.weights
+        for layer in self.layers:
+            x = layer(x, weights)
+        if self.query is not None:
+            z = self.query(_points(at or domain, values.shape[0], config.dim, "at").astype(values.dtype))
+            for layer in self.decoder:
+                z = layer(z, weights, context=x)
+            x = z
+        elif at is not None and at is not domain:
+            raise NotImplementedError(
+                "`at` needs decoder layers, but this operator has decoder_layers=0 and gives its output on the nodes of "
+                "its input; train one with decoder_layers=1, or pass at=None."
+            )
+        outputs = by_rows(self.head, x)
+        return outputs[0] if single else outputs
+
+    def _with_initial(self, x: Array, initial: Array | None, single: bool) -> Array:
+        expected = self.config.initial_channels
+        if self.initial is None:
+            if initial is not None:
+                raise ValueError("initial must be None: this operator has initial_channels=0.")
+            return x
+        shape = (expected,) if single else (x.shape[0], expected)
+        if initial is None or initial.shape != shape:
+            received = "None" if initial is None else initial.shape
+            raise ValueError(f"initial must have shape {shape} = [u0, y0, t0] per sample, got {received}.")
+        return x.at[:, 0].set(self.initial(initial[None] if single else initial).astype(x.dtype))
+
+
+def _points(domain: Domain, batch: int, dim: int, argument: str) -> Float[Array, "b n dim"]:
+    """The coordinates of a batch of samples on one domain or a stack of them."""
+    if domain.dim != dim:
+        raise ValueError(f"{argument} must have dim={dim} space dimensions like the config, got {domain.dim}.")
+    if not domain.is_batched:
+        return jnp.broadcast_to(domain.points[None], (batch, domain.size, dim))
+    points = jax.vmap(lambda d: d.points)(domain)
+    if points.shape[0] != batch:
+        raise ValueError(f"{argument} stacks {points.shape[0]} domains for {batch} samples; give one, or one each.")
+    return points

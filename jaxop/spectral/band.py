@@ -1,0 +1,182 @@
+"""Which Fourier modes a layer keeps on a grid, and the real matrices that compute them."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxop.domains import EQUAL_WEIGHT_RULES, Domain, Grid
+
+
+@dataclasses.dataclass(frozen=True)
+class Band:
+    """The low modes k of functions on a grid of n_1 × … × n_dim equally spaced nodes.
+
+    The full band is −m_j ≤ k_j < m_j on every axis but the last and 0 ≤ k_dim < m_dim on the last
+    (the spectrum of a real function is Hermitian). A grid with n_j ≥ 2 m_j carries all of it; on a
+    coarser one the modes at or above its Nyquist frequency, |k_j| ≥ n_j/2, are dropped.
+
+    A coefficient array holds (real part, imaginary part) first, then the kept modes in row-major order
+    with each axis in the order of the FFT, 0, 1, …, m − 1, −m, …, −1.
+
+    Attributes:
+        shape: nodes along each axis.
+        modes: m_j along each axis.
+
+    Example:
+        >>> from jaxop import spectral
+        >>> band = spectral.Band((16, 16), (3, 3))
+        >>> [list(map(int, k)) for k in band.frequencies]
+        [[0, 1, 2, -3, -2, -1], [0, 1, 2]]
+    """
+
+    shape: tuple[int, ...]
+    modes: tuple[int, ...]
+
+    @property
+    def positions(self) -> tuple[np.ndarray, ...]:
+        """Where the kept modes stand in the full band, per axis."""
+        return tuple(np.flatnonzero(self._is_kept(j)) for j in range(len(self.shape)))
+
+    @property
+    def frequencies(self) -> tuple[np.ndarray, ...]:
+        """The kept integer frequencies k_j, per axis."""
+        return tuple(self._full(j)[self._is_kept(j)] for j in range(len(self.shape)))
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """Number of kept modes along each axis."""
+        return tuple(len(k) for k in self.frequencies)
+
+    @property
+    def size(self) -> int:
+        """Number of kept modes."""
+        return math.prod(self.kept)
+
+    def _full(self, axis: int) -> np.ndarray:
+        low = np.arange(self.modes[axis])
+        return low if axis == len(self.shape) - 1 else np.concatenate([low, low - self.modes[axis]])
+
+    def _is_kept(self, axis: int) -> np.ndarray:
+        n, m, k = self.shape[axis], self.modes[axis], self._full(axis)
+        return np.full(k.shape, True) if n >= 2 * m else 2 * np.abs(k) < n
+
+    def matrix(self, axis: int) -> np.ndarray:
+        """The real matrix of the transform along one axis, with frequencies (o, k) as its rows.
+
+        The last axis takes the n real values to (Re, Im); the others rotate n complex values, columns
+        (x, o), by e^{−iθ}. Together they are scaled so that their transposes synthesise the function.
+        """
+        n, k = self.shape[axis], self.frequencies[axis]
+        angle = 2 * np.pi * np.outer(k, np.arange(n)) / n
+        cos, sin = np.cos(angle), np.sin(angle)
+        if axis == len(self.shape) - 1:
+            # column 0 is its own mirror image; the others stand for two conjugate columns
+            scale = np.where(k == 0, 1.0, math.sqrt(2.0)) / math.sqrt(math.prod(self.shape))
+            return np.concatenate([cos, -sin]) * np.tile(scale, 2)[:, None]
+        real = np.stack([cos, sin], axis=-1)
+        imag = np.stack([-sin, cos], axis=-1)
+        return np.stack([real, imag]).reshape(2 * len(k), 2 * n)
+
+    def mirror(self) -> tuple[np.ndarray, np.ndarray]:
+        """Column 0 (k_dim = 0) and its reflection k → −k on this grid.
+
+        Returns:
+            For each mode of column 0, in row-major order, the position of −k there (or its own, if −k is
+            not kept), and whether −k is kept.
+        """
+        axes = list(zip(self.frequencies[:-1], self.shape[:-1], strict=True))
+        places, kept = np.zeros((1,), int), np.ones((1,), bool)
+        for k, n in axes:
+            residues = {int(f) % n: i for i, f in enumerate(k)}
+            partner = np.array([residues.get(int(-f) % n, -1) for f in k])
+            places = (places[:, None] * len(k) + partner[None, :]).reshape(-1)
+            kept = (kept[:, None] & (partner >= 0)[None, :]).reshape(-1)
+        return np.where(kept, places, np.arange(len(places))), kept
+
+
+def modes_per_axis(modes: int | Sequence[int], dim: int) -> tuple[int, ...]:
+    """``modes`` as one positive number per axis."""
+    given = np.asarray(modes)
+    result = tuple(given.reshape(-1).tolist()) * (dim if given.ndim == 0 else 1)
+    if given.dtype.kind not in "iu" or given.ndim > 1 or len(result) != dim or min(result) < 1:
+        raise ValueError(f"modes must be one positive number or {dim} of them, one per axis, got {modes}.")
+    return result
+
+
+def check_modes(modes: int | Sequence[int], reference: Sequence[int]) -> tuple[int, ...]:
+    """Refuses 2 m_j > n_j: a layer must be able to see all its modes on its reference grid.
+
+    Args:
+        modes: m, one number or one per axis.
+        reference: nodes along each axis of the grid, or of the patch, that the layer is made for.
+
+    Returns:
+        One m_j per axis.
+
+    Raises:
+        ValueError: naming the nearest valid numbers of modes and of nodes.
+
+    Example:
+        >>> from jaxop import spectral
+        >>> spectral.check_modes(8, (16, 16))
+        (8, 8)
+    """
+    result = modes_per_axis(modes, len(reference))
+    for axis, (m, n) in enumerate(zip(result, reference, strict=True)):
+        if n < 2:
+            raise ValueError(
+                f"a spectral layer needs at least 2 nodes along axis {axis} of its reference grid, got {n}."
+            )
+        if 2 * m > n:
+            raise ValueError(
+                f"modes = {m} along axis {axis} needs 2·modes ≤ nodes, but the reference grid has {n} nodes there; "
+                f"take modes ≤ {n // 2}, or at least {2 * m} nodes."
+            )
+    return result
+
+
+def check_grid(domain: Domain, dim: int | None = None) -> Grid:
+    """Refuses domains on which a discrete Fourier transform is not a quadrature.
+
+    Args:
+        domain: must be a `Grid` whose every axis follows a rule of equal weights.
+        dim: number of axes it must have; None accepts any.
+
+    Returns:
+        The domain.
+
+    Raises:
+        TypeError: for a domain that is not a grid.
+        ValueError: for another number of axes, or uneven weights; the message names the rules to use.
+
+    Example:
+        >>> from jaxop import domains, spectral
+        >>> spectral.check_grid(domains.interval(8))
+        Traceback (most recent call last):
+            ...
+        ValueError: a spectral layer needs equal weights ... got rule='trapezoid' along axis 0; ...
+    """
+    if not isinstance(domain, Grid):
+        raise TypeError(
+            f"a spectral layer needs a grid (interval or box with rule='midpoint' or 'periodic'), got "
+            f"{type(domain).__name__}; the TransformerNeuralOperator takes any domain."
+        )
+    if dim is not None and domain.dim != dim:
+        raise ValueError(f"domain must have {dim} axes, as the layer was built for, got {domain.dim}.")
+    for axis, rule in enumerate(domain.rules):
+        if rule not in EQUAL_WEIGHT_RULES:
+            raise ValueError(
+                f"a spectral layer needs equal weights on the whole period, got rule={rule!r} along axis {axis}; build "
+                f"the grid with {' or '.join(f'rule={name!r}' for name in EQUAL_WEIGHT_RULES)}, or use the "
+                "TransformerNeuralOperator, which takes any nodes."
+            )
+    return domain
+
+
+@functools.lru_cache(maxsize=64)
+def multiplier_shape(modes: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of the full band: 2 m_j on every axis but the last, m_dim there."""
+    return (*(2 * m for m in modes[:-1]), modes[-1])

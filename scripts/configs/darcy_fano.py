@@ -1,0 +1,39 @@
+"""Darcy flow with the Fourier attention neural operator, trained at 64² and evaluated at 32², 64² and 128².
+
+Source: Calvello, Kovachki, Levine, Stuart, arXiv:2406.06486, at a smaller size; 2 × 2 patches, of which those
+    of the 32² grid still carry the 8 modes.
+Hardware: 2 CPU cores. Time: about half an hour after the data (a few minutes, once).
+Expected: relative L2 at 32², 64², 128²: measured: see README.
+Command: python scripts/train.py darcy_fano
+"""
+
+from experiment import Experiment
+from problems import DarcyData
+
+from jaxop.operators import FourierAttentionNeuralOperatorConfig
+from jaxop.training import TrainingConfig
+
+CONFIG = Experiment(
+    data=DarcyData(),
+    model=FourierAttentionNeuralOperatorConfig(
+        in_channels=1,
+        out_channels=1,
+        width=32,
+        heads=8,
+        layers=6,
+        feedforward=128,
+        patches=2,
+        modes=8,
+        reference=64,
+    ),
+    training=TrainingConfig(
+        steps=10_000,
+        batch_size=8,
+        learning_rate=1e-3,
+        warmup_steps=200,
+        weight_decay=1e-4,
+        loss="h1",
+        eval_every=500,
+        checkpoint_every=500,
+    ),
+)

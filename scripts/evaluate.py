@@ -1,0 +1,83 @@
+"""Evaluates a trained run on files or on other grids.
+
+    python scripts/evaluate.py runs/mine --data b.npz c.h5
+    python scripts/evaluate.py runs/darcy_fano --grids 32 64 96 128
+    python scripts/evaluate.py runs/cde_tno --grids dt=0.005 nodes=400
+
+Prints and saves relative L2 and H1 errors and the worst sample of every set, in physical units
+(RUN/evaluation/NAME.csv and .json), and pictures of the median and the worst sample (RUN/figures/).
+"""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import tyro
+from experiment import CACHE, check, evaluate, recorded, report, tune_allocator
+from problems import FileData
+from rich.console import Console
+
+from jaxop import training
+from jaxop.data import Samples
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What to evaluate and where.
+
+    Attributes:
+        run: the run directory.
+        data: files of samples, with the same names inside as the training file's unless --inputs and
+            --targets say otherwise.
+        grids: grids of a generated problem, as the tables name them: 64 for Darcy flow, dt=0.01 or
+            nodes=200 for trajectories.
+        samples: evaluate only this many samples of each set; None: all.
+        checkpoint: "best", "last" or the number of a step.
+        name: prefix of the files that are written.
+        inputs: name of the input functions in the files.
+        targets: name of the target functions in the files.
+        cache: where generated data are kept, by their parameters.
+        traceback: show the Python traceback of an error.
+    """
+
+    run: tyro.conf.Positional[Path]
+    data: tuple[Path, ...] = ()
+    grids: tuple[str, ...] = ()
+    samples: int | None = None
+    checkpoint: str = "best"
+    name: str = "evaluation"
+    inputs: str | None = None
+    targets: str | None = None
+    cache: Path = CACHE
+    traceback: bool = False
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The command line."""
+    tune_allocator()
+    settings = tyro.cli(Evaluation, args=arguments, prog="evaluate.py", description=__doc__)
+    run = training.load_run(settings.run)
+    problem, model = recorded(run)
+    checkpoint = int(settings.checkpoint) if settings.checkpoint.isdecimal() else settings.checkpoint
+    step = run.step(checkpoint)
+    sets: dict[str, Samples] = {}
+    if settings.grids:
+        sets |= problem.at(settings.grids, settings.cache)
+    if settings.data:
+        files = problem if isinstance(problem, FileData) else FileData(train=settings.data[0])
+        names = {name: value for name in ("inputs", "targets") if (value := getattr(settings, name)) is not None}
+        sets |= dataclasses.replace(files, **names).files(settings.data)
+    if not sets:
+        sets = problem.load(settings.cache).test
+    if settings.samples is not None:
+        if settings.samples < 1:
+            raise ValueError(f"samples must be at least 1, got {settings.samples}.")
+        sets = {name: samples.take(slice(settings.samples)) for name, samples in sets.items()}
+    check(model, sets)
+    model = run.restore(model, checkpoint=step)
+    evaluate(run, model, sets, name=settings.name, checkpoint=step, console=Console())
+
+
+if __name__ == "__main__":
+    sys.exit(report(main, sys.argv[1:]))

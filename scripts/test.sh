@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Runs the tests in the environment .venv, which is made if need be. Arguments go to pytest: scripts/test.sh -m slow
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+prepare dev
+exec "$python" -m pytest -n 2 "$@"

@@ -1,0 +1,153 @@
+"""Trains an operator and evaluates it on other grids.
+
+    python scripts/train.py darcy_fano --training.steps 500 --model.width 64 --run-dir runs/wide
+    python scripts/train.py custom --data.train a.npz --data.operator fano
+    python scripts/train.py darcy_fano --help
+
+The first argument names a file of scripts/configs/; every field of its settings is an option.
+"""
+
+import ast
+import datetime
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+from experiment import (
+    CONFIGS,
+    Experiment,
+    build,
+    check,
+    chosen_from_grid,
+    complete,
+    describe,
+    evaluate,
+    parameters,
+    report,
+    tune_allocator,
+)
+from problems import FileData, Sets, grid_name
+from rich.console import Console
+from rich.table import Table
+
+from jaxop import training
+from jaxop._validation import check_name
+
+
+def parse(arguments: Sequence[str]) -> tuple[str, Experiment[Any, Any]]:
+    """The name of the ready-made experiment, and its settings with those of the command line."""
+    names = sorted(path.stem for path in CONFIGS.glob("[a-z]*.py"))
+    if not arguments or arguments[0] in ("-h", "--help"):
+        _list(names)
+        raise SystemExit(0 if arguments else 2)
+    name = arguments[0]
+    check_name(name, "config", names)
+    module = importlib.import_module(f"configs.{name}")
+    default = module.CONFIG
+    if isinstance(default.data, FileData):
+        default = _for_operator(default, arguments)
+    kind = Experiment[type(default.data), type(default.model)]
+    return name, tyro.cli(
+        kind,
+        default=default,
+        args=arguments[1:],
+        prog=f"train.py {name}",
+        description=module.__doc__,
+    )
+
+
+def run(name: str, experiment: Experiment[Any, Any], console: Console) -> Path:
+    """Trains, evaluates and returns the run directory."""
+    directory = _run_dir(name, experiment)
+    console.print(f"[bold]{name}[/bold]: reading or generating data")
+    sets = experiment.data.load(experiment.cache)
+    config, chosen = experiment.model, {}
+    if isinstance(experiment.data, FileData):
+        config, chosen = complete(experiment.data.operator, config, sets)
+    model = build(config, sets.train, seed=experiment.training.seed)
+    console.print(_summary(directory, sets, config, chosen, parameters(model)))
+    check(model, sets.test)
+    loggers: list[training.Logger] = [training.TensorBoard()] if experiment.tensorboard else []
+    if experiment.wandb is not None:
+        loggers.append(training.WeightsAndBiases(experiment.wandb))
+    result = training.fit(
+        model,
+        sets.train,
+        sets.valid,
+        experiment.training,
+        run_dir=directory,
+        settings=describe(experiment.data, config, sets.train),
+        resume=experiment.resume,
+        loggers=loggers,
+    )
+    console.print(f"{result.stopped} after step {int(result.state.step)}, {result.seconds:.0f} s of training")
+    if result.stopped == "terminated":
+        console.print(f"saved; continue with --resume --run-dir {directory}")
+        return directory
+    finished = training.load_run(directory)
+    evaluate(finished, finished.restore(model), sets.test, name="test", checkpoint=finished.step(), console=console)
+    console.print(f"run: {directory}; checkpoints: {directory / 'checkpoints'}/")
+    return directory
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The command line."""
+    tune_allocator()
+    name, experiment = parse(arguments)
+    run(name, experiment, Console())
+
+
+def _for_operator(default: Experiment[Any, Any], arguments: Sequence[str]) -> Experiment[Any, Any]:
+    """The settings for files with the model's options of the operator that the arguments name."""
+    operator = default.data.operator
+    for i, argument in enumerate(arguments):
+        option, _, value = argument.partition("=")
+        if option == "--data.operator":
+            operator = value or (arguments[i + 1] if i + 1 < len(arguments) else operator)
+    return Experiment(default.data, chosen_from_grid(operator)(), default.training)
+
+
+def _run_dir(name: str, experiment: Experiment[Any, Any]) -> Path:
+    """Where the run goes; what cannot go there fails before any data are made."""
+    directory = experiment.run_dir
+    if experiment.resume:
+        if directory is None:
+            raise ValueError("--resume needs --run-dir, the directory of the run to continue.")
+        training.load_run(directory)
+        return directory
+    if directory is None:
+        return Path("runs") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    if (directory / "config.json").exists():
+        raise FileExistsError(f"{directory} already holds a run; continue it with --resume, or give another --run-dir.")
+    return directory
+
+
+def _summary(directory: Path, sets: Sets, config: Any, chosen: dict[str, int], count: int) -> Table:
+    table = Table(show_header=False)
+    table.add_row("run", str(directory))
+    table.add_row("training samples", f"{len(sets.train)} on {grid_name(sets.train)}")
+    for kind in ("valid", "test"):
+        for name, samples in getattr(sets, kind).items():
+            table.add_row(f"{kind}: {name}", f"{len(samples)} on {grid_name(samples)}")
+    table.add_row("operator", type(config).__name__.removesuffix("Config"))
+    table.add_row("settings", ", ".join(f"{field} {value}" for field, value in vars(config).items()))
+    if chosen:
+        options = ", ".join(f"--model.{field.replace('_', '-')} {value}" for field, value in chosen.items())
+        table.add_row("chosen to suit the grids", options)
+    table.add_row("parameters", f"{count:,}")
+    return table
+
+
+def _list(names: Sequence[str]) -> None:
+    console = Console()
+    console.print(__doc__)
+    for name in names:
+        about = ast.get_docstring(ast.parse((CONFIGS / f"{name}.py").read_text())) or ""
+        console.print(f"  [bold]{name}[/bold]: {about.splitlines()[0]}")
+
+
+if __name__ == "__main__":
+    sys.exit(report(main, sys.argv[1:]))

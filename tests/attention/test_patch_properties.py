@@ -1,0 +1,441 @@
+"""Attention between functions on patches, against plain numpy in float64 and against numpy's FFT."""
+
+import itertools
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+
+from jaxop import domains, kernels, testing
+from jaxop.attention.patch import patch_attention, patch_weights, spectral_patch_attention
+from jaxop.spectral import Band
+
+HEADS, DEPTH, RATE = 2, 3, 0.6
+# (query patches, key patches, nodes of a patch, value channels): few long tokens, many short ones
+SIZES = {"long tokens": (3, 4, 7, 2), "short tokens": (4, 9, 3, 1)}
+sizes = pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+
+
+@pytest.fixture
+def unchecked():
+    """Calls as a user's program makes them: without the suite's run-time type checks, which would answer first."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def inner(q, k):
+    """Logits of the default kernel, ∫ Q·K dx."""
+    return np.sum(q * k, axis=-1)
+
+
+def distance(q, k):
+    """Logits of a Gaussian, −r ∫ |Q − K|² dx."""
+    return -RATE * np.sum((q - k) ** 2, axis=-1)
+
+
+DENSITIES = {"inner product": inner, "Gaussian": distance}
+kinds = pytest.mark.parametrize("kind", DENSITIES)
+
+
+def gaussian(rate, q, k):
+    return -rate * jnp.sum((q - k) ** 2)
+
+
+def make(kind):
+    """The library's kernel of that name; None, its default, for inner products."""
+    return None if kind == "inner product" else kernels.from_pair(gaussian, jnp.asarray(RATE), log=True)
+
+
+attend = jax.jit(patch_attention, static_argnames=("kernel_axis", "implementation"))
+
+
+def oracle(query, key, value, weights, *, density=inner, mask=None):
+    """Softmax over k of Σ_i w_i density(Q_j(x_i), K_k(x_i)), head by head; 0 where nothing is seen."""
+    query, key, value, weights = (np.asarray(a, np.float64) for a in (query, key, value, weights))
+    p, q, heads = query.shape[0], key.shape[0], query.shape[2]
+    seen = np.broadcast_to(True if mask is None else np.asarray(mask), (heads, p, q))
+    out = np.zeros((*query.shape[:3], value.shape[-1]))
+    for h, j in np.ndindex(heads, p):
+        ks = np.flatnonzero(seen[h, j])
+        if ks.size:
+            scores = np.array([weights @ density(query[j, :, h], key[k, :, h]) for k in ks])
+            mass = np.exp(scores - scores.max())
+            out[j, :, h] = np.tensordot(mass / mass.sum(), value[ks, :, h], 1)
+    return out
+
+
+def inputs(size, dtype=jnp.float64, seed=0):
+    p, q, s, c = size
+    rng = np.random.default_rng(seed)
+    shapes = (p, s, HEADS, DEPTH), (q, s, HEADS, DEPTH), (q, s, HEADS, c)
+    functions = [jnp.asarray(2 * rng.normal(size=shape), dtype) for shape in shapes]
+    return *functions, jnp.asarray(rng.uniform(0.1, 0.4, s), dtype)
+
+
+@sizes
+@kinds
+@pytest.mark.parametrize("implementation", ["dense", "chunked"])
+@pytest.mark.parametrize("masked", ["none", "keys", "pairs", "heads"])
+def test_agrees_with_the_oracle(size, kind, implementation, masked, x64):
+    if masked != "none" and implementation == "chunked":
+        pytest.skip("masks are passed on unseen; one implementation will do")
+    arrays, (p, q, *_) = inputs(size), size
+    mask = None
+    if masked != "none":
+        shape = {"keys": (q,), "pairs": (p, q), "heads": (HEADS, p, q)}[masked]
+        mask = np.random.default_rng(3).random(shape) < 0.6
+        mask[..., 1] = True
+        if masked != "keys":
+            mask[..., 0, :] = False  # nothing to see: zero
+    out = attend(
+        *arrays, kernel=make(kind), mask=None if mask is None else jnp.asarray(mask), implementation=implementation
+    )
+    truth = oracle(*arrays, density=DENSITIES[kind], mask=mask)
+    np.testing.assert_allclose(out, truth, rtol=1e-12, atol=1e-13)
+
+
+@sizes
+@kinds
+def test_gradients_are_those_of_the_oracle(size, kind, x64):
+    """Central differences of the numpy oracle along random directions, for every argument."""
+    arrays = inputs(size)
+    rng = np.random.default_rng(1)
+    directions = [rng.normal(size=a.shape) for a in arrays]
+    cotangent = rng.normal(size=(size[0], size[2], HEADS, size[3]))
+
+    def loss(*arrays):
+        return jnp.sum(jnp.asarray(cotangent) * patch_attention(*arrays, kernel=make(kind)))
+
+    gradients = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3)))(*arrays)
+    for i, (gradient, direction) in enumerate(zip(gradients, directions, strict=True)):
+        ends = []
+        for step in (1e-5, -1e-5):
+            moved = [np.asarray(a) + (step * direction if j == i else 0) for j, a in enumerate(arrays)]
+            ends.append(np.sum(cotangent * oracle(*moved, density=DENSITIES[kind])))
+        np.testing.assert_allclose(np.vdot(gradient, direction), (ends[0] - ends[1]) / 2e-5, rtol=1e-6, atol=1e-9)
+
+
+def test_scores_are_inner_products_in_the_measure_of_the_whole_domain(x64):
+    """Two patches of constants 1 and 0 on (0, 3) × (0, 2): logits Q·K·|patch|, no 1/√d, on any grid."""
+    for shape in ((2, 2), (4, 6)):
+        cut = domains.partition(domains.box(shape, upper=(3, 2), rule="midpoint"), (2, 1))
+        s = math.prod(cut.shape)
+        ones = jnp.ones((2, s, 1, 4))
+        key = ones.at[1].set(0.0)
+        out = attend(0.1 * ones, key, key[..., :1], patch_weights(cut))
+        np.testing.assert_allclose(out, 1 / (1 + np.exp(-0.1 * 4 * 3)), rtol=1e-12)
+        unit = attend(0.1 * ones, key, key[..., :1])  # measure 1: half of it per patch
+        np.testing.assert_allclose(unit, 1 / (1 + np.exp(-0.1 * 4 * 0.5)), rtol=1e-12)
+
+
+def test_a_scale_left_open_counts_the_channels_and_not_the_nodes(x64):
+    """ExpDotProduct() means 1/√d at every resolution and in Fourier space too."""
+    default = kernels.ExpDotProduct()
+    query, key, value, weights = inputs(SIZES["long tokens"])
+    out = attend(query, key, value, weights, kernel=default)
+    np.testing.assert_allclose(out, oracle(query / math.sqrt(DEPTH), key, value, weights), rtol=1e-12)
+    band = Band((6,), (2,))
+    q, k, v = (jnp.asarray(a) for a in np.random.default_rng(0).normal(size=(3, 2, 2, 4, HEADS, DEPTH)))
+    spectral = [spectral_patch_attention(a, k, v, band, 0.3, kernel=c) for a, c in ((q, default), (q / 3**0.5, None))]
+    np.testing.assert_allclose(*spectral, rtol=1e-12)
+
+
+@sizes
+@kinds
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+def test_functions_that_all_patches_share_are_reproduced(size, kind, dtype):
+    query, key, value, weights = inputs(size, dtype)
+    value = jnp.broadcast_to(value[:1], value.shape)
+    kernel = make(kind)
+    out = attend(3 * query, 3 * key, value, weights, kernel=kernel)
+    assert out.dtype == dtype
+    expected = np.broadcast_to(np.asarray(value[:1], np.float32), out.shape)
+    tolerance = 2e-6 if dtype == jnp.float32 else 2e-2
+    np.testing.assert_allclose(np.asarray(out, np.float32), expected, rtol=tolerance)
+
+
+@sizes
+def test_order_of_patches_means_nothing(size, x64):
+    query, key, value, weights = inputs(size)
+    rng = np.random.default_rng(1)
+    rows, columns, nodes = (rng.permutation(n) for n in (size[0], size[1], size[2]))
+    out = attend(query, key, value, weights)
+    moved = attend(query[rows], key[columns], value[columns], weights)
+    np.testing.assert_allclose(moved, out[rows], rtol=1e-12, atol=1e-13)
+    inside = attend(query[:, nodes], key[:, nodes], value[:, nodes], weights[nodes])
+    np.testing.assert_allclose(inside, out[:, nodes], rtol=1e-12, atol=1e-13)
+
+
+@sizes
+@kinds
+def test_weightless_nodes_influence_no_score(size, kind, x64):
+    query, key, value, weights = inputs(size)
+    weights = weights.at[1].set(0.0)
+    kernel = make(kind)
+
+    @jax.jit
+    def evaluate(query, key, value, weights):
+        def loss(query, key):
+            out = attend(query, key, value, weights, kernel=kernel)
+            return jnp.sum(jnp.sin(out)), out
+
+        return jax.grad(loss, argnums=(0, 1), has_aux=True)(query, key)
+
+    gradients, out = evaluate(query, key, value, weights)
+    moved, same = evaluate(query.at[:, 1].add(50.0), key.at[:, 1].multiply(-9.0), value, weights)
+    np.testing.assert_array_equal(same, out)
+    for gradient, other in zip(gradients, moved, strict=True):
+        np.testing.assert_array_equal(gradient[:, 1], 0.0)
+        np.testing.assert_array_equal(gradient, other)
+    np.testing.assert_allclose(out, oracle(query, key, value, weights, density=DENSITIES[kind]), rtol=1e-12)
+
+
+@sizes
+def test_the_derivative_in_a_weight_of_zero_is_the_true_one(size, x64):
+    arrays = inputs(size)
+    arrays = (*arrays[:3], arrays[3].at[1].set(0.0))
+    gradient = jax.jit(jax.grad(lambda w: jnp.sum(jnp.sin(patch_attention(*arrays[:3], w)))))(arrays[3])
+    step = 1e-6 * np.eye(size[2])[1]
+    ends = [np.sum(np.sin(oracle(*arrays[:3], np.asarray(arrays[3]) + a))) for a in (step, -step)]
+    np.testing.assert_allclose(gradient[1], (ends[0] - ends[1]) / 2e-6, rtol=1e-6)
+    assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize("given", [True, False], ids=["weights", "default weights"])
+def test_half_precision_rounds_functions_and_not_their_measure(dtype, given):
+    """A rounded √w would change every score in proportion: scores of 60 show it."""
+    p, s = 3, 211  # 1/633 and its root are no short binary fractions
+    rng = np.random.default_rng(0)
+    base, factors = rng.normal(size=(1, s, 1, 8)), np.array([0.9, 1.0, 1.05])[:, None, None, None]
+    query, key = (jnp.asarray(5 * factors * base, dtype) for _ in range(2))
+    value = jnp.asarray(np.eye(p)[:, None, None, :] * np.ones((1, s, 1, 1)), jnp.float32)
+    weights = jnp.full(s, 1 / (p * s), jnp.float32)
+    out = attend(query, key, value, weights if given else None)
+    scores, exact = (np.log(np.asarray(a, np.float64)[:, 0, 0]) for a in (out, oracle(query, key, value, weights)))
+    assert out.dtype == jnp.float32
+    np.testing.assert_allclose(scores - scores[:, :1], exact - exact[:, :1], atol=0.005)
+
+
+@pytest.mark.parametrize(
+    ("shape", "upper", "patches"),
+    [((8,), (2.0,), (4,)), ((6, 4), (3.0, 1.0), (3, 2)), ((4, 2, 6), (1.0, 2.0, 3.0), (2, 1, 3))],
+    ids=["1-d", "2-d", "3-d"],
+)
+def test_patches_of_a_grid_in_every_dimension(shape, upper, patches, x64):
+    """Blocks cut by numpy, integrals over each with the volume of a cell."""
+    domain = domains.box(shape, upper=upper, rule="midpoint")
+    cut = domains.partition(domain, patches)
+    fields = np.random.default_rng(0).normal(size=(3, domain.size, HEADS * DEPTH))
+    query, key, value = (cut.split(jnp.asarray(f)).reshape(math.prod(patches), -1, HEADS, DEPTH) for f in fields)
+    out = attend(query, key, value, patch_weights(cut))
+    out = np.asarray(cut.join(out.reshape(*out.shape[:2], -1))).reshape(*shape, HEADS, DEPTH)
+    side = [n // p for n, p in zip(shape, patches, strict=True)]
+    blocks = [
+        tuple(slice(i * n, (i + 1) * n) for i, n in zip(index, side, strict=True)) for index in np.ndindex(*patches)
+    ]
+    q, k, v = (np.stack([f.reshape(*shape, HEADS, DEPTH)[b] for b in blocks]) for f in fields)
+    cell = math.prod(upper) / math.prod(shape)
+    for h in range(HEADS):
+        scores = np.array([[cell * np.sum(a[..., h, :] * b[..., h, :]) for b in k] for a in q])
+        mass = np.exp(scores)
+        mass /= mass.sum(axis=1, keepdims=True)
+        for j, block in enumerate(blocks):
+            np.testing.assert_allclose(out[block][..., h, :], np.tensordot(mass[j], v[..., h, :], 1), rtol=1e-11)
+
+
+class TestConvergence:
+    """The same functions on patches with more and more nodes."""
+
+    PATCHES = 3
+
+    def functions(self, x, period):
+        x, c = np.asarray(x, np.float64)[..., None, None], np.arange(1.0, 3.0)
+        if period:  # periodic on a patch, another phase on each
+            wave = 2 * np.pi * self.PATCHES * x
+            shift = np.floor(self.PATCHES * x)
+            return np.exp(np.sin(wave + c * shift)), 2 * np.cos(np.sin(wave) + c * shift), shift + np.cos(wave + c)
+        return 3 * np.cos(c * x), np.exp(c * x), np.sin(4 * c * x)
+
+    def errors(self, nodes, period, kind):
+        density = DENSITIES[kind]
+        gauss, w = np.polynomial.legendre.leggauss(60)
+        inside = (gauss + 1) / 2
+        starts = np.arange(self.PATCHES)[:, None]
+        q, k, _ = self.functions((starts + inside) / self.PATCHES, period)
+        scores = np.array([[(w / 2 / self.PATCHES) @ density(a[:, 0], b[:, 0]) for b in k] for a in q])
+        mass = np.exp(scores - scores.max(axis=1, keepdims=True))
+        mass /= mass.sum(axis=1, keepdims=True)
+        result = []
+        for s in nodes:
+            cut = domains.partition(domains.interval(self.PATCHES * s, rule="midpoint"), (self.PATCHES,))
+            query, key, value = self.functions(cut.split(cut.domain.points)[..., 0], period)
+            arrays = [jnp.asarray(a) for a in (query, key, value)]
+            out = attend(*arrays, patch_weights(cut), kernel=make(kind))
+            result.append(np.abs(out - np.tensordot(mass, value, 1)).max())
+        return result
+
+    @kinds
+    def test_smooth_functions_converge_at_order_two(self, kind, x64):
+        nodes = (4, 8, 16)
+        assert testing.observed_order(nodes, self.errors(nodes, False, kind)) == pytest.approx(2, abs=0.06)
+
+    @kinds
+    def test_functions_periodic_on_a_patch_converge_faster_than_any_order(self, kind, x64):
+        errors = self.errors((4, 8, 24), True, kind)
+        assert errors[1] < 1e-2 * errors[0]
+        assert errors[2] < 1e-12
+
+
+@pytest.mark.parametrize("implementation", [None, "chunked", "xla"])
+@sizes
+def test_jit_is_eager_and_vmap_is_a_loop(size, implementation):
+    stacked = [jnp.stack(a) for a in zip(*(inputs(size, jnp.float32, seed) for seed in range(3)), strict=True)]
+
+    def call(*arrays):
+        return patch_attention(*arrays, implementation=implementation)
+
+    single = jax.jit(call)
+    loop = np.stack([single(*(a[i] for a in stacked)) for i in range(3)])
+    for i in range(3):
+        np.testing.assert_allclose(loop[i], oracle(*(a[i] for a in stacked)), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(jax.vmap(call))(*stacked), loop, rtol=1e-5, atol=1e-5)
+    shared = jax.jit(jax.vmap(call, in_axes=(0, 0, 0, None)))(*stacked[:3], stacked[3][0])
+    np.testing.assert_allclose(shared[0], loop[0], rtol=1e-5, atol=1e-5)
+    if implementation is None:
+        np.testing.assert_allclose(call(*(a[0] for a in stacked)), loop[0], rtol=1e-5, atol=1e-5)
+
+
+BANDS = {
+    "1-d Nyquist": ((6,), (3,)),
+    "2-d without a mirror image": ((6, 5), (2, 2)),
+    "2-d Nyquist": ((4, 6), (2, 3)),
+    "2-d coarse": ((3, 4), (2, 3)),
+    "3-d": ((5, 4, 3), (2, 2, 1)),
+}
+bands = pytest.mark.parametrize("name", BANDS)
+
+
+def sampled(coefficients, shape, modes):
+    """The functions of coefficients (2, m, p, h, d) at the nodes, by irfftn: (p, s, h, d)."""
+    axes = [[*range(m), *range(-m, 0)] for m in modes[:-1]] + [list(range(modes[-1]))]
+    kept = [
+        k
+        for k in itertools.product(*axes)
+        if all(n >= 2 * m or 2 * abs(f) < n for f, n, m in zip(k, shape, modes, strict=True))
+    ]
+    n, rest = math.prod(shape), coefficients.shape[2:]
+    spectrum = np.zeros((*shape[:-1], shape[-1] // 2 + 1, *rest), complex)
+    for k, real, imag in zip(kept, *coefficients, strict=True):
+        # irfftn counts every column but 0 twice
+        spectrum[tuple(f % m for f, m in zip(k, shape, strict=True))] = math.sqrt(n if k[-1] == 0 else n / 2) * (
+            real + 1j * imag
+        )
+    functions = np.fft.irfftn(spectrum, s=shape, axes=tuple(range(len(shape))))
+    return np.moveaxis(functions.reshape(n, *rest), 0, 1)
+
+
+@bands
+@kinds
+def test_fourier_space_is_physical_space(name, kind, x64):
+    """In value, and in the derivative along random directions."""
+    shape, modes = BANDS[name]
+    band, weight, (p, q, c) = Band(shape, modes), 0.37, (2, 3, 2)
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=(2, band.size, *rest, HEADS, d)) for *rest, d in ((p, DEPTH), (q, DEPTH), (q, c))]
+    arrays = [1.5 * a for a in arrays]
+    directions = [rng.normal(size=a.shape) for a in arrays]
+    cotangent = rng.normal(size=(p, math.prod(shape), HEADS, c))
+
+    def physical(query, key, value):
+        functions = (sampled(a, shape, modes) for a in (query, key, value))
+        return oracle(*functions, np.full(math.prod(shape), weight), density=DENSITIES[kind])
+
+    def mix(query, key, value):
+        return spectral_patch_attention(query, key, value, band, weight, kernel=make(kind))
+
+    @jax.jit
+    def evaluate(arrays, directions):
+        tangents = [[d if i == j else jnp.zeros_like(d) for j, d in enumerate(directions)] for i in range(3)]
+        return mix(*arrays), [jax.jvp(mix, tuple(arrays), tuple(t))[1] for t in tangents]
+
+    out, slopes = evaluate(*([jnp.asarray(a) for a in group] for group in (arrays, directions)))
+    np.testing.assert_allclose(sampled(np.asarray(out), shape, modes), physical(*arrays), rtol=1e-11, atol=1e-12)
+    for i, slope in enumerate(slopes):
+        step = [1e-5 * d if j == i else 0 * d for j, d in enumerate(directions)]
+        forth, back = (physical(*(a + sign * d for a, d in zip(arrays, step, strict=True))) for sign in (1, -1))
+        found = np.sum(cotangent * sampled(np.asarray(slope), shape, modes))
+        np.testing.assert_allclose(found, np.sum(cotangent * (forth - back)) / 2e-5, rtol=1e-6, atol=1e-8)
+
+
+def test_fourier_space_takes_masks_and_reverse_mode(x64):
+    shape, modes = BANDS["2-d without a mirror image"]
+    band = Band(shape, modes)
+    arrays = tuple(jnp.asarray(a) for a in np.random.default_rng(1).normal(size=(3, 2, band.size, 3, HEADS, DEPTH)))
+    mask = np.array([[True, False, True], [False, False, False], [True, True, False]])
+
+    def mix(*arrays):
+        return spectral_patch_attention(*arrays, band, 0.2, mask=jnp.asarray(mask))
+
+    functions = [sampled(np.asarray(a), shape, modes) for a in arrays]
+    truth = oracle(*functions, np.full(math.prod(shape), 0.2), mask=mask)
+    directions = tuple(jnp.sin(a) for a in arrays)
+
+    @jax.jit
+    def evaluate(arrays, directions):
+        out, vjp = jax.vjp(mix, *arrays)
+        return out, vjp(jnp.cos(out)), jax.jvp(mix, arrays, directions)[1]
+
+    out, gradients, slope = evaluate(arrays, directions)
+    np.testing.assert_allclose(sampled(np.asarray(out), shape, modes), truth, atol=1e-12)
+    np.testing.assert_array_equal(out[:, :, 1], 0.0)
+    pulled = sum(np.vdot(g, d) for g, d in zip(gradients, directions, strict=True))
+    np.testing.assert_allclose(pulled, np.vdot(np.cos(out), slope), rtol=1e-11)
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda q, k, v, w: (q[0], k, v, w), "query must have shape (patches, nodes of a patch, heads, channels)"),
+            (lambda q, k, v, w: (q, k[:, :5], v, w), "nodes of query, (7,), got (4, 5, 2, 3); use Partition.split"),
+            (lambda q, k, v, w: (q, k, v[:, :5], w), "value must have shape (patches, nodes of a patch, heads, chan"),
+            (
+                lambda q, k, v, w: (q, k, v, w[:5]),
+                "weights must have shape (s,) = (7,), one per node of a patch, got (5,)",
+            ),
+            (
+                lambda q, k, v, w: (q, k[:, :, :1], v, w),
+                "key must have 2 heads of 3 channels to match query (3, 7, 2, 3), got (4, 7, 1, 3).",
+            ),
+            (
+                lambda q, k, v, w: (q, k, v[:3], w),
+                "value must have 4 patches and 2 heads to match key (4, 7, 2, 3), got (3, 7, 2, 2).",
+            ),
+            (lambda q, k, v, w: (q, k, v[:, :, :1], w), "value must have 4 patches and 2 heads"),
+        ],
+    )
+    def test_shapes_that_do_not_fit_are_named(self, change, message, unchecked):
+        arrays = inputs(SIZES["long tokens"], jnp.float32)
+        with pytest.raises(ValueError, match=re.escape(message)):
+            patch_attention(*change(*arrays))
+
+    def test_coefficients_of_another_band_are_refused(self, unchecked):
+        q = jnp.ones((2, 8, 3, 1, 2))
+        with pytest.raises(ValueError, match=re.escape("coefficients must have shape (2, m, ..., c) with m = 4")):
+            spectral_patch_attention(q, q, q, Band((12,), (4,)), 0.1)
+
+    def test_uneven_patches_are_refused(self):
+        cut = domains.partition(domains.interval(8), (2,))
+        with pytest.raises(ValueError, match=r"same quadrature weights, .* rules \('trapezoid',\) differ"):
+            patch_weights(cut)
+
+    def test_signed_kernels_are_refused(self):
+        kernel = kernels.from_pair(lambda q, k: jnp.dot(q, k), sign="signed")
+        with pytest.raises(ValueError, match="a signed kernel cannot be normalised"):
+            patch_attention(*inputs(SIZES["long tokens"], jnp.float32), kernel=kernel)

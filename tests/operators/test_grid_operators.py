@@ -1,0 +1,203 @@
+"""What every operator on grids promises: one set of weights, any resolution, one way to call it."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxop import domains, operators, testing
+
+SIZES = {
+    "fano": {"width": 8, "heads": 2, "layers": 2, "feedforward": 8, "patches": 2, "modes": 3, "reference": 16},
+    "vitno": {
+        "width": 8,
+        "heads": 2,
+        "layers": 2,
+        "feedforward": 8,
+        "patches": 2,
+        "modes": 3,
+        "reference": 16,
+        "smoothing_modes": 4,
+    },
+    "fno": {"width": 8, "layers": 2, "modes": 4, "projection": 8, "reference": 16},
+}
+NAMES = sorted(SIZES)
+every_operator = pytest.mark.parametrize("name", NAMES)
+
+
+def make(name, **options):
+    config = operators.CONFIGS[name](**({"in_channels": 1, "out_channels": 2, "dim": 2} | SIZES[name] | options))
+    return operators.build(config, rngs=nnx.Rngs(0))
+
+
+def double(operator):
+    graphdef, state = nnx.split(operator)
+    return nnx.merge(graphdef, jax.tree.map(lambda a: a.astype(jnp.float64), state))
+
+
+@jax.jit
+def call(operator, values, domain):
+    return operator(values, domain)
+
+
+def grid(side, dim=2, rule="midpoint"):
+    return domains.box((side,) * dim, rule=rule)
+
+
+def function(points):
+    return jnp.sin(2 * points.sum(-1, keepdims=True)) + points[:, :1] ** 2
+
+
+def block_means(values, side, coarse):
+    """Averages over the nodes in each cell of a coarser grid."""
+    block = side // coarse
+    return values.reshape(coarse, block, coarse, block, -1).mean(axis=(1, 3))
+
+
+@every_operator
+def test_self_convergence_under_refinement(name, x64):
+    """Random weights: cell averages of the output converge as the grid is refined."""
+    operator = double(make(name))
+    sides = [16, 32, 64, 128]
+    means = []
+    for side in sides:
+        domain = grid(side)
+        means.append(block_means(call(operator, function(domain.points), domain), side, 8))
+    errors = [float(jnp.sqrt(jnp.mean((m - means[-1]) ** 2))) for m in means[:-1]]
+    scale = float(jnp.std(means[-1]))
+    assert scale > 1e-3
+    assert errors[-1] < 0.02 * scale
+    assert testing.observed_order(sides[:-1], errors) > 0.9
+
+
+@every_operator
+@pytest.mark.parametrize("dim", [1, 3])
+def test_other_dimensions(name, dim):
+    operator = make(name, dim=dim, reference=8, modes=2, **({"smoothing_modes": 2} if name == "vitno" else {}))
+    domain = grid(8, dim)
+    out = call(operator, function(domain.points), domain)
+    assert out.shape == (8**dim, 2)
+    assert np.isfinite(out).all()
+
+
+@every_operator
+def test_batches_equal_single_functions(name):
+    operator, domain = make(name), grid(16)
+    values = jax.random.normal(jax.random.key(0), (3, 256, 1))
+    together = call(operator, values, domain)
+    for i in range(3):
+        np.testing.assert_allclose(together[i], call(operator, values[i], domain), rtol=1e-4, atol=1e-5)
+
+
+@every_operator
+def test_a_stack_of_grids(name):
+    operator = make(name)
+    grids = [domains.Grid((a, a)) for a in (grid(16).axes[0], grid(16).axes[0])]
+    scaled = jax.tree.map(lambda leaf: 1.5 * leaf, grids[1])
+    stack = jax.tree.map(lambda a, b: jnp.stack([a, b]), grids[0], scaled)
+    values = jax.random.normal(jax.random.key(0), (2, 256, 1))
+    together = call(operator, values, stack)
+    for i, single in enumerate((grids[0], scaled)):
+        np.testing.assert_allclose(together[i], call(operator, values[i], single), rtol=1e-4, atol=1e-5)
+
+
+@every_operator
+def test_rectangular_and_periodic_grids(name):
+    operator = make(name)
+    domain = domains.box((16, 32), upper=(1, 2), rule=("midpoint", "periodic"))
+    assert call(operator, function(domain.points), domain).shape == (512, 2)
+
+
+@every_operator
+def test_gradients_are_finite_and_reach_every_parameter(name):
+    operator, domain = make(name), grid(16)
+    gradient = jax.jit(nnx.grad(lambda m: jnp.mean(m(function(domain.points), domain) ** 2)))(operator)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
+        assert np.isfinite(leaf).all(), path
+        assert np.abs(leaf).max() > 0, path
+
+
+@every_operator
+def test_second_call_compiles_nothing(name):
+    operator, domain = make(name), grid(16)
+    call(operator, jnp.ones((256, 1)), domain)
+    with testing.count_compilations() as compilations:
+        call(operator, jnp.zeros((256, 1)), grid(16))
+    assert compilations() == 0
+
+
+@pytest.mark.parametrize("name", ["fano", "vitno"])
+def test_dropout_acts_in_training_mode_only(name):
+    operator, domain = make(name, dropout=0.5), grid(16)
+    values = function(domain.points)
+    operator.eval()
+    np.testing.assert_array_equal(operator(values, domain), operator(values, domain))
+    operator.train()
+    assert np.abs(operator(values, domain) - operator(values, domain)).max() > 1e-3
+
+
+@every_operator
+def test_half_precision_inside_float32_parameters(name):
+    operator, domain = make(name, dtype="bfloat16"), grid(16)
+    values = function(domain.points)
+    out = call(operator, values.astype(jnp.bfloat16), domain).astype(jnp.float32)
+    reference = call(make(name), values, domain)
+    assert np.abs(out - reference).max() < 0.15 * np.abs(reference).max()
+
+
+def test_smoothing_of_fano_is_optional_and_used():
+    domain = grid(16)
+    values = function(domain.points)
+    with_smoothing = make("fano", smoothing_modes=4)
+    gradient = jax.jit(nnx.grad(lambda m: jnp.mean(m(values, domain) ** 2)))(with_smoothing)
+    count = [
+        sum(leaf.size for leaf in jax.tree.leaves(nnx.state(m, nnx.Param))) for m in (make("fano"), with_smoothing)
+    ]
+    assert count[1] > count[0]
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient))
+
+
+@every_operator
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        ({"values": jnp.ones((255, 1))}, ValueError, "values must have shape (n, c_in) = (256, 1)"),
+        ({"domain": domains.box((16, 16))}, ValueError, "rule='midpoint'"),
+        ({"domain": domains.monte_carlo(jnp.ones((256, 2)))}, TypeError, "needs a grid"),
+        ({"domain": domains.interval(256, rule="midpoint")}, ValueError, "2 axes"),
+        ({"at": domains.box((8, 8), rule="midpoint")}, NotImplementedError, "TransformerNeuralOperator"),
+        ({"initial": jnp.ones(3)}, ValueError, "initial must be None"),
+    ],
+)
+def test_bad_calls(name, call, error, message):
+    arguments = {"values": jnp.ones((256, 1)), "domain": grid(16)} | call
+    with pytest.raises(error, match=re.escape(message)):
+        make(name)(arguments.pop("values"), arguments.pop("domain"), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("fano", {"patches": 3}, "patches must divide reference = 16, got 3; valid numbers: [1, 2, 4, 8, 16]"),
+        ("vitno", {"patches": 3}, "patches must divide reference = 16, got 3"),
+        ("fano", {"modes": 5}, "take modes ≤ 4, or at least 10 nodes"),
+        ("vitno", {"modes": 5}, "take modes ≤ 4, or at least 10 nodes"),
+        ("fno", {"modes": 9}, "take modes ≤ 8, or at least 18 nodes"),
+        ("fano", {"heads": 3}, "heads must divide the width 8, got 3"),
+        ("fano", {"layers": 0}, "layers must be at least 1"),
+        ("vitno", {"layers": 0}, "layers must be at least 1"),
+        ("fno", {"activation": "gelo"}, "activation='gelo' is unknown: did you mean 'gelu'"),
+    ],
+)
+def test_bad_configs(name, options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make(name, **options)
+
+
+@pytest.mark.parametrize("name", ["fano", "vitno"])
+def test_a_grid_that_the_patches_do_not_divide(name):
+    with pytest.raises(ValueError, match=re.escape("patches[0] = 2 does not divide the 17 nodes of axis 0")):
+        make(name)(jnp.ones((289, 1)), grid(17))

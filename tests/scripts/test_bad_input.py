@@ -1,0 +1,177 @@
+"""What a user sees of wrong inputs: one message that names them, exit status 2, no traceback."""
+
+import numpy as np
+import pytest
+
+from tests.scripts.conftest import custom, functions, write_hdf5, write_npz
+
+import evaluate  # isort: skip
+import train  # isort: skip
+from experiment import report  # isort: skip
+
+pytestmark = pytest.mark.optax
+
+
+@pytest.fixture
+def fails(capsys):
+    """Runs a script and returns its message."""
+
+    def run(script, arguments) -> str:
+        assert report(script.main, [str(argument) for argument in arguments]) == 2
+        message = capsys.readouterr().err
+        assert message.startswith("error: ")
+        assert "Traceback" not in message
+        return message
+
+    return run
+
+
+def test_unknown_config(fails):
+    assert "config='darcy_fana' is unknown: did you mean 'darcy_fano'" in fails(train, ["darcy_fana"])
+
+
+def test_unknown_operator(fails):
+    message = fails(train, ["custom", "--data.train", "a.npz", "--data.operator", "phano"])
+    assert "operator='phano' is unknown" in message
+    assert "'fano'" in message
+
+
+@pytest.mark.parametrize("option", ["--training.stepps", "--model.widht", "--data.resolutoin"])
+def test_unknown_field(option, capsys):
+    with pytest.raises(SystemExit) as end:
+        train.main(["darcy_fano", option, "5"])
+    assert end.value.code == 2
+    shown = capsys.readouterr()
+    corrected = {"stepps": "steps", "widht": "width", "resolutoin": "resolution"}[option.split(".")[1]]
+    assert f"--{option[2:].split('.')[0]}.{corrected}" in shown.out + shown.err
+
+
+def test_impossible_value(capsys):
+    with pytest.raises(SystemExit) as end:
+        train.main(["darcy_fano", "--training.batch-size", "0"])
+    assert end.value.code == 2
+    shown = capsys.readouterr()
+    assert "batch_size=0" in shown.out + shown.err
+
+
+def test_missing_file(fails, files, tmp_path):
+    message = fails(train, custom(files / "aa.npz", tmp_path / "run"))
+    assert "aa.npz does not exist; did you mean 'a.npz'" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_empty_file(fails, tmp_path):
+    (tmp_path / "a.npz").touch()
+    assert "a.npz is empty (0 bytes)" in fails(train, custom(tmp_path / "a.npz", tmp_path / "run"))
+
+
+def test_truncated_hdf5(fails, files, tmp_path):
+    content = (files / "a.h5").read_bytes()
+    (tmp_path / "cut.h5").write_bytes(content[: len(content) // 2])
+    message = fails(train, custom(tmp_path / "cut.h5", tmp_path / "run"))
+    assert "cut.h5 (HDF5" in message
+    assert "truncated or damaged" in message
+
+
+def test_not_hdf5(fails, files, tmp_path):
+    (tmp_path / "a.h5").write_bytes((files / "a.npz").read_bytes())
+    message = fails(train, custom(tmp_path / "a.h5", tmp_path / "run"))
+    assert "is not HDF5" in message
+    assert "ZIP archive" in message
+
+
+def test_missing_dataset(fails, files, tmp_path):
+    message = fails(train, custom(files / "a.npz", tmp_path / "run", "--data.targets", "z"))
+    assert "has no dataset 'z'; it has 'x', 'y'" in message
+
+
+def test_nan_in_the_data(fails, tmp_path):
+    arrays = functions(9, 8)
+    arrays["y"][3, 2, 5, 1] = np.nan
+    file = write_hdf5(tmp_path / "holes.h5", **arrays)
+    message = fails(train, custom(file, tmp_path / "run"))
+    assert "holes.h5" in message
+    assert "sample 3, grid index (2, 5), channel 1" in message
+
+
+def test_shapes_that_disagree(fails, tmp_path):
+    file = write_npz(tmp_path / "a.npz", x=functions(9, 8)["x"], y=functions(8, 8)["y"])
+    assert "inputs has 9 samples" in fails(train, custom(file, tmp_path / "run"))
+
+
+def test_patches_that_do_not_divide_the_grid(fails, files, tmp_path):
+    message = fails(train, custom(files / "a.npz", tmp_path / "run", "--model.patches", "5"))
+    assert "patches must divide reference = 16, got 5; valid numbers: [1, 2, 4, 8, 16]" in message
+
+
+def test_modes_that_a_patch_cannot_carry(fails, files, tmp_path):
+    message = fails(train, custom(files / "a.npz", tmp_path / "run", "--model.patches", "4", "--model.modes", "3"))
+    assert "modes" in message
+    assert "2" in message
+
+
+def test_spectral_operator_on_uneven_nodes(fails, tmp_path):
+    nodes = np.linspace(0, 1, 16, dtype=np.float32) ** 2
+    u = np.ones((9, 16), np.float32)
+    file = write_npz(tmp_path / "a.npz", x=u, y=u, coordinates=nodes)
+    message = fails(train, custom(file, tmp_path / "run"))
+    assert "midpoint" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_batch_larger_than_the_data(fails, files, tmp_path):
+    message = fails(train, custom(files / "a.npz", tmp_path / "run", "--training.batch-size", "64"))
+    assert "batch_size=64 exceeds the 18 training samples" in message
+
+
+@pytest.mark.parametrize("fraction", ["0", "1", "0.99"])
+def test_nothing_left_to_train_or_validate_on(fraction, fails, files, tmp_path):
+    message = fails(train, custom(files / "a.npz", tmp_path / "run", "--data.held-out", fraction))
+    assert "held_out=" in message
+
+
+def test_test_file_of_another_dimension(fails, files, tmp_path):
+    line = write_npz(tmp_path / "line.npz", x=np.ones((3, 8), np.float32), y=np.ones((3, 8, 2), np.float32))
+    message = fails(train, custom(files / "a.npz", tmp_path / "run", "--data.test", str(line)))
+    assert "line.npz (8) has 1 dimensions but the operator was made for 2" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_evaluation_file_with_other_channels(fails, trained, tmp_path):
+    u = np.ones((3, 16, 16), np.float32)
+    file = write_npz(tmp_path / "scalar.npz", x=u, y=u)
+    message = fails(evaluate, [trained, "--data", file])
+    assert "scalar.npz (16 × 16) has 1 output channels but the operator was made for 2" in message
+
+
+def test_resume_with_another_operator(fails, trained, files):
+    message = fails(train, custom(files / "a.npz", trained, "--model.modes", "2", "--resume"))
+    assert "model.modes: 4 -> 2" in message
+
+
+@pytest.mark.parametrize("options", [["--resume"], ["--resume", "--run-dir", "nowhere"]])
+def test_resume_of_nothing(options, fails, files):
+    message = fails(train, ["custom", "--data.train", files / "a.npz", *options])
+    assert "--run-dir" in message or "nowhere is not a run directory" in message
+
+
+def test_a_run_is_not_overwritten(fails, trained, files):
+    assert "already holds a run" in fails(train, custom(files / "a.npz", trained))
+
+
+def test_evaluation_of_no_run(fails, tmp_path):
+    assert "is not a run directory" in fails(evaluate, [tmp_path])
+
+
+def test_grids_of_a_run_on_files(fails, trained):
+    assert "--grids belongs to generated problems" in fails(evaluate, [trained, "--grids", "64"])
+
+
+def test_unknown_checkpoint(fails, trained):
+    assert "has no checkpoint 77" in fails(evaluate, [trained, "--checkpoint", "77"])
+    assert "'best', 'last'" in fails(evaluate, [trained, "--checkpoint", "latest"])
+
+
+def test_a_traceback_is_shown_on_request(files, tmp_path):
+    with pytest.raises(FileNotFoundError):
+        report(train.main, custom(files / "aa.npz", tmp_path / "run", "--traceback"))
