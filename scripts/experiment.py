@@ -138,12 +138,17 @@ def build(config: Any, train: Samples, *, seed: int) -> operators.Standardized:
     """The operator in physical units, standardised by the statistics of the training set."""
     inputs = data.statistics(train.inputs, train.domain)
     outputs = data.statistics(train.targets, train.target_domain)
+    initial = {}
+    if train.initial is not None:
+        spread = np.std(train.initial, axis=0)
+        initial = {"initial_mean": np.mean(train.initial, axis=0), "initial_std": np.where(spread > 0, spread, 1)}
     return operators.Standardized(
         operators.build(config, rngs=nnx.Rngs(seed)),
         input_mean=inputs.mean,
         input_std=inputs.std,
         output_mean=outputs.mean,
         output_std=outputs.std,
+        **initial,
     )
 
 

@@ -27,6 +27,8 @@ class Standardized(nnx.Module):
         input_std: σ_in, shape (c_in,).
         output_mean: μ_out, shape (c_out,), in the units of the outputs.
         output_std: σ_out, shape (c_out,).
+        initial_mean: of ``initial``, shape (c0,), for operators with an initial condition; None: 0.
+        initial_std: of ``initial``, shape (c0,); None: 1.
 
     Raises:
         ValueError: for statistics whose length is not the number of channels.
@@ -52,14 +54,19 @@ class Standardized(nnx.Module):
         input_std: ArrayLike | list[float],
         output_mean: ArrayLike | list[float],
         output_std: ArrayLike | list[float],
+        initial_mean: ArrayLike | list[float] | None = None,
+        initial_std: ArrayLike | list[float] | None = None,
     ):
         self.operator = operator
         config: Any = operator.config  # pyright: ignore[reportAttributeAccessIssue]
+        initial_channels = getattr(config, "initial_channels", 0)
         for name, value, channels in (
             ("input_mean", input_mean, config.in_channels),
             ("input_std", input_std, config.in_channels),
             ("output_mean", output_mean, config.out_channels),
             ("output_std", output_std, config.out_channels),
+            ("initial_mean", [0.0] * initial_channels if initial_mean is None else initial_mean, initial_channels),
+            ("initial_std", [1.0] * initial_channels if initial_std is None else initial_std, initial_channels),
         ):
             array = jnp.asarray(value, jnp.float32)
             if array.shape != (channels,):
@@ -81,6 +88,9 @@ class Standardized(nnx.Module):
     ) -> Float[Array, "k c_out"] | Float[Array, "b k c_out"]:
         """The output function in physical units; arguments as for the operator inside."""
         values = as_float(values, "values")
+        if initial is not None:
+            initial = as_float(initial, "initial")
+            initial = (initial - _like(self.initial_mean, initial)) / _like(self.initial_std, initial)
         standardized = (values - _like(self.input_mean, values)) / _like(self.input_std, values)
         outputs = self.operator(standardized, domain, at=at, initial=initial)  # pyright: ignore[reportCallIssue]
         return outputs * _like(self.output_std, outputs) + _like(self.output_mean, outputs)

@@ -159,8 +159,8 @@ class TransformerNeuralOperator(nnx.Module):
             x = z
         elif at is not None and at is not domain:
             raise NotImplementedError(
-                "`at` needs decoder layers, but this operator has decoder_layers=0 and gives its output on the nodes of "
-                "its input; train one with decoder_layers=1, or pass at=None."
+                "`at` needs decoder layers, but this operator has decoder_layers=0 and gives its output on the nodes "
+                "of its input; train one with decoder_layers=1, or pass at=None."
             )
         outputs = by_rows(self.head, x)
         return outputs[0] if single else outputs

@@ -182,6 +182,13 @@ class TestStandardized:
         expected = inner * jnp.asarray([[0.5, 10.0]]) + jnp.asarray([[1.0, -1.0]])
         np.testing.assert_allclose(model(values, domain), expected, rtol=1e-6)
 
+    def test_the_initial_condition_is_standardised_too(self):
+        inner, domain, values = make(initial_channels=3), domains.interval(6), jnp.ones((6, 1))
+        plain = {"input_mean": [0.0], "input_std": [1.0], "output_mean": [0.0, 0.0], "output_std": [1.0, 1.0]}
+        model = operators.Standardized(inner, **plain, initial_mean=[1.0, 2.0, 0.0], initial_std=[2.0, 4.0, 1.0])
+        out = model(values, domain, initial=jnp.asarray([3.0, 2.0, 0.5]))
+        np.testing.assert_allclose(out, inner(values, domain, initial=jnp.asarray([1.0, 0.0, 0.5])), rtol=1e-6)
+
     def test_statistics_are_stored_but_not_trained(self):
         model = self.standardized()
         params = nnx.state(model, nnx.Param)
