@@ -165,6 +165,7 @@ class Step:
     batch: int = 4
     repeats: int = 7
     activation: str = "gelu"
+    accumulate: int | None = None
 
 
 def step(options: Step) -> None:
@@ -189,7 +190,7 @@ def step(options: Step) -> None:
             activation=options.activation,
         )
         domain, accumulate = domains.box((options.side,) * 2, rule="midpoint"), 1
-    settings = training.TrainingConfig(batch_size=options.batch, accumulate=accumulate)
+    settings = training.TrainingConfig(batch_size=options.batch, accumulate=options.accumulate or accumulate)
     optimizer = training.make_optimizer(settings)
     graphdef, state = training.init_state(operators.build(config, rngs=nnx.Rngs(0)), optimizer, settings)
     inputs, targets = jax.random.normal(jax.random.key(0), (2, options.batch, domain.size, 1))

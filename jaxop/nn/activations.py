@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 
 def gelu(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """x Φ(x) with Φ(x) = ½(1 + erf(x/√2)), the exact Gaussian error linear unit.
+    """The exact Gaussian error linear unit x Φ(x), Φ(x) = ½(1 + erf(x/√2)).
 
     Example:
         >>> import jax.numpy as jnp

@@ -137,7 +137,7 @@ class FourierPatchAttention(nnx.Module):
             patch_shape: nodes of a patch along each axis; their product is s.
             weight: quadrature weight of a node in the measure of the whole domain, one or one per sample.
         """
-        s, b, p, d = tokens.shape
+        _, b, p, d = tokens.shape
         band = Band(tuple(patch_shape), self.modes)
         dtype = spectral_dtype(tokens)
         coefficients = multiply(

@@ -62,8 +62,13 @@ def in_blocks(fn: Callable[..., Array], *arrays: Float[Array, "*n _"]) -> Float[
     return out.reshape(*leading, out.shape[-1])
 
 
+def _wider(a: DTypeLike, b: DTypeLike) -> jnp.dtype:
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.promote_types(a, b)
+
+
 def affine(x: Float[Array, "n d"], kernel: Float[Array, "d e"], bias: Float[Array, " e"]) -> Float[Array, "n e"]:
-    """x W + b for rows x.
+    """The rows x W + b.
 
     Example:
         >>> import jax.numpy as jnp
@@ -171,7 +176,7 @@ class Linear(nnx.Module):
     def __call__(self, x: Float[Array, "*n d"]) -> Float[Array, "*n e"]:
         """Applies the map to every row."""
         kernel, bias = self.kernel[...], self.bias[...]
-        dtype = self.dtype or jnp.promote_types(x.dtype, kernel.dtype)
+        dtype = self.dtype or _wider(x.dtype, kernel.dtype)
         rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).astype(dtype)
         return affine(rows, kernel.astype(dtype), bias.astype(dtype)).reshape(*x.shape[:-1], bias.size)
 
@@ -204,7 +209,7 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
         """Normalises every row."""
-        wide = jnp.promote_types(x.dtype, jnp.float32)
+        wide = _wider(x.dtype, jnp.float32)
         rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).astype(wide)
         out = layer_norm(rows, self.scale[...].astype(wide), self.bias[...].astype(wide))
         return out.astype(self.dtype or x.dtype).reshape(x.shape)

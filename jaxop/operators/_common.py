@@ -75,7 +75,7 @@ def join(values: Float[Array, "b p s c"], cut: Partition) -> Float[Array, "b n c
 
 
 def smooth(convolution: SpectralConvolution, values: Float[Array, "b n c"], grid: Grid) -> Float[Array, "b n c"]:
-    """u + SpectralConv(u) on the whole grid."""
+    """The smoothed functions u + SpectralConv(u), by a convolution on the whole grid."""
     return values + jnp.moveaxis(convolution(jnp.moveaxis(values, 1, 0), grid.shape), 0, 1)
 
 
@@ -114,7 +114,7 @@ def _check_same(at: Domain | None, grid: Grid) -> None:
     same = jax.tree.structure(at) == jax.tree.structure(grid) and is_concrete(*ours, *theirs)
     if not (same and all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))):
         raise NotImplementedError(
-            "this operator gives its output on the grid of its input, and `at` is another domain (or cannot be compared "
-            "under jit: pass the same object or None). Resample the input onto the grid wanted for the output, or use "
+            "this operator gives its output on the grid of its input, and `at` is another domain (or cannot be "
+            "compared under jit: pass the same object or None). Resample the input onto the grid of the output, or use "
             "the TransformerNeuralOperator, which evaluates anywhere."
         )

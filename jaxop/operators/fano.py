@@ -124,9 +124,10 @@ class FourierAttentionNeuralOperator(nnx.Module):
             for _ in range(config.layers)
         )
         self.head = Linear(config.width, config.out_channels, rngs=rngs, **dtypes)
-        self.smoothing = None
-        if config.smoothing_modes is not None:
-            self.smoothing = SpectralConvolution(
+        self.smoothing = (
+            None
+            if config.smoothing_modes is None
+            else SpectralConvolution(
                 config.out_channels,
                 config.out_channels,
                 config.smoothing_modes,
@@ -134,6 +135,7 @@ class FourierAttentionNeuralOperator(nnx.Module):
                 param_dtype=config.param_dtype,
                 rngs=rngs,
             )
+        )
 
     def __call__(
         self,

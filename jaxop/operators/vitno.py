@@ -110,9 +110,13 @@ class ViTNeuralOperator(nnx.Module):
         patch = check_patches(config.patches, config.reference, config.modes, config.dim)
         dtypes = {"dtype": config.dtype, "param_dtype": config.param_dtype}
         options = {"norm": config.norm, "dropout": config.dropout, "activation": config.activation}
-        spectral = {"param_dtype": config.param_dtype, "rngs": rngs}
         self.lift = SpectralConvolution(
-            config.in_channels + config.dim, config.width, config.modes, reference=patch, **spectral
+            config.in_channels + config.dim,
+            config.width,
+            config.modes,
+            reference=patch,
+            param_dtype=config.param_dtype,
+            rngs=rngs,
         )
         self.layers = nnx.List(
             EncoderLayer(
@@ -126,12 +130,18 @@ class ViTNeuralOperator(nnx.Module):
             for _ in range(config.layers)
         )
         self.head = Linear(config.width, config.out_channels, rngs=rngs, **dtypes)
-        self.smoothing = None
-        if config.smoothing_modes is not None:
-            grid = (config.reference,) * config.dim
-            self.smoothing = SpectralConvolution(
-                config.out_channels, config.out_channels, config.smoothing_modes, reference=grid, **spectral
+        self.smoothing = (
+            None
+            if config.smoothing_modes is None
+            else SpectralConvolution(
+                config.out_channels,
+                config.out_channels,
+                config.smoothing_modes,
+                reference=(config.reference,) * config.dim,
+                param_dtype=config.param_dtype,
+                rngs=rngs,
             )
+        )
 
     def __call__(
         self,

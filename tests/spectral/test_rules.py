@@ -176,12 +176,13 @@ def test_transforms_refuse_arrays_of_another_band(transform, shape, unchecked):
 
 
 def test_the_default_takes_the_transform_that_does_less_work():
-    def program(n, modes):
-        values, multipliers = jnp.ones((n, 1)), jnp.ones((modes, 2, 1, 1))
+    def program(n, modes, channels):
+        values, multipliers = jnp.ones((n, channels)), jnp.ones((modes, 2, channels, 1))
         return str(jax.make_jaxpr(lambda u, r: fourier_integral(u, r, (n,)))(values, multipliers))
 
-    assert "fft" not in program(256, 16)
-    assert "fft" in program(256, 100)
+    assert "fft" not in program(256, 16, 32)
+    assert "fft" in program(256, 100, 32)
+    assert "fft" in program(256, 16, 1)
 
 
 def test_initial_multipliers_are_uniform_over_the_published_range():
