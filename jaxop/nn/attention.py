@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from jaxop.attention import integral_attention
 from jaxop.kernels import ExpDotProduct, Kernel
 from jaxop.nn.patch import check_heads
-from jaxop.nn.pointwise import by_rows
+from jaxop.nn.pointwise import Linear
 
 
 class IntegralAttention(nnx.Module):
@@ -59,9 +59,9 @@ class IntegralAttention(nnx.Module):
         self.implementation = implementation
         leaves, self.kernel_structure = jax.tree.flatten(ExpDotProduct() if kernel is None else kernel)
         self.kernel_leaves = nnx.List([nnx.Param(jnp.asarray(leaf, param_dtype)) for leaf in leaves])
-        self.query = nnx.Linear(width, width, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.key_value = nnx.Linear(width, 2 * width, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.output = nnx.Linear(width, width, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.query = Linear(width, width, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.key_value = Linear(width, 2 * width, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.output = Linear(width, width, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
     @property
     def kernel(self) -> Kernel:
@@ -85,8 +85,8 @@ class IntegralAttention(nnx.Module):
         context = x if context is None else context
         b, n, d = x.shape
         m, depth = context.shape[1], d // self.heads
-        query = by_rows(self.query, x).reshape(b, n, self.heads, depth)
-        key_value = by_rows(self.key_value, context).reshape(b, m, 2, self.heads, depth)
+        query = self.query(x).reshape(b, n, self.heads, depth)
+        key_value = self.key_value(context).reshape(b, m, 2, self.heads, depth)
         kernel = self.kernel
 
         def attend(query: Array, key: Array, value: Array, weights: Array) -> Array:
@@ -102,4 +102,4 @@ class IntegralAttention(nnx.Module):
 
         axes = (0, 0, 0, None if weights.ndim == 1 else 0)
         mixed = jax.vmap(attend, in_axes=axes)(query, key_value[:, :, 0], key_value[:, :, 1], weights)
-        return by_rows(self.output, mixed.reshape(b, n, d))
+        return self.output(mixed.reshape(b, n, d))

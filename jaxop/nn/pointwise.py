@@ -181,12 +181,6 @@ class Linear(nnx.Module):
         return affine(rows, kernel.astype(dtype), bias.astype(dtype)).reshape(*x.shape[:-1], bias.size)
 
 
-def by_rows(layer: Callable[[Array], Array], x: Float[Array, "*n d"]) -> Float[Array, "*n e"]:
-    """``layer`` applied with all axes but the last as one."""
-    out = layer(x.reshape(math.prod(x.shape[:-1]), x.shape[-1]))
-    return out.reshape(*x.shape[:-1], out.shape[-1])
-
-
 class LayerNorm(nnx.Module):
     """LN(x) = γ (x − μ)/√(σ² + ε) + β, μ and σ² the mean and the variance of the channels at each node.
 

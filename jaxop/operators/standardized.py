@@ -60,14 +60,19 @@ class Standardized(nnx.Module):
         self.operator = operator
         config: Any = operator.config  # pyright: ignore[reportAttributeAccessIssue]
         initial_channels = getattr(config, "initial_channels", 0)
-        for name, value, channels in (
-            ("input_mean", input_mean, config.in_channels),
-            ("input_std", input_std, config.in_channels),
-            ("output_mean", output_mean, config.out_channels),
-            ("output_std", output_std, config.out_channels),
-            ("initial_mean", [0.0] * initial_channels if initial_mean is None else initial_mean, initial_channels),
-            ("initial_std", [1.0] * initial_channels if initial_std is None else initial_std, initial_channels),
-        ):
+        statistics = {
+            "input_mean": (input_mean, config.in_channels),
+            "input_std": (input_std, config.in_channels),
+            "output_mean": (output_mean, config.out_channels),
+            "output_std": (output_std, config.out_channels),
+        }
+        if initial_channels:
+            zeros, ones = [0.0] * initial_channels, [1.0] * initial_channels
+            statistics["initial_mean"] = (zeros if initial_mean is None else initial_mean, initial_channels)
+            statistics["initial_std"] = (ones if initial_std is None else initial_std, initial_channels)
+        elif initial_mean is not None or initial_std is not None:
+            raise ValueError("initial_mean and initial_std must be None: this operator has no initial condition.")
+        for name, (value, channels) in statistics.items():
             array = jnp.asarray(value, jnp.float32)
             if array.shape != (channels,):
                 raise ValueError(f"{name} must have shape ({channels},), one entry per channel, got {array.shape}.")
@@ -88,7 +93,7 @@ class Standardized(nnx.Module):
     ) -> Float[Array, "k c_out"] | Float[Array, "b k c_out"]:
         """The output function in physical units; arguments as for the operator inside."""
         values = as_float(values, "values")
-        if initial is not None:
+        if initial is not None and getattr(self.config, "initial_channels", 0):
             initial = as_float(initial, "initial")
             initial = (initial - _like(self.initial_mean, initial)) / _like(self.initial_std, initial)
         standardized = (values - _like(self.input_mean, values)) / _like(self.input_std, values)

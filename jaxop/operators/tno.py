@@ -9,8 +9,7 @@ from jaxtyping import Array, Float
 
 from jaxop._validation import as_float
 from jaxop.domains import Domain
-from jaxop.nn import EncoderLayer, IntegralAttention
-from jaxop.nn.pointwise import by_rows
+from jaxop.nn import EncoderLayer, IntegralAttention, Linear
 from jaxop.operators._common import check_sizes
 
 
@@ -107,15 +106,15 @@ class TransformerNeuralOperator(nnx.Module):
                 for _ in range(count)
             )
 
-        def affine(channels: int) -> nnx.Linear:
-            return nnx.Linear(channels, config.width, rngs=rngs, **dtypes)
+        def affine(channels: int) -> Linear:
+            return Linear(channels, config.width, rngs=rngs, **dtypes)
 
         self.lift = affine(config.in_channels + config.dim)
         self.initial = affine(config.initial_channels) if config.initial_channels else None
         self.layers = layers(config.layers)
         self.query = affine(config.dim) if config.decoder_layers else None
         self.decoder = layers(config.decoder_layers)
-        self.head = nnx.Linear(config.width, config.out_channels, rngs=rngs, **dtypes)
+        self.head = Linear(config.width, config.out_channels, rngs=rngs, **dtypes)
 
     def __call__(
         self,
@@ -147,7 +146,7 @@ class TransformerNeuralOperator(nnx.Module):
             )
         values = values[None] if single else values
         points = _points(domain, values.shape[0], config.dim, "domain").astype(values.dtype)
-        x = by_rows(self.lift, jnp.concatenate([values, points], axis=-1))
+        x = self.lift(jnp.concatenate([values, points], axis=-1))
         x = self._with_initial(x, initial, single)
         weights = jax.vmap(lambda d: d.weights)(domain) if domain.is_batched else domain.weights
         for layer in self.layers:
@@ -162,7 +161,7 @@ class TransformerNeuralOperator(nnx.Module):
                 "`at` needs decoder layers, but this operator has decoder_layers=0 and gives its output on the nodes "
                 "of its input; train one with decoder_layers=1, or pass at=None."
             )
-        outputs = by_rows(self.head, x)
+        outputs = self.head(x)
         return outputs[0] if single else outputs
 
     def _with_initial(self, x: Array, initial: Array | None, single: bool) -> Array:
