@@ -25,12 +25,12 @@ def float_dtype() -> np.dtype:
 
 
 def warn_float64(array: Any, argument: str) -> None:
-    """Warns once per argument name that float64 input is about to become float32."""
+    """Warns once in a process that float64 input is about to become float32."""
     dtype = getattr(array, "dtype", None)
-    if dtype == np.float64 and not jax.config.read("jax_enable_x64") and argument not in _warned_about_float64:
+    if dtype == np.float64 and not jax.config.read("jax_enable_x64") and not _warned_about_float64:
         _warned_about_float64.add(argument)
         warnings.warn(
-            f"{argument} is float64 but JAX runs in 32 bits: it is rounded to float32. "
+            f"{argument} is float64 but JAX runs in 32 bits: it is rounded to float32, as all such input will be. "
             "Call jax.config.update('jax_enable_x64', True) first to keep double precision.",
             UserWarning,
             stacklevel=3,

@@ -49,7 +49,7 @@ def attention_oracle(
         >>> testing.attention_oracle(np.zeros((1, 1, 2)), np.zeros((2, 1, 2)), v, kernel=kernels.ExpDotProduct())
         array([[[2.]]])
     """
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         query, key, value = (np.asarray(a, np.float64) for a in (query, key, value))
         (n, heads, _), m = query.shape, key.shape[0]
         weights = np.full(m, 1 / m) if weights is None else np.asarray(weights, np.float64)
@@ -118,7 +118,8 @@ def count_compilations() -> Iterator[Callable[[], int]]:
     count = 0
     active = True
 
-    def listen(event: str, duration: float, **_: Any) -> None:
+    def listen(event: str, duration_secs: float, **_: Any) -> None:
+        del duration_secs
         nonlocal count
         if active and event == "/jax/core/compile/backend_compile_duration":
             count += 1

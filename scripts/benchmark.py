@@ -59,6 +59,11 @@ def median_seconds(call: Callable[[], Any], repeats: int) -> float:
     return statistics.median(seconds)
 
 
+def scratch_bytes(compiled: Any) -> int:
+    """Temporary memory of a compiled program, besides its arguments and results."""
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
 def attention(repeats: int = 5) -> None:
     """`integral_attention` with weights against `jax.nn.dot_product_attention` without."""
     import jax
@@ -85,7 +90,7 @@ def attention(repeats: int = 5) -> None:
                 return jnp.vdot(function(q, k, v), cotangent)
 
             gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*arrays).compile()
-            scratch[name] = gradient.memory_analysis().temp_size_in_bytes
+            scratch[name] = scratch_bytes(gradient)
             if scratch[name] > SKIP_ABOVE:
                 row[name] = (None, None)
                 continue
@@ -195,14 +200,15 @@ def step(options: Step) -> None:
     graphdef, state = training.init_state(operators.build(config, rngs=nnx.Rngs(0)), optimizer, settings)
     inputs, targets = jax.random.normal(jax.random.key(0), (2, options.batch, domain.size, 1))
     batch = data.Batch(inputs, targets, domain, None, None, jnp.arange(options.batch))
-    compiled = training.make_step(graphdef, optimizer, settings).lower(state, batch).compile()
+    compiled_step: Any = training.make_step(graphdef, optimizer, settings)
+    compiled = compiled_step.lower(state, batch).compile()
     seconds = []
     for _ in range(options.repeats + 2):
         start = time.perf_counter()
         state, metrics = compiled(state, batch)
         jax.block_until_ready((state, metrics))
         seconds.append(time.perf_counter() - start)
-    scratch = compiled.memory_analysis().temp_size_in_bytes
+    scratch = scratch_bytes(compiled)
     print(json.dumps({"seconds": statistics.median(seconds[2:]), "scratch": scratch}))
 
 

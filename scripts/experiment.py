@@ -140,8 +140,9 @@ def build(config: Any, train: Samples, *, seed: int) -> operators.Standardized:
     outputs = data.statistics(train.targets, train.target_domain)
     initial = {}
     if train.initial is not None:
-        spread = np.std(train.initial, axis=0)
-        initial = {"initial_mean": np.mean(train.initial, axis=0), "initial_std": np.where(spread > 0, spread, 1)}
+        values = np.asarray(train.initial[:])
+        spread = np.std(values, axis=0)
+        initial = {"initial_mean": np.mean(values, axis=0), "initial_std": np.where(spread > 0, spread, 1)}
     return operators.Standardized(
         operators.build(config, rngs=nnx.Rngs(seed)),
         input_mean=inputs.mean,

@@ -6,14 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.extend.core
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
+from jaxop.attention.checks import accumulation_dtype, cast_kernel
 from jaxop.attention.partial import (
     Partial,
     accumulate_tile,
-    accumulation_dtype,
-    cast_kernel,
     combine,
     finish,
     log_clip,
@@ -42,7 +43,6 @@ def chunked_attention(
     n, m = query.shape[0], key.shape[0]
     dtype = accumulation_dtype(query, key, value)
     weights = uniform_weights(m, dtype) if weights is None else weights.astype(dtype)
-    leaves, structure = jax.tree.flatten(cast_kernel(kernel, dtype))
     rows, row_chunk = _chunks(n, QUERY_CHUNK)
     columns, column_chunk = _chunks(m, KEY_CHUNK)
 
@@ -55,16 +55,55 @@ def chunked_attention(
         padding = [(0, rows * row_chunk - n), (0, columns * column_chunk - m)]
         pair_mask = jnp.pad(mask, [(0, 0)] * (mask.ndim - 2) + padding)
 
-    def tile(leaves: list[Any], query: Array, key: Array) -> Array:
-        return jax.tree.unflatten(structure, leaves).tile(query, key)
-
-    # a pair function may close over traced arrays; a custom derivative must see them as arguments
     examples = [jax.ShapeDtypeStruct((size, query.shape[2]), dtype) for size in (row_chunk, column_chunk)]
-    one_leaf = [jax.ShapeDtypeStruct(jnp.shape(leaf)[1:], jnp.result_type(leaf)) for leaf in leaves]
-    tile, constants = jax.closure_convert(tile, leaves if kernel_axis is None else one_leaf, *examples)
+    tile, params, fixed = _close(cast_kernel(kernel, dtype), kernel_axis, examples)
     sizes = rows, row_chunk, columns, column_chunk
     plan = _Plan(tile, kernel.sign, normalize, is_causal, kernel_axis, *sizes, dtype, value.dtype)
-    return _attend(plan, leaves, constants, query, key, value, log_weights, signs, pair_mask)
+    return _attend(plan, params, fixed, query, key, value, log_weights, signs, pair_mask)
+
+
+def _close(kernel: Kernel, kernel_axis: int | None, examples: list[Any]) -> tuple[Callable[..., Array], Any, Any]:
+    """The tile of a kernel as a function of all arrays it depends on: a custom derivative must see them.
+
+    These are the kernel's leaves and whatever its pair function closes over, traced arrays included.
+
+    Returns:
+        ``tile(params, fixed, query, key)``, and the arrays that are differentiated and those that are not
+        (integers), each as (leaves, constants). Only the leaves may carry a head axis.
+    """
+    leaves, structure = jax.tree.flatten(kernel)
+    is_array = [isinstance(leaf, jax.Array | np.ndarray | np.generic) for leaf in leaves]
+    arrays = [jnp.asarray(leaf) for leaf, here in zip(leaves, is_array, strict=True) if here]
+
+    def evaluate(arrays: list[Array], query: Array, key: Array) -> Array:
+        remaining = iter(arrays)
+        full = [next(remaining) if here else leaf for leaf, here in zip(leaves, is_array, strict=True)]
+        return jax.tree.unflatten(structure, full).tile(query, key)
+
+    shapes = [jax.ShapeDtypeStruct(a.shape if kernel_axis is None else a.shape[1:], a.dtype) for a in arrays]
+    closed = jax.make_jaxpr(evaluate)(shapes, *examples)
+    split_leaves, merge_leaves = _by_differentiability(arrays)
+    split_constants, merge_constants = _by_differentiability(closed.consts)
+
+    def tile(params: Any, fixed: Any, query: Array, key: Array) -> Array:
+        constants = merge_constants(params[1], fixed[1])
+        function = jax.extend.core.jaxpr_as_fun(jax.extend.core.ClosedJaxpr(closed.jaxpr, constants))
+        return function(*merge_leaves(params[0], fixed[0]), query, key)[0]
+
+    (leaf_params, leaf_fixed), (constant_params, constant_fixed) = split_leaves, split_constants
+    return tile, (leaf_params, constant_params), (leaf_fixed, constant_fixed)
+
+
+def _by_differentiability(arrays: list[Any]) -> tuple[tuple[list[Any], list[Any]], Callable[..., list[Any]]]:
+    """Floating and other arrays as two lists, and the function that merges such lists again."""
+    floating = [jnp.issubdtype(jnp.result_type(a), jnp.inexact) for a in arrays]
+
+    def merge(params: list[Any], fixed: list[Any]) -> list[Any]:
+        sources = iter(fixed), iter(params)
+        return [next(sources[is_floating]) for is_floating in floating]
+
+    params, fixed = ([a for a, f in zip(arrays, floating, strict=True) if f == kind] for kind in (True, False))
+    return (params, fixed), merge
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +121,10 @@ class _Plan:
     column_chunk: int
     dtype: jnp.dtype
     out_dtype: jnp.dtype
+
+    @property
+    def clip(self) -> float:
+        return log_clip(self.dtype, normalize=self.normalize)
 
     def mask(self, i: Array, j: Array, pair_mask: Array | None) -> Array | None:
         mask = None
@@ -101,63 +144,71 @@ class _Plan:
         reached = j * self.column_chunk < (i + 1) * self.row_chunk
         return jax.lax.cond(reached, body, lambda carry: carry, carry)
 
-    def rows_of(self, array: Array) -> Array:
-        array = _pad(array, self.rows * self.row_chunk).astype(self.dtype)
+    def rows_of(self, array: Array, mode: str = "constant") -> Array:
+        array = _pad(array, self.rows * self.row_chunk, mode).astype(self.dtype)
         return array.reshape(self.rows, self.row_chunk, *array.shape[1:])
 
-    def columns_of(self, array: Array) -> Array:
-        return self.split_columns(_pad(array, self.columns * self.column_chunk).astype(self.dtype))
+    def columns_of(self, array: Array, mode: str = "constant") -> Array:
+        return self.split_columns(_pad(array, self.columns * self.column_chunk, mode).astype(self.dtype))
 
     def split_columns(self, array: Array) -> Array:
         return array.reshape(self.columns, self.column_chunk, *array.shape[1:])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(plan, leaves, constants, query, key, value, log_weights, signs, pair_mask):
-    return _forward(plan, leaves, constants, query, key, value, log_weights, signs, pair_mask)[0]
+def _attend(plan, params, fixed, query, key, value, log_weights, signs, pair_mask):
+    return _forward(plan, params, fixed, query, key, value, log_weights, signs, pair_mask)[0]
 
 
-def _forward(plan, leaves, constants, query, key, value, log_weights, signs, pair_mask):
-    def one_head(leaves, query, key, value, pair_mask):
-        return _forward_head(plan, leaves, constants, query, key, value, log_weights, signs, pair_mask)
+def _forward(plan, params, fixed, query, key, value, log_weights, signs, pair_mask):
+    def one_head(leaves, fixed_leaves, query, key, value, pair_mask):
+        head_params, head_fixed = (leaves, params[1]), (fixed_leaves, fixed[1])
+        return _forward_head(plan, head_params, head_fixed, query, key, value, log_weights, signs, pair_mask)
 
     mask_axis = 0 if pair_mask is not None and pair_mask.ndim == 3 else None
     out, log_mass = _map_heads(
-        one_head, (leaves, query, key, value, pair_mask), (plan.kernel_axis, 1, 1, 1, mask_axis), (1, 1)
+        one_head,
+        (params[0], fixed[0], query, key, value, pair_mask),
+        (plan.kernel_axis, plan.kernel_axis, 1, 1, 1, mask_axis),
+        (1, 1),
+        heads=query.shape[1],
     )
-    return out, (leaves, constants, query, key, value, log_weights, signs, pair_mask, out, log_mass)
+    return out, (params, fixed, query, key, value, log_weights, signs, pair_mask, out, log_mass)
 
 
 def _backward(plan, residuals, cotangent):
-    leaves, constants, query, key, value, log_weights, signs, pair_mask, out, log_mass = residuals
+    params, fixed, query, key, value, log_weights, signs, pair_mask, out, log_mass = residuals
 
-    def one_head(leaves, query, key, value, pair_mask, *row_data):
-        return _backward_head(plan, leaves, constants, query, key, value, log_weights, signs, pair_mask, *row_data)
+    def one_head(leaves, fixed_leaves, query, key, value, pair_mask, *row_data):
+        head_params, head_fixed = (leaves, params[1]), (fixed_leaves, fixed[1])
+        return _backward_head(
+            plan, head_params, head_fixed, query, key, value, log_weights, signs, pair_mask, *row_data
+        )
 
     mask_axis = 0 if pair_mask is not None and pair_mask.ndim == 3 else None
-    d_leaves, d_constants, d_signs, d_query, d_key, d_value = _map_heads(
+    (d_leaves, d_constants), d_signs, d_query, d_key, d_value = _map_heads(
         one_head,
-        (leaves, query, key, value, pair_mask, out, log_mass, cotangent),
-        (plan.kernel_axis, 1, 1, 1, mask_axis, 1, 1, 1),
-        (0, 0, 0, 1, 1, 1),
+        (params[0], fixed[0], query, key, value, pair_mask, out, log_mass, cotangent),
+        (plan.kernel_axis, plan.kernel_axis, 1, 1, 1, mask_axis, 1, 1, 1),
+        (0, 0, 1, 1, 1),
+        heads=query.shape[1],
     )
     over_heads = functools.partial(jnp.sum, axis=0)
-    if plan.kernel_axis is None:
-        d_leaves = jax.tree.map(over_heads, d_leaves)
-    return d_leaves, jax.tree.map(over_heads, d_constants), d_query, d_key, d_value, None, over_heads(d_signs), None
+    d_leaves = d_leaves if plan.kernel_axis == 0 else jax.tree.map(over_heads, d_leaves)
+    d_params = d_leaves, jax.tree.map(over_heads, d_constants)
+    return d_params, None, d_query, d_key, d_value, None, over_heads(d_signs), None
 
 
 _attend.defvjp(_forward, _backward)
 
 
-def _map_heads(f, arguments, in_axes, out_axes):
+def _map_heads(f, arguments, in_axes, out_axes, *, heads):
     """``jax.vmap(f, in_axes, out_axes)``; on a CPU one head at a time, which keeps its tile in cache.
 
     The loop reads each head from its place in the arguments and writes it to its place in the results:
     no copy with the heads in front is ever made.
     """
     vmapped = jax.vmap(f, in_axes, out_axes)
-    heads = arguments[1].shape[1]
     if jax.default_backend() != "cpu" or heads == 1:
         return vmapped(*arguments)
 
@@ -178,10 +229,15 @@ def _map_heads(f, arguments, in_axes, out_axes):
     return jax.lax.scan(step, empty, jnp.arange(heads))[0]
 
 
-def _forward_head(plan, leaves, constants, query, key, value, log_weights, signs, pair_mask):
+def _chunked_operands(plan, query, key, value, log_weights, signs):
+    # padded nodes repeat the last one: many kernels are singular at 0
+    columns = [plan.columns_of(key, "edge"), plan.columns_of(value), *map(plan.split_columns, (log_weights, signs))]
+    return plan.rows_of(query, "edge"), columns
+
+
+def _forward_head(plan, params, fixed, query, key, value, log_weights, signs, pair_mask):
     n = query.shape[0]
-    queries = plan.rows_of(query)
-    columns = [*map(plan.columns_of, (key, value)), *map(plan.split_columns, (log_weights, signs))]
+    queries, columns = _chunked_operands(plan, query, key, value, log_weights, signs)
 
     def row(carry, inputs):
         i, query = inputs
@@ -190,9 +246,9 @@ def _forward_head(plan, leaves, constants, query, key, value, log_weights, signs
             j, key, value, log_weights, signs = inputs
 
             def integrate(part):
-                tile = plan.tile(leaves, query, key, *constants)
+                tile = plan.tile(params, fixed, query, key)
                 mask = plan.mask(i, j, pair_mask)
-                return combine(part, accumulate_tile(tile, value, log_weights, signs, mask, plan.sign))
+                return combine(part, accumulate_tile(tile, value, log_weights, signs, mask, plan.sign, plan.clip))
 
             return plan.skip_future(i, j, integrate, part), None
 
@@ -209,13 +265,11 @@ def _forward_head(plan, leaves, constants, query, key, value, log_weights, signs
     return out.reshape(-1, value.shape[1])[:n], log_mass.reshape(-1)[:n]
 
 
-def _backward_head(plan, leaves, constants, query, key, value, log_weights, signs, pair_mask, out, log_mass, cotangent):
+def _backward_head(plan, params, fixed, query, key, value, log_weights, signs, pair_mask, out, log_mass, cotangent):
     n, m = query.shape[0], key.shape[0]
-    rows = [plan.rows_of(a) for a in (query, cotangent, out, log_mass)]
-    columns = [*map(plan.columns_of, (key, value)), *map(plan.split_columns, (log_weights, signs))]
+    queries, columns = _chunked_operands(plan, query, key, value, log_weights, signs)
+    rows = [queries, *map(plan.rows_of, (cotangent, out, log_mass))]
     dtype = rows[0].dtype
-    clip = log_clip(dtype) * (1 if plan.normalize else 2)
-    params = (leaves, constants)
 
     def row(carry, inputs):
         i, query, cotangent, out, log_mass = inputs
@@ -228,7 +282,7 @@ def _backward_head(plan, leaves, constants, query, key, value, log_weights, sign
             def differentiate(carry):
                 d_query, d_params, d_columns = carry
                 # with respect to the transposed keys (and values, below): Tᵀ q is many times slower than qᵀ T
-                tile, pull_back = jax.vjp(lambda p, q, k: plan.tile(p[0], q, k.T, *p[1]), params, query, key.T)
+                tile, pull_back = jax.vjp(lambda p, q, k: plan.tile(p, fixed, q, k.T), params, query, key.T)
                 mask = plan.mask(i, j, pair_mask)
                 slope = cotangent @ value.T - average[:, None]
                 if plan.sign == "signed":
@@ -240,7 +294,7 @@ def _backward_head(plan, leaves, constants, query, key, value, log_weights, sign
                 else:
                     logits = tile + log_weights[None, :]
                     logits = logits if mask is None else jnp.where(mask, logits, LOG_ZERO)
-                    density = jnp.exp(jnp.minimum(logits - shift[:, None], clip))
+                    density = jnp.exp(jnp.minimum(logits - shift[:, None], plan.clip))
                     weighted = density * slope
                     d_tile, d_signs = signs[None, :] * weighted, jnp.sum(weighted, axis=0)
                 d_value = signs[None, :] * (cotangent.T @ density)
@@ -259,15 +313,13 @@ def _backward_head(plan, leaves, constants, query, key, value, log_weights, sign
         return jnp.zeros((plan.columns, *shape, plan.column_chunk), dtype)
 
     start = jax.tree.map(jnp.zeros_like, params), [zeros(key.shape[1]), zeros(value.shape[1]), zeros()]
-    ((d_leaves, d_constants), (d_key, d_value, d_signs)), d_query = jax.lax.scan(
-        row, start, (jnp.arange(plan.rows), *rows)
-    )
+    (d_params, (d_key, d_value, d_signs)), d_query = jax.lax.scan(row, start, (jnp.arange(plan.rows), *rows))
 
     def columns_back(array, like):
         return jnp.swapaxes(array, 1, 2).reshape(-1, like.shape[1])[:m].astype(like.dtype)
 
     d_query = d_query.reshape(-1, query.shape[1])[:n].astype(query.dtype)
-    return d_leaves, d_constants, d_signs.reshape(-1), d_query, columns_back(d_key, key), columns_back(d_value, value)
+    return d_params, d_signs.reshape(-1), d_query, columns_back(d_key, key), columns_back(d_value, value)
 
 
 def _chunks(size: int, largest: int) -> tuple[int, int]:
@@ -277,5 +329,5 @@ def _chunks(size: int, largest: int) -> tuple[int, int]:
     return count, -(-length // 8) * 8
 
 
-def _pad(array: Array, size: int) -> Array:
-    return jnp.pad(array, [(0, size - array.shape[0])] + [(0, 0)] * (array.ndim - 1))
+def _pad(array: Array, size: int, mode: str = "constant") -> Array:
+    return jnp.pad(array, [(0, size - array.shape[0])] + [(0, 0)] * (array.ndim - 1), mode=mode)

@@ -2,14 +2,14 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxop._validation import as_float, check_name
+from jaxop._validation import check_name
+from jaxop.attention.checks import accumulation_dtype, check_operands
 from jaxop.attention.chunked import chunked_attention
 from jaxop.attention.library import library_attention
-from jaxop.attention.partial import accumulate, finish
+from jaxop.attention.partial import accumulate_heads, finish, log_clip
 from jaxop.kernels import ExpDotProduct, Kernel
 
 IMPLEMENTATIONS = ("dense", "chunked", "xla", "cudnn", "tpu")
@@ -56,7 +56,8 @@ def integral_attention(
         is_causal: whether query i sees keys j ≤ i only; needs n = m.
         implementation: ``"dense"``: n × m matrices, any derivative. ``"chunked"``: tiles, O(n + m)
             memory in value and gradient; reverse mode only, of any order. ``"xla"``, ``"cudnn"`` (NVIDIA GPU, half
-            precision) and ``"tpu"`` (Pallas): the stack's own kernels, for the exponentiated dot product.
+            precision) and ``"tpu"`` (Pallas): the stack's own kernels, for the exponentiated dot product;
+            reverse mode only.
             None: dense up to `DENSE_LIMIT` pairs, chunked beyond.
 
     Returns:
@@ -65,7 +66,7 @@ def integral_attention(
     Raises:
         ValueError: for shapes that do not fit, an unknown implementation, a causal order between domains
             of different size, or a signed kernel under normalisation.
-        TypeError: for inputs that are not floating or a mask that is not boolean.
+        TypeError: for complex inputs, a mask that is not boolean, or a kernel that is none.
         NotImplementedError: when a named implementation cannot do what was asked; nothing falls back.
 
     Cost: O(n m h (d + c)) time for kernels with a fast matrix form; memory as above. Matrix products run
@@ -85,9 +86,17 @@ def integral_attention(
         (32, 2, 4)
     """
     kernel = ExpDotProduct() if kernel is None else kernel
-    query, key, value = (as_float(a, name) for a, name in ((query, "query"), (key, "key"), (value, "value")))
-    weights = None if weights is None else as_float(weights, "weights")
-    _check(query, key, value, weights, kernel, kernel_axis, normalize, mask, is_causal)
+    query, key, value, weights, mask = check_operands(query, key, value, weights, kernel, kernel_axis, mask)
+    if is_causal and query.shape[0] != key.shape[0]:
+        raise ValueError(
+            f"is_causal needs as many queries as keys, got n={query.shape[0]} and m={key.shape[0]}; "
+            "pass a mask instead."
+        )
+    if normalize and kernel.sign == "signed":
+        raise ValueError(
+            "a signed kernel cannot be normalised: its mass may vanish or change sign. Pass normalize=False for the "
+            "integral itself, or use a positive kernel."
+        )
     if implementation is None:
         implementation = "dense" if query.shape[0] * key.shape[0] <= DENSE_LIMIT else "chunked"
     check_name(implementation, "implementation", IMPLEMENTATIONS)
@@ -112,46 +121,6 @@ def _dense_attention(query, key, value, weights, *, kernel, kernel_axis, normali
         causal = jnp.tri(query.shape[0], key.shape[0], dtype=bool)
         causal = causal if mask is None or mask.ndim < 3 else causal[None]
         mask = causal if mask is None else causal & (mask[None, :] if mask.ndim == 1 else mask)
-    part = accumulate(query, key, value, weights, kernel=kernel, kernel_axis=kernel_axis, mask=mask)
+    clip = log_clip(accumulation_dtype(query, key, value), normalize=normalize)
+    part = accumulate_heads(query, key, value, weights, kernel=kernel, kernel_axis=kernel_axis, mask=mask, clip=clip)
     return finish(part, normalize)
-
-
-def _check(query, key, value, weights, kernel, kernel_axis, normalize, mask, is_causal):
-    for name, array in (("query", query), ("key", key), ("value", value)):
-        if array.ndim != 3:
-            raise ValueError(
-                f"{name} must have shape (nodes, heads, channels), got {array.shape}; use jax.vmap for a batch."
-            )
-    (n, heads, depth), m = query.shape, key.shape[0]
-    if key.shape != (m, heads, depth):
-        raise ValueError(f"key must have shape (m, h, d) = (m, {heads}, {depth}) to match query, got {key.shape}.")
-    if value.shape[:2] != (m, heads):
-        raise ValueError(f"value must have shape (m, h, c) = ({m}, {heads}, c) to match key, got {value.shape}.")
-    if m == 0:
-        raise ValueError("key has no nodes; an integral needs at least one.")
-    if weights is not None and weights.shape != (m,):
-        raise ValueError(f"weights must have shape (m,) = ({m},), one per key, got {weights.shape}.")
-    if mask is not None:
-        if mask.dtype != jnp.bool_:
-            raise TypeError(f"mask must be boolean with True = attend, got {mask.dtype}; compare it, e.g. mask > 0.")
-        if mask.shape not in ((m,), (n, m), (heads, n, m)):
-            raise ValueError(
-                f"mask must have shape (m,) = ({m},), (n, m) = ({n}, {m}) or (h, n, m) = ({heads}, {n}, {m}), "
-                f"got {mask.shape}."
-            )
-    if is_causal and n != m:
-        raise ValueError(f"is_causal needs as many queries as keys, got n={n} and m={m}; pass a mask instead.")
-    if normalize and kernel.sign == "signed":
-        raise ValueError(
-            "a signed kernel cannot be normalised: its mass may vanish or change sign. Pass normalize=False for the "
-            "integral itself, or use a positive kernel."
-        )
-    if kernel_axis not in (None, 0):
-        raise ValueError(f"kernel_axis must be None or 0, got {kernel_axis}.")
-    if kernel_axis == 0:
-        for path, leaf in jax.tree_util.tree_leaves_with_path(kernel):
-            if jnp.ndim(leaf) == 0 or jnp.shape(leaf)[0] != heads:
-                raise ValueError(
-                    f"with kernel_axis=0 every leaf of the kernel needs a leading axis of {heads} heads, but "
-                    f"{jax.tree_util.keystr(path)} has shape {jnp.shape(leaf)}."
-                )

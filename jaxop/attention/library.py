@@ -2,7 +2,6 @@
 
 import functools
 import math
-from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -32,48 +31,59 @@ def library_attention(
     carries it to 16 bits. Everything is padded with zeros to the depth the backend wants.
     """
     _refuse(backend, query, key, value, kernel, kernel_axis, normalize, mask)
-    n, m, channels = query.shape[0], key.shape[0], value.shape[-1]
-    dtype = jnp.result_type(query.dtype, key.dtype, value.dtype)
+    m = key.shape[0]
     weights = uniform_weights(m, jnp.dtype("float32")) if weights is None else weights.astype(jnp.float32)
     key_mask, pair_mask = (mask, None) if mask is not None and mask.ndim == 1 else (None, mask)
+    arguments = weights, query, key, value, kernel, key_mask, pair_mask
+    return _attend(backend, is_causal, *arguments)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _attend(backend, is_causal, *arguments):
+    """The backend's value and derivatives, except in the weights: its logarithms miss nodes of weight 0."""
+    return _value(backend, is_causal, *arguments)
+
+
+def _value(backend, is_causal, weights, query, key, value, kernel, key_mask, pair_mask):
+    n, m, channels = query.shape[0], key.shape[0], value.shape[-1]
+    dtype = jnp.result_type(query.dtype, key.dtype, value.dtype)
     alive_keys = weights > 0 if key_mask is None else (weights > 0) & key_mask
-
-    scaled, scale = query, cast(ExpDotProduct, kernel).scale
-    if isinstance(scale, jax.Array):
-        scaled, scale = query * scale.astype(query.dtype), 1.0
-    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
+    scale = 1 / math.sqrt(query.shape[-1]) if kernel.scale is None else kernel.scale
+    if isinstance(scale, jax.Array) or scale <= 0:
+        query, scale = query * jnp.asarray(scale, query.dtype), 1.0
     # far below any logit, and still finite after division by the scale in half precision
-    floor = max(-1e9, float(jnp.finfo(dtype).min) * min(scale, 1.0) / 2)
+    floor = max(-1e9, float(jnp.finfo(dtype).min) * min(float(scale), 1.0) / 2)
     log_weights = jnp.where(alive_keys, jnp.log(jnp.where(alive_keys, weights, 1)), floor)
-    operands = _augment(scaled, key, value, jax.lax.stop_gradient(log_weights), scale, floor, dtype, _SIZES[backend])
-    out = _BACKENDS[backend](*operands, pair_mask, scale, is_causal)[:n, :, :channels]
+    operands = _augment(query, key, value, log_weights, float(scale), floor, dtype, _SIZES[backend])
 
-    if pair_mask is None and not is_causal:
-        alive = jnp.any(alive_keys)[None, None]
-    else:
-        seen = jnp.ones((1, n, m), bool) if pair_mask is None else jnp.reshape(pair_mask, (-1, n, m))
-        seen = seen & alive_keys[None, None, :] & (jnp.tri(n, m, dtype=bool)[None] if is_causal else True)
-        alive = jnp.any(seen, axis=-1).T
-    out = jnp.where(alive[..., None], out, 0).astype(value.dtype)
-    return _with_weight_gradient(is_causal, out, weights, query, key, value, kernel, mask)
+    seen = None  # (h or 1, n or 1, m)
+    if pair_mask is not None:
+        seen = jnp.reshape(pair_mask, (-1, n, m)) & alive_keys[None, None, :]
+    elif backend == "xla":
+        seen = alive_keys[None, None, :]
+    appended = operands[1].shape[0] - m
+    mask = None if seen is None else jnp.pad(seen, [(0, 0), (0, 0), (0, appended)])
+    out = _BACKENDS[backend](*operands, mask, float(scale), is_causal)[:n, :, :channels]
 
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _with_weight_gradient(is_causal, out, weights, query, key, value, kernel, mask):
-    """``out``, with the true derivative in the weights, which a backend's logarithms miss at weight 0."""
-    del is_causal, weights, query, key, value, kernel, mask
-    return out
+    seen = alive_keys[None, None, :] if seen is None else seen
+    seen = seen & jnp.tri(n, m, dtype=bool)[None] if is_causal else seen
+    alive = jnp.any(seen, axis=-1).T
+    return jnp.where(alive[..., None], out, 0).astype(value.dtype)
 
 
-def _weight_forward(is_causal, out, *arguments):
-    del is_causal
-    return out, arguments
+def _forward(backend, is_causal, weights, query, key, value, kernel, key_mask, pair_mask):
+    def differentiable(query, key, value, kernel):
+        return _value(backend, is_causal, weights, query, key, value, kernel, key_mask, pair_mask)
+
+    out, pull_back = jax.vjp(differentiable, query, key, value, kernel)
+    return out, (pull_back, weights, query, key, value, kernel, key_mask, pair_mask)
 
 
-def _weight_backward(is_causal, arguments, cotangent):
+def _backward(backend, is_causal, residuals, cotangent):
+    del backend
+    pull_back, weights, query, key, value, kernel, key_mask, pair_mask = residuals
+
     # where the weights are constants nothing uses this, and XLA removes it
-    weights, query, key, value, kernel, mask = arguments
-
     def attend(weights: Array) -> Array:
         out = chunked_attention(
             query,
@@ -83,16 +93,16 @@ def _weight_backward(is_causal, arguments, cotangent):
             kernel=kernel,
             kernel_axis=None,
             normalize=True,
-            mask=mask,
+            mask=key_mask if pair_mask is None else pair_mask,
             is_causal=is_causal,
         )
         return out.astype(value.dtype)
 
     (d_weights,) = jax.vjp(attend, weights)[1](cotangent)
-    return cotangent, d_weights, None, None, None, None, None
+    return d_weights, *pull_back(cotangent), None, None
 
 
-_with_weight_gradient.defvjp(_weight_forward, _weight_backward)
+_attend.defvjp(_forward, _backward)
 
 
 def _refuse(backend, query, key, value, kernel, kernel_axis, normalize, mask):
@@ -113,8 +123,11 @@ def _refuse(backend, query, key, value, kernel, kernel_axis, normalize, mask):
             refuse(f"needs a {platform.upper()}, but JAX runs on {jax.default_backend()}", others)
         if mask is not None and mask.ndim > 1:
             refuse("takes a mask over keys, shape (m,), only", others)
-    if backend == "cudnn" and not dtypes <= {"bfloat16", "float16"}:
-        refuse(f"takes bfloat16 or float16, got {', '.join(sorted(dtypes))}", "cast the inputs, or " + others)
+    if backend == "cudnn" and dtypes != {"bfloat16"}:
+        # float16 has no number far enough below its logits to stand for the logarithm of a zero weight
+        refuse(f"takes bfloat16, got {', '.join(sorted(dtypes))}", "cast the inputs, or " + others)
+    if backend == "tpu" and "float16" in dtypes:
+        refuse("takes float32 or bfloat16, got float16", "cast the inputs, or " + others)
 
 
 def _augment(query, key, value, log_weights, scale, floor, dtype, sizes):
@@ -143,11 +156,9 @@ def _augment(query, key, value, log_weights, scale, floor, dtype, sizes):
 
 
 def _xla(query, key, value, mask, scale, is_causal):
-    if mask is not None:
-        mask = mask[None, None] if mask.ndim == 2 else mask[None]
     with jax.numpy_dtype_promotion("standard"):  # on which its mixed precision relies
         return jax.nn.dot_product_attention(
-            query[None], key[None], value[None], mask=mask, scale=scale, is_causal=is_causal, implementation="xla"
+            query[None], key[None], value[None], mask=mask[None], scale=scale, is_causal=is_causal, implementation="xla"
         )[0]
 
 

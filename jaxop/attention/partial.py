@@ -2,16 +2,14 @@
 
 import dataclasses
 import math
-from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxop._pytree import register
+from jaxop.attention.checks import accumulation_dtype, cast_kernel, check_operands
 from jaxop.kernels import LOG_ZERO, Kernel
-
-K = TypeVar("K")
 
 
 @register
@@ -56,7 +54,12 @@ def accumulate(
         mask: True where a query may see a key: (m,), (n, m) or (h, n, m).
 
     Returns:
-        The `Partial` of this part, in float32 at least.
+        The `Partial` of this part, in float32 at least. Finish that of a signed kernel with
+        ``normalize=False``.
+
+    Raises:
+        ValueError: for shapes that do not fit.
+        TypeError: for complex inputs, a mask that is not boolean, or a kernel that is none.
 
     Cost: O(n m (d + c)) time and an n × m matrix per head in memory.
 
@@ -68,6 +71,21 @@ def accumulate(
         >>> print(f"{attention.finish(part)[0, 0, 0]:.3f}")
         0.750
     """
+    query, key, value, weights, mask = check_operands(query, key, value, weights, kernel, kernel_axis, mask)
+    return accumulate_heads(
+        query,
+        key,
+        value,
+        weights,
+        kernel=kernel,
+        kernel_axis=kernel_axis,
+        mask=mask,
+        clip=log_clip(accumulation_dtype(query, key, value)),
+    )
+
+
+def accumulate_heads(query, key, value, weights, *, kernel, kernel_axis, mask, clip) -> Partial:
+    """`accumulate` without its checks and with a given bound for weightless nodes."""
     m, heads = key.shape[:2]
     dtype = accumulation_dtype(query, key, value)
     weights = uniform_weights(m, dtype) if weights is None else weights.astype(dtype)
@@ -79,7 +97,7 @@ def accumulate(
     log_weights, signs = split_weights(weights, key_mask)
 
     def one_head(kernel: Kernel, query: Array, key: Array, value: Array, mask: Array | None) -> Partial:
-        return accumulate_tile(kernel.tile(query, key), value, log_weights, signs, mask, kernel.sign)
+        return accumulate_tile(kernel.tile(query, key), value, log_weights, signs, mask, kernel.sign, clip)
 
     mask_axis = 0 if mask is not None and mask.ndim == 3 else None
     return jax.vmap(one_head, in_axes=(kernel_axis, 1, 1, 1, mask_axis), out_axes=1, axis_size=heads)(
@@ -100,8 +118,11 @@ def combine(a: Partial, b: Partial) -> Partial:
         >>> bool(jnp.allclose(attention.finish(attention.combine(*parts)), whole))
         True
     """
-    shift = jnp.maximum(a.shift, b.shift)
-    scale_a, scale_b = jnp.exp(a.shift - shift), jnp.exp(b.shift - shift)
+    larger = jnp.maximum(a.shift, b.shift)
+    # a part without mass counts for its derivative only, whatever its logits
+    shift = jnp.where((a.mass == 0) == (b.mass == 0), larger, jnp.where(a.mass == 0, b.shift, a.shift))
+    clip = log_clip(shift.dtype)
+    scale_a, scale_b = (jnp.exp(jnp.minimum(part.shift - shift, clip)) for part in (a, b))
     return Partial(
         shift,
         scale_a * a.mass + scale_b * b.mass,
@@ -120,14 +141,11 @@ def finish(part: Partial, normalize: bool = True) -> Float[Array, "*n c"]:
         [0. 0. 0.]
     """
     if not normalize:
-        return part.moment * jnp.exp(part.shift)[..., None]
+        # in two steps: neither factor overflows where the product does not, and 0 · ∞ cannot occur
+        half = jnp.exp(part.shift / 2)[..., None]
+        return jnp.where(part.moment != 0, part.moment * half * half, part.moment)
     alive = part.mass != 0
     return jnp.where(alive[..., None], part.moment / jnp.where(alive, part.mass, 1)[..., None], 0)
-
-
-def accumulation_dtype(*arrays: Array) -> jnp.dtype:
-    """Float32, or float64 if any input is."""
-    return jnp.dtype("float64" if any(array.dtype == jnp.float64 for array in arrays) else "float32")
 
 
 def uniform_weights(m: int, dtype: jnp.dtype) -> Float[Array, " m"]:
@@ -135,20 +153,16 @@ def uniform_weights(m: int, dtype: jnp.dtype) -> Float[Array, " m"]:
     return jnp.full(m, 1 / m, dtype)
 
 
-def cast_kernel(kernel: K, dtype: jnp.dtype) -> K:
-    """The kernel with its floating leaves in the accumulation dtype."""
-    return jax.tree.map(lambda a: a.astype(dtype) if isinstance(a, jax.Array) else a, kernel)
-
-
 def split_weights(
     weights: Float[Array, " m"], mask: Bool[Array, " m"] | None = None
 ) -> tuple[Float[Array, " m"], Float[Array, " m"]]:
-    """w_j = exp(a_j) s_j with a_j constant under differentiation and s_j ∈ {1, 0}.
+    """w_j = exp(a_j) s_j with a_j constant under differentiation and s_j ∈ {1, 0, −1}.
 
-    The magnitude travels inside the exponential, where no physical unit can under- or overflow; the
-    sign travels outside, so that a node of weight 0 keeps its true derivative, which a masked
-    logarithm would lose. (The magnitude given to a weightless node cancels.) A masked node has log
-    magnitude `LOG_ZERO` and thereby neither value nor derivative.
+    The magnitude travels inside the exponential, where no unit of length can under- or overflow (short of
+    the subnormal numbers, which most devices round to 0); the sign travels outside, so that a node of
+    weight 0 keeps its true derivative, which a masked logarithm would lose. (The magnitude given to a
+    weightless node cancels.) A masked node has log magnitude `LOG_ZERO` and thereby neither value nor
+    derivative.
     """
     magnitude = jax.lax.stop_gradient(jnp.abs(weights))
     largest = jnp.max(magnitude)
@@ -159,9 +173,13 @@ def split_weights(
     return log_weights, weights / magnitude
 
 
-def log_clip(dtype: jnp.dtype) -> float:
-    """Largest exponent allowed for a weightless node whose kernel exceeds all that carry weight."""
-    return math.log(float(jnp.finfo(dtype).max)) / 2
+def log_clip(dtype: jnp.dtype, *, normalize: bool = True) -> float:
+    """Largest exponent allowed for a weightless node whose kernel exceeds all that carry weight.
+
+    Under normalisation it meets a cotangent of the same size; their product must stay finite.
+    """
+    largest = math.log(float(jnp.finfo(dtype).max))
+    return largest / 2 if normalize else largest - 1
 
 
 def accumulate_tile(
@@ -171,8 +189,12 @@ def accumulate_tile(
     signs: Float[Array, " m"],
     mask: Bool[Array, "n m"] | None,
     sign: str,
+    clip: float,
 ) -> Partial:
-    """The partial integral of one head from its matrix of (log) kernel values."""
+    """The partial integral of one head from its matrix of (log) kernel values.
+
+    ``clip`` bounds the exponent of a weightless node relative to the largest one that carries weight.
+    """
     augmented = signs[:, None] * jnp.concatenate([value, jnp.ones_like(value[:, :1])], axis=1)
     if sign == "signed":
         tile = tile if mask is None else jnp.where(mask, tile, 0)
@@ -181,8 +203,9 @@ def accumulate_tile(
     logits = tile + log_weights[None, :]
     if mask is not None:
         logits = jnp.where(mask, logits, LOG_ZERO)
-    largest = jnp.max(jnp.where((signs != 0)[None, :], logits, LOG_ZERO), axis=1)
+    alive = signs != 0
+    largest = jnp.max(jnp.where((alive | ~jnp.any(alive))[None, :], logits, LOG_ZERO), axis=1)
     # the floor keeps exp(LOG_ZERO - shift) = 0 in rows where every key is masked
     shift = jax.lax.stop_gradient(jnp.maximum(largest, LOG_ZERO / 2))
-    sums = jnp.exp(jnp.minimum(logits - shift[:, None], log_clip(tile.dtype))) @ augmented
+    sums = jnp.exp(jnp.minimum(logits - shift[:, None], clip)) @ augmented
     return Partial(shift, sums[:, -1], sums[:, :-1])

@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from jaxop._validation import as_float, is_concrete
+from jaxop.attention.checks import accumulation_dtype
 from jaxop.attention.integral import DENSE_LIMIT, integral_attention
-from jaxop.attention.partial import accumulation_dtype
 from jaxop.domains import Partition
 from jaxop.kernels import ExpDotProduct, Kernel
 from jaxop.spectral import Band, isometric

@@ -223,8 +223,8 @@ def batch_indices(
     """Samples of training step t: entries (t mod m)·b, …, (t mod m)·b + b − 1 of the order of epoch t // m, m = N // b.
 
     The order of an epoch is a permutation drawn from (seed, epoch) alone, so the step is the whole
-    state of the data pipeline: any step can be recomputed without those before it. The N mod b samples
-    that do not fill a batch sit out an epoch, different ones each time.
+    state of the data pipeline: any step can be recomputed without those before it. The last N mod b samples
+    of the order fill no batch and sit out the epoch; every epoch draws them anew, so some may repeat.
 
     Args:
         size: N, samples in the set.

@@ -138,6 +138,9 @@ class Domain:
     def norm(self, u: Float[Array, "n c"], *, space: str = "L2") -> Float[Array, ""]:
         """‖u‖ = ⟨u, u⟩^½ in ``space``; its gradient at u = 0 is 0.
 
+        Taken in units of max|u| over the nodes of positive weight, so that no square of a very large or
+        very small function leaves the range of its dtype. Values on nodes of weight 0 are not looked at.
+
         Example:
             >>> import jax.numpy as jnp
             >>> from jaxop import domains
@@ -146,10 +149,12 @@ class Domain:
             3.0
         """
         u = self._samples(u, "u")
-        wide = u.astype(accumulator(u.dtype))
-        square = self.inner(wide, wide, space=space)
-        vanishes = square <= 0  # False for NaN, which must stay one
-        return jnp.where(vanishes, 0, jnp.sqrt(jnp.where(vanishes, 1, square))).astype(u.dtype)
+        wide = jnp.where(self.weights[:, None] > 0, u, 0).astype(accumulator(u.dtype))
+        largest = jnp.max(jnp.abs(jax.lax.stop_gradient(wide)))
+        unit = jnp.where((largest > 0) & (largest < jnp.inf), largest, 1)  # also 1 for NaN, which must stay one
+        square = self.inner(wide / unit, wide / unit, space=space)
+        vanishes = square <= 0
+        return (unit * jnp.where(vanishes, 0, jnp.sqrt(jnp.where(vanishes, 1, square)))).astype(u.dtype)
 
     def _samples(self, values: Array, argument: str) -> Array:
         """``values`` in floating point, one row per node, or a ``ValueError``."""

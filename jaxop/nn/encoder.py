@@ -61,8 +61,7 @@ class EncoderLayer(nnx.Module):
         rngs: nnx.Rngs,
     ):
         check_name(norm, "norm", NORMS)
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be a rate in [0, 1), got {dropout}.")
+        check_dropout(dropout)
         self.norm = norm
         self.attention = attention
         self.feedforward = FeedForward(
@@ -79,7 +78,7 @@ class EncoderLayer(nnx.Module):
         else:
             branch = self.attention(x, *args, **kwargs)
         x = x + self._drop(branch)
-        if self.dropout is None:
+        if self.dropout is None or self.dropout.deterministic:
             return in_blocks(self._pointwise, x)
         # drawn here, because blocks may not advance a random stream
         return in_blocks(self._pointwise, x, self.dropout(jnp.ones_like(x)))
@@ -93,3 +92,9 @@ class EncoderLayer(nnx.Module):
 
     def _drop(self, branch: Array) -> Array:
         return branch if self.dropout is None else self.dropout(branch)
+
+
+def check_dropout(rate: float) -> None:
+    """Refuses what is not a rate in [0, 1)."""
+    if not 0 <= rate < 1:
+        raise ValueError(f"dropout must be a rate in [0, 1), got {rate}.")

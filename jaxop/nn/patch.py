@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxop.attention.patch import patch_attention, spectral_patch_attention
+from jaxop.domains.domain import accumulator
 from jaxop.nn.pointwise import Linear
 from jaxop.spectral import (
     Band,
@@ -17,7 +18,6 @@ from jaxop.spectral import (
     initial_multipliers,
     multiply,
     restrict,
-    spectral_dtype,
     synthesis,
 )
 
@@ -139,7 +139,7 @@ class FourierPatchAttention(nnx.Module):
         """
         _, b, p, d = tokens.shape
         band = Band(tuple(patch_shape), self.modes)
-        dtype = spectral_dtype(tokens)
+        dtype = accumulator(tokens.dtype)
         coefficients = multiply(
             analysis(tokens.astype(dtype), band), restrict(self.multipliers[...].astype(dtype), band)
         )

@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxop._validation import check_name
+from jaxop.domains.domain import accumulator
 from jaxop.nn.activations import ACTIVATIONS
 
 # sums written as products keep float32, which a matrix unit would otherwise round to 10 bits
@@ -60,11 +61,6 @@ def in_blocks(fn: Callable[..., Array], *arrays: Float[Array, "*n _"]) -> Float[
         if whole < n:
             out = jnp.concatenate([out, jax.checkpoint(fn)(*(array[whole:] for array in rows))])
     return out.reshape(*leading, out.shape[-1])
-
-
-def _wider(a: DTypeLike, b: DTypeLike) -> jnp.dtype:
-    with jax.numpy_dtype_promotion("standard"):
-        return jnp.promote_types(a, b)
 
 
 def affine(x: Float[Array, "n d"], kernel: Float[Array, "d e"], bias: Float[Array, " e"]) -> Float[Array, "n e"]:
@@ -176,9 +172,14 @@ class Linear(nnx.Module):
     def __call__(self, x: Float[Array, "*n d"]) -> Float[Array, "*n e"]:
         """Applies the map to every row."""
         kernel, bias = self.kernel[...], self.bias[...]
-        dtype = self.dtype or _wider(x.dtype, kernel.dtype)
+        dtype = self.result_dtype(x.dtype)
         rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).astype(dtype)
         return affine(rows, kernel.astype(dtype), bias.astype(dtype)).reshape(*x.shape[:-1], bias.size)
+
+    def result_dtype(self, dtype: DTypeLike) -> jnp.dtype:
+        """The dtype in which inputs of a dtype are mapped."""
+        with jax.numpy_dtype_promotion("standard"):
+            return jnp.dtype(self.dtype or jnp.promote_types(dtype, self.kernel[...].dtype))
 
 
 class LayerNorm(nnx.Module):
@@ -203,7 +204,7 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
         """Normalises every row."""
-        wide = _wider(x.dtype, jnp.float32)
+        wide = accumulator(x.dtype)
         rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).astype(wide)
         out = layer_norm(rows, self.scale[...].astype(wide), self.bias[...].astype(wide))
         return out.astype(self.dtype or x.dtype).reshape(x.shape)

@@ -1,18 +1,41 @@
-"""What the operators on grids share: the call on single functions and batches, and checks of their configs."""
+"""What the operators share: checks of configs and of `at`, the encoder layer, the call of those on grids."""
 
 import dataclasses
 import math
-from collections.abc import Sequence
+import numbers
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxop._validation import as_float, is_concrete
+from jaxop._validation import as_float, check_name, is_concrete
+from jaxop.attention import IMPLEMENTATIONS
 from jaxop.domains import Domain, Grid, Partition, partition
-from jaxop.nn import SpectralConvolution
+from jaxop.domains.domain import accumulator
+from jaxop.nn import ACTIVATIONS, NORMS, EncoderLayer, SpectralConvolution
+from jaxop.nn.encoder import check_dropout
+from jaxop.nn.patch import check_heads
 from jaxop.spectral import check_grid, check_modes
+
+_POSITIVE = (
+    "in_channels",
+    "out_channels",
+    "dim",
+    "width",
+    "heads",
+    "layers",
+    "feedforward",
+    "patches",
+    "modes",
+    "projection",
+    "reference",
+    "smoothing_modes",
+)
+_NON_NEGATIVE = ("decoder_layers", "initial_channels")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,20 +43,18 @@ class GridFunctions:
     """A batch of functions on equal-weight grids of one shape, with the coordinates as last channels.
 
     Attributes:
-        values: [u(x), x], shape (b, n, c + dim).
+        values: [u(x), x], shape (b, n, c + dim), in float32 at least: half precision merges neighbouring nodes.
+        dtype: that of the caller's u.
         grid: the grid, or the first of a stack; its shape and rules are those of all.
-        weight: quadrature weight of a node, a scalar, or (b,) if every sample has its own grid.
+        weight: quadrature weight of a node, a scalar, or (b,) if every sample has its own grid; float32 at least.
         is_single: whether the caller passed one function rather than a batch.
     """
 
     values: Float[Array, "b n c"]
+    dtype: np.dtype
     grid: Grid
     weight: Array
     is_single: bool
-
-    def outputs(self, values: Float[Array, "b n c"]) -> Array:
-        """Results in the caller's form: without the batch axis if there was none."""
-        return values[0] if self.is_single else values
 
 
 def grid_functions(
@@ -48,7 +69,12 @@ def grid_functions(
         raise ValueError(
             f"values must have shape (n, c_in) = ({grid.size}, {in_channels}), or (b, n, c_in), got {values.shape}."
         )
-    _check_same(at, grid)
+    check_same(
+        at,
+        grid,
+        "this operator gives its output on the grid of its input. Resample the input onto the grid of the output, or "
+        "use the TransformerNeuralOperator with decoder layers, which evaluates anywhere.",
+    )
     is_single = values.ndim == 2
     values = values[None] if is_single else values
     if grid.is_batched:
@@ -60,8 +86,51 @@ def grid_functions(
     else:
         points, first = grid.points, grid
     weight = math.prod([axis.weights[..., 0] for axis in grid.axes[1:]], start=grid.axes[0].weights[..., 0])
-    points = jnp.broadcast_to(points.astype(values.dtype), (*values.shape[:2], dim))
-    return GridFunctions(jnp.concatenate([values, points], axis=-1), first, weight.astype(values.dtype), is_single)
+    wide = accumulator(values.dtype)
+    points = jnp.broadcast_to(points.astype(wide), (*values.shape[:2], dim))
+    lifted = jnp.concatenate([values.astype(wide), points], axis=-1)
+    return GridFunctions(lifted, values.dtype, first, weight.astype(wide), is_single)
+
+
+class GridOperator(nnx.Module):
+    """An operator between functions on one grid of equal weights; subclasses say what it does in `transform`."""
+
+    config: Any
+
+    def __call__(
+        self,
+        values: Float[Array, "n c"] | Float[Array, "b n c"],
+        domain: Domain,
+        *,
+        at: Domain | None = None,
+        initial: Float[Array, " c0"] | Float[Array, "b c0"] | None = None,
+    ) -> Float[Array, "n c_out"] | Float[Array, "b n c_out"]:
+        """The output function on the grid of the input.
+
+        Args:
+            values: u(x_i), shape (n, c_in), or a batch (b, n, c_in).
+            domain: the grid of ``values``, under rule "midpoint" or "periodic", its sides multiples of
+                ``config.patches`` in operators with patches; for a batch, one for all or a stack, one for each.
+            at: None or the input's grid.
+            initial: must be None.
+
+        Returns:
+            Shape (n, c_out) or (b, n, c_out).
+
+        Raises:
+            TypeError: for a domain that is not a grid.
+            ValueError: for shapes that do not fit, uneven weights, or patches that do not divide the grid.
+            NotImplementedError: for ``at`` another than the input's grid.
+        """
+        functions = grid_functions(
+            values, domain, at=at, initial=initial, in_channels=self.config.in_channels, dim=self.config.dim
+        )
+        outputs = self.transform(functions)
+        return outputs[0] if functions.is_single else outputs
+
+    def transform(self, functions: GridFunctions) -> Float[Array, "b n c_out"]:
+        """The output functions at the nodes."""
+        raise NotImplementedError
 
 
 def split(values: Float[Array, "b n c"], cut: Partition) -> Float[Array, "b p s c"]:
@@ -74,8 +143,39 @@ def join(values: Float[Array, "b p s c"], cut: Partition) -> Float[Array, "b n c
     return jax.vmap(cut.join)(values)
 
 
-def smooth(convolution: SpectralConvolution, values: Float[Array, "b n c"], grid: Grid) -> Float[Array, "b n c"]:
-    """The smoothed functions u + SpectralConv(u), by a convolution on the whole grid."""
+def encoder_layer(config: Any, attention: Callable[..., Any], rngs: nnx.Rngs) -> EncoderLayer:
+    """The encoder layer of a config around an attention."""
+    return EncoderLayer(
+        attention,
+        config.width,
+        config.feedforward,
+        norm=config.norm,
+        dropout=config.dropout,
+        activation=config.activation,
+        dtype=config.dtype,
+        param_dtype=config.param_dtype,
+        rngs=rngs,
+    )
+
+
+def smoothing(config: Any, rngs: nnx.Rngs) -> SpectralConvolution | None:
+    """The convolution of `smooth`, if the config asks for one."""
+    if config.smoothing_modes is None:
+        return None
+    return SpectralConvolution(
+        config.out_channels,
+        config.out_channels,
+        config.smoothing_modes,
+        reference=(config.reference,) * config.dim,
+        param_dtype=config.param_dtype,
+        rngs=rngs,
+    )
+
+
+def smooth(convolution: SpectralConvolution | None, values: Float[Array, "b n c"], grid: Grid) -> Float[Array, "b n c"]:
+    """U + SpectralConv(u), by a convolution on the whole grid; u without one."""
+    if convolution is None:
+        return values
     return values + jnp.moveaxis(convolution(jnp.moveaxis(values, 1, 0), grid.shape), 0, 1)
 
 
@@ -94,27 +194,35 @@ def check_patches(patches: int, reference: int, modes: int, dim: int) -> tuple[i
     return shape
 
 
-def check_smoothing(modes: int | None, reference: int, dim: int) -> None:
-    """Refuses smoothing modes that the reference grid does not carry."""
-    if modes is not None:
-        check_modes(modes, (reference,) * dim)
+def check_config(config: Any) -> None:
+    """Refuses sizes that are not integers in their range, heads, names and rates that no layer takes."""
+    for name in (*_POSITIVE, *_NON_NEGATIVE):
+        size, least = getattr(config, name, None), 1 if name in _POSITIVE else 0
+        if size is None and (name == "smoothing_modes" or not hasattr(config, name)):
+            continue
+        if isinstance(size, bool) or not isinstance(size, numbers.Integral):
+            raise TypeError(f"{name} must be an integer of at least {least}, got {size!r}.")
+        if size < least:
+            raise ValueError(f"{name} must be at least {least}, got {size}.")
+    check_name(config.activation, "activation", ACTIVATIONS)
+    if hasattr(config, "heads"):
+        check_heads(config.width, config.heads)
+        check_name(config.norm, "norm", NORMS)
+        check_dropout(config.dropout)
+    if getattr(config, "attention", None) is not None:
+        check_name(config.attention, "attention", IMPLEMENTATIONS)
+    if getattr(config, "smoothing_modes", None) is not None:
+        check_modes(config.smoothing_modes, (config.reference,) * config.dim)
 
 
-def check_sizes(config: object, names: Sequence[str]) -> None:
-    """Refuses sizes below 1, by name."""
-    for name in names:
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}.")
-
-
-def _check_same(at: Domain | None, grid: Grid) -> None:
-    if at is None or at is grid:
+def check_same(at: Domain | None, domain: Domain, remedy: str) -> None:
+    """Refuses an output domain other than the input's: None, the same object and an equal domain pass."""
+    if at is None or at is domain:
         return
-    ours, theirs = jax.tree.leaves(grid), jax.tree.leaves(at)
-    same = jax.tree.structure(at) == jax.tree.structure(grid) and is_concrete(*ours, *theirs)
+    ours, theirs = jax.tree.leaves(domain), jax.tree.leaves(at)
+    same = jax.tree.structure(at) == jax.tree.structure(domain) and is_concrete(*ours, *theirs)
     if not (same and all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))):
         raise NotImplementedError(
-            "this operator gives its output on the grid of its input, and `at` is another domain (or cannot be "
-            "compared under jit: pass the same object or None). Resample the input onto the grid of the output, or use "
-            "the TransformerNeuralOperator, which evaluates anywhere."
+            "`at` is another domain than the input's (or cannot be compared with it under jit: pass the same object "
+            f"or None), and {remedy}"
         )

@@ -6,16 +6,17 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxop.domains import Domain
-from jaxop.nn import EncoderLayer, FourierPatchAttention, Linear, SpectralConvolution
+from jaxop.nn import FourierPatchAttention, Linear
 from jaxop.operators._common import (
+    GridFunctions,
+    GridOperator,
+    check_config,
     check_patches,
-    check_sizes,
-    check_smoothing,
     cut_grid,
-    grid_functions,
+    encoder_layer,
     join,
     smooth,
+    smoothing,
     split,
 )
 
@@ -45,7 +46,9 @@ class FourierAttentionNeuralOperatorConfig:
         param_dtype: dtype of the parameters.
 
     Raises:
-        ValueError: for sizes that do not fit each other; the message names valid ones.
+        TypeError: for a size that is not an integer.
+        ValueError: for sizes that do not fit each other, unknown names and rates outside [0, 1); the message
+            names valid ones.
     """
 
     in_channels: int
@@ -66,12 +69,11 @@ class FourierAttentionNeuralOperatorConfig:
     param_dtype: str = "float32"
 
     def __post_init__(self):
-        check_sizes(self, ("in_channels", "out_channels", "dim", "width", "layers", "feedforward"))
+        check_config(self)
         check_patches(self.patches, self.reference, self.modes, self.dim)
-        check_smoothing(self.smoothing_modes, self.reference, self.dim)
 
 
-class FourierAttentionNeuralOperator(nnx.Module):
+class FourierAttentionNeuralOperator(GridOperator):
     """u ↦ head ∘ layers ∘ lift, lift = Linear([u(x), x]), attention between patches by Fourier integral operators.
 
     The grid is cut into equal patches; a token is the function on one of them. Queries, keys and values
@@ -110,65 +112,25 @@ class FourierAttentionNeuralOperator(nnx.Module):
         self.config = config
         patch = check_patches(config.patches, config.reference, config.modes, config.dim)
         dtypes = {"dtype": config.dtype, "param_dtype": config.param_dtype}
-        options = {"norm": config.norm, "dropout": config.dropout, "activation": config.activation}
-        self.lift = Linear(config.in_channels + config.dim, config.width, rngs=rngs, **dtypes)
+        self.lift = Linear(config.in_channels + config.dim, config.width, param_dtype=config.param_dtype, rngs=rngs)
         self.layers = nnx.List(
-            EncoderLayer(
+            encoder_layer(
+                config,
                 FourierPatchAttention(config.width, config.heads, config.modes, reference=patch, rngs=rngs, **dtypes),
-                config.width,
-                config.feedforward,
-                rngs=rngs,
-                **options,
-                **dtypes,
+                rngs,
             )
             for _ in range(config.layers)
         )
         self.head = Linear(config.width, config.out_channels, rngs=rngs, **dtypes)
-        self.smoothing = (
-            None
-            if config.smoothing_modes is None
-            else SpectralConvolution(
-                config.out_channels,
-                config.out_channels,
-                config.smoothing_modes,
-                reference=(config.reference,) * config.dim,
-                param_dtype=config.param_dtype,
-                rngs=rngs,
-            )
-        )
+        self.smoothing = smoothing(config, rngs)
 
-    def __call__(
-        self,
-        values: Float[Array, "n c"] | Float[Array, "b n c"],
-        domain: Domain,
-        *,
-        at: Domain | None = None,
-        initial: Float[Array, " c0"] | Float[Array, "b c0"] | None = None,
-    ) -> Float[Array, "n c_out"] | Float[Array, "b n c_out"]:
-        """The output function on the grid of the input.
-
-        Args:
-            values: u(x_i), shape (n, c_in), or a batch (b, n, c_in).
-            domain: the grid of ``values``, under rule "midpoint" or "periodic", its sides multiples of
-                ``config.patches``; for a batch, one for all or a stack, one for each.
-            at: None or the input's grid.
-            initial: must be None.
-
-        Returns:
-            Shape (n, c_out) or (b, n, c_out).
-
-        Raises:
-            TypeError: for a domain that is not a grid.
-            ValueError: for shapes that do not fit, uneven weights, or patches that do not divide the grid.
-            NotImplementedError: for ``at`` another than the input's grid.
-        """
+    def transform(self, functions: GridFunctions) -> Float[Array, "b n c_out"]:
+        """The output functions at the nodes."""
         config = self.config
-        functions = grid_functions(
-            values, domain, at=at, initial=initial, in_channels=config.in_channels, dim=config.dim
-        )
         cut = cut_grid(functions.grid, config.patches)
         x = self.lift(jnp.moveaxis(split(functions.values, cut), 2, 0))  # (s, b, p, d)
+        x = x.astype(self.head.result_dtype(functions.dtype))
         for layer in self.layers:
             x = layer(x, cut.shape, functions.weight)
         u = join(jnp.moveaxis(self.head(x), 0, 2), cut)
-        return functions.outputs(u if self.smoothing is None else smooth(self.smoothing, u, functions.grid))
+        return smooth(self.smoothing, u, functions.grid)

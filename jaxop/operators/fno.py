@@ -6,10 +6,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxop._validation import check_name
-from jaxop.domains import Domain
 from jaxop.nn import ACTIVATIONS, FeedForward, Linear, SpectralConvolution
-from jaxop.operators._common import check_sizes, grid_functions
+from jaxop.operators._common import GridFunctions, GridOperator, check_config
 from jaxop.spectral import check_modes
 
 
@@ -31,6 +29,10 @@ class FourierNeuralOperatorConfig:
         dtype: dtype of the pointwise maps; None: that of inputs and parameters. Spectral parts run in
             float32 at least.
         param_dtype: dtype of the parameters.
+
+    Raises:
+        TypeError: for a size that is not an integer.
+        ValueError: for sizes that do not fit, unknown names; the message names valid ones.
     """
 
     in_channels: int
@@ -46,12 +48,11 @@ class FourierNeuralOperatorConfig:
     param_dtype: str = "float32"
 
     def __post_init__(self):
-        check_sizes(self, ("in_channels", "out_channels", "dim", "width", "layers", "projection"))
+        check_config(self)
         check_modes(self.modes, (self.reference,) * self.dim)
-        check_name(self.activation, "activation", ACTIVATIONS)
 
 
-class FourierNeuralOperator(nnx.Module):
+class FourierNeuralOperator(GridOperator):
     """u ↦ Q(σ(L v + K v) ∘ … ∘ P[u, x]): pointwise affine L plus a Fourier integral operator K per layer.
 
     P is affine, Q a network of one hidden layer, and the last Fourier layer has no σ.
@@ -80,7 +81,7 @@ class FourierNeuralOperator(nnx.Module):
         self.config = config
         reference, width = (config.reference,) * config.dim, config.width
         dtypes = {"dtype": config.dtype, "param_dtype": config.param_dtype}
-        self.lift = Linear(config.in_channels + config.dim, width, rngs=rngs, **dtypes)
+        self.lift = Linear(config.in_channels + config.dim, width, param_dtype=config.param_dtype, rngs=rngs)
         self.integrals = nnx.List(
             SpectralConvolution(
                 width, width, config.modes, reference=reference, param_dtype=config.param_dtype, rngs=rngs
@@ -92,38 +93,13 @@ class FourierNeuralOperator(nnx.Module):
             width, config.projection, config.out_channels, activation=config.activation, rngs=rngs, **dtypes
         )
 
-    def __call__(
-        self,
-        values: Float[Array, "n c"] | Float[Array, "b n c"],
-        domain: Domain,
-        *,
-        at: Domain | None = None,
-        initial: Float[Array, " c0"] | Float[Array, "b c0"] | None = None,
-    ) -> Float[Array, "n c_out"] | Float[Array, "b n c_out"]:
-        """The output function on the grid of the input.
-
-        Args:
-            values: u(x_i), shape (n, c_in), or a batch (b, n, c_in).
-            domain: the grid of ``values``, under rule "midpoint" or "periodic"; for a batch, one for all or
-                a stack, one for each.
-            at: None or the input's grid.
-            initial: must be None.
-
-        Returns:
-            Shape (n, c_out) or (b, n, c_out).
-
-        Raises:
-            TypeError: for a domain that is not a grid.
-            ValueError: for shapes that do not fit, or uneven weights.
-            NotImplementedError: for ``at`` another than the input's grid.
-        """
+    def transform(self, functions: GridFunctions) -> Float[Array, "b n c_out"]:
+        """The output functions at the nodes."""
         config = self.config
-        functions = grid_functions(
-            values, domain, at=at, initial=initial, in_channels=config.in_channels, dim=config.dim
-        )
         activation = ACTIVATIONS[config.activation]
         x = self.lift(jnp.moveaxis(functions.values, 0, 1))  # (n, b, d)
+        x = x.astype(self.projection.outer.result_dtype(functions.dtype))
         for index, (integral, skip) in enumerate(zip(self.integrals, self.skips, strict=True)):
             x = skip(x) + integral(x, functions.grid.shape)
             x = activation(x) if index < config.layers - 1 else x
-        return functions.outputs(jnp.moveaxis(self.projection(x), 1, 0))
+        return jnp.moveaxis(self.projection(x), 1, 0)

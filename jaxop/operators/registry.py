@@ -45,4 +45,5 @@ def build(config: Any, *, rngs: nnx.Rngs) -> nnx.Module:
     if type(config) not in _OPERATORS:
         expected = ", ".join(cls.__name__ for cls in _OPERATORS)
         raise TypeError(f"config must be one of {expected}; got {type(config).__name__}.")
-    return _OPERATORS[type(config)](config, rngs=rngs)
+    make: Any = _OPERATORS[type(config)]
+    return make(config, rngs=rngs)

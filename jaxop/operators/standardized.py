@@ -46,6 +46,13 @@ class Standardized(nnx.Module):
         (16, 1)
     """
 
+    input_mean: Statistic
+    input_std: Statistic
+    output_mean: Statistic
+    output_std: Statistic
+    initial_mean: Statistic
+    initial_std: Statistic
+
     def __init__(
         self,
         operator: nnx.Module,

@@ -9,8 +9,9 @@ from jaxtyping import Array, Float
 
 from jaxop._validation import as_float
 from jaxop.domains import Domain
-from jaxop.nn import EncoderLayer, IntegralAttention, Linear
-from jaxop.operators._common import check_sizes
+from jaxop.domains.domain import accumulator
+from jaxop.nn import IntegralAttention, Linear
+from jaxop.operators._common import check_config, check_same, encoder_layer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +37,10 @@ class TransformerNeuralOperatorConfig:
         attention: implementation of `jaxop.attention.integral_attention`; None lets it choose.
         dtype: dtype of the computation; None: that of inputs and parameters.
         param_dtype: dtype of the parameters.
+
+    Raises:
+        TypeError: for a size that is not an integer.
+        ValueError: for sizes that do not fit, unknown names and rates outside [0, 1); the message names valid ones.
     """
 
     in_channels: int
@@ -55,7 +60,7 @@ class TransformerNeuralOperatorConfig:
     param_dtype: str = "float32"
 
     def __post_init__(self):
-        check_sizes(self, ("in_channels", "out_channels", "dim", "width", "layers", "feedforward"))
+        check_config(self)
 
 
 class TransformerNeuralOperator(nnx.Module):
@@ -93,21 +98,13 @@ class TransformerNeuralOperator(nnx.Module):
 
         def layers(count: int) -> nnx.List:
             attention = {"implementation": config.attention, "rngs": rngs, **dtypes}
-            options = {"norm": config.norm, "dropout": config.dropout, "activation": config.activation}
             return nnx.List(
-                EncoderLayer(
-                    IntegralAttention(config.width, config.heads, **attention),
-                    config.width,
-                    config.feedforward,
-                    rngs=rngs,
-                    **options,
-                    **dtypes,
-                )
+                encoder_layer(config, IntegralAttention(config.width, config.heads, **attention), rngs)
                 for _ in range(count)
             )
 
         def affine(channels: int) -> Linear:
-            return Linear(channels, config.width, rngs=rngs, **dtypes)
+            return Linear(channels, config.width, param_dtype=config.param_dtype, rngs=rngs)
 
         self.lift = affine(config.in_channels + config.dim)
         self.initial = affine(config.initial_channels) if config.initial_channels else None
@@ -134,7 +131,7 @@ class TransformerNeuralOperator(nnx.Module):
 
         Raises:
             ValueError: for shapes that do not fit the config or the domain.
-            NotImplementedError: for ``at`` in an operator without decoder layers.
+            NotImplementedError: for ``at`` another than ``domain`` in an operator without decoder layers.
         """
         config = self.config
         values = as_float(values, "values")
@@ -145,21 +142,25 @@ class TransformerNeuralOperator(nnx.Module):
                 f"got {values.shape}."
             )
         values = values[None] if single else values
-        points = _points(domain, values.shape[0], config.dim, "domain").astype(values.dtype)
-        x = self.lift(jnp.concatenate([values, points], axis=-1))
+        # half precision would merge neighbouring nodes
+        wide, dtype = accumulator(values.dtype), self.head.result_dtype(values.dtype)
+        points = _points(domain, values.shape[0], config.dim, "domain").astype(wide)
+        x = self.lift(jnp.concatenate([values.astype(wide), points], axis=-1)).astype(dtype)
         x = self._with_initial(x, initial, single)
         weights = jax.vmap(lambda d: d.weights)(domain) if domain.is_batched else domain.weights
         for layer in self.layers:
             x = layer(x, weights)
         if self.query is not None:
-            z = self.query(_points(at or domain, values.shape[0], config.dim, "at").astype(values.dtype))
+            z = self.query(_points(at or domain, values.shape[0], config.dim, "at").astype(wide)).astype(dtype)
             for layer in self.decoder:
                 z = layer(z, weights, context=x)
             x = z
-        elif at is not None and at is not domain:
-            raise NotImplementedError(
-                "`at` needs decoder layers, but this operator has decoder_layers=0 and gives its output on the nodes "
-                "of its input; train one with decoder_layers=1, or pass at=None."
+        else:
+            check_same(
+                at,
+                domain,
+                "this operator has decoder_layers=0 and gives its output on the nodes of its input: `at` needs decoder "
+                "layers, so train one with decoder_layers=1.",
             )
         outputs = self.head(x)
         return outputs[0] if single else outputs

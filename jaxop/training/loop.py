@@ -21,7 +21,14 @@ from jaxop.training.checkpoint import Checkpoints, first_nonfinite, leaf_names
 from jaxop.training.config import TrainingConfig, check_same_settings, to_json
 from jaxop.training.evaluation import evaluate, trace_errors
 from jaxop.training.loggers import JsonLines, Logger, Progress
-from jaxop.training.run import error_name, open_checkpoints, read_settings, record_versions, write_settings
+from jaxop.training.run import (
+    describe_samples,
+    error_name,
+    open_checkpoints,
+    read_settings,
+    record_versions,
+    write_settings,
+)
 from jaxop.training.state import TrainState, init_state, make_optimizer, split_model
 from jaxop.training.step import make_step
 
@@ -73,12 +80,13 @@ def fit(
 
     Args:
         model: an operator, called as ``model(inputs, domain, at=at, initial=initial)``; left as it was.
-        train: training samples.
+        train: training samples; a run is resumed only on those it was started with, as their sizes and
+            the checksums of a few of them tell.
         valid: validation sets by name, on any grids; they may be empty.
         config: see `TrainingConfig`.
         run_dir: directory of the run; a new run needs one without checkpoints.
-        settings: what else describes the run (operator config, data): dataclasses, numbers, strings, or dicts
-            and lists of them. Kept in ``config.json`` and compared when the run is resumed.
+        settings: what else describes the run (operator config, source of the data): dataclasses, numbers, strings, or
+            dicts and lists of them. Kept in ``config.json`` and compared when the run is resumed.
         resume: whether to continue the run in ``run_dir`` from its newest undamaged checkpoint.
         loggers: destinations of the metrics besides ``metrics.jsonl``.
         progress: whether to display progress.
@@ -87,8 +95,9 @@ def fit(
         A `Result`.
 
     Raises:
-        ValueError: for samples that do not fit each other or the config, settings that differ from those of
-            the run to resume (every differing field is named), or a model that does not fit its checkpoint.
+        ValueError: for samples that do not fit each other or the config, settings or training samples that differ
+            from those of the run to resume (every differing field is named), or a model that does not fit its
+            checkpoint.
         FileNotFoundError: if there is nothing to resume.
         FileExistsError: if a new run would overwrite another.
         FloatingPointError: at the first step whose loss or gradient is not finite; the message names the
@@ -115,9 +124,9 @@ def fit(
     _check_samples(train, valid, config)
     directory = Path(run_dir)
     extra = to_json(settings or {})
-    if reserved := {"training", "valid"} & extra.keys():
+    if reserved := {"training", "train", "valid"} & extra.keys():
         raise ValueError(f"settings must not use the names {sorted(reserved)}: fit fills them in itself.")
-    described = {"training": to_json(config), "valid": list(valid), **extra}
+    described = {"training": to_json(config), "train": describe_samples(train), "valid": list(valid), **extra}
     checkpoints = open_checkpoints(directory, config, list(valid))
     optimizer = make_optimizer(config)
     graphdef, state = init_state(model, optimizer, config)

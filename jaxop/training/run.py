@@ -7,15 +7,20 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 from flax import nnx
 
 import jaxop
+from jaxop.data import Samples
+from jaxop.data.samples import ArraySource
+from jaxop.domains import Domain, TriangleMesh
 from jaxop.training.checkpoint import Checkpoints
 from jaxop.training.config import LOSSES, TrainingConfig
 from jaxop.training.loggers import read_metrics
@@ -34,7 +39,8 @@ class Run:
 
     Attributes:
         directory: the run directory.
-        config: the settings it was started with: ``"training"`` and whatever was given to `fit`.
+        config: the settings it was started with: ``"training"``, ``"train"`` (the samples),
+            ``"valid"`` (names of the sets) and whatever was given to `fit`.
         checkpoints: its saved steps.
     """
 
@@ -136,6 +142,45 @@ def read_settings(directory: str | os.PathLike[str]) -> dict[str, Any]:
 def write_settings(directory: Path, settings: Mapping[str, Any]) -> None:
     """Writes ``config.json`` in one go."""
     _write_json(directory / _CONFIG, settings)
+
+
+def describe_samples(samples: Samples) -> dict[str, Any]:
+    """What tells a set of samples from another, as JSON: sizes, dtypes, and CRC-32 sums of a few samples.
+
+    The sums are over the first, middle and last sample and the nodes of their domains, so a large set in a
+    file costs three reads. A mesh counts with its vertices and faces; its weights follow from them.
+    """
+    rows = np.unique([0, len(samples) // 2, len(samples) - 1])
+
+    def array(source: ArraySource | None) -> dict[str, Any] | None:
+        if source is None:
+            return None
+        return {"shape": list(source.shape), "dtype": np.dtype(source.dtype).name, "crc32": _crc32([source[rows]])}
+
+    def nodes(domain: Domain | None) -> dict[str, Any] | None:
+        if domain is None:
+            return None
+        parts = jax.tree.leaves((domain.points, domain.faces) if isinstance(domain, TriangleMesh) else domain)
+        return {
+            "kind": type(domain).__name__,
+            "size": domain.size,
+            "stacked": domain.is_batched,
+            "crc32": _crc32([np.asarray(part)[rows] if domain.is_batched else part for part in parts]),
+        }
+
+    return {
+        "samples": len(samples),
+        **{name: array(getattr(samples, name)) for name in ("inputs", "targets", "initial")},
+        **{name: nodes(getattr(samples, name)) for name in ("domain", "at")},
+    }
+
+
+def _crc32(parts: Iterable[Any]) -> str:
+    """Checksum of the arrays' entries, the same whichever byte order they are kept in."""
+    total = 0
+    for part in map(np.asarray, parts):
+        total = zlib.crc32(part.astype(part.dtype.newbyteorder("<")).tobytes(), total)
+    return f"{total:08x}"
 
 
 def record_versions(directory: Path, step: int, *, resume: bool) -> None:

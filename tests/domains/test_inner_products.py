@@ -195,6 +195,33 @@ def test_the_norm_of_nan_is_nan(space):
     assert np.isinf(domain.norm(jnp.array([[1.0], [jnp.inf], [0.0], [0.0]])))
 
 
+@pytest.mark.parametrize("scale", [2.0**-110, 2.0**-80, 2.0**80, 2.0**110])
+@pytest.mark.parametrize("name", ["padded", "two axes", "surface", "padded nodes"])
+def test_the_norm_scales_with_the_function_and_its_gradient_not_at_all(name, scale):
+    domain = CASES[name].build()
+    for space in domains.SPACES if name in WITH_NEIGHBOURS else ("L2",):
+        norm_and_gradient = jax.jit(jax.value_and_grad(lambda u, space=space: domain.norm(u, space=space)))
+        u = values_on(domain)
+        value, gradient = norm_and_gradient(u)
+        scaled, same = norm_and_gradient(scale * u)
+        np.testing.assert_allclose(scaled, scale * value, rtol=1e-6)
+        np.testing.assert_allclose(same, gradient, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("fill", [3e38, np.inf, np.nan])
+@pytest.mark.parametrize("name", ["padded", "padded nodes", "surface"])
+def test_the_norm_does_not_look_at_nodes_without_weight(name, fill):
+    domain = CASES[name].build()
+    space = "H1" if name in WITH_NEIGHBOURS else "L2"
+    ignored = domain.weights[:, None] == 0
+    u = values_on(domain)
+    expected, direction = jax.value_and_grad(norm, argnums=1)(domain, jnp.where(ignored, 0, u), space)
+    value, gradient = jax.value_and_grad(norm, argnums=1)(domain, jnp.where(ignored, fill, u), space)
+    np.testing.assert_array_equal(value, expected)
+    np.testing.assert_array_equal(gradient, direction)
+    assert ignored.any()
+
+
 def test_mesh_h1_norm_converges_at_second_order(x64):
     errors = []
     for size in (4, 8, 16):

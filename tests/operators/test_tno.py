@@ -162,11 +162,44 @@ def test_bad_input(options, call, error, message):
         make(**options)(arguments.pop("values"), arguments.pop("domain"), **arguments)
 
 
-def test_bad_config():
-    with pytest.raises(ValueError, match="layers must be at least 1, got 0"):
-        make(layers=0)
-    with pytest.raises(ValueError, match="norm='pots' is unknown: did you mean 'post'"):
-        make(norm="pots")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layers": 0}, "layers must be at least 1, got 0"),
+        ({"decoder_layers": -1}, "decoder_layers must be at least 0, got -1"),
+        ({"initial_channels": -1}, "initial_channels must be at least 0, got -1"),
+        ({"heads": 3}, "heads must divide the width 128, got 3"),
+        ({"norm": "pots"}, "norm='pots' is unknown: did you mean 'post'"),
+        ({"activation": "gelo"}, "activation='gelo' is unknown: did you mean 'gelu'"),
+        ({"dropout": -0.1}, "dropout must be a rate in [0, 1), got -0.1"),
+        ({"attention": "dens"}, "attention='dens' is unknown: did you mean 'dense'"),
+    ],
+)
+def test_bad_configs_are_refused_before_there_is_a_model(options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        TransformerNeuralOperatorConfig(1, 1, **options)
+
+
+def test_half_precision_rounds_values_but_not_the_geometry():
+    """Values that bfloat16 carries exactly: the result is that of float32, though it merges these nodes."""
+    domain, values = domains.interval(500, rule="midpoint"), jnp.ones((500, 1))
+    for operator in (make(), make(decoder_layers=1)):
+        narrow, wide = operator(values.astype(jnp.bfloat16), domain), operator(values, domain)
+        assert narrow.dtype == jnp.float32
+        np.testing.assert_allclose(narrow, wide, rtol=1e-6, atol=1e-6)
+    stored = make(param_dtype="bfloat16")
+    assert stored(values.astype(jnp.bfloat16), domain).dtype == jnp.bfloat16
+    assert stored(values, domain).dtype == jnp.float32
+
+
+def test_at_may_be_the_domain_of_the_input_or_its_equal():
+    operator, values = make(), jnp.ones((6, 1))
+    domain = domains.interval(6)
+    expected = operator(values, domain)
+    for at in (None, domain, domains.interval(6)):
+        np.testing.assert_array_equal(operator(values, domain, at=at), expected)
+    with pytest.raises(NotImplementedError, match=r"`at` is another domain.*train one with decoder_layers=1"):
+        operator(values, domain, at=domains.interval(6, upper=2.0))
 
 
 class TestStandardized:

@@ -39,6 +39,14 @@ def _compact(q, k):  # zero beyond distance 3: some rows keep a few keys only
     return jnp.maximum(1.0 - jnp.sum((q - k) ** 2) / 9.0, 0.0) ** 2
 
 
+def _cosine(q, k):  # not defined at 0
+    return jnp.dot(q, k) / (jnp.linalg.norm(q) * jnp.linalg.norm(k))
+
+
+def _laplace(scales, q, k):  # not differentiable at q = k
+    return -jnp.sqrt(jnp.sum(((q - k) * scales) ** 2))
+
+
 def _signed(q, k):
     return jnp.dot(q, k)
 
@@ -53,6 +61,8 @@ KERNELS = [
     ),
     KernelCase("gaussian-pair", lambda: kernels.from_pair(_gaussian, {"rate": jnp.asarray(0.4)}, log=True)),
     KernelCase("compact-pair", lambda: kernels.from_pair(_compact)),
+    KernelCase("cosine-pair", lambda: kernels.from_pair(_cosine, log=True)),
+    KernelCase("laplace-pair", lambda: kernels.from_pair(_laplace, jnp.linspace(0.5, 1.0, DEPTH), log=True)),
 ]
 SIGNED = KernelCase("signed-pair", lambda: kernels.from_pair(_signed, sign="signed"))
 

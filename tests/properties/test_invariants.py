@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxop import domains, testing
+from jaxop import domains, kernels, testing
 from jaxop.attention import accumulate, combine, finish, integral_attention
 from tests.properties.cases import (
     DEPTH,
@@ -22,7 +22,8 @@ from tests.properties.cases import (
     inputs,
 )
 
-cases = pytest.mark.parametrize(("case", "implementation"), PAIRS, ids=lambda p: str(p))
+CORE = [(case, implementation) for case, implementation in PAIRS if case.name not in ("cosine-pair", "laplace-pair")]
+cases = pytest.mark.parametrize(("case", "implementation"), CORE, ids=lambda p: str(p))
 TOLERANCE = {jnp.float32: 2e-6, jnp.bfloat16: 2e-2}
 
 
@@ -129,7 +130,7 @@ def test_empty_rows_are_zero_with_zero_gradient(case, implementation):
             np.testing.assert_array_equal(gradient, 0.0)
 
 
-@cases
+@pytest.mark.parametrize(("case", "implementation"), PAIRS, ids=lambda p: str(p))
 @pytest.mark.parametrize("masked", ["none", "keys", "pairs", "heads"])
 def test_agrees_with_the_oracle(case, implementation, masked):
     query, key, value, weights = inputs()
@@ -211,6 +212,85 @@ def test_gradients_are_finite_differences_in_float64(case, x64):
         np.testing.assert_allclose(jnp.vdot(gradient, direction), difference, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("implementation", ["dense", "chunked"])
+def test_unnormalised_derivative_in_a_weightless_node_far_above(implementation, x64):
+    kernel = kernels.from_pair(lambda a, b: -jnp.sum((a - b) ** 2), log=True)
+    query, key = jnp.zeros((1, 1, 1)), jnp.asarray([[[7.1]], [[0.0]]])
+
+    def total(weights):
+        out = integral_attention(
+            query, key, jnp.ones((2, 1, 1)), weights, kernel=kernel, normalize=False, implementation=implementation
+        )
+        return jnp.sum(out)
+
+    for weights in ([1.0, 0.0], [0.0, 0.0]):
+        np.testing.assert_allclose(jax.grad(total)(jnp.asarray(weights)), [np.exp(-(7.1**2)), 1.0], rtol=1e-10)
+
+
+@pytest.mark.parametrize("implementation", ["dense", "chunked"])
+def test_unnormalised_integral_of_zero_with_large_logits(implementation):
+    query, key = jnp.full((1, 1, 1), 10.0), jnp.full((2, 1, 1), 10.0)
+
+    def total(value):
+        kernel = kernels.ExpDotProduct(1.0)
+        return jnp.sum(
+            integral_attention(query, key, value, kernel=kernel, normalize=False, implementation=implementation)
+        )
+
+    value, slope = jax.value_and_grad(total)(jnp.zeros((2, 1, 1)))
+    assert value == 0
+    assert not np.isnan(slope).any()
+    np.testing.assert_allclose(total(jnp.full((2, 1, 1), 1e-20)), np.exp(100.0) * 1e-20, rtol=1e-4)
+
+
+def test_gradients_through_mapped_closures():
+    """A pair function may close over what vmap, scan or grad trace, integers included."""
+    query, key, value, weights = inputs()
+    table = jnp.asarray([0.2, 0.5, 0.9])
+
+    def loss(query, implementation):
+        def one(rate, index):
+            kernel = kernels.from_pair(lambda a, b: -rate * table[index] * jnp.sum((a - b) ** 2), log=True)
+            return jnp.sum(
+                integral_attention(query, key, value, weights, kernel=kernel, implementation=implementation) ** 2
+            )
+
+        return jnp.sum(jax.vmap(one)(jnp.asarray([0.3, 0.7]), jnp.asarray([0, 2])))
+
+    dense, chunked = (jax.jit(jax.grad(loss), static_argnums=1)(query, i) for i in ("dense", "chunked"))
+    np.testing.assert_allclose(chunked, dense, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "kernel", [kernels.ExpDotProduct(2), kernels.ExpDotProduct(np.float64(0.3))], ids=["int", "numpy"]
+)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_scales_of_any_kind_of_number(kernel, implementation):
+    query, key, value, weights = inputs()
+
+    def loss(query, implementation):
+        return jnp.sum(
+            integral_attention(query, key, value, weights, kernel=kernel, implementation=implementation) ** 2
+        )
+
+    gradient = jax.grad(loss)(query, implementation)
+    np.testing.assert_allclose(gradient, jax.grad(loss)(query, "dense"), rtol=1e-4, atol=1e-5)
+
+
+def test_integer_leaves_of_a_kernel():
+    query, key, value, weights = inputs()
+    table = jnp.asarray([0.2, 0.5])
+
+    def loss(params, query, implementation):
+        kernel = kernels.from_pair(lambda p, a, b: -table[p] * jnp.sum((a - b) ** 2), params, log=True)
+        return jnp.sum(
+            integral_attention(query, key, value, weights, kernel=kernel, implementation=implementation) ** 2
+        )
+
+    gradients = [jax.grad(loss, argnums=1)(jnp.asarray(1), query, i) for i in ("dense", "chunked")]
+    np.testing.assert_allclose(gradients[1], gradients[0], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
 def test_second_derivatives(causal, x64):
     arrays = inputs(jnp.float64, n=M)
@@ -227,8 +307,6 @@ def test_second_derivatives(causal, x64):
 
 
 def test_gradients_reach_what_a_pair_function_closes_over():
-    from jaxop import kernels
-
     query, key, value, weights = inputs()
 
     @jax.jit
@@ -255,10 +333,9 @@ def test_vmap_is_a_loop_and_jit_is_eager(case, implementation):
     shared = jax.vmap(call, in_axes=(0, None, None, None))(stacked[0], *batch[0][1:])
     one_by_one = jnp.stack([call(q, *batch[0][1:]) for q in stacked[0]])
     np.testing.assert_allclose(shared, one_by_one, rtol=1e-5, atol=1e-6)
-    if implementation != "chunked":  # eager loops of tiles compile each step on its own
-        with jax.disable_jit():
-            eager = call(*batch[0])
-        np.testing.assert_allclose(eager, per_sample[0], rtol=1e-5, atol=1e-6)
+    with jax.disable_jit():
+        eager = call(*batch[0])
+    np.testing.assert_allclose(eager, per_sample[0], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -288,6 +365,25 @@ def test_partial_integrals_form_a_commutative_monoid(case):
     orders = [combine(combine(a, b), c), combine(a, combine(b, c)), combine(combine(c, a), b)]
     for part in orders:
         np.testing.assert_allclose(finish(part), whole, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("weightless", [slice(0, 5), slice(3, 20)], ids=["a-part", "across-parts"])
+def test_partial_integrals_keep_the_derivative_in_weightless_nodes(weightless, x64):
+    query, key, value, weights = inputs(jnp.float64)
+    weights = weights.at[weightless].set(0.0)
+    kernel = KERNELS[0].make()
+
+    def split(weights):
+        a, b, c = (
+            accumulate(query, key[s], value[s], weights[s], kernel=kernel)
+            for s in (slice(0, 5), slice(5, 20), slice(20, M))
+        )
+        return jnp.sum(jnp.sin(finish(combine(a, combine(c, b)))))
+
+    def whole(weights):
+        return jnp.sum(jnp.sin(integral_attention(query, key, value, weights, kernel=kernel)))
+
+    np.testing.assert_allclose(jax.jit(jax.grad(split))(weights), jax.jit(jax.grad(whole))(weights), rtol=1e-9)
 
 
 def _matrix(case, query, key):

@@ -46,6 +46,29 @@ def test_converges_to_the_continuum(space, limit):
         np.testing.assert_allclose(error, limit, rtol=1e-3)
 
 
+@pytest.mark.parametrize("fill", [1e20, 9.97e36, np.nan])
+@pytest.mark.parametrize("space", SPACES)
+def test_padding_has_no_say(fill, space):
+    domain = domains.pad(domains.from_samples(np.linspace(0, 1, 9, dtype=np.float32)), 12)
+    real = jnp.arange(12)[:, None] < 9
+    truth = jnp.where(real, 1.0, fill)
+    prediction = jnp.full_like(truth, 2.0)
+    value, gradient = jax.value_and_grad(training.relative_norm)(prediction, truth, domain, space=space)
+    np.testing.assert_allclose(value, 1.0, rtol=1e-6)
+    np.testing.assert_allclose(gradient, domain.weights[:, None], atol=1e-6)  # of (∫ (p − t)²)^½ at p − t = 1
+    value = training.relative_norm(prediction, jnp.where(real, 0.0, fill), domain, space=space)
+    np.testing.assert_allclose(value, 2.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_a_tiny_truth_is_an_ordinary_one_for_a_prediction_of_any_size(space):
+    _, truth, domain = pair(12)
+    size = domain.norm(jnp.ones_like(truth), space=space) / domain.norm(truth, space=space)
+    for scale, prediction in [(1e-20, 1.0), (1e-25, 1e12), (1e-33, 1e-10)]:
+        value = training.relative_norm(jnp.full_like(truth, prediction), scale * truth, domain, space=space)
+        np.testing.assert_allclose(value, size * prediction / scale, rtol=1e-5)
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1e-5, 1e12, 1e30])
 @pytest.mark.parametrize("space", SPACES)
 def test_does_not_depend_on_the_unit(scale, space):

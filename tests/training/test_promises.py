@@ -17,6 +17,7 @@ import pytest
 from flax import nnx
 
 from jaxop import data, domains, training
+from jaxop.training.run import describe_samples
 from tests.training.cases import CONFIG, Tiny, assert_same_bits, rows, run, samples, state_at, tiny
 from tests.training.run_tiny import LONG
 
@@ -217,6 +218,59 @@ def test_promise_6_an_edited_config_is_caught_by_the_leaves(tmp_path):
         run(tmp_path, resume=True, model=tiny(width=settings["width"]), settings={"operator": settings})
     with pytest.raises(ValueError, match=r"layers\.0\.kernel"):
         training.load_run(tmp_path).restore(tiny(width=16))
+
+
+class Lazy:
+    """An array that is read as one in a file is: by slices and increasing indices."""
+
+    def __init__(self, array):
+        self.array, self.shape, self.dtype = array, array.shape, array.dtype
+
+    def __getitem__(self, index):
+        assert isinstance(index, slice) or (np.diff(index) > 0).all()
+        return self.array[index]
+
+
+def edited(array, row):
+    array = np.array(array)
+    array[row] += 1
+    return array
+
+
+def test_promise_6_resuming_on_other_samples_lists_what_differs(whole, tmp_path):
+    interrupted(tmp_path, 6)
+    before, train = rows(tmp_path), samples()
+    u, v, grid = train.inputs, train.targets, train.domain
+    moved = domains.from_samples(edited(grid.points[:, 0], -1))
+    others = {
+        "inputs.crc32": [data.Samples(edited(u, row), v, grid) for row in (0, 11, 21)],
+        "targets.crc32": [data.Samples(u, Lazy(edited(v, row)), grid) for row in (0, 11, 21)],
+        "inputs.dtype": [data.Samples(u.astype(np.float16), v, grid)],
+        "samples": [train.take(slice(0, 21))],
+        "domain.crc32": [data.Samples(u, v, moved)],
+        "domain.stacked": [data.Samples(u, v, domains.stack([grid] * 22))],
+        "at.kind": [data.Samples(u, v, grid, at=grid)],
+    }
+    for name, sets in others.items():
+        for other in sets:
+            with pytest.raises(ValueError, match=rf"other settings.*\n(.*\n)*  train\.{name}: .* -> "):
+                run(tmp_path, resume=True, train=other)
+    assert rows(tmp_path) == before
+    same = data.Samples(Lazy(u), v.astype(">f4"), grid)
+    assert_same_bits(run(tmp_path, resume=True, train=same).state, whole[1].state)
+
+
+def test_promise_6_domains_of_samples_are_told_apart():
+    mesh = domains.triangle_mesh([[0, 0], [1, 0], [1, 1], [0, 1]], [[0, 1, 2], [0, 2, 3]])
+    flipped = domains.triangle_mesh(mesh.points, [[0, 1, 3], [1, 2, 3]])
+    nodes = domains.from_nodes([[0.0], [1.0], [2.0], [3.0]], [1.0, 1.0, 1.0, 1.0])
+    heavier = domains.from_nodes(nodes.points, [1.0, 1.0, 1.0, 2.0])
+    grids = [domains.from_samples([0.0, 1.0, 2.0, end]) for end in (3.0, 4.0)]
+    values = np.ones((5, 4, 1), np.float32)
+    kinds = [mesh, flipped, nodes, heavier, *grids, *(domains.stack([grids[0]] * 4 + [grid]) for grid in grids)]
+    described = [describe_samples(data.Samples(values, values, domain)) for domain in kinds]
+    assert len({json.dumps(description) for description in described}) == len(kinds)
+    assert described[0] == describe_samples(data.Samples(values, values, mesh))
 
 
 def test_settings_that_move_no_parameter_may_change(whole, tmp_path):

@@ -34,6 +34,8 @@ def test_the_directory_holds_what_a_reader_needs(finished):
     config = json.loads((directory / "config.json").read_text())
     assert config["training"] == dataclasses.asdict(CONFIG)
     assert config["operator"] == {"name": "tiny", "width": 8}
+    assert config["train"]["samples"] == 22
+    assert config["train"]["inputs"].keys() == {"shape", "dtype", "crc32"}
     (versions,) = json.loads((directory / "versions.json").read_text())
     assert versions["jax"] == jax.__version__
     assert {"python", "flax", "device", "git_revision", "command", "from_step"} <= versions.keys()
@@ -98,9 +100,10 @@ def test_unknown_checkpoints_and_runs_are_named(finished, tmp_path):
         training.load_run(tmp_path)
 
 
-def test_reserved_settings_are_refused(tmp_path):
+@pytest.mark.parametrize("name", ["training", "train", "valid"])
+def test_reserved_settings_are_refused(tmp_path, name):
     with pytest.raises(ValueError, match="must not use the names"):
-        run(tmp_path, settings={"training": 1})
+        run(tmp_path, settings={name: 1})
 
 
 def test_training_runs_in_double_precision(x64, tmp_path):
