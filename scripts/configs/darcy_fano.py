@@ -3,7 +3,7 @@
 Source: Calvello, Kovachki, Levine, Stuart, arXiv:2406.06486, at a smaller size; 2 × 2 patches, of which those
     of the 32² grid still carry the 8 modes.
 Hardware: 2 CPU cores. Time: about half an hour after the data (a few minutes, once).
-Expected: relative L2 at 32², 64², 128²: measured: see README.
+Expected: relative L2 at 32², 64², 128²: not yet measured at full length.
 Command: python scripts/train.py darcy_fano
 """
 

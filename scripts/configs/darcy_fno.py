@@ -2,7 +2,7 @@
 
 Source: Li et al., arXiv:2010.08895; settings of Calvello, Kovachki, Levine, Stuart, arXiv:2406.06486.
 Hardware: 2 CPU cores. Time: about half an hour after the data (a few minutes, once).
-Expected: relative L2 at 32², 64², 128²: measured: see README.
+Expected: relative L2 at 32², 64², 128²: not yet measured at full length.
 Command: python scripts/train.py darcy_fno
 """
 

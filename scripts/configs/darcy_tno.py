@@ -2,7 +2,7 @@
 
 Source: Calvello, Kovachki, Levine, Stuart, arXiv:2406.06486, on the nodes themselves, with their weights.
 Hardware: 2 CPU cores. Time: about an hour after the data (a few minutes, once).
-Expected: relative L2 at 16², 32², 64²: measured: see README.
+Expected: relative L2 at 16², 32², 64²: not yet measured at full length.
 Command: python scripts/train.py darcy_tno
 """
 

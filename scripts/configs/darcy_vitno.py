@@ -3,7 +3,7 @@
 Source: Calvello, Kovachki, Levine, Stuart, arXiv:2406.06486, at a smaller size; 4 modes in a
     patch, which patches of the 32² grid still carry.
 Hardware: 2 CPU cores. Time: about half an hour after the data (a few minutes, once).
-Expected: relative L2 at 32², 64², 128²: measured: see README.
+Expected: relative L2 at 32², 64², 128²: not yet measured at full length.
 Command: python scripts/train.py darcy_vitno
 """
 

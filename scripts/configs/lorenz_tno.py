@@ -2,7 +2,7 @@
 
 Source: Calvello, Kovachki, Levine, Stuart, arXiv:2406.06486: trained at dt = 0.01, evaluated from 0.005 to 0.02.
 Hardware: one GPU, or 2 CPU cores for a short run. Time: a few hours on 2 CPU cores.
-Expected: relative L2 at dt = 0.005 to 0.02 and on uneven times: measured: see README.
+Expected: relative L2 at dt = 0.005 to 0.02 and on uneven times: not yet measured at full length.
 Command: python scripts/train.py lorenz_tno
 """
 
