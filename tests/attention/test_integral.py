@@ -18,11 +18,8 @@ def arrays(n=4, m=6, heads=2, depth=8, channels=3, dtype=jnp.float32):
     return [jax.random.normal(k, s, dtype) for k, s in zip(keys, shapes, strict=True)]
 
 
+@pytest.mark.usefixtures("unchecked")
 class TestBadInput:
-    def attend(self, *args, **options):
-        """Without the run-time annotation checks of the test suite, which users do not have."""
-        return getattr(integral_attention, "__wrapped__", integral_attention)(*args, **options)
-
     @pytest.mark.parametrize(
         ("change", "message"),
         [
@@ -40,7 +37,7 @@ class TestBadInput:
     )
     def test_shapes(self, change, message):
         with pytest.raises(ValueError, match=re.escape(message)):
-            self.attend(*change(*arrays()))
+            integral_attention(*change(*arrays()))
 
     @pytest.mark.parametrize(
         ("options", "error", "message"),
@@ -74,25 +71,24 @@ class TestBadInput:
     )
     def test_options(self, options, error, message):
         with pytest.raises(error, match=re.escape(message)):
-            self.attend(*arrays(), **options)
+            integral_attention(*arrays(), **options)
 
     def test_accumulate_checks_too(self):
         q, k, v = arrays()
-        accumulate = getattr(attention.accumulate, "__wrapped__", attention.accumulate)
         with pytest.raises(ValueError, match=r"weights must have shape \(m,\) = \(6,\)"):
-            accumulate(q, k, v, jnp.ones(1), kernel=ExpDotProduct())
+            attention.accumulate(q, k, v, jnp.ones(1), kernel=ExpDotProduct())
 
     def test_masks_may_be_lists_and_inputs_integers(self):
         q, k, v = arrays()
-        masked = self.attend(q, k, v, mask=[True] * 5 + [False])
-        np.testing.assert_allclose(masked, self.attend(q, k[:5], v[:5]), rtol=1e-5)
+        masked = integral_attention(q, k, v, mask=[True] * 5 + [False])
+        np.testing.assert_allclose(masked, integral_attention(q, k[:5], v[:5]), rtol=1e-5)
         integers = [jnp.ones_like(a, jnp.int32) for a in (q, k, v)]
-        np.testing.assert_allclose(self.attend(*integers), 1.0, rtol=1e-6)
+        np.testing.assert_allclose(integral_attention(*integers), 1.0, rtol=1e-6)
 
     def test_complex_input(self):
         q, k, v = arrays()
         with pytest.raises(TypeError, match="value must be real, got dtype complex64"):
-            self.attend(q, k, v.astype(jnp.complex64))
+            integral_attention(q, k, v.astype(jnp.complex64))
 
     def test_float64_without_x64_warns_once(self, monkeypatch):
         from jaxop import _validation
@@ -100,7 +96,7 @@ class TestBadInput:
         monkeypatch.setattr(_validation, "_warned_about_float64", set())
         q, k, v = (np.asarray(a, np.float64) for a in arrays())
         with pytest.warns(UserWarning, match="is float64 but JAX runs in 32 bits") as caught:
-            [self.attend(q, k, v) for _ in range(2)]
+            [integral_attention(q, k, v) for _ in range(2)]
         assert len(caught) == 1
 
 
