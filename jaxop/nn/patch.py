@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from jaxop.attention.patch import patch_attention, spectral_patch_attention
 from jaxop.domains.domain import accumulator
-from jaxop.nn.pointwise import Linear
+from jaxop.nn.pointwise import Linear, add_to_rows
 from jaxop.spectral import (
     Band,
     analysis,
@@ -87,7 +87,8 @@ class FourierPatchAttention(nnx.Module):
         heads: h, a divisor of d.
         modes: m, one number or one per axis.
         reference: nodes along each axis of a PATCH of the reference grid.
-        dtype: dtype of the output map; spectral parts run in float32 at least.
+        dtype: dtype of the result; None: that of the inputs and parameters. All of it is computed on
+            coefficients, in float32 at least.
         param_dtype: dtype of the parameters.
         rngs: random streams; ``params`` is used.
 
@@ -155,8 +156,11 @@ class FourierPatchAttention(nnx.Module):
         mixed = jax.vmap(attend, in_axes=(2, 2, 2, None if weight.ndim == 0 else 0), out_axes=2)(
             query, key, value, weight
         )
-        mixed = synthesis(mixed.reshape(2, band.size, b, p, d), band)
-        return self.output(mixed.astype(tokens.dtype))
+        # O is linear at every x, so it acts on the coefficients, of which there are fewer than nodes; its bias after
+        merged = mixed.reshape(-1, d) @ self.output.kernel[...].astype(dtype)
+        functions = synthesis(merged.reshape(2, band.size, b, p, d), band).reshape(-1, d)
+        out = add_to_rows(functions, self.output.bias[...].astype(dtype))
+        return out.astype(self.output.result_dtype(tokens.dtype)).reshape(tokens.shape)
 
 
 def check_heads(width: int, heads: int) -> int:
