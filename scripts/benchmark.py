@@ -1,7 +1,7 @@
 """Measures jaxop against what a user would pick instead: medians, and ratios within one run.
 
     python scripts/benchmark.py                  # everything, about 15 minutes on two cores
-    python scripts/benchmark.py attention        # one section: attention, large, steps or patches
+    python scripts/benchmark.py attention        # one section: attention, large, steps, patches or fourier
 
 Prints Markdown tables. Every row is measured in fresh processes that alternate where allocator settings
 matter; PyTorch rows need ``pip install 'jaxop[benchmark]'`` and are left out without it.
@@ -107,20 +107,30 @@ def attention(repeats: int = 5) -> None:
 
 
 def large() -> None:
-    """One head on 65 536 nodes: value and gradient, time and peak memory of the process."""
+    """One head on 65 536 nodes: value and gradient, time and peak memory of the process so far."""
     import jax
     import jax.numpy as jnp
 
     from jaxop.attention import integral_attention
+    from jaxop.kernels import FourierIntegral
 
     n = 65536
     q, k, v = jax.random.normal(jax.random.key(0), (3, n, 1, 16))
     weights = jnp.full(n, 1 / n)
     forward = jax.jit(integral_attention)
     gradient = jax.jit(jax.grad(lambda *a: jnp.sum(integral_attention(*a) ** 2), argnums=(0, 1, 2, 3)))
+
+    def with_sinc(*arrays):
+        return jnp.sum(integral_attention(*arrays, kernel=FourierIntegral(1.0)) ** 2)
+
+    sinc = jax.jit(jax.grad(with_sinc, argnums=(0, 1, 2, 3)))
     print("\n| n = 65 536, one head, d = 16 | seconds | peak memory of the process |")
     print("|---|---|---|")
-    for name, function in (("forward", forward), ("forward + gradient (q, k, v, w)", gradient)):
+    for name, function in (
+        ("forward", forward),
+        ("forward + gradient (q, k, v, w)", gradient),
+        ("forward + gradient, Fourier integral kernel", sinc),
+    ):
         seconds = median_seconds(lambda f=function: f(q, k, v, weights), 1)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         print(f"| {name} | {seconds:.1f} | {peak:.2f} GB |", flush=True)
@@ -241,9 +251,81 @@ def patches(repeats: int = 9) -> None:
         print(f"| {side}² | {1e3 * attend:.2f} ms | {1e3 * total:.2f} ms | {per_node:.0f} ns |", flush=True)
 
 
+def fourier(repeats: int = 5) -> None:
+    """Fourier integral attention, 2 samples × 4 heads, against the obvious jnp code and PyTorch's autograd."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxop.attention import integral_attention
+    from jaxop.kernels import FourierIntegral
+
+    def matrix(q, k):
+        return jnp.exp(jax.vmap(jax.vmap(FourierIntegral(1.0).tile, in_axes=1))(q, k))
+
+    def attend(q, k, v):
+        return jax.vmap(lambda q, k, v: integral_attention(q, k, v, kernel=FourierIntegral(1.0)))(q, k, v)
+
+    def obvious_matrix(q, k):
+        return jnp.prod(jnp.sinc((q[:, :, None] - k[:, None]) / jnp.pi) ** 4, axis=-1)
+
+    def obvious(q, k, v):
+        kernel = obvious_matrix(q, k)
+        return jnp.einsum("bijh,bjhc->bihc", kernel, v) / (jnp.sum(kernel, axis=2)[..., None] + 1e-6)
+
+    torch = importlib.util.find_spec("torch") is not None
+    square = jnp.ones((1024, 1024))
+    product = jax.jit(jnp.matmul)
+    rate = 2 * 1024**3 / median_seconds(lambda: product(square, square), 20)
+    print(f"\nmatrix products on this machine: {1e-9 * rate:.0f} GFlop/s")
+    print(
+        "\n| n, depth | what | jaxop | obvious jnp | ratio | PyTorch | ratio | scratch jaxop | scratch jnp | of rate |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    for n, depth in ((512, 16), (512, 64), (2048, 16), (2048, 64)):
+        *arrays, cotangent = 0.3 * jax.random.normal(jax.random.key(0), (4, 2, n, 4, depth))
+
+        def gradient(function, arrays=arrays, cotangent=cotangent):
+            def loss(q, k, v):
+                return jnp.vdot(function(q, k, v), cotangent)
+
+            return jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*arrays).compile()
+
+        def compiled(function, count=3, arrays=arrays):
+            return jax.jit(function).lower(*arrays[:count]).compile()
+
+        sides = [f"--nodes={n}", f"--depth={depth}", f"--repeats={repeats}"]
+        autograd = 32 * n * n * depth * 8  # bytes that PyTorch's backward pass keeps, about
+        theirs = (
+            _run([str(SCRIPTS / "torch_fourier.py"), *sides], dict(os.environ))
+            if torch and autograd < SKIP_ABOVE
+            else {}
+        )
+        for what, ours, plain, count in (
+            ("matrix", compiled(matrix, 2), compiled(obvious_matrix, 2), 2),
+            ("forward", compiled(attend), compiled(obvious), 3),
+            ("gradient", gradient(attend), gradient(obvious), 3),
+        ):
+            seconds = median_seconds(lambda f=ours, a=arrays, c=count: f(*a[:c]), repeats)
+            cells = [f"{1e3 * seconds:.0f} ms"]
+            if scratch_bytes(plain) > SKIP_ABOVE:
+                cells += ["not run", ""]
+            else:
+                reference = median_seconds(lambda f=plain, a=arrays, c=count: f(*a[:c]), max(2, repeats // 2))
+                cells += [f"{1e3 * reference:.0f} ms", f"{reference / seconds:.1f}×"]
+            other = theirs.get(what)
+            cells += [f"{1e3 * other:.0f} ms", f"{other / seconds:.1f}×"] if other else ["not run", ""]
+            cells += [f"{scratch_bytes(program) / 2**20:,.0f} MB" for program in (ours, plain)]
+            # operations per pair and channel of the formulas, forward 12, with gradient 12 + 12 + 24
+            operations = 8 * n * n * depth * (48 if what == "gradient" else 12)
+            print(
+                f"| {n}, {depth} | {what} | " + " | ".join(cells) + f" | {operations / seconds / rate:.0%} |",
+                flush=True,
+            )
+
+
 def everything() -> None:
     """All sections, each in a process of its own."""
-    for section in ("attention", "large", "patches", "steps"):
+    for section in ("attention", "large", "patches", "steps", "fourier"):
         subprocess.run([sys.executable, __file__, section], check=True)
 
 
@@ -254,7 +336,14 @@ def main() -> None:
         everything()
     else:
         tyro.extras.subcommand_cli_from_dict(
-            {"attention": attention, "large": large, "steps": steps, "step": step, "patches": patches},
+            {
+                "attention": attention,
+                "large": large,
+                "steps": steps,
+                "step": step,
+                "patches": patches,
+                "fourier": fourier,
+            },
             config=(tyro.conf.OmitArgPrefixes,),
         )
 

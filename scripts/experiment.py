@@ -173,8 +173,9 @@ def recorded(run: training.Run) -> tuple[Problem, operators.Standardized]:
     """The problem of a run and its model without values, ready to restore, from what `describe` recorded."""
     config = run.config
     try:
-        kind, model = PROBLEMS[config["problem"]], operators.CONFIGS[config["operator"]](**config["model"])
-    except (KeyError, TypeError) as error:
+        kind = PROBLEMS[config["problem"]]
+        model = operators.from_dict(operators.CONFIGS[config["operator"]], config["model"])
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{run.directory}/config.json is not of a run of scripts/train.py ({type(error).__name__}: {error})."
         ) from error

@@ -13,6 +13,7 @@ ALLOWED = {
     "kernels": set(),
     "spectral": {"domains", "kernels"},
     "attention": {"domains", "kernels", "spectral"},
+    "kernel_machines": {"kernels", "attention"},
     "nn": {"domains", "kernels", "spectral", "attention"},
     "operators": {"domains", "kernels", "spectral", "attention", "nn"},
     "data": {"domains"},

@@ -107,6 +107,15 @@ def integral_attention(
         "mask": mask,
         "is_causal": is_causal,
     }
+    epsilon = getattr(kernel, "epsilon", 0.0)
+    if normalize and epsilon:
+        # ∫ k dy + ε w̄ is the mass with one more node, of mean weight and value 0
+        wide = accumulation_dtype(query, key, value)
+        mean_weight = 1 / key.shape[0] if weights is None else jnp.mean(weights.astype(wide))
+        with_mass = jnp.concatenate([value.astype(wide), jnp.ones(value[..., :1].shape, wide)], axis=-1)
+        options |= {"normalize": False, "implementation": implementation}
+        sums = integral_attention(query, key, with_mass, weights, **options)
+        return (sums[..., :-1] / (sums[..., -1:] + epsilon * mean_weight)).astype(value.dtype)
     if implementation == "dense":
         out = _dense_attention(query, key, value, weights, **options)
     elif implementation == "chunked":

@@ -60,6 +60,7 @@ def accumulate(
     Raises:
         ValueError: for shapes that do not fit.
         TypeError: for complex inputs, a mask that is not boolean, or a kernel that is none.
+        NotImplementedError: for a kernel with an ``epsilon``, which is not a property of a part.
 
     Cost: O(n m (d + c)) time and an n × m matrix per head in memory.
 
@@ -72,6 +73,11 @@ def accumulate(
         0.750
     """
     query, key, value, weights, mask = check_operands(query, key, value, weights, kernel, kernel_axis, mask)
+    if getattr(kernel, "epsilon", 0.0):
+        raise NotImplementedError(
+            f"kernel.epsilon = {kernel.epsilon} belongs to the whole integral, which a part does not know; use "  # pyright: ignore
+            "epsilon=0, or integral_attention."
+        )
     return accumulate_heads(
         query,
         key,

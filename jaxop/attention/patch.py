@@ -1,5 +1,6 @@
 """Attention between functions on patches: scores are L2 inner products over the reference patch."""
 
+import dataclasses
 import math
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from jaxop._pytree import register
 from jaxop._validation import as_float, is_concrete
 from jaxop.attention.checks import accumulation_dtype
 from jaxop.attention.integral import DENSE_LIMIT, integral_attention
@@ -31,7 +33,9 @@ def patch_attention(
     A token is a function on the reference patch, so the score does not depend on how many nodes sample
     it, and the values mix at the same place x within the patch. This is `integral_attention` over the
     patches, equally weighted, of the vectors √w_i Q(x_i): every kernel works, and one of distances (a
-    Gaussian) takes the L2 distance of two functions.
+    Gaussian) takes the L2 distance of two functions. A kernel whose logarithm is a sum over channels (the
+    Fourier integral kernel) is integrated: log k(Q_j, K_k) = ∫_patch log k(Q_j(x), K_k(x)) dx
+    (singular where R |Q_j − K_k| passes a multiple of π, which costs the quadrature its order there).
 
     Args:
         query: p functions of d channels and h heads at the s nodes of a patch, (p, s, h, d).
@@ -82,7 +86,10 @@ def patch_attention(
     weights = weights.astype(dtype)
     root = jnp.sqrt(weights)
     factors = root, root
-    if kernel is None or isinstance(kernel, ExpDotProduct):
+    if kernel is not None and getattr(kernel, "is_additive", False):
+        measure = weights if kernel_axis is None else jnp.broadcast_to(weights[None], (query.shape[2], s))
+        kernel, factors = _OverPatch(kernel, measure), (jnp.ones_like(root),) * 2
+    elif kernel is None or isinstance(kernel, ExpDotProduct):
         # r Q · (w/r) K is w Q·K for every r: the derivative in a weight of 0 survives
         root = jax.lax.stop_gradient(jnp.where(weights > 0, root, 1))
         factors = root, weights / root
@@ -130,6 +137,10 @@ def spectral_patch_attention(
     Returns:
         Coefficients (2, m, p, h, c).
 
+    Raises:
+        ValueError: as `patch_attention`.
+        NotImplementedError: for a kernel that is a sum over channels.
+
     Cost: O(p q m h (d + c)).
 
     Source: Calvello et al., arXiv:2406.06486; Parseval's identity.
@@ -143,6 +154,11 @@ def spectral_patch_attention(
         (2, 8, 4, 2, 5)
     """
     _check(query, key, value, patches=2)
+    if getattr(kernel, "is_additive", False):
+        raise NotImplementedError(
+            f"{type(kernel).__name__} is a sum over channels and nodes, which coefficients do not know; "
+            "use patch_attention."
+        )
     root = jnp.sqrt(jnp.asarray(weight, query.dtype))
 
     def vectors(coefficients: Array) -> Array:
@@ -154,6 +170,37 @@ def spectral_patch_attention(
     depth = query.shape[-1]
     out = _attend(vectors(query), vectors(key), tokens, depth, kernel, kernel_axis, mask, implementation)
     return jnp.moveaxis(out, (0, 1), (2, 3))
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class _OverPatch(Kernel):
+    """log k(Q, K) = Σ_i w_i log k(Q(x_i), K(x_i)) of functions given as vectors, node after node."""
+
+    kernel: Kernel
+    weights: Array
+
+    @property
+    def sign(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.kernel.sign
+
+    def log(self, a: Array, b: Array) -> Array:
+        return self.tile(a[None], b[None])[0, 0]
+
+    def __call__(self, a: Array, b: Array) -> Array:
+        return jnp.exp(self.log(a, b))
+
+    def tile(self, query: Array, key: Array) -> Array:
+        @jax.checkpoint
+        def add(total: Array, node: tuple[Array, Array, Array]) -> tuple[Array, None]:
+            weight, query, key = node
+            return total + weight * self.kernel.tile(query, key), None
+
+        def nodes(x: Array) -> Array:
+            return jnp.moveaxis(x.reshape(x.shape[0], self.weights.size, -1), 1, 0)
+
+        start = jnp.zeros((query.shape[0], key.shape[0]), query.dtype)
+        return jax.lax.scan(add, start, (self.weights, nodes(query), nodes(key)))[0]
 
 
 def patch_weights(cut: Partition) -> Float[Array, " s"]:

@@ -6,6 +6,9 @@ from jaxop.data.darcy_flow import darcy as darcy
 from jaxop.data.darcy_flow import darcy_resolutions as darcy_resolutions
 from jaxop.data.darcy_flow import gaussian_field as gaussian_field
 from jaxop.data.darcy_flow import solve_darcy as solve_darcy
+from jaxop.data.examples import ExampleBatch as ExampleBatch
+from jaxop.data.examples import Examples as Examples
+from jaxop.data.examples import text_windows as text_windows
 from jaxop.data.normalization import Statistics as Statistics
 from jaxop.data.normalization import denormalize as denormalize
 from jaxop.data.normalization import normalize as normalize

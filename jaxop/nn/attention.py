@@ -1,15 +1,65 @@
 """Multi-head integral attention over the nodes of a domain, as a module."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from jaxop.attention import integral_attention
+from jaxop._validation import check_name
+from jaxop.attention import IMPLEMENTATIONS, integral_attention
 from jaxop.kernels import ExpDotProduct, Kernel
-from jaxop.nn.patch import check_heads
-from jaxop.nn.pointwise import Linear
+from jaxop.nn.kernels import ExpDotProductConfig, KernelConfig, KernelParameters
+from jaxop.nn.pointwise import Linear, check_heads
+
+
+@dataclasses.dataclass(frozen=True)
+class IntegralAttentionConfig:
+    """Which attention a layer runs; `make` builds it.
+
+    Attributes:
+        kernel: the settings of a kernel.
+        implementation: of `jaxop.attention.integral_attention`; None lets it choose.
+
+    Raises:
+        ValueError: for unknown names.
+    """
+
+    kernel: KernelConfig = ExpDotProductConfig()
+    implementation: str | None = None
+
+    def __post_init__(self):
+        if self.implementation is not None:
+            check_name(self.implementation, "implementation", IMPLEMENTATIONS)
+
+    def make(
+        self,
+        width: int,
+        heads: int,
+        *,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> "IntegralAttention":
+        """The layer, with new parameters.
+
+        Raises:
+            ValueError: if the heads do not divide the width.
+        """
+        check_heads(width, heads)
+        kernel, axis = self.kernel.make(heads, width // heads)
+        return IntegralAttention(
+            width,
+            heads,
+            kernel=kernel,
+            kernel_axis=axis,
+            implementation=self.implementation,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
 
 
 class IntegralAttention(nnx.Module):
@@ -57,39 +107,50 @@ class IntegralAttention(nnx.Module):
         self.heads = check_heads(width, heads)
         self.kernel_axis = kernel_axis
         self.implementation = implementation
-        leaves, self.kernel_structure = jax.tree.flatten(ExpDotProduct() if kernel is None else kernel)
-        self.kernel_leaves = nnx.List([nnx.Param(jnp.asarray(leaf, param_dtype)) for leaf in leaves])
+        self.kernel = KernelParameters(ExpDotProduct() if kernel is None else kernel, param_dtype=param_dtype)
         self.query = Linear(width, width, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.key_value = Linear(width, 2 * width, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.output = Linear(width, width, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
-    @property
-    def kernel(self) -> Kernel:
-        """The kernel at its present parameters."""
-        return jax.tree.unflatten(self.kernel_structure, [leaf[...] for leaf in self.kernel_leaves])
-
     def __call__(
         self,
         x: Float[Array, "b n d"],
-        weights: Float[Array, " m"] | Float[Array, "b m"],
+        weights: Float[Array, " m"] | Float[Array, "b m"] | None = None,
         *,
         context: Float[Array, "b m d"] | None = None,
+        mask: Bool[Array, " m"] | Bool[Array, "n m"] | None = None,
+        is_causal: bool = False,
     ) -> Float[Array, "b n d"]:
         """Attends, for each of b samples, from the nodes of ``x`` to those of ``context``.
 
         Args:
             x: samples of u, (b, n, d).
-            weights: quadrature weights of the context's nodes, (m,), or one row per sample, (b, m).
+            weights: quadrature weights of the context's nodes, (m,), or one row per sample, (b, m); None: equal.
             context: samples of v, (b, m, d); None: u itself.
+            mask: True where a node of ``x`` may see one of the context, (m,) or (n, m), shared by the samples.
+            is_causal: whether node i sees nodes j ≤ i only.
         """
+        mixed = self.mix(x, weights, context=context, mask=mask, is_causal=is_causal)
+        return self.output(mixed.reshape(x.shape))
+
+    def mix(
+        self,
+        x: Float[Array, "b n d"],
+        weights: Float[Array, " m"] | Float[Array, "b m"] | None = None,
+        *,
+        context: Float[Array, "b m d"] | None = None,
+        mask: Bool[Array, " m"] | Bool[Array, "n m"] | None = None,
+        is_causal: bool = False,
+    ) -> Float[Array, "b n h c"]:
+        """The outputs of the heads, which `__call__` merges; arguments as there."""
         context = x if context is None else context
         b, n, d = x.shape
         m, depth = context.shape[1], d // self.heads
         query = self.query(x).reshape(b, n, self.heads, depth)
         key_value = self.key_value(context).reshape(b, m, 2, self.heads, depth)
-        kernel = self.kernel
+        kernel = self.kernel.value
 
-        def attend(query: Array, key: Array, value: Array, weights: Array) -> Array:
+        def attend(query: Array, key: Array, value: Array, weights: Array | None) -> Array:
             return integral_attention(
                 query,
                 key,
@@ -97,9 +158,10 @@ class IntegralAttention(nnx.Module):
                 weights,
                 kernel=kernel,
                 kernel_axis=self.kernel_axis,
+                mask=mask,
+                is_causal=is_causal,
                 implementation=self.implementation,
             )
 
-        axes = (0, 0, 0, None if weights.ndim == 1 else 0)
-        mixed = jax.vmap(attend, in_axes=axes)(query, key_value[:, :, 0], key_value[:, :, 1], weights)
-        return self.output(mixed.reshape(b, n, d))
+        axes = (0, 0, 0, 0 if weights is not None and weights.ndim == 2 else None)
+        return jax.vmap(attend, in_axes=axes)(query, key_value[:, :, 0], key_value[:, :, 1], weights)

@@ -73,15 +73,15 @@ class EncoderLayer(nnx.Module):
 
     def __call__(self, x: Float[Array, "*n d"], *args: Any, **kwargs: Any) -> Float[Array, "*n d"]:
         """Applies the layer; further arguments go to the attention."""
-        if self.norm == "pre":
-            branch = self.attention(in_blocks(self.attention_norm, x), *args, **kwargs)
-        else:
-            branch = self.attention(x, *args, **kwargs)
-        x = x + self._drop(branch)
+        x = x + self._drop(self.attention(self.attention_input(x), *args, **kwargs))
         if self.dropout is None or self.dropout.deterministic:
             return in_blocks(self._pointwise, x)
         # drawn here, because blocks may not advance a random stream
         return in_blocks(self._pointwise, x, self.dropout(jnp.ones_like(x)))
+
+    def attention_input(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
+        """What the attention of this layer acts on: LN(x) ("pre") or x ("post")."""
+        return in_blocks(self.attention_norm, x) if self.norm == "pre" else x
 
     def _pointwise(self, x: Array, keep: Array | None = None) -> Array:
         if self.norm == "post":

@@ -1,5 +1,6 @@
 """Multi-head attention between functions on patches, in physical and in Fourier space."""
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -10,7 +11,9 @@ from jaxtyping import Array, Float
 
 from jaxop.attention.patch import patch_attention, spectral_patch_attention
 from jaxop.domains.domain import accumulator
-from jaxop.nn.pointwise import Linear, add_to_rows
+from jaxop.kernels import Kernel
+from jaxop.nn.kernels import KernelParameters
+from jaxop.nn.pointwise import Linear, add_to_rows, check_heads
 from jaxop.spectral import (
     Band,
     analysis,
@@ -28,6 +31,8 @@ class PatchAttention(nnx.Module):
     Args:
         width: channels d.
         heads: h, a divisor of d.
+        kernel: of `jaxop.attention.patch_attention`, its leaves become parameters; None: exp ∫ Q u_j · K u_k dx.
+        kernel_axis: 0 if the kernel's leaves carry a leading head axis.
         dtype: dtype of the computation; None: that of the inputs and parameters.
         param_dtype: dtype of the parameters.
         rngs: random streams; ``params`` is used.
@@ -51,11 +56,15 @@ class PatchAttention(nnx.Module):
         width: int,
         heads: int,
         *,
+        kernel: Kernel | None = None,
+        kernel_axis: int | None = None,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.heads = check_heads(width, heads)
+        self.kernel = None if kernel is None else KernelParameters(kernel, param_dtype=param_dtype)
+        self.kernel_axis = kernel_axis
         self.projection = Linear(width, 3 * width, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.output = Linear(width, width, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
@@ -71,8 +80,10 @@ class PatchAttention(nnx.Module):
         b, p, s, d = tokens.shape
         projected = jnp.split(self.projection(tokens), 3, axis=-1)
         query, key, value = (part.reshape(b, p, s, self.heads, d // self.heads) for part in projected)
+        options = {"kernel": None if self.kernel is None else self.kernel.value, "kernel_axis": self.kernel_axis}
+        attend = functools.partial(patch_attention, **options)
         axes = (0, 0, 0, None if weights.ndim == 1 else 0)
-        mixed = jax.vmap(patch_attention, in_axes=axes)(query, key, value, weights)
+        mixed = jax.vmap(attend, in_axes=axes)(query, key, value, weights)
         return self.output(mixed.reshape(b, p, s, d))
 
 
@@ -161,11 +172,3 @@ class FourierPatchAttention(nnx.Module):
         functions = synthesis(merged.reshape(2, band.size, b, p, d), band).reshape(-1, d)
         out = add_to_rows(functions, self.output.bias[...].astype(dtype))
         return out.astype(self.output.result_dtype(tokens.dtype)).reshape(tokens.shape)
-
-
-def check_heads(width: int, heads: int) -> int:
-    """Refuses heads that do not divide the channels evenly."""
-    if heads < 1 or width % heads:
-        divisors = [h for h in range(1, width + 1) if width % h == 0]
-        raise ValueError(f"heads must divide the width {width}, got {heads}; valid numbers: {divisors}.")
-    return heads

@@ -252,3 +252,11 @@ class FeedForward(nnx.Module):
     def __call__(self, x: Float[Array, "*n d"]) -> Float[Array, "*n e"]:
         """Applies the network to every row; hidden values are held for a block of rows at a time."""
         return in_blocks(lambda rows: self.outer(ACTIVATIONS[self.activation](self.inner(rows))), x)
+
+
+def check_heads(width: int, heads: int) -> int:
+    """Refuses heads that do not divide the channels evenly."""
+    if heads < 1 or width % heads:
+        divisors = [h for h in range(1, width + 1) if width % h == 0]
+        raise ValueError(f"heads must divide the width {width}, got {heads}; valid numbers: {divisors}.")
+    return heads

@@ -1,4 +1,4 @@
-"""Neural operators: one config and one thin module each, all called as ``operator(values, domain)``."""
+"""Neural operators, all called as ``operator(values, domain)``, and transformers: one config, one thin module each."""
 
 from jaxop.operators.fano import FourierAttentionNeuralOperator as FourierAttentionNeuralOperator
 from jaxop.operators.fano import FourierAttentionNeuralOperatorConfig as FourierAttentionNeuralOperatorConfig
@@ -6,9 +6,14 @@ from jaxop.operators.fno import FourierNeuralOperator as FourierNeuralOperator
 from jaxop.operators.fno import FourierNeuralOperatorConfig as FourierNeuralOperatorConfig
 from jaxop.operators.registry import CONFIGS as CONFIGS
 from jaxop.operators.registry import build as build
+from jaxop.operators.registry import from_dict as from_dict
 from jaxop.operators.standardized import Standardized as Standardized
 from jaxop.operators.standardized import Statistic as Statistic
 from jaxop.operators.tno import TransformerNeuralOperator as TransformerNeuralOperator
 from jaxop.operators.tno import TransformerNeuralOperatorConfig as TransformerNeuralOperatorConfig
+from jaxop.operators.transformers import SequenceTransformer as SequenceTransformer
+from jaxop.operators.transformers import SequenceTransformerConfig as SequenceTransformerConfig
+from jaxop.operators.transformers import VisionTransformer as VisionTransformer
+from jaxop.operators.transformers import VisionTransformerConfig as VisionTransformerConfig
 from jaxop.operators.vitno import ViTNeuralOperator as ViTNeuralOperator
 from jaxop.operators.vitno import ViTNeuralOperatorConfig as ViTNeuralOperatorConfig

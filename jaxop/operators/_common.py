@@ -13,12 +13,11 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxop._validation import as_float, check_name, is_concrete
-from jaxop.attention import IMPLEMENTATIONS
 from jaxop.domains import Domain, Grid, Partition, partition
 from jaxop.domains.domain import accumulator
 from jaxop.nn import ACTIVATIONS, NORMS, EncoderLayer, SpectralConvolution
 from jaxop.nn.encoder import check_dropout
-from jaxop.nn.patch import check_heads
+from jaxop.nn.pointwise import check_heads
 from jaxop.spectral import check_grid, check_modes
 
 _POSITIVE = (
@@ -34,6 +33,12 @@ _POSITIVE = (
     "projection",
     "reference",
     "smoothing_modes",
+    "vocabulary",
+    "context",
+    "side",
+    "channels",
+    "classes",
+    "patch",
 )
 _NON_NEGATIVE = ("decoder_layers", "initial_channels")
 
@@ -209,8 +214,6 @@ def check_config(config: Any) -> None:
         check_heads(config.width, config.heads)
         check_name(config.norm, "norm", NORMS)
         check_dropout(config.dropout)
-    if getattr(config, "attention", None) is not None:
-        check_name(config.attention, "attention", IMPLEMENTATIONS)
     if getattr(config, "smoothing_modes", None) is not None:
         check_modes(config.smoothing_modes, (config.reference,) * config.dim)
 

@@ -1,13 +1,19 @@
 """From the name of an operator to its config, and from a config to its module."""
 
-from typing import Any
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 from flax import nnx
 
+from jaxop._validation import check_name
+from jaxop.nn import KERNELS
 from jaxop.operators.fano import FourierAttentionNeuralOperator, FourierAttentionNeuralOperatorConfig
 from jaxop.operators.fno import FourierNeuralOperator, FourierNeuralOperatorConfig
 from jaxop.operators.tno import TransformerNeuralOperator, TransformerNeuralOperatorConfig
 from jaxop.operators.vitno import ViTNeuralOperator, ViTNeuralOperatorConfig
+
+Config = TypeVar("Config")
 
 CONFIGS: dict[str, type] = {
     "tno": TransformerNeuralOperatorConfig,
@@ -23,6 +29,40 @@ _OPERATORS: dict[type, type[nnx.Module]] = {
     FourierAttentionNeuralOperatorConfig: FourierAttentionNeuralOperator,
     FourierNeuralOperatorConfig: FourierNeuralOperator,
 }
+
+
+def from_dict(kind: type[Config], values: Mapping[str, Any]) -> Config:
+    """A config from what `dataclasses.asdict` made of it, settings of attention and kernels included.
+
+    Args:
+        kind: the class of the config.
+        values: its fields; settings within settings are dicts, those of kernels carry their name.
+
+    Raises:
+        ValueError: for an unknown field or kernel, with the closest valid names.
+        TypeError: if fields are missing.
+
+    Example:
+        >>> import dataclasses
+        >>> from jaxop import nn, operators
+        >>> attention = nn.IntegralAttentionConfig(kernel=nn.FourierIntegralConfig(radius=1.0))
+        >>> config = operators.CONFIGS["tno"](1, 1, attention=attention)
+        >>> operators.from_dict(type(config), dataclasses.asdict(config)) == config
+        True
+    """
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # pyright: ignore[reportArgumentType]
+    for name in values:
+        check_name(name, "field", fields)
+
+    def settle(name: str, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        if name == "kernel":
+            check_name(value.get("name"), "kernel", KERNELS)
+            return from_dict(KERNELS[value["name"]], value)
+        return from_dict(type(fields[name].default), value)
+
+    return kind(**{name: settle(name, value) for name, value in values.items()})
 
 
 def build(config: Any, *, rngs: nnx.Rngs) -> nnx.Module:

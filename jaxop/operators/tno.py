@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from jaxop._validation import as_float
 from jaxop.domains import Domain
 from jaxop.domains.domain import accumulator
-from jaxop.nn import IntegralAttention, Linear
+from jaxop.nn import IntegralAttentionConfig, Linear
 from jaxop.operators._common import check_config, check_same, encoder_layer
 
 
@@ -34,7 +34,7 @@ class TransformerNeuralOperatorConfig:
         norm: ``"post"`` or ``"pre"``.
         dropout: rate in training mode.
         activation: ``"gelu"`` (exact) or ``"gelu_tanh"``.
-        attention: implementation of `jaxop.attention.integral_attention`; None lets it choose.
+        attention: the kernel of the attention and its implementation.
         dtype: dtype of the computation; None: that of inputs and parameters.
         param_dtype: dtype of the parameters.
 
@@ -55,7 +55,7 @@ class TransformerNeuralOperatorConfig:
     norm: str = "post"
     dropout: float = 0.0
     activation: str = "gelu"
-    attention: str | None = None
+    attention: IntegralAttentionConfig = IntegralAttentionConfig()
     dtype: str | None = None
     param_dtype: str = "float32"
 
@@ -97,9 +97,8 @@ class TransformerNeuralOperator(nnx.Module):
         dtypes = {"dtype": config.dtype, "param_dtype": config.param_dtype}
 
         def layers(count: int) -> nnx.List:
-            attention = {"implementation": config.attention, "rngs": rngs, **dtypes}
             return nnx.List(
-                encoder_layer(config, IntegralAttention(config.width, config.heads, **attention), rngs)
+                encoder_layer(config, config.attention.make(config.width, config.heads, rngs=rngs, **dtypes), rngs)
                 for _ in range(count)
             )
 

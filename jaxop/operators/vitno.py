@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxop.nn import Linear, PatchAttention, SpectralConvolution
+from jaxop.nn import KernelConfig, Linear, PatchAttention, SpectralConvolution
 from jaxop.operators._common import (
     GridFunctions,
     GridOperator,
@@ -37,6 +37,8 @@ class ViTNeuralOperatorConfig:
         modes: m, the modes that the lift keeps along every axis of a patch.
         reference: nodes along each axis of the grid that the operator is made for: its patches must carry
             all modes, 2 m ≤ reference / patches. On a coarser grid the highest modes are dropped.
+        kernel: the settings of a kernel between functions on patches; None:
+            exp ∫_patch Q·K dx, the published one.
         smoothing_modes: modes of the final u + SpectralConv(u) on the whole grid; None: no smoothing.
         norm: ``"post"`` or ``"pre"``.
         dropout: rate in training mode.
@@ -61,6 +63,7 @@ class ViTNeuralOperatorConfig:
     patches: int = 4
     modes: int = 8
     reference: int = 64
+    kernel: KernelConfig | None = None
     smoothing_modes: int | None = 16
     norm: str = "post"
     dropout: float = 0.0
@@ -119,8 +122,12 @@ class ViTNeuralOperator(GridOperator):
             param_dtype=config.param_dtype,
             rngs=rngs,
         )
+        kernel, axis = (
+            (None, None) if config.kernel is None else config.kernel.make(config.heads, config.width // config.heads)
+        )
+        attention = {"kernel": kernel, "kernel_axis": axis, "rngs": rngs, **dtypes}
         self.layers = nnx.List(
-            encoder_layer(config, PatchAttention(config.width, config.heads, rngs=rngs, **dtypes), rngs)
+            encoder_layer(config, PatchAttention(config.width, config.heads, **attention), rngs)
             for _ in range(config.layers)
         )
         self.head = Linear(config.width, config.out_channels, rngs=rngs, **dtypes)

@@ -7,8 +7,10 @@ from jaxop.training.config import SCHEDULES as SCHEDULES
 from jaxop.training.config import TrainingConfig as TrainingConfig
 from jaxop.training.config import to_json as to_json
 from jaxop.training.evaluation import Errors as Errors
+from jaxop.training.evaluation import Scores as Scores
 from jaxop.training.evaluation import evaluate as evaluate
 from jaxop.training.evaluation import predict as predict
+from jaxop.training.evaluation import score as score
 from jaxop.training.figures import plot_errors as plot_errors
 from jaxop.training.figures import plot_learning_curves as plot_learning_curves
 from jaxop.training.figures import plot_predictions as plot_predictions
@@ -21,6 +23,7 @@ from jaxop.training.loggers import WeightsAndBiases as WeightsAndBiases
 from jaxop.training.loggers import read_metrics as read_metrics
 from jaxop.training.loop import Result as Result
 from jaxop.training.loop import fit as fit
+from jaxop.training.losses import cross_entropy as cross_entropy
 from jaxop.training.losses import relative_norm as relative_norm
 from jaxop.training.losses import relative_norms as relative_norms
 from jaxop.training.run import Run as Run

@@ -16,8 +16,8 @@ from jaxop._validation import check_name, closest
 SCHEDULES = ("cosine", "constant")
 """Courses of the learning rate after the warm-up."""
 
-LOSSES = {"l2": "L2", "h1": "H1"}
-"""Training losses: the mean over the batch of the relative norm in this space."""
+LOSSES = {"l2": "L2", "h1": "H1", "cross_entropy": "cross_entropy"}
+"""Training losses: the mean over the batch of the relative norm in this space, or of the cross-entropy."""
 
 _MAY_CHANGE = ("eval_every", "checkpoint_every", "keep_last", "time_limit_s")
 """Fields of a run that may differ when it is resumed: none of them moves a parameter."""
@@ -43,7 +43,8 @@ class TrainingConfig:
         weight_decay: decoupled decay rate of AdamW, on matrices only (see `make_optimizer`).
         clip_norm: largest global norm of a gradient, longer ones are shortened to it; 0 switches it off.
         ema_decay: β of the moving average of the parameters that evaluations use; 0 switches it off.
-        loss: "l2" or "h1": mean relative error in that norm, over the batch.
+        loss: "l2" or "h1": mean relative error in that norm, over the batch; "cross_entropy" for
+            `jaxop.data.Examples`.
         eval_every: steps between evaluations.
         checkpoint_every: steps between checkpoints.
         keep_last: checkpoints kept besides the best one.

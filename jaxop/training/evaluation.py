@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxop.data import Batch, Samples
+from jaxop.data import Batch, ExampleBatch, Examples, Samples
 from jaxop.domains import SPACES, Domain
-from jaxop.training.losses import relative_norms
+from jaxop.training.losses import cross_entropy, relative_norms
 from jaxop.training.state import Tree, split_model
 
 
@@ -68,6 +69,55 @@ def evaluate(model: nnx.Module, samples: Samples, *, batch_size: int = 16) -> Er
     return Errors(l2, h1[0] if h1 else None)
 
 
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """What a classifier does on every example of a set.
+
+    Attributes:
+        cross_entropy: mean over the example's labels of −log p(label), in nats, shape (N,).
+        accuracy: share of its labels that are the most probable class, shape (N,).
+    """
+
+    cross_entropy: Float[np.ndarray, " n"]
+    accuracy: Float[np.ndarray, " n"]
+
+    @property
+    def perplexity(self) -> float:
+        """The exponential of the mean cross-entropy."""
+        return float(np.exp(np.mean(self.cross_entropy, dtype=np.float64)))
+
+
+def score(model: nnx.Module, examples: Examples, *, batch_size: int = 16) -> Scores:
+    """Cross-entropy and accuracy of a model called as ``model(inputs)``, in evaluation mode.
+
+    Args:
+        model: a classifier or language model that returns logits.
+        examples: inputs and labels.
+        batch_size: examples per call, see `evaluate`.
+
+    Returns:
+        `Scores` with one entry per example.
+
+    Raises:
+        ValueError: if ``batch_size`` is not positive.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import numpy as np
+        >>> from flax import nnx
+        >>> from jaxop import data, training
+        >>> class Undecided(nnx.Module):
+        ...     def __call__(self, inputs):
+        ...         return jnp.zeros((inputs.shape[0], 4))
+        >>> examples = data.Examples(np.ones((5, 2)), np.zeros(5, int))
+        >>> round(training.score(Undecided(), examples, batch_size=2).perplexity, 4)
+        4.0
+    """
+    graphdef, params, other = split_model(model, train=False)
+    columns = [_scores(graphdef, params, other, batch) for batch in _batches(examples, batch_size)]
+    return Scores(*(np.concatenate(c)[: len(examples)] for c in zip(*jax.device_get(columns), strict=True)))
+
+
 def predict(model: nnx.Module, samples: Samples, *, batch_size: int = 16) -> Float[np.ndarray, "s k c"]:
     """The model's outputs f(u_i) for every sample, in evaluation mode.
 
@@ -98,14 +148,27 @@ def predict(model: nnx.Module, samples: Samples, *, batch_size: int = 16) -> Flo
     return np.concatenate(outputs)[: len(samples)]
 
 
-def trace_errors(model: nnx.Module, samples: Samples, *, batch_size: int) -> None:
-    """Traces what `evaluate` will run on these samples, so that a model that cannot run there says so now."""
+def trace_errors(model: nnx.Module, samples: Samples | Examples, *, batch_size: int) -> None:
+    """Traces what `evaluate` or `score` will run on these, so that a model that cannot run there says so now."""
     graphdef, params, other = split_model(model, train=False)
     batch = next(_batches(samples, batch_size))
+    if isinstance(samples, Examples):
+        _scores.eval_shape(graphdef, params, other, batch)
+        return
     _errors.eval_shape(graphdef, _spaces(samples.target_domain), params, other, batch)
 
 
-def _batches(samples: Samples, batch_size: int) -> Iterator[Batch]:
+def mean_errors(model: nnx.Module, samples: Samples | Examples, *, batch_size: int) -> dict[str, float]:
+    """The means over a set of what `evaluate` or `score` finds, by name."""
+    if isinstance(samples, Examples):
+        found = vars(score(model, samples, batch_size=batch_size))
+    else:
+        found = vars(evaluate(model, samples, batch_size=batch_size))
+    values = {name: value for name, value in found.items() if value is not None}
+    return {name: float(np.mean(value, dtype=np.float64)) for name, value in values.items()}
+
+
+def _batches(samples: Any, batch_size: int) -> Iterator[Any]:
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
     size = min(batch_size, len(samples))
@@ -136,3 +199,11 @@ def _errors(
 ) -> tuple[Array, ...]:
     outputs = _outputs(graphdef, params, other, batch)
     return tuple(relative_norms(outputs, batch.targets, batch.target_domain, space=space) for space in spaces)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _scores(graphdef: nnx.GraphDef, params: Tree, other: Tree, batch: ExampleBatch) -> tuple[Array, Array]:
+    model: Any = nnx.merge(graphdef, params, other)
+    logits = model(batch.inputs)
+    hits = (jnp.argmax(logits, axis=-1) == batch.labels).astype(jnp.float32)
+    return cross_entropy(logits, batch.labels), jnp.mean(hits.reshape(hits.shape[0], -1), axis=1)

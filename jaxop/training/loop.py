@@ -16,10 +16,10 @@ import jax
 import numpy as np
 from flax import nnx
 
-from jaxop.data import Batch, Samples, batch_indices
+from jaxop.data import Batch, ExampleBatch, Examples, Samples, batch_indices
 from jaxop.training.checkpoint import Checkpoints, first_nonfinite, leaf_names
 from jaxop.training.config import TrainingConfig, check_same_settings, to_json
-from jaxop.training.evaluation import evaluate, trace_errors
+from jaxop.training.evaluation import mean_errors, trace_errors
 from jaxop.training.loggers import JsonLines, Logger, Progress
 from jaxop.training.run import (
     describe_samples,
@@ -47,7 +47,8 @@ class Result(Generic[Model]):
         state: the last training state.
         stopped: "completed", "time limit" or "terminated" (SIGTERM).
         seconds: time spent in training steps over all resumptions.
-        errors: mean relative errors of the last evaluation, "NAME/l2" and "NAME/h1"; empty if there was none.
+        errors: means of the last evaluation, "NAME/l2" and "NAME/h1" or "NAME/cross_entropy" and
+            "NAME/accuracy"; empty if there was none.
     """
 
     model: Model
@@ -59,8 +60,8 @@ class Result(Generic[Model]):
 
 def fit(
     model: Model,
-    train: Samples,
-    valid: Mapping[str, Samples],
+    train: Samples | Examples,
+    valid: Mapping[str, Samples] | Mapping[str, Examples],
     config: TrainingConfig,
     *,
     run_dir: str | os.PathLike[str],
@@ -69,7 +70,7 @@ def fit(
     loggers: Sequence[Logger] = (),
     progress: bool = True,
 ) -> Result[Model]:
-    """Minimises the mean relative error over ``train`` in ``config.steps`` steps of AdamW.
+    """Minimises the mean loss over ``train`` in ``config.steps`` steps of AdamW.
 
     The run directory then holds ``config.json``, ``versions.json``, ``metrics.jsonl`` (every step and
     every evaluation), ``checkpoints/`` (the last ones and the best by the first validation set, in the norm
@@ -79,7 +80,8 @@ def fit(
     and returns.
 
     Args:
-        model: an operator, called as ``model(inputs, domain, at=at, initial=initial)``; left as it was.
+        model: an operator, called as ``model(inputs, domain, at=at, initial=initial)``, or for cross-entropy
+            a model of `jaxop.data.Examples`, called as ``model(inputs)``; left as it was.
         train: training samples; a run is resumed only on those it was started with, as their sizes and
             the checksums of a few of them tell.
         valid: validation sets by name, on any grids; they may be empty.
@@ -95,6 +97,7 @@ def fit(
         A `Result`.
 
     Raises:
+        TypeError: for samples of another kind than the loss takes.
         ValueError: for samples that do not fit each other or the config, settings or training samples that differ
             from those of the run to resume (every differing field is named), or a model that does not fit its
             checkpoint.
@@ -160,8 +163,8 @@ class _Training(Generic[Model]):
     """One call of `fit`, past its checks."""
 
     model: Model
-    train: Samples
-    valid: Mapping[str, Samples]
+    train: Samples | Examples
+    valid: Mapping[str, Samples] | Mapping[str, Examples]
     config: TrainingConfig
     checkpoints: Checkpoints
     outputs: Sequence[Logger]
@@ -186,7 +189,7 @@ class _Training(Generic[Model]):
         step_fn: Any = lowered.compile() if ahead else None
         with _sigterm() as terminated, _prefetched(self._load, ahead) as batches:
             clock = _Clock(seconds)
-            unreported: tuple[int, Batch, dict[str, Any]] | None = None
+            unreported: tuple[int, Batch | ExampleBatch, dict[str, Any]] | None = None
             for step, batch in enumerate(batches, start=start + 1):
                 state, metrics = step_fn(state, batch)
                 if unreported:  # while the device works on this step
@@ -210,19 +213,19 @@ class _Training(Generic[Model]):
                     break
             return Result(self._current_model(state), state, stopped, clock.seconds, self.errors)
 
-    def _load(self, step: int) -> Batch:
+    def _load(self, step: int) -> Batch | ExampleBatch:
         indices = batch_indices(len(self.train), self.config.batch_size, seed=self.config.seed, step=step)
         return jax.device_put(self.train[indices])
 
-    def _report(self, step: int, batch: Batch, metrics: Mapping[str, Any], seconds: float) -> None:
+    def _report(self, step: int, batch: Batch | ExampleBatch, metrics: Mapping[str, Any], seconds: float) -> None:
         values = {name: value.item() for name, value in jax.device_get(metrics).items()}
         if not values.pop("finite"):
             raise FloatingPointError(self._diagnose(step, batch, values))
         del values["culprit"]
         self._log(step, values | {"seconds": seconds})
 
-    def _diagnose(self, step: int, batch: Batch, values: Mapping[str, Any]) -> str:
-        arrays = {"inputs": batch.inputs, "targets": batch.targets, "initial": batch.initial}
+    def _diagnose(self, step: int, batch: Batch | ExampleBatch, values: Mapping[str, Any]) -> str:
+        arrays = {name: getattr(batch, name, None) for name in ("inputs", "targets", "initial")}
         bad = first_nonfinite({f"batch.{name}": array for name, array in arrays.items() if array is not None})
         if bad is None and values["culprit"] >= 0:
             params = leaf_names(split_model(self.model, train=True)[1])
@@ -237,10 +240,8 @@ class _Training(Generic[Model]):
     def _evaluate(self, step: int, state: TrainState) -> dict[str, float]:
         model, errors = self._current_model(state), {}
         for name, samples in self.valid.items():
-            result = evaluate(model, samples, batch_size=self.config.batch_size)
-            errors[error_name(name, "L2")] = float(np.mean(result.l2, dtype=np.float64))
-            if result.h1 is not None:
-                errors[error_name(name, "H1")] = float(np.mean(result.h1, dtype=np.float64))
+            means = mean_errors(model, samples, batch_size=self.config.batch_size)
+            errors |= {error_name(name, quantity): value for quantity, value in means.items()}
         if errors:
             self.errors = errors
             self._log(step, errors)
@@ -303,16 +304,16 @@ def _sigterm() -> Iterator[Callable[[], bool]]:
 
 
 @contextlib.contextmanager
-def _prefetched(load: Callable[[int], Batch], steps: range) -> Iterator[Iterator[Batch]]:
+def _prefetched(load: Callable[[int], Any], steps: range) -> Iterator[Iterator[Any]]:
     """Batches in order, the next ones loaded on a thread while one is in use."""
     x64 = jax.config.read("jax_enable_x64")
 
-    def task(step: int) -> Batch:
+    def task(step: int) -> Any:
         with jax.enable_x64(x64):  # set per thread
             return load(step)
 
-    def batches() -> Iterator[Batch]:
-        pending: collections.deque[Future[Batch]] = collections.deque()
+    def batches() -> Iterator[Any]:
+        pending: collections.deque[Future[Any]] = collections.deque()
         for step in steps:
             pending.append(pool.submit(task, step))
             if len(pending) > _PREFETCH:
@@ -327,7 +328,16 @@ def _prefetched(load: Callable[[int], Batch], steps: range) -> Iterator[Iterator
             pool.shutdown(cancel_futures=True)
 
 
-def _check_samples(train: Samples, valid: Mapping[str, Samples], config: TrainingConfig) -> None:
+def _check_samples(
+    train: Samples | Examples, valid: Mapping[str, Samples] | Mapping[str, Examples], config: TrainingConfig
+) -> None:
+    fitting = Examples if config.loss == "cross_entropy" else Samples
+    for name, given in (("train", train), *((f"valid[{name!r}]", samples) for name, samples in valid.items())):
+        if not isinstance(given, fitting):
+            raise TypeError(
+                f"{name} must be jaxop.data.{fitting.__name__} for loss={config.loss!r}, got {type(given).__name__}; "
+                '"cross_entropy" goes with Examples, "l2" and "h1" with Samples.'
+            )
     if config.batch_size > len(train):
         raise ValueError(
             f"batch_size={config.batch_size} exceeds the {len(train)} training samples; take at most {len(train)}."
@@ -342,7 +352,9 @@ def _check_samples(train: Samples, valid: Mapping[str, Samples], config: Trainin
                 )
 
 
-def _signature(samples: Samples) -> dict[str, int]:
+def _signature(samples: Any) -> dict[str, Any]:
+    if isinstance(samples, Examples):
+        return {"shape of an input": samples.inputs.shape[1:], "shape of a label": samples.labels.shape[1:]}
     return {
         "space dimensions": samples.domain.dim,
         "input channels": samples.inputs.shape[-1],

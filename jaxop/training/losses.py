@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxop.domains import Domain
 from jaxop.domains.domain import accumulator
@@ -90,3 +90,24 @@ def relative_norms(
         return relative_norm(prediction, target, domain, space=space)
 
     return jax.vmap(one, in_axes=(0, 0, along))(predictions, targets, domain)
+
+
+def cross_entropy(logits: Float[Array, "b *n v"], labels: Int[Array, "b *n"]) -> Float[Array, " b"]:
+    """−log softmax(l)_y, averaged over the tokens of each example, in nats; float32 at least.
+
+    Args:
+        logits: l, shape (b, v) or (b, n, v).
+        labels: y, shape (b,) or (b, n).
+
+    Returns:
+        Shape (b,).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxop import training
+        >>> print(training.cross_entropy(jnp.zeros((1, 4)), jnp.array([2])))  # log 4
+        [1.3862944]
+    """
+    logits = logits.astype(accumulator(logits.dtype))
+    logs = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], axis=-1)[..., 0]
+    return -jnp.mean(logs.reshape(labels.shape[0], -1), axis=1)

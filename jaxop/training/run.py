@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 
 import jaxop
-from jaxop.data import Samples
+from jaxop.data import Examples, Samples
 from jaxop.data.samples import ArraySource
 from jaxop.domains import Domain, TriangleMesh
 from jaxop.training.checkpoint import Checkpoints
@@ -144,7 +144,7 @@ def write_settings(directory: Path, settings: Mapping[str, Any]) -> None:
     _write_json(directory / _CONFIG, settings)
 
 
-def describe_samples(samples: Samples) -> dict[str, Any]:
+def describe_samples(samples: Samples | Examples) -> dict[str, Any]:
     """What tells a set of samples from another, as JSON: sizes, dtypes, and CRC-32 sums of a few samples.
 
     The sums are over the first, middle and last sample and the nodes of their domains, so a large set in a
@@ -168,6 +168,8 @@ def describe_samples(samples: Samples) -> dict[str, Any]:
             "crc32": _crc32([np.asarray(part)[rows] if domain.is_batched else part for part in parts]),
         }
 
+    if isinstance(samples, Examples):
+        return {"examples": len(samples), "inputs": array(samples.inputs), "labels": array(samples.labels)}
     return {
         "samples": len(samples),
         **{name: array(getattr(samples, name)) for name in ("inputs", "targets", "initial")},

@@ -1,5 +1,6 @@
 """One optimiser step as a pure, compiled function of state and batch."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -9,9 +10,8 @@ import optax
 from flax import nnx
 from jaxtyping import Array
 
-from jaxop.domains.domain import accumulator
 from jaxop.training.config import LOSSES, TrainingConfig
-from jaxop.training.losses import relative_norms
+from jaxop.training.losses import cross_entropy, relative_norms
 from jaxop.training.state import TrainState, Tree, learning_rate
 
 Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]
@@ -19,7 +19,7 @@ Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]
 
 
 def make_step(graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation, config: TrainingConfig) -> Step:
-    """θ ← θ + AdamW(∇_θ (1/b) Σ_i ‖f_θ(u_i) − y_i‖ / ‖y_i‖), compiled, with the old state donated.
+    """θ ← θ + AdamW(∇_θ (1/b) Σ_i L_i), L_i = ‖f_θ(u_i) − y_i‖ / ‖y_i‖ or the cross-entropy, compiled, state donated.
 
     With ``accumulate`` = a the batch is split into a micro-batches of b/a samples whose gradients are
     summed in a `jax.lax.scan`: the gradient of the whole batch at the memory of one micro-batch. Random
@@ -34,7 +34,8 @@ def make_step(graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation, c
         config: reads ``loss``, ``accumulate``, ``ema_decay``, ``seed`` and the fields of the schedule.
 
     Returns:
-        A jitted function from (state, batch) to (state, metrics). A batch is a `jaxop.data.Batch`; the
+        A jitted function from (state, batch) to (state, metrics). A batch is a `jaxop.data.Batch`, or for
+        cross-entropy a `jaxop.data.ExampleBatch`, whose model is called as ``model(inputs)``; the
         metrics are scalars on the device: ``loss``, ``grad_norm`` (before clipping), ``learning_rate``,
         ``finite`` (whether loss and gradient are) and ``culprit`` (number of the first parameter whose
         gradient is not, −1 if none). The state passed in must not be used again.
@@ -58,16 +59,21 @@ def make_step(graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation, c
         >>> int(state.step), bool(metrics["finite"])
         (1, True)
     """
-    space = LOSSES[config.loss]
+
+    def losses(model: Any, batch: dict[str, Any]) -> Array:
+        if config.loss == "cross_entropy":
+            return cross_entropy(model(batch["inputs"]), batch["labels"])
+        at = batch["at"]
+        predictions = model(batch["inputs"], batch["domain"], at=at, initial=batch["initial"])
+        target_domain = batch["domain"] if at is None else at
+        return relative_norms(predictions, batch["targets"], target_domain, space=LOSSES[config.loss])
 
     def loss(params: Tree, other: Tree, batch: dict[str, Any], draw: tuple[Array, Array]) -> tuple[Array, Tree]:
         model = nnx.merge(graphdef, params, other)
         streams = _fold_streams(model, config.seed, *draw)
-        at = batch["at"]
-        predictions = model(batch["inputs"], batch["domain"], at=at, initial=batch["initial"])
-        errors = relative_norms(predictions, batch["targets"], batch["domain"] if at is None else at, space=space)
+        mean = jnp.mean(losses(model, batch))
         nnx.update(model, streams)
-        return jnp.mean(errors), nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
+        return mean, nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
 
     gradient = jax.value_and_grad(loss, has_aux=True)
 
@@ -84,13 +90,16 @@ def make_step(graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation, c
             (value, other), more = gradient(params, other, shared | fields, (state.step, number))
             return (total + value, other, jax.tree.map(jnp.add, gradients, more)), None
 
-        zero = jnp.zeros((), accumulator(batch["targets"].dtype))
-        start = zero, state.other, jax.tree.map(jnp.zeros_like, params)
+        first = jax.tree.map(lambda x: x[0], per_sample)
+        (value, _), _ = jax.eval_shape(gradient, params, state.other, shared | first, (state.step, numbers[0]))
+        start = jnp.zeros((), value.dtype), state.other, jax.tree.map(jnp.zeros_like, params)
         (total, other, gradients), _ = jax.lax.scan(add, start, (numbers, per_sample))
         return (total / pieces, other), jax.tree.map(lambda g: g / pieces, gradients)
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Array]]:
-        fields = {name: getattr(batch, name) for name in ("inputs", "targets", "domain", "at", "initial")}
+        fields = {
+            field.name: getattr(batch, field.name) for field in dataclasses.fields(batch) if field.name != "index"
+        }
         (value, other), gradients = accumulated(state, fields)
         squares = jnp.stack([jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(gradients)])
         norm = jnp.sqrt(jnp.sum(squares))

@@ -2,8 +2,8 @@
 
 Source: Calvello, Kovachki, Levine, Stuart, arXiv:2406.06486, at a smaller size; 4 modes in a
     patch, which patches of the 32² grid still carry.
-Hardware: 2 CPU cores. Time: about half an hour after the data (a few minutes, once).
-Expected: relative L2 at 32², 64², 128²: not yet measured at full length.
+Hardware: 2 CPU cores. Time: six minutes after the data.
+Expected: relative L2 at 32², 64², 128² of 4.3, 4.2, 5.0 % (after 2261 steps).
 Command: python scripts/train.py darcy_vitno
 """
 
@@ -28,12 +28,12 @@ CONFIG = Experiment(
         reference=64,
     ),
     training=TrainingConfig(
-        steps=10_000,
-        batch_size=8,
-        learning_rate=1e-3,
-        warmup_steps=200,
+        steps=2_500,
+        batch_size=4,
+        learning_rate=2e-3,
+        warmup_steps=125,
         weight_decay=1e-4,
-        loss="h1",
+        loss="l2",
         eval_every=500,
         checkpoint_every=500,
     ),

@@ -18,11 +18,11 @@ CONFIG = Experiment(
         in_channels=1, out_channels=1, width=128, heads=8, layers=6, feedforward=128, initial_channels=3
     ),
     training=TrainingConfig(
-        steps=15_000,
+        steps=1_000,
         batch_size=64,
-        learning_rate=5e-4,
-        warmup_steps=500,
-        eval_every=500,
-        checkpoint_every=500,
+        learning_rate=1e-3,
+        warmup_steps=50,
+        eval_every=250,
+        checkpoint_every=250,
     ),
 )

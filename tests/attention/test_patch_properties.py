@@ -6,7 +6,6 @@ import re
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 
@@ -15,17 +14,10 @@ from jaxop.attention.patch import patch_attention, patch_weights, spectral_patch
 from jaxop.spectral import Band
 
 HEADS, DEPTH, RATE = 2, 3, 0.6
+RADIUS = 0.15  # R |Q - K| < π: no zeros of sinc, where the integrand is singular
 # (query patches, key patches, nodes of a patch, value channels): few long tokens, many short ones
 SIZES = {"long tokens": (3, 4, 7, 2), "short tokens": (4, 9, 3, 1)}
 sizes = pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
-
-
-@pytest.fixture
-def unchecked():
-    """Calls as a user's program makes them: without the suite's run-time type checks, which would answer first."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def inner(q, k):
@@ -38,7 +30,12 @@ def distance(q, k):
     return -RATE * np.sum((q - k) ** 2, axis=-1)
 
 
-DENSITIES = {"inner product": inner, "Gaussian": distance}
+def sinc(q, k):
+    """Logits of the Fourier integral kernel, ∫ Σ_d 2 log|sinc(R (Q_d − K_d))| dx."""
+    return 2 * np.sum(np.log(np.abs(np.sinc(RADIUS * (q - k) / np.pi))), axis=-1)
+
+
+DENSITIES = {"inner product": inner, "Gaussian": distance, "Fourier": sinc}
 kinds = pytest.mark.parametrize("kind", DENSITIES)
 
 
@@ -48,6 +45,8 @@ def gaussian(rate, q, k):
 
 def make(kind):
     """The library's kernel of that name; None, its default, for inner products."""
+    if kind == "Fourier":
+        return kernels.FourierIntegral(jnp.asarray(RADIUS), 2)
     return None if kind == "inner product" else kernels.from_pair(gaussian, jnp.asarray(RATE), log=True)
 
 
@@ -341,7 +340,7 @@ def sampled(coefficients, shape, modes):
 
 
 @bands
-@kinds
+@pytest.mark.parametrize("kind", ["inner product", "Gaussian"])
 def test_fourier_space_is_physical_space(name, kind, x64):
     """In value, and in the derivative along random directions."""
     shape, modes = BANDS[name]
@@ -439,3 +438,9 @@ class TestBadInput:
         kernel = kernels.from_pair(lambda q, k: jnp.dot(q, k), sign="signed")
         with pytest.raises(ValueError, match="a signed kernel cannot be normalised"):
             patch_attention(*inputs(SIZES["long tokens"], jnp.float32), kernel=kernel)
+
+
+def test_sums_over_channels_have_no_fourier_space():
+    functions = jnp.ones((3, 2, 2, 4, HEADS, DEPTH))
+    with pytest.raises(NotImplementedError, match="use patch_attention"):
+        spectral_patch_attention(*functions, Band((6,), (2,)), 0.1, kernel=kernels.FourierIntegral())

@@ -49,10 +49,15 @@ def test_parameters_of_the_kernel_are_trained():
     attention = layer(kernel=kernel, kernel_axis=0)
     x = jax.random.normal(jax.random.key(1), (2, 5, 8))
     gradient = nnx.grad(lambda m: jnp.sum(m(x, jnp.full(5, 0.2)) ** 2))(attention)
-    assert gradient["kernel_leaves"][0][...].shape == (2,)
-    assert (np.abs(gradient["kernel_leaves"][0][...]) > 1e-6).all()
+    assert gradient["kernel"]["leaves"][0][...].shape == (2,)
+    assert (np.abs(gradient["kernel"]["leaves"][0][...]) > 1e-6).all()
 
 
 def test_heads_must_divide_the_width():
     with pytest.raises(ValueError, match=r"heads must divide the width 8, got 3; valid numbers: \[1, 2, 4, 8\]"):
         nn.IntegralAttention(8, 3, rngs=nnx.Rngs(0))
+
+
+def test_unknown_implementation():
+    with pytest.raises(ValueError, match="implementation='dens' is unknown: did you mean 'dense'"):
+        nn.IntegralAttentionConfig(implementation="dens")

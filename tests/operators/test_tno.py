@@ -172,7 +172,6 @@ def test_bad_input(options, call, error, message):
         ({"norm": "pots"}, "norm='pots' is unknown: did you mean 'post'"),
         ({"activation": "gelo"}, "activation='gelo' is unknown: did you mean 'gelu'"),
         ({"dropout": -0.1}, "dropout must be a rate in [0, 1), got -0.1"),
-        ({"attention": "dens"}, "attention='dens' is unknown: did you mean 'dense'"),
     ],
 )
 def test_bad_configs_are_refused_before_there_is_a_model(options, message):

@@ -59,6 +59,13 @@ KERNELS = [
         lambda: kernels.ExpDotProduct(jnp.asarray([0.3, 0.9])),
         lambda: [kernels.ExpDotProduct(jnp.asarray(0.3)), kernels.ExpDotProduct(jnp.asarray(0.9))],
     ),
+    KernelCase("gaussian", lambda: kernels.Gaussian(jnp.asarray(0.4))),
+    KernelCase("fourier", lambda: kernels.FourierIntegral(jnp.linspace(0.5, 1.0, DEPTH))),
+    KernelCase(
+        "fourier-per-head",
+        lambda: kernels.FourierIntegral(jnp.asarray([[0.6], [0.9]]), 2),
+        lambda: [kernels.FourierIntegral(jnp.asarray([radius]), 2) for radius in (0.6, 0.9)],
+    ),
     KernelCase("gaussian-pair", lambda: kernels.from_pair(_gaussian, {"rate": jnp.asarray(0.4)}, log=True)),
     KernelCase("compact-pair", lambda: kernels.from_pair(_compact)),
     KernelCase("cosine-pair", lambda: kernels.from_pair(_cosine, log=True)),

@@ -1,0 +1,123 @@
+"""Sets of labelled examples: sequences of tokens with their successors, images with their classes."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, SupportsIndex
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, Num
+
+from jaxop._pytree import register
+from jaxop._validation import first_index
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class ExampleBatch:
+    """A batch of labelled examples in JAX arrays: a pytree.
+
+    Attributes:
+        inputs: shape (b, …), integers (tokens) or floats.
+        labels: classes, shape (b,) for one per example or (b, n) for one per token.
+        index: number of each example in its set, shape (b,).
+    """
+
+    inputs: Num[Array, "b ..."]
+    labels: Int[Array, "b ..."]
+    index: Int[Array, " b"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Examples:
+    """N pairs of an input and its label, checked when built.
+
+    Args:
+        inputs: shape (N, …), integers (tokens) or real numbers.
+        labels: classes 0, 1, …, shape (N,) or (N, n).
+
+    Raises:
+        TypeError: for labels that are no integers, or inputs that are no real numbers.
+        ValueError: for an empty set, different numbers of inputs and labels, negative labels, or inputs that
+            are not finite (the message names the first).
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxop import data
+        >>> examples = data.Examples(np.zeros((8, 4, 4, 1), np.float32), np.arange(8) % 3)
+        >>> len(examples), examples[[5, 2]].labels.tolist()
+        (8, [2, 2])
+    """
+
+    inputs: np.ndarray
+    labels: np.ndarray
+
+    def __post_init__(self):
+        for name in ("inputs", "labels"):
+            object.__setattr__(self, name, np.asarray(getattr(self, name)))
+        if not np.issubdtype(self.labels.dtype, np.integer):
+            raise TypeError(f"labels must be integers, got {self.labels.dtype}; number the classes 0, 1, ...")
+        if not (np.issubdtype(self.inputs.dtype, np.integer) or np.issubdtype(self.inputs.dtype, np.floating)):
+            raise TypeError(f"inputs must be integers or real numbers, got {self.inputs.dtype}.")
+        if not self.inputs.ndim or not self.labels.ndim or self.inputs.shape[0] != self.labels.shape[0]:
+            raise ValueError(
+                f"inputs and labels must have one entry per example, got shapes {self.inputs.shape} and "
+                f"{self.labels.shape}."
+            )
+        if not self.inputs.size:
+            raise ValueError(f"inputs is empty: its shape is {self.inputs.shape}; a set needs at least one example.")
+        for name, bad in (("labels", self.labels < 0), ("inputs", ~np.isfinite(self.inputs))):
+            if bad.any():
+                where = first_index(bad)
+                expected = "at least 0" if name == "labels" else "finite"
+                raise ValueError(f"{name} must be {expected}, but {name}[{where}] = {getattr(self, name)[where]}.")
+
+    def __len__(self) -> int:
+        return self.inputs.shape[0]
+
+    def __getitem__(self, indices: slice | Sequence[SupportsIndex] | Int[np.ndarray | Array, " b"]) -> ExampleBatch:
+        """The examples of the given numbers, in that order."""
+        index = np.arange(len(self))[indices if isinstance(indices, slice) else np.asarray(indices)]
+
+        def to_jax(rows: np.ndarray) -> Any:
+            kind = jnp.int32 if np.issubdtype(rows.dtype, np.integer) else jnp.float32
+            return jnp.asarray(rows.astype(kind))
+
+        return ExampleBatch(to_jax(self.inputs[index]), to_jax(self.labels[index]), jnp.asarray(index, jnp.int32))
+
+    def take(self, indices: slice | Sequence[SupportsIndex] | Int[np.ndarray | Array, " b"]) -> "Examples":
+        """The set of the given examples."""
+        index = np.arange(len(self))[indices if isinstance(indices, slice) else np.asarray(indices)]
+        return Examples(self.inputs[index], self.labels[index])
+
+
+def text_windows(tokens: Int[np.ndarray, " n"], context: int) -> Examples:
+    """A text cut into windows of ``context`` tokens, each labelled by the tokens that follow.
+
+    Windows do not overlap and the remainder is left out, so every token is predicted once.
+
+    Args:
+        tokens: the text as token numbers.
+        context: n, length of a window.
+
+    Returns:
+        `Examples` with inputs t_0 … t_{n−1} and labels t_1 … t_n.
+
+    Raises:
+        ValueError: for a text shorter than one window and its successor.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxop import data
+        >>> windows = data.text_windows(np.arange(10), 4)
+        >>> windows.inputs.tolist(), windows.labels[1].tolist()
+        ([[0, 1, 2, 3], [4, 5, 6, 7]], [5, 6, 7, 8])
+    """
+    tokens = np.asarray(tokens)
+    count = (tokens.size - 1) // max(context, 1)
+    if context < 1 or count < 1:
+        raise ValueError(
+            f"context must lie between 1 and the {tokens.size - 1} tokens that have a successor, got {context}."
+        )
+    used = tokens[: count * context + 1]
+    return Examples(used[:-1].reshape(count, context), used[1:].reshape(count, context))

@@ -1,0 +1,9 @@
+"""Estimators made of kernels: `fit` returns a jittable pytree."""
+
+from jaxop.kernel_machines.smoothing import Density as Density
+from jaxop.kernel_machines.smoothing import FourierDensity as FourierDensity
+from jaxop.kernel_machines.smoothing import FourierRegressor as FourierRegressor
+from jaxop.kernel_machines.smoothing import GaussianDensity as GaussianDensity
+from jaxop.kernel_machines.smoothing import GaussianRegressor as GaussianRegressor
+from jaxop.kernel_machines.smoothing import Regression as Regression
+from jaxop.kernel_machines.smoothing import sinc_power_integral as sinc_power_integral

@@ -1,0 +1,110 @@
+"""Choices of a kernel as plain settings: what a config holds, and what a layer turns into parameters."""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from jaxop._validation import check_name
+from jaxop.kernels import ExpDotProduct, FourierIntegral, Gaussian, Kernel
+
+PER = ("layer", "head", "channel")
+"""What may have a parameter of its own in a `FourierIntegralConfig`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpDotProductConfig:
+    """The softmax kernel exp(q·k / √d), without parameters."""
+
+    name: Literal["exp_dot_product"] = "exp_dot_product"
+
+    def make(self, heads: int, depth: int) -> tuple[Kernel, int | None]:
+        """The kernel of a layer with ``heads`` heads of ``depth`` channels, and its ``kernel_axis``."""
+        del heads, depth
+        return ExpDotProduct(), None
+
+
+@dataclasses.dataclass(frozen=True)
+class GaussianConfig:
+    """The Gaussian kernel, with one trainable inverse width per head.
+
+    Attributes:
+        inverse_width: its initial value; see `jaxop.kernels.Gaussian`.
+    """
+
+    inverse_width: float = 1.0
+    name: Literal["gaussian"] = "gaussian"
+
+    def make(self, heads: int, depth: int) -> tuple[Kernel, int | None]:
+        """The kernel of a layer with ``heads`` heads of ``depth`` channels, and its ``kernel_axis``."""
+        del depth
+        return Gaussian(jnp.full(heads, self.inverse_width)), 0
+
+
+@dataclasses.dataclass(frozen=True)
+class FourierIntegralConfig:
+    """The Fourier integral kernel, with trainable radii.
+
+    Attributes:
+        radius: initial value of all radii; published are 2 for language and 1 for images.
+        power: an even number.
+        epsilon: 0 is exact; published is 1e-6. See `jaxop.kernels.FourierIntegral`.
+        per: what has a radius of its own: the "layer", every "head", or every "channel" of every head.
+
+    Raises:
+        ValueError: as `jaxop.kernels.FourierIntegral`, and for an unknown ``per`` or power 1.
+    """
+
+    radius: float = 2.0
+    power: int = 4
+    epsilon: float = 0.0
+    per: str = "head"
+    name: Literal["fourier"] = "fourier"
+
+    def __post_init__(self):
+        check_name(self.per, "per", PER)
+        if FourierIntegral(self.radius, self.power, epsilon=self.epsilon).sign == "signed":
+            raise ValueError("power=1 is a signed kernel, which attention cannot normalise; use 2, 4, 6, ...")
+
+    def make(self, heads: int, depth: int) -> tuple[Kernel, int | None]:
+        """The kernel of a layer with ``heads`` heads of ``depth`` channels, and its ``kernel_axis``."""
+        shape = {"layer": (), "head": (heads, 1), "channel": (heads, depth)}[self.per]
+        kernel = FourierIntegral(jnp.full(shape, self.radius), self.power, epsilon=self.epsilon)
+        return kernel, 0 if shape else None
+
+
+KernelConfig = ExpDotProductConfig | GaussianConfig | FourierIntegralConfig
+"""Any of the choices."""
+
+KERNELS: dict[str, type] = {
+    "exp_dot_product": ExpDotProductConfig,
+    "gaussian": GaussianConfig,
+    "fourier": FourierIntegralConfig,
+}
+"""The choices by name."""
+
+
+class KernelParameters(nnx.Module):
+    """A kernel whose leaves are trainable parameters of a module.
+
+    Args:
+        kernel: the kernel with its initial parameters.
+        param_dtype: dtype of the parameters.
+
+    Example:
+        >>> from jaxop import kernels, nn
+        >>> nn.KernelParameters(kernels.Gaussian(2.0)).value
+        Gaussian(inverse_width=Array(2., dtype=float32))
+    """
+
+    def __init__(self, kernel: Kernel, *, param_dtype: DTypeLike = jnp.float32):
+        leaves, self.structure = jax.tree.flatten(kernel)
+        self.leaves = nnx.List([nnx.Param(jnp.asarray(leaf, param_dtype)) for leaf in leaves])
+
+    @property
+    def value(self) -> Kernel:
+        """The kernel at its present parameters."""
+        return jax.tree.unflatten(self.structure, [leaf[...] for leaf in self.leaves])

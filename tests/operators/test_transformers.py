@@ -1,0 +1,138 @@
+"""Sequence and image transformers: causal, trained by cross-entropy, with any kernel."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxop import data, nn, operators, training
+
+KERNELS = [nn.ExpDotProductConfig(), nn.GaussianConfig(), *(nn.FourierIntegralConfig(per=per) for per in nn.PER)]
+SMALL = {"width": 16, "heads": 2, "layers": 2, "feedforward": 16}
+
+
+def sequence(kernel=KERNELS[0], seed=0, **options):
+    attention = nn.IntegralAttentionConfig(kernel=kernel)
+    config = operators.SequenceTransformerConfig(11, 12, attention=attention, **(SMALL | options))
+    return operators.SequenceTransformer(config, rngs=nnx.Rngs(seed))
+
+
+def vision(kernel=KERNELS[0], **options):
+    attention = nn.IntegralAttentionConfig(kernel=kernel)
+    config = operators.VisionTransformerConfig(8, 3, 5, attention=attention, **(SMALL | options))
+    return operators.VisionTransformer(config, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: f"{k.name}-{getattr(k, 'per', '')}")
+def test_no_token_sees_a_later_one(kernel):
+    model, tokens = sequence(kernel), jnp.asarray([[1, 2, 3, 4, 5, 6]])
+    call = jax.jit(lambda t: model(t))
+    changed = call(tokens.at[0, 4].set(9))
+    np.testing.assert_array_equal(changed[0, :4], call(tokens)[0, :4])
+    assert (np.abs(changed - call(tokens))[0, 4:].max(axis=-1) > 1e-4).all()
+
+
+def test_batch_is_the_loop_and_shorter_sequences_are_prefixes():
+    model, tokens = sequence(), jnp.asarray([[1, 2, 3, 4], [5, 6, 7, 8]])
+    batch = model(tokens)
+    np.testing.assert_allclose(batch, jnp.stack([model(t) for t in tokens]), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(model(tokens[:, :2]), batch[:, :2], rtol=1e-5, atol=1e-6)
+
+
+def test_images_are_cut_into_patches():
+    """A class token and patches without positions: permuting whole patches changes nothing."""
+    model = vision()
+    model.positions[...] = jnp.zeros_like(model.positions[...])
+    image = jnp.asarray(np.random.default_rng(0).normal(size=(8, 8, 3)), jnp.float32)
+    swapped = jnp.concatenate([image[4:], image[:4]])
+    np.testing.assert_allclose(model(image), model(swapped), rtol=1e-4, atol=1e-5)
+    shifted = jnp.roll(image, 1, axis=0)
+    assert np.abs(model(image) - model(shifted)).max() > 1e-3
+    np.testing.assert_allclose(model(image[None])[0], model(image), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.optax
+@pytest.mark.parametrize("kernel", [KERNELS[0], KERNELS[3]], ids=lambda k: k.name)
+def test_learns_a_cycle_and_resumes(kernel, tmp_path):
+    """Tokens that count modulo 7: perplexity 1 up to the first token of a window."""
+    windows = data.text_windows(np.arange(12 * 40 + 1) % 7, 12)
+    config = training.TrainingConfig(
+        steps=80, batch_size=8, learning_rate=1e-2, loss="cross_entropy", eval_every=40, checkpoint_every=40
+    )
+    model = sequence(kernel, layers=1)
+    result = training.fit(model, windows, {"same": windows}, config, run_dir=tmp_path, progress=False)
+    assert training.score(result.model, windows).perplexity < 1.2
+    assert result.errors["same/accuracy"] > 0.95
+    assert result.errors["same/cross_entropy"] == pytest.approx(
+        np.log(training.score(result.model, windows).perplexity)
+    )
+    again = training.fit(model, windows, {"same": windows}, config, run_dir=tmp_path, resume=True, progress=False)
+    for ours, theirs in zip(jax.tree.leaves(result.state), jax.tree.leaves(again.state), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.optax
+def test_micro_batches_have_the_gradient_of_the_batch():
+    windows = data.text_windows(np.arange(12 * 8 + 1) % 7, 12)
+    losses = []
+    for pieces in (1, 4):
+        config = training.TrainingConfig(steps=4, batch_size=8, accumulate=pieces, loss="cross_entropy")
+        optimizer = training.make_optimizer(config)
+        graphdef, state = training.init_state(sequence(layers=1), optimizer, config)
+        step = training.make_step(graphdef, optimizer, config)
+        state, first = step(state, windows[:8])
+        losses.append([float(first["loss"]), float(first["grad_norm"]), float(step(state, windows[:8])[1]["loss"])])
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+
+
+def test_distance_of_heads():
+    model, tokens = sequence(width=16, heads=4), jnp.asarray([[1, 2, 3, 4, 5]])
+    distances = model.head_distances(tokens)
+    attention, x = model.layers[0].attention, model.embed(tokens)
+    heads = attention.mix(model.layers[0].attention_norm(x), is_causal=True)[0]
+    pairs = [
+        np.sqrt(np.mean((heads[:, i] - heads[:, j]) ** 2, axis=-1)) for i, j in itertools.combinations(range(4), 2)
+    ]
+    np.testing.assert_allclose(distances[0], np.mean(pairs), rtol=1e-5)
+    assert distances.shape == (2,)
+    assert vision().head_distances(jnp.ones((2, 8, 8, 3))).shape == (2,)
+
+
+def test_configs_survive_json():
+    for kernel in KERNELS:
+        config = sequence(kernel).config
+        assert operators.from_dict(type(config), dataclasses.asdict(config)) == config
+    vit = operators.ViTNeuralOperatorConfig(1, 1, kernel=nn.FourierIntegralConfig())
+    assert operators.from_dict(type(vit), dataclasses.asdict(vit)) == vit
+    with pytest.raises(ValueError, match="kernel='fuorier' is unknown: did you mean 'fourier'"):
+        operators.from_dict(type(vit), dataclasses.asdict(vit) | {"kernel": {"name": "fuorier"}})
+    with pytest.raises(ValueError, match="field='widht' is unknown: did you mean 'width'"):
+        operators.from_dict(type(vit), {"widht": 3})
+
+
+BAD = [
+    (lambda: sequence()(jnp.ones(4)), TypeError, "tokens must be integers below 11"),
+    (lambda: sequence()(jnp.ones((2, 13), int)), ValueError, "1 ≤ n ≤ context = 12"),
+    (lambda: sequence(heads=3), ValueError, "heads must divide the width 16"),
+    (lambda: vision()(jnp.ones((8, 9, 3))), ValueError, r"images must have shape \(8, 8, 3\)"),
+    (lambda: vision(patch=3), ValueError, "patch must divide side = 8, got 3"),
+    (lambda: nn.FourierIntegralConfig(power=1), ValueError, "power=1 is a signed kernel"),
+    (lambda: nn.FourierIntegralConfig(per="heads"), ValueError, "per='heads' is unknown"),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "message"), BAD, ids=[message for _, _, message in BAD])
+def test_bad_input(call, error, message, unchecked):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_loss_and_data_must_fit(tmp_path):
+    windows = data.text_windows(np.arange(100) % 7, 12)
+    config = training.TrainingConfig(steps=1, batch_size=2)
+    with pytest.raises(TypeError, match=r"train must be jaxop.data.Samples for loss='l2', got Examples"):
+        training.fit(sequence(), windows, {}, config, run_dir=tmp_path, progress=False)
