@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> None:
     tune_allocator()
     settings = tyro.cli(Evaluation, args=arguments, prog="evaluate.py", description=__doc__)
     run = training.load_run(settings.run)
-    problem, model = recorded(run)
+    problem = recorded(run)
     checkpoint = int(settings.checkpoint) if settings.checkpoint.isdecimal() else settings.checkpoint
     step = run.step(checkpoint)
     sets: dict[str, Samples] = {}
@@ -74,9 +74,8 @@ def main(arguments: Sequence[str]) -> None:
         if settings.samples < 1:
             raise ValueError(f"samples must be at least 1, got {settings.samples}.")
         sets = {name: samples.take(slice(settings.samples)) for name, samples in sets.items()}
-    check(model, sets)
-    model = run.restore(model, checkpoint=step)
-    evaluate(run, model, sets, name=settings.name, checkpoint=step, console=Console())
+    check(run.blank_model(), sets)
+    evaluate(run, run.model(checkpoint=step), sets, name=settings.name, checkpoint=step, console=Console())
 
 
 if __name__ == "__main__":

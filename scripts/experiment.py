@@ -169,34 +169,22 @@ def describe(problem: Problem, config: Any, train: Samples) -> dict[str, Any]:
     }
 
 
-def recorded(run: training.Run) -> tuple[Problem, operators.Standardized]:
-    """The problem of a run and its model without values, ready to restore, from what `describe` recorded."""
-    config = run.config
+def recorded(run: training.Run) -> Problem:
+    """The problem of a run, from what `describe` recorded."""
     try:
-        kind = PROBLEMS[config["problem"]]
-        model = operators.from_dict(operators.CONFIGS[config["operator"]], config["model"])
-    except (KeyError, TypeError, ValueError) as error:
+        kind = PROBLEMS[run.config["problem"]]
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in run.config["data"].items()
+        }
+    except (KeyError, AttributeError) as error:
         raise ValueError(
             f"{run.directory}/config.json is not of a run of scripts/train.py ({type(error).__name__}: {error})."
         ) from error
-    zero, one = [0.0], [1.0]
-    standardized = nnx.eval_shape(
-        lambda: operators.Standardized(
-            operators.build(model, rngs=nnx.Rngs(0)),
-            input_mean=zero * model.in_channels,
-            input_std=one * model.in_channels,
-            output_mean=zero * model.out_channels,
-            output_std=one * model.out_channels,
-        )
-    )
-    values: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in config["data"].items()
-    }
     if kind is FileData:
         values["train"] = Path(values["train"])
         values["valid"] = values["valid"] and Path(values["valid"])
         values["test"] = tuple(Path(path) for path in values["test"])
-    return kind(**values), standardized
+    return kind(**values)
 
 
 def check(model: operators.Standardized, sets: Mapping[str, Samples]) -> None:

@@ -3,11 +3,15 @@
     python scripts/train.py darcy_fano --training.steps 500 --model.width 64 --run-dir runs/wide
     python scripts/train.py custom --data.train a.npz --data.operator fano
     python scripts/train.py darcy_fano --help
+    python scripts/train.py resume runs/wide
 
-The first argument names a file of scripts/configs/; every field of its settings is an option.
+The first argument names a file of scripts/configs/; every field of its settings is an option. "resume" continues a run
+with the settings that it recorded, but for a time limit; that one, and how often it is evaluated and saved, may be
+given anew.
 """
 
 import ast
+import dataclasses
 import datetime
 import importlib
 import sys
@@ -26,6 +30,7 @@ from experiment import (
     describe,
     evaluate,
     parameters,
+    recorded,
     report,
     tune_allocator,
 )
@@ -33,7 +38,7 @@ from problems import FileData, Sets, grid_name
 from rich.console import Console
 from rich.table import Table
 
-from jaxop import training
+from jaxop import operators, training
 from jaxop._validation import check_name
 
 
@@ -44,6 +49,8 @@ def parse(arguments: Sequence[str]) -> tuple[str, Experiment[Any, Any]]:
         _list(names)
         raise SystemExit(0 if arguments else 2)
     name = arguments[0]
+    if name == "resume":
+        return _recorded(arguments[1:])
     check_name(name, "config", names)
     module = importlib.import_module(f"configs.{name}")
     default = module.CONFIG
@@ -65,7 +72,7 @@ def run(name: str, experiment: Experiment[Any, Any], console: Console) -> Path:
     console.print(f"[bold]{name}[/bold]: reading or generating data")
     sets = experiment.data.load(experiment.cache)
     config, chosen = experiment.model, {}
-    if isinstance(experiment.data, FileData):
+    if isinstance(experiment.data, FileData) and type(config) not in operators.CONFIGS.values():
         config, chosen = complete(experiment.data.operator, config, sets)
     model = build(config, sets.train, seed=experiment.training.seed)
     console.print(_summary(directory, sets, config, chosen, parameters(model)))
@@ -85,7 +92,7 @@ def run(name: str, experiment: Experiment[Any, Any], console: Console) -> Path:
     )
     console.print(f"{result.stopped} after step {int(result.state.step)}, {result.seconds:.0f} s of training")
     if result.stopped == "terminated":
-        console.print(f"saved; continue with --resume --run-dir {directory}")
+        console.print(f"saved; continue with: python scripts/train.py resume {directory}")
         return directory
     finished = training.load_run(directory)
     evaluate(finished, finished.restore(model), sets.test, name="test", checkpoint=finished.step(), console=console)
@@ -98,6 +105,18 @@ def main(arguments: Sequence[str]) -> None:
     tune_allocator()
     name, experiment = parse(arguments)
     run(name, experiment, Console())
+
+
+def _recorded(arguments: Sequence[str]) -> tuple[str, Experiment[Any, Any]]:
+    """A run's name and the settings it was started with, ready to continue it."""
+    if not arguments or arguments[0].startswith("-"):
+        raise ValueError("resume needs the directory of a run: python scripts/train.py resume RUN")
+    run = training.load_run(arguments[0])
+    config = run.blank_model().config
+    settings = dataclasses.replace(run.training, time_limit_s=None)  # it has been reached, or it never mattered
+    default = Experiment(recorded(run), config, settings, run_dir=run.directory, resume=True)
+    kind = Experiment[type(default.data), type(config)]
+    return run.directory.name, tyro.cli(kind, default=default, args=arguments[1:], prog="train.py resume RUN")
 
 
 def _for_operator(default: Experiment[Any, Any], arguments: Sequence[str]) -> Experiment[Any, Any]:
@@ -121,7 +140,9 @@ def _run_dir(name: str, experiment: Experiment[Any, Any]) -> Path:
     if directory is None:
         return Path("runs") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     if (directory / "config.json").exists():
-        raise FileExistsError(f"{directory} already holds a run; continue it with --resume, or give another --run-dir.")
+        raise FileExistsError(
+            f"{directory} already holds a run; continue it with `train.py resume {directory}`, or give another --run-dir."
+        )
     return directory
 
 

@@ -17,7 +17,7 @@ ALLOWED = {
     "nn": {"domains", "kernels", "spectral", "attention"},
     "operators": {"domains", "kernels", "spectral", "attention", "nn"},
     "data": {"domains"},
-    "training": {"domains", "data"},
+    "training": {"domains", "data", "operators"},
 }
 EXTRAS = ("scipy", "h5py", "diffrax", "equinox", "tyro", "rich", "matplotlib", "torch", "tensorboardX", "wandb")
 

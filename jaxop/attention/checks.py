@@ -20,9 +20,9 @@ def check_operands(
     query, key, value = (as_float(a, name) for a, name in ((query, "query"), (key, "key"), (value, "value")))
     weights = None if weights is None else as_float(weights, "weights")
     mask = None if mask is None else jnp.asarray(mask)
-    if not isinstance(kernel, Kernel):
+    if not isinstance(kernel, Kernel) or isinstance(kernel, type):
         raise TypeError(
-            f"kernel must be a Kernel, such as kernels.ExpDotProduct(), got {type(kernel).__name__}; "
+            f"kernel must be a Kernel, such as kernels.ExpDotProduct(), got {_name(kernel)}; "
             "kernels.from_pair makes one from a function."
         )
     for name, array in (("query", query), ("key", key), ("value", value)):
@@ -68,6 +68,10 @@ def check_operands(
                 "the channels."
             )
     return query, key, value, weights, mask
+
+
+def _name(value: Any) -> str:
+    return f"the class {value.__name__} itself" if isinstance(value, type) else type(value).__name__
 
 
 def accumulation_dtype(*arrays: Array) -> jnp.dtype:

@@ -134,7 +134,7 @@ class FourierDensity:
             ValueError: for arrays that do not fit, no points, NaN, negative weights or none that is positive.
         """
         points, weights = _check_sample(points, weights)
-        radius = jnp.broadcast_to(jnp.asarray(self.radius, points.dtype), points.shape[1:])
+        radius = _radii(self.radius, points)
         constant = jnp.sum(jnp.log(radius)) - points.shape[1] * math.log(sinc_power_integral(self.power))
         return Density(FourierIntegral(radius, self.power), points, weights, None, constant)
 
@@ -218,7 +218,7 @@ class FourierRegressor:
             ValueError: for arrays that do not fit, no points, NaN, negative weights or none that is positive.
         """
         points, weights = _check_sample(points, weights)
-        radius = jnp.broadcast_to(jnp.asarray(self.radius, points.dtype), points.shape[1:])
+        radius = _radii(self.radius, points)
         return Regression(FourierIntegral(radius, self.power), points, weights, None, _check_values(values, points))
 
 
@@ -295,6 +295,15 @@ def _in_blocks(fitted: Any, x: Any, values: Array, block_size: int | None, *, no
     n = x.shape[0]
     padded = jnp.pad(x, [(0, -n % block_size), (0, 0)], mode="edge").reshape(-1, block_size, dim)
     return jax.lax.map(evaluate, padded).reshape(-1, values.shape[1])[:n]
+
+
+def _radii(radius: Any, points: Array) -> Array:
+    if jnp.shape(radius) not in ((), (1,), points.shape[1:]):
+        raise ValueError(
+            f"radius must be a number or have one entry per coordinate, {points.shape[1:]}, got shape "
+            f"{jnp.shape(radius)}."
+        )
+    return jnp.broadcast_to(jnp.asarray(radius, points.dtype), points.shape[1:])
 
 
 def _gaussian(bandwidth: Any, points: Array) -> tuple[Gaussian, Array | None, Array]:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float
 from jaxop._validation import check_name
 from jaxop.attention import IMPLEMENTATIONS, integral_attention
 from jaxop.kernels import ExpDotProduct, Kernel
-from jaxop.nn.kernels import ExpDotProductConfig, KernelConfig, KernelParameters
+from jaxop.nn.kernels import ExpDotProductConfig, KernelConfig, KernelParameters, check_kernel_config
 from jaxop.nn.pointwise import Linear, check_heads
 
 
@@ -24,13 +24,15 @@ class IntegralAttentionConfig:
         implementation: of `jaxop.attention.integral_attention`; None lets it choose.
 
     Raises:
-        ValueError: for unknown names.
+        ValueError: for an unknown implementation.
+        TypeError: for a kernel that is no settings of one.
     """
 
     kernel: KernelConfig = ExpDotProductConfig()
     implementation: str | None = None
 
     def __post_init__(self):
+        check_kernel_config(self.kernel)
         if self.implementation is not None:
             check_name(self.implementation, "implementation", IMPLEMENTATIONS)
 

@@ -1,7 +1,7 @@
 """Choices of a kernel as plain settings: what a config holds, and what a layer turns into parameters."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -85,6 +85,16 @@ KERNELS: dict[str, type] = {
     "fourier": FourierIntegralConfig,
 }
 """The choices by name."""
+
+
+def check_kernel_config(choice: Any) -> None:
+    """Refuses what is not the settings of a kernel."""
+    if not isinstance(choice, KernelConfig):
+        expected = ", ".join(f"nn.{kind.__name__}()" for kind in KERNELS.values())
+        raise TypeError(
+            f"kernel must be the settings of a kernel, {expected}, got {choice!r}; a kernel itself goes to the layers, "
+            "nn.IntegralAttention(..., kernel=...)."
+        )
 
 
 class KernelParameters(nnx.Module):

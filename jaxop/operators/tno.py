@@ -129,11 +129,17 @@ class TransformerNeuralOperator(nnx.Module):
             initial: [u0, y0, t0] for operators with ``initial_channels``, shape (c0,) or (b, c0).
 
         Raises:
+            TypeError: for a domain that is none.
             ValueError: for shapes that do not fit the config or the domain.
             NotImplementedError: for ``at`` another than ``domain`` in an operator without decoder layers.
         """
         config = self.config
         values = as_float(values, "values")
+        for name, given in (("domain", domain), ("at", at)):
+            if given is not None and not isinstance(given, Domain):
+                raise TypeError(
+                    f"{name} must be a Domain, got {type(given).__name__}; build one, e.g. domains.from_samples(t)."
+                )
         single = values.ndim == 2
         if values.ndim not in (2, 3) or values.shape[-2:] != (domain.size, config.in_channels):
             raise ValueError(

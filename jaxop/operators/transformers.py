@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from jaxop._validation import as_float
+from jaxop._validation import as_float, is_concrete
 from jaxop.nn import IntegralAttentionConfig, LayerNorm, Linear
 from jaxop.operators._common import check_config, encoder_layer
 
@@ -143,7 +143,8 @@ class SequenceTransformer(_Transformer):
 
         Raises:
             TypeError: for tokens that are no integers.
-            ValueError: for more tokens than the context, or another shape.
+            ValueError: for more tokens than the context, another shape, or (unless traced) numbers beyond the
+                vocabulary.
         """
         tokens = jnp.asarray(tokens)
         if not jnp.issubdtype(tokens.dtype, jnp.integer):
@@ -154,6 +155,11 @@ class SequenceTransformer(_Transformer):
                 f"{tokens.shape}; split longer texts."
             )
         single = tokens.ndim == 1
+        if is_concrete(tokens) and not ((tokens >= 0) & (tokens < self.config.vocabulary)).all():
+            raise ValueError(
+                f"tokens must lie between 0 and vocabulary - 1 = {self.config.vocabulary - 1}, got {int(tokens.min())} "
+                f"to {int(tokens.max())}."
+            )
         logits = self.head(self.norm(self.encode(tokens[None] if single else tokens)))
         return logits[0] if single else logits
 

@@ -7,6 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxop.nn import KernelConfig, Linear, PatchAttention, SpectralConvolution
+from jaxop.nn.kernels import check_kernel_config
 from jaxop.operators._common import (
     GridFunctions,
     GridOperator,
@@ -72,6 +73,8 @@ class ViTNeuralOperatorConfig:
     param_dtype: str = "float32"
 
     def __post_init__(self):
+        if self.kernel is not None:
+            check_kernel_config(self.kernel)
         check_config(self)
         check_patches(self.patches, self.reference, self.modes, self.dim)
 

@@ -100,7 +100,11 @@ class TrainingConfig:
             f"{max(self.batch_size // self.accumulate, 1) * self.accumulate} and "
             f"{(self.batch_size // self.accumulate + 1) * self.accumulate}",
         )
-        self._check("warmup_steps", 0 <= self.warmup_steps <= self.steps, f"must lie between 0 and steps={self.steps}")
+        self._check(
+            "warmup_steps",
+            0 <= self.warmup_steps <= self.steps,
+            f"must lie between 0 and steps={self.steps}; 0 means no warm-up",
+        )
         self._check(
             "final_learning_rate",
             self.final_learning_rate <= self.learning_rate,

@@ -21,6 +21,7 @@ import jaxop
 from jaxop.data import Examples, Samples
 from jaxop.data.samples import ArraySource
 from jaxop.domains import Domain, TriangleMesh
+from jaxop.operators import CONFIGS, Standardized, build, from_dict
 from jaxop.training.checkpoint import Checkpoints
 from jaxop.training.config import LOSSES, TrainingConfig
 from jaxop.training.loggers import read_metrics
@@ -94,6 +95,41 @@ class Run:
         like = {name: params, "other": other}
         saved = self.checkpoints.restore(like, step=self.step(checkpoint), parts=tuple(like))
         return nnx.merge(graphdef, saved[name], saved["other"])
+
+    def model(self, *, checkpoint: int | str = "best", average: bool = True) -> Standardized:
+        """The trained operator in physical units, of a run that recorded its ``operator`` and ``model`` settings.
+
+        Runs of ``scripts/train.py`` do. For others build the model and use `restore`.
+
+        Args:
+            checkpoint: as in `restore`.
+            average: as in `restore`.
+
+        Raises:
+            ValueError: for a run whose config does not describe its operator; otherwise as `restore`.
+        """
+        return self.restore(self.blank_model(), checkpoint=checkpoint, average=average)
+
+    def blank_model(self) -> Standardized:
+        """The operator that `model` restores, with shapes and dtypes in place of values."""
+        try:
+            config = from_dict(CONFIGS[self.config["operator"]], self.config["model"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{self.directory}/{_CONFIG} does not describe an operator of jaxop ({type(error).__name__}: {error}); "
+                "build the model yourself and call restore(model)."
+            ) from error
+        channels = config.in_channels, config.out_channels
+        zeros, ones = ([[value] * count for count in channels] for value in (0.0, 1.0))
+        return nnx.eval_shape(
+            lambda: Standardized(
+                build(config, rngs=nnx.Rngs(0)),
+                input_mean=zeros[0],
+                input_std=ones[0],
+                output_mean=zeros[1],
+                output_std=ones[1],
+            )
+        )
 
 
 def load_run(directory: str | os.PathLike[str]) -> Run:

@@ -169,6 +169,7 @@ def test_measured_regression_rates(dim):
 BAD = [
     (lambda: km.FourierDensity(-1.0), "radius must be positive"),
     (lambda: km.FourierRegressor(1.0, 3), "power must be even"),
+    (lambda: km.FourierDensity(jnp.ones(3)).fit(jnp.ones((4, 2))), "one entry per coordinate"),
     (lambda: km.GaussianDensity(0.0), "bandwidth must be positive"),
     (lambda: km.GaussianDensity(jnp.ones((2, 2))), "positive definite"),
     (lambda: km.GaussianDensity(jnp.eye(3)).fit(jnp.ones((4, 2))), "must be a number or a matrix"),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxop import data, nn, operators, training
+from jaxop import data, kernels, nn, operators, training
 
 KERNELS = [nn.ExpDotProductConfig(), nn.GaussianConfig(), *(nn.FourierIntegralConfig(per=per) for per in nn.PER)]
 SMALL = {"width": 16, "heads": 2, "layers": 2, "feedforward": 16}
@@ -117,6 +117,9 @@ def test_configs_survive_json():
 BAD = [
     (lambda: sequence()(jnp.ones(4)), TypeError, "tokens must be integers below 11"),
     (lambda: sequence()(jnp.ones((2, 13), int)), ValueError, "1 ≤ n ≤ context = 12"),
+    (lambda: sequence()(jnp.asarray([0, 11])), ValueError, "tokens must lie between 0 and vocabulary - 1 = 10"),
+    (lambda: nn.IntegralAttentionConfig(kernel="fourier"), TypeError, "kernel must be the settings of a kernel"),
+    (lambda: operators.ViTNeuralOperatorConfig(1, 1, kernel=kernels.Gaussian()), TypeError, "must be the settings"),
     (lambda: sequence(heads=3), ValueError, "heads must divide the width 16"),
     (lambda: vision()(jnp.ones((8, 9, 3))), ValueError, r"images must have shape \(8, 8, 3\)"),
     (lambda: vision(patch=3), ValueError, "patch must divide side = 8, got 3"),

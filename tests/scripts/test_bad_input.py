@@ -155,6 +155,14 @@ def test_resume_of_nothing(options, fails, files):
     assert "--run-dir" in message or "nowhere is not a run directory" in message
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [(["resume"], "needs the directory of a run"), (["resume", "nowhere"], "nowhere is not a run directory")],
+)
+def test_resume_needs_a_run(arguments, expected, fails):
+    assert expected in fails(train, arguments)
+
+
 def test_a_run_is_not_overwritten(fails, trained, files):
     assert "already holds a run" in fails(train, custom(files / "a.npz", trained))
 

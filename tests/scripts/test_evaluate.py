@@ -1,13 +1,14 @@
 import csv
 
+import jax
 import numpy as np
 import pytest
 
 from jaxop import data, training
-from tests.scripts.conftest import write_npz
+from tests.scripts.conftest import custom, write_npz
 
 import evaluate  # isort: skip
-import experiment  # isort: skip
+import train  # isort: skip
 
 pytestmark = [pytest.mark.optax, pytest.mark.usefixtures("no_rendering")]
 
@@ -32,7 +33,7 @@ def test_errors_are_those_of_the_physical_fields(trained, files):
     """Recomputed by hand: midpoint weights cancel in the ratio of norms."""
     evaluate.main([str(trained), "--data", str(files / "b.npz"), "--name", "physical"])
     run = training.load_run(trained)
-    _, model = experiment.recorded(run)
+    model = run.blank_model()
     samples = data.read(files / "b.npz")
     outputs = training.predict(run.restore(model), samples)
     errors = np.linalg.norm(outputs - samples.targets, axis=(1, 2)) / np.linalg.norm(samples.targets, axis=(1, 2))
@@ -52,3 +53,17 @@ def test_files_may_use_other_names(trained, files, tmp_path):
         other = write_npz(tmp_path / "other.npz", a=file["x"], p=file["y"])
     evaluate.main([str(trained), "--data", str(other), "--inputs", "a", "--targets", "p", "--name", "other"])
     assert len(rows(trained, "other")) == 1
+
+
+@pytest.mark.parametrize(("operator", "field"), [("tno", "model.attention.kernel"), ("vitno", "model.kernel")])
+def test_a_kernel_chosen_on_the_command_line_comes_back_with_the_run(operator, field, files, tmp_path):
+    choice = (f"{field}:fourier-integral-config", f"--{field}.radius", "0.5", f"--{field}.per", "channel")
+    train.main(custom(files / "a.npz", tmp_path / "run", *choice, operator=operator))
+    run = training.load_run(tmp_path / "run")
+    settings = run.config["model"]["attention"]["kernel"] if operator == "tno" else run.config["model"]["kernel"]
+    assert settings == {"name": "fourier", "radius": 0.5, "power": 4, "epsilon": 0.0, "per": "channel"}
+    evaluate.main([str(tmp_path / "run"), "--data", str(files / "b.npz")])
+    parameters = run.model()
+    radii = [leaf for leaf in jax.tree.leaves(parameters) if leaf.shape == (2, 4)]
+    assert len(radii) == 1
+    assert np.abs(radii[0] - 0.5).max() > 0

@@ -120,7 +120,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(trained, files, tmp_
     arguments = custom(files / "a.npz", tmp_path / "run", "--training.checkpoint-every", "1")
     train.main([*arguments, "--training.time-limit-s", "1e-9"])
     assert training.load_run(tmp_path / "run").checkpoints.latest < 3
-    train.main([*arguments, "--resume"])
+    train.main(["resume", str(tmp_path / "run")])
     ends = [
         json.loads(path.read_text()) for path in (d / "evaluation" / "test.json" for d in (trained, tmp_path / "run"))
     ]

