@@ -56,9 +56,9 @@ class Task:
 
 
 TASKS = {
-    "text": Task(radius=2.0, steps=1500, batch_size=16),
-    "mnist": Task(radius=1.0, steps=1000, batch_size=64, width=64, heads=4, layers=3, feedforward=128),
-    "cifar10": Task(radius=1.0, steps=1500, batch_size=64, width=96, heads=6, layers=4, feedforward=192),
+    "text": Task(radius=2.0, steps=600, batch_size=16),
+    "mnist": Task(radius=1.0, steps=500, batch_size=64, width=64, heads=4, layers=3, feedforward=128),
+    "cifar10": Task(radius=1.0, steps=500, batch_size=64, width=96, heads=6, layers=4, feedforward=192),
 }
 
 

@@ -141,7 +141,8 @@ def _run_dir(name: str, experiment: Experiment[Any, Any]) -> Path:
         return Path("runs") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     if (directory / "config.json").exists():
         raise FileExistsError(
-            f"{directory} already holds a run; continue it with `train.py resume {directory}`, or give another --run-dir."
+            f"{directory} already holds a run; continue it with `train.py resume {directory}`, "
+            "or give another --run-dir."
         )
     return directory
 

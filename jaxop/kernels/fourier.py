@@ -202,22 +202,27 @@ def _horner(coefficients: list[float], square: Array) -> Array:
 
 def _channels(a: Array, count: int) -> tuple[Array, Array, Array]:
     """The channels, padded by zeros to ``count``, with their sines and cosines, channels first."""
-    # a product with the identity is what XLA does not fuse: else it takes them once per pair, where they are used
-    identity = jnp.eye(count, a.shape[1], dtype=a.dtype)
-    x, sine, cosine = (
-        jnp.matmul(identity, p.T, precision=jax.lax.Precision.HIGHEST) for p in (a, jnp.sin(a), jnp.cos(a))
-    )
-    return x, sine, cosine
+    # XLA does not fuse products with the identity: else it takes the sines once per pair, where they are used
+    settle = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+    a = settle(jnp.eye(count, a.shape[1], dtype=a.dtype), a.T)
+    identity = jnp.eye(count, dtype=a.dtype)
+    return a, settle(identity, jnp.sin(a)), settle(identity, jnp.cos(a))
 
 
 def _over_blocks(update: Any, start: Any, a: Array, b: Array, *, block: int = _BLOCK) -> Any:
     """``update(carry, channels of a, channels of b)`` for one block of channels after the other."""
-    depth = a.shape[1]
-    if depth <= block:
-        return update(start, _channels(a, depth), _channels(b, depth))
-    blocks = -(-depth // block)
-    split = [[p.reshape(blocks, block, -1) for p in _channels(x, blocks * block)] for x in (a, b)]
-    return jax.lax.scan(lambda carry, xy: (update(carry, *xy), None), start, split)[0]
+    x, y = _blocks(a, b, block)
+    if x[0].shape[0] == 1:
+        return update(start, [p[0] for p in x], [p[0] for p in y])
+    return jax.lax.scan(lambda carry, xy: (update(carry, *xy), None), start, (x, y))[0]
+
+
+def _blocks(a: Array, b: Array, block: int = _BLOCK) -> tuple[list[Array], list[Array]]:
+    """`_channels` of a and b, as (blocks, channels of a block, n)."""
+    block = min(block, a.shape[1])
+    count = -(-a.shape[1] // block)
+    x, y = ([p.reshape(count, block, -1) for p in _channels(z, count * block)] for z in (a, b))
+    return x, y
 
 
 def _log_sinc_forward(a: Array, b: Array):
@@ -227,23 +232,26 @@ def _log_sinc_forward(a: Array, b: Array):
 def _log_sinc_backward(residuals: Any, cotangent: Array):
     a, b = residuals
     n, depth = a.shape
-    strips = -(-n // _ROWS)
-    rows = min(n, _ROWS)
+    rows, strips = min(n, _ROWS), -(-n // _ROWS)
+    padding = strips * rows - n
+    cotangents = jnp.pad(cotangent, [(0, padding), (0, 0)]).reshape(strips, rows, -1)
 
-    def cut(x: Array) -> Array:  # (n, ...) to strips
-        return jnp.pad(x, [(0, strips * rows - n), (0, 0)]).reshape(strips, rows, -1)
+    def differentiate(x: list[Array], y: list[Array]) -> tuple[Array, Array]:
+        """Row and column sums of the slopes of one block of channels, (channels, n) and (channels, m)."""
 
-    channels = [jnp.moveaxis(cut(p.T), 2, 1) for p in _channels(a, depth)]
-    columns = _channels(b, depth)
+        def strip(d_b: Array, inputs: Any):
+            x, cotangent = inputs
+            slopes = [cotangent * _slope(*xy) for xy in zip(*x, *y, strict=True)]
+            d_a = jnp.stack([jnp.sum(s, axis=1) for s in slopes])
+            return d_b - jnp.stack([jnp.sum(s, axis=0) for s in slopes]), d_a
 
-    def strip(d_b: Array, inputs: Any):
-        channels, cotangent = inputs
-        slopes = [cotangent * _slope(*xy) for xy in zip(*channels, *columns, strict=True)]
-        d_a = jnp.stack([jnp.sum(s, axis=1) for s in slopes], axis=1)
-        return d_b - jnp.stack([jnp.sum(s, axis=0) for s in slopes], axis=1), d_a
+        cut = [jnp.moveaxis(jnp.pad(p, [(0, 0), (0, padding)]).reshape(-1, strips, rows), 1, 0) for p in x]
+        d_b, d_a = jax.lax.scan(strip, jnp.zeros_like(y[0]), (cut, cotangents))
+        return jnp.moveaxis(d_a, 0, 1).reshape(-1, strips * rows)[:, :n], d_b
 
-    d_b, d_a = jax.lax.scan(strip, jnp.zeros_like(b), (channels, cut(cotangent)))
-    return d_a.reshape(-1, depth)[:n], d_b
+    gradients = jax.lax.map(lambda xy: differentiate(*xy), _blocks(a, b))
+    d_a, d_b = (g.reshape(-1, g.shape[-1])[:depth].T for g in gradients)
+    return d_a, d_b
 
 
 def _slope(x: Array, sin_x: Array, cos_x: Array, y: Array, sin_y: Array, cos_y: Array) -> Array:
