@@ -49,12 +49,13 @@ def integral_attention(
         value: v_j, shape (m, h, c).
         weights: quadrature weights of the keys' domain, shape (m,), in units of length^dim; they cancel
             up to a factor when normalised. None means 1/m.
-        kernel: any kernel of `jaxop.kernels`; None means ``ExpDotProduct()``, with scale 1/√d.
+        kernel: any kernel of `jaxop.kernels`; None means ``ExpDotProduct()``, with scale 1/√d. Where a kernel
+            has an ``epsilon`` ε, the denominator is ∫ k dy + ε Σ_j w_j / m.
         kernel_axis: 0 if the kernel's leaves carry a leading axis, one entry per head.
         normalize: whether to divide by ∫ k dy. Signed kernels need False.
         mask: True where a query may see a key: (m,), (n, m) or (h, n, m).
         is_causal: whether query i sees keys j ≤ i only; needs n = m.
-        implementation: ``"dense"``: n × m matrices, any derivative. ``"chunked"``: tiles, O(n + m)
+        implementation: ``"dense"``: n × m matrices, any derivative that the kernel has. ``"chunked"``: tiles, O(n + m)
             memory in value and gradient; reverse mode only, of any order. ``"xla"``, ``"cudnn"`` (NVIDIA GPU, half
             precision) and ``"tpu"`` (Pallas): the stack's own kernels, for the exponentiated dot product;
             reverse mode only.

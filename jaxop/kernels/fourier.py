@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ _NEAR = 0.25
 """x² below which sin x / x and its logarithmic derivative are summed as series."""
 
 _GROUP = 4
-"""Channels that share one division and one logarithm: their product cannot underflow where no factor vanishes."""
+"""Channels that share one division: their product cannot underflow where no factor vanishes."""
 
 _BLOCK = 16
 """Channels that are written out; longer vectors are scanned block by block."""
@@ -36,10 +36,13 @@ class FourierIntegral(Kernel):
     even; ``power=1``, the plain Fourier integral theorem, is signed and serves density and regression.
 
     Evaluated in the log domain, so that no product of many small factors vanishes and every row is a proper
-    average. A sine is known to its rounding only: where it comes out as exactly 0, its logarithm is that of
-    ε/4 and its derivative 0 (the kernel is stationary at its zeros). Sines and cosines are taken per node,
+    average. Where a sine comes out as exactly 0, the factor counts as the smallest positive number and its
+    derivative as 0 (the kernel is stationary at its zeros). Sines and cosines are taken per node,
     sin(a − b) = sin a cos b − cos a sin b, with a series for |a − b| < ½. Queries and keys are first shifted by
     the first query, which changes no difference; a factor then errs by a few ε max|R q| / |R (q − k')|.
+
+    For queries and keys of variance 1 the logarithm is about −(power/3) R² d: with the published radii of 1 and
+    2 attention starts almost one-hot at d = 16 and more; R ≈ 1.2/√d starts it as soft as softmax.
 
     Attributes:
         radius: R, in units of one over the channels: a number, or one per channel, (d,); trainable. With
@@ -53,8 +56,8 @@ class FourierIntegral(Kernel):
     Raises:
         ValueError: for another power, a radius that is not positive and finite, or a negative epsilon.
 
-    Cost: `tile` O((n + m) d) sines, about a dozen multiplications and a quarter of a division and of a
-    logarithm per pair and channel; O(n m) memory, its derivative included. Reverse mode only.
+    Cost: `tile` O((n + m) d) sines, about a dozen multiplications and a quarter of a division per pair and
+        channel, one logarithm per pair; O(n m) memory, its derivative included. Reverse mode only.
 
     Source: Nguyen, Pham, Nguyen, Nguyen, Osher, Ho, "FourierFormer: Transformer Meets Generalized Fourier
         Integral Theorem", arXiv:2206.00206.
@@ -100,7 +103,8 @@ class FourierIntegral(Kernel):
     def log(self, a: Float[Array, " d"], b: Float[Array, " d"]) -> Float[Array, ""]:
         """Power · Σ_d log|sinc(R_d (a_d − b_d))|."""
         factors = jnp.abs(jnp.sinc(self._scaled(a - b) / math.pi))
-        return self.power * jnp.sum(jnp.log(jnp.where(factors > 0, factors, _zero(factors.dtype))))
+        smallest = float(jnp.finfo(factors.dtype).tiny)
+        return self.power * jnp.sum(jnp.log(jnp.where(factors > 0, factors, smallest)))
 
     def tile(self, query: Float[Array, "n d"], key: Float[Array, "m d"]) -> Float[Array, "n m"]:
         """The matrix of log k, or of k for power 1."""
@@ -132,15 +136,20 @@ def log_sinc(a: Float[Array, "n d"], b: Float[Array, "m d"]) -> Float[Array, "n 
         [[-0.3452]]
     """
 
-    def add(total: Array, x: Any, y: Any) -> Array:
+    def multiply(product: tuple[Array, Array], x: Any, y: Any) -> tuple[Array, Array]:
         for start in range(0, len(x[0]), _GROUP):
             group = slice(start, start + _GROUP)
             sines, differences = _fraction([p[group] for p in x], [p[group] for p in y])
-            ratio = jnp.abs(sines / differences)
-            total = total + jnp.log(jnp.where(ratio > 0, ratio, _zero(ratio.dtype)))
-        return total
+            mantissa, exponent = _split(product[0] * (sines / differences))
+            product = mantissa, product[1] + exponent
+        return product
 
-    return _over_blocks(add, jnp.zeros((a.shape[0], b.shape[0]), a.dtype), a, b)
+    shape = a.shape[0], b.shape[0]
+    start = jnp.ones(shape, a.dtype), jnp.zeros(shape, _LAYOUT[a.dtype.name].integer)
+    mantissa, exponent = _over_blocks(multiply, start, a, b)
+    # bits hide a NaN; times 0 it comes back
+    poison = 0 * (jnp.sum(a, axis=1)[:, None] + jnp.sum(b, axis=1)[None, :])
+    return jnp.log(mantissa) + math.log(2) * exponent.astype(a.dtype) + poison
 
 
 def sinc_product(a: Float[Array, "n d"], b: Float[Array, "m d"]) -> Float[Array, "n m"]:
@@ -161,9 +170,27 @@ def sinc_product(a: Float[Array, "n d"], b: Float[Array, "m d"]) -> Float[Array,
     return _over_blocks(multiply, jnp.ones((a.shape[0], b.shape[0]), a.dtype), a, b, block=_GROUP)
 
 
-def _zero(dtype: Any) -> float:
-    """What a product with a sine of exactly 0 counts as."""
-    return float(jnp.finfo(dtype).eps) / 4
+class _Bits(NamedTuple):
+    """Where a floating type keeps its exponent."""
+
+    integer: str
+    shift: int
+    bias: int
+
+
+_LAYOUT = {"float32": _Bits("int32", 23, 127), "float64": _Bits("int64", 52, 1023)}
+
+
+def _split(x: Array) -> tuple[Array, Array]:
+    """|x| = m 2^e with 1 ≤ m < 2, by the bits of x: no product underflows, and none needs a logarithm.
+
+    0 and the subnormal numbers count as m 2^−127 (m 2^−1023 in float64).
+    """
+    integer, shift, bias = _LAYOUT[x.dtype.name]
+    bits = jax.lax.bitcast_convert_type(x, jnp.dtype(integer))
+    exponent = ((bits >> shift) & (2 * bias + 1)) - bias
+    mantissa = (bits & ((1 << shift) - 1)) | (bias << shift)
+    return jax.lax.bitcast_convert_type(mantissa, x.dtype), exponent
 
 
 def _fraction(x: Any, y: Any) -> tuple[Array, Array]:
