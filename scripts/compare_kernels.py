@@ -10,6 +10,7 @@ and the training is short: these are comparisons, not records. Data: see real_da
 
 import dataclasses
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,7 @@ def run(name: str, task: Task, options: Comparison, train: Examples, test: Examp
                 checkpoint_every=task.steps,
             )
             stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-            directory = options.run_dir / f"{name}-{label.replace(', ', '-')}-{seed}-{stamp}"
+            directory = options.run_dir / f"{name}-{re.sub('[^a-z0-9.]+', '-', label.lower())}-{seed}-{stamp}"
             result = training.fit(model, train, {}, config, run_dir=directory, progress=False)
             scores = training.score(result.model, test, batch_size=task.batch_size)
             probe = jax.jit(lambda m, x: m.head_distances(x))(result.model, test[: task.batch_size].inputs)

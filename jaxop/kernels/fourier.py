@@ -42,7 +42,7 @@ class FourierIntegral(Kernel):
     the first query, which changes no difference; a factor then errs by a few ε max|R q| / |R (q − k')|.
 
     For queries and keys of variance 1 the logarithm is about −(power/3) R² d: with the published radii of 1 and
-    2 attention starts almost one-hot at d = 16 and more; R ≈ 1.2/√d starts it as soft as softmax.
+    2 attention starts almost one-hot at d = 16 and more; R ≈ 0.7 d^(−1/4) starts it about as soft as softmax.
 
     Attributes:
         radius: R, in units of one over the channels: a number, or one per channel, (d,); trainable. With
