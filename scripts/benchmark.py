@@ -1,7 +1,7 @@
 """Measures jaxop against what a user would pick instead: medians, and ratios within one run.
 
-    python scripts/benchmark.py                  # everything, about 15 minutes on two cores
-    python scripts/benchmark.py attention        # one section: attention, large, steps, patches or fourier
+    python scripts/benchmark.py                  # everything, about 25 minutes on two cores
+    python scripts/benchmark.py attention        # or large, steps, patches, fourier, transformers: one section
 
 Prints Markdown tables. Every row is measured in fresh processes that alternate where allocator settings
 matter; PyTorch rows need ``pip install 'jaxop[benchmark]'`` and are left out without it.
@@ -323,9 +323,48 @@ def fourier(repeats: int = 5) -> None:
             )
 
 
+def transformers(repeats: int = 9) -> None:
+    """A training step of the models of compare_kernels.py, with the Fourier kernel and with softmax, in turns."""
+    import compare_kernels
+    import jax
+    import numpy as np
+    from experiment import tune_allocator
+
+    from jaxop import data, training
+
+    tune_allocator()
+    print("\n| training step | softmax | Fourier integral | ratio |")
+    print("|---|---|---|---|")
+    rng = np.random.default_rng(0)
+    for name, shape in (("text", None), ("mnist", (28, 28, 1)), ("cifar10", (32, 32, 3))):
+        task = compare_kernels.TASKS[name]
+        count = task.batch_size
+        if shape is None:
+            train = data.text_windows(rng.integers(0, 256, count * task.context + 1), task.context)
+        else:
+            train = data.Examples(rng.normal(size=(count, *shape)), rng.integers(0, 10, count))
+        batch, runs = train[np.arange(count)], []
+        for kernel in ("softmax", "fourier"):
+            model = compare_kernels.build(task, compare_kernels.kernel(kernel, task.radius), train, 0)
+            settings = training.TrainingConfig(batch_size=count, loss="cross_entropy")
+            optimizer = training.make_optimizer(settings)
+            graphdef, state = training.init_state(model, optimizer, settings)
+            compiled_step: Any = training.make_step(graphdef, optimizer, settings)
+            runs.append((compiled_step.lower(state, batch).compile(), state, []))
+        for _ in range(repeats + 2):
+            for i, (compiled, state, seconds) in enumerate(runs):
+                start = time.perf_counter()
+                state, metrics = compiled(state, batch)
+                jax.block_until_ready((state, metrics))
+                seconds.append(time.perf_counter() - start)
+                runs[i] = compiled, state, seconds
+        softmax, fourier = (statistics.median(seconds[2:]) for *_, seconds in runs)
+        print(f"| {name} | {softmax:.3f} s | {fourier:.3f} s | {fourier / softmax:.2f} |", flush=True)
+
+
 def everything() -> None:
     """All sections, each in a process of its own."""
-    for section in ("attention", "large", "patches", "steps", "fourier"):
+    for section in ("attention", "large", "patches", "steps", "fourier", "transformers"):
         subprocess.run([sys.executable, __file__, section], check=True)
 
 
@@ -343,6 +382,7 @@ def main() -> None:
                 "step": step,
                 "patches": patches,
                 "fourier": fourier,
+                "transformers": transformers,
             },
             config=(tyro.conf.OmitArgPrefixes,),
         )

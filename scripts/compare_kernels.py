@@ -13,7 +13,7 @@ import os
 import re
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -69,6 +69,7 @@ class Comparison:
 
     Attributes:
         seeds: of parameters and batches; one training each.
+        steps: training steps of each model; None: those of the task.
         kernels: which to compare, see `kernel`; "published" has the epsilon of 1e-6, the others are exact.
         test_examples: validation examples to judge by, from the start of the set.
         cache: where the packages are kept.
@@ -76,6 +77,7 @@ class Comparison:
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
+    steps: int | None = None
     kernels: tuple[str, ...] = ("softmax", "fourier", "fourier, published", "fourier, R = 0.3")
     test_examples: int = 2000
     cache: Path = CACHE
@@ -155,14 +157,14 @@ def run(name: str, task: Task, options: Comparison, train: Examples, test: Examp
     return rows
 
 
-def main(name: tyro.conf.Positional[str], task: Task | None = None, options: Comparison = Comparison()) -> None:
-    """Compares kernels on the task NAME: text, mnist or cifar10."""
-    if name not in TASKS:
-        raise SystemExit(f"error: task {name!r} is unknown: choose one of {sorted(TASKS)}.")
-    task = TASKS[name] if task is None else task
+def main(name: tyro.conf.Positional[Literal["text", "mnist", "cifar10"]], options: Comparison = Comparison()) -> None:
+    """Compares kernels on the task NAME."""
+    task = TASKS[name]
+    if options.steps is not None:
+        task = dataclasses.replace(task, steps=options.steps)
     run(name, task, options, *load(name, task, options.cache))
 
 
 if __name__ == "__main__":
     tune_allocator()
-    tyro.cli(main, description=__doc__)
+    tyro.cli(main, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))

@@ -73,9 +73,9 @@ def accumulate(
         0.750
     """
     query, key, value, weights, mask = check_operands(query, key, value, weights, kernel, kernel_axis, mask)
-    if getattr(kernel, "epsilon", 0.0):
+    if epsilon := getattr(kernel, "epsilon", 0.0):
         raise NotImplementedError(
-            f"kernel.epsilon = {kernel.epsilon} belongs to the whole integral, which a part does not know; use "  # pyright: ignore
+            f"epsilon = {epsilon} of the kernel belongs to the whole integral, which a part does not know; use "
             "epsilon=0, or integral_attention."
         )
     return accumulate_heads(

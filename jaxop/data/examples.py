@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Int, Num
 
 from jaxop._pytree import register
-from jaxop._validation import first_index
+from jaxop._validation import first_index, float_dtype
 
 
 @register
@@ -77,18 +77,20 @@ class Examples:
 
     def __getitem__(self, indices: slice | Sequence[SupportsIndex] | Int[np.ndarray | Array, " b"]) -> ExampleBatch:
         """The examples of the given numbers, in that order."""
-        index = np.arange(len(self))[indices if isinstance(indices, slice) else np.asarray(indices)]
+        index = self._index(indices)
 
         def to_jax(rows: np.ndarray) -> Any:
-            kind = jnp.int32 if np.issubdtype(rows.dtype, np.integer) else jnp.float32
-            return jnp.asarray(rows.astype(kind))
+            return jnp.asarray(rows.astype(np.int32 if np.issubdtype(rows.dtype, np.integer) else float_dtype()))
 
         return ExampleBatch(to_jax(self.inputs[index]), to_jax(self.labels[index]), jnp.asarray(index, jnp.int32))
 
     def take(self, indices: slice | Sequence[SupportsIndex] | Int[np.ndarray | Array, " b"]) -> "Examples":
         """The set of the given examples."""
-        index = np.arange(len(self))[indices if isinstance(indices, slice) else np.asarray(indices)]
+        index = self._index(indices)
         return Examples(self.inputs[index], self.labels[index])
+
+    def _index(self, indices: Any) -> np.ndarray:
+        return np.arange(len(self))[indices if isinstance(indices, slice) else np.asarray(indices)]
 
 
 def text_windows(tokens: Int[np.ndarray, " n"], context: int) -> Examples:

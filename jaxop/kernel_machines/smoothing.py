@@ -1,7 +1,6 @@
 """Kernel density estimation and Nadaraya–Watson regression, as attention between query points and samples."""
 
 import dataclasses
-import functools
 import math
 from typing import Any
 
@@ -16,9 +15,39 @@ from jaxop.attention import integral_attention
 from jaxop.kernels import FourierIntegral, Gaussian, Kernel
 
 
-@functools.partial(register, static=())
 @dataclasses.dataclass(frozen=True)
-class Density:
+class _Fitted:
+    """A weighted sample in the coordinates of a kernel, and integrals against it."""
+
+    kernel: Kernel
+    points: Float[Array, "m dim"]
+    weights: Float[Array, " m"]
+    transform: Float[Array, "dim dim"] | None
+
+    def _integrate(self, x: Any, values: Array, block_size: int | None, *, normalize: bool) -> Array:
+        """∫ k v for the queries x, block by block."""
+        x, dim = as_float(x, "x"), self.points.shape[1]
+        if x.ndim != 2 or x.shape[1] != dim:
+            raise ValueError(f"x must have shape (n, D) = (n, {dim}) like the sample, got {x.shape}; reshape to rows.")
+        if block_size is not None and block_size < 1:
+            raise ValueError(f"block_size must be at least 1, got {block_size}; None evaluates all points at once.")
+        x = _apply(self.transform, x.astype(self.points.dtype))
+        key, value = self.points[:, None], values[:, None]
+
+        def evaluate(block: Array) -> Array:
+            query = block[:, None]
+            return integral_attention(query, key, value, self.weights, kernel=self.kernel, normalize=normalize)[:, 0]
+
+        if block_size is None or block_size >= x.shape[0]:
+            return evaluate(x)
+        n = x.shape[0]
+        padded = jnp.pad(x, [(0, -n % block_size), (0, 0)], mode="edge").reshape(-1, block_size, dim)
+        return jax.lax.map(evaluate, padded).reshape(-1, values.shape[1])[:n]
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class Density(_Fitted):
     """p̂(x) = c Σ_j w_j k(x, x_j), a fitted density; a pytree that passes through `jax.jit`.
 
     Attributes:
@@ -29,10 +58,6 @@ class Density:
         log_constant: log c; the density carries units of one over volume.
     """
 
-    kernel: Kernel
-    points: Float[Array, "m dim"]
-    weights: Float[Array, " m"]
-    transform: Float[Array, "dim dim"] | None
     log_constant: Float[Array, ""]
 
     def predict(self, x: Float[Array, "n dim"], *, block_size: int | None = None) -> Float[Array, " n"]:
@@ -45,14 +70,13 @@ class Density:
         Returns:
             Shape (n,); for the signed kernel (power 1) it may be negative.
         """
-        ones = jnp.ones((self.points.shape[0], 1), self.points.dtype)
-        sums = _in_blocks(self, x, ones, block_size, normalize=False)
+        sums = self._integrate(x, jnp.ones_like(self.weights)[:, None], block_size, normalize=False)
         return sums[:, 0] * jnp.exp(self.log_constant)
 
 
-@functools.partial(register, static=())
+@register
 @dataclasses.dataclass(frozen=True)
-class Regression:
+class Regression(_Fitted):
     """f̂(x) = Σ_j w_j k(x, x_j) y_j / Σ_j w_j k(x, x_j), a fitted regression function; a pytree.
 
     Attributes:
@@ -63,10 +87,6 @@ class Regression:
         values: y_j, (m, c).
     """
 
-    kernel: Kernel
-    points: Float[Array, "m dim"]
-    weights: Float[Array, " m"]
-    transform: Float[Array, "dim dim"] | None
     values: Float[Array, "m c"]
 
     def predict(self, x: Float[Array, "n dim"], *, block_size: int | None = None) -> Float[Array, "n c"]:
@@ -81,9 +101,9 @@ class Regression:
             comes close to 0; exactly 0 where it is.
         """
         if self.kernel.sign != "signed":
-            return _in_blocks(self, x, self.values, block_size, normalize=True)
+            return self._integrate(x, self.values, block_size, normalize=True)
         augmented = jnp.concatenate([self.values, jnp.ones_like(self.values[:, :1])], axis=1)
-        sums = _in_blocks(self, x, augmented, block_size, normalize=False)
+        sums = self._integrate(x, augmented, block_size, normalize=False)
         mass = sums[:, -1:]
         return jnp.where(mass != 0, sums[:, :-1] / jnp.where(mass != 0, mass, 1), 0)
 
@@ -269,32 +289,6 @@ def sinc_power_integral(power: int) -> float:
     n = power
     terms = ((-1) ** k * math.comb(n, k) * (n - 2 * k) ** (n - 1) for k in range(n // 2 + n % 2))
     return math.pi * sum(terms) / (2 ** (n - 1) * math.factorial(n - 1))
-
-
-def _in_blocks(fitted: Any, x: Any, values: Array, block_size: int | None, *, normalize: bool) -> Array:
-    """∫ k v for the queries x, block by block."""
-    x, dim = as_float(x, "x"), fitted.points.shape[1]
-    if x.ndim != 2 or x.shape[1] != dim:
-        raise ValueError(f"x must have shape (n, D) = (n, {dim}) like the sample, got {x.shape}; reshape to rows.")
-    if block_size is not None and block_size < 1:
-        raise ValueError(f"block_size must be at least 1, got {block_size}; None evaluates all points at once.")
-    x = _apply(fitted.transform, x.astype(fitted.points.dtype))
-
-    def evaluate(block: Array) -> Array:
-        return integral_attention(
-            block[:, None],
-            fitted.points[:, None],
-            values[:, None],
-            fitted.weights,
-            kernel=fitted.kernel,
-            normalize=normalize,
-        )[:, 0]
-
-    if block_size is None or block_size >= x.shape[0]:
-        return evaluate(x)
-    n = x.shape[0]
-    padded = jnp.pad(x, [(0, -n % block_size), (0, 0)], mode="edge").reshape(-1, block_size, dim)
-    return jax.lax.map(evaluate, padded).reshape(-1, values.shape[1])[:n]
 
 
 def _radii(radius: Any, points: Array) -> Array:

@@ -119,17 +119,9 @@ class Run:
                 f"{self.directory}/{_CONFIG} does not describe an operator of jaxop ({type(error).__name__}: {error}); "
                 "build the model yourself and call restore(model)."
             ) from error
-        channels = config.in_channels, config.out_channels
-        zeros, ones = ([[value] * count for count in channels] for value in (0.0, 1.0))
-        return nnx.eval_shape(
-            lambda: Standardized(
-                build(config, rngs=nnx.Rngs(0)),
-                input_mean=zeros[0],
-                input_std=ones[0],
-                output_mean=zeros[1],
-                output_std=ones[1],
-            )
-        )
+        inputs, outputs = np.ones(config.in_channels), np.ones(config.out_channels)
+        statistics = {"input_mean": inputs, "input_std": inputs, "output_mean": outputs, "output_std": outputs}
+        return nnx.eval_shape(lambda: Standardized(build(config, rngs=nnx.Rngs(0)), **statistics))
 
 
 def load_run(directory: str | os.PathLike[str]) -> Run:

@@ -80,13 +80,31 @@ def test_nothing_is_nan_at_equal_nodes_and_at_zeros_of_sinc(x):
     assert all(np.isfinite(leaf).all() for leaf in (value, *gradients))
 
 
-def test_a_zero_of_a_factor_has_no_mass_and_no_derivative():
-    kernel = kernels.FourierIntegral(1.0, 2)
-    # Σ 2^k π/2^k: the rounded sines of these cancel exactly
-    query, key = jnp.asarray([[2 * math.pi, 0.3]], jnp.float32), jnp.asarray([[math.pi, 0.1]], jnp.float32)
-    log_kernel = fourier.log_sinc(query, key)
-    value, slope = jax.value_and_grad(lambda q: kernel.tile(q, key)[0, 0])(query)
-    assert all(np.isfinite(leaf).all() for leaf in (log_kernel, value, slope))
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_a_sine_of_exactly_zero_is_finite_and_has_no_slope(dtype, x64):
+    nodes = jnp.asarray([3.0, 5.0], dtype)  # sines and cosines that cancel exactly, at a distance of 2
+    one = jnp.ones(2, dtype)
+    slope = fourier._slope(nodes, one, one, nodes[::-1], one, one)
+    np.testing.assert_array_equal(np.diag(slope), 0.0)
+    sines, differences = fourier._fraction(
+        [nodes[None], one[None], one[None]], [nodes[None, ::-1], one[None], one[None]]
+    )
+    assert (np.diag(sines) == 0).all()
+    mantissa, exponent = fourier._split(sines / differences)
+    assert np.diag(mantissa).tolist() == [1, 1]
+    assert np.diag(exponent).tolist() == [jnp.finfo(dtype).minexp - 1] * 2
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_products_are_split_exactly_and_nan_is_not_hidden(dtype, x64):
+    x = jnp.asarray([1.0, -0.75, 3e-30, -7e30, float(jnp.finfo(dtype).tiny)], dtype)
+    mantissa, exponent = fourier._split(x)
+    assert ((mantissa >= 1) & (mantissa < 2)).all()
+    np.testing.assert_array_equal(np.ldexp(np.asarray(mantissa), np.asarray(exponent)), np.abs(x))
+    bad = jnp.asarray([[jnp.nan, 0.0], [1.0, 2.0]], dtype)
+    out = fourier.log_sinc(bad, jnp.zeros((3, 2), dtype))
+    assert np.isnan(out[0]).all()
+    assert np.isfinite(out[1]).all()
 
 
 @pytest.mark.parametrize("depth", [64, 128])
