@@ -8,3 +8,5 @@ from jaxop.kernels.base import from_pair as from_pair
 from jaxop.kernels.dot_product import ExpDotProduct as ExpDotProduct
 from jaxop.kernels.fourier import FourierIntegral as FourierIntegral
 from jaxop.kernels.gaussian import Gaussian as Gaussian
+from jaxop.kernels.rational import Bilinear as Bilinear
+from jaxop.kernels.rational import InverseMultiquadric as InverseMultiquadric

@@ -1,0 +1,34 @@
+"""Particle flows: attention as a velocity field, its acceleration, damping, and integrators for any force."""
+
+from jaxop.flows.integrators import METHODS as METHODS
+from jaxop.flows.integrators import AdamsBashforth2 as AdamsBashforth2
+from jaxop.flows.integrators import Euler as Euler
+from jaxop.flows.integrators import ExponentialEuler as ExponentialEuler
+from jaxop.flows.integrators import KickDampDrift as KickDampDrift
+from jaxop.flows.integrators import LawsonAdamsBashforth2 as LawsonAdamsBashforth2
+from jaxop.flows.integrators import Method as Method
+from jaxop.flows.integrators import TaoDoubling as TaoDoubling
+from jaxop.flows.integrators import step as step
+from jaxop.flows.linear import accelerated_linear_flow as accelerated_linear_flow
+from jaxop.flows.linear import linear_energy as linear_energy
+from jaxop.flows.linear import linear_flow as linear_flow
+from jaxop.flows.linear import linear_force as linear_force
+from jaxop.flows.linear import linear_moment_flow as linear_moment_flow
+from jaxop.flows.linear import linear_rates as linear_rates
+from jaxop.flows.simulation import Trajectory as Trajectory
+from jaxop.flows.simulation import simulate as simulate
+from jaxop.flows.softmax import accelerated_softmax_flow as accelerated_softmax_flow
+from jaxop.flows.softmax import softmax_energy as softmax_energy
+from jaxop.flows.softmax import softmax_flow as softmax_flow
+from jaxop.flows.softmax import softmax_force as softmax_force
+from jaxop.flows.softmax import softmax_momentum_flow as softmax_momentum_flow
+from jaxop.flows.softmax import softmax_momentum_rates as softmax_momentum_rates
+from jaxop.flows.softmax import softmax_rates as softmax_rates
+from jaxop.flows.stein import accelerated_stein_flow as accelerated_stein_flow
+from jaxop.flows.stein import stein_flow as stein_flow
+from jaxop.flows.stein import stein_force as stein_force
+from jaxop.flows.stein import stein_rates as stein_rates
+from jaxop.flows.system import Damping as Damping
+from jaxop.flows.system import State as State
+from jaxop.flows.system import System as System
+from jaxop.flows.system import start as start

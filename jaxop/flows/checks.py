@@ -1,0 +1,62 @@
+"""Validation of ensembles and of the matrices that flows take."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from jaxop._validation import as_float, first_index, is_concrete
+
+
+def check_ensemble(x: Any, weights: Any, **others: Any) -> tuple[Array, ...]:
+    """The particles, their weights scaled to sum 1, and further arrays of the particles' shape."""
+    x = as_float(x, "x")
+    if x.ndim != 2 or 0 in x.shape:
+        raise ValueError(f"x must have shape (n, d), one particle per row, got {x.shape}; use jax.vmap for ensembles.")
+    if weights is None:
+        weights = jnp.full(x.shape[0], 1 / x.shape[0], x.dtype)
+    else:
+        weights = as_float(weights, "weights")
+        if weights.shape != (x.shape[0],):
+            raise ValueError(f"weights must have one entry per particle, ({x.shape[0]},), got shape {weights.shape}.")
+        if is_concrete(weights):
+            values = np.asarray(weights)
+            bad = ~(values >= 0)
+            if bad.any() or not values.sum() > 0:
+                where = f"weights[{first_index(bad)}] = {values[first_index(bad)]}" if bad.any() else "all are 0"
+                raise ValueError(f"weights must be at least 0 with a positive sum, but {where}.")
+        weights = (weights / jnp.sum(weights)).astype(x.dtype)
+    arrays = []
+    for name, array in others.items():
+        array = as_float(array, name)
+        if array.shape != x.shape:
+            raise ValueError(f"{name} must have the shape of x, {x.shape}, got {array.shape}.")
+        arrays.append(array.astype(x.dtype))
+    return x, weights, *arrays
+
+
+def check_matrix(matrix: Any, name: str, x: Array, *, symmetric: bool = False, definite: bool = False) -> Array:
+    """A (d, d) matrix in the dtype of the particles; its values are looked at where they are known."""
+    matrix = as_float(matrix, name)
+    d = x.shape[1]
+    if matrix.shape != (d, d):
+        raise ValueError(f"{name} must be a ({d}, {d}) matrix for particles of {d} channels, got {matrix.shape}.")
+    if (symmetric or definite) and is_concrete(matrix):
+        values = np.asarray(matrix, np.float64)
+        scale, tolerance = np.abs(values).max(), 100 * float(jnp.finfo(matrix.dtype).eps)
+        gap = np.abs(values - values.T)
+        if not gap.max() <= tolerance * scale:
+            i, j = np.unravel_index(int(np.argmax(gap)), gap.shape)
+            raise ValueError(
+                f"{name} must be symmetric, but entries [{i}, {j}] and [{j}, {i}] are {values[i, j]:g} and "
+                f"{values[j, i]:g}; build it as L Lᵀ or take its symmetric part."
+            )
+        if definite:
+            least = float(np.linalg.eigvalsh(values)[0])
+            if not least > 0:
+                raise ValueError(
+                    f"{name} must be positive definite, but its least eigenvalue is {least:g}; build it as L Lᵀ with a "
+                    "positive diagonal of L."
+                )
+    return matrix.astype(x.dtype)

@@ -1,0 +1,230 @@
+"""Six integrators of damped systems through one function, `step`."""
+
+import dataclasses
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from jaxop._validation import is_concrete
+from jaxop.flows.system import Damping, State, System, evaluate
+
+
+@runtime_checkable
+class Method(Protocol):
+    """One way to advance a state; the objects below are the choices."""
+
+    def history(self, state: State) -> Any:
+        """What the method remembers at the start."""
+        ...
+
+    def advance(self, system: System, state: State, schedule: Damping, dt: Array, ratio: Any) -> State:
+        """The state after ``dt``, in which x moves by ``ratio · dt``."""
+        ...
+
+
+def step(method: Method, system: System, state: State, schedule: Damping, dt: Any) -> State:
+    """One step of ẋ = drift, ẏ = −α(t) y + force; scans and jits, with all memory in the state.
+
+    Args:
+        method: `Euler`, `KickDampDrift`, `ExponentialEuler`, `AdamsBashforth2`, `LawsonAdamsBashforth2` or
+            `TaoDoubling`: one evaluation of the rates each, but four for Tao's.
+        system: the rates.
+        state: from `start` with the same method, or from a step before.
+        schedule: the damping α(t).
+        dt: length of the step, or a pair (h_x, h_y), in which x moves by h_x ẋ while y and the clock move by h_y.
+
+    Returns:
+        The state at t + dt.
+
+    Raises:
+        ValueError: for a step that is not positive and finite (where its value is known).
+        TypeError: for a method that is none, or a state that was started with another.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxop import flows
+        >>> system = flows.System(lambda state, t: (lambda y: y, -state.position))
+        >>> method, schedule = flows.ExponentialEuler(), flows.Damping(logarithmic=3.0)
+        >>> state = flows.start(method, jnp.ones(2))
+        >>> advance = lambda state, _: (flows.step(method, system, state, schedule, 0.05), None)
+        >>> print(jax.lax.scan(advance, state, length=200)[0].time.round(2))
+        11.0
+    """
+    if isinstance(method, type) or not hasattr(method, "advance"):
+        names = ", ".join(f"flows.{kind.__name__}()" for kind in METHODS.values())
+        raise TypeError(f"method must be one of {names}, got {method!r}.")
+    h_x, h_y = dt if isinstance(dt, tuple) else (dt, dt)
+    for name, h in (("h_x", h_x), ("h_y", h_y)):
+        if is_concrete(h) and not (np.isfinite(h) and h > 0):
+            raise ValueError(f"dt must be positive and finite, got {name} = {h}.")
+    if jax.tree.structure(state.history) != jax.tree.structure(method.history(state)):
+        raise TypeError(f"state was started with another method; use flows.start({method!r}, ...).")
+    dtype = state.position.dtype
+    ratio = None if h_x is h_y else jnp.asarray(h_x, dtype) / jnp.asarray(h_y, dtype)
+    return method.advance(system, state, schedule, jnp.asarray(h_y, dtype), 1 if ratio is None else ratio)
+
+
+def _decay(schedule: Damping, state: State, dt: Any) -> Array:
+    return jnp.asarray(schedule.between(state.time, dt), state.position.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Euler:
+    """X ← X + h ẋ, Y ← Y + h (G − α(t) Y), everything at the old state; order 1."""
+
+    def history(self, state: State) -> None:
+        """None."""
+
+    def advance(self, system: System, state: State, schedule: Damping, dt: Array, ratio: Any) -> State:
+        """See `step`."""
+        drift, force = evaluate(system, state)
+        alpha = jnp.asarray(schedule.rate(state.time), dt.dtype)
+        return State(
+            state.position + ratio * dt * drift,
+            state.velocity + dt * (force - alpha * state.velocity),
+            state.time + dt,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class KickDampDrift:
+    """Y ← σ (Y + h G(X, Y)), σ = e^{−Δη}, then X ← X + h ẋ(X, new Y); order 1, conformally symplectic Euler.
+
+    On a separable system its Jacobian J satisfies Jᵀ Ω J = σ Ω: phase-space area shrinks as in the flow itself.
+    """
+
+    def history(self, state: State) -> None:
+        """None."""
+
+    def advance(self, system: System, state: State, schedule: Damping, dt: Array, ratio: Any) -> State:
+        """See `step`."""
+        drift, force = system.rates(state, state.time)
+        velocity = jnp.exp(-_decay(schedule, state, dt)) * (state.velocity + dt * force)
+        moved = system.drift(drift, state, velocity)
+        return State(state.position + ratio * dt * moved, velocity, state.time + dt)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExponentialEuler:
+    """Y ← σ Y + ((1 − σ)/ᾱ) G, ᾱ = Δη/h: the damping exactly, the force frozen; X with the old Y; order 1."""
+
+    def history(self, state: State) -> None:
+        """None."""
+
+    def advance(self, system: System, state: State, schedule: Damping, dt: Array, ratio: Any) -> State:
+        """See `step`."""
+        drift, force = evaluate(system, state)
+        eta = _decay(schedule, state, dt)
+        small = eta < 1e-12
+        average = jnp.where(small, 1, -jnp.expm1(-eta) / jnp.where(small, 1, eta))
+        return State(
+            state.position + ratio * dt * drift,
+            jnp.exp(-eta) * state.velocity + dt * average * force,
+            state.time + dt,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class AdamsBashforth2:
+    """Z ← Z + h ((1 + r/2) R_n − (r/2) R_{n−1}), R = (ẋ, G − α Y), r = h / former h; order 2, first step Euler's."""
+
+    def history(self, state: State) -> State:
+        """Rates of a former step, none yet: its time is that of the state."""
+        return State(jnp.zeros_like(state.position), jnp.zeros_like(state.velocity), state.time)
+
+    def advance(self, system: System, state: State, schedule: Damping, dt: Array, ratio: Any) -> State:
+        """See `step`."""
+        drift, force = evaluate(system, state)
+        damped = force - jnp.asarray(schedule.rate(state.time), dt.dtype) * state.velocity
+        half = _half_ratio(state, dt)
+        return State(
+            state.position + ratio * dt * ((1 + half) * drift - half * state.history.position),
+            state.velocity + dt * ((1 + half) * damped - half * state.history.velocity),
+            state.time + dt,
+            State(drift, damped, state.time),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class LawsonAdamsBashforth2:
+    """`AdamsBashforth2` on e^η Y: the damping is integrated exactly (integrating factor); order 2."""
+
+    def history(self, state: State) -> State:
+        """Rates of a former step, none yet: its time is that of the state."""
+        return AdamsBashforth2().history(state)
+
+    def advance(self, system: System, state: State, schedule: Damping, dt: Array, ratio: Any) -> State:
+        """See `step`."""
+        drift, force = evaluate(system, state)
+        half, eta, former = _half_ratio(state, dt), _decay(schedule, state, dt), state.history
+        since = jnp.asarray(schedule.between(former.time, state.time + dt - former.time), dt.dtype)
+        return State(
+            state.position + ratio * dt * ((1 + half) * drift - half * former.position),
+            jnp.exp(-eta) * (state.velocity + dt * (1 + half) * force) - dt * half * jnp.exp(-since) * former.velocity,
+            state.time + dt,
+            State(drift, force, state.time),
+        )
+
+
+def _half_ratio(state: State, dt: Array) -> Array:
+    elapsed = state.time - state.history.time
+    first = elapsed <= 0
+    return jnp.where(first, 0, dt / jnp.where(first, 1, elapsed)) / 2
+
+
+@dataclasses.dataclass(frozen=True)
+class TaoDoubling:
+    """A^{h/2} B^{h/2} C_{2ξh} B^{h/2} A^{h/2} on two copies of phase space; order 2.
+
+    A moves (x, ỹ) with the rates at (x̃, y), B moves (x̃, y) with those at (x, ỹ), C rotates the differences of the
+    copies by the angle 2 ξ h; the damping acts for half a step before and half a step after.
+    Without damping and with the rates of a Hamiltonian it is symplectic, separable or not.
+
+    Attributes:
+        coupling: ξ, in units of one over time: how strongly the copies are bound.
+
+    Source: Tao, "Explicit symplectic approximation of nonseparable Hamiltonians", arXiv:1609.02212.
+    """
+
+    coupling: float = 1.0
+
+    def history(self, state: State) -> tuple[Array, Array]:
+        """The second copy of position and velocity."""
+        return state.position, state.velocity
+
+    def advance(self, system: System, state: State, schedule: Damping, dt: Array, ratio: Any) -> State:
+        """See `step`."""
+        middle = state.time + dt / 2
+        before = jnp.exp(-_decay(schedule, state, dt / 2))
+        after = jnp.exp(-_decay(schedule, state._replace(time=middle), dt / 2))
+
+        def half(x: Array, y: Array, at_x: Array, at_y: Array) -> tuple[Array, Array]:
+            drift, force = evaluate(system, State(at_x, at_y, middle))
+            return x + ratio * dt / 2 * drift, y + dt / 2 * force
+
+        x, y = state.position, before * state.velocity
+        x2, y2 = state.history[0], before * state.history[1]
+        x, y2 = half(x, y2, x2, y)
+        x2, y = half(x2, y, x, y2)
+        angle = 2 * self.coupling * dt
+        cosine, sine = jnp.cos(angle), jnp.sin(angle)
+        mean_x, mean_y, apart_x, apart_y = (x + x2) / 2, (y + y2) / 2, (x - x2) / 2, (y - y2) / 2
+        turned_x, turned_y = cosine * apart_x + sine * apart_y, cosine * apart_y - sine * apart_x
+        x, x2, y, y2 = mean_x + turned_x, mean_x - turned_x, mean_y + turned_y, mean_y - turned_y
+        x2, y = half(x2, y, x, y2)
+        x, y2 = half(x, y2, x2, y)
+        return State(x, after * y, state.time + dt, (x2, after * y2))
+
+
+METHODS: dict[str, type] = {
+    "euler": Euler,
+    "kick_damp_drift": KickDampDrift,
+    "exponential_euler": ExponentialEuler,
+    "ab2": AdamsBashforth2,
+    "lawson_ab2": LawsonAdamsBashforth2,
+    "tao": TaoDoubling,
+}
+"""The integrators by name."""

@@ -1,0 +1,214 @@
+r"""Linear attention as a gradient flow of particles, its acceleration, and the moments that describe both.
+
+The energy −½ Σ_i w_i x_iᵀ V x_i in the metric of the kernel k(x, y) = xᵀ A y. Everything goes through d × d
+moments: the n × n Gram matrix is never formed.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxop.flows.checks import check_ensemble, check_matrix
+from jaxop.flows.system import State, System
+
+
+def linear_force(
+    x: Float[Array, "n d"],
+    weights: Float[Array, " n"] | None = None,
+    *,
+    bilinear: Float[Array, "d d"],
+    hessian: Float[Array, "d d"],
+) -> Float[Array, "n d"]:
+    """X A (Xᵀ W X) Vᵀ, the velocity of the first-order flow: ẋ_i = V Σ_j w_j (x_iᵀ A x_j) x_j.
+
+    Args:
+        x: particles, one per row, (n, d).
+        weights: masses in any unit, scaled to sum 1, (n,); None: equal. With a domain, its quadrature weights.
+        bilinear: A.
+        hessian: V.
+
+    Returns:
+        Shape (n, d).
+
+    Raises:
+        ValueError: for shapes that do not fit, or weights that are negative or all 0.
+
+    Cost: O(n d²) time, O(n d) memory.
+
+    Source: Stein, Li, Steidl, arXiv:2603.16535.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxop import flows
+        >>> flows.linear_force(jnp.eye(3, 2), bilinear=jnp.eye(2), hessian=-jnp.eye(2)).shape
+        (3, 2)
+    """
+    x, weights = check_ensemble(x, weights)
+    bilinear, hessian = (check_matrix(m, name, x) for m, name in ((bilinear, "bilinear"), (hessian, "hessian")))
+    return x @ (bilinear @ _moment(x, x, weights) @ hessian.T)
+
+
+def linear_rates(
+    x: Float[Array, "n d"],
+    momentum: Float[Array, "n d"],
+    weights: Float[Array, " n"] | None = None,
+    *,
+    bilinear: Float[Array, "d d"],
+    hessian: Float[Array, "d d"],
+) -> tuple[Any, Float[Array, "n d"]]:
+    """Ẋ = X A (Xᵀ W Y) and Ẏ = X Vᵀ − Y (Yᵀ W X) A, the accelerated flow without its damping.
+
+    With Y = X S at the start, S, A and V symmetric, elliptically contoured laws stay so: x_t = M_t x_0, see
+    `linear_moment_flow`.
+
+    Args:
+        x: particles, (n, d).
+        momentum: Y, (n, d).
+        weights: as in `linear_force`.
+        bilinear: A.
+        hessian: V.
+
+    Returns:
+        (drift, force): the function Y ↦ Ẋ at this X, and Ẏ without damping, (n, d).
+
+    Raises:
+        ValueError: as `linear_force`.
+
+    Cost: O(n d²) time, O(n d) memory.
+
+    Source: Stein, Li, Steidl, arXiv:2603.16535.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxop import flows
+        >>> drift, force = flows.linear_rates(jnp.eye(3, 2), jnp.ones((3, 2)), bilinear=jnp.eye(2), hessian=-jnp.eye(2))
+        >>> force.shape
+        (3, 2)
+    """
+    x, weights, y = check_ensemble(x, weights, momentum=momentum)
+    bilinear, hessian = (check_matrix(m, name, x) for m, name in ((bilinear, "bilinear"), (hessian, "hessian")))
+
+    def drift(y: Array) -> Array:
+        return x @ (bilinear @ _moment(x, y, weights))
+
+    return drift, x @ hessian.T - y @ (_moment(y, x, weights) @ bilinear)
+
+
+def linear_energy(
+    x: Float[Array, "n d"],
+    momentum: Float[Array, "n d"],
+    weights: Float[Array, " n"] | None = None,
+    *,
+    bilinear: Float[Array, "d d"],
+    hessian: Float[Array, "d d"],
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """½ Σ_ij w_i w_j (x_iᵀ A x_j) y_i·y_j and −½ Σ_i w_i x_iᵀ V x_i: kinetic and potential energy.
+
+    Along the damped flow their sum changes at the rate −2 α(t) times the kinetic energy, for symmetric A and V.
+
+    Args:
+        x: particles, (n, d).
+        momentum: Y, (n, d).
+        weights: as in `linear_force`.
+        bilinear: A.
+        hessian: V.
+
+    Returns:
+        (kinetic, potential), two numbers.
+
+    Raises:
+        ValueError: as `linear_force`.
+
+    Source: Stein, Li, Steidl, arXiv:2603.16535.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxop import flows
+        >>> print(*flows.linear_energy(jnp.eye(2), jnp.eye(2), bilinear=jnp.eye(2), hessian=-jnp.eye(2)))
+        0.25 0.5
+    """
+    x, weights, y = check_ensemble(x, weights, momentum=momentum)
+    bilinear, hessian = (check_matrix(m, name, x) for m, name in ((bilinear, "bilinear"), (hessian, "hessian")))
+    mixed = _moment(x, y, weights)
+    kinetic = jnp.sum(mixed * (bilinear @ mixed)) / 2
+    return kinetic, -jnp.sum(hessian * _moment(x, x, weights)) / 2
+
+
+def linear_flow(weights: Any = None, **options: Any) -> System:
+    """Ẋ = X A (Xᵀ W X) Vᵀ as a `System`; arguments as in `linear_force`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxop import flows
+        >>> system, euler = flows.linear_flow(bilinear=jnp.eye(2), hessian=-jnp.eye(2)), flows.Euler()
+        >>> flows.step(euler, system, flows.start(euler, jnp.eye(3, 2)), flows.Damping(), 0.1).position.shape
+        (3, 2)
+    """
+
+    def rates(state: State, t: Any):
+        del t
+        return linear_force(state.position, weights, **options), jnp.zeros_like(state.velocity)
+
+    return System(rates)
+
+
+def accelerated_linear_flow(weights: Any = None, **options: Any) -> System:
+    """The accelerated linear flow as a `System` of positions and momenta; arguments as in `linear_rates`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxop import flows
+        >>> system = flows.accelerated_linear_flow(bilinear=jnp.eye(2), hessian=-jnp.eye(2))
+        >>> method = flows.KickDampDrift()
+        >>> state = flows.start(method, jnp.eye(3, 2))
+        >>> flows.step(method, system, state, flows.Damping(logarithmic=3.0), 0.1).position.shape
+        (3, 2)
+    """
+
+    def rates(state: State, t: Any):
+        del t
+        return linear_rates(state.position, state.velocity, weights, **options)
+
+    return System(rates)
+
+
+def linear_moment_flow(*, bilinear: Float[Array, "d d"], hessian: Float[Array, "d d"]) -> System:
+    """Σ̇ = S C A Σ + Σ A C S, Ṡ = V − A C S² − S² C A (− α S), C = Σ: the accelerated linear flow of a whole law.
+
+    A centred elliptically contoured law of second moments Σ with momenta y = S x keeps its form under
+    `accelerated_linear_flow`, and these are its moments; position is Σ, velocity S. All matrices are symmetric.
+
+    Args:
+        bilinear: A.
+        hessian: V.
+
+    Source: Stein, Li, Steidl, arXiv:2603.16535.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxop import flows
+        >>> system, method = flows.linear_moment_flow(bilinear=jnp.eye(2), hessian=-jnp.eye(2)), flows.AdamsBashforth2()
+        >>> flows.step(method, system, flows.start(method, jnp.eye(2)), flows.Damping(), 0.1).position.shape
+        (2, 2)
+    """
+
+    def rates(state: State, t: Any):
+        del t
+        covariance, slope = state.position, state.velocity
+        a = check_matrix(bilinear, "bilinear", covariance, symmetric=True)
+        v = check_matrix(hessian, "hessian", covariance, symmetric=True)
+
+        def drift(slope: Array) -> Array:
+            half = slope @ covariance @ a @ covariance
+            return half + half.T
+
+        half = slope @ slope @ covariance @ a
+        return drift, v - half - half.T
+
+    return System(rates)
+
+
+def _moment(x: Array, y: Array, weights: Array) -> Array:
+    """Σ_i w_i x_i y_iᵀ."""
+    return x.T @ (weights[:, None] * y)

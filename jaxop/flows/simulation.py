@@ -1,0 +1,115 @@
+"""Running a flow for many steps, with a diagnosis if it blows up."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxop._validation import is_concrete
+from jaxop.flows.integrators import Method, step
+from jaxop.flows.system import Damping, State, System
+
+
+class Trajectory(NamedTuple):
+    """A flow at some of its times, the start included.
+
+    Attributes:
+        time: (k + 1,).
+        position: (k + 1, …).
+        velocity: (k + 1, …).
+        state: the last state, from which to go on.
+    """
+
+    time: Float[Array, " k"]
+    position: Array
+    velocity: Array
+    state: State
+
+
+def simulate(
+    method: Method,
+    system: System,
+    state: State,
+    schedule: Damping,
+    dt: Any,
+    steps: int,
+    *,
+    every: int = 1,
+) -> Trajectory:
+    """``steps`` steps from a state, by one scan.
+
+    Args:
+        method: the integrator, see `step`.
+        system: the rates.
+        state: from `start`.
+        schedule: the damping.
+        dt: length of a step.
+        steps: how many, a multiple of ``every``.
+        every: steps between the states that are kept.
+
+    Returns:
+        The trajectory, with steps/every + 1 entries.
+
+    Raises:
+        ValueError: for steps that are no multiple of ``every``, and as `step`.
+        FloatingPointError: if the flow blows up; the message names the first step, time and particle that are not
+            finite. Inside `jit` nothing can be raised: there the trajectory stays at the last finite state.
+
+    Cost: that of the steps; memory for the kept states.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxop import flows
+        >>> system = flows.linear_flow(bilinear=jnp.eye(1), hessian=jnp.eye(1))  # one particle: ẋ = x³
+        >>> state = flows.start(flows.Euler(), jnp.ones((1, 1)), time=0.0)
+        >>> flows.simulate(flows.Euler(), system, state, flows.Damping(), 1e-2, 100)
+        Traceback (most recent call last):
+            ...
+        FloatingPointError: the flow blew up in step ... particle 0 is not finite ...
+    """
+    if steps < 1 or every < 1 or steps % every:
+        raise ValueError(f"steps must be a positive multiple of every = {every}, got {steps}.")
+    run = functools.partial(_run, method, system, steps=steps, every=every)
+    final, failed, kept = jax.jit(run)(state, schedule, dt)
+    if is_concrete(failed) and int(failed[0]) >= 0:
+        number, index = (int(i) for i in failed)
+        begin = float(final.time)
+        span = float(dt[1] if isinstance(dt, tuple) else dt)
+        raise FloatingPointError(
+            f"the flow blew up in step {number + 1} (from t = {begin:.6g} to {begin + span:.6g}): particle {index} is "
+            f"not finite any more. Its energy may be unbounded below; take a smaller dt than {span:g}, more damping, "
+            "or stop earlier."
+        )
+    time, position, velocity = (
+        jnp.concatenate([jnp.asarray(first)[None], rest])
+        for first, rest in zip((state.time, state.position, state.velocity), kept, strict=True)
+    )
+    return Trajectory(time, position, velocity, final)
+
+
+def _run(
+    method: Method, system: System, state: State, schedule: Damping, dt: Any, *, steps: int, every: int
+) -> tuple[State, Array, tuple[Array, Array, Array]]:
+    """The last finite state, (step, particle) of the first failure or (−1, −1), and the states that are kept."""
+
+    def advance(carry: tuple[State, Array], number: Array):
+        state, failed = carry
+        new = step(method, system, state, schedule, dt)
+        finite = jnp.isfinite(new.position) & jnp.isfinite(new.velocity)
+        particle = jnp.argmin(jnp.all(finite.reshape(finite.shape[0] if finite.ndim else 1, -1), axis=1))
+        alive = jnp.all(finite) & (failed[0] < 0)
+        here = jnp.where(failed[0] < 0, jnp.stack([number, particle.astype(number.dtype)]), failed)
+        state = jax.tree.map(lambda a, b: jnp.where(alive, a, b), new, state)
+        return (state, jnp.where(alive, failed, here)), None
+
+    def block(carry: tuple[State, Array], start: Array):
+        carry = jax.lax.scan(advance, carry, start + jnp.arange(every, dtype=np.int32))[0]
+        state = carry[0]
+        return carry, (state.time, state.position, state.velocity)
+
+    begin = state, jnp.full(2, -1, np.int32)
+    (final, failed), kept = jax.lax.scan(block, begin, jnp.arange(0, steps, every, dtype=np.int32))
+    return final, failed, kept

@@ -1,0 +1,136 @@
+"""What a damped flow is: a system of rates, its state, and how strongly its velocity is damped."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxop._pytree import register
+from jaxop._validation import as_float, is_concrete
+
+Drift = Array | Callable[[Array], Array]
+"""ẋ, or the function y ↦ ẋ at the position where it was made."""
+
+
+class State(NamedTuple):
+    """Where a flow stands.
+
+    Attributes:
+        position: x, any shape; for particles (n, d).
+        velocity: y, the same shape: the velocity or the momentum, whichever the system evolves.
+        time: t.
+        history: what the method remembers of former steps, made by `start`.
+    """
+
+    position: Array
+    velocity: Array
+    time: Float[Array, ""]
+    history: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+    """ẋ = drift(x, y, t), ẏ = −α(t) y + force(x, y, t), by one function that evaluates both.
+
+    Attributes:
+        rates: ``rates(state, t)`` returns ``(drift, force)``, without the damping, which belongs to the step.
+            The drift is ẋ as an array or, better, the function y ↦ ẋ at the position of the state: a method
+            that moves x with the new y then needs no second evaluation.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxop import flows
+        >>> oscillator = flows.System(lambda state, t: (lambda y: y, -state.position))
+        >>> state = flows.start(flows.KickDampDrift(), jnp.ones(1))
+        >>> for _ in range(100):
+        ...     state = flows.step(flows.KickDampDrift(), oscillator, state, flows.Damping(), 0.01)
+        >>> print(f"{state.position[0]:.2f}")  # cos(1)
+        0.54
+    """
+
+    rates: Callable[[State, Any], tuple[Drift, Array]]
+
+    def drift(self, drift: Drift, state: State, velocity: Array) -> Array:
+        """ẋ at the position and time of the state with another velocity, from the drift that its rates gave."""
+        if callable(drift):
+            return drift(velocity)
+        return evaluate(self, state._replace(velocity=velocity))[0]
+
+
+def evaluate(system: System, state: State) -> tuple[Array, Array]:
+    """ẋ and the undamped ẏ of a state, both as arrays."""
+    drift, force = system.rates(state, state.time)
+    return (drift(state.velocity) if callable(drift) else drift), force
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class Damping:
+    """α(t) = c_log/t + c_lin, the rate at which velocity is lost; η = ∫ α = c_log log t + c_lin t.
+
+    ``Damping()`` is none, ``Damping(logarithmic=3)`` Nesterov's 3/t, ``Damping(linear=a)`` a constant rate.
+
+    Attributes:
+        logarithmic: c_log ≥ 0, a number; the flow then starts at t > 0.
+        linear: c_lin ≥ 0, in units of one over time.
+
+    Raises:
+        ValueError: for a coefficient that is negative or not finite.
+
+    Source: Su, Boyd, Candès, arXiv:1503.01243; Stein, Li, Steidl, "SympFormer", arXiv:2603.16535.
+
+    Example:
+        >>> from jaxop import flows
+        >>> print(flows.Damping(logarithmic=3.0).rate(2.0))
+        1.5
+    """
+
+    logarithmic: float | Array = 0.0
+    linear: float | Array = 0.0
+
+    def __post_init__(self):
+        for name in ("logarithmic", "linear"):
+            value = getattr(self, name)
+            if is_concrete(value) and not (np.isfinite(value) and np.all(np.asarray(value) >= 0)):
+                raise ValueError(f"{name} must be finite and at least 0, got {value}; a negative damping adds energy.")
+
+    def rate(self, time: Any) -> Any:
+        """α(t)."""
+        return self.logarithmic / self._clock(time) + self.linear
+
+    def between(self, time: Any, dt: Any) -> Any:
+        """η(t + dt) − η(t), so that an undisturbed velocity shrinks by exp(−that)."""
+        return self.logarithmic * jnp.log1p(dt / self._clock(time)) + self.linear * dt
+
+    def _clock(self, time: Any) -> Any:
+        # without the logarithmic part a flow may start at t = 0
+        return jnp.where(jnp.logical_and(self.logarithmic == 0, time == 0), 1, time)
+
+
+def start(method: Any, position: Array, velocity: Array | None = None, *, time: float | Array = 1.0) -> State:
+    """The state from which `step` goes on.
+
+    Args:
+        method: the integrator, which may need a history.
+        position: x, any shape.
+        velocity: y, the same shape; None: at rest.
+        time: t; positive where the damping is logarithmic.
+
+    Raises:
+        ValueError: for a velocity of another shape.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxop import flows
+        >>> flows.start(flows.Euler(), jnp.ones((4, 2))).velocity.shape
+        (4, 2)
+    """
+    position = as_float(position, "position")
+    velocity = jnp.zeros_like(position) if velocity is None else as_float(velocity, "velocity")
+    if velocity.shape != position.shape:
+        raise ValueError(f"velocity must have the shape of position, {position.shape}, got {velocity.shape}.")
+    state = State(position, velocity.astype(position.dtype), jnp.asarray(time, position.dtype))
+    return state._replace(history=method.history(state))

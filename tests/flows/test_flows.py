@@ -1,0 +1,329 @@
+"""Softmax, linear and Stein flows against their definitions, energies and moments."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxop import domains, flows, kernels
+from jaxop.testing import observed_order
+
+N, D = 12, 3
+
+
+def symmetric(rng, size=D, definite=True):
+    m = rng.normal(size=(size, size))
+    return jnp.asarray(m @ m.T / size + 0.3 * np.eye(size) if definite else (m + m.T) / 2)
+
+
+@pytest.fixture
+def ensemble(x64):
+    rng = np.random.default_rng(0)
+    x, u = (jnp.asarray(a) for a in 0.7 * rng.normal(size=(2, N, D)))
+    return x, u, jnp.asarray(rng.uniform(0.2, 2.0, N))
+
+
+@pytest.fixture
+def matrices(x64):
+    rng = np.random.default_rng(1)
+    return {"score": symmetric(rng, definite=False), "mobility": symmetric(rng)}
+
+
+def energy(x, y, weights, score, mobility):
+    """H(X, Y) by explicit sums."""
+    w = weights / weights.sum()
+    m = jnp.exp(x @ score @ x.T)
+    z = m @ w
+    return jnp.sum(w * jnp.sum((y @ mobility) * y, axis=1) / z) / 2 - w @ m @ w / 2
+
+
+def test_force_is_softmax_attention(ensemble, matrices):
+    x, _, weights = ensemble
+    logits = x @ matrices["score"] @ x.T + jnp.log(weights)[None, :]
+    expected = jax.nn.softmax(logits, axis=1) @ x @ matrices["mobility"].T
+    force = flows.softmax_force(x, weights, score=matrices["score"], value=matrices["mobility"])
+    np.testing.assert_allclose(force, expected, rtol=1e-12)
+
+
+def test_momentum_rates_are_the_hamiltonian_system(ensemble, matrices):
+    """ẋ_i = w_i⁻¹ ∂H/∂y_i, ẏ_i = −w_i⁻¹ ∂H/∂x_i, by automatic differentiation of explicit sums."""
+    x, y, weights = ensemble
+    d_x, d_y = jax.grad(energy, argnums=(0, 1))(x, y, weights, **matrices)
+    drift, force = flows.softmax_momentum_rates(x, y, weights, **matrices)
+    w = (weights / weights.sum())[:, None]
+    np.testing.assert_allclose(drift(y), d_y / w, rtol=1e-11)
+    np.testing.assert_allclose(force, -d_x / w, rtol=1e-11)
+
+
+def test_velocity_form_is_the_momentum_form(ensemble, matrices):
+    """The acceleration of x along the momentum form, by differentiation, is Γ − C."""
+    x, y, weights = ensemble
+    drift, force = flows.softmax_momentum_rates(x, y, weights, **matrices)
+
+    def velocity(x, y):
+        return flows.softmax_momentum_rates(x, y, weights, **matrices)[0](y)
+
+    u, acceleration = jax.jvp(velocity, (x, y), (drift(y), force))
+    gamma, connection = flows.softmax_rates(x, u, weights, **matrices)
+    np.testing.assert_allclose(acceleration, gamma - connection, rtol=1e-11, atol=1e-12)
+    assert np.abs(connection).max() > 0.01
+
+
+def test_energy_and_its_dissipation(ensemble, matrices):
+    """H by explicit sums, and dH/dt = −2 α K along the damped velocity form."""
+    x, y, weights = ensemble
+    u = flows.softmax_momentum_rates(x, y, weights, **matrices)[0](y)
+    kinetic, potential = flows.softmax_energy(x, u, weights, **matrices)
+    assert kinetic + potential == pytest.approx(float(energy(x, y, weights, **matrices)), rel=1e-12)
+    gamma, connection = flows.softmax_rates(x, u, weights, **matrices)
+    alpha = 0.7
+    total = lambda x, u: sum(flows.softmax_energy(x, u, weights, **matrices))  # noqa: E731
+    change = jax.jvp(total, (x, u), (u, gamma - connection - alpha * u))[1]
+    assert change == pytest.approx(-2 * alpha * float(kinetic), rel=1e-10)
+
+
+def test_large_logits_do_not_overflow(matrices):
+    """In float32 with x_iᵀ A x_j up to several hundreds, and equal to float64."""
+    rng = np.random.default_rng(2)
+    x, u = 20 * rng.normal(size=(2, N, D))
+    options = {"score": jnp.eye(D), "mobility": matrices["mobility"]}
+    wide = flows.softmax_rates(jnp.asarray(x), jnp.asarray(u), **options)
+    narrow = flows.softmax_rates(*(jnp.asarray(a, jnp.float32) for a in (x, u)), **options)
+    for ours, exact in zip(narrow, wide, strict=True):
+        assert np.isfinite(ours).all()
+        np.testing.assert_allclose(ours, exact, rtol=1e-3, atol=1e-3 * np.abs(exact).max())
+
+
+@pytest.mark.parametrize("form", ["velocity", "momentum", "linear", "stein", "accelerated-stein"])
+def test_weights_are_a_measure(form, ensemble, matrices):
+    """A particle of weight w is two of weight w/2, one of weight 0 moves nothing, and units cancel."""
+    x, y, weights = ensemble
+    options = {"score": lambda x: -x, "kernel": kernels.Gaussian(jnp.asarray(0.5))}
+    linear = {"bilinear": matrices["mobility"], "hessian": matrices["score"]}
+
+    def rates(x, y, weights):
+        if form == "velocity":
+            gamma, connection = flows.softmax_rates(x, y, weights, **matrices)
+            return jnp.concatenate([gamma, connection])
+        if form == "stein":
+            return flows.stein_force(x, weights, **options)
+        if form == "accelerated-stein":
+            return flows.stein_rates(x, y, weights, regularization=0.5, **options)
+        drift, force = (
+            flows.softmax_momentum_rates(x, y, weights, **matrices)
+            if form == "momentum"
+            else flows.linear_rates(x, y, weights, **linear)
+        )
+        return jnp.concatenate([drift(y), force])
+
+    rates = jax.jit(rates)
+    whole = rates(x, y, weights).reshape(-1, N, D)
+    np.testing.assert_allclose(rates(x, y, 7 * weights).reshape(-1, N, D), whole, rtol=1e-9)
+    extended = [jnp.concatenate([a, a[:1] + 0.3]) for a in (x, y)]
+    np.testing.assert_allclose(
+        rates(*extended, jnp.append(weights, 0.0)).reshape(-1, N + 1, D)[:, :N], whole, rtol=1e-9, atol=1e-12
+    )
+    if form != "accelerated-stein":  # its regularisation is per particle
+        halved = jnp.append(weights.at[0].divide(2), weights[0] / 2)
+        split = rates(*(jnp.concatenate([a, a[:1]]) for a in (x, y)), halved)
+        np.testing.assert_allclose(split.reshape(-1, N + 1, D)[:, :N], whole, rtol=1e-9, atol=1e-12)
+
+
+def test_a_domain_is_an_ensemble(matrices):
+    """Forces of functions on finer and finer grids converge to those of the continuum, at the order of the rule."""
+
+    def force(count):
+        domain = domains.interval(count)
+        t = domain.points[:, 0]
+        x = jnp.stack([jnp.sin(3 * t), t**2, jnp.cos(t)], axis=1)
+        return flows.softmax_rates(x, x[:, ::-1], domain.weights, **matrices)[1][0]
+
+    exact = force(2049)
+    counts = [17, 33, 65]
+    errors = [float(np.abs(force(count) - exact).max()) for count in counts]
+    assert observed_order([c - 1 for c in counts], errors) == pytest.approx(2, abs=0.1)
+
+
+def test_one_softmax_per_evaluation():
+    """Exponentials of n × n matrices in the program: one for the velocity form, two for momenta."""
+    x, options = jnp.ones((8, 2)), {"score": jnp.eye(2), "mobility": jnp.eye(2)}
+
+    def flat(jaxpr):
+        for eqn in jaxpr.eqns:
+            yield eqn
+            for value in jax.tree.leaves(eqn.params, is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")):
+                inner = getattr(value, "jaxpr", value)
+                if hasattr(inner, "eqns"):
+                    yield from flat(inner)
+
+    def exponentials(function):
+        program = jax.make_jaxpr(function)(x, x).jaxpr
+        return sum(e.primitive.name == "exp" and np.prod(e.outvars[0].aval.shape) == 64 for e in flat(program))
+
+    assert exponentials(lambda x, u: flows.softmax_rates(x, u, **options)) == 1
+    assert exponentials(lambda x, y: flows.softmax_momentum_rates(x, y, **options)[1]) == 2
+
+
+def test_linear_rates_are_their_definition(ensemble, matrices):
+    x, y, weights = ensemble
+    w = weights / weights.sum()
+    a, v = matrices["mobility"], matrices["score"]
+    gram = x @ a @ x.T * w[None, :]
+    np.testing.assert_allclose(flows.linear_force(x, weights, bilinear=a, hessian=v), gram @ x @ v.T, rtol=1e-11)
+    drift, force = flows.linear_rates(x, y, weights, bilinear=a, hessian=v)
+    np.testing.assert_allclose(drift(y), gram @ y, rtol=1e-11)
+    np.testing.assert_allclose(force, x @ v.T - (y @ y.T * w[None, :]) @ x @ a, rtol=1e-10, atol=1e-12)
+    kinetic, potential = flows.linear_energy(x, y, weights, bilinear=a, hessian=v)
+    assert kinetic == pytest.approx(float(jnp.sum(w[:, None] * gram * (y @ y.T))) / 2, rel=1e-11)
+    total = lambda x, y: sum(flows.linear_energy(x, y, weights, bilinear=a, hessian=v))  # noqa: E731
+    assert potential == pytest.approx(-float(jnp.sum(w * jnp.sum(x @ v * x, axis=1))) / 2, rel=1e-11)
+    change = jax.jvp(total, (x, y), (drift(y), force - 0.7 * y))[1]
+    assert change == pytest.approx(-1.4 * float(kinetic), rel=1e-10)
+
+
+def test_elliptical_laws_are_preserved(ensemble):
+    """Particles against the moment equations over the whole horizon, and x_t = M_t x_0 for one matrix M_t."""
+    rng = np.random.default_rng(3)
+    x, _, weights = ensemble
+    options = {"bilinear": symmetric(rng), "hessian": -symmetric(rng)}
+    slope = symmetric(rng, definite=False)
+    method, schedule, dt, steps = flows.AdamsBashforth2(), flows.Damping(logarithmic=3.0), 1e-4, 20_000
+    w = weights / weights.sum()
+    start = flows.start(method, x, x @ slope)
+    particles = flows.simulate(
+        method, flows.accelerated_linear_flow(weights, **options), start, schedule, dt, steps, every=1000
+    )
+    moments = flows.start(method, x.T @ (w[:, None] * x), slope)
+    law = flows.simulate(method, flows.linear_moment_flow(**options), moments, schedule, dt, steps, every=1000)
+    second = jnp.einsum("tni,n,tnj->tij", particles.position, w, particles.position)
+    np.testing.assert_allclose(second, law.position, atol=1e-6)
+    np.testing.assert_allclose(particles.velocity, particles.position @ law.velocity, atol=1e-6)
+    assert np.abs(law.position[-1] - law.position[0]).max() > 0.1
+    matrix, *_ = np.linalg.lstsq(np.asarray(x), np.asarray(particles.position[-1]), rcond=None)
+    np.testing.assert_allclose(x @ matrix, particles.position[-1], atol=1e-10)
+
+
+STEIN = {
+    "gaussian": kernels.Gaussian(0.5),
+    "inverse-multiquadric": kernels.InverseMultiquadric(0.7),
+    "bilinear": kernels.Bilinear(jnp.diag(jnp.asarray([1.0, 2.0, 0.5]))),
+}
+
+
+def target(precision, x):
+    return -precision @ (x - 0.2)
+
+
+@pytest.mark.parametrize("name", STEIN)
+def test_stein_force_is_its_definition(name, ensemble):
+    x, _, weights = ensemble
+    kernel, score = STEIN[name], functools.partial(target, symmetric(np.random.default_rng(4)))
+    kernel = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), kernel)
+    w = weights / weights.sum()
+    expected = np.zeros((N, D))
+    for i in range(N):
+        for j in range(N):
+            expected[i] += w[j] * (kernel(x[j], x[i]) * score(x[j]) + jax.grad(kernel.__call__)(x[j], x[i]))
+    np.testing.assert_allclose(
+        flows.stein_force(x, weights, score=score, kernel=kernel), expected, rtol=1e-9, atol=1e-11
+    )
+
+
+def test_stein_closed_form_of_the_bilinear_kernel(ensemble):
+    """The linear-time formulas against the general ones, for velocities that the kernel can produce."""
+    x, _, weights = ensemble
+    rng = np.random.default_rng(5)
+    matrix, score = symmetric(rng), functools.partial(target, symmetric(rng))
+    closed = kernels.Bilinear(matrix, jnp.asarray(1.0))
+    general = kernels.from_pair(lambda m, a, b: a @ m @ b + 1, matrix, sign="signed")
+    u = x @ jnp.asarray(rng.normal(size=(D, D))) + 0.3
+    forces = [flows.stein_force(x, weights, score=score, kernel=k) for k in (closed, general)]
+    np.testing.assert_allclose(*forces, rtol=1e-10, atol=1e-12)
+    rates = [flows.stein_rates(x, u, weights, score=score, kernel=k, regularization=1e-9) for k in (closed, general)]
+    np.testing.assert_allclose(*rates, rtol=1e-5, atol=1e-5)
+
+
+def test_accelerated_stein_flow_dissipates_its_energy(ensemble):
+    """½ Σ w_i u_i·y_i + KL(Gaussian of the particles | target), exact for the bilinear kernel, falls at −2 α K."""
+    x, _, weights = ensemble
+    rng = np.random.default_rng(6)
+    precision, w = symmetric(rng), weights / weights.sum()
+    kernel = kernels.Bilinear(symmetric(rng), 0.0)
+
+    def kinetic(x, u):
+        second = x.T @ (w[:, None] * x)
+        slope = jnp.linalg.solve(
+            second, jnp.linalg.solve(kernel.matrix, jnp.linalg.solve(second, x.T @ (w[:, None] * u)))
+        )
+        return jnp.sum(w[:, None] * u * (x @ slope)) / 2
+
+    def divergence(x):
+        second = x.T @ (w[:, None] * x)
+        return (jnp.trace(precision @ second) - jnp.linalg.slogdet(second)[1]) / 2
+
+    # y = ∇Φ = S x with S symmetric
+    u = x @ (kernel.matrix @ (x.T @ (w[:, None] * x)) @ symmetric(rng, definite=False))
+    rates = flows.stein_rates(x, u, weights, score=lambda x: -precision @ x, kernel=kernel) - 0.7 * u
+    change = jax.jvp(lambda x, u: kinetic(x, u) + divergence(x), (x, u), (u, rates))[1]
+    assert change == pytest.approx(-1.4 * float(kinetic(x, u)), rel=1e-9)
+
+
+@pytest.mark.parametrize("name", STEIN)
+def test_stein_flows_reach_their_target(name, x64):
+    """Mean and covariance of a Gaussian target, exactly for the bilinear kernel, whose Gaussians stay Gaussian."""
+    rng = np.random.default_rng(7)
+    precision = symmetric(rng)
+    x = jnp.asarray(rng.normal(size=(60, D)) + 1.0)
+    kernel = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), STEIN[name])
+    options = {"score": functools.partial(target, precision), "kernel": kernel}
+    method = flows.KickDampDrift()
+    exact = name == "bilinear"
+    extra = {} if exact else {"regularization": 0.1}
+    for system, schedule in (
+        (flows.stein_flow(**options), flows.Damping()),
+        (flows.accelerated_stein_flow(**options, **extra), flows.Damping(linear=2.0)),
+    ):
+        final = flows.simulate(method, system, flows.start(method, x), schedule, 0.03, 1500, every=1500).state.position
+        left = np.abs(flows.stein_force(final, **options)).max() / np.abs(flows.stein_force(x, **options)).max()
+        assert left < (1e-3 if exact else 0.1)
+        assert np.abs(final.mean(axis=0) - 0.2).max() < (1e-3 if exact else 0.1)
+        covariance = jnp.linalg.inv(precision)
+        gap = np.abs(jnp.cov(final.T, bias=True) - covariance).max() / np.abs(covariance).max()
+        assert gap < (1e-3 if exact else 0.5)  # few particles under a local kernel are too narrow
+
+
+def test_blow_up_names_step_time_and_particle():
+    """One particle under ẋ = x³ leaves at t = 1/(2 x₀²); the one that starts further out leaves first."""
+    system = flows.System(lambda state, t: (state.position**3, jnp.zeros_like(state.velocity)))
+    state = flows.start(flows.Euler(), jnp.asarray([[0.1], [2.0]]), time=0.0)
+    with pytest.raises(FloatingPointError, match=r"step 2\d \(from t = 0.\d+ to 0.\d+\): particle 1 is not finite"):
+        flows.simulate(flows.Euler(), system, state, flows.Damping(), 0.01, 100, every=10)
+    last = jax.jit(lambda s: flows.simulate(flows.Euler(), system, s, flows.Damping(), 0.01, 100, every=10))(state)
+    assert np.isfinite(last.position).all()
+
+
+def test_bad_input(ensemble, matrices, unchecked):
+    x, u, weights = ensemble
+    with pytest.raises(ValueError, match=r"weights must have one entry per particle, \(12,\), got shape \(11,\)"):
+        flows.softmax_rates(x, u, weights[1:], **matrices)
+    with pytest.raises(ValueError, match=r"weights\[3\] = -1"):
+        flows.linear_force(x, weights.at[3].set(-1.0), bilinear=jnp.eye(D), hessian=jnp.eye(D))
+    with pytest.raises(ValueError, match="all are 0"):
+        flows.stein_force(x, 0 * weights, score=lambda x: -x, kernel=kernels.Gaussian())
+    with pytest.raises(ValueError, match="mobility must be positive definite, but its least eigenvalue is -1"):
+        flows.softmax_rates(x, u, weights, score=jnp.eye(D), mobility=jnp.diag(jnp.asarray([1.0, -1.0, 1.0])))
+    with pytest.raises(ValueError, match=r"score must be symmetric, but entries \[0, 1\] and \[1, 0\]"):
+        flows.softmax_rates(x, u, weights, score=jnp.eye(D).at[0, 1].set(1.0), mobility=jnp.eye(D))
+    with pytest.raises(ValueError, match=r"bilinear must be a \(3, 3\) matrix"):
+        flows.linear_force(x, weights, bilinear=jnp.eye(2), hessian=jnp.eye(D))
+    with pytest.raises(ValueError, match="velocity must have the shape of x"):
+        flows.softmax_rates(x, u[1:], weights, **matrices)
+    with pytest.raises(ValueError, match="x must have shape"):
+        flows.softmax_rates(x[0], u[0], **matrices)
+    with pytest.raises(ValueError, match="regularization must be positive"):
+        flows.stein_rates(x, u, score=lambda x: -x, kernel=kernels.Gaussian(), regularization=0.0)
+    state = flows.start(flows.Euler(), x)
+    with pytest.raises(ValueError, match="multiple of every = 3"):
+        flows.simulate(flows.Euler(), flows.linear_flow(), state, flows.Damping(), 0.1, 10, every=3)

@@ -1,0 +1,191 @@
+"""Observed orders, structure, cost and misuse of the integrators."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import j1
+
+from jaxop import flows
+from jaxop.testing import count_compilations, observed_order
+
+METHODS = [kind() for kind in flows.METHODS.values()]
+ORDERS = dict(zip(flows.METHODS.values(), (1, 1, 1, 2, 2, 2), strict=True))
+OSCILLATOR = flows.System(lambda state, t: (lambda y: y, -state.position))
+by_name = {"argnames": "method", "argvalues": METHODS, "ids": lambda method: type(method).__name__}
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 4), static_argnames="system")
+def end(method, steps, x, y, logarithmic, linear, time, length, system=OSCILLATOR):
+    state = flows.start(method, x, y, time=time)
+    schedule = flows.Damping(logarithmic, linear)
+    advance = lambda state, _: (flows.step(method, system, state, schedule, length / steps), None)  # noqa: E731
+    return jax.lax.scan(advance, state, length=steps)[0]
+
+
+@pytest.mark.parametrize(**by_name)
+@pytest.mark.parametrize("damping", ["nesterov", "constant"])
+def test_observed_order(method, damping, x64):
+    """ẍ + (3/t) ẋ + x = 0 has the solution J₁(t)/t; ẍ + ẋ/2 + x = 0 a damped cosine."""
+    if damping == "nesterov":
+        logarithmic, linear, begin, length = 3.0, 0.0, 1.0, 3.0
+        solution = lambda t: j1(t) / t  # noqa: E731
+    else:
+        logarithmic, linear, begin, length = 0.0, 0.5, 0.0, 3.0
+        omega = np.sqrt(1 - 1 / 16)
+        solution = lambda t: np.exp(-t / 4) * np.cos(omega * t)  # noqa: E731
+    eps = 1e-5
+    x0, y0 = (jnp.asarray([v]) for v in (solution(begin), (solution(begin + eps) - solution(begin - eps)) / (2 * eps)))
+    counts, errors = [64, 128, 256, 512], []
+    for steps in counts:
+        final = end(method, steps, x0, y0, logarithmic, linear, begin, length)
+        errors.append(abs(float(final.position[0]) - solution(begin + length)))
+    order = observed_order(counts, errors)
+    assert order == pytest.approx(ORDERS[type(method)], abs=0.15), errors
+
+
+@pytest.mark.parametrize("method", [flows.AdamsBashforth2(), flows.LawsonAdamsBashforth2()])
+def test_two_step_methods_keep_their_order_on_uneven_steps(method, x64):
+    def final(count):
+        state = flows.start(method, jnp.ones(1), time=0.0)
+        lengths = jnp.where(jnp.arange(count) % 2 == 0, 1.5, 0.5) * (2.0 / count)
+        advance = lambda state, dt: (flows.step(method, OSCILLATOR, state, flows.Damping(linear=0.3), dt), None)  # noqa: E731
+        return float(jax.lax.scan(advance, state, lengths)[0].position[0])
+
+    exact = final(8192)
+    counts = [32, 64, 128]
+    assert observed_order(counts, [abs(final(c) - exact) for c in counts]) == pytest.approx(2, abs=0.15)
+
+
+def test_kick_damp_drift_is_conformally_symplectic(x64):
+    """Jᵀ Ω J = σ Ω on a separable quadratic energy, under time-dependent damping."""
+    rng = np.random.default_rng(0)
+    stiffness, mass = (jnp.asarray(m @ m.T + np.eye(3)) for m in rng.normal(size=(2, 3, 3)))
+    system = flows.System(lambda state, t: (lambda y: mass @ y, -stiffness @ state.position))
+    schedule, method, dt = flows.Damping(logarithmic=3.0, linear=0.2), flows.KickDampDrift(), 0.3
+
+    def advance(z):
+        state = flows.step(method, system, flows.start(method, z[:3], z[3:], time=2.0), schedule, dt)
+        return jnp.concatenate([state.position, state.velocity])
+
+    jacobian = jax.jacfwd(advance)(jnp.asarray(rng.normal(size=6)))
+    omega = np.kron([[0, 1], [-1, 0]], np.eye(3))
+    sigma = (2.0 / 2.3) ** 3 * np.exp(-0.2 * 0.3)
+    np.testing.assert_allclose(jacobian.T @ omega @ jacobian, sigma * omega, atol=1e-12)
+    euler = jax.jacfwd(
+        lambda z: jnp.concatenate(
+            flows.step(flows.Euler(), system, flows.start(flows.Euler(), z[:3], z[3:]), schedule, dt)[:2]
+        )
+    )(jnp.zeros(6))
+    assert np.abs(euler.T @ omega @ euler - sigma * omega).max() > 0.01
+
+
+def test_tao_is_symplectic_on_a_nonseparable_energy(x64):
+    """On the doubled phase space, where the method lives; H = ½ (q² + 1)(p² + 1)."""
+    system = flows.System(
+        lambda state, t: (
+            lambda y: (state.position**2 + 1) * y,
+            -(state.velocity**2 + 1) * state.position,
+        )
+    )
+    method = flows.TaoDoubling(coupling=3.0)
+
+    def advance(z):
+        state = flows.State(z[:1], z[1:2], jnp.zeros(()), (z[2:3], z[3:]))
+        new = flows.step(method, system, state, flows.Damping(), 0.1)
+        return jnp.concatenate([new.position, new.velocity, *new.history])
+
+    jacobian = jax.jacfwd(advance)(jnp.asarray([0.4, -0.3, 0.5, -0.2]))
+    block = np.asarray([[0.0, 1.0], [-1.0, 0.0]])
+    omega = np.kron(np.eye(2), block)
+    # both copies carry the canonical form
+    np.testing.assert_allclose(jacobian.T @ omega @ jacobian, omega, atol=1e-12)
+
+
+@pytest.mark.parametrize(**by_name)
+def test_energy_without_damping_is_constant_to_the_order(method, x64):
+    counts, errors = [64, 128, 256], []
+    for steps in counts:
+        final = end(method, steps, jnp.ones(1), jnp.zeros(1), 0.0, 0.0, 0.0, 2.0)
+        errors.append(abs(float(final.position[0] ** 2 + final.velocity[0] ** 2) / 2 - 0.5))
+    assert observed_order(counts, errors) > ORDERS[type(method)] - 0.2, errors
+
+
+@pytest.mark.parametrize("method", [flows.KickDampDrift(), flows.TaoDoubling(2.0)])
+def test_symplectic_energy_does_not_drift(method, x64):
+    first, second = (
+        end(method, steps, jnp.ones(1), jnp.zeros(1), 0.0, 0.0, 0.0, 0.1 * steps) for steps in (100, 20_000)
+    )
+    energy = [float(s.position[0] ** 2 + s.velocity[0] ** 2) / 2 for s in (first, second)]
+    assert all(abs(e - 0.5) < 0.03 for e in energy)
+
+
+@pytest.mark.parametrize(**by_name)
+def test_evaluations_of_the_rates(method):
+    calls = 0
+
+    def rates(state, t):
+        nonlocal calls
+        calls += 1
+        return (lambda y: y), -state.position
+
+    flows.step(method, flows.System(rates), flows.start(method, jnp.ones(2)), flows.Damping(linear=1.0), 0.1)
+    assert calls == (4 if isinstance(method, flows.TaoDoubling) else 1)
+
+
+@pytest.mark.parametrize(**by_name)
+def test_a_drift_given_as_an_array_means_the_same(method):
+    arrays = flows.System(lambda state, t: (state.velocity, -state.position))
+    start = flows.start(method, jnp.ones(2), jnp.full(2, 0.5))
+    ours, theirs = (flows.step(method, s, start, flows.Damping(linear=1.0), 0.1) for s in (arrays, OSCILLATOR))
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(**by_name)
+def test_two_clocks(method, x64):
+    """(h_x, h_y) is the same system with its drift scaled by h_x/h_y."""
+    scaled = flows.System(lambda state, t: (lambda y: 0.5 * y, -state.position))
+    start = flows.start(method, jnp.ones(2), jnp.full(2, 0.5))
+    ours = flows.step(method, OSCILLATOR, start, flows.Damping(linear=1.0), (0.05, 0.1))
+    theirs = flows.step(method, scaled, start, flows.Damping(linear=1.0), 0.1)
+    np.testing.assert_allclose(ours.position, theirs.position, rtol=1e-14)
+    np.testing.assert_allclose(ours.velocity, theirs.velocity, rtol=1e-14)
+
+
+@pytest.mark.parametrize(**by_name)
+def test_compiles_once_and_differentiates_in_its_settings(method):
+    @jax.jit
+    def final(dt, rate):
+        state = flows.start(method, jnp.ones(2))
+        advance = lambda state, _: (flows.step(method, OSCILLATOR, state, flows.Damping(linear=rate), dt), None)  # noqa: E731
+        return jax.lax.scan(advance, state, length=5)[0].position[0]
+
+    gradient = jax.jit(jax.grad(final, argnums=(0, 1)))
+    slopes = gradient(0.1, 0.5)
+    with count_compilations() as compilations:
+        gradient(0.1, 0.5)
+    assert compilations() == 0
+    for index, (low, high) in enumerate((((0.099, 0.5), (0.101, 0.5)), ((0.1, 0.49), (0.1, 0.51)))):
+        step = high[index] - low[index]
+        difference = float(final(*high) - final(*low)) / step
+        assert float(slopes[index]) == pytest.approx(difference, rel=2e-2, abs=1e-4)
+
+
+def test_bad_input(unchecked):
+    euler = flows.Euler()
+    state = flows.start(euler, jnp.ones(2))
+    for dt in (0.0, -0.1, float("nan"), (0.1, -0.1)):
+        with pytest.raises(ValueError, match="dt must be positive"):
+            flows.step(euler, OSCILLATOR, state, flows.Damping(), dt)
+    with pytest.raises(ValueError, match="linear must be finite and at least 0, got -1"):
+        flows.Damping(linear=-1.0)
+    with pytest.raises(TypeError, match=r"method must be one of flows.Euler\(\)"):
+        flows.step(flows.Euler, OSCILLATOR, state, flows.Damping(), 0.1)
+    for method in (flows.AdamsBashforth2(), flows.TaoDoubling()):
+        with pytest.raises(TypeError, match="started with another method"):
+            flows.step(method, OSCILLATOR, state, flows.Damping(), 0.1)
+    with pytest.raises(ValueError, match="velocity must have the shape"):
+        flows.start(euler, jnp.ones(2), jnp.ones(3))
