@@ -70,7 +70,8 @@ class Comparison:
     Attributes:
         seeds: of parameters and batches; one training each.
         steps: training steps of each model; None: those of the task.
-        kernels: which to compare, see `kernel`; "published" has the epsilon of 1e-6, the others are exact.
+        kernels: of "softmax", "fourier" (the published radius), "fourier, published" (with the epsilon of 1e-6, the
+            others are exact) and "fourier, R = 0.3".
         test_examples: validation examples to judge by, from the start of the set.
         cache: where the packages are kept.
         run_dir: where the runs are kept.
@@ -83,15 +84,22 @@ class Comparison:
     cache: Path = CACHE
     run_dir: Path = Path("runs/compare_kernels")
 
+    def __post_init__(self):
+        for name in self.kernels:
+            kernel(name, 1.0)
+
 
 def kernel(name: str, radius: float) -> KernelConfig:
     """The settings of a kernel by the name it has in the table."""
-    return {
+    choices = {
         "softmax": ExpDotProductConfig(),
         "fourier": FourierIntegralConfig(radius=radius),
         "fourier, published": FourierIntegralConfig(radius=radius, epsilon=1e-6),
         "fourier, R = 0.3": FourierIntegralConfig(radius=0.3),
-    }[name]
+    }
+    if name not in choices:
+        raise SystemExit(f"kernels: {name!r} is none; choose from " + ", ".join(map(repr, choices)) + ".")
+    return choices[name]
 
 
 def load(name: str, task: Task, cache: Path) -> tuple[Examples, Examples]:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -112,11 +113,18 @@ def integral_attention(
     if normalize and epsilon:
         # ∫ k dy + ε w̄ is the mass with one more node, of mean weight and value 0
         wide = accumulation_dtype(query, key, value)
-        mean_weight = 1 / key.shape[0] if weights is None else jnp.mean(weights.astype(wide))
+        if weights is None:
+            weights = jnp.ones(key.shape[0], wide)
+        else:
+            # relative to their mean they cannot underflow; without any mass the sums are 0, and so is the result
+            largest = jnp.max(jnp.abs(jax.lax.stop_gradient(weights.astype(wide))))
+            weights = weights.astype(wide) / jnp.where(largest > 0, largest, 1)
+            mean = jnp.mean(weights)
+            weights = weights / jnp.where(mean > 0, mean, 1)
         with_mass = jnp.concatenate([value.astype(wide), jnp.ones(value[..., :1].shape, wide)], axis=-1)
         options |= {"normalize": False, "implementation": implementation}
         sums = integral_attention(query, key, with_mass, weights, **options)
-        return (sums[..., :-1] / (sums[..., -1:] + epsilon * mean_weight)).astype(value.dtype)
+        return (sums[..., :-1] / (sums[..., -1:] + epsilon)).astype(value.dtype)
     if implementation == "dense":
         out = _dense_attention(query, key, value, weights, **options)
     elif implementation == "chunked":

@@ -184,6 +184,10 @@ class _OverPatch(Kernel):
     def sign(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.kernel.sign
 
+    @property
+    def epsilon(self) -> float:
+        return getattr(self.kernel, "epsilon", 0.0)
+
     def log(self, a: Array, b: Array) -> Array:
         return self.tile(a[None], b[None])[0, 0]
 

@@ -6,7 +6,7 @@ from typing import Any, SupportsIndex
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, Num
+from jaxtyping import Array, Int, Integer, Num
 
 from jaxop._pytree import register
 from jaxop._validation import first_index, float_dtype
@@ -28,7 +28,7 @@ class ExampleBatch:
     index: Int[Array, " b"]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Examples:
     """N pairs of an input and its label, checked when built.
 
@@ -75,6 +75,9 @@ class Examples:
     def __len__(self) -> int:
         return self.inputs.shape[0]
 
+    def __repr__(self) -> str:
+        return f"Examples({len(self)} of shape {self.inputs.shape[1:]}, {self.inputs.dtype})"
+
     def __getitem__(self, indices: slice | Sequence[SupportsIndex] | Int[np.ndarray | Array, " b"]) -> ExampleBatch:
         """The examples of the given numbers, in that order."""
         index = self._index(indices)
@@ -93,7 +96,7 @@ class Examples:
         return np.arange(len(self))[indices if isinstance(indices, slice) else np.asarray(indices)]
 
 
-def text_windows(tokens: Int[np.ndarray, " n"], context: int) -> Examples:
+def text_windows(tokens: Integer[np.ndarray, " n"], context: int) -> Examples:
     """A text cut into windows of ``context`` tokens, each labelled by the tokens that follow.
 
     Windows do not overlap and the remainder is left out, so every token is predicted once.
@@ -106,6 +109,7 @@ def text_windows(tokens: Int[np.ndarray, " n"], context: int) -> Examples:
         `Examples` with inputs t_0 … t_{n−1} and labels t_1 … t_n.
 
     Raises:
+        TypeError: for what is no row of integers, such as a string.
         ValueError: for a text shorter than one window and its successor.
 
     Example:
@@ -116,6 +120,11 @@ def text_windows(tokens: Int[np.ndarray, " n"], context: int) -> Examples:
         ([[0, 1, 2, 3], [4, 5, 6, 7]], [5, 6, 7, 8])
     """
     tokens = np.asarray(tokens)
+    if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
+        raise TypeError(
+            f"tokens must be one row of integers, got {tokens.dtype} of shape {tokens.shape}; the bytes of a text are "
+            "np.frombuffer(text.encode(), np.uint8)."
+        )
     count = (tokens.size - 1) // max(context, 1)
     if context < 1 or count < 1:
         raise ValueError(

@@ -1,4 +1,8 @@
-"""Estimators made of kernels: `fit` returns a jittable pytree."""
+"""Estimators made of kernels: `fit` returns a jittable pytree.
+
+`FourierDensity` and `GaussianDensity`, with `Density.predict` and `log_predict`; `FourierRegressor` and
+`GaussianRegressor`, with `Regression.predict`.
+"""
 
 from jaxop.kernel_machines.smoothing import Density as Density
 from jaxop.kernel_machines.smoothing import FourierDensity as FourierDensity

@@ -1,7 +1,9 @@
 """Kernel density estimation and Nadaraya–Watson regression, as attention between query points and samples."""
 
 import dataclasses
+import fractions
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,42 +13,60 @@ from jaxtyping import Array, Float
 
 from jaxop._pytree import register
 from jaxop._validation import as_float, first_index, is_concrete
-from jaxop.attention import integral_attention
+from jaxop.attention import accumulate, integral_attention
+from jaxop.domains.domain import accumulator
 from jaxop.kernels import FourierIntegral, Gaussian, Kernel
 
+_TILE = 1 << 22
+"""Kernel values that are held at a time."""
 
-@dataclasses.dataclass(frozen=True)
+
+@dataclasses.dataclass(frozen=True, repr=False)
 class _Fitted:
     """A weighted sample in the coordinates of a kernel, and integrals against it."""
 
     kernel: Kernel
     points: Float[Array, "m dim"]
     weights: Float[Array, " m"]
+    centre: Float[Array, " dim"]
     transform: Float[Array, "dim dim"] | None
 
+    def __repr__(self) -> str:
+        m, dim = self.points.shape
+        return f"{type(self).__name__}({type(self.kernel).__name__}, {m} points in {dim} dimensions)"
+
     def _integrate(self, x: Any, values: Array, block_size: int | None, *, normalize: bool) -> Array:
-        """∫ k v for the queries x, block by block."""
-        x, dim = as_float(x, "x"), self.points.shape[1]
-        if x.ndim != 2 or x.shape[1] != dim:
-            raise ValueError(f"x must have shape (n, D) = (n, {dim}) like the sample, got {x.shape}; reshape to rows.")
-        if block_size is not None and block_size < 1:
-            raise ValueError(f"block_size must be at least 1, got {block_size}; None evaluates all points at once.")
-        x = _apply(self.transform, x.astype(self.points.dtype))
+        """∫ k v for the queries x."""
         key, value = self.points[:, None], values[:, None]
 
         def evaluate(block: Array) -> Array:
             query = block[:, None]
             return integral_attention(query, key, value, self.weights, kernel=self.kernel, normalize=normalize)[:, 0]
 
-        if block_size is None or block_size >= x.shape[0]:
-            return evaluate(x)
+        return self._in_blocks(evaluate, x, block_size)
+
+    def _in_blocks(self, evaluate: Callable[[Array], Array], x: Any, block_size: int | None) -> Array:
+        """A function of rows in the coordinates of the kernel, block by block; the last block is filled up."""
+        x, dim = as_float(x, "x"), self.points.shape[1]
+        if x.ndim != 2 or x.shape[1] != dim:
+            raise ValueError(f"x must have shape (n, D) = (n, {dim}) like the sample, got {x.shape}; reshape to rows.")
+        if block_size is not None and (not isinstance(block_size, int) or block_size < 1):
+            raise ValueError(
+                f"block_size must be a whole number of points, got {block_size}; None evaluates all at once."
+            )
+        x = _apply(self.transform, x.astype(self.points.dtype) - self.centre[None, :])
         n = x.shape[0]
+        if n == 0:
+            return jax.tree.map(lambda s: jnp.zeros((0, *s.shape[1:]), s.dtype), jax.eval_shape(evaluate, self.points))
+        if block_size is None or block_size >= n:
+            return evaluate(x)
         padded = jnp.pad(x, [(0, -n % block_size), (0, 0)], mode="edge").reshape(-1, block_size, dim)
-        return jax.lax.map(evaluate, padded).reshape(-1, values.shape[1])[:n]
+        out = jax.lax.map(evaluate, padded)
+        return out.reshape(-1, *out.shape[2:])[:n]
 
 
 @register
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Density(_Fitted):
     """p̂(x) = c Σ_j w_j k(x, x_j), a fitted density; a pytree that passes through `jax.jit`.
 
@@ -54,7 +74,8 @@ class Density(_Fitted):
         kernel: k.
         points: x_j in the coordinates of the kernel, (m, D).
         weights: w_j, of sum 1, (m,).
-        transform: matrix L⁻¹ᵀ that takes a row of the caller's coordinates to those of the kernel, (D, D), or None.
+        centre: mean of the sample, the origin of the coordinates of the kernel, (D,).
+        transform: matrix L⁻¹ᵀ that takes a centred row of the caller's coordinates to the kernel's, (D, D), or None.
         log_constant: log c; the density carries units of one over volume.
     """
 
@@ -70,12 +91,47 @@ class Density(_Fitted):
         Returns:
             Shape (n,); for the signed kernel (power 1) it may be negative.
         """
+        if self.kernel.sign != "signed":
+            return jnp.exp(self.log_predict(x, block_size=block_size))
         sums = self._integrate(x, jnp.ones_like(self.weights)[:, None], block_size, normalize=False)
-        return sums[:, 0] * jnp.exp(self.log_constant)
+        half = jnp.exp(self.log_constant / 2)  # twice: the constant may overflow where the density does not
+        return sums[:, 0] * half * half
+
+    def log_predict(self, x: Float[Array, "n dim"], *, block_size: int | None = None) -> Float[Array, " n"]:
+        """The logarithm of p̂ at n points, finite where p̂ itself under- or overflows.
+
+        Args:
+            x: where, (n, D).
+            block_size: points that are evaluated at a time; None: as many as keep the matrices of kernel values small.
+
+        Returns:
+            Shape (n,).
+
+        Raises:
+            ValueError: for points of another dimension, or the signed kernel (power 1), which may be negative.
+
+        Example:
+            >>> import jax.numpy as jnp
+            >>> from jaxop import kernel_machines
+            >>> density = kernel_machines.GaussianDensity(1.0).fit(jnp.zeros((1, 1)))
+            >>> print(density.log_predict(jnp.asarray([[20.0]])).round(2))  # −200 − log √(2π)
+            [-200.92]
+        """
+        if self.kernel.sign == "signed":
+            raise ValueError("log_predict needs a density that is nowhere negative; power=1 is signed: use predict.")
+        key, ones = self.points[:, None], jnp.ones_like(self.weights)[:, None, None]
+        rows = max(1, _TILE // self.points.shape[0]) if block_size is None else block_size
+
+        @jax.checkpoint
+        def evaluate(block: Array) -> Array:
+            part = accumulate(block[:, None], key, ones, self.weights, kernel=self.kernel)
+            return (part.shift + jnp.log(part.mass))[:, 0]
+
+        return self._in_blocks(evaluate, x, rows) + self.log_constant
 
 
 @register
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Regression(_Fitted):
     """f̂(x) = Σ_j w_j k(x, x_j) y_j / Σ_j w_j k(x, x_j), a fitted regression function; a pytree.
 
@@ -83,7 +139,8 @@ class Regression(_Fitted):
         kernel: k.
         points: x_j in the coordinates of the kernel, (m, D).
         weights: w_j, of sum 1, (m,).
-        transform: matrix that takes a row of the caller's coordinates to those of the kernel, or None.
+        centre: mean of the sample, the origin of the coordinates of the kernel, (D,).
+        transform: matrix that takes a centred row of the caller's coordinates to the kernel's, or None.
         values: y_j, (m, c).
     """
 
@@ -155,8 +212,9 @@ class FourierDensity:
         """
         points, weights = _check_sample(points, weights)
         radius = _radii(self.radius, points)
-        constant = jnp.sum(jnp.log(radius)) - points.shape[1] * math.log(sinc_power_integral(self.power))
-        return Density(FourierIntegral(radius, self.power), points, weights, None, constant)
+        constant = jnp.sum(jnp.log(jnp.abs(radius))) - points.shape[1] * math.log(sinc_power_integral(self.power))
+        centre, points = _centred(points, weights)
+        return Density(FourierIntegral(radius, self.power), points, weights, centre, None, constant)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +238,7 @@ class GaussianDensity:
         (3,)
     """
 
-    bandwidth: float | Float[Array, "dim dim"]
+    bandwidth: float | Float[Array | np.ndarray, "dim dim"]
 
     def __post_init__(self):
         _check_bandwidth(self.bandwidth)
@@ -190,7 +248,8 @@ class GaussianDensity:
         points, weights = _check_sample(points, weights)
         kernel, transform, log_volume = _gaussian(self.bandwidth, points)
         log_constant = -log_volume - points.shape[1] / 2 * math.log(2 * math.pi)
-        return Density(kernel, _apply(transform, points), weights, transform, log_constant)
+        centre, points = _centred(points, weights)
+        return Density(kernel, _apply(transform, points), weights, centre, transform, log_constant)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,7 +298,9 @@ class FourierRegressor:
         """
         points, weights = _check_sample(points, weights)
         radius = _radii(self.radius, points)
-        return Regression(FourierIntegral(radius, self.power), points, weights, None, _check_values(values, points))
+        values = _check_values(values, points)
+        centre, points = _centred(points, weights)
+        return Regression(FourierIntegral(radius, self.power), points, weights, centre, None, values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,7 +324,7 @@ class GaussianRegressor:
         [[1.]]
     """
 
-    bandwidth: float | Float[Array, "dim dim"]
+    bandwidth: float | Float[Array | np.ndarray, "dim dim"]
 
     def __post_init__(self):
         _check_bandwidth(self.bandwidth)
@@ -274,11 +335,16 @@ class GaussianRegressor:
         """The regression function of a sample; arguments and errors as `FourierRegressor.fit`."""
         points, weights = _check_sample(points, weights)
         kernel, transform, _ = _gaussian(self.bandwidth, points)
-        return Regression(kernel, _apply(transform, points), weights, transform, _check_values(values, points))
+        values = _check_values(values, points)
+        centre, points = _centred(points, weights)
+        return Regression(kernel, _apply(transform, points), weights, centre, transform, values)
 
 
 def sinc_power_integral(power: int) -> float:
     """∫ (sin z / z)^n dz = π / (2^{n−1} (n − 1)!) Σ_k (−1)^k C(n, k) (n − 2k)^{n−1}, over the real line.
+
+    Raises:
+        ValueError: for a power that is no positive integer.
 
     Example:
         >>> import math
@@ -286,9 +352,17 @@ def sinc_power_integral(power: int) -> float:
         >>> [round(sinc_power_integral(n) / math.pi, 6) for n in (1, 2, 4)]
         [1.0, 1.0, 0.666667]
     """
+    if not isinstance(power, int) or power < 1:
+        raise ValueError(f"power must be a positive integer, got {power!r}.")
     n = power
     terms = ((-1) ** k * math.comb(n, k) * (n - 2 * k) ** (n - 1) for k in range(n // 2 + n % 2))
-    return math.pi * sum(terms) / (2 ** (n - 1) * math.factorial(n - 1))
+    return math.pi * float(fractions.Fraction(sum(terms), 2 ** (n - 1) * math.factorial(n - 1)))
+
+
+def _centred(points: Array, weights: Array) -> tuple[Array, Array]:
+    """The mean of a sample, and the points relative to it: kernels of differences lose digits far from 0."""
+    centre = weights @ points
+    return centre, points - centre[None, :]
 
 
 def _radii(radius: Any, points: Array) -> Array:
@@ -304,15 +378,19 @@ def _gaussian(bandwidth: Any, points: Array) -> tuple[Gaussian, Array | None, Ar
     """The kernel exp(−|z|²/2), the map to its coordinates, and log √det H."""
     dim = points.shape[1]
     kernel = Gaussian(jnp.asarray(math.sqrt(dim) / 2, points.dtype))
-    bandwidth = jnp.asarray(bandwidth, points.dtype)
-    if bandwidth.ndim == 0:
-        bandwidth = bandwidth**2 * jnp.eye(dim, dtype=points.dtype)
-    if bandwidth.shape != (dim, dim):
+    if jnp.shape(bandwidth) == ():
+        width = jnp.asarray(bandwidth, points.dtype)
+        return kernel, jnp.eye(dim, dtype=points.dtype) / width, dim * jnp.log(width)
+    if jnp.shape(bandwidth) != (dim, dim):
         raise ValueError(
             f"bandwidth must be a number or a matrix of shape ({dim}, {dim}) like the coordinates, "
-            f"got {bandwidth.shape}."
+            f"got {jnp.shape(bandwidth)}."
         )
-    root = jnp.linalg.cholesky(bandwidth)
+    if is_concrete(bandwidth):  # in double precision: what passed the check shall not fail here
+        root = np.linalg.cholesky(np.asarray(bandwidth, np.float64))
+        inverse = np.linalg.inv(root)
+        return kernel, jnp.asarray(inverse.T, points.dtype), jnp.asarray(np.log(np.diag(root)).sum(), points.dtype)
+    root = jnp.linalg.cholesky(jnp.asarray(bandwidth, points.dtype))
     transform = jax.scipy.linalg.solve_triangular(root, jnp.eye(dim, dtype=points.dtype), lower=True).T
     return kernel, transform, jnp.sum(jnp.log(jnp.diagonal(root)))
 
@@ -332,7 +410,7 @@ def _check_bandwidth(bandwidth: Any) -> None:
     if not np.all(np.isfinite(matrix)):
         raise ValueError(f"bandwidth must be finite, got {matrix}.")
     smallest = float(matrix) if matrix.ndim == 0 else float(np.min(np.linalg.eigvalsh(matrix)))
-    if smallest <= 0 or not np.allclose(matrix, matrix.T):
+    if smallest <= 0 or np.any(np.abs(matrix - matrix.T) > 1e-5 * np.abs(matrix).max()):
         raise ValueError(
             f"bandwidth must be positive, a matrix symmetric and positive definite, got {matrix}; a covariance "
             "estimated from fewer points than dimensions is singular: add a multiple of the identity."
@@ -342,6 +420,7 @@ def _check_bandwidth(bandwidth: Any) -> None:
 def _check_sample(points: Any, weights: Any) -> tuple[Array, Array]:
     """The points of a sample and their masses, scaled to sum 1."""
     points = as_float(points, "points")
+    points = points.astype(accumulator(points.dtype))
     if points.ndim != 2 or 0 in points.shape:
         raise ValueError(f"points must have shape (m, D) with at least one point, got {points.shape}; reshape to rows.")
     m = points.shape[0]
@@ -361,10 +440,11 @@ def _check_sample(points: Any, weights: Any) -> tuple[Array, Array]:
 
 
 def _check_values(values: Any, points: Array) -> Array:
-    values = as_float(values, "values")
+    values = as_float(values, "values").astype(points.dtype)
     if values.ndim != 2 or values.shape[0] != points.shape[0]:
         raise ValueError(
-            f"values must have shape (m, c) = ({points.shape[0]}, c), one row per point, got {values.shape}."
+            f"values must have shape (m, c) = ({points.shape[0]}, c), one row per point, got {values.shape}; reshape "
+            "to columns."
         )
     _check_finite(values, "values")
     return values

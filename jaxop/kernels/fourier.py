@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import numbers
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +13,7 @@ from jaxtyping import Array, Float
 
 from jaxop._pytree import register
 from jaxop._validation import is_concrete
+from jaxop.domains.domain import accumulator
 from jaxop.kernels.base import Kernel
 
 _NEAR = 0.25
@@ -37,16 +39,16 @@ class FourierIntegral(Kernel):
 
     Evaluated in the log domain, so that no product of many small factors vanishes and every row is a proper
     average. Where a sine comes out as exactly 0, the factor counts as the smallest positive number and its
-    derivative as 0 (the kernel is stationary at its zeros). Sines and cosines are taken per node,
-    sin(a − b) = sin a cos b − cos a sin b, with a series for |a − b| < ½. Queries and keys are first shifted by
-    the first query, which changes no difference; a factor then errs by a few ε max|R q| / |R (q − k')|.
+    derivative as 0 (the kernel is stationary at its zeros). Sines and cosines are taken per node, of R q modulo
+    2π in more than working precision, and combined by sin(a − b) = sin a cos b − cos a sin b, with a series for
+    |a − b| < ½: a factor errs by a few ε / |R (q − k')|, wherever q and k' lie.
 
     For queries and keys of variance 1 the logarithm is about −(power/3) R² d: with the published radii of 1 and
     2 attention starts almost one-hot at d = 16 and more; R ≈ 0.7 d^(−1/4) starts it about as soft as softmax.
 
     Attributes:
         radius: R, in units of one over the channels: a number, or one per channel, (d,); trainable. With
-            one per head, (h, 1) or (h, d), pass ``kernel_axis=0``. Its sign does not matter.
+            one per head, (h, 1) or (h, d), pass ``kernel_axis=0``. A traced one may be negative: only |R| matters.
         power: an even number 2 l, or 1.
         epsilon: added by a normalised `integral_attention` to Σ_j k_ij over equally weighted keys (to
             Σ_j w_j k_ij / w̄ with w̄ = Σ_j w_j / m in general), whose products are then formed without the log
@@ -76,17 +78,26 @@ class FourierIntegral(Kernel):
     epsilon: float = 0.0
 
     def __post_init__(self):
+        if not isinstance(self.power, int) or isinstance(self.power, bool):
+            raise TypeError(f"power must be an integer, got {self.power!r}; attention takes 2, 4, 6, ...")
         if self.power != 1 and (self.power < 2 or self.power % 2):
             raise ValueError(
                 f"power must be even and positive, or 1 for the signed kernel of density and regression, "
                 f"got {self.power}; attention takes 2, 4, 6, ..."
             )
+        if not isinstance(self.epsilon, numbers.Real):
+            raise TypeError(f"epsilon must be a number ≥ 0, got {self.epsilon!r}; 0 is exact, 1e-6 as published.")
         if not (self.epsilon >= 0 and math.isfinite(self.epsilon)):
             raise ValueError(f"epsilon must be a finite number ≥ 0, got {self.epsilon}; 0 is exact, 1e-6 as published.")
-        if is_concrete(self.radius):
+        if is_concrete(*jax.tree.leaves(self.radius)):
             radius = np.asarray(self.radius)
+            if radius.dtype.kind not in "iuf" and not jnp.issubdtype(radius.dtype, jnp.floating):
+                raise TypeError(f"radius must be a real number or an array of them, got {self.radius!r}.")
+            radius = radius.astype(np.float64)
             if not (np.all(np.isfinite(radius)) and np.all(radius > 0)):
-                raise ValueError(f"radius must be positive and finite, got {radius}; the published values are 1 and 2.")
+                raise ValueError(
+                    f"radius must be positive and finite, got {radius}: one over the distance at which k falls off."
+                )
 
     is_additive = True
     """Log k is a sum over the channels."""
@@ -98,41 +109,40 @@ class FourierIntegral(Kernel):
 
     def __call__(self, a: Float[Array, " d"], b: Float[Array, " d"]) -> Float[Array, ""]:
         """Π_d sinc(R_d (a_d − b_d))^power."""
-        return jnp.prod(jnp.sinc(self._scaled(a - b) / math.pi) ** self.power)
+        return jnp.prod(jnp.sinc(self._radii(a) * (a - b) / math.pi) ** self.power)
 
     def log(self, a: Float[Array, " d"], b: Float[Array, " d"]) -> Float[Array, ""]:
         """Power · Σ_d log|sinc(R_d (a_d − b_d))|."""
-        factors = jnp.abs(jnp.sinc(self._scaled(a - b) / math.pi))
+        factors = jnp.abs(jnp.sinc(self._radii(a) * (a - b) / math.pi))
         smallest = float(jnp.finfo(factors.dtype).tiny)
         return self.power * jnp.sum(jnp.log(jnp.where(factors > 0, factors, smallest)))
 
     def tile(self, query: Float[Array, "n d"], key: Float[Array, "m d"]) -> Float[Array, "n m"]:
         """The matrix of log k, or of k for power 1."""
-        centre = jax.lax.stop_gradient(query[0])  # not a mean of keys: some may be padding, or lie in the future
-        query, key = (self._scaled(x - centre[None, :]) for x in (query, key))
+        query, key = (x.astype(accumulator(x.dtype)) for x in (query, key))
+        radius = self._radii(query)
         if self.sign == "signed":
-            return sinc_product(query, key)
-        return self.power * log_sinc(query, key)
+            return sinc_product(query, key, radius)
+        return self.power * log_sinc(query, key, radius)
 
-    def _scaled(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
+    def _radii(self, x: Float[Array, "*n d"]) -> Float[Array, " d"]:
         shape, depth = jnp.shape(self.radius), x.shape[-1]
         if shape not in ((), (1,), (depth,)):
             raise ValueError(
                 f"radius must be a number or have one entry per channel, ({depth},), got shape {shape}; for one per "
                 "head pass (h, 1) or (h, d) with kernel_axis=0."
             )
-        radius = jnp.asarray(self.radius, x.dtype)
-        return x * radius.reshape((1,) * (x.ndim - 1) + (-1,))
+        return jnp.broadcast_to(jnp.asarray(self.radius, x.dtype), (depth,))
 
 
 @jax.custom_vjp
-def log_sinc(a: Float[Array, "n d"], b: Float[Array, "m d"]) -> Float[Array, "n m"]:
-    """Σ_d log|sinc(a_id − b_jd)|; nothing but a and b is kept for the backward pass.
+def log_sinc(query: Float[Array, "n d"], key: Float[Array, "m d"], radius: Float[Array, " d"]) -> Float[Array, "n m"]:
+    """Σ_d log|sinc(R_d (q_id − k_jd))|; nothing but the arguments is kept for the backward pass.
 
     Example:
         >>> import jax.numpy as jnp
         >>> from jaxop.kernels.fourier import log_sinc
-        >>> print(log_sinc(jnp.ones((1, 2)), jnp.zeros((1, 2))).round(4))
+        >>> print(log_sinc(jnp.ones((1, 2)), jnp.zeros((1, 2)), jnp.ones(2)).round(4))
         [[-0.3452]]
     """
 
@@ -146,17 +156,19 @@ def log_sinc(a: Float[Array, "n d"], b: Float[Array, "m d"]) -> Float[Array, "n 
         return total + (jnp.log(mantissa) + math.log(2) * exponent.astype(total.dtype))
 
     # bits hide a NaN; times 0 it comes back
-    poison = 0 * (jnp.sum(a, axis=1)[:, None] + jnp.sum(b, axis=1)[None, :])
-    return _over_blocks(add, poison, a, b)
+    poison = 0 * (jnp.sum(query, axis=1)[:, None] + jnp.sum(key, axis=1)[None, :]) + 0 * jnp.sum(radius)
+    return _over_blocks(add, poison, query, key, radius)
 
 
-def sinc_product(a: Float[Array, "n d"], b: Float[Array, "m d"]) -> Float[Array, "n m"]:
-    """Π_d sinc(a_id − b_jd), signed.
+def sinc_product(
+    query: Float[Array, "n d"], key: Float[Array, "m d"], radius: Float[Array, " d"]
+) -> Float[Array, "n m"]:
+    """Π_d sinc(R_d (q_id − k_jd)), signed.
 
     Example:
         >>> import jax.numpy as jnp
         >>> from jaxop.kernels.fourier import sinc_product
-        >>> print(f"{sinc_product(jnp.ones((1, 2)), jnp.zeros((1, 2)))[0, 0]:.4f}")
+        >>> print(f"{sinc_product(jnp.ones((1, 2)), jnp.zeros((1, 2)), jnp.ones(2))[0, 0]:.4f}")
         0.7081
     """
 
@@ -165,7 +177,59 @@ def sinc_product(a: Float[Array, "n d"], b: Float[Array, "m d"]) -> Float[Array,
         sines, differences = _fraction(x, y)
         return product * (sines / differences)
 
-    return _over_blocks(multiply, jnp.ones((a.shape[0], b.shape[0]), a.dtype), a, b, block=_GROUP)
+    start = jnp.ones((query.shape[0], key.shape[0]), query.dtype)
+    return _over_blocks(multiply, start, query, key, radius, block=_GROUP)
+
+
+@jax.custom_jvp
+def phase(x: Float[Array, "n d"], radius: Float[Array, " d"]) -> Float[Array, "n d"]:
+    """R x modulo 2π, in float32 to the precision of a number of size π as long as |R x| is below 10⁵.
+
+    The product of the leading 12 bits of both is exact, and so is what the leading bits of 2π take away from it.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import numpy as np
+        >>> from jaxop.kernels.fourier import phase
+        >>> x, radius = jnp.asarray([[1000.1]]), jnp.asarray([1.3])
+        >>> exact = np.float64(np.float32(1000.1)) * np.float64(np.float32(1.3))
+        >>> bool(abs(jnp.sin(phase(x, radius))[0, 0] - np.sin(exact)) < 2e-7)  # sin(1.3 x) errs by 2e-5
+        True
+    """
+    if x.dtype != jnp.float32:
+        return x * radius[None, :]
+
+    def halves(a: Array) -> tuple[Array, Array]:
+        bits = jax.lax.bitcast_convert_type(a, jnp.int32) & ~0xFFF
+        leading = jax.lax.bitcast_convert_type(bits, jnp.float32)
+        return leading, a - leading
+
+    (x_high, x_low), (r_high, r_low) = halves(x), halves(radius[None, :])
+    leading = x_high * r_high
+    turns = jnp.round(leading * (1 / (2 * math.pi)))
+    for part in _TWO_PI:
+        leading = leading - turns * part
+    return leading + (x_high * r_low + x_low * radius[None, :])
+
+
+@phase.defjvp
+def _phase_jvp(primals, tangents):
+    (x, radius), (dx, d_radius) = primals, tangents
+    return phase(x, radius), dx * radius[None, :] + x * d_radius[None, :]
+
+
+def _parts(number: float, bits: int, count: int) -> list[float]:
+    """Summands of a number, each but the last of few bits: products with small integers are exact."""
+    parts = []
+    for _ in range(count - 1):
+        mantissa, exponent = math.frexp(number)
+        part = math.ldexp(round(mantissa * 2**bits), exponent - bits)
+        parts.append(part)
+        number -= part
+    return [*parts, number]
+
+
+_TWO_PI = _parts(2 * math.pi, 9, 4)
 
 
 class _Bits(NamedTuple):
@@ -192,10 +256,10 @@ def _split(x: Array) -> tuple[Array, Array]:
 
 
 def _fraction(x: Any, y: Any) -> tuple[Array, Array]:
-    """Π sin(x − y) and Π (x − y) over a few channels; where |x − y| < ½, sinc(x − y) and 1."""
+    """Π sin R (x − y) and Π R (x − y) over a few channels; where |R (x − y)| < ½, sinc and 1."""
     numerator = denominator = jnp.ones((), x[0].dtype)
-    for x_c, sin_x, cos_x, y_c, sin_y, cos_y in zip(*x, *y, strict=True):
-        difference = x_c[:, None] - y_c[None, :]
+    for x_c, sin_x, cos_x, radius, y_c, sin_y, cos_y, _ in zip(*x, *y, strict=True):
+        difference = radius * (x_c[:, None] - y_c[None, :])
         sine = sin_x[:, None] * cos_y[None, :] - cos_x[:, None] * sin_y[None, :]
         square = difference * difference
         near = square < _NEAR
@@ -225,38 +289,40 @@ def _horner(coefficients: list[float], square: Array) -> Array:
     return total
 
 
-def _channels(a: Array, count: int) -> tuple[Array, Array, Array]:
-    """The channels, padded by zeros to ``count``, with their sines and cosines, channels first."""
+def _channels(a: Array, radius: Array, count: int) -> tuple[Array, Array, Array, Array]:
+    """The channels, padded by zeros to ``count``, the sines and cosines of R a, and R; channels first."""
     # XLA does not fuse products with the identity: else it takes the sines once per pair, where they are used
     settle = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
-    a = settle(jnp.eye(count, a.shape[1], dtype=a.dtype), a.T)
-    identity = jnp.eye(count, dtype=a.dtype)
-    return a, settle(identity, jnp.sin(a)), settle(identity, jnp.cos(a))
+    depth = a.shape[1]
+    pad, identity = jnp.eye(count, depth, dtype=a.dtype), jnp.eye(depth, dtype=a.dtype)
+    angle = phase(a, radius)
+    sine, cosine = (jnp.pad(settle(identity, f(angle).T), [(0, count - depth), (0, 0)]) for f in (jnp.sin, jnp.cos))
+    return settle(pad, a.T), sine, cosine, jnp.pad(radius, (0, count - depth))
 
 
-def _over_blocks(update: Any, start: Any, a: Array, b: Array, *, block: int = _BLOCK) -> Any:
-    """``update(carry, channels of a, channels of b)`` for one block of channels after the other."""
-    x, y = _blocks(a, b, block)
+def _over_blocks(update: Any, start: Any, query: Array, key: Array, radius: Array, *, block: int = _BLOCK) -> Any:
+    """``update(carry, channels of queries, channels of keys)`` for one block of channels after the other."""
+    x, y = _blocks(query, key, radius, block)
     if x[0].shape[0] == 1:
         return update(start, [p[0] for p in x], [p[0] for p in y])
     return jax.lax.scan(lambda carry, xy: (update(carry, *xy), None), start, (x, y))[0]
 
 
-def _blocks(a: Array, b: Array, block: int = _BLOCK) -> tuple[list[Array], list[Array]]:
-    """`_channels` of a and b, as (blocks, channels of a block, n)."""
-    block = min(block, a.shape[1])
-    count = -(-a.shape[1] // block)
-    x, y = ([p.reshape(count, block, -1) for p in _channels(z, count * block)] for z in (a, b))
+def _blocks(query: Array, key: Array, radius: Array, block: int = _BLOCK) -> tuple[list[Array], list[Array]]:
+    """`_channels` of queries and keys, as (blocks, channels of a block, n)."""
+    block = min(block, query.shape[1])
+    count = -(-query.shape[1] // block)
+    x, y = ([p.reshape(count, block, *p.shape[1:]) for p in _channels(z, radius, count * block)] for z in (query, key))
     return x, y
 
 
-def _log_sinc_forward(a: Array, b: Array):
-    return log_sinc(a, b), (a, b)
+def _log_sinc_forward(query: Array, key: Array, radius: Array):
+    return log_sinc(query, key, radius), (query, key, radius)
 
 
 def _log_sinc_backward(residuals: Any, cotangent: Array):
-    a, b = residuals
-    n, depth = a.shape
+    query, key, radius = residuals
+    n, depth = query.shape
     rows, strips = min(n, _ROWS), -(-n // _ROWS)
     padding = strips * rows - n
     cotangents = jnp.pad(cotangent, [(0, padding), (0, 0)]).reshape(strips, rows, -1)
@@ -270,18 +336,24 @@ def _log_sinc_backward(residuals: Any, cotangent: Array):
             d_a = jnp.stack([jnp.sum(s, axis=1) for s in slopes])
             return d_b - jnp.stack([jnp.sum(s, axis=0) for s in slopes]), d_a
 
-        cut = [jnp.moveaxis(jnp.pad(p, [(0, 0), (0, padding)]).reshape(-1, strips, rows), 1, 0) for p in x]
+        cut = [jnp.moveaxis(jnp.pad(p, [(0, 0), (0, padding)]).reshape(-1, strips, rows), 1, 0) for p in x[:3]]
+        cut.append(jnp.broadcast_to(x[3][None], (strips, *x[3].shape)))
         d_b, d_a = jax.lax.scan(strip, jnp.zeros_like(y[0]), (cut, cotangents))
         return jnp.moveaxis(d_a, 0, 1).reshape(-1, strips * rows)[:, :n], d_b
 
-    gradients = jax.lax.map(lambda xy: differentiate(*xy), _blocks(a, b))
+    gradients = jax.lax.map(lambda xy: differentiate(*xy), _blocks(query, key, radius))
     d_a, d_b = (g.reshape(-1, g.shape[-1])[:depth].T for g in gradients)
-    return d_a, d_b
+    # any shift leaves the derivative in R as it is: slopes sum to 0; a near one spares digits
+    near = jnp.mean(query, axis=0, keepdims=True)
+    d_radius = jnp.sum((query - near) * d_a, axis=0) + jnp.sum((key - near) * d_b, axis=0)
+    return d_a * radius[None, :], d_b * radius[None, :], d_radius
 
 
-def _slope(x: Array, sin_x: Array, cos_x: Array, y: Array, sin_y: Array, cos_y: Array) -> Array:
-    """cot(x − y) − 1/(x − y) of one channel, 0 where the sine is exactly 0."""
-    difference = x[:, None] - y[None, :]
+def _slope(
+    x: Array, sin_x: Array, cos_x: Array, radius: Array, y: Array, sin_y: Array, cos_y: Array, _: Array
+) -> Array:
+    """The derivative cot z − 1/z of log|sinc z| at z = R (x − y) of one channel, 0 where the sine is exactly 0."""
+    difference = radius * (x[:, None] - y[None, :])
     sine = sin_x[:, None] * cos_y[None, :] - cos_x[:, None] * sin_y[None, :]
     cosine = cos_x[:, None] * cos_y[None, :] + sin_x[:, None] * sin_y[None, :]
     square = difference * difference

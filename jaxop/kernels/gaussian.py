@@ -3,7 +3,6 @@
 import dataclasses
 import math
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -47,11 +46,29 @@ class Gaussian(Kernel):
         return -self.inverse_width / math.sqrt(a.size) * jnp.dot(difference, difference)
 
     def tile(self, query: Float[Array, "n d"], key: Float[Array, "m d"]) -> Float[Array, "n m"]:
-        """−τ/√d (|q|² + |k|² − 2 q·k), one matrix product.
+        """−τ/√d (|q|² + |k|² − 2 q·k), one matrix product; for up to 4 channels by differences.
 
-        Both are first shifted by the first query: |q − k|² then errs by ε max|q − q₀|² and not ε max|q|².
+        The product errs by ε (|q|² + |k|²): centre data that lie far from 0, as the density estimators do.
         """
-        centre = jax.lax.stop_gradient(query[0])
-        query, key = query - centre[None, :], key - centre[None, :]
-        squares = jnp.sum(query * query, axis=1)[:, None] + jnp.sum(key * key, axis=1)[None, :]
-        return -self.inverse_width / math.sqrt(query.shape[1]) * (squares - 2 * (query @ key.T))
+        scale = -self.inverse_width / math.sqrt(query.shape[1])
+        return scale * squared_distances(query, key)
+
+
+_FEW = 4
+"""Channels up to which differences are as fast as a matrix product, and exact."""
+
+
+def squared_distances(query: Float[Array, "n d"], key: Float[Array, "m d"]) -> Float[Array, "n m"]:
+    """|q_i − k_j|² ≥ 0.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxop.kernels.gaussian import squared_distances
+        >>> print(squared_distances(jnp.ones((1, 2)), jnp.zeros((1, 2))))
+        [[2.]]
+    """
+    if query.shape[1] <= _FEW:
+        zero = jnp.zeros((query.shape[0], key.shape[0]), query.dtype)
+        return sum(((q[:, None] - k[None, :]) ** 2 for q, k in zip(query.T, key.T, strict=True)), start=zero)
+    squares = jnp.sum(query * query, axis=1)[:, None] + jnp.sum(key * key, axis=1)[None, :]
+    return jnp.maximum(squares - 2 * (query @ key.T), 0)

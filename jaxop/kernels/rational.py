@@ -2,12 +2,12 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxop._pytree import register
 from jaxop.kernels.base import Kernel
+from jaxop.kernels.gaussian import squared_distances
 
 
 @register
@@ -42,12 +42,8 @@ class InverseMultiquadric(Kernel):
         return -jnp.log1p(self.inverse_width * jnp.dot(difference, difference)) / 2
 
     def tile(self, query: Float[Array, "n d"], key: Float[Array, "m d"]) -> Float[Array, "n m"]:
-        """−½ log(1 + τ (|q|² + |k|² − 2 q·k)), one matrix product, after a shift by the first query."""
-        centre = jax.lax.stop_gradient(query[0])
-        query, key = query - centre[None, :], key - centre[None, :]
-        squares = jnp.sum(query * query, axis=1)[:, None] + jnp.sum(key * key, axis=1)[None, :]
-        distances = jnp.maximum(squares - 2 * (query @ key.T), 0)
-        return -jnp.log1p(self.inverse_width * distances) / 2
+        """−½ log(1 + τ |q − k|²), as in `Gaussian.tile`."""
+        return -jnp.log1p(self.inverse_width * squared_distances(query, key)) / 2
 
 
 @register

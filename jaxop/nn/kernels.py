@@ -1,6 +1,7 @@
 """Choices of a kernel as plain settings: what a config holds, and what a layer turns into parameters."""
 
 import dataclasses
+import math
 from typing import Any, Literal
 
 import jax
@@ -33,10 +34,17 @@ class GaussianConfig:
 
     Attributes:
         inverse_width: its initial value; see `jaxop.kernels.Gaussian`.
+
+    Raises:
+        ValueError: for a width that is not positive and finite.
     """
 
     inverse_width: float = 1.0
     name: Literal["gaussian"] = "gaussian"
+
+    def __post_init__(self):
+        if not (math.isfinite(self.inverse_width) and self.inverse_width > 0):
+            raise ValueError(f"inverse_width must be positive and finite, got {self.inverse_width}.")
 
     def make(self, heads: int, depth: int) -> tuple[Kernel, int | None]:
         """The kernel of a layer with ``heads`` heads of ``depth`` channels, and its ``kernel_axis``."""
@@ -49,7 +57,8 @@ class FourierIntegralConfig:
     """The Fourier integral kernel, with trainable radii.
 
     Attributes:
-        radius: initial value of all radii; published are 2 for language and 1 for images.
+        radius: initial value of all radii; None: 0.7 d^(−1/4) for heads of d channels, which starts attention about as
+            soft as softmax. Published are 2 for language and 1 for images, nearly one-hot at d ≥ 16.
         power: an even number.
         epsilon: 0 is exact; published is 1e-6. See `jaxop.kernels.FourierIntegral`.
         per: what has a radius of its own: the "layer", every "head", or every "channel" of every head.
@@ -58,7 +67,7 @@ class FourierIntegralConfig:
         ValueError: as `jaxop.kernels.FourierIntegral`, and for an unknown ``per`` or power 1.
     """
 
-    radius: float = 2.0
+    radius: float | None = None
     power: int = 4
     epsilon: float = 0.0
     per: str = "head"
@@ -66,13 +75,19 @@ class FourierIntegralConfig:
 
     def __post_init__(self):
         check_name(self.per, "per", PER)
-        if FourierIntegral(self.radius, self.power, epsilon=self.epsilon).sign == "signed":
+        if self.radius is not None and not isinstance(self.radius, int | float):
+            raise TypeError(
+                f"radius must be a number or None, got {self.radius!r}; heads and channels learn their own."
+            )
+        radius = 1.0 if self.radius is None else self.radius
+        if FourierIntegral(radius, self.power, epsilon=self.epsilon).sign == "signed":
             raise ValueError("power=1 is a signed kernel, which attention cannot normalise; use 2, 4, 6, ...")
 
     def make(self, heads: int, depth: int) -> tuple[Kernel, int | None]:
         """The kernel of a layer with ``heads`` heads of ``depth`` channels, and its ``kernel_axis``."""
         shape = {"layer": (), "head": (heads, 1), "channel": (heads, depth)}[self.per]
-        kernel = FourierIntegral(jnp.full(shape, self.radius), self.power, epsilon=self.epsilon)
+        radius = 0.7 * depth**-0.25 if self.radius is None else self.radius
+        kernel = FourierIntegral(jnp.full(shape, radius), self.power, epsilon=self.epsilon)
         return kernel, 0 if shape else None
 
 
@@ -98,7 +113,7 @@ def check_kernel_config(choice: Any) -> None:
 
 
 class KernelParameters(nnx.Module):
-    """A kernel whose leaves are trainable parameters of a module.
+    """A kernel whose leaves are trainable parameters of a module: `value` is the kernel at its present ones.
 
     Args:
         kernel: the kernel with its initial parameters.
@@ -111,10 +126,12 @@ class KernelParameters(nnx.Module):
     """
 
     def __init__(self, kernel: Kernel, *, param_dtype: DTypeLike = jnp.float32):
-        leaves, self.structure = jax.tree.flatten(kernel)
-        self.leaves = nnx.List([nnx.Param(jnp.asarray(leaf, param_dtype)) for leaf in leaves])
+        leaves, self.structure = jax.tree_util.tree_flatten_with_path(kernel)
+        names = [jax.tree_util.keystr(path, simple=True, separator="_") for path, _ in leaves]
+        params = [nnx.Param(jnp.asarray(leaf, param_dtype)) for _, leaf in leaves]
+        self.leaves = nnx.Dict(dict(zip(names, params, strict=True)))
 
     @property
     def value(self) -> Kernel:
         """The kernel at its present parameters."""
-        return jax.tree.unflatten(self.structure, [leaf[...] for leaf in self.leaves])
+        return jax.tree.unflatten(self.structure, [leaf[...] for leaf in self.leaves.values()])

@@ -1,4 +1,8 @@
-"""Neural operators, all called as ``operator(values, domain)``, and transformers: one config, one thin module each."""
+"""Neural operators, all called as ``operator(values, domain)``, and transformers: one config, one thin module each.
+
+`TransformerNeuralOperator`, `ViTNeuralOperator`, `FourierAttentionNeuralOperator`, `FourierNeuralOperator`;
+`SequenceTransformer`, `VisionTransformer`; `Standardized` puts an operator into physical units.
+"""
 
 from jaxop.operators.fano import FourierAttentionNeuralOperator as FourierAttentionNeuralOperator
 from jaxop.operators.fano import FourierAttentionNeuralOperatorConfig as FourierAttentionNeuralOperatorConfig

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from jaxop._validation import as_float, check_name, is_concrete
 from jaxop.domains import Domain, Grid, Partition, partition
 from jaxop.domains.domain import accumulator
-from jaxop.nn import ACTIVATIONS, NORMS, EncoderLayer, SpectralConvolution
+from jaxop.nn import ACTIVATIONS, NORMS, EncoderLayer, IntegralAttentionConfig, SpectralConvolution
 from jaxop.nn.encoder import check_dropout
 from jaxop.nn.pointwise import check_heads
 from jaxop.spectral import check_grid, check_modes
@@ -214,6 +214,19 @@ def check_config(config: Any) -> None:
         check_heads(config.width, config.heads)
         check_name(config.norm, "norm", NORMS)
         check_dropout(config.dropout)
+    if not isinstance(getattr(config, "attention", IntegralAttentionConfig()), IntegralAttentionConfig):
+        raise TypeError(
+            f"attention must be nn.IntegralAttentionConfig(kernel=...), got {config.attention!r}; operators.from_dict "
+            "makes a config from nested dicts."
+        )
+    for name in ("dtype", "param_dtype"):
+        given = getattr(config, name)
+        try:
+            is_floating = given is None or jnp.issubdtype(jnp.dtype(given), jnp.floating)
+        except TypeError:
+            is_floating = False
+        if not is_floating or (given is None and name == "param_dtype"):
+            raise ValueError(f"{name} must be the name of a floating dtype such as 'float32', got {given!r}.")
     if getattr(config, "smoothing_modes", None) is not None:
         check_modes(config.smoothing_modes, (config.reference,) * config.dim)
 

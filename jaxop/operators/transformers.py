@@ -4,8 +4,9 @@ import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
 
 from jaxop._validation import as_float, is_concrete
 from jaxop.nn import IntegralAttentionConfig, LayerNorm, Linear
@@ -65,6 +66,10 @@ class _Transformer(nnx.Module):
         """The tokens of a batch, as vectors with their positions."""
         raise NotImplementedError
 
+    def batch(self, inputs: Any) -> tuple[Array, bool]:
+        """The arguments of a call, checked, as a batch, and whether they were a single example."""
+        raise NotImplementedError
+
     def encode(self, inputs: Any) -> Float[Array, "b n d"]:
         """The tokens of a batch after all layers."""
         x = self.embed(inputs)
@@ -79,14 +84,17 @@ class _Transformer(nnx.Module):
         at a token, divided by √c for its c channels.
 
         Args:
-            inputs: a batch, as in a call.
+            inputs: as in a call.
 
         Returns:
             One number per layer.
 
+        Raises:
+            As a call.
+
         Source: the redundancy of heads in Nguyen et al., arXiv:2206.00206, up to the factor 1/√c.
         """
-        x, distances = self.embed(inputs), []
+        x, distances = self.embed(self.batch(inputs)[0]), []
         for layer in self.layers:
             heads = layer.attention.mix(layer.attention_input(x), is_causal=self.is_causal)
             pairs = heads[:, :, :, None] - heads[:, :, None, :]
@@ -132,7 +140,7 @@ class SequenceTransformer(_Transformer):
         self.norm = LayerNorm(config.width, **dtypes)
         self.head = Linear(config.width, config.vocabulary, rngs=rngs, **dtypes)
 
-    def __call__(self, tokens: Int[Array, " n"] | Int[Array, "b n"]) -> Float[Array, "*b n v"]:
+    def __call__(self, tokens: Integer[Array | np.ndarray, "*b n"]) -> Float[Array, "*b n v"]:
         """The logits of the token that follows each one.
 
         Args:
@@ -146,24 +154,35 @@ class SequenceTransformer(_Transformer):
             ValueError: for more tokens than the context, another shape, or (unless traced) numbers beyond the
                 vocabulary.
         """
-        tokens = jnp.asarray(tokens)
+        batch, single = self.batch(tokens)
+        logits = self.head(self.norm(self.encode(batch)))
+        return logits[0] if single else logits
+
+    def batch(self, inputs: Any) -> tuple[Integer[Array, "b n"], bool]:
+        """Tokens, checked, as a batch, and whether they were one sequence."""
+        tokens = jnp.asarray(inputs)
         if not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise TypeError(f"tokens must be integers below {self.config.vocabulary}, got {tokens.dtype}.")
-        if tokens.ndim not in (1, 2) or not 0 < tokens.shape[-1] <= self.config.context:
+        if tokens.ndim not in (1, 2) or not tokens.size or tokens.shape[-1] > self.config.context:
             raise ValueError(
                 f"tokens must have shape (n,) or (b, n) with 1 ≤ n ≤ context = {self.config.context}, got "
                 f"{tokens.shape}; split longer texts."
             )
         single = tokens.ndim == 1
-        if is_concrete(tokens) and not ((tokens >= 0) & (tokens < self.config.vocabulary)).all():
-            raise ValueError(
-                f"tokens must lie between 0 and vocabulary - 1 = {self.config.vocabulary - 1}, got {int(tokens.min())} "
-                f"to {int(tokens.max())}."
-            )
-        logits = self.head(self.norm(self.encode(tokens[None] if single else tokens)))
-        return logits[0] if single else logits
+        self.check_tokens(tokens)
+        return tokens[None] if single else tokens, single
 
-    def embed(self, inputs: Int[Array, "b n"]) -> Float[Array, "b n d"]:
+    def check_tokens(self, tokens: Any) -> None:
+        """Raises ``ValueError`` for (known) numbers beyond the vocabulary."""
+        if is_concrete(tokens) and np.size(tokens):
+            least, most = int(np.min(tokens)), int(np.max(tokens))
+            if least < 0 or most >= self.config.vocabulary:
+                raise ValueError(
+                    f"tokens must lie between 0 and vocabulary - 1 = {self.config.vocabulary - 1}, got {least} to "
+                    f"{most}."
+                )
+
+    def embed(self, inputs: Integer[Array, "b n"]) -> Float[Array, "b n d"]:
         """The tokens of a batch, as vectors with their positions."""
         x = self.embedding(inputs)
         return x + self.positions[: inputs.shape[1]].astype(x.dtype)[None]
@@ -262,14 +281,23 @@ class VisionTransformer(_Transformer):
         Raises:
             ValueError: for images of another shape.
         """
-        config = self.config
-        images = as_float(images, "images")
-        shape = (config.side, config.side, config.channels)
-        if images.ndim not in (3, 4) or images.shape[-3:] != shape:
-            raise ValueError(f"images must have shape {shape}, or (b, *{shape}), got {images.shape}.")
-        single = images.ndim == 3
-        logits = self.head(self.norm(self.encode(images[None] if single else images)[:, 0]))
+        batch, single = self.batch(images)
+        logits = self.head(self.norm(self.encode(batch)[:, 0]))
         return logits[0] if single else logits
+
+    def batch(self, inputs: Any) -> tuple[Float[Array, "b y x c"], bool]:
+        """Images, checked, as a batch, and whether they were one image."""
+        config = self.config
+        images = as_float(inputs, "images")
+        shape = (config.side, config.side, config.channels)
+        if images.ndim not in (3, 4) or images.shape[-3:] != shape or not images.size:
+            sizes = ", ".join(map(str, shape))
+            raise ValueError(
+                f"images must have shape (y, x, c) = ({sizes}), channels last, or (b, {sizes}) with b ≥ 1, got "
+                f"{images.shape}."
+            )
+        single = images.ndim == 3
+        return images[None] if single else images, single
 
     def embed(self, inputs: Float[Array, "b y x c"]) -> Float[Array, "b n d"]:
         """The class token and the patches of a batch, as vectors with their positions."""

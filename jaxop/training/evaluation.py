@@ -46,6 +46,7 @@ def evaluate(model: nnx.Module, samples: Samples, *, batch_size: int = 16) -> Er
         `Errors` with one entry per sample.
 
     Raises:
+        TypeError: for labelled examples, which `score` takes.
         ValueError: if ``batch_size`` is not positive, or prediction and target differ in shape.
 
     Cost: one forward pass per sample; the predictions do not leave the device.
@@ -62,6 +63,8 @@ def evaluate(model: nnx.Module, samples: Samples, *, batch_size: int = 16) -> Er
         >>> errors.l2
         array([0.5, 0.5, 0.5, 0.5, 0.5], dtype=float32)
     """
+    if isinstance(samples, Examples):
+        raise TypeError("evaluate takes Samples of functions; use training.score for Examples.")
     graphdef, params, other = split_model(model, train=False)
     spaces = _spaces(samples.target_domain)
     columns = [_errors(graphdef, spaces, params, other, batch) for batch in _batches(samples, batch_size)]
@@ -99,7 +102,7 @@ def score(model: nnx.Module, examples: Examples, *, batch_size: int = 16) -> Sco
         `Scores` with one entry per example.
 
     Raises:
-        ValueError: if ``batch_size`` is not positive.
+        ValueError: if ``batch_size`` is not positive, or for labels and tokens that the model does not know.
 
     Example:
         >>> import jax.numpy as jnp
@@ -113,9 +116,30 @@ def score(model: nnx.Module, examples: Examples, *, batch_size: int = 16) -> Sco
         >>> round(training.score(Undecided(), examples, batch_size=2).perplexity, 4)
         4.0
     """
+    check_classes(model, examples)
     graphdef, params, other = split_model(model, train=False)
     columns = [_scores(graphdef, params, other, batch) for batch in _batches(examples, batch_size)]
     return Scores(*(np.concatenate(c)[: len(examples)] for c in zip(*jax.device_get(columns), strict=True)))
+
+
+def check_classes(model: nnx.Module, examples: Examples) -> None:
+    """Refuses labels that are no class of a model and tokens beyond its vocabulary, by looking at all of them."""
+    check_tokens: Any = getattr(model, "check_tokens", None)
+    if check_tokens is not None:
+        check_tokens(examples.inputs)
+    graphdef, params, other = split_model(model, train=False)
+    logits = jax.eval_shape(lambda p, o, x: nnx.merge(graphdef, p, o)(x), params, other, examples[:1].inputs)
+    if examples.labels.shape[1:] != logits.shape[1:-1]:
+        raise ValueError(
+            f"labels must have shape (N, {', '.join(map(str, logits.shape[1:-1]))}) for logits of shape "
+            f"{('b', *logits.shape[1:])}, got {examples.labels.shape}; give the numbers of the classes, not one-hot "
+            "vectors."
+        )
+    largest = int(examples.labels.max())
+    if largest >= logits.shape[-1]:
+        raise ValueError(
+            f"labels must lie below the {logits.shape[-1]} classes of the model, got {largest}; number them from 0."
+        )
 
 
 def predict(model: nnx.Module, samples: Samples, *, batch_size: int = 16) -> Float[np.ndarray, "s k c"]:

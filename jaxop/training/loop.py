@@ -19,7 +19,7 @@ from flax import nnx
 from jaxop.data import Batch, ExampleBatch, Examples, Samples, batch_indices
 from jaxop.training.checkpoint import Checkpoints, first_nonfinite, leaf_names
 from jaxop.training.config import TrainingConfig, check_same_settings, to_json
-from jaxop.training.evaluation import mean_errors, trace_errors
+from jaxop.training.evaluation import check_classes, mean_errors, trace_errors
 from jaxop.training.loggers import JsonLines, Logger, Progress
 from jaxop.training.run import (
     describe_samples,
@@ -124,7 +124,7 @@ def fit(
         >>> result.stopped, result.errors["same/l2"] < 0.05
         ('completed', True)
     """
-    _check_samples(train, valid, config)
+    _check_samples(model, train, valid, config)
     directory = Path(run_dir)
     extra = to_json(settings or {})
     if reserved := {"training", "train", "valid"} & extra.keys():
@@ -329,7 +329,10 @@ def _prefetched(load: Callable[[int], Any], steps: range) -> Iterator[Iterator[A
 
 
 def _check_samples(
-    train: Samples | Examples, valid: Mapping[str, Samples] | Mapping[str, Examples], config: TrainingConfig
+    model: nnx.Module,
+    train: Samples | Examples,
+    valid: Mapping[str, Samples] | Mapping[str, Examples],
+    config: TrainingConfig,
 ) -> None:
     fitting = Examples if config.loss == "cross_entropy" else Samples
     for name, given in (("train", train), *((f"valid[{name!r}]", samples) for name, samples in valid.items())):
@@ -350,6 +353,9 @@ def _check_samples(
                     f"valid[{name!r}] has {received} {what}, the training samples have {expected[what]}; "
                     "validation sets may differ in grid and size only."
                 )
+    for samples in (train, *valid.values()):
+        if isinstance(samples, Examples):
+            check_classes(model, samples)
 
 
 def _signature(samples: Any) -> dict[str, Any]:

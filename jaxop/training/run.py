@@ -116,8 +116,9 @@ class Run:
             config = from_dict(CONFIGS[self.config["operator"]], self.config["model"])
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{self.directory}/{_CONFIG} does not describe an operator of jaxop ({type(error).__name__}: {error}); "
-                "build the model yourself and call restore(model)."
+                f"{self.directory}/{_CONFIG} does not name an operator of jaxop and its settings; build the model "
+                "yourself, from recorded settings by operators.from_dict(Config, run.config['model']), and "
+                "call run.restore(model)."
             ) from error
         inputs, outputs = np.ones(config.in_channels), np.ones(config.out_channels)
         statistics = {"input_mean": inputs, "input_std": inputs, "output_mean": outputs, "output_std": outputs}

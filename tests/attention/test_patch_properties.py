@@ -444,3 +444,15 @@ def test_sums_over_channels_have_no_fourier_space():
     functions = jnp.ones((3, 2, 2, 4, HEADS, DEPTH))
     with pytest.raises(NotImplementedError, match="use patch_attention"):
         spectral_patch_attention(*functions, Band((6,), (2,)), 0.1, kernel=kernels.FourierIntegral())
+
+
+def test_epsilon_reaches_the_patches():
+    """The published denominator Σ_k k(Q_j, K_k) + ε over equally weighted patches."""
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.normal(size=(4, 7, 1, 3)), jnp.float32) for _ in range(3))
+    exact, published = (
+        patch_attention(q, k, v, kernel=kernels.FourierIntegral(RADIUS, 2, epsilon=e)) for e in (0.0, 0.5)
+    )
+    logits = np.einsum("pqs->pq", sinc(np.asarray(q)[:, None, :, 0], np.asarray(k)[None, :, :, 0])) / 28
+    mass = np.exp(logits).sum(axis=1)
+    np.testing.assert_allclose(published, exact * (mass / (mass + 0.5))[:, None, None, None], rtol=1e-4)

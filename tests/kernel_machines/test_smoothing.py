@@ -191,3 +191,66 @@ BAD = [
 def test_bad_input(call, message, unchecked):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("estimator", [*FITTED, km.GaussianDensity(0.05)], ids=lambda e: type(e).__name__)
+def test_a_prediction_depends_on_its_own_point_only(estimator):
+    """Far and undefined points, their order and the size of blocks change nothing elsewhere."""
+    rng = np.random.default_rng(3)
+    density = estimator.fit(jnp.asarray(rng.normal(size=(50, 2)) + 1000.0, jnp.float32))
+    x = jnp.asarray(rng.normal(size=(5, 2)) + 1000.0, jnp.float32)
+    alone = density.predict(x, block_size=1)
+    for outlier in (-500.0, -5000.0, float("nan")):
+        shifted = jnp.concatenate([jnp.full((1, 2), outlier), x])
+        np.testing.assert_allclose(density.predict(shifted)[1:], alone, rtol=1e-5)
+        np.testing.assert_allclose(density.predict(shifted[::-1])[:-1], alone[::-1], rtol=1e-5)
+    assert density.predict(x[:0]).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    "estimator", [km.FourierDensity(10.0), km.GaussianDensity(0.1)], ids=lambda e: type(e).__name__
+)
+def test_many_dimensions_neither_overflow_nor_vanish(estimator):
+    """D = 64: constants of e^±100, densities that do not fit float32, logarithms that do."""
+    rng = np.random.default_rng(4)
+    points = rng.normal(size=(50, 64))
+    near, far = points[:3] + 0.03 * rng.normal(size=(3, 64)), rng.normal(size=(2, 64))
+    density = estimator.fit(jnp.asarray(points, jnp.float32))
+    logs = density.log_predict(jnp.asarray(np.concatenate([near, far]), jnp.float32))
+    differences = np.concatenate([near, far])[:, None] - points[None]
+    if isinstance(estimator, km.FourierDensity):
+        kernel = 4 * np.log(np.abs(np.sinc(10.0 * differences / np.pi))).sum(axis=-1)
+        constant = 64 * (np.log(10.0) - np.log(km.sinc_power_integral(4)))
+    else:
+        kernel = -0.5 * (differences**2).sum(axis=-1) / 0.1**2
+        constant = -64 * np.log(0.1 * np.sqrt(2 * np.pi))
+    exact = np.logaddexp.reduce(kernel, axis=1) - np.log(50) + constant
+    np.testing.assert_allclose(logs, exact, rtol=1e-4, atol=1e-2)
+    assert not np.isnan(density.predict(jnp.asarray(far, jnp.float32))).any()
+
+
+def test_half_precision_samples_are_computed_in_float32():
+    points = jnp.asarray(np.random.default_rng(5).normal(size=(20, 2)), jnp.bfloat16)
+    for estimator in (km.FourierDensity(2.0), km.GaussianDensity(0.3)):
+        ours, wide = (estimator.fit(p).predict(p[:3]) for p in (points, points.astype(jnp.float32)))
+        np.testing.assert_array_equal(ours, wide)
+
+
+def test_a_nearly_singular_bandwidth_is_usable():
+    c = 1 - 1e-8
+    density = km.GaussianDensity(np.asarray([[1, c], [c, 1]])).fit(jnp.zeros((2, 2)))
+    assert np.isfinite(density.log_predict(jnp.asarray([[0.1, 0.1], [0.0, 0.0]]))).all()
+    with pytest.raises(ValueError, match="symmetric and positive definite"):
+        km.GaussianDensity(np.asarray([[1e-9, 5e-9], [0, 1e-9]]))
+
+
+def test_a_traced_negative_radius_is_its_size():
+    points = jnp.asarray(np.random.default_rng(6).normal(size=(20, 1)), jnp.float32)
+    predict = jax.jit(lambda radius: km.FourierDensity(radius).fit(points).predict(points[:2]))
+    np.testing.assert_allclose(predict(-2.0), predict(2.0), rtol=1e-6)
+
+
+def test_large_powers_and_bad_ones():
+    assert km.sinc_power_integral(200) == pytest.approx(math.sqrt(6 * math.pi / 200), rel=1e-2)
+    with pytest.raises(ValueError, match="power must be a positive integer, got 0"):
+        km.sinc_power_integral(0)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.integrate
 
-from jaxop import kernels, testing
+from jaxop import kernel_machines, kernels, testing
 from jaxop.attention import accumulate, integral_attention
 from jaxop.kernels import fourier
 
@@ -20,7 +20,7 @@ def exact_log_sinc(x):
     return np.log(np.abs(np.sinc(x / np.pi)))
 
 
-@pytest.mark.parametrize("offset", [0.0, 100.0, -1000.0])
+@pytest.mark.parametrize("offset", [0.0, 100.0, -1000.0, 30000.0])
 @pytest.mark.parametrize("depth", [1, 7, 64])
 def test_tile_is_exact_to_rounding_at_any_common_offset(depth, offset):
     rng = np.random.default_rng(depth)
@@ -84,10 +84,11 @@ def test_nothing_is_nan_at_equal_nodes_and_at_zeros_of_sinc(x):
 def test_a_sine_of_exactly_zero_is_finite_and_has_no_slope(dtype, x64):
     nodes = jnp.asarray([3.0, 5.0], dtype)  # sines and cosines that cancel exactly, at a distance of 2
     one = jnp.ones(2, dtype)
-    slope = fourier._slope(nodes, one, one, nodes[::-1], one, one)
+    unit = jnp.ones((), dtype)
+    slope = fourier._slope(nodes, one, one, unit, nodes[::-1], one, one, unit)
     np.testing.assert_array_equal(np.diag(slope), 0.0)
     sines, differences = fourier._fraction(
-        [nodes[None], one[None], one[None]], [nodes[None, ::-1], one[None], one[None]]
+        [nodes[None], one[None], one[None], one[:1]], [nodes[None, ::-1], one[None], one[None], one[:1]]
     )
     assert (np.diag(sines) == 0).all()
     mantissa, exponent = fourier._split(sines / differences)
@@ -102,7 +103,7 @@ def test_products_are_split_exactly_and_nan_is_not_hidden(dtype, x64):
     assert ((mantissa >= 1) & (mantissa < 2)).all()
     np.testing.assert_array_equal(np.ldexp(np.asarray(mantissa), np.asarray(exponent)), np.abs(x))
     bad = jnp.asarray([[jnp.nan, 0.0], [1.0, 2.0]], dtype)
-    out = fourier.log_sinc(bad, jnp.zeros((3, 2), dtype))
+    out = fourier.log_sinc(bad, jnp.zeros((3, 2), dtype), jnp.ones(2, dtype))
     assert np.isnan(out[0]).all()
     assert np.isfinite(out[1]).all()
 
@@ -131,12 +132,53 @@ def test_epsilon_is_the_published_one(implementation):
     np.testing.assert_allclose(out, expected, rtol=2e-4, atol=1e-6)
     weighted = integral_attention(query, key, value, jnp.full(12, 3.0), kernel=kernel, mask=mask)
     np.testing.assert_allclose(weighted, out, rtol=1e-5)
+    weights = rng.uniform(0.1, 2.0, 12).astype(np.float32)
+    density = matrix * (weights / weights.mean())[None, :, None]
+    expected = np.einsum("ijh,jhc->ihc", density, value) / (np.sum(density, axis=1) + 1e-2)[..., None]
+    for unit in (1.0, 1e-34):  # of volume: it cancels
+        out = integral_attention(
+            query, key, value, jnp.asarray(unit * weights), kernel=kernel, mask=mask, implementation=implementation
+        )
+        np.testing.assert_allclose(out, expected, rtol=2e-4, atol=1e-6)
+
+
+def test_no_mass_is_zero_with_epsilon_too():
+    x, weights = jnp.ones((4, 1, 3)), jnp.zeros(4)
+
+    def total(x, weights):
+        return jnp.sum(integral_attention(x, x, x, weights, kernel=kernels.FourierIntegral(1.0, epsilon=1e-6)))
+
+    value, gradients = jax.value_and_grad(total, argnums=(0, 1))(x, weights)
+    assert value == 0
+    assert all(np.isfinite(g).all() for g in gradients)
+
+
+@pytest.mark.parametrize(
+    "kernel", [kernels.FourierIntegral(1.3), kernels.Gaussian(1.0)], ids=lambda k: type(k).__name__
+)
+@pytest.mark.parametrize("outlier", [1e3, 1e4, float("nan")])
+def test_rows_do_not_see_each_other(kernel, outlier):
+    """An outlying or undefined first query changes no bit of the others."""
+    rng = np.random.default_rng(7)
+    query, key = (jnp.asarray(rng.normal(size=(n, 1, 4)), jnp.float32) for n in (6, 9))
+    attend = jax.jit(lambda q: integral_attention(q, key, key, kernel=kernel))
+    np.testing.assert_array_equal(attend(query.at[0].set(outlier))[1:], attend(query)[1:])
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_is_accumulated_in_float32(dtype):
+    x = jnp.asarray(np.random.default_rng(8).normal(size=(5, 3)), dtype)
+    wide = kernels.FourierIntegral(1.3).tile(x.astype(jnp.float32), x.astype(jnp.float32))
+    tile = kernels.FourierIntegral(1.3).tile(x, x)
+    assert tile.dtype == jnp.float32
+    np.testing.assert_array_equal(tile, wide)
 
 
 def test_even_powers_are_positive_definite():
     points = jnp.asarray(np.random.default_rng(4).normal(size=(60, 2)), jnp.float32)
     for power in (2, 4):
         gram = jnp.exp(kernels.FourierIntegral(1.5, power).tile(points, points))
+        np.testing.assert_allclose(np.diag(gram), 1.0, rtol=1e-5)
         assert np.linalg.eigvalsh(np.asarray(gram, np.float64)).min() > -1e-4
 
 
@@ -165,6 +207,22 @@ def test_bad_parameters(arguments, message):
         kernels.FourierIntegral(**arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"power": "4"}, "power must be an integer, got '4'"),
+        ({"power": 4.0}, "power must be an integer, got 4.0"),
+        ({"power": True}, "power must be an integer, got True"),
+        ({"radius": None}, "radius must be a real number"),
+        ({"radius": "wide"}, "radius must be a real number"),
+        ({"epsilon": "small"}, "epsilon must be a number"),
+    ],
+)
+def test_parameters_of_another_kind(arguments, message, unchecked):
+    with pytest.raises(TypeError, match=message):
+        kernels.FourierIntegral(**arguments)
+
+
 def test_bad_use():
     x = jnp.ones((3, 1, 4))
     with pytest.raises(ValueError, match=r"one entry per channel, \(4,\), got shape \(3,\)"):
@@ -179,8 +237,10 @@ def test_bad_use():
 def test_transform_is_supported_in_the_ball_of_its_radius(power):
     """K̂(ω) = 0 for |ω| > power · R: what makes it a low-pass filter."""
     radius, frequency = 1.5, 1.5 * power + 0.5
-    x = np.linspace(-400, 400, 400001)
-    values = np.sinc(radius * x / np.pi) ** power
-    integral = scipy.integrate.simpson(values * np.cos(frequency * x), x=x)
+    x = np.linspace(-400, 400, 40001)
+    tile = kernels.FourierIntegral(radius, power).tile(jnp.zeros((1, 1)), jnp.asarray(x, jnp.float32)[:, None])[0]
+    values = np.asarray(tile if power == 1 else np.exp(tile), np.float64)
+    outside = scipy.integrate.simpson(values * np.cos(frequency * x), x=x)
     inside = scipy.integrate.simpson(values * np.cos(0.3 * x), x=x)
-    assert abs(integral) < 2e-2 * inside
+    assert abs(outside) < 2e-2 * inside
+    assert inside == pytest.approx(kernel_machines.sinc_power_integral(power) / radius, rel=0.35)

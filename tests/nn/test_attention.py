@@ -49,8 +49,8 @@ def test_parameters_of_the_kernel_are_trained():
     attention = layer(kernel=kernel, kernel_axis=0)
     x = jax.random.normal(jax.random.key(1), (2, 5, 8))
     gradient = nnx.grad(lambda m: jnp.sum(m(x, jnp.full(5, 0.2)) ** 2))(attention)
-    assert gradient["kernel"]["leaves"][0][...].shape == (2,)
-    assert (np.abs(gradient["kernel"]["leaves"][0][...]) > 1e-6).all()
+    assert gradient["kernel"]["leaves"]["params"][...].shape == (2,)
+    assert (np.abs(gradient["kernel"]["leaves"]["params"][...]) > 1e-6).all()
 
 
 def test_heads_must_divide_the_width():

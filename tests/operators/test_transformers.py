@@ -36,6 +36,15 @@ def test_no_token_sees_a_later_one(kernel):
     assert (np.abs(changed - call(tokens))[0, 4:].max(axis=-1) > 1e-4).all()
 
 
+def test_bytes_are_tokens():
+    """256 of them: a comparison in their own type would wrap."""
+    windows = data.text_windows(np.frombuffer(b"hello world, this is a text", np.uint8), 6)
+    model = operators.SequenceTransformer(operators.SequenceTransformerConfig(256, 12, **SMALL), rngs=nnx.Rngs(0))
+    logits = model(windows.inputs)
+    np.testing.assert_array_equal(logits, model(jnp.asarray(windows.inputs, jnp.int32)))
+    np.testing.assert_allclose(model.head_distances(windows.inputs[0]), model.head_distances(windows.inputs[:1]))
+
+
 def test_batch_is_the_loop_and_shorter_sequences_are_prefixes():
     model, tokens = sequence(), jnp.asarray([[1, 2, 3, 4], [5, 6, 7, 8]])
     batch = model(tokens)
@@ -121,11 +130,38 @@ BAD = [
     (lambda: nn.IntegralAttentionConfig(kernel="fourier"), TypeError, "kernel must be the settings of a kernel"),
     (lambda: operators.ViTNeuralOperatorConfig(1, 1, kernel=kernels.Gaussian()), TypeError, "must be the settings"),
     (lambda: sequence(heads=3), ValueError, "heads must divide the width 16"),
-    (lambda: vision()(jnp.ones((8, 9, 3))), ValueError, r"images must have shape \(8, 8, 3\)"),
+    (lambda: vision()(jnp.ones((8, 9, 3))), ValueError, r"images must have shape \(y, x, c\) = \(8, 8, 3\)"),
     (lambda: vision(patch=3), ValueError, "patch must divide side = 8, got 3"),
     (lambda: nn.FourierIntegralConfig(power=1), ValueError, "power=1 is a signed kernel"),
     (lambda: nn.FourierIntegralConfig(per="heads"), ValueError, "per='heads' is unknown"),
+    (lambda: nn.FourierIntegralConfig(radius=(0.3, 0.6)), TypeError, "radius must be a number or None"),
+    (lambda: nn.GaussianConfig(inverse_width=-1.0), ValueError, "inverse_width must be positive"),
+    (
+        lambda: operators.SequenceTransformerConfig(11, attention=nn.FourierIntegralConfig()),
+        TypeError,
+        r"attention must be nn.IntegralAttentionConfig\(kernel=...\)",
+    ),
+    (lambda: sequence(dtype="flaot32"), ValueError, "dtype must be the name of a floating dtype"),
+    (lambda: vision()(jnp.ones((0, 8, 8, 3))), ValueError, "b ≥ 1"),
+    (lambda: sequence().head_distances(jnp.asarray([0, 300])), ValueError, "tokens must lie between"),
+    (lambda: data.text_windows("hello", 2), TypeError, "np.frombuffer"),
+    (lambda: training.evaluate(sequence(), data.text_windows(np.arange(9), 2)), TypeError, "training.score"),
+    (lambda: training.score(sequence(), _labels(11)), ValueError, "labels must lie below the 11 classes"),
+    (
+        lambda: training.score(sequence(), data.text_windows(np.arange(5, 18), 12)),
+        ValueError,
+        "tokens must lie between",
+    ),
+    (lambda: training.score(vision(), _one_hot()), ValueError, "not one-hot vectors"),
 ]
+
+
+def _labels(largest):
+    return data.Examples(np.zeros((2, 4), int), np.full((2, 4), largest))
+
+
+def _one_hot():
+    return data.Examples(np.zeros((2, 8, 8, 3), np.float32), np.eye(5, dtype=int)[:2])
 
 
 @pytest.mark.parametrize(("call", "error", "message"), BAD, ids=[message for _, _, message in BAD])
