@@ -43,14 +43,19 @@ STEPS = {
         "attention": "einsum",
     },
 }
+WARM_UP = 0.5  # seconds of calls before a measurement: a sleeping second core takes that long to be used again
 SKIP_ABOVE = 8 << 30  # bytes of scratch beyond which a baseline is not run on this machine
 
 
 def median_seconds(call: Callable[[], Any], repeats: int) -> float:
-    """Median wall time of a call that returns JAX arrays, after one that warms up."""
+    """Median wall time of a call that returns JAX arrays, after half a second of calls that warm up."""
     import jax
 
-    jax.block_until_ready(call())
+    begin = time.perf_counter()
+    while True:
+        jax.block_until_ready(call())
+        if time.perf_counter() - begin > WARM_UP:
+            break
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()

@@ -1,5 +1,7 @@
 """Attention as quadrature: the integral operator and its implementations."""
 
+from jaxop.attention.averaging import averaging_operator as averaging_operator
+from jaxop.attention.averaging import linear_attention as linear_attention
 from jaxop.attention.integral import IMPLEMENTATIONS as IMPLEMENTATIONS
 from jaxop.attention.integral import integral_attention as integral_attention
 from jaxop.attention.partial import Partial as Partial

@@ -147,9 +147,12 @@ def finish(part: Partial, normalize: bool = True) -> Float[Array, "*n c"]:
         [0. 0. 0.]
     """
     if not normalize:
-        # in two steps: neither factor overflows where the product does not, and 0 · ∞ cannot occur
+        # in two steps: neither factor overflows where the product does not; finite at 0, where 0 · ∞ must not occur
+        # and weightless nodes have their derivative
         half = jnp.exp(part.shift / 2)[..., None]
-        return jnp.where(part.moment != 0, part.moment * half * half, part.moment)
+        bound = math.sqrt(float(jnp.finfo(half.dtype).max)) / 2
+        half = jnp.where(part.moment != 0, half, jnp.minimum(half, bound))
+        return part.moment * half * half
     alive = part.mass != 0
     return jnp.where(alive[..., None], part.moment / jnp.where(alive, part.mass, 1)[..., None], 0)
 
@@ -201,17 +204,31 @@ def accumulate_tile(
 
     ``clip`` bounds the exponent of a weightless node relative to the largest one that carries weight.
     """
-    augmented = signs[:, None] * jnp.concatenate([value, jnp.ones_like(value[:, :1])], axis=1)
+    augmented = jnp.concatenate([value, jnp.ones_like(value[:, :1])], axis=1)
     if sign == "signed":
+        augmented = signs[:, None] * augmented
         tile = tile if mask is None else jnp.where(mask, tile, 0)
         sums = tile @ (jnp.exp(log_weights)[:, None] * augmented)
         return Partial(jnp.zeros_like(sums[:, 0]), sums[:, -1], sums[:, :-1])
+    shift, densities = tile_densities(tile, log_weights, signs, mask, clip)
+    sums = densities @ (signs[:, None] * augmented)
+    return Partial(shift, sums[:, -1], sums[:, :-1])
+
+
+def tile_densities(
+    tile: Float[Array, "n m"],
+    log_weights: Float[Array, " m"],
+    signs: Float[Array, " m"],
+    mask: Bool[Array, "n m"] | None,
+    clip: float,
+) -> tuple[Float[Array, " n"], Float[Array, "n m"]]:
+    """A shift per row and |w_j| k_ij exp(−shift_i), from a matrix of log kernel values."""
     logits = tile + log_weights[None, :]
     if mask is not None:
         logits = jnp.where(mask, logits, LOG_ZERO)
-    alive = signs != 0
-    largest = jnp.max(jnp.where((alive | ~jnp.any(alive))[None, :], logits, LOG_ZERO), axis=1)
+    largest = jnp.max(jnp.where((signs != 0)[None, :], logits, LOG_ZERO), axis=1)
+    # where nothing that a row sees has weight, all of it counts: for the derivative
+    largest = jnp.where(largest > LOG_ZERO / 2, largest, jnp.max(logits, axis=1))
     # the floor keeps exp(LOG_ZERO - shift) = 0 in rows where every key is masked
     shift = jax.lax.stop_gradient(jnp.maximum(largest, LOG_ZERO / 2))
-    sums = jnp.exp(jnp.minimum(logits - shift[:, None], clip)) @ augmented
-    return Partial(shift, sums[:, -1], sums[:, :-1])
+    return shift, jnp.exp(jnp.minimum(logits - shift[:, None], clip))

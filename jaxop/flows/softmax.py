@@ -104,13 +104,55 @@ def softmax_rates(
     x, weights, u = check_ensemble(x, weights, velocity=velocity)
     score = check_matrix(score, "score", x, symmetric=True)
     mobility = check_matrix(mobility, "mobility", x, definite=True)
+    options = {"score": score, "mobility": mobility, "implementation": implementation}
+    force, connection = function_rates(x[:, None], u[:, None], weights, None, **options)
+    return force[:, 0], connection[:, 0]
+
+
+def function_rates(
+    x: Float[Array, "n s d"],
+    velocity: Float[Array, "n s d"],
+    weights: Float[Array, " n"] | None,
+    measure: Float[Array, " s"] | None,
+    *,
+    score: Float[Array, "d d"],
+    mobility: Float[Array, "d d"],
+    implementation: str | None = None,
+) -> tuple[Float[Array, "n s d"], Float[Array, "n s d"]]:
+    """`softmax_rates` of particles that are functions on a patch: xᵀ A y becomes ∫ x(r)ᵀ A y(r) dr, A and B pointwise.
+
+    Args:
+        x: n functions of d channels at s nodes, (n, s, d).
+        velocity: u, (n, s, d).
+        weights: masses of the particles, (n,); None: equal.
+        measure: quadrature weights of the nodes, (s,); None: ones.
+        score: A.
+        mobility: B, positive definite.
+        implementation: of `jaxop.attention.integral_attention`.
+
+    Returns:
+        (force, connection), each (n, s, d).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxop.flows.softmax import function_rates
+        >>> x = jnp.ones((4, 3, 2))
+        >>> force, _ = function_rates(x, x, None, jnp.full(3, 1 / 3), score=jnp.eye(2), mobility=jnp.eye(2))
+        >>> force.shape
+        (4, 3, 2)
+    """
+    n, s, d = x.shape
+    u = velocity
+    measured = (lambda a: a) if measure is None else (lambda a: a * measure.astype(a.dtype)[None, :, None])
+    inner = lambda a, b: jnp.sum(a * b, axis=(1, 2), keepdims=True)  # noqa: E731
     cholesky = jax.scipy.linalg.cho_factor(mobility)
-    square = jnp.sum(u * jax.scipy.linalg.cho_solve(cholesky, u.T).T, axis=1, keepdims=True)
-    query = x @ score
-    d = x.shape[1]
-    means = _attend(query, x, jnp.concatenate([x, u, square * x], axis=1), weights, implementation)
-    mean_x, mean_u, mean_square_x = means[:, :d], means[:, d : 2 * d], means[:, 2 * d :]
-    drift = jnp.sum((u @ score) * mean_x + query * mean_u, axis=1, keepdims=True)
+    solved = jax.scipy.linalg.cho_solve(cholesky, u.reshape(n * s, d).T).T.reshape(n, s, d)
+    square = inner(measured(u), solved)
+    query = measured(x @ score)
+    values = jnp.concatenate([x, u, square * x], axis=2).reshape(n, -1)
+    means = _attend(query.reshape(n, -1), x.reshape(n, -1), values, weights, implementation).reshape(n, s, -1)
+    mean_x, mean_u, mean_square_x = jnp.split(means, 3, axis=2)
+    drift = inner(measured(u @ score), mean_x) + inner(query, mean_u)
     value = score @ mobility  # Vᵀ
     force = mean_x @ value
     return force, drift * u - (square * force + mean_square_x @ value) / 2
@@ -277,7 +319,13 @@ def softmax_momentum_flow(weights: Any = None, **options: Any) -> System:
 
 
 def _attend(
-    query: Array, x: Array, value: Array, weights: Array, implementation: str | None = None, *, normalize: bool = True
+    query: Array,
+    x: Array,
+    value: Array,
+    weights: Array | None,
+    implementation: str | None = None,
+    *,
+    normalize: bool = True,
 ) -> Array:
     return integral_attention(
         query[:, None],

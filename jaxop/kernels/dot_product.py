@@ -1,4 +1,4 @@
-"""The exponentiated dot product: ordinary softmax attention."""
+"""The exponentiated dot product of ordinary softmax attention, and the dot product of linear attention."""
 
 import dataclasses
 import math
@@ -43,4 +43,36 @@ class ExpDotProduct(Kernel):
 
     def scaled(self, query: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
         """Scale · query: multiplying the shorter side once keeps the scale out of the n × m matrix."""
+        return query * (1 / math.sqrt(query.shape[-1]) if self.scale is None else self.scale)
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class DotProduct(Kernel):
+    """k(q, k') = scale · q·k', the signed kernel of linear attention; see `jaxop.attention.linear_attention`.
+
+    Attributes:
+        scale: a number or scalar array (trainable); None means 1/√d with d the length of a query.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxop import kernels
+        >>> print(kernels.DotProduct()(jnp.ones(4), jnp.ones(4)))
+        2.0
+    """
+
+    scale: float | Array | None = None
+
+    sign = "signed"
+
+    def __call__(self, a: Float[Array, " d"], b: Float[Array, " d"]) -> Float[Array, ""]:
+        """Scale · a·b."""
+        return jnp.dot(self.scaled(a), b)
+
+    def tile(self, query: Float[Array, "n d"], key: Float[Array, "m d"]) -> Float[Array, "n m"]:
+        """Scale · Q Kᵀ."""
+        return self.scaled(query) @ key.T
+
+    def scaled(self, query: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
+        """Scale · query."""
         return query * (1 / math.sqrt(query.shape[-1]) if self.scale is None else self.scale)

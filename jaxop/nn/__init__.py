@@ -14,6 +14,13 @@ from jaxop.nn.kernels import FourierIntegralConfig as FourierIntegralConfig
 from jaxop.nn.kernels import GaussianConfig as GaussianConfig
 from jaxop.nn.kernels import KernelConfig as KernelConfig
 from jaxop.nn.kernels import KernelParameters as KernelParameters
+from jaxop.nn.kernels import LinearConfig as LinearConfig
+from jaxop.nn.momentum import BLOCKS as BLOCKS
+from jaxop.nn.momentum import VELOCITIES as VELOCITIES
+from jaxop.nn.momentum import FlowLayer as FlowLayer
+from jaxop.nn.momentum import MomentumConfig as MomentumConfig
+from jaxop.nn.momentum import MomentumLayer as MomentumLayer
+from jaxop.nn.momentum import run_layers as run_layers
 from jaxop.nn.patch import FourierPatchAttention as FourierPatchAttention
 from jaxop.nn.patch import PatchAttention as PatchAttention
 from jaxop.nn.pointwise import FeedForward as FeedForward

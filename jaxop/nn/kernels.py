@@ -10,7 +10,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from jaxop._validation import check_name
-from jaxop.kernels import ExpDotProduct, FourierIntegral, Gaussian, Kernel
+from jaxop.kernels import DotProduct, ExpDotProduct, FourierIntegral, Gaussian, Kernel
 
 PER = ("layer", "head", "channel")
 """What may have a parameter of its own in a `FourierIntegralConfig`."""
@@ -26,6 +26,18 @@ class ExpDotProductConfig:
         """The kernel of a layer with ``heads`` heads of ``depth`` channels, and its ``kernel_axis``."""
         del heads, depth
         return ExpDotProduct(), None
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearConfig:
+    """Linear attention: the kernel q·k / √d, without parameters; time and memory linear in the nodes."""
+
+    name: Literal["linear"] = "linear"
+
+    def make(self, heads: int, depth: int) -> tuple[Kernel, int | None]:
+        """The kernel of a layer with ``heads`` heads of ``depth`` channels, and its ``kernel_axis``."""
+        del heads, depth
+        return DotProduct(), None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,11 +103,12 @@ class FourierIntegralConfig:
         return kernel, 0 if shape else None
 
 
-KernelConfig = ExpDotProductConfig | GaussianConfig | FourierIntegralConfig
+KernelConfig = ExpDotProductConfig | LinearConfig | GaussianConfig | FourierIntegralConfig
 """Any of the choices."""
 
 KERNELS: dict[str, type] = {
     "exp_dot_product": ExpDotProductConfig,
+    "linear": LinearConfig,
     "gaussian": GaussianConfig,
     "fourier": FourierIntegralConfig,
 }

@@ -15,7 +15,17 @@ from jaxtyping import Array, Float
 from jaxop._validation import as_float, check_name, is_concrete
 from jaxop.domains import Domain, Grid, Partition, partition
 from jaxop.domains.domain import accumulator
-from jaxop.nn import ACTIVATIONS, NORMS, EncoderLayer, IntegralAttentionConfig, SpectralConvolution
+from jaxop.nn import (
+    ACTIVATIONS,
+    NORMS,
+    EncoderLayer,
+    ExpDotProductConfig,
+    FlowLayer,
+    IntegralAttentionConfig,
+    MomentumConfig,
+    MomentumLayer,
+    SpectralConvolution,
+)
 from jaxop.nn.encoder import check_dropout
 from jaxop.nn.pointwise import check_heads
 from jaxop.spectral import check_grid, check_modes
@@ -148,19 +158,24 @@ def join(values: Float[Array, "b p s c"], cut: Partition) -> Float[Array, "b n c
     return jax.vmap(cut.join)(values)
 
 
-def encoder_layer(config: Any, attention: Callable[..., Any], rngs: nnx.Rngs) -> EncoderLayer:
-    """The encoder layer of a config around an attention."""
-    return EncoderLayer(
-        attention,
-        config.width,
-        config.feedforward,
-        norm=config.norm,
-        dropout=config.dropout,
-        activation=config.activation,
-        dtype=config.dtype,
-        param_dtype=config.param_dtype,
-        rngs=rngs,
-    )
+def encoder_layer(
+    config: Any, attention: Callable[[], Callable[..., Any]], rngs: nnx.Rngs, *, momentum: MomentumConfig | None = None
+) -> EncoderLayer | MomentumLayer | FlowLayer:
+    """The layer of a config (with its momentum, or the given one), around the attention that a function makes."""
+    options = {
+        "dropout": config.dropout,
+        "activation": config.activation,
+        "dtype": config.dtype,
+        "param_dtype": config.param_dtype,
+        "rngs": rngs,
+    }
+    sizes = config.width, config.feedforward
+    chosen: MomentumConfig = config.momentum if momentum is None else momentum
+    if chosen.block == "none":
+        return EncoderLayer(attention(), *sizes, norm=config.norm, **options)
+    if chosen.block == "exact":
+        return FlowLayer(*sizes, method=chosen.method, **options)
+    return MomentumLayer(attention(), *sizes, block=chosen.block, **options)
 
 
 def smoothing(config: Any, rngs: nnx.Rngs) -> SpectralConvolution | None:
@@ -219,6 +234,7 @@ def check_config(config: Any) -> None:
             f"attention must be nn.IntegralAttentionConfig(kernel=...), got {config.attention!r}; operators.from_dict "
             "makes a config from nested dicts."
         )
+    _check_momentum(config)
     for name in ("dtype", "param_dtype"):
         given = getattr(config, name)
         try:
@@ -229,6 +245,28 @@ def check_config(config: Any) -> None:
             raise ValueError(f"{name} must be the name of a floating dtype such as 'float32', got {given!r}.")
     if getattr(config, "smoothing_modes", None) is not None:
         check_modes(config.smoothing_modes, (config.reference,) * config.dim)
+
+
+def _check_momentum(config: Any) -> None:
+    momentum = getattr(config, "momentum", MomentumConfig())
+    if not isinstance(momentum, MomentumConfig):
+        raise TypeError(f"momentum must be nn.MomentumConfig(block=...), got {momentum!r}.")
+    if momentum.block == "none":
+        return
+    if config.norm != "pre":
+        raise ValueError(
+            f"momentum blocks normalise before each branch: give norm='pre' with block={momentum.block!r}, got "
+            f"norm={config.norm!r}."
+        )
+    chosen = getattr(config, "attention", IntegralAttentionConfig())
+    kernel = getattr(config, "kernel", None) or chosen.kernel
+    if momentum.block in ("H1", "R2", "exact") and not isinstance(kernel, ExpDotProductConfig):
+        raise ValueError(
+            f"block={momentum.block!r} is made for the exponentiated dot product, got {type(kernel).__name__}; Y and "
+            "H0 take any kernel."
+        )
+    if momentum.block == "exact" and chosen != IntegralAttentionConfig():
+        raise ValueError("block='exact' has an attention of its own: leave attention at its default.")
 
 
 def check_same(at: Domain | None, domain: Domain, remedy: str) -> None:

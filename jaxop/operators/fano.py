@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxop.nn import FourierPatchAttention, Linear
+from jaxop.nn import FourierPatchAttention, Linear, MomentumConfig, run_layers
 from jaxop.operators._common import (
     GridFunctions,
     GridOperator,
@@ -39,6 +39,7 @@ class FourierAttentionNeuralOperatorConfig:
             all modes, 2 m ≤ reference / patches. On a coarser grid the highest modes are dropped.
         smoothing_modes: modes of a final u + SpectralConv(u) on the whole grid; None: no smoothing.
         norm: ``"post"`` or ``"pre"``.
+        momentum: whether tokens carry a velocity; its blocks need ``norm="pre"``.
         dropout: rate in training mode.
         activation: ``"gelu"`` (exact) or ``"gelu_tanh"``.
         dtype: dtype of the pointwise maps; None: that of inputs and parameters. Spectral parts and scores
@@ -63,6 +64,7 @@ class FourierAttentionNeuralOperatorConfig:
     reference: int = 64
     smoothing_modes: int | None = None
     norm: str = "post"
+    momentum: MomentumConfig = MomentumConfig()
     dropout: float = 0.0
     activation: str = "gelu"
     dtype: str | None = None
@@ -112,25 +114,41 @@ class FourierAttentionNeuralOperator(GridOperator):
         self.config = config
         patch = check_patches(config.patches, config.reference, config.modes, config.dim)
         dtypes = {"dtype": config.dtype, "param_dtype": config.param_dtype}
-        self.lift = Linear(config.in_channels + config.dim, config.width, param_dtype=config.param_dtype, rngs=rngs)
+
+        def lift() -> Linear:
+            return Linear(config.in_channels + config.dim, config.width, param_dtype=config.param_dtype, rngs=rngs)
+
+        self.lift = lift()
         self.layers = nnx.List(
             encoder_layer(
                 config,
-                FourierPatchAttention(config.width, config.heads, config.modes, reference=patch, rngs=rngs, **dtypes),
+                lambda: FourierPatchAttention(
+                    config.width, config.heads, config.modes, reference=patch, rngs=rngs, **dtypes
+                ),
                 rngs,
             )
             for _ in range(config.layers)
         )
         self.head = Linear(config.width, config.out_channels, rngs=rngs, **dtypes)
         self.smoothing = smoothing(config, rngs)
+        self.velocity = lift() if config.momentum.learns_velocity else None
 
     def transform(self, functions: GridFunctions) -> Float[Array, "b n c_out"]:
         """The output functions at the nodes."""
         config = self.config
         cut = cut_grid(functions.grid, config.patches)
-        x = self.lift(jnp.moveaxis(split(functions.values, cut), 2, 0))  # (s, b, p, d)
-        x = x.astype(self.head.result_dtype(functions.dtype))
-        for layer in self.layers:
-            x = layer(x, cut.shape, functions.weight)
-        u = join(jnp.moveaxis(self.head(x), 0, 2), cut)
+
+        def lifted(lift: Linear) -> Float[Array, "s b p d"]:
+            out = lift(jnp.moveaxis(split(functions.values, cut), 2, 0))
+            return out.astype(self.head.result_dtype(functions.dtype))
+
+        x = lifted(self.lift)
+        velocity = None if self.velocity is None else lifted(self.velocity)
+        if config.momentum.block == "exact":
+            measure = jnp.broadcast_to(functions.weight[..., None], (*functions.weight.shape, x.shape[0]))
+            velocity = None if velocity is None else jnp.moveaxis(velocity, 0, 2)
+            x = run_layers(self.layers, jnp.moveaxis(x, 0, 2), velocity=velocity, measure=measure)
+        else:
+            x = jnp.moveaxis(run_layers(self.layers, x, cut.shape, functions.weight, velocity=velocity), 0, 2)
+        u = join(self.head(x), cut)
         return smooth(self.smoothing, u, functions.grid)

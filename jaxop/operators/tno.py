@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from jaxop._validation import as_float
 from jaxop.domains import Domain
 from jaxop.domains.domain import accumulator
-from jaxop.nn import IntegralAttentionConfig, Linear
+from jaxop.nn import IntegralAttention, IntegralAttentionConfig, Linear, MomentumConfig, run_layers
 from jaxop.operators._common import check_config, check_same, encoder_layer
 
 
@@ -32,6 +32,7 @@ class TransformerNeuralOperatorConfig:
         initial_channels: length of ``initial`` = [u0, y0, t0], which replaces the first node's
             embedding by one of its own (data assimilation); 0: none.
         norm: ``"post"`` or ``"pre"``.
+        momentum: whether tokens carry a velocity (in the encoder, not in the decoder); its blocks need ``norm="pre"``.
         dropout: rate in training mode.
         activation: ``"gelu"`` (exact) or ``"gelu_tanh"``.
         attention: the kernel of the attention and its implementation.
@@ -53,6 +54,7 @@ class TransformerNeuralOperatorConfig:
     decoder_layers: int = 0
     initial_channels: int = 0
     norm: str = "post"
+    momentum: MomentumConfig = MomentumConfig()
     dropout: float = 0.0
     activation: str = "gelu"
     attention: IntegralAttentionConfig = IntegralAttentionConfig()
@@ -96,21 +98,22 @@ class TransformerNeuralOperator(nnx.Module):
         self.config = config
         dtypes = {"dtype": config.dtype, "param_dtype": config.param_dtype}
 
-        def layers(count: int) -> nnx.List:
-            return nnx.List(
-                encoder_layer(config, config.attention.make(config.width, config.heads, rngs=rngs, **dtypes), rngs)
-                for _ in range(count)
-            )
+        def attention() -> IntegralAttention:
+            return config.attention.make(config.width, config.heads, rngs=rngs, **dtypes)
+
+        def layers(count: int, momentum: MomentumConfig) -> nnx.List:
+            return nnx.List(encoder_layer(config, attention, rngs, momentum=momentum) for _ in range(count))
 
         def affine(channels: int) -> Linear:
             return Linear(channels, config.width, param_dtype=config.param_dtype, rngs=rngs)
 
         self.lift = affine(config.in_channels + config.dim)
         self.initial = affine(config.initial_channels) if config.initial_channels else None
-        self.layers = layers(config.layers)
+        self.layers = layers(config.layers, config.momentum)
         self.query = affine(config.dim) if config.decoder_layers else None
-        self.decoder = layers(config.decoder_layers)
+        self.decoder = layers(config.decoder_layers, MomentumConfig())
         self.head = Linear(config.width, config.out_channels, rngs=rngs, **dtypes)
+        self.velocity = affine(config.in_channels + config.dim) if config.momentum.learns_velocity else None
 
     def __call__(
         self,
@@ -150,11 +153,12 @@ class TransformerNeuralOperator(nnx.Module):
         # half precision would merge neighbouring nodes
         wide, dtype = accumulator(values.dtype), self.head.result_dtype(values.dtype)
         points = _points(domain, values.shape[0], config.dim, "domain").astype(wide)
-        x = self.lift(jnp.concatenate([values.astype(wide), points], axis=-1)).astype(dtype)
+        coordinates = jnp.concatenate([values.astype(wide), points], axis=-1)
+        x = self.lift(coordinates).astype(dtype)
+        velocity = None if self.velocity is None else self.velocity(coordinates).astype(dtype)
         x = self._with_initial(x, initial, single)
         weights = jax.vmap(lambda d: d.weights)(domain) if domain.is_batched else domain.weights
-        for layer in self.layers:
-            x = layer(x, weights)
+        x = run_layers(self.layers, x, weights, velocity=velocity)
         if self.query is not None:
             z = self.query(_points(at or domain, values.shape[0], config.dim, "at").astype(wide)).astype(dtype)
             for layer in self.decoder:

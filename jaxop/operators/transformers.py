@@ -9,7 +9,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Integer
 
 from jaxop._validation import as_float, is_concrete
-from jaxop.nn import IntegralAttentionConfig, LayerNorm, Linear
+from jaxop.nn import IntegralAttentionConfig, LayerNorm, Linear, MomentumConfig, run_layers
+from jaxop.nn.momentum import start_layers
 from jaxop.operators._common import check_config, encoder_layer
 
 _POSITION_SCALE = 0.02
@@ -28,6 +29,7 @@ class SequenceTransformerConfig:
         feedforward: hidden channels of the pointwise networks.
         attention: the kernel of the attention and its implementation.
         norm: ``"post"`` or ``"pre"``.
+        momentum: whether tokens carry a velocity; its blocks need ``norm="pre"``.
         dropout: rate in training mode.
         activation: ``"gelu"`` (exact) or ``"gelu_tanh"``.
         dtype: dtype of the computation; None: that of the parameters.
@@ -46,6 +48,7 @@ class SequenceTransformerConfig:
     feedforward: int = 512
     attention: IntegralAttentionConfig = IntegralAttentionConfig()
     norm: str = "pre"
+    momentum: MomentumConfig = MomentumConfig()
     dropout: float = 0.0
     activation: str = "gelu"
     dtype: str | None = None
@@ -53,17 +56,21 @@ class SequenceTransformerConfig:
 
     def __post_init__(self):
         check_config(self)
+        if self.momentum.block == "exact":
+            raise ValueError("block='exact' lets every token see all others; sequences take Y, H0, H1 or R2.")
 
 
 class _Transformer(nnx.Module):
     """What both have: layers between an embedding and a head, and a look inside."""
 
     config: Any
+    embedding: Any
+    velocity: Any
     layers: nnx.List
     is_causal = False
 
-    def embed(self, inputs: Any) -> Float[Array, "b n d"]:
-        """The tokens of a batch, as vectors with their positions."""
+    def embed(self, inputs: Any, embedding: Any) -> Float[Array, "b n d"]:
+        """The tokens of a batch by an embedding, as vectors with their positions."""
         raise NotImplementedError
 
     def batch(self, inputs: Any) -> tuple[Array, bool]:
@@ -72,10 +79,9 @@ class _Transformer(nnx.Module):
 
     def encode(self, inputs: Any) -> Float[Array, "b n d"]:
         """The tokens of a batch after all layers."""
-        x = self.embed(inputs)
-        for layer in self.layers:
-            x = layer(x, is_causal=self.is_causal)
-        return x
+        velocity = self.embed(inputs, self.velocity) if self.velocity is not None else None
+        options = {"is_causal": True} if self.is_causal else {}
+        return run_layers(self.layers, self.embed(inputs, self.embedding), velocity=velocity, **options)
 
     def head_distances(self, inputs: Any) -> Float[Array, " layers"]:
         """How different the heads of each layer are: the smaller, the more redundant.
@@ -94,14 +100,18 @@ class _Transformer(nnx.Module):
 
         Source: the redundancy of heads in Nguyen et al., arXiv:2206.00206, up to the factor 1/√c.
         """
-        x, distances = self.embed(self.batch(inputs)[0]), []
+        inputs, distances = self.batch(inputs)[0], []
+        if self.config.momentum.block == "exact":
+            raise NotImplementedError("block='exact' has a single head of full width; there is no distance.")
+        velocity = self.embed(inputs, self.velocity) if self.velocity is not None else None
+        state = start_layers(self.layers, self.embed(inputs, self.embedding), velocity)
         for layer in self.layers:
-            heads = layer.attention.mix(layer.attention_input(x), is_causal=self.is_causal)
+            heads = layer.attention.mix(layer.attention_input(state), is_causal=self.is_causal)
             pairs = heads[:, :, :, None] - heads[:, :, None, :]
             norms = jnp.sqrt(jnp.mean(pairs.astype(jnp.float32) ** 2, axis=-1))
             count = heads.shape[2]
             distances.append(jnp.mean(norms) * count / max(count - 1, 1))
-            x = layer(x, is_causal=self.is_causal)
+            state = layer(state, is_causal=self.is_causal)
         return jnp.stack(distances)
 
 
@@ -134,11 +144,11 @@ class SequenceTransformer(_Transformer):
     def __init__(self, config: SequenceTransformerConfig, *, rngs: nnx.Rngs):
         self.config = config
         dtypes = {"dtype": config.dtype, "param_dtype": config.param_dtype}
-        self.embedding = nnx.Embed(config.vocabulary, config.width, rngs=rngs, **dtypes)
-        self.positions = _positions(config.context, config, rngs)
+        self.embedding = TokenEmbedding(config, rngs)
         self.layers = _layers(config, rngs)
         self.norm = LayerNorm(config.width, **dtypes)
         self.head = Linear(config.width, config.vocabulary, rngs=rngs, **dtypes)
+        self.velocity = TokenEmbedding(config, rngs) if config.momentum.learns_velocity else None
 
     def __call__(self, tokens: Integer[Array | np.ndarray, "*b n"]) -> Float[Array, "*b n v"]:
         """The logits of the token that follows each one.
@@ -182,10 +192,23 @@ class SequenceTransformer(_Transformer):
                     f"{most}."
                 )
 
-    def embed(self, inputs: Integer[Array, "b n"]) -> Float[Array, "b n d"]:
-        """The tokens of a batch, as vectors with their positions."""
-        x = self.embedding(inputs)
-        return x + self.positions[: inputs.shape[1]].astype(x.dtype)[None]
+    def embed(self, inputs: Integer[Array, "b n"], embedding: Any) -> Float[Array, "b n d"]:
+        """The tokens of a batch by an embedding, as vectors with their positions."""
+        return embedding(inputs)
+
+
+class TokenEmbedding(nnx.Module):
+    """A vector per token plus a vector per position, (b, n) to (b, n, d)."""
+
+    def __init__(self, config: SequenceTransformerConfig, rngs: nnx.Rngs):
+        dtypes = {"dtype": config.dtype, "param_dtype": config.param_dtype}
+        self.tokens = nnx.Embed(config.vocabulary, config.width, rngs=rngs, **dtypes)
+        self.positions = _positions(config.context, config, rngs)
+
+    def __call__(self, tokens: Integer[Array, "b n"]) -> Float[Array, "b n d"]:
+        """The vectors."""
+        x = self.tokens(tokens)
+        return x + self.positions[: tokens.shape[1]].astype(x.dtype)[None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,6 +226,7 @@ class VisionTransformerConfig:
         feedforward: hidden channels of the pointwise networks.
         attention: the kernel of the attention and its implementation.
         norm: ``"post"`` or ``"pre"``.
+        momentum: whether tokens carry a velocity; its blocks need ``norm="pre"``.
         dropout: rate in training mode.
         activation: ``"gelu"`` (exact) or ``"gelu_tanh"``.
         dtype: dtype of the computation; None: that of the parameters.
@@ -223,6 +247,7 @@ class VisionTransformerConfig:
     feedforward: int = 256
     attention: IntegralAttentionConfig = IntegralAttentionConfig()
     norm: str = "pre"
+    momentum: MomentumConfig = MomentumConfig()
     dropout: float = 0.0
     activation: str = "gelu"
     dtype: str | None = None
@@ -262,12 +287,11 @@ class VisionTransformer(_Transformer):
         self.config = config
         dtypes = {"dtype": config.dtype, "param_dtype": config.param_dtype}
         tokens = (config.side // config.patch) ** 2
-        self.embedding = Linear(config.patch**2 * config.channels, config.width, rngs=rngs, **dtypes)
-        self.class_token = nnx.Param(jnp.zeros((config.width,), config.param_dtype))
-        self.positions = _positions(tokens + 1, config, rngs)
+        self.embedding = PatchEmbedding(config, tokens, rngs)
         self.layers = _layers(config, rngs)
         self.norm = LayerNorm(config.width, **dtypes)
         self.head = Linear(config.width, config.classes, rngs=rngs, **dtypes)
+        self.velocity = PatchEmbedding(config, tokens, rngs) if config.momentum.learns_velocity else None
 
     def __call__(self, images: Float[Array, "y x c"] | Float[Array, "b y x c"]) -> Float[Array, "*b classes"]:
         """The logits of the classes.
@@ -299,13 +323,27 @@ class VisionTransformer(_Transformer):
         single = images.ndim == 3
         return images[None] if single else images, single
 
-    def embed(self, inputs: Float[Array, "b y x c"]) -> Float[Array, "b n d"]:
-        """The class token and the patches of a batch, as vectors with their positions."""
+    def embed(self, inputs: Float[Array, "b y x c"], embedding: Any) -> Float[Array, "b n d"]:
+        """The class token and the patches of a batch by an embedding, as vectors with their positions."""
         config = self.config
         b, count = inputs.shape[0], config.side // config.patch
         cut = inputs.reshape(b, count, config.patch, count, config.patch, config.channels)
-        tokens = self.embedding(jnp.moveaxis(cut, 3, 2).reshape(b, count**2, -1))
-        first = jnp.broadcast_to(self.class_token[...].astype(tokens.dtype), (b, 1, config.width))
+        return embedding(jnp.moveaxis(cut, 3, 2).reshape(b, count**2, -1))
+
+
+class PatchEmbedding(nnx.Module):
+    """A class token and an affine map of every patch, plus a vector per position, (b, n, pixels) to (b, n + 1, d)."""
+
+    def __init__(self, config: VisionTransformerConfig, tokens: int, rngs: nnx.Rngs):
+        dtypes = {"dtype": config.dtype, "param_dtype": config.param_dtype}
+        self.patches = Linear(config.patch**2 * config.channels, config.width, rngs=rngs, **dtypes)
+        self.class_token = nnx.Param(jnp.zeros((config.width,), config.param_dtype))
+        self.positions = _positions(tokens + 1, config, rngs)
+
+    def __call__(self, patches: Float[Array, "b n p"]) -> Float[Array, "b m d"]:
+        """The vectors."""
+        tokens = self.patches(patches)
+        first = jnp.broadcast_to(self.class_token[...].astype(tokens.dtype), (tokens.shape[0], 1, tokens.shape[2]))
         x = jnp.concatenate([first, tokens], axis=1)
         return x + self.positions[...].astype(x.dtype)[None]
 
@@ -318,6 +356,6 @@ def _positions(count: int, config: Any, rngs: nnx.Rngs) -> nnx.Param:
 def _layers(config: Any, rngs: nnx.Rngs) -> nnx.List:
     dtypes = {"dtype": config.dtype, "param_dtype": config.param_dtype}
     return nnx.List(
-        encoder_layer(config, config.attention.make(config.width, config.heads, rngs=rngs, **dtypes), rngs)
+        encoder_layer(config, lambda: config.attention.make(config.width, config.heads, rngs=rngs, **dtypes), rngs)
         for _ in range(config.layers)
     )

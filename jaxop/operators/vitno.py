@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxop.nn import KernelConfig, Linear, PatchAttention, SpectralConvolution
+from jaxop.nn import KernelConfig, Linear, MomentumConfig, PatchAttention, SpectralConvolution, run_layers
 from jaxop.nn.kernels import check_kernel_config
 from jaxop.operators._common import (
     GridFunctions,
@@ -42,6 +42,7 @@ class ViTNeuralOperatorConfig:
             exp ∫_patch Q·K dx, the published one.
         smoothing_modes: modes of the final u + SpectralConv(u) on the whole grid; None: no smoothing.
         norm: ``"post"`` or ``"pre"``.
+        momentum: whether tokens carry a velocity; its blocks need ``norm="pre"``.
         dropout: rate in training mode.
         activation: ``"gelu"`` (exact) or ``"gelu_tanh"``.
         dtype: dtype of the pointwise maps; None: that of inputs and parameters. Spectral parts and scores
@@ -67,6 +68,7 @@ class ViTNeuralOperatorConfig:
     kernel: KernelConfig | None = None
     smoothing_modes: int | None = 16
     norm: str = "post"
+    momentum: MomentumConfig = MomentumConfig()
     dropout: float = 0.0
     activation: str = "gelu"
     dtype: str | None = None
@@ -117,33 +119,39 @@ class ViTNeuralOperator(GridOperator):
         self.config = config
         patch = check_patches(config.patches, config.reference, config.modes, config.dim)
         dtypes = {"dtype": config.dtype, "param_dtype": config.param_dtype}
-        self.lift = SpectralConvolution(
-            config.in_channels + config.dim,
-            config.width,
-            config.modes,
-            reference=patch,
-            param_dtype=config.param_dtype,
-            rngs=rngs,
-        )
+
+        def lift() -> SpectralConvolution:
+            sizes = config.in_channels + config.dim, config.width, config.modes
+            return SpectralConvolution(*sizes, reference=patch, param_dtype=config.param_dtype, rngs=rngs)
+
+        self.lift = lift()
         kernel, axis = (
             (None, None) if config.kernel is None else config.kernel.make(config.heads, config.width // config.heads)
         )
         attention = {"kernel": kernel, "kernel_axis": axis, "rngs": rngs, **dtypes}
         self.layers = nnx.List(
-            encoder_layer(config, PatchAttention(config.width, config.heads, **attention), rngs)
+            encoder_layer(config, lambda: PatchAttention(config.width, config.heads, **attention), rngs)
             for _ in range(config.layers)
         )
         self.head = Linear(config.width, config.out_channels, rngs=rngs, **dtypes)
         self.smoothing = smoothing(config, rngs)
+        self.velocity = lift() if config.momentum.learns_velocity else None
 
     def transform(self, functions: GridFunctions) -> Float[Array, "b n c_out"]:
         """The output functions at the nodes."""
         config = self.config
         cut = cut_grid(functions.grid, config.patches)
-        lifted = self.lift(jnp.moveaxis(split(functions.values, cut), 2, 0), cut.shape)
-        x = jnp.moveaxis(lifted, 0, 2).astype(self.head.result_dtype(functions.dtype))  # (b, p, s, d)
+
+        def lifted(lift: SpectralConvolution) -> Float[Array, "b p s d"]:
+            out = lift(jnp.moveaxis(split(functions.values, cut), 2, 0), cut.shape)
+            return jnp.moveaxis(out, 0, 2).astype(self.head.result_dtype(functions.dtype))
+
+        x = lifted(self.lift)
+        velocity = None if self.velocity is None else lifted(self.velocity)
         weights = jnp.broadcast_to(functions.weight[..., None], (*functions.weight.shape, x.shape[2]))
-        for layer in self.layers:
-            x = layer(x, weights)
+        if config.momentum.block == "exact":
+            x = run_layers(self.layers, x, velocity=velocity, measure=weights)
+        else:
+            x = run_layers(self.layers, x, weights, velocity=velocity)
         u = join(self.head(x), cut)
         return smooth(self.smoothing, u, functions.grid)

@@ -55,7 +55,7 @@ def test_batch_is_the_loop_and_shorter_sequences_are_prefixes():
 def test_images_are_cut_into_patches():
     """A class token and patches without positions: permuting whole patches changes nothing."""
     model = vision()
-    model.positions[...] = jnp.zeros_like(model.positions[...])
+    model.embedding.positions[...] = jnp.zeros_like(model.embedding.positions[...])
     image = jnp.asarray(np.random.default_rng(0).normal(size=(8, 8, 3)), jnp.float32)
     swapped = jnp.concatenate([image[4:], image[:4]])
     np.testing.assert_allclose(model(image), model(swapped), rtol=1e-4, atol=1e-5)
@@ -101,7 +101,7 @@ def test_micro_batches_have_the_gradient_of_the_batch():
 def test_distance_of_heads():
     model, tokens = sequence(width=16, heads=4), jnp.asarray([[1, 2, 3, 4, 5]])
     distances = model.head_distances(tokens)
-    attention, x = model.layers[0].attention, model.embed(tokens)
+    attention, x = model.layers[0].attention, model.embedding(tokens)
     heads = attention.mix(model.layers[0].attention_norm(x), is_causal=True)[0]
     pairs = [
         np.sqrt(np.mean((heads[:, i] - heads[:, j]) ** 2, axis=-1)) for i, j in itertools.combinations(range(4), 2)

@@ -243,6 +243,21 @@ def test_unnormalised_integral_of_zero_with_large_logits(implementation):
     np.testing.assert_allclose(total(jnp.full((2, 1, 1), 1e-20)), np.exp(100.0) * 1e-20, rtol=1e-4)
 
 
+@pytest.mark.parametrize("implementation", ["dense", "chunked"])
+def test_unnormalised_derivative_where_only_weightless_nodes_are_seen(implementation, x64):
+    """∂/∂w_j Σ_j w_j k_ij v_j = k_ij v_j in causal rows whose first nodes weigh nothing."""
+    query, key, value = jax.random.normal(jax.random.key(0), (3, 5, 1, 3))
+    weights = jnp.asarray([0.0, 0.0, 0.3, 0.2, 0.1])
+    kernel = kernels.ExpDotProduct()
+
+    def total(weights):
+        options = {"kernel": kernel, "normalize": False, "is_causal": True, "implementation": implementation}
+        return jnp.sum(integral_attention(query, key, value, weights, **options))
+
+    matrix = jnp.tril(jnp.exp(kernel.tile(query[:, 0], key[:, 0])))
+    np.testing.assert_allclose(jax.grad(total)(weights), matrix.sum(axis=0) * value[:, 0].sum(axis=1), rtol=1e-10)
+
+
 def test_gradients_through_mapped_closures():
     """A pair function may close over what vmap, scan or grad trace, integers included."""
     query, key, value, weights = inputs()

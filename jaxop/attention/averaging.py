@@ -1,0 +1,162 @@
+"""Attention as a linear operator on values, applied as often as wanted."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from jaxop.attention.checks import accumulation_dtype, cast_kernel, check_operands
+from jaxop.attention.integral import DENSE_LIMIT, integral_attention, prefers_tiles
+from jaxop.attention.partial import log_clip, split_weights, tile_densities, uniform_weights
+from jaxop.kernels import ExpDotProduct, Kernel
+
+
+def averaging_operator(
+    query: Float[Array, "n h d"],
+    key: Float[Array, "m h d"],
+    weights: Float[Array, " m"] | None = None,
+    *,
+    kernel: Kernel | None = None,
+    kernel_axis: int | None = None,
+    mask: Bool[Array, " m"] | Bool[Array, "n m"] | Bool[Array, "h n m"] | None = None,
+    is_causal: bool = False,
+    implementation: str | None = None,
+) -> Callable[[Float[Array, "m h c"]], Float[Array, "n h c"]]:
+    """P: v ↦ Σ_j w_j k(q_i, k_j) v_j / Σ_j w_j k(q_i, k_j), the operator of which `integral_attention` is one value.
+
+    Where values depend on averages of others, P is applied twice to one set of queries and keys. The dense
+    implementation forms its matrix once; the others evaluate the kernel again at every application.
+
+    Args:
+        query: as in `integral_attention`.
+        key: as in `integral_attention`.
+        weights: as in `integral_attention`.
+        kernel: as in `integral_attention`, positive or nonnegative.
+        kernel_axis: as in `integral_attention`.
+        mask: as in `integral_attention`.
+        is_causal: as in `integral_attention`.
+        implementation: as in `integral_attention`.
+
+    Returns:
+        The function that maps values (m, h, c) to (n, h, c).
+
+    Raises:
+        As `integral_attention`; some of it when the operator is applied.
+
+    Cost: dense: O(n m d) once, O(n m) memory as long as the function lives, and O(n m c) per application.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxop.attention import averaging_operator
+        >>> average = averaging_operator(jnp.zeros((2, 1, 3)), jnp.zeros((4, 1, 3)))
+        >>> print(average(jnp.arange(4.0)[:, None, None])[:, 0, 0])
+        [1.5 1.5]
+    """
+    kernel = ExpDotProduct() if kernel is None else kernel
+    is_small = query.shape[0] * key.shape[0] <= DENSE_LIMIT and not prefers_tiles(kernel)
+    dense = implementation == "dense" or (implementation is None and is_small)
+    if not dense or kernel.sign == "signed" or getattr(kernel, "epsilon", 0.0):
+        options: dict[str, Any] = {"kernel": kernel, "kernel_axis": kernel_axis, "mask": mask, "is_causal": is_causal}
+        return lambda value: integral_attention(query, key, value, weights, implementation=implementation, **options)
+    query, key, _, weights, mask = check_operands(query, key, key, weights, kernel, kernel_axis, mask)
+    (n, heads, _), m, dtype = query.shape, key.shape[0], accumulation_dtype(query, key)
+    if is_causal:
+        if n != m:
+            raise ValueError(f"is_causal needs as many queries as keys, got n={n} and m={m}; pass a mask instead.")
+        causal = jnp.tri(n, dtype=bool)
+        mask = causal if mask is None else causal[None] & mask if mask.ndim == 3 else causal & jnp.atleast_2d(mask)
+    weights = uniform_weights(m, dtype) if weights is None else weights.astype(dtype)
+    log_weights, signs = split_weights(weights)
+    kernel = cast_kernel(kernel, dtype)
+    mask = None if mask is None else jnp.broadcast_to(mask, (heads, n, m))
+
+    def one_head(kernel: Kernel, query: Array, key: Array, mask: Array | None) -> tuple[Array, Array]:
+        clip = log_clip(dtype)
+        densities = tile_densities(kernel.tile(query, key), log_weights, signs, mask, clip)[1] * signs[None, :]
+        mass = jnp.sum(densities, axis=1)
+        return densities, jnp.where(mass != 0, 1 / jnp.where(mass != 0, mass, 1), 0)
+
+    axes = (kernel_axis, 1, 1, None if mask is None else 0)
+    densities, inverse = jax.vmap(one_head, in_axes=axes, axis_size=heads)(
+        kernel, query.astype(dtype), key.astype(dtype), mask
+    )
+
+    def average(value: Float[Array, "m h c"]) -> Float[Array, "n h c"]:
+        sums = jnp.einsum("hnm,mhc->nhc", densities, value.astype(dtype))
+        return (sums * inverse.T[:, :, None]).astype(value.dtype)
+
+    return average
+
+
+def linear_attention(
+    query: Float[Array, "n h d"],
+    key: Float[Array, "m h d"],
+    value: Float[Array, "m h c"],
+    weights: Float[Array, " m"] | None = None,
+    *,
+    is_causal: bool = False,
+) -> Float[Array, "n h c"]:
+    """A_i = Σ_j w_j (q_i·k_j) v_j / Σ_j w_j, through d × c moments; causal: both sums over j ≤ i.
+
+    Args:
+        query: q_i, (n, h, d).
+        key: k_j, (m, h, d).
+        value: v_j, (m, h, c).
+        weights: quadrature weights, (m,), in any unit; None: equal.
+        is_causal: whether query i sees keys j ≤ i only; needs n = m.
+
+    Returns:
+        Shape (n, h, c), in the dtype of ``value``, accumulated in float32 at least. Rows without weight are 0.
+
+    Raises:
+        ValueError: for shapes that do not fit.
+
+    Cost: O((n + m) h d c) time; O(h d c) memory beyond the arguments, causal n/64 times that.
+
+    Source: Katharopoulos, Vyas, Pappas, Fleuret, "Transformers are RNNs", arXiv:2006.16236, with the identity as
+        feature map.
+
+    Example:
+        >>> import jax
+        >>> from jaxop.attention import linear_attention
+        >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 100, 2, 4))
+        >>> linear_attention(q, k, v, is_causal=True).shape
+        (100, 2, 4)
+    """
+    query, key, value, weights, _ = check_operands(query, key, value, weights, ExpDotProduct(), None, None)
+    if is_causal and query.shape[0] != key.shape[0]:
+        raise ValueError(f"is_causal needs as many queries as keys, got n={query.shape[0]} and m={key.shape[0]}.")
+    dtype, out_dtype = accumulation_dtype(query, key, value), value.dtype
+    query, key, value = (a.astype(dtype) for a in (query, key, value))
+    weights = uniform_weights(key.shape[0], dtype) if weights is None else weights.astype(dtype)
+    if not is_causal:
+        mass = jnp.sum(weights)
+        moment = jnp.einsum(
+            "mhd,m,mhc->hdc", key, jnp.where(mass > 0, weights / jnp.where(mass > 0, mass, 1), 0), value
+        )
+        return jnp.einsum("nhd,hdc->nhc", query, moment).astype(out_dtype)
+    n = query.shape[0]
+    chunk = min(n, _CHUNK)
+    query, weighted, value = (
+        jnp.pad(a, [(0, -n % chunk), (0, 0), (0, 0)]).reshape(-1, chunk, *a.shape[1:])
+        for a in (query, key * weights[:, None, None], value)
+    )
+    causal = jnp.tri(chunk, dtype=dtype)
+
+    def advance(moment: Array, inputs: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+        query, key, value = inputs
+        scores = jnp.einsum("nhd,mhd->hnm", query, key) * causal[None]
+        out = jnp.einsum("hnm,mhc->nhc", scores, value) + jnp.einsum("nhd,hdc->nhc", query, moment)
+        return moment + jnp.einsum("mhd,mhc->hdc", key, value), out
+
+    empty = jnp.zeros((query.shape[2], query.shape[3], value.shape[3]), dtype)
+    _, sums = jax.lax.scan(advance, empty, (query, weighted, value))
+    mass = jnp.cumsum(weights)[:, None, None]
+    sums = sums.reshape(-1, *sums.shape[2:])[:n]
+    return jnp.where(mass > 0, sums / jnp.where(mass > 0, mass, 1), 0).astype(out_dtype)
+
+
+_CHUNK = 64
+"""Tokens of a chunk of causal linear attention: inside it scores are formed, before it a moment stands for all."""

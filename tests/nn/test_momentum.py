@@ -1,0 +1,373 @@
+"""Layers whose tokens have a velocity: their definitions, their causal order, what they cost."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxop import domains, flows, nn, operators
+from jaxop.attention import averaging_operator, integral_attention, linear_attention
+from jaxop.kernels import DotProduct, ExpDotProduct, FourierIntegral
+
+B, N, D, HEADS = 2, 7, 8, 2
+BLOCKS = ["Y", "H0", "H1", "R2"]
+blocks = pytest.mark.parametrize("block", BLOCKS)
+
+
+def attention(seed=0, **options):
+    layer = nn.IntegralAttention(D, HEADS, rngs=nnx.Rngs(seed), **options)
+    for linear in (layer.query, layer.key_value, layer.output):  # biases that matter
+        linear.bias[...] = jax.random.normal(jax.random.key(seed + 1), linear.bias.shape)
+    return layer
+
+
+def arrays(*shape, seed=0):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in jax.tree.leaves(equation.params, is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from equations(inner)
+
+
+def softmaxes(function, *arguments):
+    """How often a program takes exponentials of scores between all tokens."""
+    program = jax.make_jaxpr(function)(*arguments).jaxpr
+    return sum(e.primitive.name == "exp" and e.outvars[0].aval.shape[-2:] == (N, N) for e in equations(program))
+
+
+@pytest.mark.parametrize(
+    "kernel", [ExpDotProduct(), FourierIntegral(0.5), FourierIntegral(0.5, epsilon=0.1), DotProduct()]
+)
+@pytest.mark.parametrize("implementation", [None, "dense", "chunked"])
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_averaging_operator_is_the_attention(kernel, implementation, is_causal):
+    if kernel.sign == "signed":
+        pytest.skip("signed kernels are not normalised")
+    query, key, value = arrays(3, N, HEADS, 4)
+    weights = jnp.linspace(0.0, 1.0, N)
+    mask = jnp.asarray(np.random.default_rng(0).uniform(size=(HEADS, N, N)) < 0.7)
+    options = {"kernel": kernel, "is_causal": is_causal, "mask": mask}
+
+    def ours(query, key, value, weights):
+        average = averaging_operator(query, key, weights, implementation=implementation, **options)
+        return average(value), average(value**2)
+
+    def theirs(query, key, value, weights):
+        return tuple(
+            integral_attention(query, key, v, weights, implementation="dense", **options) for v in (value, value**2)
+        )
+
+    def loss(function):
+        return jax.value_and_grad(lambda *a: sum(jnp.sum(jnp.sin(out)) for out in function(*a)), argnums=(0, 1, 2, 3))
+
+    for a, b in zip(
+        jax.tree.leaves(loss(ours)(query, key, value, weights)),
+        jax.tree.leaves(loss(theirs)(query, key, value, weights)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("n", [5, 64, 130])
+def test_linear_attention_is_the_integral_of_its_kernel(n, x64):
+    query, key, value = arrays(3, n, HEADS, 4)
+    weights = jnp.asarray(np.random.default_rng(1).uniform(size=n)).at[0].set(0.0)
+    kernel = DotProduct(1.0)
+    whole = integral_attention(query, key, value, weights, kernel=kernel, normalize=False) / weights.sum()
+    np.testing.assert_allclose(linear_attention(query, key, value, 3 * weights), whole, rtol=1e-10, atol=1e-12)
+    causal = integral_attention(query, key, value, weights, kernel=kernel, normalize=False, is_causal=True)
+    expected = causal[1:] / jnp.cumsum(weights)[1:, None, None]
+    out = linear_attention(query, key, value, weights, is_causal=True)
+    np.testing.assert_allclose(out[1:], expected, rtol=1e-9, atol=1e-12)
+    assert (out[0] == 0).all()
+    later = linear_attention(query, key.at[-1].set(9.0), value.at[-1].set(9.0), weights, is_causal=True)
+    np.testing.assert_array_equal(later[:-1], out[:-1])
+
+
+def connection(layer, z, v, weights, is_causal):
+    """C(z; v) from its definition: the rate of the log denominators by differentiation, P as a matrix."""
+
+    def scores(z):
+        query, key, _ = layer._project(z[None], z[None])
+        return jnp.einsum("nhd,mhd->hnm", query[0], key[0]) / np.sqrt(D // HEADS)
+
+    def log_mass(z):
+        logits = scores(z) + jnp.log(weights)[None, None, :]
+        return jax.nn.logsumexp(jnp.where(seen, logits, -jnp.inf), axis=-1)
+
+    seen = jnp.tri(N, dtype=bool)[None] if is_causal else jnp.ones((1, N, N), bool)
+    p = jnp.exp(scores(z) + jnp.log(weights)[None, None, :] - log_mass(z)[..., None])
+    p = jnp.where(seen, p, 0)
+    drift = jnp.mean(jax.jvp(log_mass, (z,), (v,))[1], axis=0)
+    value = layer._project(z[None], z[None])[2][0]
+    square = jnp.sum(v**2, axis=1)
+    merge = lambda heads: heads.reshape(N, D) @ layer.output.kernel[...]  # noqa: E731
+    force = merge(jnp.einsum("hnm,mhc->nhc", p, value))
+    second = merge(jnp.einsum("hnm,m,mhc->nhc", p, square, value))
+    return drift[:, None] * v - (square[:, None] * force + second) / 2
+
+
+@pytest.mark.parametrize("implementation", ["dense", "chunked"])
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_connection_is_its_definition(implementation, is_causal, x64):
+    layer = attention(implementation=implementation, param_dtype=jnp.float64)
+    z, v = arrays(B, N, D), 0.5 * arrays(B, N, D, seed=3)
+    weights = jnp.linspace(0.5, 1.5, N)
+    force, ours = layer.with_connection(z, v, weights, is_causal=is_causal)
+    np.testing.assert_allclose(force, layer(z, weights, is_causal=is_causal), rtol=1e-10)
+    for b in range(B):
+        np.testing.assert_allclose(ours[b], connection(layer, z[b], v[b], weights, is_causal), rtol=1e-9, atol=1e-10)
+    made = layer.with_connection(z, lambda f, v: 0.3 * v + f, weights, operands=(v,), is_causal=is_causal)[1]
+    given = layer.with_connection(z, 0.3 * v + force, weights, is_causal=is_causal)[1]
+    np.testing.assert_allclose(made, given, rtol=1e-9, atol=1e-10)
+
+
+def test_connection_of_one_symmetric_head_is_that_of_the_exact_flow(x64):
+    """Q = K with A = QᵀQ/√d, V = B A, B = I: C(z; v) is that of `flows.softmax_rates`."""
+    layer = nn.IntegralAttention(D, 1, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+    matrix = arrays(D, D) / 3
+    score = matrix @ matrix.T / np.sqrt(D)
+    layer.query.kernel[...] = matrix
+    layer.key_value.kernel[...] = jnp.concatenate([matrix, score], axis=1)
+    layer.output.kernel[...] = jnp.eye(D)
+    z, v, weights = arrays(1, N, D), arrays(1, N, D, seed=3), jnp.linspace(0.5, 1.5, N)
+    force, ours = layer.with_connection(z, v, weights)
+    gamma, exact = flows.softmax_rates(z[0], v[0], weights, score=score, mobility=jnp.eye(D))
+    np.testing.assert_allclose(force[0], gamma, rtol=1e-10)
+    np.testing.assert_allclose(ours[0], exact, rtol=1e-9, atol=1e-10)
+
+
+@blocks
+def test_block_is_its_definition(block):
+    layer = nn.MomentumLayer(attention(), D, 16, block=block, rngs=nnx.Rngs(1))
+    x, v = arrays(2, B, N, D)
+    mu, beta, gamma = 0.9, 0.9, 1.0
+    norm, norm_v = layer.attention_norm, layer.velocity_norm
+    z = norm(x + mu * v) if block == "Y" else norm(x)
+    force = layer.attention(z)
+    if block == "R2":
+        w = beta * v + gamma * force
+        c = layer.attention.with_connection(z, w)[1]
+        x, v = x + norm_v(w - c / 2), norm_v(w - c)
+    else:
+        c = layer.attention.with_connection(z, v)[1] if block == "H1" else 0
+        v = norm_v(beta * v + gamma * force - c)
+        x = x + v
+    branch = layer.feedforward(layer.feedforward_norm(x + mu * v))
+    v = norm_v(beta * v + gamma * branch)
+    state = layer(layer.start(*arrays(2, B, N, D)))
+    np.testing.assert_allclose(state.velocity, v, rtol=2e-4, atol=2e-5)
+    np.testing.assert_allclose(state.position, x + v, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize(("block", "expected"), [("Y", 1), ("H0", 1), ("H1", 1), ("R2", 1), ("exact", 1)])
+def test_one_softmax_per_block(block, expected):
+    if block == "exact":
+        layer = nn.FlowLayer(D, 16, rngs=nnx.Rngs(0))
+    else:
+        layer = nn.MomentumLayer(attention(), D, 16, block=block, rngs=nnx.Rngs(0))
+    x = arrays(B, N, D)
+    assert softmaxes(lambda x, v: layer(layer.start(x, v)).position, x, x) == expected
+
+
+@pytest.mark.parametrize("method", flows.METHODS)
+def test_softmaxes_per_integrator(method):
+    layer = nn.FlowLayer(D, 16, method=method, rngs=nnx.Rngs(0))
+    x = arrays(B, N, D)
+    assert softmaxes(lambda x, v: layer(layer.start(x, v)).position, x, x) == (4 if method == "tao" else 1)
+
+
+def language_model(block, initial="learned", kernel=None, **options):
+    attention = nn.IntegralAttentionConfig(kernel=kernel or nn.ExpDotProductConfig())
+    momentum = nn.MomentumConfig(block=block, initial=initial)
+    sizes = {"width": 16, "heads": 2, "layers": 3, "feedforward": 16}
+    config = operators.SequenceTransformerConfig(11, 12, attention=attention, momentum=momentum, **sizes, **options)
+    return operators.SequenceTransformer(config, rngs=nnx.Rngs(0))
+
+
+@blocks
+@pytest.mark.parametrize("initial", ["learned", "zero"])
+@pytest.mark.parametrize("implementation", ["dense", "chunked"])
+def test_later_tokens_change_no_bit_of_earlier_logits(block, initial, implementation):
+    model = language_model(block, initial)
+    for layer in model.layers:
+        layer.attention.implementation = implementation
+    tokens = jnp.asarray([[1, 2, 3, 4, 5, 6, 7, 8]])
+    call = jax.jit(lambda t: model(t))
+    logits = call(tokens)
+    for i in range(1, 8):
+        changed = call(tokens.at[0, i].set(9))
+        np.testing.assert_array_equal(changed[0, :i], logits[0, :i])
+        assert (np.abs(changed - logits)[0, i:].max(axis=-1) > 1e-5).all()
+
+
+@pytest.mark.parametrize("block", ["none", "Y", "H0"])
+@pytest.mark.parametrize("kernel", [nn.LinearConfig(), nn.FourierIntegralConfig()], ids=lambda k: k.name)
+def test_causal_order_of_other_attentions(block, kernel):
+    model = language_model(block, kernel=kernel)
+    tokens = jnp.asarray([[1, 2, 3, 4, 5, 6, 7, 8]])
+    call = jax.jit(lambda t: model(t))
+    np.testing.assert_array_equal(call(tokens.at[0, 5].set(9))[0, :5], call(tokens)[0, :5])
+
+
+@pytest.mark.parametrize("method", [kind() for kind in flows.METHODS.values()], ids=lambda m: type(m).__name__)
+def test_row_local_forces_are_causal_under_every_integrator(method):
+    """Causal attention as the force on positions and velocities; a later particle moves no earlier one."""
+
+    def rates(state, t):
+        heads = lambda a: a[:, None]  # noqa: E731
+        mean = integral_attention(*map(heads, (state.position,) * 3), is_causal=True)[:, 0]
+        return (lambda y: y), mean - 0.1 * state.velocity
+
+    @jax.jit
+    def final(x):
+        state = flows.start(method, x)
+        for _ in range(3):
+            state = flows.step(method, flows.System(rates), state, flows.Damping(logarithmic=3.0), 0.2)
+        return state.position
+
+    x = arrays(N, 4)
+    np.testing.assert_array_equal(final(x.at[5].set(9.0))[:5], final(x)[:5])
+
+
+def test_force_through_later_rows_leaks():
+    """The gradient of a causally masked energy: particle i feels every later j that attends to it."""
+
+    def energy(x):
+        return -0.5 * jnp.sum(jnp.tri(N) * jnp.exp(x @ x.T)) / N**2
+
+    force = lambda x: -jax.grad(energy)(x)  # noqa: E731
+    x = 0.3 * arrays(N, 4)
+    assert np.abs(force(x.at[5].set(1.0)) - force(x))[:5].max() > 1e-3
+
+
+@pytest.mark.parametrize("block", ["Y", "H0", "H1", "R2", "exact"])
+@pytest.mark.parametrize("kind", ["tno", "vitno", "fano"])
+def test_operators_keep_their_order_of_convergence(kind, block, x64):
+    """With random weights and velocities, on three grids: differences shrink by 4, as the midpoint rule's do."""
+    options = {"width": 8, "heads": 2, "layers": 1, "feedforward": 8, "norm": "pre", "param_dtype": "float64"}
+    if kind != "tno":
+        options |= {"patches": 2, "modes": 2, "reference": 8}
+    if kind == "vitno":
+        options |= {"smoothing_modes": 4}
+    momentum = nn.MomentumConfig(block=block)
+    config = operators.CONFIGS[kind](1, 1, **({"dim": 2} | options), momentum=momentum)
+    operator = operators.build(config, rngs=nnx.Rngs(0))
+
+    def moments(side):
+        domain = domains.box((side, side), rule="midpoint")
+        x = domain.points
+        values = jnp.sin(3 * x[:, :1]) * jnp.cos(2 * x[:, 1:])
+        out = jax.jit(lambda m, u, d: m(u, d))(operator, values, domain)
+        return np.asarray(domain.integrate(jnp.concatenate([out, out**2, out * jnp.sin(4 * x), out * x**2], axis=1)))
+
+    sides = (8, 16, 32) if kind == "tno" else (12, 24, 48)
+    coarse, middle, fine = (moments(side) for side in sides)
+    assert np.linalg.norm(fine - coarse) < 0.3 * np.linalg.norm(fine)
+    ratio = np.linalg.norm(middle - coarse) / np.linalg.norm(fine - middle)
+    assert 3 < ratio < 6, ratio
+
+
+def test_weights_matter_in_the_exact_block():
+    layer = nn.FlowLayer(D, 16, rngs=nnx.Rngs(0))
+    x, v = arrays(2, 1, N, D)
+    weights = jnp.linspace(0.5, 1.5, N)
+    whole = layer(layer.start(x, v), weights).position
+    split_x, split_v = (jnp.concatenate([a, a[:, :1]], axis=1) for a in (x, v))
+    halves = jnp.append(weights.at[0].divide(2), weights[0] / 2)
+    np.testing.assert_allclose(
+        layer(layer.start(split_x, split_v), halves).position[:, :N], whole, rtol=1e-4, atol=1e-5
+    )
+    assert np.abs(layer(layer.start(x, v)).position - whole).max() > 1e-3
+
+
+def test_exact_block_is_the_flow():
+    """Its attention part is one step of the library's flow with A and B of the layer."""
+    layer = nn.FlowLayer(D, 16, rngs=nnx.Rngs(0))
+    layer.score[...] += 0.1 * arrays(D, D)
+    layer.mobility[...] += 0.1 * arrays(D, D, seed=1)
+    layer.feedforward.outer.kernel[...] = jnp.zeros_like(layer.feedforward.outer.kernel[...])
+    score, mobility = layer.matrices()
+    assert np.linalg.eigvalsh(np.asarray(mobility)).min() > 0
+    x, v = arrays(2, 1, N, D)
+    state = layer(layer.start(x, v))
+    system = flows.accelerated_softmax_flow(score=score, mobility=mobility)
+    method, schedule = flows.KickDampDrift(), flows.Damping(jnp.asarray(3.0), jnp.asarray(0.1))
+    expected = flows.step(method, system, flows.start(method, x[0], v[0]), schedule, 0.5)
+    np.testing.assert_allclose(state.position[0], expected.position, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(state.velocity[0], expected.velocity, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("block", [*BLOCKS, "exact"])
+def test_every_parameter_is_trained(block):
+    model = operators.VisionTransformer(
+        operators.VisionTransformerConfig(
+            8, 1, 3, width=8, heads=2, layers=2, feedforward=8, momentum=nn.MomentumConfig(block=block)
+        ),
+        rngs=nnx.Rngs(0),
+    )
+    for _, param in nnx.iter_graph(model):
+        if isinstance(param, nnx.Param):
+            param[...] += 0.1 * jax.random.normal(jax.random.key(param[...].size), param[...].shape)
+    images = arrays(3, 8, 8, 1)
+    gradient = nnx.grad(lambda m: jnp.sum(jnp.sin(m(images))))(model)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
+        assert np.isfinite(leaf).all(), jax.tree_util.keystr(path)
+        assert np.abs(leaf).max() > 0, jax.tree_util.keystr(path)
+
+
+def test_dropout_is_drawn_once_and_only_in_training():
+    model = language_model("R2", dropout=0.5)
+    tokens = jnp.arange(8)
+    model.eval()
+    np.testing.assert_array_equal(model(tokens), model(tokens))
+    model.train()
+    assert np.abs(model(tokens) - model(tokens)).max() > 1e-3
+
+
+def test_configs_survive_json_and_share_the_core():
+    config = language_model("R2").config
+    assert operators.from_dict(type(config), dataclasses.asdict(config)) == config
+    plain, fast = language_model("none"), language_model("Y")
+    np.testing.assert_array_equal(plain.head.kernel[...], fast.head.kernel[...])
+    np.testing.assert_array_equal(
+        plain.layers[2].attention.query.kernel[...], fast.layers[2].attention.query.kernel[...]
+    )
+
+
+BAD = [
+    (lambda: nn.MomentumConfig(block="R3"), "block='R3' is unknown"),
+    (lambda: nn.MomentumConfig(method="ab3"), "method='ab3' is unknown: did you mean 'ab2'"),
+    (lambda: language_model("exact"), "block='exact' lets every token see all others"),
+    (lambda: language_model("H1", kernel=nn.GaussianConfig()), "block='H1' is made for the exponentiated dot product"),
+    (
+        lambda: operators.TransformerNeuralOperatorConfig(1, 1, momentum=nn.MomentumConfig(block="Y")),
+        "give norm='pre' with block='Y', got norm='post'",
+    ),
+    (lambda: nn.MomentumLayer(attention(), D, 16, block="exact", rngs=nnx.Rngs(0)), "block='exact' is unknown"),
+    (
+        lambda: linear_attention(jnp.ones((3, 1, 2)), jnp.ones((4, 1, 2)), jnp.ones((4, 1, 2)), is_causal=True),
+        "as many queries as keys",
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), BAD, ids=[message for _, message in BAD])
+def test_bad_input(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_blocks_say_what_they_need():
+    with pytest.raises(TypeError, match="block 'H1' needs an attention with a method with_connection, got Linear"):
+        nn.MomentumLayer(nn.Linear(D, D, rngs=nnx.Rngs(0)), D, 16, block="H1", rngs=nnx.Rngs(0))
+    with pytest.raises(NotImplementedError, match="exponentiated dot product only, not for FourierIntegral"):
+        attention(kernel=FourierIntegral(1.0)).with_connection(arrays(1, N, D), arrays(1, N, D))
