@@ -1,7 +1,7 @@
 """Measures jaxop against what a user would pick instead: medians, and ratios within one run.
 
     python scripts/benchmark.py                  # everything, about 25 minutes on two cores
-    python scripts/benchmark.py attention        # or large, steps, patches, fourier, transformers: one section
+    python scripts/benchmark.py attention        # or large, steps, patches, fourier, transformers, momentum, flows: one
 
 Prints Markdown tables. Every row is measured in fresh processes that alternate where allocator settings
 matter; PyTorch rows need ``pip install 'jaxop[benchmark]'`` and are left out without it.
@@ -367,9 +367,77 @@ def transformers(repeats: int = 9) -> None:
         print(f"| {name} | {softmax:.3f} s | {fourier:.3f} s | {fourier / softmax:.2f} |", flush=True)
 
 
+def momentum(repeats: int = 15) -> None:
+    """A training step of the language model of compare_momentum.py with every block, in turns."""
+    print("\n| block | allocator | step | ratio to no velocity | scratch |")
+    print("|---|---|---|---|---|")
+    for allocator, variables in (("default", {}), ("tuned", TUNED_ALLOCATOR)):
+        environment = {k: v for k, v in os.environ.items() if k not in TUNED_ALLOCATOR} | variables
+        rows = _run([str(SCRIPTS / "benchmark.py"), "momentum-steps", "--repeats", str(repeats)], environment)
+        for label, (seconds, scratch) in rows.items():
+            ratio = seconds / rows["none"][0]
+            print(
+                f"| {label} | {allocator} | {1e3 * seconds:.0f} ms | {ratio:.2f} | {scratch / 2**20:.0f} MB |",
+                flush=True,
+            )
+
+
+def momentum_steps(repeats: int = 15) -> None:
+    """Prints one line of JSON: median seconds and scratch of a step with each block."""
+    import compare_momentum
+    import jax
+    import numpy as np
+
+    from jaxop import data, training
+
+    task = compare_momentum.TASKS["softmax"]
+    tokens = np.random.default_rng(0).integers(0, 256, task.batch_size * task.context + 1)
+    batch, runs = data.text_windows(tokens, task.context)[np.arange(task.batch_size)], {}
+    settings = training.TrainingConfig(batch_size=task.batch_size, loss="cross_entropy")
+    for block in compare_momentum.TASKS["softmax"].blocks:
+        optimizer = training.make_optimizer(settings)
+        graphdef, state = training.init_state(compare_momentum.build(task, block, 0), optimizer, settings)
+        compiled_step: Any = training.make_step(graphdef, optimizer, settings)
+        runs[block] = [compiled_step.lower(state, batch).compile(), state, []]
+    for _ in range(repeats + 3):
+        for run in runs.values():
+            start = time.perf_counter()
+            run[1], metrics = run[0](run[1], batch)
+            jax.block_until_ready((run[1], metrics))
+            run[2].append(time.perf_counter() - start)
+    print(json.dumps({b: (statistics.median(s[3:]), scratch_bytes(compiled)) for b, (compiled, _, s) in runs.items()}))
+
+
+def flows(repeats: int = 3) -> None:
+    """Ten steps of the accelerated linear flow, d = 32, as the number of particles grows."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxop import flows
+
+    print("\n| particles, d = 32 | ten steps | per particle and step | scratch |")
+    print("|---|---|---|---|")
+    system = flows.accelerated_linear_flow(bilinear=jnp.eye(32), hessian=-jnp.eye(32))
+    method, schedule = flows.KickDampDrift(), flows.Damping(logarithmic=3.0)
+
+    def ten(state):
+        advance = lambda state, _: (flows.step(method, system, state, schedule, 0.01), None)  # noqa: E731
+        return jax.lax.scan(advance, state, length=10)[0]
+
+    for count in (10_000, 100_000, 1_000_000):
+        state = flows.start(method, jax.random.normal(jax.random.key(0), (count, 32)))
+        program = jax.jit(ten).lower(state).compile()
+        seconds = median_seconds(lambda f=program, s=state: f(s), repeats)
+        print(
+            f"| {count:,} | {seconds:.2f} s | {1e9 * seconds / count / 10:.0f} ns | "
+            f"{scratch_bytes(program) / 2**20:,.0f} MB |",
+            flush=True,
+        )
+
+
 def everything() -> None:
     """All sections, each in a process of its own."""
-    for section in ("attention", "large", "patches", "steps", "fourier", "transformers"):
+    for section in ("attention", "large", "patches", "steps", "fourier", "transformers", "momentum", "flows"):
         subprocess.run([sys.executable, __file__, section], check=True)
 
 
@@ -388,6 +456,9 @@ def main() -> None:
                 "patches": patches,
                 "fourier": fourier,
                 "transformers": transformers,
+                "momentum": momentum,
+                "momentum-steps": momentum_steps,
+                "flows": flows,
             },
             config=(tyro.conf.OmitArgPrefixes,),
         )

@@ -1,5 +1,6 @@
 """Attention as quadrature: the integral operator and its implementations."""
 
+from jaxop.attention.averaging import AveragingOperator as AveragingOperator
 from jaxop.attention.averaging import averaging_operator as averaging_operator
 from jaxop.attention.averaging import linear_attention as linear_attention
 from jaxop.attention.integral import IMPLEMENTATIONS as IMPLEMENTATIONS

@@ -1,12 +1,14 @@
 """Attention as a linear operator on values, applied as often as wanted."""
 
-from collections.abc import Callable
+import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jaxop._pytree import register
 from jaxop.attention.checks import accumulation_dtype, cast_kernel, check_operands
 from jaxop.attention.integral import DENSE_LIMIT, integral_attention, prefers_tiles
 from jaxop.attention.partial import log_clip, split_weights, tile_densities, uniform_weights
@@ -23,7 +25,7 @@ def averaging_operator(
     mask: Bool[Array, " m"] | Bool[Array, "n m"] | Bool[Array, "h n m"] | None = None,
     is_causal: bool = False,
     implementation: str | None = None,
-) -> Callable[[Float[Array, "m h c"]], Float[Array, "n h c"]]:
+) -> "AveragingOperator":
     """P: v ↦ Σ_j w_j k(q_i, k_j) v_j / Σ_j w_j k(q_i, k_j), the operator of which `integral_attention` is one value.
 
     Where values depend on averages of others, P is applied twice to one set of queries and keys. The dense
@@ -40,12 +42,12 @@ def averaging_operator(
         implementation: as in `integral_attention`.
 
     Returns:
-        The function that maps values (m, h, c) to (n, h, c).
+        An `AveragingOperator`, called on values (m, h, c).
 
     Raises:
         As `integral_attention`; some of it when the operator is applied.
 
-    Cost: dense: O(n m d) once, O(n m) memory as long as the function lives, and O(n m c) per application.
+    Cost: dense: O(n m d) once, O(n m) memory as long as the operator lives, and O(n m c) per application.
 
     Example:
         >>> import jax.numpy as jnp
@@ -57,37 +59,98 @@ def averaging_operator(
     kernel = ExpDotProduct() if kernel is None else kernel
     is_small = query.shape[0] * key.shape[0] <= DENSE_LIMIT and not prefers_tiles(kernel)
     dense = implementation == "dense" or (implementation is None and is_small)
-    if not dense or kernel.sign == "signed" or getattr(kernel, "epsilon", 0.0):
-        options: dict[str, Any] = {"kernel": kernel, "kernel_axis": kernel_axis, "mask": mask, "is_causal": is_causal}
-        return lambda value: integral_attention(query, key, value, weights, implementation=implementation, **options)
     query, key, _, weights, mask = check_operands(query, key, key, weights, kernel, kernel_axis, mask)
+    if is_causal and query.shape[0] != key.shape[0]:
+        raise ValueError(
+            f"is_causal needs as many queries as keys, got n={query.shape[0]} and m={key.shape[0]}; pass a mask "
+            "instead."
+        )
+    if kernel.sign == "signed":
+        raise ValueError("a signed kernel makes no averages: its mass may vanish; use a positive one.")
+    options = {"kernel_axis": kernel_axis, "is_causal": is_causal, "implementation": implementation}
+    if not dense or getattr(kernel, "epsilon", 0.0):
+        return AveragingOperator(None, None, query, key, weights, kernel, mask, **options)
+    densities, inverse = _densities(query, key, weights, kernel, kernel_axis, mask, is_causal)
+    return AveragingOperator(densities, inverse, None, None, None, None, None, **options)
+
+
+@functools.partial(register, static=("kernel_axis", "is_causal", "implementation"))
+@dataclasses.dataclass(frozen=True, repr=False)
+class AveragingOperator:
+    """P as made by `averaging_operator`: a pytree, so that it can be returned from `jax.vmap` and `jax.jit`.
+
+    Attributes:
+        densities: w_j k_ij up to a factor per row, (h, n, m), of the dense implementation; else None.
+        inverse: one over their sums, (n, h).
+        query: of the other implementations, with all that follows; else None.
+        key: k_j.
+        weights: w_j.
+        kernel: k.
+        mask: which pairs count.
+        kernel_axis: as in `integral_attention`.
+        is_causal: as in `integral_attention`.
+        implementation: as in `integral_attention`.
+    """
+
+    densities: Array | None
+    inverse: Array | None
+    query: Array | None
+    key: Array | None
+    weights: Array | None
+    kernel: Kernel | None
+    mask: Array | None
+    kernel_axis: int | None
+    is_causal: bool
+    implementation: str | None
+
+    def __call__(self, value: Float[Array, "m h c"]) -> Float[Array, "n h c"]:
+        """P v.
+
+        Args:
+            value: v, (m, h, c).
+
+        Raises:
+            As `integral_attention`.
+        """
+        if self.densities is None or self.inverse is None:
+            options: dict[str, Any] = {"kernel": self.kernel, "kernel_axis": self.kernel_axis, "mask": self.mask}
+            options |= {"is_causal": self.is_causal, "implementation": self.implementation}
+            query: Any = self.query
+            return integral_attention(query, self.key, value, self.weights, **options)  # pyright: ignore[reportArgumentType]
+        heads, _, m = self.densities.shape
+        if value.ndim != 3 or value.shape[:2] != (m, heads):
+            raise ValueError(f"value must have shape (m, h, c) = ({m}, {heads}, c), got {value.shape}.")
+        sums = jnp.einsum("hnm,mhc->nhc", self.densities, value.astype(self.densities.dtype))
+        return (sums * self.inverse[:, :, None]).astype(value.dtype)
+
+
+def _densities(
+    query: Array,
+    key: Array,
+    weights: Array | None,
+    kernel: Kernel,
+    kernel_axis: int | None,
+    mask: Array | None,
+    is_causal: bool,
+) -> tuple[Array, Array]:
     (n, heads, _), m, dtype = query.shape, key.shape[0], accumulation_dtype(query, key)
     if is_causal:
-        if n != m:
-            raise ValueError(f"is_causal needs as many queries as keys, got n={n} and m={m}; pass a mask instead.")
         causal = jnp.tri(n, dtype=bool)
         mask = causal if mask is None else causal[None] & mask if mask.ndim == 3 else causal & jnp.atleast_2d(mask)
     weights = uniform_weights(m, dtype) if weights is None else weights.astype(dtype)
     log_weights, signs = split_weights(weights)
-    kernel = cast_kernel(kernel, dtype)
     mask = None if mask is None else jnp.broadcast_to(mask, (heads, n, m))
 
     def one_head(kernel: Kernel, query: Array, key: Array, mask: Array | None) -> tuple[Array, Array]:
-        clip = log_clip(dtype)
-        densities = tile_densities(kernel.tile(query, key), log_weights, signs, mask, clip)[1] * signs[None, :]
+        tile = kernel.tile(query, key)
+        densities = tile_densities(tile, log_weights, signs, mask, log_clip(dtype))[1] * signs[None, :]
         mass = jnp.sum(densities, axis=1)
         return densities, jnp.where(mass != 0, 1 / jnp.where(mass != 0, mass, 1), 0)
 
     axes = (kernel_axis, 1, 1, None if mask is None else 0)
-    densities, inverse = jax.vmap(one_head, in_axes=axes, axis_size=heads)(
-        kernel, query.astype(dtype), key.astype(dtype), mask
+    return jax.vmap(one_head, in_axes=axes, out_axes=(0, 1), axis_size=heads)(
+        cast_kernel(kernel, dtype), query.astype(dtype), key.astype(dtype), mask
     )
-
-    def average(value: Float[Array, "m h c"]) -> Float[Array, "n h c"]:
-        sums = jnp.einsum("hnm,mhc->nhc", densities, value.astype(dtype))
-        return (sums * inverse.T[:, :, None]).astype(value.dtype)
-
-    return average
 
 
 def linear_attention(

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -174,10 +175,9 @@ class IntegralAttention(nnx.Module):
     def with_connection(
         self,
         z: Float[Array, "b n d"],
-        velocity: Float[Array, "b n d"] | Callable[..., Array],
+        velocity: Float[Array, "b n d"] | Callable[[Array], Array],
         weights: Float[Array, " n"] | Float[Array, "b n"] | None = None,
         *,
-        operands: tuple[Float[Array, "b n d"], ...] = (),
         mask: Bool[Array, " n"] | Bool[Array, "n n"] | None = None,
         is_causal: bool = False,
     ) -> tuple[Float[Array, "b n d"], Float[Array, "b n d"]]:
@@ -188,10 +188,8 @@ class IntegralAttention(nnx.Module):
 
         Args:
             z: samples, (b, n, d).
-            velocity: v, (b, n, d), or the function that makes it of F and the operands, sample by sample; the softmax
-                is then applied twice.
+            velocity: v, (b, n, d), or the function that makes it of F; the softmax is then applied twice.
             weights: as in a call.
-            operands: further arguments of a velocity that is a function.
             mask: as in a call.
             is_causal: as in a call.
 
@@ -212,42 +210,44 @@ class IntegralAttention(nnx.Module):
                 "momentum blocks Y and H0 take any kernel."
             )
         options = {"kernel": kernel, "kernel_axis": self.kernel_axis, "mask": mask, "is_causal": is_causal}
-        bias = self.output.bias[...]
+        query, key, value = self._project(z, z)
+        operator = functools.partial(averaging_operator, implementation=self.implementation, **options)
+        operators = jax.vmap(operator, in_axes=(0, 0, _batch_axis(weights)))(query, key, weights)
 
-        def project(kernel: Array, x: Array) -> Array:
-            """Velocities pass the matrix of a projection and not its bias."""
-            return (x @ kernel.astype(x.dtype)).reshape(*x.shape[:-1], -1, self.heads, x.shape[-1] // self.heads)
+        def average(*values: Array) -> list[Array]:
+            means = jax.vmap(lambda average, value: average(value))(operators, jnp.concatenate(values, axis=-1))
+            return jnp.split(means, len(values), axis=-1)
 
-        def one(z: Array, query: Array, key: Array, value: Array, weights: Array | None, *operands: Array):
-            average = averaging_operator(query, key, weights, implementation=self.implementation, **options)
-            if callable(velocity):
-                heads = average(value)
-                v = velocity(self.output(heads.reshape(z.shape)), *operands)
-            else:
-                heads, (v,) = None, operands
-            query_rate = project(self.query.kernel[...], v)[:, 0]
-            key_rate = project(self.key_value.kernel[...], v)[:, 0]
-            square = jnp.sum(v * v, axis=-1)
-            moving = [key, key_rate, square[:, None, None] * value]
-            means = average(jnp.concatenate(moving if heads is not None else [value, *moving], axis=-1))
-            parts = jnp.split(means, 3 if heads is not None else 4, axis=-1)
-            heads = parts[0] if heads is None else heads
-            mean_key, mean_rate, mean_moving = parts[-3:]
-            drift = jnp.sum(kernel_scaled(query_rate) * mean_key + kernel_scaled(query) * mean_rate, axis=-1)
-            force = self.output(heads.reshape(z.shape))
-            free = force - bias.astype(force.dtype)[None, :]
-            second = mean_moving.reshape(z.shape) @ self.output.kernel[...].astype(z.dtype)
-            return force, jnp.mean(drift, axis=-1)[:, None] * v - (square[:, None] * free + second) / 2
-
-        def kernel_scaled(x: Array) -> Array:
+        def scaled(x: Array) -> Array:
             if self.kernel_axis is None or kernel.scale is None:
                 return kernel.scaled(x)
-            return x * jnp.asarray(kernel.scale, x.dtype)[None, :, None]
+            return x * jnp.asarray(kernel.scale, x.dtype)[None, None, :, None]
 
-        query, key, value = self._project(z, z)
-        operands = operands if callable(velocity) else (velocity,)
-        axes = (0, 0, 0, 0, _batch_axis(weights), *(0 for _ in operands))
-        return jax.vmap(one, in_axes=axes)(z, query, key, value, weights, *operands)
+        width, bias = z.shape[-1], self.output.bias[...]
+
+        def merged(*heads: Array) -> list[Array]:
+            """O of the heads, without its bias."""
+            rows = jnp.concatenate([a.reshape(-1, width) for a in heads])
+            return [
+                a.reshape(z.shape) for a in jnp.split(rows @ self.output.kernel[...].astype(rows.dtype), len(heads))
+            ]
+
+        free: Any = None
+        v: Any = velocity
+        if callable(velocity):
+            (free,) = merged(*average(value))
+            v = velocity(free + bias.astype(free.dtype)[None, None, :])
+        # velocities pass the matrices of the projections and not their biases
+        matrices = jnp.concatenate([self.query.kernel[...], self.key_value.kernel[:, :width]], axis=1)
+        rates = (v.reshape(-1, width) @ matrices.astype(v.dtype)).reshape(*z.shape[:2], 2, *query.shape[2:])
+        query_rate, key_rate = rates[:, :, 0], rates[:, :, 1]
+        square = jnp.sum(v * v, axis=-1, keepdims=True)
+        moving = (key, key_rate, square[..., None] * value)
+        *heads, mean_key, mean_rate, mean_moving = average(*(moving if free is not None else (value, *moving)))
+        drift = jnp.sum(scaled(query_rate) * mean_key + scaled(query) * mean_rate, axis=(2, 3)) / self.heads
+        free, second = (free, *merged(mean_moving)) if free is not None else merged(*heads, mean_moving)
+        force = free + bias.astype(free.dtype)[None, None, :]
+        return force, drift[..., None] * v - (square * free + second) / 2
 
     def _project(self, x: Array, context: Array) -> tuple[Array, Array, Array]:
         (b, n, d), m = x.shape, context.shape[1]

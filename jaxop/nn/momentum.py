@@ -193,14 +193,14 @@ class MomentumLayer(nnx.Module):
             force, connection = self.attention.with_connection(z, v, *args, **kwargs)
             moved = accelerated(force)
         elif self.block == "R2":
-            # drawn here: the proposal is made twice, and may not advance a random stream
-            operands = (v,) if self.dropout is None else (v, self.dropout(jnp.ones_like(x)))
+            # drawn here: the proposal is made twice, and must be the same
+            drop = None if self.dropout is None else self.dropout(jnp.ones_like(x))
 
-            def proposal(force: Array, v: Array, *keep: Array) -> Array:
-                return retention * v + gain * (keep[0] * force if keep else force)
+            def proposal(force: Array) -> Array:
+                return retention * v + gain * (force if drop is None else drop * force)
 
-            force, connection = self.attention.with_connection(z, proposal, *args, operands=operands, **kwargs)
-            moved, share = proposal(force, *operands), 0.5
+            force, connection = self.attention.with_connection(z, proposal, *args, **kwargs)
+            moved, share = proposal(force), 0.5
         else:
             moved = accelerated(self.attention(z, *args, **kwargs))
         keep = None if self.dropout is None else self.dropout(jnp.ones_like(x))

@@ -90,10 +90,8 @@ class PatchAttention(nnx.Module):
     def with_connection(
         self,
         z: Float[Array, "b p s d"],
-        velocity: Float[Array, "b p s d"] | Callable[..., Array],
+        velocity: Float[Array, "b p s d"] | Callable[[Array], Array],
         weights: Float[Array, " s"] | Float[Array, "b s"],
-        *,
-        operands: tuple[Float[Array, "b p s d"], ...] = (),
     ) -> tuple[Float[Array, "b p s d"], Float[Array, "b p s d"]]:
         """F = Attn(z) and the connection C(z; v) of tokens that are functions; see `IntegralAttention.with_connection`.
 
@@ -101,10 +99,8 @@ class PatchAttention(nnx.Module):
 
         Args:
             z: functions on the patches, (b, p, s, d).
-            velocity: v, (b, p, s, d), or the function that makes it of F and the operands; the attention is then
-                evaluated twice.
+            velocity: v, (b, p, s, d), or the function that makes it of F; the attention is then evaluated twice.
             weights: as in a call.
-            operands: further arguments of a velocity that is a function.
 
         Returns:
             (F, C), each (b, p, s, d).
@@ -119,7 +115,7 @@ class PatchAttention(nnx.Module):
         attend = jax.vmap(patch_attention, in_axes=axes)
         if callable(velocity):
             heads = attend(query, key, value, weights)
-            v = velocity(self.output(heads.reshape(z.shape)), *operands)
+            v = velocity(self.output(heads.reshape(z.shape)))
         else:
             heads, v = None, velocity
         measure = (weights[None] if weights.ndim == 1 else weights)[:, None, :, None].astype(v.dtype)
@@ -212,21 +208,17 @@ class FourierPatchAttention(nnx.Module):
     def with_connection(
         self,
         z: Float[Array, "s b p d"],
-        velocity: Float[Array, "s b p d"] | Callable[..., Array],
+        velocity: Float[Array, "s b p d"] | Callable[[Array], Array],
         patch_shape: Sequence[int],
         weight: Float[Array, ""] | Float[Array, " b"] | float,
-        *,
-        operands: tuple[Float[Array, "s b p d"], ...] = (),
     ) -> tuple[Float[Array, "s b p d"], Float[Array, "s b p d"]]:
         """F = Attn(z) and the connection C(z; v), as `PatchAttention.with_connection`; attention on coefficients.
 
         Args:
             z: functions on the patches, nodes first, (s, b, p, d).
-            velocity: v, (s, b, p, d), or the function that makes it of F and the operands; the attention is then
-                evaluated twice.
+            velocity: v, (s, b, p, d), or the function that makes it of F; the attention is then evaluated twice.
             patch_shape: as in a call.
             weight: as in a call.
-            operands: further arguments of a velocity that is a function.
 
         Returns:
             (F, C), each (s, b, p, d).
@@ -240,7 +232,7 @@ class FourierPatchAttention(nnx.Module):
 
         if callable(velocity):
             heads = self._attend(query, key, value, band, weight)
-            v = velocity(force_of(heads)[1], *operands)
+            v = velocity(force_of(heads)[1])
         else:
             heads, v = None, velocity
         dtype = accumulator(z.dtype)

@@ -125,7 +125,7 @@ def test_connection_is_its_definition(implementation, is_causal, x64):
     np.testing.assert_allclose(force, layer(z, weights, is_causal=is_causal), rtol=1e-10)
     for b in range(B):
         np.testing.assert_allclose(ours[b], connection(layer, z[b], v[b], weights, is_causal), rtol=1e-9, atol=1e-10)
-    made = layer.with_connection(z, lambda f, v: 0.3 * v + f, weights, operands=(v,), is_causal=is_causal)[1]
+    made = layer.with_connection(z, lambda f: 0.3 * v + f, weights, is_causal=is_causal)[1]
     given = layer.with_connection(z, 0.3 * v + force, weights, is_causal=is_causal)[1]
     np.testing.assert_allclose(made, given, rtol=1e-9, atol=1e-10)
 

