@@ -27,6 +27,8 @@ from jaxop.flows.softmax import softmax_rates as softmax_rates
 from jaxop.flows.stein import accelerated_stein_flow as accelerated_stein_flow
 from jaxop.flows.stein import stein_flow as stein_flow
 from jaxop.flows.stein import stein_force as stein_force
+from jaxop.flows.stein import stein_momentum_flow as stein_momentum_flow
+from jaxop.flows.stein import stein_momentum_rates as stein_momentum_rates
 from jaxop.flows.stein import stein_rates as stein_rates
 from jaxop.flows.system import Damping as Damping
 from jaxop.flows.system import State as State

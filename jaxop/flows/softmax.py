@@ -5,6 +5,7 @@ metric with mobility B/z, the energy −½ Σ_ij w_i w_j M_ij has the gradient f
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -165,6 +166,7 @@ def softmax_momentum_rates(
     *,
     score: Float[Array, "d d"],
     mobility: Float[Array, "d d"],
+    potential: Callable[[Float[Array, " d"]], Float[Array, ""]] | None = None,
     implementation: str | None = None,
 ) -> tuple[Any, Float[Array, "n d"]]:
     """ẋ_i = B y_i / z_i and ẏ_i = ½ Σ_j w_j M_ij (κ_i + κ_j + 2) A x_j, κ_i = y_iᵀ B y_i / z_i², undamped.
@@ -178,6 +180,8 @@ def softmax_momentum_rates(
         weights: as in `softmax_rates`.
         score: A, symmetric.
         mobility: B, symmetric positive definite.
+        potential: V of one particle; then Σ_i w_i V(x_i) takes the place of the interaction −½ Σ_ij w_i w_j M_ij, which
+            is unbounded below, and −∇V that of the 2 in ẏ. The metric stays that of softmax.
         implementation: of `jaxop.attention.integral_attention`.
 
     Returns:
@@ -206,7 +210,8 @@ def softmax_momentum_rates(
     ratio = jnp.sum((y @ mobility) * y, axis=1, keepdims=True) / mass**2
     d = x.shape[1]
     sums = integrate(value=jnp.concatenate([x, ratio * x], axis=1), weights=weights)
-    force = ((ratio + 2) * sums[:, :d] + sums[:, d:]) @ score / 2
+    force = (ratio * sums[:, :d] + sums[:, d:]) @ score / 2
+    force = force + (sums[:, :d] @ score if potential is None else -jax.vmap(jax.grad(potential))(x))
     return (lambda y: y @ mobility / mass), force
 
 
