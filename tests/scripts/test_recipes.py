@@ -15,6 +15,8 @@ from jaxop import data
 from tests.scripts import conftest  # noqa: F401, its import puts the scripts on the path
 
 import compare_kernels  # isort: skip
+import compare_momentum  # isort: skip
+import problems  # isort: skip
 import real_data  # isort: skip
 
 pytestmark = pytest.mark.optax
@@ -121,3 +123,41 @@ def test_recipes_run_on_a_few_kilobytes(name, tmp_path, capsys):
         measure = np.mean([result[0] for result in row["results"]])
         assert measure < 100 if name == "text" else measure > 0.9
     assert "± " in capsys.readouterr().out
+
+
+def test_momentum_blocks_are_compared_on_text(tmp_path, capsys):
+    text = np.frombuffer(b"the quick brown fox jumps over the lazy dog " * 60, np.uint8)
+    task = dataclasses.replace(compare_momentum.TASKS["softmax"], context=16, blocks=("none", "R2"), batch_size=4)
+    options = compare_momentum.Comparison(seeds=(0, 1), steps=4, test_examples=8, run_dir=tmp_path)
+    windows = data.text_windows(text, 16)
+    losses = compare_momentum.run("softmax", task, options, windows, windows)
+    assert set(losses) == {"none", "R2"}
+    assert all(0 < loss < 8 for values in losses.values() for loss in values)
+    rows = capsys.readouterr().out.splitlines()
+    assert rows[0].startswith("| softmax | parameters | nats per byte | difference to none |")
+    assert rows[3].startswith("| R2 | ")
+    assert " ± " in rows[3]
+
+
+def test_momentum_blocks_are_compared_in_operators(tmp_path, monkeypatch, capsys):
+    tiny = problems.ControlledOdeData(
+        samples=8, valid_samples=2, test_samples=2, sampling="nodes=10", grids=("nodes=12",)
+    )
+    config = dataclasses.replace(compare_momentum.load_experiment("cde_tno"), data=tiny)
+    monkeypatch.setattr(compare_momentum, "load_experiment", lambda name: config)
+    monkeypatch.setattr(compare_momentum, "EXPERIMENT_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(compare_momentum, "seconds_per_step", lambda *_: 1.0)
+    options = compare_momentum.Comparison(seeds=(0,), minutes=0.05, blocks=("none", "exact"), run_dir=tmp_path)
+    errors = compare_momentum.run_operators("cde", options)
+    assert set(errors) == {"none", "exact"}
+    assert all(np.isfinite(values).all() for values in errors.values())
+    assert capsys.readouterr().out.splitlines()[-1].startswith("| exact | ")
+
+
+def test_momentum_comparison_needs_its_reference():
+    with pytest.raises(SystemExit, match="'none' must be among them"):
+        compare_momentum.Comparison(blocks=("Y",))
+    with pytest.raises(SystemExit, match="'R3' is none; choose from"):
+        compare_momentum.Comparison(blocks=("none", "R3"))
+    with pytest.raises(SystemExit, match=r"'fourier R=0\.3' is none; choose from"):
+        compare_kernels.Comparison(kernels=("fourier R=0.3",))
