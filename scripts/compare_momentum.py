@@ -40,12 +40,14 @@ class Task:
         context: tokens of a text window.
         blocks: which momentum blocks to compare, the first without.
         batch_size: windows per step.
+        layers: layers of the model.
     """
 
     kernel: KernelConfig
     context: int
     blocks: tuple[str, ...]
     batch_size: int
+    layers: int = 4
 
 
 TASKS = {
@@ -100,7 +102,7 @@ def build(task: Task, block: str, seed: int) -> Any:
         task.context,
         width=64,
         heads=4,
-        layers=4,
+        layers=task.layers,
         feedforward=256,
         attention=IntegralAttentionConfig(kernel=task.kernel),
         momentum=MomentumConfig(block=block),

@@ -127,7 +127,9 @@ def test_recipes_run_on_a_few_kilobytes(name, tmp_path, capsys):
 
 def test_momentum_blocks_are_compared_on_text(tmp_path, capsys):
     text = np.frombuffer(b"the quick brown fox jumps over the lazy dog " * 60, np.uint8)
-    task = dataclasses.replace(compare_momentum.TASKS["softmax"], context=16, blocks=("none", "R2"), batch_size=4)
+    task = dataclasses.replace(
+        compare_momentum.TASKS["softmax"], context=16, blocks=("none", "R2"), batch_size=4, layers=1
+    )
     options = compare_momentum.Comparison(seeds=(0, 1), steps=4, test_examples=8, run_dir=tmp_path)
     windows = data.text_windows(text, 16)
     losses = compare_momentum.run("softmax", task, options, windows, windows)
@@ -145,6 +147,7 @@ def test_momentum_blocks_are_compared_in_operators(tmp_path, monkeypatch, capsys
     )
     config = dataclasses.replace(compare_momentum.load_experiment("cde_tno"), data=tiny)
     monkeypatch.setattr(compare_momentum, "load_experiment", lambda name: config)
+    monkeypatch.setitem(compare_momentum.OPERATORS["cde"][1], "layers", 1)
     monkeypatch.setattr(compare_momentum, "EXPERIMENT_CACHE", tmp_path / "cache")
     monkeypatch.setattr(compare_momentum, "seconds_per_step", lambda *_: 1.0)
     options = compare_momentum.Comparison(seeds=(0,), minutes=0.05, blocks=("none", "exact"), run_dir=tmp_path)
