@@ -257,7 +257,7 @@ def patches(repeats: int = 9) -> None:
 
 
 def fourier(repeats: int = 5) -> None:
-    """Fourier integral attention, 2 samples × 4 heads, against the obvious jnp code and PyTorch's autograd."""
+    """Fourier integral attention, 2 samples × 4 heads, against the obvious jnp code, PyTorch's autograd and KeOps."""
     import jax
     import jax.numpy as jnp
 
@@ -278,14 +278,16 @@ def fourier(repeats: int = 5) -> None:
         return jnp.einsum("bijh,bjhc->bihc", kernel, v) / (jnp.sum(kernel, axis=2)[..., None] + 1e-6)
 
     torch = importlib.util.find_spec("torch") is not None
+    keops = torch and importlib.util.find_spec("pykeops") is not None
     square = jnp.ones((1024, 1024))
     product = jax.jit(jnp.matmul)
     rate = 2 * 1024**3 / median_seconds(lambda: product(square, square), 20)
     print(f"\nmatrix products on this machine: {1e-9 * rate:.0f} GFlop/s")
     print(
-        "\n| n, depth | what | jaxop | obvious jnp | ratio | PyTorch | ratio | scratch jaxop | scratch jnp | of rate |"
+        "\n| n, depth | what | jaxop | obvious jnp | ratio | PyTorch | ratio | KeOps | ratio "
+        "| scratch jaxop | scratch jnp | of rate |"
     )
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
     for n, depth in ((512, 16), (512, 64), (2048, 16), (2048, 64)):
         *arrays, cotangent = 0.3 * jax.random.normal(jax.random.key(0), (4, 2, n, 4, depth))
 
@@ -305,6 +307,8 @@ def fourier(repeats: int = 5) -> None:
             if torch and autograd < SKIP_ABOVE
             else {}
         )
+        # KeOps takes seconds at the smallest size already
+        lazy = _run([str(SCRIPTS / "keops_fourier.py"), *sides], dict(os.environ)) if keops and n == 512 else {}
         for what, ours, plain, count in (
             ("matrix", compiled(matrix, 2), compiled(obvious_matrix, 2), 2),
             ("forward", compiled(attend), compiled(obvious), 3),
@@ -317,8 +321,8 @@ def fourier(repeats: int = 5) -> None:
             else:
                 reference = median_seconds(lambda f=plain, a=arrays, c=count: f(*a[:c]), max(2, repeats // 2))
                 cells += [f"{1e3 * reference:.0f} ms", f"{reference / seconds:.1f}×"]
-            other = theirs.get(what)
-            cells += [f"{1e3 * other:.0f} ms", f"{other / seconds:.1f}×"] if other else ["not run", ""]
+            for other in (theirs.get(what), lazy.get(what)):
+                cells += [f"{1e3 * other:.0f} ms", f"{other / seconds:.1f}×"] if other else ["not run", ""]
             cells += [f"{scratch_bytes(program) / 2**20:,.0f} MB" for program in (ours, plain)]
             # operations per pair and channel of the formulas, forward 12, with gradient 12 + 12 + 24
             operations = 8 * n * n * depth * (48 if what == "gradient" else 12)

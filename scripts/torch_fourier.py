@@ -44,16 +44,25 @@ def median_seconds(call: Callable[[], object], repeats: int) -> float:
     return statistics.median(seconds)
 
 
-def main() -> None:
-    """Prints the measurements."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def parse(description: str | None) -> argparse.Namespace:
+    """The sizes, from the command line."""
+    parser = argparse.ArgumentParser(description=description)
     for name, default in (("batch", 2), ("heads", 4), ("nodes", 512), ("depth", 16), ("repeats", 5)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def operands(options: argparse.Namespace) -> tuple[Tensor, ...]:
+    """Queries, keys, values and the cotangent of the output."""
     torch.manual_seed(0)
     shape = (4, options.batch, options.heads, options.nodes, options.depth)
-    arrays = 0.3 * torch.randn(shape)
-    query, key, value, cotangent = arrays[0], arrays[1], arrays[2], arrays[3]
+    return tuple(0.3 * torch.randn(shape))
+
+
+def main() -> None:
+    """Prints the measurements."""
+    options = parse(__doc__)
+    query, key, value, cotangent = operands(options)
     leaves = query.requires_grad_(), key.requires_grad_(), value.requires_grad_()
 
     def gradient() -> object:
