@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxop._pytree import register
+from jaxop._validation import as_float
 from jaxop.attention.checks import accumulation_dtype, cast_kernel, check_operands
 from jaxop.attention.integral import DENSE_LIMIT, integral_attention, prefers_tiles
 from jaxop.attention.partial import log_clip, split_weights, tile_densities, uniform_weights
@@ -117,6 +118,7 @@ class AveragingOperator:
             options |= {"is_causal": self.is_causal, "implementation": self.implementation}
             query: Any = self.query
             return integral_attention(query, self.key, value, self.weights, **options)  # pyright: ignore[reportArgumentType]
+        value = as_float(value, "value")
         heads, _, m = self.densities.shape
         if value.ndim != 3 or value.shape[:2] != (m, heads):
             raise ValueError(f"value must have shape (m, h, c) = ({m}, {heads}, c), got {value.shape}.")
@@ -195,22 +197,24 @@ def linear_attention(
     query, key, value = (a.astype(dtype) for a in (query, key, value))
     weights = uniform_weights(key.shape[0], dtype) if weights is None else weights.astype(dtype)
     if not is_causal:
+        weights = weights / _largest(weights)
         mass = jnp.sum(weights)
-        moment = jnp.einsum(
-            "mhd,m,mhc->hdc", key, jnp.where(mass > 0, weights / jnp.where(mass > 0, mass, 1), 0), value
-        )
+        share = jnp.where(mass > 0, weights / jnp.where(mass > 0, mass, 1), 0)
+        moment = jnp.einsum("mhd,mhc->hdc", key * share[:, None, None], value)
         return jnp.einsum("nhd,hdc->nhc", query, moment).astype(out_dtype)
     n = query.shape[0]
     chunk = min(n, _CHUNK)
+    weights = weights / _largest(weights)
     query, weighted, value = (
         jnp.pad(a, [(0, -n % chunk), (0, 0), (0, 0)]).reshape(-1, chunk, *a.shape[1:])
         for a in (query, key * weights[:, None, None], value)
     )
-    causal = jnp.tri(chunk, dtype=dtype)
+    causal = jnp.tri(chunk, dtype=bool)
 
     def advance(moment: Array, inputs: tuple[Array, Array, Array]) -> tuple[Array, Array]:
         query, key, value = inputs
-        scores = jnp.einsum("nhd,mhd->hnm", query, key) * causal[None]
+        # by selection: a later score that overflows must not meet a 0
+        scores = jnp.where(causal[None], jnp.einsum("nhd,mhd->hnm", query, key), 0)
         out = jnp.einsum("hnm,mhc->nhc", scores, value) + jnp.einsum("nhd,hdc->nhc", query, moment)
         return moment + jnp.einsum("mhd,mhc->hdc", key, value), out
 
@@ -219,6 +223,12 @@ def linear_attention(
     mass = jnp.cumsum(weights)[:, None, None]
     sums = sums.reshape(-1, *sums.shape[2:])[:n]
     return jnp.where(mass > 0, sums / jnp.where(mass > 0, mass, 1), 0).astype(out_dtype)
+
+
+def _largest(weights: Array) -> Array:
+    """The largest weight, or 1: in its unit sums neither over- nor underflow."""
+    largest = jax.lax.stop_gradient(jnp.max(weights))
+    return jnp.where(largest > 0, largest, 1)
 
 
 _CHUNK = 64

@@ -8,6 +8,7 @@ from jaxop.flows.integrators import KickDampDrift as KickDampDrift
 from jaxop.flows.integrators import LawsonAdamsBashforth2 as LawsonAdamsBashforth2
 from jaxop.flows.integrators import Method as Method
 from jaxop.flows.integrators import TaoDoubling as TaoDoubling
+from jaxop.flows.integrators import displace as displace
 from jaxop.flows.integrators import step as step
 from jaxop.flows.linear import accelerated_linear_flow as accelerated_linear_flow
 from jaxop.flows.linear import linear_energy as linear_energy

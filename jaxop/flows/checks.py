@@ -2,30 +2,35 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
 from jaxop._validation import as_float, first_index, is_concrete
+from jaxop.domains.domain import accumulator
 
 
 def check_ensemble(x: Any, weights: Any, **others: Any) -> tuple[Array, ...]:
-    """The particles, their weights scaled to sum 1, and further arrays of the particles' shape."""
+    """The particles in float32 at least, their weights scaled to sum 1, and further arrays of the particles' shape."""
     x = as_float(x, "x")
+    x = x.astype(accumulator(x.dtype))
     if x.ndim != 2 or 0 in x.shape:
         raise ValueError(f"x must have shape (n, d), one particle per row, got {x.shape}; use jax.vmap for ensembles.")
     if weights is None:
         weights = jnp.full(x.shape[0], 1 / x.shape[0], x.dtype)
     else:
         weights = as_float(weights, "weights")
+        weights = weights.astype(accumulator(weights.dtype))
         if weights.shape != (x.shape[0],):
             raise ValueError(f"weights must have one entry per particle, ({x.shape[0]},), got shape {weights.shape}.")
         if is_concrete(weights):
             values = np.asarray(weights)
-            bad = ~(values >= 0)
+            bad = ~((values >= 0) & np.isfinite(values))
             if bad.any() or not values.sum() > 0:
                 where = f"weights[{first_index(bad)}] = {values[first_index(bad)]}" if bad.any() else "all are 0"
-                raise ValueError(f"weights must be at least 0 with a positive sum, but {where}.")
+                raise ValueError(f"weights must be finite and at least 0 with a positive sum, but {where}.")
+        weights = weights / jax.lax.stop_gradient(jnp.max(weights))  # in any unit: sums neither over- nor underflow
         weights = (weights / jnp.sum(weights)).astype(x.dtype)
     arrays = []
     for name, array in others.items():

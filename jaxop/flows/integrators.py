@@ -1,7 +1,7 @@
 """Six integrators of damped systems through one function, `step`."""
 
 import dataclasses
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,23 @@ class Method(Protocol):
     def advance(self, system: System, state: State, schedule: Damping, dt: Array, ratio: Any) -> State:
         """The state after ``dt``, in which x moves by ``ratio · dt``."""
         ...
+
+
+def displace(state: State, position: Array, velocity: Array) -> State:
+    """The state after a change that is no step, of x and y by the given amounts; copies of them follow.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxop import flows
+        >>> state = flows.start(flows.TaoDoubling(), jnp.zeros(1))
+        >>> print(flows.displace(state, jnp.ones(1), jnp.ones(1)).history.position)
+        [1.]
+    """
+    state = state._replace(position=state.position + position, velocity=state.velocity + velocity)
+    if isinstance(state.history, Copy):
+        copy = state.history
+        return state._replace(history=Copy(copy.position + position, copy.velocity + velocity))
+    return state
 
 
 def step(method: Method, system: System, state: State, schedule: Damping, dt: Any) -> State:
@@ -56,15 +73,25 @@ def step(method: Method, system: System, state: State, schedule: Damping, dt: An
     if isinstance(method, type) or not hasattr(method, "advance"):
         names = ", ".join(f"flows.{kind.__name__}()" for kind in METHODS.values())
         raise TypeError(f"method must be one of {names}, got {method!r}.")
-    h_x, h_y = dt if isinstance(dt, tuple) else (dt, dt)
-    for name, h in (("h_x", h_x), ("h_y", h_y)):
-        if is_concrete(h) and not (np.isfinite(h) and h > 0):
-            raise ValueError(f"dt must be positive and finite, got {name} = {h}.")
+    h_x, h_y = check_step(schedule, state, dt)
     if jax.tree.structure(state.history) != jax.tree.structure(method.history(state)):
         raise TypeError(f"state was started with another method; use flows.start({method!r}, ...).")
     dtype = state.position.dtype
     ratio = None if h_x is h_y else jnp.asarray(h_x, dtype) / jnp.asarray(h_y, dtype)
     return method.advance(system, state, schedule, jnp.asarray(h_y, dtype), 1 if ratio is None else ratio)
+
+
+def check_step(schedule: Damping, state: State, dt: Any) -> tuple[Any, Any]:
+    """(h_x, h_y), after a look at what is known of them and of the time."""
+    h_x, h_y = dt if isinstance(dt, tuple | list) else (dt, dt)
+    for name, h in (("h_x", h_x), ("h_y", h_y)):
+        if is_concrete(h) and not (np.ndim(h) == 0 and np.isfinite(h) and h > 0):
+            raise ValueError(f"dt must be a positive and finite number, or a pair of them, got {name} = {h}.")
+    if is_concrete(schedule.logarithmic, state.time) and schedule.logarithmic > 0 and not state.time > 0:
+        raise ValueError(
+            f"logarithmic damping c/t needs t > 0, got t = {float(state.time):g}; give flows.start(..., time=1.0)."
+        )
+    return h_x, h_y
 
 
 def _decay(schedule: Damping, state: State, dt: Any) -> Array:
@@ -118,8 +145,10 @@ class ExponentialEuler:
         """See `step`."""
         drift, force = evaluate(system, state)
         eta = _decay(schedule, state, dt)
-        small = eta < 1e-12
-        average = jnp.where(small, 1, -jnp.expm1(-eta) / jnp.where(small, 1, eta))
+        # (1 − e^{−η})/η; its derivative cancels near 0
+        small = eta < _SERIES
+        series = 1 - eta / 2 * (1 - eta / 3 * (1 - eta / 4 * (1 - eta / 5 * (1 - eta / 6 * (1 - eta / 7)))))
+        average = jnp.where(small, series, -jnp.expm1(-eta) / jnp.where(small, 1, eta))
         return State(
             state.position + ratio * dt * drift,
             jnp.exp(-eta) * state.velocity + dt * average * force,
@@ -127,13 +156,40 @@ class ExponentialEuler:
         )
 
 
+_SERIES = 0.05
+"""Damping of a step below which (1 − e^{−η})/η is summed as a series."""
+
+
+class Rates(NamedTuple):
+    """Damped rates of a former step, and its time."""
+
+    position: Array
+    velocity: Array
+    time: Array
+
+
+class Forces(NamedTuple):
+    """Undamped rates of a former step, and its time."""
+
+    position: Array
+    velocity: Array
+    time: Array
+
+
+class Copy(NamedTuple):
+    """A second copy of position and velocity."""
+
+    position: Array
+    velocity: Array
+
+
 @dataclasses.dataclass(frozen=True)
 class AdamsBashforth2:
     """Z ← Z + h ((1 + r/2) R_n − (r/2) R_{n−1}), R = (ẋ, G − α Y), r = h / former h; order 2, first step Euler's."""
 
-    def history(self, state: State) -> State:
+    def history(self, state: State) -> Rates:
         """Rates of a former step, none yet: its time is that of the state."""
-        return State(jnp.zeros_like(state.position), jnp.zeros_like(state.velocity), state.time)
+        return Rates(jnp.zeros_like(state.position), jnp.zeros_like(state.velocity), state.time)
 
     def advance(self, system: System, state: State, schedule: Damping, dt: Array, ratio: Any) -> State:
         """See `step`."""
@@ -144,7 +200,7 @@ class AdamsBashforth2:
             state.position + ratio * dt * ((1 + half) * drift - half * state.history.position),
             state.velocity + dt * ((1 + half) * damped - half * state.history.velocity),
             state.time + dt,
-            State(drift, damped, state.time),
+            Rates(drift, damped, state.time),
         )
 
 
@@ -152,9 +208,9 @@ class AdamsBashforth2:
 class LawsonAdamsBashforth2:
     """`AdamsBashforth2` on e^η Y: the damping is integrated exactly (integrating factor); order 2."""
 
-    def history(self, state: State) -> State:
+    def history(self, state: State) -> Forces:
         """Rates of a former step, none yet: its time is that of the state."""
-        return AdamsBashforth2().history(state)
+        return Forces(jnp.zeros_like(state.position), jnp.zeros_like(state.velocity), state.time)
 
     def advance(self, system: System, state: State, schedule: Damping, dt: Array, ratio: Any) -> State:
         """See `step`."""
@@ -165,7 +221,7 @@ class LawsonAdamsBashforth2:
             state.position + ratio * dt * ((1 + half) * drift - half * former.position),
             jnp.exp(-eta) * (state.velocity + dt * (1 + half) * force) - dt * half * jnp.exp(-since) * former.velocity,
             state.time + dt,
-            State(drift, force, state.time),
+            Forces(drift, force, state.time),
         )
 
 
@@ -191,9 +247,13 @@ class TaoDoubling:
 
     coupling: float = 1.0
 
-    def history(self, state: State) -> tuple[Array, Array]:
+    def __post_init__(self):
+        if not (np.isfinite(self.coupling) and self.coupling >= 0):
+            raise ValueError(f"coupling must be finite and at least 0, got {self.coupling}.")
+
+    def history(self, state: State) -> Copy:
         """The second copy of position and velocity."""
-        return state.position, state.velocity
+        return Copy(state.position, state.velocity)
 
     def advance(self, system: System, state: State, schedule: Damping, dt: Array, ratio: Any) -> State:
         """See `step`."""
@@ -206,7 +266,7 @@ class TaoDoubling:
             return x + ratio * dt / 2 * drift, y + dt / 2 * force
 
         x, y = state.position, before * state.velocity
-        x2, y2 = state.history[0], before * state.history[1]
+        x2, y2 = state.history.position, before * state.history.velocity
         x, y2 = half(x, y2, x2, y)
         x2, y = half(x2, y, x, y2)
         angle = 2 * self.coupling * dt
@@ -216,7 +276,7 @@ class TaoDoubling:
         x, x2, y, y2 = mean_x + turned_x, mean_x - turned_x, mean_y + turned_y, mean_y - turned_y
         x2, y = half(x2, y, x, y2)
         x, y2 = half(x, y2, x2, y)
-        return State(x, after * y, state.time + dt, (x2, after * y2))
+        return State(x, after * y, state.time + dt, Copy(x2, after * y2))
 
 
 METHODS: dict[str, type] = {

@@ -148,7 +148,8 @@ def linear_flow(weights: Any = None, **options: Any) -> System:
 
     def rates(state: State, t: Any):
         del t
-        return linear_force(state.position, weights, **options), jnp.zeros_like(state.velocity)
+        velocity = linear_force(state.position, weights, **options)
+        return (lambda _: velocity), jnp.zeros_like(state.velocity)
 
     return System(rates)
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxop._validation import is_concrete
-from jaxop.flows.integrators import Method, step
+from jaxop._validation import first_index, is_concrete
+from jaxop.flows.integrators import Method, check_step, step
 from jaxop.flows.system import Damping, State, System
 
 
@@ -56,7 +56,8 @@ def simulate(
     Raises:
         ValueError: for steps that are no multiple of ``every``, and as `step`.
         FloatingPointError: if the flow blows up; the message names the first step, time and particle that are not
-            finite. Inside `jit` nothing can be raised: there the trajectory stays at the last finite state.
+            finite. Inside `jit` nothing can be raised: there the trajectory stays at the last finite state, and has no
+            derivative.
 
     Cost: that of the steps; memory for the kept states.
 
@@ -70,10 +71,15 @@ def simulate(
             ...
         FloatingPointError: the flow blew up in step ... particle 0 is not finite ...
     """
+    if is_concrete(state.position, state.velocity):
+        for name in ("position", "velocity"):
+            bad = ~np.isfinite(np.asarray(getattr(state, name)))
+            if bad.any():
+                raise ValueError(f"{name} must be finite at the start, but {name}[{first_index(bad)}] is not.")
     if steps < 1 or every < 1 or steps % every:
         raise ValueError(f"steps must be a positive multiple of every = {every}, got {steps}.")
-    run = functools.partial(_run, method, system, steps=steps, every=every)
-    final, failed, kept = jax.jit(run)(state, schedule, dt)
+    check_step(schedule, state, dt)
+    final, failed, kept = _run(method, system, state, schedule, dt, steps=steps, every=every)
     if is_concrete(failed) and int(failed[0]) >= 0:
         number, index = (int(i) for i in failed)
         begin = float(final.time)
@@ -90,6 +96,7 @@ def simulate(
     return Trajectory(time, position, velocity, final)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1), static_argnames=("steps", "every"))
 def _run(
     method: Method, system: System, state: State, schedule: Damping, dt: Any, *, steps: int, every: int
 ) -> tuple[State, Array, tuple[Array, Array, Array]]:

@@ -278,7 +278,8 @@ def softmax_flow(weights: Any = None, **options: Any) -> System:
 
     def rates(state: State, t: Any):
         del t
-        return softmax_force(state.position, weights, **options), jnp.zeros_like(state.velocity)
+        velocity = softmax_force(state.position, weights, **options)
+        return (lambda _: velocity), jnp.zeros_like(state.velocity)
 
     return System(rates)
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from jaxop._validation import is_concrete
@@ -83,11 +82,11 @@ def stein_rates(
     are recovered from the velocities by (K W + ε) y = u.
 
     Args:
-        x: particles, (n, d).
+        x: particles, (n, d); with the bilinear kernel their moments must not be singular.
         velocity: u, (n, d).
         weights: as in `stein_force`.
         score: ∇log π of one point.
-        kernel: as in `stein_force`.
+        kernel: as in `stein_force`; a bilinear one by its symmetric part, and with an offset of None or not 0.
         regularization: ε > 0, in units of the kernel; the bilinear kernel does not need it: there y is affine in x.
 
     Returns:
@@ -107,19 +106,20 @@ def stein_rates(
         >>> flows.stein_rates(x, u, score=lambda x: -x, kernel=kernels.Gaussian()).shape
         (3, 2)
     """
+    if is_concrete(regularization) and not regularization > 0:
+        raise ValueError(f"regularization must be positive, got {regularization}; kernel matrices are nearly singular.")
     x, weights, u = check_ensemble(x, weights, velocity=velocity)
     kernel = cast_kernel(kernel, x.dtype)
     force = stein_force(x, weights, score=score, kernel=kernel)
     if isinstance(kernel, Bilinear):
         features, form, embed = _features(x, kernel)
+        _check_count(features)
         second = _moment(features, features, weights)
         projected = jnp.linalg.solve(second, _moment(features, u, weights))
         y = features @ jnp.linalg.solve(second, jnp.linalg.solve(form, projected))
         mixed = form @ _moment(features, y, weights)
         bent = u @ (embed @ mixed) - features @ (mixed @ (embed @ mixed).T)
         return force + bent + features @ (form @ embed.T @ _moment(u, y, weights))
-    if not regularization > 0:
-        raise ValueError(f"regularization must be positive, got {regularization}; kernel matrices are nearly singular.")
     pairs = jax.vmap(lambda a: jax.vmap(lambda b: kernel(a, b))(x))
     n = x.shape[0]
     y = jnp.linalg.solve(pairs(x) * weights[None, :] + regularization * jnp.eye(n, dtype=x.dtype), u)
@@ -187,6 +187,7 @@ def stein_momentum_rates(
     if not isinstance(kernel, Bilinear):
         raise TypeError(f"momenta are known for kernels.Bilinear only, got {type(kernel).__name__}; use stein_rates.")
     features, form, embed = _features(x, cast_kernel(kernel, x.dtype))
+    _check_count(features)
     entropic = features @ jnp.linalg.solve(_moment(features, features, weights), embed.T)
     bent = y @ (_moment(y, features, weights) @ form @ embed.T)
 
@@ -229,7 +230,8 @@ def stein_flow(weights: Any = None, **options: Any) -> System:
 
     def rates(state: State, t: Any):
         del t
-        return stein_force(state.position, weights, **options), jnp.zeros_like(state.velocity)
+        velocity = stein_force(state.position, weights, **options)
+        return (lambda _: velocity), jnp.zeros_like(state.velocity)
 
     return System(rates)
 
@@ -254,12 +256,20 @@ def accelerated_stein_flow(weights: Any = None, **options: Any) -> System:
     return System(rates)
 
 
+def _check_count(features: Array) -> None:
+    n, rank = features.shape
+    if n < rank:
+        raise ValueError(
+            f"x must hold at least {rank} particles for this bilinear kernel, got {n}: their moments are singular."
+        )
+
+
 def _features(x: Array, kernel: Bilinear) -> tuple[Array, Array, Array]:
     """Rows φ with k(x, y) = φ(x)ᵀ F φ(y), F symmetric, and ∂φ/∂x as a (d, r) matrix."""
     form = (kernel.matrix + kernel.matrix.T) / 2
     d = x.shape[1]
     identity = jnp.eye(d, dtype=x.dtype)
-    if is_concrete(kernel.offset) and float(np.asarray(kernel.offset)) == 0:
+    if kernel.offset is None:
         return x, form, identity
     form = jax.scipy.linalg.block_diag(form, jnp.reshape(jnp.asarray(kernel.offset, x.dtype), (1, 1)))
     features = jnp.concatenate([x, jnp.ones_like(x[:, :1])], axis=1)

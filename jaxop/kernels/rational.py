@@ -53,7 +53,7 @@ class Bilinear(Kernel):
 
     Attributes:
         matrix: A, (d, d); one per head, (h, d, d), with ``kernel_axis=0`` (then ``offset`` has shape (h,)).
-        offset: c, a number or scalar array.
+        offset: c, a number or scalar array; None: no constant, and the kernel has rank d instead of d + 1.
 
     Example:
         >>> import jax.numpy as jnp
@@ -63,14 +63,14 @@ class Bilinear(Kernel):
     """
 
     matrix: Float[Array, "*h d d"]
-    offset: float | Array = 1.0
+    offset: float | Array | None = 1.0
 
     sign = "signed"
 
     def __call__(self, a: Float[Array, " d"], b: Float[Array, " d"]) -> Float[Array, ""]:
         """aᵀ A b + c."""
-        return jnp.dot(a @ self.matrix, b) + self.offset
+        return jnp.dot(a @ self.matrix, b) + (0.0 if self.offset is None else self.offset)
 
     def tile(self, query: Float[Array, "n d"], key: Float[Array, "m d"]) -> Float[Array, "n m"]:
         """Q A Kᵀ + c."""
-        return query @ self.matrix @ key.T + self.offset
+        return query @ self.matrix @ key.T + (0.0 if self.offset is None else self.offset)

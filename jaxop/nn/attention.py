@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float
 from jaxop._validation import check_name
 from jaxop.attention import IMPLEMENTATIONS, averaging_operator, integral_attention, linear_attention
 from jaxop.kernels import DotProduct, ExpDotProduct, Kernel
-from jaxop.nn.kernels import ExpDotProductConfig, KernelConfig, KernelParameters, check_kernel_config
+from jaxop.nn.kernels import ExpDotProductConfig, KernelConfig, KernelParameters, LinearConfig, check_kernel_config
 from jaxop.nn.pointwise import Linear, check_heads
 
 
@@ -27,7 +27,7 @@ class IntegralAttentionConfig:
         implementation: of `jaxop.attention.integral_attention`; None lets it choose.
 
     Raises:
-        ValueError: for an unknown implementation.
+        ValueError: for an unknown implementation, or one for linear attention.
         TypeError: for a kernel that is no settings of one.
     """
 
@@ -38,6 +38,8 @@ class IntegralAttentionConfig:
         check_kernel_config(self.kernel)
         if self.implementation is not None:
             check_name(self.implementation, "implementation", IMPLEMENTATIONS)
+            if isinstance(self.kernel, LinearConfig):
+                raise ValueError("linear attention has one implementation: leave implementation=None.")
 
     def make(
         self,
@@ -153,7 +155,7 @@ class IntegralAttention(nnx.Module):
         if isinstance(kernel, DotProduct):
             if mask is not None:
                 raise NotImplementedError("linear attention takes no mask; give masked nodes the weight 0.")
-            scaled = kernel.scaled(query)
+            scaled = self._scaled(query)
             linear = functools.partial(linear_attention, is_causal=is_causal)
             return jax.vmap(linear, in_axes=(0, 0, 0, _batch_axis(weights)))(scaled, key, value, weights)
 
@@ -218,11 +220,6 @@ class IntegralAttention(nnx.Module):
             means = jax.vmap(lambda average, value: average(value))(operators, jnp.concatenate(values, axis=-1))
             return jnp.split(means, len(values), axis=-1)
 
-        def scaled(x: Array) -> Array:
-            if self.kernel_axis is None or kernel.scale is None:
-                return kernel.scaled(x)
-            return x * jnp.asarray(kernel.scale, x.dtype)[None, None, :, None]
-
         width, bias = z.shape[-1], self.output.bias[...]
 
         def merged(*heads: Array) -> list[Array]:
@@ -244,10 +241,17 @@ class IntegralAttention(nnx.Module):
         square = jnp.sum(v * v, axis=-1, keepdims=True)
         moving = (key, key_rate, square[..., None] * value)
         *heads, mean_key, mean_rate, mean_moving = average(*(moving if free is not None else (value, *moving)))
-        drift = jnp.sum(scaled(query_rate) * mean_key + scaled(query) * mean_rate, axis=(2, 3)) / self.heads
+        drift = jnp.sum(self._scaled(query_rate) * mean_key + self._scaled(query) * mean_rate, axis=(2, 3)) / self.heads
         free, second = (free, *merged(mean_moving)) if free is not None else merged(*heads, mean_moving)
         force = free + bias.astype(free.dtype)[None, None, :]
         return force, drift[..., None] * v - (square * free + second) / 2
+
+    def _scaled(self, query: Array) -> Array:
+        """Queries (b, n, h, d) times the scale of a dot product, which may be one per head."""
+        kernel: Any = self.kernel.value
+        if self.kernel_axis is None or kernel.scale is None:
+            return kernel.scaled(query)
+        return query * jnp.asarray(kernel.scale, query.dtype)[None, None, :, None]
 
     def _project(self, x: Array, context: Array) -> tuple[Array, Array, Array]:
         (b, n, d), m = x.shape, context.shape[1]

@@ -11,7 +11,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxop._validation import check_name
-from jaxop.flows import METHODS, Damping, State, System, start, step
+from jaxop.domains.domain import accumulator
+from jaxop.flows import METHODS, Damping, State, System, displace, start, step
 from jaxop.flows.softmax import function_rates
 from jaxop.nn.encoder import check_dropout
 from jaxop.nn.pointwise import FeedForward, LayerNorm, in_blocks
@@ -52,6 +53,8 @@ class MomentumConfig:
         check_name(self.block, "block", BLOCKS)
         check_name(self.initial, "initial", VELOCITIES)
         check_name(self.method, "method", METHODS)
+        if self.method != type(self).method and self.block != "exact":
+            raise ValueError(f"method={self.method!r} is for block='exact', got block={self.block!r}.")
 
     @property
     def learns_velocity(self) -> bool:
@@ -239,6 +242,9 @@ class FlowLayer(nnx.Module):
     functions and not for sequences. Damping α(t) = c_log/t + c_lin, t growing by h_y from layer to layer, and the steps
     h_x, h_y are trained, positive all. FF then acts on the velocity: v ← v + FF(LN(x)), x ← x + h_x FF(LN(x)).
 
+    Nothing bounds the velocities, in which C is quadratic: with inputs many standard deviations from those of training
+    the exact flow can run away. Standardise inputs, or take Y or H0, whose velocities are normalised.
+
     Args:
         width: channels d.
         feedforward: hidden channels of FF.
@@ -323,16 +329,18 @@ class FlowLayer(nnx.Module):
             weights: masses of the tokens, (n,) or (b, n); None: equal.
             measure: for functions, the quadrature weights of a patch, (s,) or (b, s).
         """
-        score, mobility = (m.astype(state.position.dtype) for m in self.matrices())
+        dtype = accumulator(state.position.dtype)
+        score, mobility = (m.astype(dtype) for m in self.matrices())
 
         def rates(state: State, t: Any):
             del t
 
             def one(x: Array, u: Array, weights: Array | None, measure: Array | None) -> Array:
                 tokens = measure is None
-                x, u = (a[:, None] if tokens else a for a in (x, u))
+                x, u = (a.astype(dtype)[:, None] if tokens else a.astype(dtype) for a in (x, u))
                 force, connection = function_rates(x, u, weights, measure, score=score, mobility=mobility)
-                return (force - connection)[:, 0] if tokens else force - connection
+                rate = (force - connection).astype(state.position.dtype)
+                return rate[:, 0] if tokens else rate
 
             axes = (0, 0, _batch_axis(weights), _batch_axis(measure))
             force = jax.vmap(one, in_axes=axes)(state.position, state.velocity, weights, measure)
@@ -342,10 +350,9 @@ class FlowLayer(nnx.Module):
         schedule = Damping(self.logarithmic(x), self.linear(x))
         h_x, h_y = self.position_step(x), self.velocity_step(x)
         state = step(self.method, System(rates), state, schedule, (h_x, h_y))
-        x, v = state.position, state.velocity
-        branch = in_blocks(lambda x: self.feedforward(self.feedforward_norm(x)), x)
+        branch = in_blocks(lambda x: self.feedforward(self.feedforward_norm(x)), state.position)
         branch = (branch if self.dropout is None else self.dropout(branch)).astype(x.dtype)
-        return state._replace(position=x + h_x * branch, velocity=v + branch)
+        return displace(state, h_x * branch, branch)
 
 
 def _batch_axis(weights: Array | None) -> int | None:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxop.nn import KernelConfig, Linear, MomentumConfig, PatchAttention, SpectralConvolution, run_layers
+from jaxop.nn import KernelConfig, Linear, LinearConfig, MomentumConfig, PatchAttention, SpectralConvolution, run_layers
 from jaxop.nn.kernels import check_kernel_config
 from jaxop.operators._common import (
     GridFunctions,
@@ -77,6 +77,8 @@ class ViTNeuralOperatorConfig:
     def __post_init__(self):
         if self.kernel is not None:
             check_kernel_config(self.kernel)
+            if isinstance(self.kernel, LinearConfig):
+                raise ValueError("kernel must be one that attention can normalise; LinearConfig is signed.")
         check_config(self)
         check_patches(self.patches, self.reference, self.modes, self.dim)
 

@@ -264,7 +264,7 @@ def test_accelerated_stein_flow_dissipates_its_energy(ensemble):
     x, _, weights = ensemble
     rng = np.random.default_rng(6)
     precision, w = symmetric(rng), weights / weights.sum()
-    kernel = kernels.Bilinear(symmetric(rng), 0.0)
+    kernel = kernels.Bilinear(symmetric(rng), None)
 
     def kinetic(x, u):
         second = x.T @ (w[:, None] * x)
@@ -284,7 +284,7 @@ def test_accelerated_stein_flow_dissipates_its_energy(ensemble):
     assert change == pytest.approx(-1.4 * float(kinetic(x, u)), rel=1e-9)
 
 
-@pytest.mark.parametrize("offset", [0.0, 0.7])
+@pytest.mark.parametrize("offset", [None, 0.7])
 def test_stein_momenta_are_the_velocities(offset, ensemble):
     """The acceleration of x along the momentum form, for momenta that are affine in x, is that of the velocity form."""
     x, _, weights = ensemble
@@ -306,7 +306,7 @@ def steps_to_target(condition, accelerated):
     basis, _ = np.linalg.qr(rng.normal(size=(4, 4)))
     precision = jnp.asarray(basis @ np.diag(np.geomspace(1, condition, 4)) @ basis.T)
     covariance, particles = jnp.linalg.inv(precision), jnp.asarray(rng.normal(size=(4, 4)))
-    options = {"score": lambda x: -precision @ x, "kernel": kernels.Bilinear(jnp.eye(4), 0.0)}
+    options = {"score": lambda x: -precision @ x, "kernel": kernels.Bilinear(jnp.eye(4), None)}
     if accelerated:
         method, system = flows.KickDampDrift(), flows.stein_momentum_flow(**options)
         lengths, rates, most = (
@@ -366,6 +366,24 @@ def test_stein_flows_reach_their_target(name, x64):
         assert gap < (1e-3 if exact else 0.5)  # few particles under a local kernel are too narrow
 
 
+def test_units_of_mass_and_half_precision(ensemble, matrices):
+    """Masses near the ends of float32, and particles in bfloat16, which are computed in float32."""
+    x, u, weights = (jnp.asarray(a, jnp.float32) for a in ensemble)
+    options = {name: matrix.astype(jnp.float32) for name, matrix in matrices.items()}
+    exact = flows.softmax_rates(x, u, weights, **options)
+    for unit in (1e37, 1e-37):
+        for ours, theirs in zip(flows.softmax_rates(x, u, unit * weights, **options), exact, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    half = [a.astype(jnp.bfloat16) for a in (x, u)]
+    for ours, theirs in zip(
+        flows.softmax_rates(*half, weights, **options),
+        flows.softmax_rates(*(a.astype(jnp.float32) for a in half), weights, **options),
+        strict=True,
+    ):
+        assert ours.dtype == jnp.float32
+        np.testing.assert_array_equal(ours, theirs)
+
+
 def test_blow_up_names_step_time_and_particle():
     """One particle under ẋ = x³ leaves at t = 1/(2 x₀²); the one that starts further out leaves first."""
     system = flows.System(lambda state, t: (state.position**3, jnp.zeros_like(state.velocity)))
@@ -394,6 +412,11 @@ def test_bad_input(ensemble, matrices, unchecked):
         flows.softmax_rates(x, u[1:], weights, **matrices)
     with pytest.raises(ValueError, match="x must have shape"):
         flows.softmax_rates(x[0], u[0], **matrices)
+    with pytest.raises(ValueError, match="at least 4 particles for this bilinear kernel, got 3"):
+        flows.stein_rates(x[:3], u[:3], score=lambda x: -x, kernel=kernels.Bilinear(jnp.eye(D)))
+    broken = flows.start(flows.Euler(), x.at[2, 1].set(jnp.nan))
+    with pytest.raises(ValueError, match=r"position must be finite at the start, but position\[\(2, 1\)\]"):
+        flows.simulate(flows.Euler(), flows.linear_flow(), broken, flows.Damping(), 0.1, 3)
     with pytest.raises(ValueError, match="regularization must be positive"):
         flows.stein_rates(x, u, score=lambda x: -x, kernel=kernels.Gaussian(), regularization=0.0)
     state = flows.start(flows.Euler(), x)

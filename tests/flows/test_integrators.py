@@ -93,7 +93,8 @@ def test_tao_is_symplectic_on_a_nonseparable_energy(x64):
     method = flows.TaoDoubling(coupling=3.0)
 
     def advance(z):
-        state = flows.State(z[:1], z[1:2], jnp.zeros(()), (z[2:3], z[3:]))
+        state = flows.start(method, z[:1], z[1:2], time=0.0)
+        state = state._replace(history=type(state.history)(z[2:3], z[3:]))
         new = flows.step(method, system, state, flows.Damping(), 0.1)
         return jnp.concatenate([new.position, new.velocity, *new.history])
 
@@ -174,11 +175,34 @@ def test_compiles_once_and_differentiates_in_its_settings(method):
         assert float(slopes[index]) == pytest.approx(difference, rel=2e-2, abs=1e-4)
 
 
+@pytest.mark.parametrize("rate", [0.0, 1e-8, 1e-6, 1e-3, 0.4, 0.6, 3.0])
+def test_exponential_euler_differentiates_at_small_damping(rate):
+    """d/dα of h (1 − e^{−αh})/(αh), force 1 from rest."""
+    system = flows.System(lambda state, t: (lambda y: y, jnp.ones_like(state.position)))
+    method, h = flows.ExponentialEuler(), 0.1
+
+    def velocity(rate):
+        return flows.step(method, system, flows.start(method, jnp.zeros(1)), flows.Damping(linear=rate), h).velocity[0]
+
+    eta = rate * h
+    exact = -(h**2) / 2 if eta < 1e-4 else h**2 * ((1 + eta) * np.exp(-eta) - 1) / eta**2
+    assert float(jax.grad(velocity)(rate)) == pytest.approx(exact, rel=2e-4)
+
+
+def test_simulations_of_one_kind_compile_once():
+    euler = flows.Euler()
+    arguments = euler, OSCILLATOR, flows.start(euler, jnp.ones(2)), flows.Damping(linear=1.0)
+    flows.simulate(*arguments, 0.1, 10)
+    with count_compilations() as compilations:
+        flows.simulate(*arguments, 0.2, 10)
+    assert compilations() == 0
+
+
 def test_bad_input(unchecked):
     euler = flows.Euler()
     state = flows.start(euler, jnp.ones(2))
     for dt in (0.0, -0.1, float("nan"), (0.1, -0.1)):
-        with pytest.raises(ValueError, match="dt must be positive"):
+        with pytest.raises(ValueError, match="dt must be a positive"):
             flows.step(euler, OSCILLATOR, state, flows.Damping(), dt)
     with pytest.raises(ValueError, match="linear must be finite and at least 0, got -1"):
         flows.Damping(linear=-1.0)
@@ -187,5 +211,15 @@ def test_bad_input(unchecked):
     for method in (flows.AdamsBashforth2(), flows.TaoDoubling()):
         with pytest.raises(TypeError, match="started with another method"):
             flows.step(method, OSCILLATOR, state, flows.Damping(), 0.1)
+    two_step = flows.start(flows.AdamsBashforth2(), jnp.ones(2))
+    with pytest.raises(TypeError, match="started with another method"):
+        flows.step(flows.LawsonAdamsBashforth2(), OSCILLATOR, two_step, flows.Damping(), 0.1)
+    with pytest.raises(ValueError, match="logarithmic damping c/t needs t > 0, got t = 0"):
+        flows.step(euler, OSCILLATOR, flows.start(euler, jnp.ones(2), time=0.0), flows.Damping(logarithmic=3.0), 0.1)
+    with pytest.raises(ValueError, match="coupling must be finite"):
+        flows.TaoDoubling(float("nan"))
+    for dt in (-0.1, 0.0, float("nan")):
+        with pytest.raises(ValueError, match="dt must be a positive"):
+            flows.simulate(euler, OSCILLATOR, state, flows.Damping(), dt, 5)
     with pytest.raises(ValueError, match="velocity must have the shape"):
         flows.start(euler, jnp.ones(2), jnp.ones(3))

@@ -11,6 +11,7 @@ from flax import nnx
 from jaxop import domains, flows, nn, operators
 from jaxop.attention import averaging_operator, integral_attention, linear_attention
 from jaxop.kernels import DotProduct, ExpDotProduct, FourierIntegral
+from jaxop.spectral import Band, synthesis
 
 B, N, D, HEADS = 2, 7, 8, 2
 BLOCKS = ["Y", "H0", "H1", "R2"]
@@ -128,6 +129,90 @@ def test_connection_is_its_definition(implementation, is_causal, x64):
     made = layer.with_connection(z, lambda f: 0.3 * v + f, weights, is_causal=is_causal)[1]
     given = layer.with_connection(z, 0.3 * v + force, weights, is_causal=is_causal)[1]
     np.testing.assert_allclose(made, given, rtol=1e-9, atol=1e-10)
+
+
+def test_connection_takes_masks_and_scales_per_head(x64):
+    scales = jnp.asarray([0.3, 0.9])
+    layer = attention(kernel=ExpDotProduct(scales), kernel_axis=0, param_dtype=jnp.float64)
+    mask = jnp.asarray(np.random.default_rng(2).uniform(size=(N, N)) < 0.7) | jnp.eye(N, dtype=bool)
+    z, v = arrays(1, N, D), 0.5 * arrays(1, N, D, seed=3)
+
+    def log_mass(z):
+        query, key, _ = layer._project(z[None], z[None])
+        logits = jnp.einsum("nhd,mhd,h->hnm", query[0], key[0], scales)
+        return jax.nn.logsumexp(jnp.where(mask[None], logits, -jnp.inf), axis=-1)
+
+    drift = jnp.mean(jax.jvp(log_mass, (z[0],), (v[0],))[1], axis=0)
+    force, ours = layer.with_connection(z, v, mask=mask)
+    np.testing.assert_allclose(force, layer(z, mask=mask), rtol=1e-10)
+    # at a token whose velocity alone is not 0, the other terms are known
+    free = force - layer.output.bias[...][None, None, :]
+    square = jnp.sum(v**2, axis=-1, keepdims=True)
+    rest = ours - drift[None, :, None] * v + square * free / 2
+    _, _, value = layer._project(z, z)
+    average = averaging_operator(
+        *(a[0] for a in layer._project(z, z)[:2]), kernel=ExpDotProduct(scales), kernel_axis=0, mask=mask
+    )
+    second = average(square[0, :, :, None] * value[0]).reshape(N, D) @ layer.output.kernel[...]
+    np.testing.assert_allclose(rest[0], -second / 2, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", ["patches", "coefficients"])
+def test_connection_of_functions_is_its_definition(kind, x64):
+    """Inner products over the patch in place of sums over channels; explicit matrices and numerical differentiation."""
+    p, s, rng = 3, 25, np.random.default_rng(4)
+    z, v = (jnp.asarray(rng.normal(size=(1, p, s, D))) for _ in range(2))
+    weight = 1 / (p * s)
+    if kind == "patches":
+        layer = nn.PatchAttention(D, HEADS, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+        layer.projection.bias[...] = arrays(3 * D)
+
+        def project(x):
+            projected = x @ layer.projection.kernel[...] + layer.projection.bias[...][None, None]
+            return [a.reshape(p, s, HEADS, -1) for a in jnp.split(projected, 3, axis=-1)]
+
+        with_connection = lambda v: layer.with_connection(z, v, jnp.full(s, weight))  # noqa: E731
+        plain = lambda: layer(z, jnp.full(s, weight))  # noqa: E731
+    else:
+        layer = nn.FourierPatchAttention(D, HEADS, 2, reference=(5, 5), param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+        band = Band((5, 5), (2, 2))
+
+        def project(x):
+            parts = layer._project(jnp.moveaxis(x[None], 2, 0), band)  # (2, m, 1, p, h, c)
+            flat = [a.reshape(*a.shape[:4], -1) for a in parts]
+            return [jnp.moveaxis(synthesis(a, band)[:, 0], 0, 1).reshape(p, s, HEADS, -1) for a in flat]
+
+        nodes_first = lambda a: jnp.moveaxis(a, 2, 0)  # noqa: E731
+        patches_first = lambda a: jnp.moveaxis(a, 0, 2)  # noqa: E731
+
+        def with_connection(v):
+            v = nodes_first(v) if not callable(v) else (lambda f, v=v: nodes_first(v(patches_first(f))))
+            return tuple(map(patches_first, layer.with_connection(nodes_first(z), v, (5, 5), weight)))
+
+        plain = lambda: patches_first(layer(nodes_first(z), (5, 5), weight))  # noqa: E731
+    layer.output.bias[...] = arrays(D, seed=5)
+
+    def scores(x):
+        query, key, _ = project(x)
+        return weight * jnp.einsum("pshc,qshc->hpq", query, key)
+
+    matrix = jax.nn.softmax(scores(z[0]), axis=-1)
+    value = project(z[0])[2]
+    merge = lambda heads: heads.reshape(p, s, D) @ layer.output.kernel[...]  # noqa: E731
+    free = merge(jnp.einsum("hpq,qshc->pshc", matrix, value))
+
+    def expected(v):
+        drift = jax.jvp(lambda x: jax.nn.logsumexp(scores(x), axis=-1), (z[0],), (v,))[1].mean(axis=0)
+        square = weight * jnp.sum(v**2, axis=(1, 2))
+        second = merge(jnp.einsum("hpq,q,qshc->pshc", matrix, square, value))
+        return drift[:, None, None] * v - (square[:, None, None] * free + second) / 2
+
+    force, ours = with_connection(v)
+    np.testing.assert_allclose(force[0], free + layer.output.bias[...][None, None], rtol=1e-8, atol=1e-10)
+    np.testing.assert_allclose(force, plain(), rtol=1e-10)
+    np.testing.assert_allclose(ours[0], expected(v[0]), rtol=1e-8, atol=1e-9)
+    made = with_connection(lambda f: 0.5 * v + f)[1]
+    np.testing.assert_allclose(made[0], expected(0.5 * v[0] + force[0]), rtol=1e-8, atol=1e-9)
 
 
 def test_connection_of_one_symmetric_head_is_that_of_the_exact_flow(x64):
@@ -304,6 +389,57 @@ def test_exact_block_is_the_flow():
     expected = flows.step(method, system, flows.start(method, x[0], v[0]), schedule, 0.5)
     np.testing.assert_allclose(state.position[0], expected.position, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(state.velocity[0], expected.velocity, rtol=1e-4, atol=1e-5)
+    layer.feedforward.outer.kernel[...] = arrays(*layer.feedforward.outer.kernel.shape, seed=2)
+    branch = layer.feedforward(layer.feedforward_norm(expected.position))
+    state = layer(layer.start(x, v))
+    np.testing.assert_allclose(state.position[0], expected.position + 0.5 * branch, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(state.velocity[0], expected.velocity + branch, rtol=1e-3, atol=1e-4)
+
+
+def test_both_copies_of_a_doubled_flow_see_the_network():
+    """With the two copies started together and nearly no step, they stay together through FF."""
+    layers = [nn.FlowLayer(D, 16, method="tao", rngs=nnx.Rngs(i)) for i in range(4)]
+    state = layers[0].start(*arrays(2, 1, N, D))
+    for layer in layers:
+        layer.position_step.raw[...] = layer.velocity_step.raw[...] = jnp.asarray(-9.0)
+        state = layer(state)
+    assert np.abs(state.position - state.history.position).max() < 1e-2
+    assert np.abs(state.velocity - state.history.velocity).max() < 1e-2 * np.abs(state.velocity).max()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("block", ["none", *BLOCKS, "exact"])
+def test_half_precision(block, dtype):
+    momentum = nn.MomentumConfig(block=block)
+    config = operators.CONFIGS["tno"](1, 1, width=8, heads=2, layers=2, feedforward=8, norm="pre", momentum=momentum)
+    half = operators.build(dataclasses.replace(config, dtype=dtype), rngs=nnx.Rngs(0))
+    whole = operators.build(config, rngs=nnx.Rngs(0))
+    domain = domains.interval(16)
+    values = jnp.sin(3 * domain.points)
+    out = half(values.astype(dtype), domain)
+    assert out.dtype == dtype
+    np.testing.assert_allclose(out.astype(jnp.float32), whole(values, domain), atol=0.15)
+
+
+def test_linear_attention_scales_heads_one_by_one():
+    scales = jnp.asarray([1.0, 3.0])
+    layer = attention(kernel=DotProduct(scales), kernel_axis=0)
+    z = arrays(1, N, D)
+    query, key, value = (a[0] for a in layer._project(z, z))
+    kernel = DotProduct(scales)
+    expected = integral_attention(query, key, value, kernel=kernel, kernel_axis=0, normalize=False)
+    np.testing.assert_allclose(layer.mix(z)[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_later_overflow_does_not_leak():
+    query = jnp.full((4, 1, 1), 10.0)
+    key = jnp.asarray([0.0, 0.1, 0.2, 1e38])[:, None, None]
+    out = linear_attention(query, key, jnp.ones((4, 1, 1)), is_causal=True)
+    np.testing.assert_allclose(out[:3, 0, 0], [0.0, 0.5, 1.0], rtol=1e-6)
+    for unit in (1e37, 1e-37):
+        np.testing.assert_allclose(
+            linear_attention(query, key[:3], key[:3], jnp.full(3, unit)), 10 * 0.05 / 3, rtol=1e-5
+        )
 
 
 @pytest.mark.parametrize("block", [*BLOCKS, "exact"])
@@ -324,7 +460,38 @@ def test_every_parameter_is_trained(block):
         assert np.abs(leaf).max() > 0, jax.tree_util.keystr(path)
 
 
-def test_dropout_is_drawn_once_and_only_in_training():
+@pytest.mark.parametrize("block", BLOCKS)
+def test_dropout_acts_on_both_branches_and_one_draw_makes_a_proposal(block):
+    """Rate 1/2 doubles or drops; without forces that are dropped, velocities are those of the retained ones."""
+    layer = nn.MomentumLayer(attention(), D, 16, block=block, dropout=0.5, rngs=nnx.Rngs(1, dropout=2))
+    draws = []
+
+    class Recorded:
+        def __call__(self, ones):
+            draws.append(jnp.where(jax.random.uniform(jax.random.key(len(draws)), ones.shape) < 0.5, 2.0, 0.0))
+            return draws[-1] * ones
+
+    layer.dropout = nnx.data(Recorded())
+    x, v = arrays(2, B, N, D)
+    state = layer(layer.start(x, v))
+    assert len(draws) == 2
+    keep, keep_branch = draws
+    z = layer.attention_input(layer.start(x, v))
+    force = keep * layer.attention(z)
+    if block == "R2":
+        w = 0.9 * v + force
+        c = layer.attention.with_connection(z, w)[1]
+        x, v = x + layer.velocity_norm(w - c / 2), layer.velocity_norm(w - c)
+    else:
+        c = layer.attention.with_connection(z, v)[1] if block == "H1" else 0
+        v = layer.velocity_norm(0.9 * v + force - c)
+        x = x + v
+    v = layer.velocity_norm(0.9 * v + keep_branch * layer.feedforward(layer.feedforward_norm(x + 0.9 * v)))
+    np.testing.assert_allclose(state.velocity, v, rtol=3e-4, atol=3e-5)
+    np.testing.assert_allclose(state.position, x + v, rtol=3e-4, atol=3e-5)
+
+
+def test_dropout_is_drawn_only_in_training():
     model = language_model("R2", dropout=0.5)
     tokens = jnp.arange(8)
     model.eval()
@@ -346,6 +513,9 @@ def test_configs_survive_json_and_share_the_core():
 BAD = [
     (lambda: nn.MomentumConfig(block="R3"), "block='R3' is unknown"),
     (lambda: nn.MomentumConfig(method="ab3"), "method='ab3' is unknown: did you mean 'ab2'"),
+    (lambda: nn.MomentumConfig(block="Y", method="tao"), "method='tao' is for block='exact', got block='Y'"),
+    (lambda: nn.IntegralAttentionConfig(nn.LinearConfig(), "dense"), "linear attention has one implementation"),
+    (lambda: operators.ViTNeuralOperatorConfig(1, 1, kernel=nn.LinearConfig()), "LinearConfig is signed"),
     (lambda: language_model("exact"), "block='exact' lets every token see all others"),
     (lambda: language_model("H1", kernel=nn.GaussianConfig()), "block='H1' is made for the exponentiated dot product"),
     (
