@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float
 from jaxop._pytree import register
 from jaxop._validation import as_float
 from jaxop.attention.checks import accumulation_dtype, cast_kernel, check_operands
-from jaxop.attention.integral import DENSE_LIMIT, integral_attention, prefers_tiles
+from jaxop.attention.integral import dense_limit, integral_attention
 from jaxop.attention.partial import log_clip, split_weights, tile_densities, uniform_weights
 from jaxop.kernels import ExpDotProduct, Kernel
 
@@ -58,7 +58,7 @@ def averaging_operator(
         [1.5 1.5]
     """
     kernel = ExpDotProduct() if kernel is None else kernel
-    is_small = query.shape[0] * key.shape[0] <= DENSE_LIMIT and not prefers_tiles(kernel)
+    is_small = query.shape[0] * key.shape[0] <= dense_limit(kernel)
     dense = implementation == "dense" or (implementation is None and is_small)
     query, key, _, weights, mask = check_operands(query, key, key, weights, kernel, kernel_axis, mask)
     if is_causal and query.shape[0] != key.shape[0]:

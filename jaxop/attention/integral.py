@@ -60,7 +60,7 @@ def integral_attention(
             memory in value and gradient; reverse mode only, of any order. ``"xla"``, ``"cudnn"`` (NVIDIA GPU, half
             precision) and ``"tpu"`` (Pallas): the stack's own kernels, for the exponentiated dot product;
             reverse mode only.
-            None: dense up to `DENSE_LIMIT` pairs, chunked beyond and for the Fourier integral kernel.
+            None: dense up to `DENSE_LIMIT` pairs (an eighth of them for the Fourier integral kernel), chunked beyond.
 
     Returns:
         A of shape (n, h, c) in the dtype of ``value``, accumulated in float32 at least.
@@ -100,8 +100,7 @@ def integral_attention(
             "integral itself, or use a positive kernel."
         )
     if implementation is None:
-        is_small = query.shape[0] * key.shape[0] <= DENSE_LIMIT
-        implementation = "dense" if is_small and not prefers_tiles(kernel) else "chunked"
+        implementation = "dense" if query.shape[0] * key.shape[0] <= dense_limit(kernel) else "chunked"
     check_name(implementation, "implementation", IMPLEMENTATIONS)
     options: dict[str, Any] = {
         "kernel": kernel,
@@ -135,9 +134,10 @@ def integral_attention(
     return out.astype(value.dtype)
 
 
-def prefers_tiles(kernel: Kernel) -> bool:
-    """Whether a kernel of many operations per pair is better evaluated again than kept."""
-    return kernel.sign != "signed" and getattr(kernel, "is_additive", False)
+def dense_limit(kernel: Kernel) -> int:
+    """Pairs per head up to which the default is dense; fewer for a kernel of many intermediate values per pair."""
+    is_heavy = kernel.sign != "signed" and getattr(kernel, "is_additive", False)
+    return DENSE_LIMIT // 8 if is_heavy else DENSE_LIMIT
 
 
 def _dense_attention(query, key, value, weights, *, kernel, kernel_axis, normalize, mask, is_causal):
