@@ -120,8 +120,7 @@ class MomentumLayer(nnx.Module):
 
     Cost: one attention per layer; in H1 with four times the channels of its values, in R2 applied twice.
 
-    Source: Stein, Li, Steidl, "SympFormer", arXiv:2603.16535, and its corrected study; Y after Zimin et al.,
-        "YuriiFormer", arXiv:2601.23236.
+    Source: Stein, Li, Steidl, "SympFormer", arXiv:2603.16535, and its corrected study.
 
     Example:
         >>> import jax.numpy as jnp
