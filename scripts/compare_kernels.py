@@ -127,6 +127,27 @@ def build(task: Task, choice: KernelConfig, train: Examples, seed: int) -> Any:
     return operators.VisionTransformer(config, rngs=nnx.Rngs(seed))
 
 
+def brief(steps: int, batch_size: int, learning_rate: float, seed: int) -> training.TrainingConfig:
+    """A short training by cross-entropy, saved at its end only."""
+    return training.TrainingConfig(
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        warmup_steps=steps // 20,
+        weight_decay=1e-2,
+        loss="cross_entropy",
+        seed=seed,
+        eval_every=steps,
+        checkpoint_every=steps,
+    )
+
+
+def new_run(folder: Path, task: str, label: str, seed: int) -> Path:
+    """A run directory that no other run has."""
+    stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    return folder / f"{task}-{re.sub('[^a-z0-9.]+', '-', label.lower())}-{seed}-{stamp}"
+
+
 def run(name: str, task: Task, options: Comparison, train: Examples, test: Examples) -> list[dict[str, Any]]:
     """Trains every kernel with every seed; prints the table and returns its numbers."""
     test = test.take(slice(options.test_examples))
@@ -138,20 +159,9 @@ def run(name: str, task: Task, options: Comparison, train: Examples, test: Examp
         results, model = [], None
         for seed in options.seeds:
             model = build(task, kernel(label, task.radius), train, seed)
-            config = training.TrainingConfig(
-                steps=task.steps,
-                batch_size=task.batch_size,
-                learning_rate=task.learning_rate,
-                warmup_steps=task.steps // 20,
-                weight_decay=1e-2,
-                loss="cross_entropy",
-                seed=seed,
-                eval_every=task.steps,
-                checkpoint_every=task.steps,
-            )
-            stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-            directory = options.run_dir / f"{name}-{re.sub('[^a-z0-9.]+', '-', label.lower())}-{seed}-{stamp}"
-            result = training.fit(model, train, {}, config, run_dir=directory, progress=False)
+            settings = brief(task.steps, task.batch_size, task.learning_rate, seed)
+            directory = new_run(options.run_dir, name, label, seed)
+            result = training.fit(model, train, {}, settings, run_dir=directory, progress=False)
             scores = training.score(result.model, test, batch_size=task.batch_size)
             probe = jax.jit(lambda m, x: m.head_distances(x))(result.model, test[: task.batch_size].inputs)
             measure = scores.perplexity if is_text else float(np.mean(scores.accuracy))

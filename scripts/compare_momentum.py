@@ -12,14 +12,13 @@ comparisons, not records. Data: see real_data.py.
 
 import dataclasses
 import importlib
-import os
-import time
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import scipy.stats
 import tyro
+from compare_kernels import brief, new_run
 from experiment import CACHE as EXPERIMENT_CACHE
 from experiment import build as build_operator
 from experiment import parameters, tune_allocator
@@ -132,20 +131,9 @@ def run(
         for seed in options.seeds:
             model = build(task, block, seed)
             count = parameters(model)
-            config = training.TrainingConfig(
-                steps=options.steps,
-                batch_size=task.batch_size,
-                learning_rate=options.learning_rate,
-                warmup_steps=options.steps // 20,
-                weight_decay=1e-2,
-                loss="cross_entropy",
-                seed=seed,
-                eval_every=options.steps,
-                checkpoint_every=options.steps,
-            )
-            stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-            directory = options.run_dir / f"{name}-{block}-{seed}-{stamp}"
-            result = training.fit(model, train, {}, config, run_dir=directory, progress=False)
+            settings = brief(options.steps, task.batch_size, options.learning_rate, seed)
+            directory = new_run(options.run_dir, name, block, seed)
+            result = training.fit(model, train, {}, settings, run_dir=directory, progress=False)
             scores = training.score(result.model, test, batch_size=task.batch_size)
             losses[block].append(float(np.mean(scores.cross_entropy, dtype=np.float64)))
             seconds.append(result.seconds / options.steps)
@@ -181,7 +169,7 @@ def run_operators(name: str, options: Comparison) -> dict[str, list[float]]:
             settings = dataclasses.replace(
                 settings, steps=steps, warmup_steps=steps // 20, eval_every=steps, checkpoint_every=steps
             )
-            directory = options.run_dir / f"{name}-{block}-{seed}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+            directory = new_run(options.run_dir, name, block, seed)
             result = training.fit(model, sets.train, {}, settings, run_dir=directory, progress=False)
             rows.append([training.evaluate(result.model, samples).l2.mean() for samples in sets.test.values()])
         errors[block] = list(np.mean(rows, axis=1))
