@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxop._validation import is_concrete
-from jaxop.flows.system import Damping, State, System, evaluate
+from jaxop.flows.system import Damping, State, System, evaluate, rates_of
 
 
 @runtime_checkable
@@ -58,7 +58,7 @@ def step(method: Method, system: System, state: State, schedule: Damping, dt: An
 
     Raises:
         ValueError: for a step that is not positive and finite (where its value is known).
-        TypeError: for a method that is none, or a state that was started with another.
+        TypeError: for a method or schedule that is none, or a state whose history is that of another method.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -83,6 +83,8 @@ def step(method: Method, system: System, state: State, schedule: Damping, dt: An
 
 def check_step(schedule: Damping, state: State, dt: Any) -> tuple[Any, Any]:
     """(h_x, h_y), after a look at what is known of them and of the time."""
+    if not isinstance(schedule, Damping):
+        raise TypeError(f"schedule must be a flows.Damping(...), got {schedule!r}; flows.Damping() is none.")
     h_x, h_y = dt if isinstance(dt, tuple | list) else (dt, dt)
     for name, h in (("h_x", h_x), ("h_y", h_y)):
         if is_concrete(h) and not (np.ndim(h) == 0 and np.isfinite(h) and h > 0):
@@ -128,7 +130,7 @@ class KickDampDrift:
 
     def advance(self, system: System, state: State, schedule: Damping, dt: Array, ratio: Any) -> State:
         """See `step`."""
-        drift, force = system.rates(state, state.time)
+        drift, force = rates_of(system, state)
         velocity = jnp.exp(-_decay(schedule, state, dt)) * (state.velocity + dt * force)
         moved = system.drift(drift, state, velocity)
         return State(state.position + ratio * dt * moved, velocity, state.time + dt)

@@ -135,7 +135,12 @@ def linear_energy(
     return kinetic, -jnp.sum(hessian * _moment(x, x, weights)) / 2
 
 
-def linear_flow(weights: Any = None, **options: Any) -> System:
+def linear_flow(
+    weights: Float[Array, " n"] | None = None,
+    *,
+    bilinear: Float[Array, "d d"],
+    hessian: Float[Array, "d d"],
+) -> System:
     """Ẋ = X A (Xᵀ W X) Vᵀ as a `System`; arguments as in `linear_force`.
 
     Example:
@@ -145,6 +150,7 @@ def linear_flow(weights: Any = None, **options: Any) -> System:
         >>> flows.step(euler, system, flows.start(euler, jnp.eye(3, 2)), flows.Damping(), 0.1).position.shape
         (3, 2)
     """
+    options: dict[str, Any] = {"bilinear": bilinear, "hessian": hessian}
 
     def rates(state: State, t: Any):
         del t
@@ -154,7 +160,12 @@ def linear_flow(weights: Any = None, **options: Any) -> System:
     return System(rates)
 
 
-def accelerated_linear_flow(weights: Any = None, **options: Any) -> System:
+def accelerated_linear_flow(
+    weights: Float[Array, " n"] | None = None,
+    *,
+    bilinear: Float[Array, "d d"],
+    hessian: Float[Array, "d d"],
+) -> System:
     """The accelerated linear flow as a `System` of positions and momenta; arguments as in `linear_rates`.
 
     Example:
@@ -166,6 +177,7 @@ def accelerated_linear_flow(weights: Any = None, **options: Any) -> System:
         >>> flows.step(method, system, state, flows.Damping(logarithmic=3.0), 0.1).position.shape
         (3, 2)
     """
+    options: dict[str, Any] = {"bilinear": bilinear, "hessian": hessian}
 
     def rates(state: State, t: Any):
         del t

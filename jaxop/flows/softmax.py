@@ -264,7 +264,13 @@ def softmax_energy(
     return kinetic, -jnp.sum(weights * mass) / 2
 
 
-def softmax_flow(weights: Any = None, **options: Any) -> System:
+def softmax_flow(
+    weights: Float[Array, " n"] | None = None,
+    *,
+    score: Float[Array, "d d"],
+    value: Float[Array, "d d"],
+    implementation: str | None = None,
+) -> System:
     """ẋ = Γ as a `System`; arguments as in `softmax_force`.
 
     Example:
@@ -275,6 +281,7 @@ def softmax_flow(weights: Any = None, **options: Any) -> System:
         >>> flows.step(euler, system, state, flows.Damping(), 0.1).position.shape
         (3, 2)
     """
+    options: dict[str, Any] = {"score": score, "value": value, "implementation": implementation}
 
     def rates(state: State, t: Any):
         del t
@@ -284,7 +291,13 @@ def softmax_flow(weights: Any = None, **options: Any) -> System:
     return System(rates)
 
 
-def accelerated_softmax_flow(weights: Any = None, **options: Any) -> System:
+def accelerated_softmax_flow(
+    weights: Float[Array, " n"] | None = None,
+    *,
+    score: Float[Array, "d d"],
+    mobility: Float[Array, "d d"],
+    implementation: str | None = None,
+) -> System:
     """ẍ = −α ẋ + Γ − C as a `System` of positions and velocities; arguments as in `softmax_rates`.
 
     Example:
@@ -296,6 +309,7 @@ def accelerated_softmax_flow(weights: Any = None, **options: Any) -> System:
         >>> flows.step(method, system, state, flows.Damping(logarithmic=3.0), 0.1).velocity.shape
         (3, 2)
     """
+    options: dict[str, Any] = {"score": score, "mobility": mobility, "implementation": implementation}
 
     def rates(state: State, t: Any):
         del t
@@ -305,7 +319,14 @@ def accelerated_softmax_flow(weights: Any = None, **options: Any) -> System:
     return System(rates)
 
 
-def softmax_momentum_flow(weights: Any = None, **options: Any) -> System:
+def softmax_momentum_flow(
+    weights: Float[Array, " n"] | None = None,
+    *,
+    score: Float[Array, "d d"],
+    mobility: Float[Array, "d d"],
+    potential: Callable[[Float[Array, " d"]], Float[Array, ""]] | None = None,
+    implementation: str | None = None,
+) -> System:
     """The same flow as a `System` of positions and momenta; arguments as in `softmax_momentum_rates`.
 
     Example:
@@ -316,6 +337,12 @@ def softmax_momentum_flow(weights: Any = None, **options: Any) -> System:
         >>> flows.step(method, system, state, flows.Damping(logarithmic=3.0), 0.1).velocity.shape
         (3, 2)
     """
+    options: dict[str, Any] = {
+        "score": score,
+        "mobility": mobility,
+        "potential": potential,
+        "implementation": implementation,
+    }
 
     def rates(state: State, t: Any):
         del t

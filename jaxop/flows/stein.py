@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from jaxop._validation import is_concrete
@@ -197,7 +198,12 @@ def stein_momentum_rates(
     return drift, jax.vmap(score)(x) + entropic - bent
 
 
-def stein_momentum_flow(weights: Any = None, **options: Any) -> System:
+def stein_momentum_flow(
+    weights: Float[Array, " n"] | None = None,
+    *,
+    score: Callable[[Float[Array, " d"]], Float[Array, " d"]],
+    kernel: Kernel,
+) -> System:
     """The accelerated Stein flow of the bilinear kernel as a `System` of momenta; see `stein_momentum_rates`.
 
     Example:
@@ -209,6 +215,7 @@ def stein_momentum_flow(weights: Any = None, **options: Any) -> System:
         >>> flows.step(method, system, state, flows.Damping(linear=2.0), 0.1).position.shape
         (4, 2)
     """
+    options: dict[str, Any] = {"score": score, "kernel": kernel}
 
     def rates(state: State, t: Any):
         del t
@@ -217,7 +224,12 @@ def stein_momentum_flow(weights: Any = None, **options: Any) -> System:
     return System(rates)
 
 
-def stein_flow(weights: Any = None, **options: Any) -> System:
+def stein_flow(
+    weights: Float[Array, " n"] | None = None,
+    *,
+    score: Callable[[Float[Array, " d"]], Float[Array, " d"]],
+    kernel: Kernel,
+) -> System:
     """ẋ = φ(x) as a `System`; arguments as in `stein_force`.
 
     Example:
@@ -227,6 +239,7 @@ def stein_flow(weights: Any = None, **options: Any) -> System:
         >>> flows.step(euler, system, flows.start(euler, jnp.eye(3, 2)), flows.Damping(), 0.1).position.shape
         (3, 2)
     """
+    options: dict[str, Any] = {"score": score, "kernel": kernel}
 
     def rates(state: State, t: Any):
         del t
@@ -236,7 +249,13 @@ def stein_flow(weights: Any = None, **options: Any) -> System:
     return System(rates)
 
 
-def accelerated_stein_flow(weights: Any = None, **options: Any) -> System:
+def accelerated_stein_flow(
+    weights: Float[Array, " n"] | None = None,
+    *,
+    score: Callable[[Float[Array, " d"]], Float[Array, " d"]],
+    kernel: Kernel,
+    regularization: float = 1e-3,
+) -> System:
     """The accelerated Stein flow as a `System` of positions and velocities; arguments as in `stein_rates`.
 
     Example:
@@ -248,6 +267,7 @@ def accelerated_stein_flow(weights: Any = None, **options: Any) -> System:
         >>> flows.step(method, system, state, flows.Damping(linear=2.0), 0.1).position.shape
         (4, 2)
     """
+    options: dict[str, Any] = {"score": score, "kernel": kernel, "regularization": regularization}
 
     def rates(state: State, t: Any):
         del t
@@ -271,6 +291,8 @@ def _features(x: Array, kernel: Bilinear) -> tuple[Array, Array, Array]:
     identity = jnp.eye(d, dtype=x.dtype)
     if kernel.offset is None:
         return x, form, identity
+    if is_concrete(kernel.offset) and float(np.asarray(kernel.offset)) == 0:
+        raise ValueError("offset must not be 0, which leaves one feature without effect; give offset=None instead.")
     form = jax.scipy.linalg.block_diag(form, jnp.reshape(jnp.asarray(kernel.offset, x.dtype), (1, 1)))
     features = jnp.concatenate([x, jnp.ones_like(x[:, :1])], axis=1)
     return features, form, jnp.concatenate([identity, jnp.zeros((d, 1), x.dtype)], axis=1)

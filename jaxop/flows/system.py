@@ -62,8 +62,19 @@ class System:
 
 def evaluate(system: System, state: State) -> tuple[Array, Array]:
     """ẋ and the undamped ẏ of a state, both as arrays."""
-    drift, force = system.rates(state, state.time)
+    drift, force = rates_of(system, state)
     return (drift(state.velocity) if callable(drift) else drift), force
+
+
+def rates_of(system: System, state: State) -> tuple[Drift, Array]:
+    """What the rates of a system return, if it is a pair."""
+    rates: Any = system.rates(state, state.time)
+    if not isinstance(rates, tuple) or len(rates) != 2:
+        raise TypeError(
+            f"rates(state, t) must return (drift, force), ẋ and ẏ, got {type(rates).__name__}; for a first-order flow "
+            "give (velocity, zeros)."
+        )
+    return rates
 
 
 @register
@@ -121,6 +132,7 @@ def start(method: Any, position: Array, velocity: Array | None = None, *, time: 
 
     Raises:
         ValueError: for a velocity of another shape.
+        TypeError: for a method that is none.
 
     Example:
         >>> import jax.numpy as jnp
@@ -128,6 +140,8 @@ def start(method: Any, position: Array, velocity: Array | None = None, *, time: 
         >>> flows.start(flows.Euler(), jnp.ones((4, 2))).velocity.shape
         (4, 2)
     """
+    if isinstance(method, type) or not hasattr(method, "history"):
+        raise TypeError(f"method must be an integrator such as flows.KickDampDrift(), got {method!r}.")
     position = as_float(position, "position")
     velocity = jnp.zeros_like(position) if velocity is None else as_float(velocity, "velocity")
     if velocity.shape != position.shape:

@@ -30,7 +30,8 @@ class MomentumConfig:
 
     Attributes:
         block: ``"none"``: no velocity, ordinary residual layers. ``"Y"`` (Nesterov), ``"H0"``, ``"H1"``, ``"R2"``: see
-            `MomentumLayer`; they keep the causal order of sequences. ``"exact"``: see `FlowLayer`, for functions.
+            `MomentumLayer`; they keep the causal order of sequences. ``"exact"``: see `FlowLayer`, for functions and
+            images; inputs a few times larger than those of training can make it overflow.
         initial: the first velocity: ``"learned"`` from the model's input by an embedding of its own, or ``"zero"``.
         method: the integrator of ``"exact"``, a name in `jaxop.flows.METHODS`.
 
@@ -68,9 +69,14 @@ class Unit(nnx.Module):
     def __init__(self, value: float, *, param_dtype: DTypeLike = jnp.float32):
         self.raw = nnx.Param(jnp.asarray(np.log(value) - np.log1p(-value), param_dtype))
 
+    @property
+    def value(self) -> Float[Array, ""]:
+        """The number."""
+        return jax.nn.sigmoid(self.raw[...])
+
     def __call__(self, like: Array) -> Array:
         """The number, in the dtype of an array."""
-        return jax.nn.sigmoid(self.raw[...]).astype(like.dtype)
+        return self.value.astype(like.dtype)
 
 
 class Positive(nnx.Module):
@@ -79,9 +85,14 @@ class Positive(nnx.Module):
     def __init__(self, value: float, *, param_dtype: DTypeLike = jnp.float32):
         self.raw = nnx.Param(jnp.asarray(np.log(np.expm1(value)), param_dtype))
 
+    @property
+    def value(self) -> Float[Array, ""]:
+        """The number."""
+        return jax.nn.softplus(self.raw[...])
+
     def __call__(self, like: Array) -> Array:
         """The number, in the dtype of an array."""
-        return jax.nn.softplus(self.raw[...]).astype(like.dtype)
+        return self.value.astype(like.dtype)
 
 
 class MomentumLayer(nnx.Module):
@@ -112,7 +123,7 @@ class MomentumLayer(nnx.Module):
         rngs: random streams; ``params`` and, if ``dropout > 0``, ``dropout`` are used.
 
     μ, β start at 0.9 and stay in (0, 1), γ starts at 1 and stays positive; all are trained, one set for the attention
-    and one for FF.
+    (``look_ahead.value``, ``retention.value``, ``gain.value``) and one for FF (``feedforward_look_ahead.value``, …).
 
     Raises:
         ValueError: for an unknown block or activation, or a rate outside [0, 1).
@@ -241,8 +252,8 @@ class FlowLayer(nnx.Module):
     functions and not for sequences. Damping α(t) = c_log/t + c_lin, t growing by h_y from layer to layer, and the steps
     h_x, h_y are trained, positive all. FF then acts on the velocity: v ← v + FF(LN(x)), x ← x + h_x FF(LN(x)).
 
-    Nothing bounds the velocities, in which C is quadratic: with inputs many standard deviations from those of training
-    the exact flow can run away. Standardise inputs, or take Y or H0, whose velocities are normalised.
+    Nothing bounds the velocities, in which C is quadratic: with inputs a few times larger than those of training the
+    exact flow can run away and overflow. Standardise inputs, or take Y or H0, whose velocities are normalised.
 
     Args:
         width: channels d.

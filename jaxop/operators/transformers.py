@@ -185,7 +185,8 @@ class SequenceTransformer(_Transformer):
     def check_tokens(self, tokens: Any) -> None:
         """Raises ``ValueError`` for (known) numbers beyond the vocabulary."""
         if is_concrete(tokens) and np.size(tokens):
-            least, most = int(np.min(tokens)), int(np.max(tokens))
+            known = np.asarray(tokens)  # inside jit, numpy's min of a JAX array would be traced
+            least, most = int(known.min()), int(known.max())
             if least < 0 or most >= self.config.vocabulary:
                 raise ValueError(
                     f"tokens must lie between 0 and vocabulary - 1 = {self.config.vocabulary - 1}, got {least} to "

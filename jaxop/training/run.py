@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+import warnings
 import zlib
 from collections.abc import Iterable, Mapping
 from importlib import metadata
@@ -23,7 +24,7 @@ from jaxop.data.samples import ArraySource
 from jaxop.domains import Domain, TriangleMesh
 from jaxop.operators import CONFIGS, Standardized, build, from_dict
 from jaxop.training.checkpoint import Checkpoints
-from jaxop.training.config import LOSSES, TrainingConfig
+from jaxop.training.config import LOSSES, TrainingConfig, to_json
 from jaxop.training.loggers import read_metrics
 from jaxop.training.state import split_model
 
@@ -90,11 +91,23 @@ class Run:
             DamagedCheckpointError: if its files are not what was saved.
             ValueError: if the model has other parameters than the run's; the message names them.
         """
+        self._compare(model)
         graphdef, params, other = split_model(model, train=False)
         name = "ema" if average and self.training.ema_decay else "params"
         like = {name: params, "other": other}
         saved = self.checkpoints.restore(like, step=self.step(checkpoint), parts=tuple(like))
         return nnx.merge(graphdef, saved[name], saved["other"])
+
+    def _compare(self, model: nnx.Module) -> None:
+        """Warns of settings in which a model differs from the recorded one: its parameters may fit all the same."""
+        ours, recorded = getattr(model, "config", None), self.config.get("model")
+        if not dataclasses.is_dataclass(ours) or not isinstance(recorded, dict):
+            return
+        given = to_json(ours)
+        different = [name for name, value in recorded.items() if name in given and given[name] != value]
+        if different:
+            pairs = ", ".join(f"{name}={given[name]!r} and not {recorded[name]!r}" for name in different)
+            warnings.warn(f"model differs from the one that was trained in {pairs}.", UserWarning, stacklevel=3)
 
     def model(self, *, checkpoint: int | str = "best", average: bool = True) -> Standardized:
         """The trained operator in physical units, of a run that recorded its ``operator`` and ``model`` settings.

@@ -412,13 +412,24 @@ def test_bad_input(ensemble, matrices, unchecked):
         flows.softmax_rates(x, u[1:], weights, **matrices)
     with pytest.raises(ValueError, match="x must have shape"):
         flows.softmax_rates(x[0], u[0], **matrices)
+    with pytest.raises(ValueError, match="offset must not be 0"):
+        flows.stein_rates(x, u, score=lambda x: -x, kernel=kernels.Bilinear(jnp.eye(D), 0.0))
     with pytest.raises(ValueError, match="at least 4 particles for this bilinear kernel, got 3"):
         flows.stein_rates(x[:3], u[:3], score=lambda x: -x, kernel=kernels.Bilinear(jnp.eye(D)))
+    linear = flows.linear_flow(bilinear=jnp.eye(D), hessian=jnp.eye(D))
     broken = flows.start(flows.Euler(), x.at[2, 1].set(jnp.nan))
     with pytest.raises(ValueError, match=r"position must be finite at the start, but position\[\(2, 1\)\]"):
-        flows.simulate(flows.Euler(), flows.linear_flow(), broken, flows.Damping(), 0.1, 3)
+        flows.simulate(flows.Euler(), linear, broken, flows.Damping(), 0.1, 3)
     with pytest.raises(ValueError, match="regularization must be positive"):
         flows.stein_rates(x, u, score=lambda x: -x, kernel=kernels.Gaussian(), regularization=0.0)
     state = flows.start(flows.Euler(), x)
     with pytest.raises(ValueError, match="multiple of every = 3"):
-        flows.simulate(flows.Euler(), flows.linear_flow(), state, flows.Damping(), 0.1, 10, every=3)
+        flows.simulate(
+            flows.Euler(),
+            linear,
+            state,
+            flows.Damping(),
+            0.1,
+            10,
+            every=3,
+        )

@@ -221,5 +221,12 @@ def test_bad_input(unchecked):
     for dt in (-0.1, 0.0, float("nan")):
         with pytest.raises(ValueError, match="dt must be a positive"):
             flows.simulate(euler, OSCILLATOR, state, flows.Damping(), dt, 5)
+    with pytest.raises(TypeError, match=r"schedule must be a flows.Damping\(...\), got 3.0"):
+        flows.step(euler, OSCILLATOR, state, 3.0, 0.1)
+    for method in ("euler", flows.Euler):
+        with pytest.raises(TypeError, match="method must be an integrator such as"):
+            flows.start(method, jnp.ones(2))
+    with pytest.raises(TypeError, match=r"rates\(state, t\) must return \(drift, force\)"):
+        flows.step(euler, flows.System(lambda state, t: -state.position), state, flows.Damping(), 0.1)
     with pytest.raises(ValueError, match="velocity must have the shape"):
         flows.start(euler, jnp.ones(2), jnp.ones(3))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +35,26 @@ def test_no_token_sees_a_later_one(kernel):
     changed = call(tokens.at[0, 4].set(9))
     np.testing.assert_array_equal(changed[0, :4], call(tokens)[0, :4])
     assert (np.abs(changed - call(tokens))[0, 4:].max(axis=-1) > 1e-4).all()
+
+
+def test_tokens_may_be_constants_of_a_program():
+    model, tokens = sequence(), jnp.arange(8)
+    np.testing.assert_allclose(jax.jit(lambda m: m(tokens))(model), model(tokens), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.optax
+def test_another_block_is_noticed_when_restored(tmp_path):
+    """H0 and H1 have the same parameters."""
+    windows = data.text_windows(np.arange(12 * 8 + 1) % 7, 12)
+    config = training.TrainingConfig(steps=2, batch_size=4, warmup_steps=1, loss="cross_entropy")
+    model, other = (sequence(momentum=nn.MomentumConfig(block=block)) for block in ("H0", "H1"))
+    training.fit(model, windows, {}, config, run_dir=tmp_path, settings={"model": model.config}, progress=False)
+    run = training.load_run(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run.restore(model)
+    with pytest.warns(UserWarning, match="model differs from the one that was trained in momentum="):
+        run.restore(other)
 
 
 def test_bytes_are_tokens():
