@@ -10,11 +10,12 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "jaxop"
 ALLOWED = {
     "domains": set(),
-    "kernels": set(),
+    "kernels": {"domains"},
     "spectral": {"domains", "kernels"},
     "attention": {"domains", "kernels", "spectral"},
-    "kernel_machines": {"kernels", "attention"},
-    "nn": {"domains", "kernels", "spectral", "attention"},
+    "flows": {"domains", "kernels", "attention"},
+    "kernel_machines": {"domains", "kernels", "attention"},
+    "nn": {"domains", "kernels", "spectral", "attention", "flows"},
     "operators": {"domains", "kernels", "spectral", "attention", "nn"},
     "data": {"domains"},
     "training": {"domains", "data", "operators"},

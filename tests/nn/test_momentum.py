@@ -44,14 +44,10 @@ def softmaxes(function, *arguments):
     return sum(e.primitive.name == "exp" and e.outvars[0].aval.shape[-2:] == (N, N) for e in equations(program))
 
 
-@pytest.mark.parametrize(
-    "kernel", [ExpDotProduct(), FourierIntegral(0.5), FourierIntegral(0.5, epsilon=0.1), DotProduct()]
-)
-@pytest.mark.parametrize("implementation", [None, "dense", "chunked"])
+@pytest.mark.parametrize("kernel", [ExpDotProduct(), FourierIntegral(0.5, epsilon=0.1)])
+@pytest.mark.parametrize("implementation", ["dense", "chunked"])
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_averaging_operator_is_the_attention(kernel, implementation, is_causal):
-    if kernel.sign == "signed":
-        pytest.skip("signed kernels are not normalised")
     query, key, value = arrays(3, N, HEADS, 4)
     weights = jnp.linspace(0.0, 1.0, N)
     mask = jnp.asarray(np.random.default_rng(0).uniform(size=(HEADS, N, N)) < 0.7)
@@ -334,8 +330,10 @@ def test_force_through_later_rows_leaks():
     assert np.abs(force(x.at[5].set(1.0)) - force(x))[:5].max() > 1e-3
 
 
-@pytest.mark.parametrize("block", ["Y", "H0", "H1", "R2", "exact"])
-@pytest.mark.parametrize("kind", ["tno", "vitno", "fano"])
+@pytest.mark.parametrize(
+    ("kind", "block"),
+    [("tno", "Y"), ("tno", "exact"), ("vitno", "H1"), ("vitno", "exact"), ("fano", "R2"), ("fano", "exact")],
+)
 def test_operators_keep_their_order_of_convergence(kind, block, x64):
     """With random weights and velocities, on three grids: differences shrink by 4, as the midpoint rule's do."""
     options = {"width": 8, "heads": 2, "layers": 1, "feedforward": 8, "norm": "pre", "param_dtype": "float64"}
@@ -408,7 +406,7 @@ def test_both_copies_of_a_doubled_flow_see_the_network():
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("block", ["none", *BLOCKS, "exact"])
+@pytest.mark.parametrize("block", ["H0", "R2", "exact"])
 def test_half_precision(block, dtype):
     momentum = nn.MomentumConfig(block=block)
     config = operators.CONFIGS["tno"](1, 1, width=8, heads=2, layers=2, feedforward=8, norm="pre", momentum=momentum)
