@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ from jaxtyping import Array, Bool, Float
 from jaxop._validation import check_name
 from jaxop.attention import IMPLEMENTATIONS, averaging_operator, integral_attention, linear_attention
 from jaxop.kernels import DotProduct, ExpDotProduct, Kernel
+from jaxop.nn.connection import check_dot_product, connection, scaled
 from jaxop.nn.kernels import ExpDotProductConfig, KernelConfig, KernelParameters, LinearConfig, check_kernel_config
 from jaxop.nn.pointwise import Linear, check_heads
 
@@ -155,9 +155,9 @@ class IntegralAttention(nnx.Module):
         if isinstance(kernel, DotProduct):
             if mask is not None:
                 raise NotImplementedError("linear attention takes no mask; give masked nodes the weight 0.")
-            scaled = self._scaled(query)
+            query = scaled(kernel, self.kernel_axis, query)
             linear = functools.partial(linear_attention, is_causal=is_causal)
-            return jax.vmap(linear, in_axes=(0, 0, 0, _batch_axis(weights)))(scaled, key, value, weights)
+            return jax.vmap(linear, in_axes=(0, 0, 0, _batch_axis(weights)))(query, key, value, weights)
 
         def attend(query: Array, key: Array, value: Array, weights: Array | None) -> Array:
             return integral_attention(
@@ -205,53 +205,41 @@ class IntegralAttention(nnx.Module):
 
         Source: Stein, Li, Steidl, arXiv:2603.16535, corrected study.
         """
-        kernel = self.kernel.value
-        if not isinstance(kernel, ExpDotProduct):
-            raise NotImplementedError(
-                f"a connection is known for the exponentiated dot product only, not for {type(kernel).__name__}; the "
-                "momentum blocks Y and H0 take any kernel."
-            )
+        kernel = check_dot_product(self.kernel.value)
         options = {"kernel": kernel, "kernel_axis": self.kernel_axis, "mask": mask, "is_causal": is_causal}
         query, key, value = self._project(z, z)
+        width = z.shape[-1]
         operator = functools.partial(averaging_operator, implementation=self.implementation, **options)
         operators = jax.vmap(operator, in_axes=(0, 0, _batch_axis(weights)))(query, key, weights)
+        # velocities pass the matrices of the projections and not their biases
+        matrices = jnp.concatenate([self.query.kernel[...], self.key_value.kernel[:, :width]], axis=1)
 
         def average(*values: Array) -> list[Array]:
             means = jax.vmap(lambda average, value: average(value))(operators, jnp.concatenate(values, axis=-1))
             return jnp.split(means, len(values), axis=-1)
 
-        width, bias = z.shape[-1], self.output.bias[...]
-
-        def merged(*heads: Array) -> list[Array]:
-            """O of the heads, without its bias."""
+        def merge(*heads: Array) -> list[Array]:
             rows = jnp.concatenate([a.reshape(-1, width) for a in heads])
-            return [
-                a.reshape(z.shape) for a in jnp.split(rows @ self.output.kernel[...].astype(rows.dtype), len(heads))
-            ]
+            merged = rows @ self.output.kernel[...].astype(rows.dtype)
+            return [a.reshape(z.shape) for a in jnp.split(merged, len(heads))]
 
-        free: Any = None
-        v: Any = velocity
-        if callable(velocity):
-            (free,) = merged(*average(value))
-            v = velocity(free + bias.astype(free.dtype)[None, None, :])
-        # velocities pass the matrices of the projections and not their biases
-        matrices = jnp.concatenate([self.query.kernel[...], self.key_value.kernel[:, :width]], axis=1)
-        rates = (v.reshape(-1, width) @ matrices.astype(v.dtype)).reshape(*z.shape[:2], 2, *query.shape[2:])
-        query_rate, key_rate = rates[:, :, 0], rates[:, :, 1]
-        square = jnp.sum(v * v, axis=-1, keepdims=True)
-        moving = (key, key_rate, square[..., None] * value)
-        *heads, mean_key, mean_rate, mean_moving = average(*(moving if free is not None else (value, *moving)))
-        drift = jnp.sum(self._scaled(query_rate) * mean_key + self._scaled(query) * mean_rate, axis=(2, 3)) / self.heads
-        free, second = (free, *merged(mean_moving)) if free is not None else merged(*heads, mean_moving)
-        force = free + bias.astype(free.dtype)[None, None, :]
-        return force, drift[..., None] * v - (square * free + second) / 2
+        def rates(v: Array) -> tuple[Array, Array]:
+            moved = (v.reshape(-1, width) @ matrices.astype(v.dtype)).reshape(*z.shape[:2], 2, *query.shape[2:])
+            return scaled(kernel, self.kernel_axis, moved[:, :, 0]), moved[:, :, 1]
 
-    def _scaled(self, query: Array) -> Array:
-        """Queries (b, n, h, d) times the scale of a dot product, which may be one per head."""
-        kernel: Any = self.kernel.value
-        if self.kernel_axis is None or kernel.scale is None:
-            return kernel.scaled(query)
-        return query * jnp.asarray(kernel.scale, query.dtype)[None, None, :, None]
+        return connection(
+            velocity,
+            scaled(kernel, self.kernel_axis, query),
+            key,
+            value,
+            average=average,
+            merge=merge,
+            rates=rates,
+            inner=lambda a, b: jnp.sum(a * b, axis=(2, 3))[..., None] / self.heads,
+            square=lambda v: jnp.sum(v * v, axis=-1, keepdims=True),
+            spread=lambda size: size[..., None],
+            bias=self.output.bias[...].astype(query.dtype)[None, None, :],
+        )
 
     def _project(self, x: Array, context: Array) -> tuple[Array, Array, Array]:
         (b, n, d), m = x.shape, context.shape[1]

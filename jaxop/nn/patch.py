@@ -12,7 +12,8 @@ from jaxtyping import Array, Float
 
 from jaxop.attention.patch import patch_attention, spectral_patch_attention
 from jaxop.domains.domain import accumulator
-from jaxop.kernels import Kernel
+from jaxop.kernels import ExpDotProduct, Kernel
+from jaxop.nn.connection import check_dot_product, connection, scaled
 from jaxop.nn.kernels import KernelParameters
 from jaxop.nn.pointwise import Linear, add_to_rows, check_heads
 from jaxop.spectral import (
@@ -79,13 +80,8 @@ class PatchAttention(nnx.Module):
             tokens: functions on the patches, (b, p, s, d).
             weights: quadrature weights of one patch, (s,), or one row per sample, (b, s).
         """
-        b, p, s, d = tokens.shape
         query, key, value = self._heads(self.projection(tokens))
-        options = {"kernel": None if self.kernel is None else self.kernel.value, "kernel_axis": self.kernel_axis}
-        attend = functools.partial(patch_attention, **options)
-        axes = (0, 0, 0, None if weights.ndim == 1 else 0)
-        mixed = jax.vmap(attend, in_axes=axes)(query, key, value, weights)
-        return self.output(mixed.reshape(b, p, s, d))
+        return self.output(self._attend(query, key, value, weights).reshape(tokens.shape))
 
     def with_connection(
         self,
@@ -106,36 +102,50 @@ class PatchAttention(nnx.Module):
             (F, C), each (b, p, s, d).
 
         Raises:
-            NotImplementedError: for another kernel than exp ∫ Q·K dx.
+            NotImplementedError: for another kernel than the exponentiated inner product.
         """
-        if self.kernel is not None:
-            raise NotImplementedError("a connection is known for the exponentiated inner product only: kernel=None.")
+        # without a kernel scores are inner products as they are
+        kernel = ExpDotProduct(1.0) if self.kernel is None else check_dot_product(self.kernel.value)
         query, key, value = self._heads(self.projection(z))
-        axes = (0, 0, 0, None if weights.ndim == 1 else 0)
-        attend = jax.vmap(patch_attention, in_axes=axes)
-        if callable(velocity):
-            heads = attend(query, key, value, weights)
-            v = velocity(self.output(heads.reshape(z.shape)))
-        else:
-            heads, v = None, velocity
-        measure = (weights[None] if weights.ndim == 1 else weights)[:, None, :, None].astype(v.dtype)
-        kernel = self.projection.kernel[...].astype(v.dtype)
-        query_rate, key_rate, _ = self._heads(v.reshape(-1, v.shape[-1]) @ kernel, z.shape)
-        square = jnp.sum(measure * v * v, axis=(2, 3), keepdims=True)
-        moving = [key, key_rate, square[..., None] * value]
-        means = attend(query, key, jnp.concatenate(moving if heads is not None else [value, *moving], -1), weights)
-        parts = jnp.split(means, 3 if heads is not None else 4, axis=-1)
-        heads = parts[0] if heads is None else heads
-        rates = query_rate * parts[-3] + query * parts[-2]
-        drift = jnp.sum(measure * jnp.sum(rates, axis=-1), axis=(2, 3), keepdims=True) / self.heads
-        force = self.output(heads.reshape(z.shape))
-        free = force - self.output.bias[...].astype(force.dtype)[None, None, None, :]
-        second = parts[-1].reshape(z.shape) @ self.output.kernel[...].astype(z.dtype)
-        return force, drift * v - (square * free + second) / 2
+        width = z.shape[-1]
+        measure = (weights[None] if weights.ndim == 1 else weights)[:, None, :, None].astype(z.dtype)
 
-    def _heads(self, projected: Array, shape: tuple[int, ...] | None = None) -> tuple[Array, ...]:
-        b, p, s, d = (*projected.shape[:-1], projected.shape[-1] // 3) if shape is None else shape
-        return tuple(part.reshape(b, p, s, self.heads, d // self.heads) for part in jnp.split(projected, 3, axis=-1))
+        def average(*values: Array) -> list[Array]:
+            means = self._attend(query, key, jnp.concatenate(values, axis=-1), weights)
+            return jnp.split(means, len(values), axis=-1)
+
+        def merge(*heads: Array) -> list[Array]:
+            return [a.reshape(z.shape) @ self.output.kernel[...].astype(a.dtype) for a in heads]
+
+        def rates(v: Array) -> tuple[Array, Array]:
+            matrices = self.projection.kernel[:, : 2 * width].astype(v.dtype)
+            query_rate, key_rate = self._heads((v.reshape(-1, width) @ matrices).reshape(*z.shape[:-1], -1))
+            return scaled(kernel, self.kernel_axis, query_rate), key_rate
+
+        return connection(
+            velocity,
+            scaled(kernel, self.kernel_axis, query),
+            key,
+            value,
+            average=average,
+            merge=merge,
+            rates=rates,
+            inner=lambda a, b: jnp.sum(measure * jnp.sum(a * b, axis=-1), axis=(2, 3), keepdims=True) / self.heads,
+            square=lambda v: jnp.sum(measure * v * v, axis=(2, 3), keepdims=True),
+            spread=lambda size: size[..., None],
+            bias=self.output.bias[...].astype(query.dtype)[None, None, None, :],
+        )
+
+    def _attend(self, query: Array, key: Array, value: Array, weights: Array) -> Array:
+        options = {"kernel": None if self.kernel is None else self.kernel.value, "kernel_axis": self.kernel_axis}
+        axes = (0, 0, 0, None if weights.ndim == 1 else 0)
+        return jax.vmap(functools.partial(patch_attention, **options), in_axes=axes)(query, key, value, weights)
+
+    def _heads(self, projected: Array) -> list[Array]:
+        """Projections side by side, (b, p, s, k d), as k arrays (b, p, s, h, c)."""
+        width = self.output.kernel.shape[0]
+        shape = (*projected.shape[:-1], self.heads, width // self.heads)
+        return [part.reshape(shape) for part in jnp.split(projected, projected.shape[-1] // width, axis=-1)]
 
 
 class FourierPatchAttention(nnx.Module):
@@ -223,37 +233,33 @@ class FourierPatchAttention(nnx.Module):
         Returns:
             (F, C), each (s, b, p, d).
         """
-        band = Band(tuple(patch_shape), self.modes)
+        band, dtype = Band(tuple(patch_shape), self.modes), self.output.result_dtype(z.dtype)
         query, key, value = self._project(z, band)
+        measure = jnp.reshape(jnp.asarray(weight, query.dtype), (1, -1, 1, 1))
 
-        def force_of(heads: Array) -> tuple[Array, Array]:
-            free = self._functions(heads, band, z.shape)
-            return free, self._with_bias(free, z.dtype)
-
-        if callable(velocity):
-            heads = self._attend(query, key, value, band, weight)
-            v = velocity(force_of(heads)[1])
-        else:
-            heads, v = None, velocity
-        dtype = accumulator(z.dtype)
-        measure = jnp.reshape(jnp.asarray(weight, dtype), (1, -1, 1, 1))
-        query_rate, key_rate, _ = self._project(v, band)
-        square = jnp.sum(measure * v.astype(dtype) ** 2, axis=(0, 3))  # (b, p)
-        moving = [key, key_rate, square[None, None, :, :, None, None] * value]
-        values = jnp.concatenate(moving if heads is not None else [value, *moving], axis=-1)
-        parts = jnp.split(self._attend(query, key, values, band, weight), 3 if heads is not None else 4, axis=-1)
-        heads = parts[0] if heads is None else heads
+        def average(*values: Array) -> list[Array]:
+            means = self._attend(query, key, jnp.concatenate(values, axis=-1), band, weight)
+            return jnp.split(means, len(values), axis=-1)
 
         def inner(a: Array, b: Array) -> Array:
-            """Σ_heads ∫ a·b over the patch, by Parseval, (b, p)."""
-            return measure[0, :, :, 0] * jnp.sum(isometric(a, band) * isometric(b, band), axis=(0, 1, 4, 5))
+            # over the patch by Parseval
+            products = jnp.sum(isometric(a, band) * isometric(b, band), axis=(0, 1, 4, 5))
+            return measure * products[None, :, :, None] / self.heads
 
-        drift = (inner(query_rate, parts[-3]) + inner(query, parts[-2])) / self.heads
-        free, force = force_of(heads)
-        second = self._functions(parts[-1], band, z.shape)
-        drift, square = (a[None, :, :, None] for a in (drift, square))
-        connection = drift * v.astype(dtype) - (square * free + second) / 2
-        return force, connection.astype(force.dtype)
+        force, change = connection(
+            velocity if not callable(velocity) else lambda force: velocity(force.astype(dtype)),
+            query,
+            key,
+            value,
+            average=average,
+            merge=lambda *heads: [self._functions(a, band, z.shape) for a in heads],
+            rates=lambda v: tuple(self._project(v, band)[:2]),
+            inner=inner,
+            square=lambda v: jnp.sum(measure * v.astype(query.dtype) ** 2, axis=(0, 3), keepdims=True),
+            spread=lambda size: size[None, ..., None],
+            bias=self.output.bias[...].astype(query.dtype)[None, None, None, :],
+        )
+        return force.astype(dtype), change.astype(dtype)
 
     def _project(self, tokens: Array, band: Band) -> list[Array]:
         """Coefficients of Q, K and V, each (2, m, b, p, h, c)."""

@@ -1,0 +1,76 @@
+"""The connection of the softmax metric for multi-head attention, whatever its tokens are."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxop.kernels import ExpDotProduct, Kernel
+
+
+def connection(
+    velocity: Array | Callable[[Array], Array],
+    query: Array,
+    key: Array,
+    value: Array,
+    *,
+    average: Callable[..., list[Array]],
+    merge: Callable[..., list[Array]],
+    rates: Callable[[Array], tuple[Array, Array]],
+    inner: Callable[[Array, Array], Array],
+    square: Callable[[Array], Array],
+    spread: Callable[[Array], Array],
+    bias: Array,
+) -> tuple[Array, Array]:
+    """F and C(z; v)_i = a_i v_i − ½ (|v_i|² F_i + Σ_heads Σ_j P_ij |v_j|² V z_j O), a_i = Σ_j P_ij d/dt log k_ij.
+
+    a_i is the mean over the heads; as q_i·k_j moves at q̇_i·k_j + q_i·k̇_j, averages of keys and of their rates are all
+    it takes. The bias of O, the same at all tokens, is no part of the forces in C.
+
+    Args:
+        velocity: v, or the function that makes it of F; the averages are then taken in two applications.
+        query: of all heads, (…, h, c), scaled as the scores take them.
+        key: (…, h, c).
+        value: (…, h, c).
+        average: Σ_j P_ij of some values of the heads, in one application.
+        merge: O of the outputs of the heads, without its bias.
+        rates: q̇ (scaled like the queries) and k̇ of a velocity.
+        inner: mean over the heads of the inner products of two arrays of the heads, shaped to multiply v.
+        square: |v|² at every token, shaped to multiply v.
+        spread: the same, shaped to multiply the values of the heads.
+        bias: of O.
+
+    Returns:
+        (F, C), each in the shape of v.
+    """
+    free: Any = None
+    v: Any = velocity
+    if callable(velocity):
+        (free,) = merge(*average(value))
+        v = velocity(free + bias)
+    query_rate, key_rate = rates(v)
+    size = square(v)
+    moving = key, key_rate, spread(size) * value
+    *heads, mean_key, mean_rate, mean_moving = average(*(moving if free is not None else (value, *moving)))
+    *new, second = merge(*heads, mean_moving)
+    free = new[0] if new else free
+    drift = inner(query_rate, mean_key) + inner(query, mean_rate)
+    return free + bias, drift * v - (size * free + second) / 2
+
+
+def check_dot_product(kernel: Kernel) -> ExpDotProduct:
+    """The kernel, if it is one whose connection is known."""
+    if not isinstance(kernel, ExpDotProduct):
+        raise NotImplementedError(
+            f"a connection is known for the exponentiated dot product only, not for {type(kernel).__name__}; the "
+            "momentum blocks Y and H0 take any kernel."
+        )
+    return kernel
+
+
+def scaled(kernel: Any, kernel_axis: int | None, query: Array) -> Array:
+    """Queries (…, h, c) times the scale of a dot product, which may be one per head."""
+    if kernel_axis is None or kernel.scale is None:
+        return kernel.scaled(query)
+    return query * jnp.asarray(kernel.scale, query.dtype).reshape((1,) * (query.ndim - 2) + (-1, 1))
