@@ -24,6 +24,11 @@ def float_dtype() -> np.dtype:
     return jnp.zeros(()).dtype
 
 
+def accumulator(dtype: np.dtype) -> np.dtype:
+    """The dtype in which sums over nodes are accumulated: float32 or wider."""
+    return np.dtype(np.float32) if jnp.finfo(dtype).bits < 32 else dtype
+
+
 def warn_float64(array: Any, argument: str) -> None:
     """Warns once in a process that float64 input is about to become float32."""
     dtype = getattr(array, "dtype", None)

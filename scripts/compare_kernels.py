@@ -9,16 +9,13 @@ and the training is short: these are comparisons, not records. Data: see real_da
 """
 
 import dataclasses
-import os
-import re
-import time
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import numpy as np
 import tyro
-from experiment import parameters, tune_allocator
+from experiment import brief, new_run, parameters, tune_allocator
 from flax import nnx
 from real_data import CACHE, addresses, cifar10, fetch, mnist
 
@@ -125,27 +122,6 @@ def build(task: Task, choice: KernelConfig, train: Examples, seed: int) -> Any:
     side, channels = train.inputs.shape[1], train.inputs.shape[-1]
     config = operators.VisionTransformerConfig(side, channels, patch=task.patch, **sizes)
     return operators.VisionTransformer(config, rngs=nnx.Rngs(seed))
-
-
-def brief(steps: int, batch_size: int, learning_rate: float, seed: int) -> training.TrainingConfig:
-    """A short training by cross-entropy, saved at its end only."""
-    return training.TrainingConfig(
-        steps=steps,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        warmup_steps=steps // 20,
-        weight_decay=1e-2,
-        loss="cross_entropy",
-        seed=seed,
-        eval_every=steps,
-        checkpoint_every=steps,
-    )
-
-
-def new_run(folder: Path, task: str, label: str, seed: int) -> Path:
-    """A run directory that no other run has."""
-    stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-    return folder / f"{task}-{re.sub('[^a-z0-9.]+', '-', label.lower())}-{seed}-{stamp}"
 
 
 def run(name: str, task: Task, options: Comparison, train: Examples, test: Examples) -> list[dict[str, Any]]:

@@ -18,10 +18,9 @@ from typing import Any, Literal
 import numpy as np
 import scipy.stats
 import tyro
-from compare_kernels import brief, new_run
 from experiment import CACHE as EXPERIMENT_CACHE
+from experiment import brief, new_run, parameters, tune_allocator
 from experiment import build as build_operator
-from experiment import parameters, tune_allocator
 from flax import nnx
 from real_data import CACHE, addresses, fetch
 from reproduce import seconds_per_step

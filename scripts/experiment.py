@@ -5,7 +5,10 @@ import ctypes
 import dataclasses
 import json
 import math
+import os
+import re
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -303,6 +306,27 @@ def report(command: Callable[[Sequence[str]], object], arguments: Sequence[str])
         sys.stderr.write(" ".join([f"error: {error}", *notes]) + "\n")
         return 2
     return 0
+
+
+def brief(steps: int, batch_size: int, learning_rate: float, seed: int) -> training.TrainingConfig:
+    """A short training by cross-entropy, saved at its end only."""
+    return training.TrainingConfig(
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        warmup_steps=steps // 20,
+        weight_decay=1e-2,
+        loss="cross_entropy",
+        seed=seed,
+        eval_every=steps,
+        checkpoint_every=steps,
+    )
+
+
+def new_run(folder: Path, task: str, label: str, seed: int) -> Path:
+    """A run directory that no other run has."""
+    stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    return folder / f"{task}-{re.sub('[^a-z0-9.]+', '-', label.lower())}-{seed}-{stamp}"
 
 
 def parameters(model: nnx.Module) -> int:

@@ -10,11 +10,11 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "jaxop"
 ALLOWED = {
     "domains": set(),
-    "kernels": {"domains"},
+    "kernels": set(),
     "spectral": {"domains", "kernels"},
     "attention": {"domains", "kernels", "spectral"},
-    "flows": {"domains", "kernels", "attention"},
-    "kernel_machines": {"domains", "kernels", "attention"},
+    "flows": {"kernels", "attention"},
+    "kernel_machines": {"kernels", "attention"},
     "nn": {"domains", "kernels", "spectral", "attention", "flows"},
     "operators": {"domains", "kernels", "spectral", "attention", "nn"},
     "data": {"domains"},

@@ -1,10 +1,9 @@
 """Attention as quadrature: the integral operator and its implementations."""
 
-from jaxop.attention.averaging import AveragingOperator as AveragingOperator
 from jaxop.attention.averaging import averaging_operator as averaging_operator
-from jaxop.attention.averaging import linear_attention as linear_attention
 from jaxop.attention.integral import IMPLEMENTATIONS as IMPLEMENTATIONS
 from jaxop.attention.integral import integral_attention as integral_attention
+from jaxop.attention.linear import linear_attention as linear_attention
 from jaxop.attention.partial import Partial as Partial
 from jaxop.attention.partial import accumulate as accumulate
 from jaxop.attention.partial import combine as combine

@@ -70,6 +70,22 @@ def check_operands(
     return query, key, value, weights, mask
 
 
+def check_causal(query: Array, key: Array) -> None:
+    """Refuses a causal order between domains of different size."""
+    if query.shape[0] != key.shape[0]:
+        raise ValueError(
+            f"is_causal needs as many queries as keys, got n={query.shape[0]} and m={key.shape[0]}; "
+            "pass a mask instead."
+        )
+
+
+def causal_mask(n: int, mask: Array | None) -> Array:
+    """True where query i may see key j ≤ i, and the mask lets it: (n, n) or (h, n, n)."""
+    causal = jnp.tri(n, dtype=bool)
+    causal = causal if mask is None or mask.ndim < 3 else causal[None]
+    return causal if mask is None else causal & (mask[None, :] if mask.ndim == 1 else mask)
+
+
 def _name(value: Any) -> str:
     return f"the class {value.__name__} itself" if isinstance(value, type) else type(value).__name__
 

@@ -2,15 +2,14 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxop._validation import check_name
-from jaxop.attention.checks import accumulation_dtype, check_operands
+from jaxop.attention.checks import accumulation_dtype, causal_mask, check_causal, check_operands
 from jaxop.attention.chunked import chunked_attention
 from jaxop.attention.library import library_attention
-from jaxop.attention.partial import accumulate_heads, finish, log_clip
+from jaxop.attention.partial import accumulate_heads, finish, log_clip, relative_weights
 from jaxop.kernels import ExpDotProduct, Kernel
 
 IMPLEMENTATIONS = ("dense", "chunked", "xla", "cudnn", "tpu")
@@ -89,11 +88,8 @@ def integral_attention(
     """
     kernel = ExpDotProduct() if kernel is None else kernel
     query, key, value, weights, mask = check_operands(query, key, value, weights, kernel, kernel_axis, mask)
-    if is_causal and query.shape[0] != key.shape[0]:
-        raise ValueError(
-            f"is_causal needs as many queries as keys, got n={query.shape[0]} and m={key.shape[0]}; "
-            "pass a mask instead."
-        )
+    if is_causal:
+        check_causal(query, key)
     if normalize and kernel.sign == "signed":
         raise ValueError(
             "a signed kernel cannot be normalised: its mass may vanish or change sign. Pass normalize=False for the "
@@ -116,9 +112,8 @@ def integral_attention(
         if weights is None:
             weights = jnp.ones(key.shape[0], wide)
         else:
-            # relative to their mean they cannot underflow; without any mass the sums are 0, and so is the result
-            largest = jnp.max(jnp.abs(jax.lax.stop_gradient(weights.astype(wide))))
-            weights = weights.astype(wide) / jnp.where(largest > 0, largest, 1)
+            # relative to their mean; without any mass the sums are 0, and so is the result
+            weights = relative_weights(weights.astype(wide))
             mean = jnp.mean(weights)
             weights = weights / jnp.where(mean > 0, mean, 1)
         with_mass = jnp.concatenate([value.astype(wide), jnp.ones(value[..., :1].shape, wide)], axis=-1)
@@ -142,9 +137,7 @@ def dense_limit(kernel: Kernel) -> int:
 
 def _dense_attention(query, key, value, weights, *, kernel, kernel_axis, normalize, mask, is_causal):
     if is_causal:
-        causal = jnp.tri(query.shape[0], key.shape[0], dtype=bool)
-        causal = causal if mask is None or mask.ndim < 3 else causal[None]
-        mask = causal if mask is None else causal & (mask[None, :] if mask.ndim == 1 else mask)
+        mask = causal_mask(query.shape[0], mask)
     clip = log_clip(accumulation_dtype(query, key, value), normalize=normalize)
     part = accumulate_heads(query, key, value, weights, kernel=kernel, kernel_axis=kernel_axis, mask=mask, clip=clip)
     return finish(part, normalize)

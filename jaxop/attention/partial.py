@@ -162,6 +162,12 @@ def uniform_weights(m: int, dtype: jnp.dtype) -> Float[Array, " m"]:
     return jnp.full(m, 1 / m, dtype)
 
 
+def relative_weights(weights: Float[Array, " m"]) -> Float[Array, " m"]:
+    """Weights in units of the largest: their sums neither over- nor underflow; none that is positive: as they are."""
+    largest = jax.lax.stop_gradient(jnp.max(weights))
+    return weights / jnp.where(largest > 0, largest, 1)
+
+
 def split_weights(
     weights: Float[Array, " m"], mask: Bool[Array, " m"] | None = None
 ) -> tuple[Float[Array, " m"], Float[Array, " m"]]:

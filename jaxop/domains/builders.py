@@ -8,14 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Int, Real
 
-from jaxop._validation import as_float, first_index, is_concrete
+from jaxop._validation import accumulator, as_float, first_index, is_concrete
 from jaxop.domains.domain import (
     Axis,
     Domain,
     Grid,
     PointCloud,
     TriangleMesh,
-    accumulator,
     make_axis,
     triangle_areas,
     triangle_edges,

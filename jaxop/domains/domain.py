@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxop._pytree import register
-from jaxop._validation import as_float, check_name, float_dtype
+from jaxop._validation import accumulator, as_float, check_name, float_dtype
 from jaxop.domains.rules import EQUAL_WEIGHT_RULES, nodes_and_weights
 
 SPACES = ("L2", "H1")
@@ -18,11 +18,6 @@ SPACES = ("L2", "H1")
 
 # matrix units would round the factors of these sums to fewer bits than the values carry
 _contract = functools.partial(jnp.tensordot, axes=1, precision=jax.lax.Precision.HIGHEST)
-
-
-def accumulator(dtype: np.dtype) -> np.dtype:
-    """The dtype in which sums over nodes are accumulated: float32 or wider."""
-    return np.dtype(np.float32) if jnp.finfo(dtype).bits < 32 else dtype
 
 
 class Domain:

@@ -34,4 +34,6 @@ from jaxop.flows.stein import stein_rates as stein_rates
 from jaxop.flows.system import Damping as Damping
 from jaxop.flows.system import State as State
 from jaxop.flows.system import System as System
+from jaxop.flows.system import first_order as first_order
+from jaxop.flows.system import second_order as second_order
 from jaxop.flows.system import start as start

@@ -2,13 +2,12 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxop._validation import as_float, first_index, is_concrete
-from jaxop.domains.domain import accumulator
+from jaxop._validation import accumulator, as_float, first_index, is_concrete
+from jaxop.attention.partial import relative_weights
 
 
 def check_ensemble(x: Any, weights: Any, **others: Any) -> tuple[Array, ...]:
@@ -30,7 +29,7 @@ def check_ensemble(x: Any, weights: Any, **others: Any) -> tuple[Array, ...]:
             if bad.any() or not values.sum() > 0:
                 where = f"weights[{first_index(bad)}] = {values[first_index(bad)]}" if bad.any() else "all are 0"
                 raise ValueError(f"weights must be finite and at least 0 with a positive sum, but {where}.")
-        weights = weights / jax.lax.stop_gradient(jnp.max(weights))  # in any unit: sums neither over- nor underflow
+        weights = relative_weights(weights)
         weights = (weights / jnp.sum(weights)).astype(x.dtype)
     arrays = []
     for name, array in others.items():

@@ -4,13 +4,14 @@ The energy −½ Σ_i w_i x_iᵀ V x_i in the metric of the kernel k(x, y) = x�
 moments: the n × n Gram matrix is never formed.
 """
 
+import functools
 from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxop.flows.checks import check_ensemble, check_matrix
-from jaxop.flows.system import State, System
+from jaxop.flows.system import State, System, first_order
 
 
 def linear_force(
@@ -46,7 +47,7 @@ def linear_force(
     """
     x, weights = check_ensemble(x, weights)
     bilinear, hessian = (check_matrix(m, name, x) for m, name in ((bilinear, "bilinear"), (hessian, "hessian")))
-    return x @ (bilinear @ _moment(x, x, weights) @ hessian.T)
+    return x @ (bilinear @ moment(x, x, weights) @ hessian.T)
 
 
 def linear_rates(
@@ -90,9 +91,9 @@ def linear_rates(
     bilinear, hessian = (check_matrix(m, name, x) for m, name in ((bilinear, "bilinear"), (hessian, "hessian")))
 
     def drift(y: Array) -> Array:
-        return x @ (bilinear @ _moment(x, y, weights))
+        return x @ (bilinear @ moment(x, y, weights))
 
-    return drift, x @ hessian.T - y @ (_moment(y, x, weights) @ bilinear)
+    return drift, x @ hessian.T - y @ (moment(y, x, weights) @ bilinear)
 
 
 def linear_energy(
@@ -130,9 +131,9 @@ def linear_energy(
     """
     x, weights, y = check_ensemble(x, weights, momentum=momentum)
     bilinear, hessian = (check_matrix(m, name, x) for m, name in ((bilinear, "bilinear"), (hessian, "hessian")))
-    mixed = _moment(x, y, weights)
+    mixed = moment(x, y, weights)
     kinetic = jnp.sum(mixed * (bilinear @ mixed)) / 2
-    return kinetic, -jnp.sum(hessian * _moment(x, x, weights)) / 2
+    return kinetic, -jnp.sum(hessian * moment(x, x, weights)) / 2
 
 
 def linear_flow(
@@ -150,14 +151,7 @@ def linear_flow(
         >>> flows.step(euler, system, flows.start(euler, jnp.eye(3, 2)), flows.Damping(), 0.1).position.shape
         (3, 2)
     """
-    options: dict[str, Any] = {"bilinear": bilinear, "hessian": hessian}
-
-    def rates(state: State, t: Any):
-        del t
-        velocity = linear_force(state.position, weights, **options)
-        return (lambda _: velocity), jnp.zeros_like(state.velocity)
-
-    return System(rates)
+    return first_order(functools.partial(linear_force, weights=weights, bilinear=bilinear, hessian=hessian))
 
 
 def accelerated_linear_flow(
@@ -177,13 +171,8 @@ def accelerated_linear_flow(
         >>> flows.step(method, system, state, flows.Damping(logarithmic=3.0), 0.1).position.shape
         (3, 2)
     """
-    options: dict[str, Any] = {"bilinear": bilinear, "hessian": hessian}
-
-    def rates(state: State, t: Any):
-        del t
-        return linear_rates(state.position, state.velocity, weights, **options)
-
-    return System(rates)
+    rates = functools.partial(linear_rates, weights=weights, bilinear=bilinear, hessian=hessian)
+    return System(lambda state, t: rates(state.position, state.velocity))
 
 
 def linear_moment_flow(*, bilinear: Float[Array, "d d"], hessian: Float[Array, "d d"]) -> System:
@@ -222,6 +211,6 @@ def linear_moment_flow(*, bilinear: Float[Array, "d d"], hessian: Float[Array, "
     return System(rates)
 
 
-def _moment(x: Array, y: Array, weights: Array) -> Array:
+def moment(x: Array, y: Array, weights: Array) -> Array:
     """Σ_i w_i x_i y_iᵀ."""
     return x.T @ (weights[:, None] * y)

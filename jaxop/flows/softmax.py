@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from jaxop.attention import integral_attention
 from jaxop.flows.checks import check_ensemble, check_matrix
-from jaxop.flows.system import State, System
+from jaxop.flows.system import System, first_order, second_order
 from jaxop.kernels import ExpDotProduct
 
 
@@ -281,14 +281,9 @@ def softmax_flow(
         >>> flows.step(euler, system, state, flows.Damping(), 0.1).position.shape
         (3, 2)
     """
-    options: dict[str, Any] = {"score": score, "value": value, "implementation": implementation}
-
-    def rates(state: State, t: Any):
-        del t
-        velocity = softmax_force(state.position, weights, **options)
-        return (lambda _: velocity), jnp.zeros_like(state.velocity)
-
-    return System(rates)
+    return first_order(
+        functools.partial(softmax_force, weights=weights, score=score, value=value, implementation=implementation)
+    )
 
 
 def accelerated_softmax_flow(
@@ -309,14 +304,12 @@ def accelerated_softmax_flow(
         >>> flows.step(method, system, state, flows.Damping(logarithmic=3.0), 0.1).velocity.shape
         (3, 2)
     """
-    options: dict[str, Any] = {"score": score, "mobility": mobility, "implementation": implementation}
 
-    def rates(state: State, t: Any):
-        del t
-        force, connection = softmax_rates(state.position, state.velocity, weights, **options)
-        return (lambda u: u), force - connection
+    def acceleration(x: Array, u: Array) -> Array:
+        force, connection = softmax_rates(x, u, weights, score=score, mobility=mobility, implementation=implementation)
+        return force - connection
 
-    return System(rates)
+    return second_order(acceleration)
 
 
 def softmax_momentum_flow(
@@ -337,18 +330,15 @@ def softmax_momentum_flow(
         >>> flows.step(method, system, state, flows.Damping(logarithmic=3.0), 0.1).velocity.shape
         (3, 2)
     """
-    options: dict[str, Any] = {
-        "score": score,
-        "mobility": mobility,
-        "potential": potential,
-        "implementation": implementation,
-    }
-
-    def rates(state: State, t: Any):
-        del t
-        return softmax_momentum_rates(state.position, state.velocity, weights, **options)
-
-    return System(rates)
+    rates = functools.partial(
+        softmax_momentum_rates,
+        weights=weights,
+        score=score,
+        mobility=mobility,
+        potential=potential,
+        implementation=implementation,
+    )
+    return System(lambda state, t: rates(state.position, state.velocity))
 
 
 def _attend(

@@ -1,7 +1,7 @@
 """Stein variational gradient flow of particles towards a density, and its acceleration."""
 
+import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,8 @@ from jaxop._validation import is_concrete
 from jaxop.attention import integral_attention
 from jaxop.attention.checks import cast_kernel
 from jaxop.flows.checks import check_ensemble
-from jaxop.flows.system import State, System
+from jaxop.flows.linear import moment
+from jaxop.flows.system import System, first_order, second_order
 from jaxop.kernels import Bilinear, Kernel
 
 _ROWS = 256
@@ -55,7 +56,7 @@ def stein_force(
     slopes = jax.vmap(score)(x)
     if isinstance(kernel, Bilinear):
         features, form, embed = _features(x, kernel)
-        return features @ (form @ _moment(features, slopes, weights) + jnp.sum(weights) * form @ embed.T)
+        return features @ (form @ moment(features, slopes, weights) + jnp.sum(weights) * form @ embed.T)
     attraction = _integrate(x, slopes, weights, kernel)
 
     def repulsion(point: Array) -> Array:
@@ -115,12 +116,12 @@ def stein_rates(
     if isinstance(kernel, Bilinear):
         features, form, embed = _features(x, kernel)
         _check_count(features)
-        second = _moment(features, features, weights)
-        projected = jnp.linalg.solve(second, _moment(features, u, weights))
+        second = moment(features, features, weights)
+        projected = jnp.linalg.solve(second, moment(features, u, weights))
         y = features @ jnp.linalg.solve(second, jnp.linalg.solve(form, projected))
-        mixed = form @ _moment(features, y, weights)
+        mixed = form @ moment(features, y, weights)
         bent = u @ (embed @ mixed) - features @ (mixed @ (embed @ mixed).T)
-        return force + bent + features @ (form @ embed.T @ _moment(u, y, weights))
+        return force + bent + features @ (form @ embed.T @ moment(u, y, weights))
     pairs = jax.vmap(lambda a: jax.vmap(lambda b: kernel(a, b))(x))
     n = x.shape[0]
     y = jnp.linalg.solve(pairs(x) * weights[None, :] + regularization * jnp.eye(n, dtype=x.dtype), u)
@@ -189,11 +190,11 @@ def stein_momentum_rates(
         raise TypeError(f"momenta are known for kernels.Bilinear only, got {type(kernel).__name__}; use stein_rates.")
     features, form, embed = _features(x, cast_kernel(kernel, x.dtype))
     _check_count(features)
-    entropic = features @ jnp.linalg.solve(_moment(features, features, weights), embed.T)
-    bent = y @ (_moment(y, features, weights) @ form @ embed.T)
+    entropic = features @ jnp.linalg.solve(moment(features, features, weights), embed.T)
+    bent = y @ (moment(y, features, weights) @ form @ embed.T)
 
     def drift(y: Array) -> Array:
-        return features @ (form @ _moment(features, y, weights))
+        return features @ (form @ moment(features, y, weights))
 
     return drift, jax.vmap(score)(x) + entropic - bent
 
@@ -215,13 +216,8 @@ def stein_momentum_flow(
         >>> flows.step(method, system, state, flows.Damping(linear=2.0), 0.1).position.shape
         (4, 2)
     """
-    options: dict[str, Any] = {"score": score, "kernel": kernel}
-
-    def rates(state: State, t: Any):
-        del t
-        return stein_momentum_rates(state.position, state.velocity, weights, **options)
-
-    return System(rates)
+    rates = functools.partial(stein_momentum_rates, weights=weights, score=score, kernel=kernel)
+    return System(lambda state, t: rates(state.position, state.velocity))
 
 
 def stein_flow(
@@ -239,14 +235,7 @@ def stein_flow(
         >>> flows.step(euler, system, flows.start(euler, jnp.eye(3, 2)), flows.Damping(), 0.1).position.shape
         (3, 2)
     """
-    options: dict[str, Any] = {"score": score, "kernel": kernel}
-
-    def rates(state: State, t: Any):
-        del t
-        velocity = stein_force(state.position, weights, **options)
-        return (lambda _: velocity), jnp.zeros_like(state.velocity)
-
-    return System(rates)
+    return first_order(functools.partial(stein_force, weights=weights, score=score, kernel=kernel))
 
 
 def accelerated_stein_flow(
@@ -267,13 +256,9 @@ def accelerated_stein_flow(
         >>> flows.step(method, system, state, flows.Damping(linear=2.0), 0.1).position.shape
         (4, 2)
     """
-    options: dict[str, Any] = {"score": score, "kernel": kernel, "regularization": regularization}
-
-    def rates(state: State, t: Any):
-        del t
-        return (lambda u: u), stein_rates(state.position, state.velocity, weights, **options)
-
-    return System(rates)
+    return second_order(
+        functools.partial(stein_rates, weights=weights, score=score, kernel=kernel, regularization=regularization)
+    )
 
 
 def _check_count(features: Array) -> None:
@@ -296,10 +281,6 @@ def _features(x: Array, kernel: Bilinear) -> tuple[Array, Array, Array]:
     form = jax.scipy.linalg.block_diag(form, jnp.reshape(jnp.asarray(kernel.offset, x.dtype), (1, 1)))
     features = jnp.concatenate([x, jnp.ones_like(x[:, :1])], axis=1)
     return features, form, jnp.concatenate([identity, jnp.zeros((d, 1), x.dtype)], axis=1)
-
-
-def _moment(x: Array, y: Array, weights: Array) -> Array:
-    return x.T @ (weights[:, None] * y)
 
 
 def _integrate(x: Array, value: Array, weights: Array, kernel: Kernel) -> Array:

@@ -60,6 +60,39 @@ class System:
         return evaluate(self, state._replace(velocity=velocity))[0]
 
 
+def first_order(velocity: Callable[[Array], Array]) -> System:
+    """ẋ = velocity(x), which needs no y.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxop import flows
+        >>> euler, system = flows.Euler(), flows.first_order(jnp.negative)
+        >>> print(flows.step(euler, system, flows.start(euler, jnp.ones(1)), flows.Damping(), 0.1).position)
+        [0.9]
+    """
+
+    def rates(state: State, t: Any):
+        del t
+        rate = velocity(state.position)
+        return (lambda _: rate), jnp.zeros_like(state.velocity)
+
+    return System(rates)
+
+
+def second_order(acceleration: Callable[[Array, Array], Array]) -> System:
+    """ẋ = u, u̇ = acceleration(x, u), undamped.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxop import flows
+        >>> euler = flows.Euler()
+        >>> system = flows.second_order(lambda x, u: -x)
+        >>> print(flows.step(euler, system, flows.start(euler, jnp.ones(1)), flows.Damping(), 0.1).velocity)
+        [-0.1]
+    """
+    return System(lambda state, t: ((lambda u: u), acceleration(state.position, state.velocity)))
+
+
 def evaluate(system: System, state: State) -> tuple[Array, Array]:
     """ẋ and the undamped ẏ of a state, both as arrays."""
     drift, force = rates_of(system, state)

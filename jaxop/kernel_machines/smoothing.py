@@ -12,9 +12,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxop._pytree import register
-from jaxop._validation import as_float, first_index, is_concrete
+from jaxop._validation import accumulator, as_float, first_index, is_concrete
 from jaxop.attention import accumulate, integral_attention
-from jaxop.domains.domain import accumulator
 from jaxop.kernels import FourierIntegral, Gaussian, Kernel
 
 _TILE = 1 << 22

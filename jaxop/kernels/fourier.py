@@ -12,8 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxop._pytree import register
-from jaxop._validation import is_concrete
-from jaxop.domains.domain import accumulator
+from jaxop._validation import accumulator, is_concrete
 from jaxop.kernels.base import Kernel
 
 _NEAR = 0.25

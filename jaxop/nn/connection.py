@@ -1,6 +1,6 @@
 """The connection of the softmax metric for multi-head attention, whatever its tokens are."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ def connection(
     *,
     average: Callable[..., list[Array]],
     merge: Callable[..., list[Array]],
-    rates: Callable[[Array], tuple[Array, Array]],
+    rates: Callable[[Array], Sequence[Array]],
     inner: Callable[[Array, Array], Array],
     square: Callable[[Array], Array],
     spread: Callable[[Array], Array],

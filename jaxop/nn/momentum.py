@@ -10,9 +10,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxop._validation import check_name
-from jaxop.domains.domain import accumulator
-from jaxop.flows import METHODS, Damping, State, System, displace, start, step
+from jaxop._validation import accumulator, check_name
+from jaxop.flows import METHODS, Damping, State, displace, second_order, start, step
 from jaxop.flows.softmax import function_rates
 from jaxop.nn.encoder import check_dropout
 from jaxop.nn.pointwise import FeedForward, LayerNorm, in_blocks
@@ -79,7 +78,7 @@ class Unit(nnx.Module):
         return self.value.astype(like.dtype)
 
 
-class Positive(nnx.Module):
+class Positive(Unit):
     """A trainable positive number."""
 
     def __init__(self, value: float, *, param_dtype: DTypeLike = jnp.float32):
@@ -89,10 +88,6 @@ class Positive(nnx.Module):
     def value(self) -> Float[Array, ""]:
         """The number."""
         return jax.nn.softplus(self.raw[...])
-
-    def __call__(self, like: Array) -> Array:
-        """The number, in the dtype of an array."""
-        return self.value.astype(like.dtype)
 
 
 class MomentumLayer(nnx.Module):
@@ -342,24 +337,21 @@ class FlowLayer(nnx.Module):
         dtype = accumulator(state.position.dtype)
         score, mobility = (m.astype(dtype) for m in self.matrices())
 
-        def rates(state: State, t: Any):
-            del t
-
+        def acceleration(x: Array, u: Array) -> Array:
             def one(x: Array, u: Array, weights: Array | None, measure: Array | None) -> Array:
                 tokens = measure is None
                 x, u = (a.astype(dtype)[:, None] if tokens else a.astype(dtype) for a in (x, u))
                 force, connection = function_rates(x, u, weights, measure, score=score, mobility=mobility)
-                rate = (force - connection).astype(state.position.dtype)
+                rate = force - connection
                 return rate[:, 0] if tokens else rate
 
             axes = (0, 0, _batch_axis(weights), _batch_axis(measure))
-            force = jax.vmap(one, in_axes=axes)(state.position, state.velocity, weights, measure)
-            return (lambda u: u), force
+            return jax.vmap(one, in_axes=axes)(x, u, weights, measure).astype(x.dtype)
 
         x = state.position
         schedule = Damping(self.logarithmic(x), self.linear(x))
         h_x, h_y = self.position_step(x), self.velocity_step(x)
-        state = step(self.method, System(rates), state, schedule, (h_x, h_y))
+        state = step(self.method, second_order(acceleration), state, schedule, (h_x, h_y))
         branch = in_blocks(lambda x: self.feedforward(self.feedforward_norm(x)), state.position)
         branch = (branch if self.dropout is None else self.dropout(branch)).astype(x.dtype)
         return displace(state, h_x * branch, branch)

@@ -10,8 +10,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from jaxop._validation import accumulator
 from jaxop.attention.patch import patch_attention, spectral_patch_attention
-from jaxop.domains.domain import accumulator
 from jaxop.kernels import ExpDotProduct, Kernel
 from jaxop.nn.connection import check_dot_product, connection, scaled
 from jaxop.nn.kernels import KernelParameters
@@ -253,7 +253,7 @@ class FourierPatchAttention(nnx.Module):
             value,
             average=average,
             merge=lambda *heads: [self._functions(a, band, z.shape) for a in heads],
-            rates=lambda v: tuple(self._project(v, band)[:2]),
+            rates=lambda v: self._project(v, band)[:2],
             inner=inner,
             square=lambda v: jnp.sum(measure * v.astype(query.dtype) ** 2, axis=(0, 3), keepdims=True),
             spread=lambda size: size[None, ..., None],

@@ -15,8 +15,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxop._validation import check_name
-from jaxop.domains.domain import accumulator
+from jaxop._validation import accumulator, check_name
 from jaxop.nn.activations import ACTIVATIONS
 
 # sums written as products keep float32, which a matrix unit would otherwise round to 10 bits

@@ -12,9 +12,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxop._validation import as_float, check_name, is_concrete
+from jaxop._validation import accumulator, as_float, check_name, is_concrete
 from jaxop.domains import Domain, Grid, Partition, partition
-from jaxop.domains.domain import accumulator
 from jaxop.nn import (
     ACTIVATIONS,
     NORMS,

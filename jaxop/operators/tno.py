@@ -7,9 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxop._validation import as_float
+from jaxop._validation import accumulator, as_float
 from jaxop.domains import Domain
-from jaxop.domains.domain import accumulator
 from jaxop.nn import IntegralAttention, IntegralAttentionConfig, Linear, MomentumConfig, run_layers
 from jaxop.operators._common import check_config, check_same, encoder_layer
 

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxop._validation import accumulator
 from jaxop.domains import Domain
-from jaxop.domains.domain import accumulator
 
 
 def relative_norm(

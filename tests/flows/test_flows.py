@@ -9,6 +9,7 @@ import pytest
 
 from jaxop import domains, flows, kernels
 from jaxop.testing import observed_order
+from tests.jaxprs import exponentials
 
 N, D = 12, 3
 
@@ -164,20 +165,8 @@ def test_one_softmax_per_evaluation():
     """Exponentials of n × n matrices in the program: one for the velocity form, two for momenta."""
     x, options = jnp.ones((8, 2)), {"score": jnp.eye(2), "mobility": jnp.eye(2)}
 
-    def flat(jaxpr):
-        for eqn in jaxpr.eqns:
-            yield eqn
-            for value in jax.tree.leaves(eqn.params, is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")):
-                inner = getattr(value, "jaxpr", value)
-                if hasattr(inner, "eqns"):
-                    yield from flat(inner)
-
-    def exponentials(function):
-        program = jax.make_jaxpr(function)(x, x).jaxpr
-        return sum(e.primitive.name == "exp" and np.prod(e.outvars[0].aval.shape) == 64 for e in flat(program))
-
-    assert exponentials(lambda x, u: flows.softmax_rates(x, u, **options)) == 1
-    assert exponentials(lambda x, y: flows.softmax_momentum_rates(x, y, **options)[1]) == 2
+    assert exponentials((8, 8), lambda x, u: flows.softmax_rates(x, u, **options), x, x) == 1
+    assert exponentials((8, 8), lambda x, y: flows.softmax_momentum_rates(x, y, **options)[1], x, x) == 2
 
 
 def test_linear_rates_are_their_definition(ensemble, matrices):

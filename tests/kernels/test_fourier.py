@@ -80,6 +80,15 @@ def test_nothing_is_nan_at_equal_nodes_and_at_zeros_of_sinc(x):
     assert all(np.isfinite(leaf).all() for leaf in (value, *gradients))
 
 
+def test_a_zero_of_a_factor_has_no_mass_and_no_derivative():
+    kernel = kernels.FourierIntegral(1.0, 2)
+    # Σ 2^k π/2^k: the rounded sines of these cancel exactly
+    query, key = jnp.asarray([[2 * math.pi, 0.3]], jnp.float32), jnp.asarray([[math.pi, 0.1]], jnp.float32)
+    log_kernel = fourier.log_sinc(query, key, jnp.ones(2))
+    value, slope = jax.value_and_grad(lambda q: kernel.tile(q, key)[0, 0])(query)
+    assert all(np.isfinite(leaf).all() for leaf in (log_kernel, value, slope))
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 def test_a_sine_of_exactly_zero_is_finite_and_has_no_slope(dtype, x64):
     nodes = jnp.asarray([3.0, 5.0], dtype)  # sines and cosines that cancel exactly, at a distance of 2

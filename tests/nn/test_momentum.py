@@ -12,6 +12,7 @@ from jaxop import domains, flows, nn, operators
 from jaxop.attention import averaging_operator, integral_attention, linear_attention
 from jaxop.kernels import DotProduct, ExpDotProduct, FourierIntegral
 from jaxop.spectral import Band, synthesis
+from tests.jaxprs import exponentials
 
 B, N, D, HEADS = 2, 7, 8, 2
 BLOCKS = ["Y", "H0", "H1", "R2"]
@@ -27,21 +28,6 @@ def attention(seed=0, **options):
 
 def arrays(*shape, seed=0):
     return jax.random.normal(jax.random.key(seed), shape)
-
-
-def equations(jaxpr):
-    for equation in jaxpr.eqns:
-        yield equation
-        for value in jax.tree.leaves(equation.params, is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")):
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                yield from equations(inner)
-
-
-def softmaxes(function, *arguments):
-    """How often a program takes exponentials of scores between all tokens."""
-    program = jax.make_jaxpr(function)(*arguments).jaxpr
-    return sum(e.primitive.name == "exp" and e.outvars[0].aval.shape[-2:] == (N, N) for e in equations(program))
 
 
 @pytest.mark.parametrize("kernel", [ExpDotProduct(), FourierIntegral(0.5, epsilon=0.1)])
@@ -256,14 +242,14 @@ def test_one_softmax_per_block(block, expected):
     else:
         layer = nn.MomentumLayer(attention(), D, 16, block=block, rngs=nnx.Rngs(0))
     x = arrays(B, N, D)
-    assert softmaxes(lambda x, v: layer(layer.start(x, v)).position, x, x) == expected
+    assert exponentials((N, N), lambda x, v: layer(layer.start(x, v)).position, x, x) == expected
 
 
 @pytest.mark.parametrize("method", flows.METHODS)
 def test_softmaxes_per_integrator(method):
     layer = nn.FlowLayer(D, 16, method=method, rngs=nnx.Rngs(0))
     x = arrays(B, N, D)
-    assert softmaxes(lambda x, v: layer(layer.start(x, v)).position, x, x) == (4 if method == "tao" else 1)
+    assert exponentials((N, N), lambda x, v: layer(layer.start(x, v)).position, x, x) == (4 if method == "tao" else 1)
 
 
 def language_model(block, initial="learned", kernel=None, **options):
