@@ -50,7 +50,7 @@ class Task:
 
 TASKS = {
     "softmax": Task(ExpDotProductConfig(), 128, ("none", "Y", "H0", "H1", "R2"), 16),
-    "linear": Task(LinearConfig(), 512, ("none", "Y", "H0"), 4),
+    "linear": Task(LinearConfig(), 512, ("none", "Y", "H0", "H1", "R2"), 4),
 }
 
 

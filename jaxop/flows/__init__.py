@@ -11,6 +11,7 @@ from jaxop.flows.integrators import TaoDoubling as TaoDoubling
 from jaxop.flows.integrators import displace as displace
 from jaxop.flows.integrators import step as step
 from jaxop.flows.linear import accelerated_linear_flow as accelerated_linear_flow
+from jaxop.flows.linear import linear_connection as linear_connection
 from jaxop.flows.linear import linear_energy as linear_energy
 from jaxop.flows.linear import linear_flow as linear_flow
 from jaxop.flows.linear import linear_force as linear_force

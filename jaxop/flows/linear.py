@@ -7,9 +7,11 @@ moments: the n × n Gram matrix is never formed.
 import functools
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxop.attention.partial import relative_weights
 from jaxop.flows.checks import check_ensemble, check_matrix
 from jaxop.flows.system import State, System, first_order
 
@@ -94,6 +96,89 @@ def linear_rates(
         return x @ (bilinear @ moment(x, y, weights))
 
     return drift, x @ hessian.T - y @ (moment(y, x, weights) @ bilinear)
+
+
+def linear_connection(
+    x: Float[Array, "n d"],
+    velocity: Float[Array, "n d"],
+    weights: Float[Array, " n"] | None = None,
+    *,
+    bilinear: Float[Array, "d d"] | None = None,
+    ridge: float = 0.0,
+    is_causal: bool = False,
+) -> Float[Array, "n d"]:
+    """C = X (T Tᵀ − T T − A Tᵀ A⁻¹ T), T = (Xᵀ W X + ε)⁻¹ Xᵀ W U: the linear flow is ẍ = −α ẋ + `linear_force` − C.
+
+    With U = Ẋ the velocity in place of the momentum, T = A Xᵀ W Y is the linear map that moves the particles,
+    U = X T: here the weighted least squares fit of velocities by positions. Causal: T_i fits the particles j ≤ i, by
+    recursive least squares, and row i of C is that of T_i.
+
+    Args:
+        x: particles, (n, d).
+        velocity: U, (n, d); only its part X T counts.
+        weights: as in `linear_force`; causal: relative to the largest one.
+        bilinear: A, symmetric; None: the identity.
+        ridge: ε, in units of squared channels times the total weight, of the largest weight where causal. The exact
+            flow has none, which needs at least d independent particles.
+        is_causal: whether particle i sees j ≤ i only.
+
+    Returns:
+        Shape (n, d).
+
+    Raises:
+        ValueError: as `linear_force`; for a ridge that is negative, or 0 where T would not be determined.
+
+    Cost: O(n d²) time and O(n d) memory; causal, n steps of O(d²) one after another; their derivatives take
+        O(n d²) memory.
+
+    Source: Stein, Li, Steidl, arXiv:2603.16535, whose momentum form it rewrites.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxop import flows
+        >>> x = jnp.asarray([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+        >>> print(flows.linear_connection(x, 2 * x).round(4) + 0.0)  # T = 2: C = −4 x
+        [[-4.  0.]
+         [ 0. -4.]
+         [-4. -4.]]
+    """
+    x, weights, u = check_ensemble(x, weights, velocity=velocity)
+    if not (ridge > 0 or (ridge == 0 and not is_causal and x.shape[0] >= x.shape[1])):
+        raise ValueError(
+            f"ridge must be positive for causal particles or fewer of them than channels, and never negative, got "
+            f"{ridge} for {x.shape[0]} particles of {x.shape[1]} channels."
+        )
+    a = None if bilinear is None else check_matrix(bilinear, "bilinear", x, symmetric=True)
+    if is_causal:
+        return _causal_connection(x, u, relative_weights(weights), a, ridge)
+    second = moment(x, x, weights) + ridge * jnp.eye(x.shape[1], dtype=x.dtype)
+    motion = jax.scipy.linalg.solve(second, moment(x, u, weights), assume_a="pos")
+    return _connection(x, motion, a)
+
+
+def _connection(x: Array, motion: Array, bilinear: Array | None) -> Array:
+    """X (T Tᵀ − T T − A Tᵀ A⁻¹ T) of rows X."""
+    forth = x @ motion
+    if bilinear is None:
+        return forth @ motion.T - (forth + x @ motion.T) @ motion
+    back = x @ bilinear @ motion.T @ jnp.linalg.inv(bilinear)
+    return forth @ motion.T - (forth + back) @ motion
+
+
+def _causal_connection(x: Array, u: Array, weights: Array, bilinear: Array | None, ridge: float) -> Array:
+    dim = x.shape[1]
+
+    def advance(fit: tuple[Array, Array], token: tuple[Array, Array, Array]):
+        inverse, motion = fit
+        x, u, weight = token
+        direction = inverse @ x
+        gain = weight / (1 + weight * jnp.dot(x, direction)) * direction
+        motion = motion + jnp.outer(gain, u - x @ motion)
+        inverse = inverse - jnp.outer(gain, direction)
+        return (inverse, motion), _connection(x[None], motion, bilinear)[0]
+
+    nothing = jnp.zeros((dim, dim), x.dtype)
+    return jax.lax.scan(advance, (jnp.eye(dim, dtype=x.dtype) / ridge, nothing), (x, u, weights))[1]
 
 
 def linear_energy(

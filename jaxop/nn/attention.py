@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxop._validation import check_name
 from jaxop.attention import IMPLEMENTATIONS, averaging_operator, integral_attention, linear_attention
+from jaxop.flows import linear_connection
 from jaxop.kernels import DotProduct, ExpDotProduct, Kernel
 from jaxop.nn.connection import check_dot_product, connection, scaled
 from jaxop.nn.kernels import ExpDotProductConfig, KernelConfig, KernelParameters, LinearConfig, check_kernel_config
@@ -186,7 +187,8 @@ class IntegralAttention(nnx.Module):
         """F = Attn(z), and C(z; v)_i = a_i v_i − ½ (|v_i|² F_i + Σ_heads Σ_j P_ij |v_j|² V z_j O).
 
         a_i is the mean over the heads of Σ_j P_ij d/dt (q_i·k_j scale) as tokens move with v. The bias of O, which is
-        the same at all tokens, is no part of the forces in C.
+        the same at all tokens, is no part of the forces in C. Linear attention moves in another metric: there C is
+        `jaxop.flows.linear_connection`, head by head of the channels of z.
 
         Args:
             z: samples, (b, n, d).
@@ -199,12 +201,17 @@ class IntegralAttention(nnx.Module):
             (F, C), each (b, n, d).
 
         Raises:
-            NotImplementedError: for another kernel than the exponentiated dot product.
+            NotImplementedError: for another kernel than the exponentiated and the plain dot product.
 
-        Cost: one attention with four times the channels of its values.
+        Cost: one attention with four times the channels of its values; linear attention: O(n d²/h), causal one token
+        after the other.
 
         Source: Stein, Li, Steidl, arXiv:2603.16535, corrected study.
         """
+        if isinstance(self.kernel.value, DotProduct):
+            force = self(z, weights, mask=mask, is_causal=is_causal)
+            v = velocity(force) if callable(velocity) else velocity
+            return force, self._linear_connection(z, v, weights, is_causal)
         kernel = check_dot_product(self.kernel.value)
         options = {"kernel": kernel, "kernel_axis": self.kernel_axis, "mask": mask, "is_causal": is_causal}
         query, key, value = self._project(z, z)
@@ -241,11 +248,21 @@ class IntegralAttention(nnx.Module):
             bias=self.output.bias[...].astype(query.dtype)[None, None, :],
         )
 
+    def _linear_connection(self, z: Array, v: Array, weights: Array | None, is_causal: bool) -> Array:
+        connect = functools.partial(linear_connection, ridge=_RIDGE[is_causal], is_causal=is_causal)
+        by_head = jax.vmap(connect, in_axes=(1, 1, None), out_axes=1)
+        heads = (a.reshape(*z.shape[:2], self.heads, -1) for a in (z, v))
+        return jax.vmap(by_head, in_axes=(0, 0, _batch_axis(weights)))(*heads, weights).reshape(z.shape).astype(z.dtype)
+
     def _project(self, x: Array, context: Array) -> tuple[Array, Array, Array]:
         (b, n, d), m = x.shape, context.shape[1]
         query = self.query(x).reshape(b, n, self.heads, d // self.heads)
         key_value = self.key_value(context).reshape(b, m, 2, self.heads, d // self.heads)
         return query, key_value[:, :, 0], key_value[:, :, 1]
+
+
+_RIDGE = {False: 1e-2, True: 1.0}
+"""Of `linear_connection` for normalised tokens; causal, as if one token had been seen at rest along every channel."""
 
 
 def _batch_axis(weights: Array | None) -> int | None:

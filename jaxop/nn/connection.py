@@ -63,8 +63,8 @@ def check_dot_product(kernel: Kernel) -> ExpDotProduct:
     """The kernel, if it is one whose connection is known."""
     if not isinstance(kernel, ExpDotProduct):
         raise NotImplementedError(
-            f"a connection is known for the exponentiated dot product only, not for {type(kernel).__name__}; the "
-            "momentum blocks Y and H0 take any kernel."
+            "a connection is known for the exponentiated dot product and for linear attention only, not for "
+            f"{type(kernel).__name__}; the momentum blocks Y and H0 take any kernel."
         )
     return kernel
 

@@ -104,7 +104,8 @@ class MomentumLayer(nnx.Module):
 
     a_i the mean over the heads of the rate at which v changes the logarithm of the softmax denominator of token i. It
     needs no second score matrix, and no row of it looks beyond what the attention itself sees: causal attention makes
-    a causal block. Y and H0 take any attention; H1 and R2 one with a method ``with_connection``.
+    a causal block. Y and H0 take any attention; H1 and R2 one with a method ``with_connection``, for linear attention
+    that of `jaxop.flows.linear_connection`.
 
     Args:
         attention: module called as ``attention(x, *args, **kwargs)``, (…, d) to (…, d).
@@ -124,7 +125,8 @@ class MomentumLayer(nnx.Module):
         ValueError: for an unknown block or activation, or a rate outside [0, 1).
         TypeError: for an attention without a connection in H1 and R2.
 
-    Cost: one attention per layer; in H1 with four times the channels of its values, in R2 applied twice.
+    Cost: one attention per layer; in H1 with four times the channels of its values, in R2 applied twice. With causal
+    linear attention H1 and R2 fit a d/h × d/h matrix per head, one token after the other.
 
     Source: Stein, Li, Steidl, "SympFormer", arXiv:2603.16535, and its corrected study.
 

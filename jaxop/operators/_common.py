@@ -21,6 +21,7 @@ from jaxop.nn import (
     ExpDotProductConfig,
     FlowLayer,
     IntegralAttentionConfig,
+    LinearConfig,
     MomentumConfig,
     MomentumLayer,
     SpectralConvolution,
@@ -259,10 +260,12 @@ def _check_momentum(config: Any) -> None:
         )
     chosen = getattr(config, "attention", IntegralAttentionConfig())
     kernel = getattr(config, "kernel", None) or chosen.kernel
-    if momentum.block in ("H1", "R2", "exact") and not isinstance(kernel, ExpDotProductConfig):
+    known = {"H1": (ExpDotProductConfig, LinearConfig), "R2": (ExpDotProductConfig, LinearConfig)}
+    known |= {"exact": (ExpDotProductConfig,)}
+    if not isinstance(kernel, known.get(momentum.block, object)):
+        names = " and ".join(kind.__name__ for kind in known[momentum.block])
         raise ValueError(
-            f"block={momentum.block!r} is made for the exponentiated dot product, got {type(kernel).__name__}; Y and "
-            "H0 take any kernel."
+            f"block={momentum.block!r} is made for {names}, got {type(kernel).__name__}; Y and H0 take any kernel."
         )
     if momentum.block == "exact" and chosen != IntegralAttentionConfig():
         raise ValueError("block='exact' has an attention of its own: leave attention at its default.")

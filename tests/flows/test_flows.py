@@ -164,7 +164,6 @@ def test_a_domain_is_an_ensemble(matrices):
 def test_one_softmax_per_evaluation():
     """Exponentials of n × n matrices in the program: one for the velocity form, two for momenta."""
     x, options = jnp.ones((8, 2)), {"score": jnp.eye(2), "mobility": jnp.eye(2)}
-
     assert exponentials((8, 8), lambda x, u: flows.softmax_rates(x, u, **options), x, x) == 1
     assert exponentials((8, 8), lambda x, y: flows.softmax_momentum_rates(x, y, **options)[1], x, x) == 2
 
@@ -184,6 +183,42 @@ def test_linear_rates_are_their_definition(ensemble, matrices):
     assert potential == pytest.approx(-float(jnp.sum(w * jnp.sum(x @ v * x, axis=1))) / 2, rel=1e-11)
     change = jax.jvp(total, (x, y), (drift(y), force - 0.7 * y))[1]
     assert change == pytest.approx(-1.4 * float(kinetic), rel=1e-10)
+
+
+def test_linear_connection_turns_momenta_into_velocities(ensemble, matrices):
+    """ẍ of the momentum form, by differentiation of ẋ along the flow, is the force less the connection."""
+    x, y, weights = ensemble
+    y = 5 * y
+    options = {"bilinear": matrices["mobility"], "hessian": matrices["score"]}
+    drift, force = flows.linear_rates(x, y, weights, **options)
+    velocity, acceleration = jax.jvp(
+        lambda x, y: flows.linear_rates(x, y, weights, **options)[0](y), (x, y), (drift(y), force)
+    )
+    connection = flows.linear_connection(x, velocity, weights, bilinear=options["bilinear"])
+    np.testing.assert_allclose(flows.linear_force(x, weights, **options) - connection, acceleration, rtol=1e-8)
+    assert np.abs(connection).max() > 0.1
+
+
+@pytest.mark.parametrize("with_matrix", [False, True])
+def test_causal_linear_connection_is_that_of_every_prefix(ensemble, matrices, with_matrix):
+    x, u, weights = ensemble
+    bilinear = matrices["mobility"] if with_matrix else None
+    relative = weights / weights.max()
+    expected = [
+        flows.linear_connection(
+            x[: i + 1], u[: i + 1], relative[: i + 1], bilinear=bilinear, ridge=0.3 / float(relative[: i + 1].sum())
+        )[i]
+        for i in (0, 5, N - 1)
+    ]
+    causal = functools.partial(flows.linear_connection, bilinear=bilinear, ridge=0.3, is_causal=True)
+    np.testing.assert_allclose(causal(x, u, weights)[jnp.asarray([0, 5, N - 1])], jnp.stack(expected), rtol=1e-9)
+
+
+def test_recursive_least_squares_stays_accurate(x64):
+    x, u = jnp.asarray(np.random.default_rng(2).normal(size=(2, 2048, 4)))
+    causal = functools.partial(flows.linear_connection, ridge=1.0, is_causal=True)
+    exact, rounded = (np.asarray(causal(x.astype(dtype), u.astype(dtype))) for dtype in (jnp.float64, jnp.float32))
+    assert np.abs(rounded - exact).max() < 1e-4 * np.abs(exact).max()
 
 
 def test_elliptical_laws_are_preserved(ensemble):

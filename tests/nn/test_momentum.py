@@ -212,9 +212,23 @@ def test_connection_of_one_symmetric_head_is_that_of_the_exact_flow(x64):
     np.testing.assert_allclose(ours[0], exact, rtol=1e-9, atol=1e-10)
 
 
-@blocks
-def test_block_is_its_definition(block):
-    layer = nn.MomentumLayer(attention(), D, 16, block=block, rngs=nnx.Rngs(1))
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_connection_of_linear_attention_is_that_of_each_group_of_channels(is_causal, x64):
+    layer = attention(kernel=DotProduct(), param_dtype=jnp.float64)
+    z, v, weights = arrays(B, N, D), arrays(B, N, D, seed=3), jnp.linspace(0.5, 1.5, N)
+    force, ours = layer.with_connection(z, v, weights, is_causal=is_causal)
+    np.testing.assert_allclose(force, layer(z, weights, is_causal=is_causal), rtol=1e-12)
+    options = {"ridge": 1.0, "is_causal": True} if is_causal else {"ridge": 1e-2}
+    expected = [flows.linear_connection(z[1, :, c], v[1, :, c], weights, **options) for c in (slice(4), slice(4, 8))]
+    np.testing.assert_allclose(ours[1], jnp.concatenate(expected, axis=1), rtol=1e-10)
+    made = layer.with_connection(z, lambda f: 0.3 * v + f, weights, is_causal=is_causal)[1]
+    given = layer.with_connection(z, 0.3 * v + force, weights, is_causal=is_causal)[1]
+    np.testing.assert_allclose(made, given, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("block", "linear"), [*((b, False) for b in BLOCKS), ("H1", True), ("R2", True)])
+def test_block_is_its_definition(block, linear):
+    layer = nn.MomentumLayer(attention(kernel=DotProduct() if linear else None), D, 16, block=block, rngs=nnx.Rngs(1))
     x, v = arrays(2, B, N, D)
     mu, beta, gamma = 0.9, 0.9, 1.0
     norm, norm_v = layer.attention_norm, layer.velocity_norm
@@ -276,9 +290,15 @@ def test_later_tokens_change_no_bit_of_earlier_logits(block, initial, implementa
         assert (np.abs(changed - logits)[0, i:].max(axis=-1) > 1e-5).all()
 
 
-@pytest.mark.parametrize("block", ["none", "Y", "H0"])
-@pytest.mark.parametrize("kernel", [nn.LinearConfig(), nn.FourierIntegralConfig()], ids=lambda k: k.name)
-def test_causal_order_of_other_attentions(block, kernel):
+@pytest.mark.parametrize(
+    ("kernel", "block"),
+    [
+        *((nn.LinearConfig(), block) for block in ("none", *BLOCKS)),
+        *((nn.FourierIntegralConfig(), block) for block in ("none", "Y", "H0")),
+    ],
+    ids=lambda p: getattr(p, "name", p),
+)
+def test_causal_order_of_other_attentions(kernel, block):
     model = language_model(block, kernel=kernel)
     tokens = jnp.asarray([[1, 2, 3, 4, 5, 6, 7, 8]])
     call = jax.jit(lambda t: model(t))
@@ -501,7 +521,7 @@ BAD = [
     (lambda: nn.IntegralAttentionConfig(nn.LinearConfig(), "dense"), "linear attention has one implementation"),
     (lambda: operators.ViTNeuralOperatorConfig(1, 1, kernel=nn.LinearConfig()), "LinearConfig is signed"),
     (lambda: language_model("exact"), "block='exact' lets every token see all others"),
-    (lambda: language_model("H1", kernel=nn.GaussianConfig()), "block='H1' is made for the exponentiated dot product"),
+    (lambda: language_model("H1", kernel=nn.GaussianConfig()), "block='H1' is made for"),
     (
         lambda: operators.TransformerNeuralOperatorConfig(1, 1, momentum=nn.MomentumConfig(block="Y")),
         "give norm='pre' with block='Y', got norm='post'",
@@ -523,5 +543,5 @@ def test_bad_input(call, message):
 def test_blocks_say_what_they_need():
     with pytest.raises(TypeError, match="block 'H1' needs an attention with a method with_connection, got Linear"):
         nn.MomentumLayer(nn.Linear(D, D, rngs=nnx.Rngs(0)), D, 16, block="H1", rngs=nnx.Rngs(0))
-    with pytest.raises(NotImplementedError, match="exponentiated dot product only, not for FourierIntegral"):
+    with pytest.raises(NotImplementedError, match="linear attention only, not for FourierIntegral"):
         attention(kernel=FourierIntegral(1.0)).with_connection(arrays(1, N, D), arrays(1, N, D))
