@@ -251,8 +251,8 @@ class IntegralAttention(nnx.Module):
     def _linear_connection(self, z: Array, v: Array, weights: Array | None, is_causal: bool) -> Array:
         connect = functools.partial(linear_connection, ridge=_RIDGE[is_causal], is_causal=is_causal)
         by_head = jax.vmap(connect, in_axes=(1, 1, None), out_axes=1)
-        heads = (a.reshape(*z.shape[:2], self.heads, -1) for a in (z, v))
-        return jax.vmap(by_head, in_axes=(0, 0, _batch_axis(weights)))(*heads, weights).reshape(z.shape).astype(z.dtype)
+        x, u = (a.reshape(*z.shape[:2], self.heads, -1) for a in (z, v))
+        return jax.vmap(by_head, in_axes=(0, 0, _batch_axis(weights)))(x, u, weights).reshape(z.shape).astype(z.dtype)
 
     def _project(self, x: Array, context: Array) -> tuple[Array, Array, Array]:
         (b, n, d), m = x.shape, context.shape[1]
