@@ -1,8 +1,9 @@
-"""Real data for the recipes: packages of the npm registry, fetched by name and version, verified, never committed.
+"""Real data for the recipes: packages of public registries, fetched by name and version, verified, never committed.
 
-    python scripts/real_data.py sotu mnist cifar10     # into .cache/packages; needs the npm client
+    python scripts/real_data.py sotu mnist cifar10 movielens     # into .cache/packages; all but the last need npm
 
-Texts: all State of the Union addresses (CC0). Images: MNIST and CIFAR-10.
+Texts: all State of the Union addresses (CC0). Images: MNIST and CIFAR-10. Pairs: MovieLens-100k, which RecBole's source
+distribution carries.
 """
 
 import dataclasses
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -23,19 +25,21 @@ CACHE = Path(".cache/packages")
 
 @dataclasses.dataclass(frozen=True)
 class Package:
-    """A package of the npm registry and what its archive must be.
+    """A package of a registry and what its archive must be.
 
     Attributes:
         name: of the package.
         version: of the package.
         size: of the archive in bytes.
         sha256: of the archive.
+        client: ``"npm"``, or ``"pip"`` for the source distribution of a Python package.
     """
 
     name: str
     version: str
     size: int
     sha256: str
+    client: Literal["npm", "pip"] = "npm"
 
 
 PACKAGES = {
@@ -57,6 +61,13 @@ PACKAGES = {
         138940914,
         "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb",
     ),
+    "movielens": Package(
+        "recbole",
+        "1.2.1",
+        1946007,
+        "f00a94be7bf1c62d7cb5ac52bdd7c6355a499b1eb7e05d652f110fffa9a9d0a8",
+        client="pip",
+    ),
 }
 
 
@@ -65,32 +76,43 @@ def fetch(name: str, cache: Path = CACHE) -> Path:
 
     Raises:
         ValueError: for a name not in `PACKAGES`, or an archive that is not what it must be.
-        FileNotFoundError: if it has to be downloaded and there is no npm client.
+        FileNotFoundError: if it has to be downloaded and its client is missing.
         RuntimeError: if the client fails.
     """
     if name not in PACKAGES:
         raise ValueError(f"package {name!r} is unknown: choose one of {sorted(PACKAGES)}.")
     package = PACKAGES[name]
     folder = cache / f"{name}-{package.version}"
-    if folder.is_dir():
-        return folder / "package"
-    client = shutil.which("npm")
-    if client is None:
-        raise FileNotFoundError(f"npm is needed to fetch {package.name}; install Node.js, or unpack it to {folder}.")
-    cache.mkdir(parents=True, exist_ok=True)
-    command = [client, "pack", f"{package.name}@{package.version}", "--silent"]
+    if not folder.is_dir():
+        cache.mkdir(parents=True, exist_ok=True)
+        archive = download(package, cache)
+        verify(archive, package)
+        scratch = folder.with_suffix(".tmp")
+        shutil.rmtree(scratch, ignore_errors=True)
+        with tarfile.open(archive) as tar:
+            tar.extractall(scratch, filter="data")
+        scratch.rename(folder)  # complete or not there at all
+        archive.unlink()
+    (content,) = folder.iterdir()
+    return content
+
+
+def download(package: Package, cache: Path) -> Path:
+    """The archive of a package, by the client of its registry."""
+    if package.client == "pip":
+        named = f"{package.name}=={package.version}"
+        command = [sys.executable, "-m", "pip", "download", named, "--no-deps", "--no-binary", package.name]
+    else:
+        client = shutil.which("npm")
+        if client is None:
+            raise FileNotFoundError(f"npm is needed to fetch {package.name}; install Node.js, or unpack it to {cache}.")
+        command = [client, "pack", f"{package.name}@{package.version}", "--silent"]
     result = subprocess.run(command, cwd=cache, capture_output=True, text=True, check=False)
     if result.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{result.stderr[-500:]}")
-    archive = cache / result.stdout.strip().splitlines()[-1]
-    verify(archive, package)
-    scratch = folder.with_suffix(".tmp")
-    shutil.rmtree(scratch, ignore_errors=True)
-    with tarfile.open(archive) as tar:
-        tar.extractall(scratch, filter="data")
-    scratch.rename(folder)  # complete or not there at all
-    archive.unlink()
-    return folder / "package"
+    if package.client == "pip":
+        return cache / f"{package.name}-{package.version}.tar.gz"
+    return cache / result.stdout.strip().splitlines()[-1]
 
 
 def verify(archive: Path, package: Package) -> None:
@@ -135,6 +157,45 @@ def cifar10(folder: Path) -> tuple[Examples, Examples]:
 
     train = np.concatenate([strip(f"data_batch_{i}.png") for i in range(1, 6)])
     return Examples(train, labels("train_lables.json")), Examples(strip("test_batch.png"), labels("test_lables.json"))
+
+
+class Ratings(NamedTuple):
+    """Ratings of films by users, and what is known of both.
+
+    Attributes:
+        users: (943, 23) age in decades, whether male, one column per occupation.
+        films: (1682, 20) year in decades from 1990 (0 if unknown), one column per genre.
+        rows: user of every rating, (100000,).
+        columns: film of every rating, (100000,).
+        ratings: 1 to 5, (100000,).
+    """
+
+    users: np.ndarray
+    films: np.ndarray
+    rows: np.ndarray
+    columns: np.ndarray
+    ratings: np.ndarray
+
+
+def movielens(folder: Path) -> Ratings:
+    """MovieLens-100k: 10⁵ ratings of 1682 films by 943 users."""
+    folder = folder / "recbole" / "dataset_example" / "ml-100k"
+
+    def table(kind: str) -> list[list[str]]:
+        lines = (folder / f"ml-100k.{kind}").read_text(encoding="utf-8").splitlines()[1:]
+        return [line.split("\t") for line in lines]
+
+    def indicators(values: list[set[str]]) -> np.ndarray:
+        names = sorted(set().union(*values))
+        return np.asarray([[name in row for name in names] for row in values], np.float32)
+
+    people, works = (sorted(table(kind), key=lambda row: int(row[0])) for kind in ("user", "item"))
+    personal = np.asarray([[int(age) / 10, gender == "M"] for _, age, gender, *_ in people], np.float32)
+    users = np.concatenate([personal, indicators([{job} for _, _, _, job, _ in people])], axis=1)
+    years = np.asarray([[(int(year) - 1990) / 10 if year.isdigit() else 0] for _, _, year, _ in works], np.float32)
+    films = np.concatenate([years, indicators([set(genres.split()) for *_, genres in works])], axis=1)
+    numbers = np.asarray([row[:3] for row in table("inter")], np.float64).astype(np.int32)
+    return Ratings(users, films, numbers[:, 0] - 1, numbers[:, 1] - 1, numbers[:, 2].astype(np.float32))
 
 
 def _idx(path: Path) -> np.ndarray:

