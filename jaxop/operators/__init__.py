@@ -1,9 +1,12 @@
 """Neural operators, all called as ``operator(values, domain)``, and transformers: one config, one thin module each.
 
 `TransformerNeuralOperator`, `ViTNeuralOperator`, `FourierAttentionNeuralOperator`, `FourierNeuralOperator`;
-`SequenceTransformer`, `VisionTransformer`; `Standardized` puts an operator into physical units.
+`SequenceTransformer`, `SequenceClassifier`, `EncoderDecoderTransformer`, `VisionTransformer`; `Standardized` puts an
+operator into physical units.
 """
 
+from jaxop.operators.encoder_decoder import EncoderDecoderTransformer as EncoderDecoderTransformer
+from jaxop.operators.encoder_decoder import EncoderDecoderTransformerConfig as EncoderDecoderTransformerConfig
 from jaxop.operators.fano import FourierAttentionNeuralOperator as FourierAttentionNeuralOperator
 from jaxop.operators.fano import FourierAttentionNeuralOperatorConfig as FourierAttentionNeuralOperatorConfig
 from jaxop.operators.fno import FourierNeuralOperator as FourierNeuralOperator
@@ -15,6 +18,8 @@ from jaxop.operators.standardized import Standardized as Standardized
 from jaxop.operators.standardized import Statistic as Statistic
 from jaxop.operators.tno import TransformerNeuralOperator as TransformerNeuralOperator
 from jaxop.operators.tno import TransformerNeuralOperatorConfig as TransformerNeuralOperatorConfig
+from jaxop.operators.transformers import SequenceClassifier as SequenceClassifier
+from jaxop.operators.transformers import SequenceClassifierConfig as SequenceClassifierConfig
 from jaxop.operators.transformers import SequenceTransformer as SequenceTransformer
 from jaxop.operators.transformers import SequenceTransformerConfig as SequenceTransformerConfig
 from jaxop.operators.transformers import VisionTransformer as VisionTransformer

@@ -49,6 +49,8 @@ _POSITIVE = (
     "channels",
     "classes",
     "patch",
+    "source",
+    "target",
 )
 _NON_NEGATIVE = ("decoder_layers", "initial_channels")
 

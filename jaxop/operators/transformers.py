@@ -60,8 +60,25 @@ class SequenceTransformerConfig:
             raise ValueError("block='exact' lets every token see all others; sequences take Y, H0, H1 or R2.")
 
 
+@dataclasses.dataclass(frozen=True)
+class SequenceClassifierConfig(SequenceTransformerConfig):
+    """Sizes and choices of a `SequenceClassifier`: those of a `SequenceTransformerConfig`, and two more.
+
+    Attributes:
+        classes: number of classes.
+        padding: the token that fills up shorter sequences and weighs nothing; None: every token counts.
+    """
+
+    classes: int = 2
+    padding: int | None = None
+
+    def __post_init__(self):
+        check_config(self)
+        check_padding(self)
+
+
 class _Transformer(nnx.Module):
-    """What both have: layers between an embedding and a head, and a look inside."""
+    """What all have: layers between an embedding and a head, and a look inside."""
 
     config: Any
     embedding: Any
@@ -77,11 +94,16 @@ class _Transformer(nnx.Module):
         """The arguments of a call, checked, as a batch, and whether they were a single example."""
         raise NotImplementedError
 
+    def weights(self, inputs: Any) -> Float[Array, "b n"] | None:
+        """How much each token of a batch counts; None: all the same."""
+        del inputs
+
     def encode(self, inputs: Any) -> Float[Array, "b n d"]:
         """The tokens of a batch after all layers."""
         velocity = self.embed(inputs, self.velocity) if self.velocity is not None else None
         options = {"is_causal": True} if self.is_causal else {}
-        return run_layers(self.layers, self.embed(inputs, self.embedding), velocity=velocity, **options)
+        x, weights = self.embed(inputs, self.embedding), self.weights(inputs)
+        return run_layers(self.layers, x, weights, velocity=velocity, **options)
 
     def head_distances(self, inputs: Any) -> Float[Array, " layers"]:
         """How different the heads of each layer are: the smaller, the more redundant.
@@ -104,18 +126,57 @@ class _Transformer(nnx.Module):
         if self.config.momentum.block == "exact":
             raise NotImplementedError("block='exact' has a single head of full width; there is no distance.")
         velocity = self.embed(inputs, self.velocity) if self.velocity is not None else None
-        state = start_layers(self.layers, self.embed(inputs, self.embedding), velocity)
+        state, weights = start_layers(self.layers, self.embed(inputs, self.embedding), velocity), self.weights(inputs)
         for layer in self.layers:
-            heads = layer.attention.mix(layer.attention_input(state), is_causal=self.is_causal)
+            heads = layer.attention.mix(layer.attention_input(state), weights, is_causal=self.is_causal)
             pairs = heads[:, :, :, None] - heads[:, :, None, :]
             norms = jnp.sqrt(jnp.mean(pairs.astype(jnp.float32) ** 2, axis=-1))
             count = heads.shape[2]
             distances.append(jnp.mean(norms) * count / max(count - 1, 1))
-            state = layer(state, is_causal=self.is_causal)
+            state = layer(state, weights, is_causal=self.is_causal)
         return jnp.stack(distances)
 
 
-class SequenceTransformer(_Transformer):
+class _OfTokens(_Transformer):
+    """What the models of one sequence have: tokens, checked and embedded."""
+
+    def batch(self, inputs: Any) -> tuple[Integer[Array, "b n"], bool]:
+        """Tokens, checked, as a batch, and whether they were one sequence."""
+        return check_sequences(inputs, self.config.vocabulary, 1, self.config.context)
+
+    def check_tokens(self, tokens: Any) -> None:
+        """Raises ``ValueError`` for (known) numbers beyond the vocabulary."""
+        check_vocabulary(tokens, self.config.vocabulary)
+
+    def embed(self, inputs: Integer[Array, "b n"], embedding: Any) -> Float[Array, "b n d"]:
+        """The tokens of a batch by an embedding, as vectors with their positions."""
+        return embedding(inputs)
+
+
+def check_sequences(tokens: Any, vocabulary: int, shortest: int, longest: int) -> tuple[Integer[Array, "b n"], bool]:
+    """Tokens as a batch, and whether they were one sequence, if they are of these lengths and in the vocabulary."""
+    tokens = jnp.asarray(tokens)
+    if not jnp.issubdtype(tokens.dtype, jnp.integer):
+        raise TypeError(f"tokens must be integers below {vocabulary}, got {tokens.dtype}.")
+    if tokens.ndim not in (1, 2) or not tokens.size or not shortest <= tokens.shape[-1] <= longest:
+        raise ValueError(
+            f"tokens must have shape (n,) or (b, n) with {shortest} ≤ n ≤ {longest}, the context of the model, got "
+            f"{tokens.shape}; split longer texts."
+        )
+    check_vocabulary(tokens, vocabulary)
+    return (tokens[None], True) if tokens.ndim == 1 else (tokens, False)
+
+
+def check_vocabulary(tokens: Any, vocabulary: int) -> None:
+    """Raises ``ValueError`` for (known) numbers beyond the vocabulary."""
+    if is_concrete(tokens) and np.size(tokens):
+        known = np.asarray(tokens)  # inside jit, numpy's min of a JAX array would be traced
+        least, most = int(known.min()), int(known.max())
+        if least < 0 or most >= vocabulary:
+            raise ValueError(f"tokens must lie between 0 and vocabulary - 1 = {vocabulary - 1}, got {least} to {most}.")
+
+
+class SequenceTransformer(_OfTokens):
     """The logits of p(t_{i+1} | t_0 … t_i): a causal transformer with learned positions.
 
     Args:
@@ -168,40 +229,82 @@ class SequenceTransformer(_Transformer):
         logits = self.head(self.norm(self.encode(batch)))
         return logits[0] if single else logits
 
-    def batch(self, inputs: Any) -> tuple[Integer[Array, "b n"], bool]:
-        """Tokens, checked, as a batch, and whether they were one sequence."""
-        tokens = jnp.asarray(inputs)
-        if not jnp.issubdtype(tokens.dtype, jnp.integer):
-            raise TypeError(f"tokens must be integers below {self.config.vocabulary}, got {tokens.dtype}.")
-        if tokens.ndim not in (1, 2) or not tokens.size or tokens.shape[-1] > self.config.context:
-            raise ValueError(
-                f"tokens must have shape (n,) or (b, n) with 1 ≤ n ≤ context = {self.config.context}, got "
-                f"{tokens.shape}; split longer texts."
-            )
-        single = tokens.ndim == 1
-        self.check_tokens(tokens)
-        return tokens[None] if single else tokens, single
 
-    def check_tokens(self, tokens: Any) -> None:
-        """Raises ``ValueError`` for (known) numbers beyond the vocabulary."""
-        if is_concrete(tokens) and np.size(tokens):
-            known = np.asarray(tokens)  # inside jit, numpy's min of a JAX array would be traced
-            least, most = int(known.min()), int(known.max())
-            if least < 0 or most >= self.config.vocabulary:
-                raise ValueError(
-                    f"tokens must lie between 0 and vocabulary - 1 = {self.config.vocabulary - 1}, got {least} to "
-                    f"{most}."
-                )
+class SequenceClassifier(_OfTokens):
+    """The logits of p(class | t_0 … t_n): all tokens see each other, and the mean of the outputs is classified.
 
-    def embed(self, inputs: Integer[Array, "b n"], embedding: Any) -> Float[Array, "b n d"]:
-        """The tokens of a batch by an embedding, as vectors with their positions."""
-        return embedding(inputs)
+    Args:
+        config: a `SequenceClassifierConfig`.
+        rngs: random streams; ``params`` and, with dropout, ``dropout`` are used.
+
+    Raises:
+        ValueError: for sizes that do not fit.
+
+    Cost: as `SequenceTransformer`.
+
+    Source: Vaswani et al., arXiv:1706.03762, its encoder.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxop import operators
+        >>> config = operators.SequenceClassifierConfig(10, 16, width=8, heads=2, layers=1, classes=3, padding=0)
+        >>> model = operators.SequenceClassifier(config, rngs=nnx.Rngs(0))
+        >>> logits = model(jnp.asarray([[4, 2, 7, 0], [4, 2, 7, 1]]))
+        >>> logits.shape, bool(jnp.allclose(logits[0], model(jnp.asarray([4, 2, 7])), atol=1e-6))
+        ((2, 3), True)
+    """
+
+    def __init__(self, config: SequenceClassifierConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        dtypes = {"dtype": config.dtype, "param_dtype": config.param_dtype}
+        self.embedding = TokenEmbedding(config, rngs)
+        self.layers = _layers(config, rngs)
+        self.norm = LayerNorm(config.width, **dtypes)
+        self.head = Linear(config.width, config.classes, rngs=rngs, **dtypes)
+        self.velocity = TokenEmbedding(config, rngs) if config.momentum.learns_velocity else None
+
+    def __call__(self, tokens: Integer[Array | np.ndarray, "*b n"]) -> Float[Array, "*b classes"]:
+        """The logits of the classes.
+
+        Args:
+            tokens: numbers below ``vocabulary``, shape (n,) or (b, n), n ≤ ``context``.
+
+        Returns:
+            Shape (classes,) or (b, classes).
+
+        Raises:
+            As `SequenceTransformer`.
+        """
+        batch, single = self.batch(tokens)
+        x, weights = self.norm(self.encode(batch)), self.weights(batch)
+        share = weights / jnp.maximum(jnp.sum(weights, axis=1, keepdims=True), 1)
+        logits = self.head(jnp.sum(share[..., None].astype(x.dtype) * x, axis=1))
+        return logits[0] if single else logits
+
+    def weights(self, inputs: Integer[Array, "b n"]) -> Float[Array, "b n"]:
+        """1 per token, 0 for padding."""
+        return token_weights(inputs, self.config.padding)
+
+
+def check_padding(config: Any) -> None:
+    """Refuses a padding that is no token."""
+    if config.padding is not None and not 0 <= config.padding < config.vocabulary:
+        raise ValueError(
+            f"padding must be a token, 0 to vocabulary - 1 = {config.vocabulary - 1}, or None, got {config.padding}."
+        )
+
+
+def token_weights(tokens: Integer[Array, "b n"], padding: int | None) -> Float[Array, "b n"]:
+    """1 per token, 0 for padding."""
+    counts = jnp.ones(tokens.shape, bool) if padding is None else tokens != padding
+    return counts.astype(jnp.float32)
 
 
 class TokenEmbedding(nnx.Module):
     """A vector per token plus a vector per position, (b, n) to (b, n, d)."""
 
-    def __init__(self, config: SequenceTransformerConfig, rngs: nnx.Rngs):
+    def __init__(self, config: Any, rngs: nnx.Rngs):
         dtypes = {"dtype": config.dtype, "param_dtype": config.param_dtype}
         self.tokens = nnx.Embed(config.vocabulary, config.width, rngs=rngs, **dtypes)
         self.positions = _positions(config.context, config, rngs)

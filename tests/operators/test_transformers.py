@@ -28,6 +28,75 @@ def vision(kernel=KERNELS[0], **options):
     return operators.VisionTransformer(config, rngs=nnx.Rngs(0))
 
 
+def classifier(**options):
+    config = operators.SequenceClassifierConfig(11, 12, **(SMALL | {"classes": 3, "padding": 0} | options))
+    return operators.SequenceClassifier(config, rngs=nnx.Rngs(0))
+
+
+def translator(kernel=KERNELS[0], **options):
+    attention = nn.IntegralAttentionConfig(kernel=kernel)
+    config = operators.EncoderDecoderTransformerConfig(11, 6, 5, attention=attention, padding=0, **(SMALL | options))
+    return operators.EncoderDecoderTransformer(config, rngs=nnx.Rngs(0))
+
+
+SOURCE, TARGET = [3, 4, 5, 6, 0, 0], [1, 2, 3, 4, 5]
+
+
+def test_a_classifier_sees_all_tokens_and_no_padding():
+    model = classifier()
+    tokens = jnp.asarray([SOURCE, SOURCE])
+    logits = model(tokens.at[1, 3].set(9))
+    assert np.abs(logits[0] - logits[1]).max() > 1e-3
+    np.testing.assert_allclose(model(tokens)[0], model(tokens[0, :4]), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(model.head_distances(tokens), model.head_distances(tokens[:1]), rtol=1e-5)
+    assert np.isfinite(model(jnp.zeros(4, int))).all()
+
+
+@pytest.mark.parametrize("block", ["H1", "exact"])
+def test_tokens_of_a_classifier_may_have_velocities(block):
+    model = classifier(momentum=nn.MomentumConfig(block=block))
+    np.testing.assert_allclose(model(jnp.asarray(SOURCE)), model(jnp.asarray(SOURCE[:4])), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", [nn.ExpDotProductConfig(), nn.LinearConfig()], ids=lambda k: k.name)
+def test_a_decoder_sees_the_source_and_what_it_has_written(kernel):
+    model = translator(kernel)
+    call = jax.jit(lambda t: model(t))
+    tokens = jnp.asarray([SOURCE + TARGET])
+    logits = call(tokens)
+    assert logits.shape == (1, 5, 11)
+    later = call(tokens.at[0, 9].set(9))
+    np.testing.assert_array_equal(later[0, :3], logits[0, :3])
+    assert (np.abs(later - logits)[0, 3:].max(axis=-1) > 1e-4).all()
+    other = call(tokens.at[0, 3].set(9))
+    assert (np.abs(other - logits)[0].max(axis=-1) > 1e-4).all()
+    np.testing.assert_allclose(model(jnp.asarray(SOURCE + TARGET[:2])), logits[0, :2], rtol=1e-5, atol=1e-6)
+
+
+def test_padding_of_a_source_has_no_influence():
+    model = translator()
+    tokens = jnp.asarray(SOURCE + TARGET)
+    logits = model(tokens)
+    for table in (model.source.positions, model.target.positions):
+        assert table[...].shape == (6, 16)
+    model.source.positions[...] = model.source.positions[...].at[4:].set(7.0)
+    np.testing.assert_allclose(model(tokens), logits, rtol=1e-6)
+
+
+@pytest.mark.optax
+def test_a_decoder_learns_to_copy(tmp_path):
+    rng = np.random.default_rng(0)
+    source = rng.integers(2, 11, (512, 6))
+    inputs = np.concatenate([source, np.ones((512, 1), int), source[:, :4]], axis=1)
+    pairs = data.Examples(inputs, source[:, :5])
+    config = training.TrainingConfig(
+        steps=500, batch_size=32, learning_rate=1e-2, warmup_steps=10, loss="cross_entropy"
+    )
+    model = translator(layers=1)
+    result = training.fit(model, pairs, {}, config, run_dir=tmp_path, progress=False)
+    assert np.mean(training.score(result.model, pairs).accuracy) > 0.9
+
+
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: f"{k.name}-{getattr(k, 'per', '')}")
 def test_no_token_sees_a_later_one(kernel):
     model, tokens = sequence(kernel), jnp.asarray([[1, 2, 3, 4, 5, 6]])
@@ -146,7 +215,9 @@ def test_configs_survive_json():
 
 BAD = [
     (lambda: sequence()(jnp.ones(4)), TypeError, "tokens must be integers below 11"),
-    (lambda: sequence()(jnp.ones((2, 13), int)), ValueError, "1 ≤ n ≤ context = 12"),
+    (lambda: translator()(jnp.ones(6, int)), ValueError, "7 ≤ n ≤ 11"),
+    (lambda: classifier(padding=11), ValueError, "padding must be a token, 0 to vocabulary - 1 = 10"),
+    (lambda: sequence()(jnp.ones((2, 13), int)), ValueError, "1 ≤ n ≤ 12, the context of the model"),
     (lambda: sequence()(jnp.asarray([0, 11])), ValueError, "tokens must lie between 0 and vocabulary - 1 = 10"),
     (lambda: nn.IntegralAttentionConfig(kernel="fourier"), TypeError, "kernel must be the settings of a kernel"),
     (lambda: operators.ViTNeuralOperatorConfig(1, 1, kernel=kernels.Gaussian()), TypeError, "must be the settings"),
