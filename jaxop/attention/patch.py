@@ -259,8 +259,8 @@ def _check_kernel(kernel: Kernel | None) -> None:
     name = type(kernel).__name__
     if kernel.sign == "signed":
         raise ValueError(
-            f"a signed kernel cannot be normalised, and attention between functions does, got {name}; use a positive or "
-            "nonnegative one."
+            f"a signed kernel cannot be normalised, and attention between functions does, got {name}; use a "
+            "positive or nonnegative one."
         )
     if getattr(kernel, "is_additive", False):
         return

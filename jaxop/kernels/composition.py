@@ -136,13 +136,14 @@ class Scaled(BaseKernel):
     Attributes:
         kernel: k₁.
         factor: c, a number or scalar array (trainable). With one per head, (h,), pass ``kernel_axis=0``.
-        sign: None: that of k₁, or ``"signed"`` if c, or one of its entries, is negative. What c is under
-            differentiation or `jax.jit` is not known when the kernel is made: it is taken for positive unless
-            ``sign="signed"``, and where it is not the kernel counts as 0.
+        sign: None: that of k₁, or ``"signed"`` if c, or one of its entries, is negative. To be given for a c whose
+            value is not known when the kernel is made, under differentiation or `jax.jit`: unless ``"signed"``, the
+            kernel counts as 0 where c turns out to be negative.
 
     Raises:
         TypeError: for no kernel, or a factor that is no real number.
-        ValueError: for an unknown sign, one that contradicts the factor, or a kernel with an ``epsilon``.
+        ValueError: for an unknown sign, none where the factor is traced, one that contradicts the factor, or a kernel
+            with an ``epsilon``.
 
     Example:
         >>> import jax.numpy as jnp
@@ -164,6 +165,11 @@ class Scaled(BaseKernel):
             if values.dtype.kind not in "iuf" and not jnp.issubdtype(values.dtype, jnp.floating):
                 raise TypeError(f"factor must be a real number or an array of them, got {self.factor!r}.")
             negative = bool(np.any(values.astype(np.float64) < 0))
+        elif self.sign is None and self.kernel.sign != "signed":
+            raise ValueError(
+                "the sign of a kernel times a traced factor is not known; pass "
+                f"Scaled(kernel, factor, sign={self.kernel.sign!r}), or sign='signed' if it may be negative."
+            )
         if self.sign is None:
             object.__setattr__(self, "sign", "signed" if negative else self.kernel.sign)
         check_name(self.sign, "sign", SIGNS)

@@ -74,7 +74,8 @@ class EuclideanDistance(BaseKernel):
 
     Attributes:
         inverse_width: τ > 0, in units of one over the channels; a number or scalar array (trainable; where a traced
-            one is not positive the kernel is 0). With one per head, (h,), pass ``kernel_axis=0``.
+            one is not positive the kernel is 0). With one per head, (h,), pass ``kernel_axis=0``. None: 1, with
+            nothing to train.
         depth: d in √d; None: the length of a query.
 
     Raises:
@@ -92,27 +93,31 @@ class EuclideanDistance(BaseKernel):
         1.0
     """
 
-    inverse_width: float | Array = 1.0
+    inverse_width: float | Array | None = 1.0
     _: dataclasses.KW_ONLY
     depth: int | None = None
 
     sign = "nonnegative"
 
     def __post_init__(self):
-        check_positive(self.inverse_width, "inverse_width", "one over the distance at which k is 1/√d")
+        if self.inverse_width is not None:
+            check_positive(self.inverse_width, "inverse_width", "one over the distance at which k is 1/√d")
 
     def __call__(self, a: Float[Array, " d"], b: Float[Array, " d"]) -> Float[Array, ""]:
         """τ |a − b| / √d."""
         square = jnp.sum((a - b) ** 2)
         apart = square > 0
         norm = jnp.where(apart, jnp.sqrt(jnp.where(apart, square, 1)), 0)
-        return self.inverse_width / math.sqrt(self.depth or a.size) * norm
+        return self._factor(a) * norm
 
     def tile(self, query: Float[Array, "n d"], key: Float[Array, "m d"]) -> Float[Array, "n m"]:
         """The matrix log τ/√d + ½ log |q − k|²; `LOG_ZERO` with derivative 0 where they coincide."""
-        factor = jnp.asarray(self.inverse_width, query.dtype) / math.sqrt(self.depth or query.shape[1])
         log_distance = log_power(sum_of_squares(query, key), 0.5)
-        return jnp.where(log_distance > LOG_ZERO / 2, log_power(factor) + log_distance, LOG_ZERO)
+        return jnp.where(log_distance > LOG_ZERO / 2, log_power(self._factor(query)) + log_distance, LOG_ZERO)
+
+    def _factor(self, x: Float[Array, "*n d"]) -> Float[Array, ""]:
+        width = jnp.asarray(1 if self.inverse_width is None else self.inverse_width, x.dtype)
+        return jnp.maximum(width, 0) / math.sqrt(self.depth or x.shape[-1])
 
     def with_depth(self, depth: int) -> "EuclideanDistance":
         """The kernel of vectors that sample functions of ``depth`` channels: that many count in its √d."""
