@@ -1,7 +1,6 @@
 """Fused attention of the stack (XLA, cuDNN, Pallas on TPU), taught about quadrature weights."""
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +47,7 @@ def _value(backend, is_causal, weights, query, key, value, kernel, key_mask, pai
     n, m, channels = query.shape[0], key.shape[0], value.shape[-1]
     dtype = jnp.result_type(query.dtype, key.dtype, value.dtype)
     alive_keys = weights > 0 if key_mask is None else (weights > 0) & key_mask
-    scale = 1 / math.sqrt(query.shape[-1]) if kernel.scale is None else kernel.scale
+    scale = kernel.factor(query.shape[-1])
     if isinstance(scale, jax.Array) or scale <= 0:
         query, scale = query * jnp.asarray(scale, query.dtype), 1.0
     # far below any logit, and still finite after division by the scale in half precision

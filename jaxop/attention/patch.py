@@ -13,7 +13,8 @@ from jaxop._validation import as_float, is_concrete
 from jaxop.attention.checks import accumulation_dtype
 from jaxop.attention.integral import DENSE_LIMIT, integral_attention
 from jaxop.domains import Partition
-from jaxop.kernels import ExpDotProduct, Kernel
+from jaxop.kernels import ExpDotProduct, Kernel, Projected
+from jaxop.kernels.base import with_depth
 from jaxop.spectral import Band, isometric
 
 
@@ -33,9 +34,10 @@ def patch_attention(
     A token is a function on the reference patch, so the score does not depend on how many nodes sample
     it, and the values mix at the same place x within the patch. This is `integral_attention` over the
     patches, equally weighted, of the vectors √w_i Q(x_i): every kernel works, and one of distances (a
-    Gaussian) takes the L2 distance of two functions. A kernel whose logarithm is a sum over channels (the
-    Fourier integral kernel) is integrated: log k(Q_j, K_k) = ∫_patch log k(Q_j(x), K_k(x)) dx
-    (singular where R |Q_j − K_k| passes a multiple of π, which costs the quadrature its order there).
+    Gaussian) takes the L2 distance of two functions, with √d of the channels. A kernel whose logarithm is a
+    sum over channels (the Fourier integral kernel, the intersection) is integrated:
+    log k(Q_j, K_k) = ∫_patch log k(Q_j(x), K_k(x)) dx
+    (for the former singular where R |Q_j − K_k| passes a multiple of π, which costs the quadrature its order there).
 
     Args:
         query: p functions of d channels and h heads at the s nodes of a patch, (p, s, h, d).
@@ -44,8 +46,8 @@ def patch_attention(
         weights: quadrature weights of ONE patch in the measure of the whole domain, (s,), in units of
             length^dim; see `patch_weights`. None: 1/(q s), a domain of measure 1. Inner products are
             differentiable in weights of 0, other kernels in positive ones.
-        kernel: any kernel of `jaxop.kernels`; None means ``ExpDotProduct(scale=1.0)``. In a scale of None,
-            1/√d, d counts the channels.
+        kernel: a kernel of `jaxop.kernels` that is not signed; None means ``ExpDotProduct(scale=1.0)``. In 1/√d
+            d counts the channels.
         kernel_axis: 0 if the kernel's leaves carry a leading head axis.
         mask: True where a query patch may see a key patch: (q,), (p, q) or (h, p, q).
         implementation: as in `integral_attention`.
@@ -54,7 +56,8 @@ def patch_attention(
         Functions on the patches, (p, s, h, c), in the dtype of ``value``.
 
     Raises:
-        ValueError: for shapes that do not fit, and as `integral_attention`.
+        ValueError: for shapes that do not fit, a signed kernel, and as `integral_attention`.
+        NotImplementedError: for a `Projected` kernel, or one only some of whose parts are sums over channels.
 
     Cost: O(p q s h (d + c)).
 
@@ -77,6 +80,7 @@ def patch_attention(
                 f"{query.shape[1:2]}, got {array.shape}; use Partition.split, and jax.vmap for a batch."
             )
     _check(query, key, value)
+    _check_kernel(kernel)
     s, dtype = query.shape[1], accumulation_dtype(query, key)
     weights = jnp.full(s, 1 / (key.shape[0] * s), dtype) if weights is None else as_float(weights, "weights")
     if weights.shape != (s,):
@@ -154,6 +158,7 @@ def spectral_patch_attention(
         (2, 8, 4, 2, 5)
     """
     _check(query, key, value, patches=2)
+    _check_kernel(kernel)
     if getattr(kernel, "is_additive", False):
         raise NotImplementedError(
             f"{type(kernel).__name__} is a sum over channels and nodes, which coefficients do not know; "
@@ -247,12 +252,37 @@ def _check(query, key, value, patches=0):
         raise ValueError(f"value must have {q} patches and {heads} heads to match key {key.shape}, got {value.shape}.")
 
 
+def _check_kernel(kernel: Kernel | None) -> None:
+    """Refuses kernels that have no meaning, or more than one, between functions given by their values."""
+    if kernel is None:
+        return
+    name = type(kernel).__name__
+    if kernel.sign == "signed":
+        raise ValueError(
+            f"a signed kernel cannot be normalised, and attention between functions does, got {name}; use a "
+            "positive or nonnegative one."
+        )
+    if getattr(kernel, "is_additive", False):
+        return
+    parts = [kernel]
+    for part in parts:
+        parts += [*getattr(part, "kernels", ()), *filter(None, [getattr(part, "kernel", None)])]
+        if getattr(part, "is_additive", False):
+            raise NotImplementedError(
+                f"{type(part).__name__} is a sum over channels and nodes, and other parts of {name} are not; between "
+                "functions take a product of such sums, or none of them."
+            )
+        if isinstance(part, Projected):
+            raise NotImplementedError(
+                "Projected maps the channels of one vector, and a function on a patch has one at every node; project "
+                "query and key first and pass the kernel within."
+            )
+
+
 def _attend(query, key, tokens, depth, kernel, kernel_axis, mask, implementation):
     """Mixes tokens (q, h, ...) by the attention of vectors (p, h, k) and (q, h, k), functions of ``depth`` channels."""
-    kernel = ExpDotProduct(scale=1.0) if kernel is None else kernel
-    if isinstance(kernel, ExpDotProduct) and kernel.scale is None:
-        # of the channels: the length of the vectors depends on the resolution
-        kernel, kernel_axis = ExpDotProduct(scale=1 / math.sqrt(depth)), None
+    # channels count, not nodes: the length of the vectors depends on the resolution
+    kernel = ExpDotProduct(scale=1.0) if kernel is None else with_depth(kernel, depth)
     (p, heads), q, length = query.shape[:2], key.shape[0], math.prod(tokens.shape[2:])
     options = {"kernel": kernel, "kernel_axis": kernel_axis, "mask": mask, "implementation": implementation}
     if q < length and p * q <= DENSE_LIMIT:

@@ -1,13 +1,46 @@
-"""Kernels of one pair, and their fast matrix forms."""
+r"""Kernels of one pair, and their fast matrix forms.
+
+Every kernel is a small pytree with trainable leaves; each goes into `jaxop.attention.integral_attention`, and sums and
+products of them do (``kernels.Gaussian() + 2.0 * kernels.Quadratic()``).
+
+| kernel | k(q, k') | sign | features |
+|---|---|---|---|
+| `ExpDotProduct` | exp(q·k'/√d) | positive | infinite |
+| `Gaussian` | exp(−τ \|q − k'\|²/√d) | positive | infinite |
+| `EuclideanDistance` | τ \|q − k'\|/√d | nonnegative | infinite |
+| `Intersection` | exp(s Σ min(q_l, k'_l)) | positive | infinite |
+| `Quadratic` | (q·k'/√d + γ)² | nonnegative | (d + 1)(d + 2)/2 |
+| `TruncatedExponential` | Σ_{r ≤ p} (q·k'/√d)^r/r! | positive for even p | binomial(d + p, p) |
+| `FourierIntegral` | Π sinc(R (q_l − k'_l))^power | nonnegative | infinite |
+| `InverseMultiquadric` | (1 + τ \|q − k'\|²)^(−1/2) | positive | infinite |
+| `DotProduct`, `Bilinear` | q·k'/√d, qᵀ A k' + c | signed | d, d + 1 |
+| `LearnedFeatures` | ⟨Φ(q), Ψ(k')⟩ | signed | r |
+| `from_pair` | any function | as told | |
+| `Sum`, `Product`, `Scaled`, `Projected` | k₁ + k₂, k₁ k₂, c k₁, k₁(W_Qᵀ q, W_Kᵀ k') | from the parts | |
+
+Attention normalises positive and nonnegative kernels, not signed ones. A nonnegative kernel may leave a row without
+mass; that row is then 0.
+"""
 
 from jaxop.kernels.base import LOG_ZERO as LOG_ZERO
 from jaxop.kernels.base import SIGNS as SIGNS
+from jaxop.kernels.base import BaseKernel as BaseKernel
 from jaxop.kernels.base import FunctionKernel as FunctionKernel
 from jaxop.kernels.base import Kernel as Kernel
 from jaxop.kernels.base import from_pair as from_pair
+from jaxop.kernels.base import matrix as matrix
+from jaxop.kernels.composition import Product as Product
+from jaxop.kernels.composition import Projected as Projected
+from jaxop.kernels.composition import Scaled as Scaled
+from jaxop.kernels.composition import Sum as Sum
 from jaxop.kernels.dot_product import DotProduct as DotProduct
 from jaxop.kernels.dot_product import ExpDotProduct as ExpDotProduct
+from jaxop.kernels.features import LearnedFeatures as LearnedFeatures
 from jaxop.kernels.fourier import FourierIntegral as FourierIntegral
+from jaxop.kernels.gaussian import EuclideanDistance as EuclideanDistance
 from jaxop.kernels.gaussian import Gaussian as Gaussian
+from jaxop.kernels.intersection import Intersection as Intersection
+from jaxop.kernels.polynomial import Quadratic as Quadratic
+from jaxop.kernels.polynomial import TruncatedExponential as TruncatedExponential
 from jaxop.kernels.rational import Bilinear as Bilinear
 from jaxop.kernels.rational import InverseMultiquadric as InverseMultiquadric

@@ -2,15 +2,17 @@
 
 import dataclasses
 import functools
+import numbers
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from jaxop._pytree import register
-from jaxop._validation import check_name
+from jaxop._validation import check_name, is_concrete
 
 SIGNS = ("positive", "nonnegative", "signed")
 """What `Kernel.sign` may be; attention normalises the first two and refuses the third."""
@@ -41,9 +43,7 @@ class Kernel(Protocol):
 
         The gradient is the true one: a differentiable nonnegative kernel is stationary at its zeros.
         """
-        value = self(a, b)
-        alive = value > 0
-        return jnp.where(alive, jnp.log(jnp.where(alive, value, 1)), LOG_ZERO)
+        return log_power(self(a, b))
 
     def tile(self, query: Float[Array, "n d"], key: Float[Array, "m d"]) -> Float[Array, "n m"]:
         """The matrix log k(q_i, k_j) of a positive or nonnegative kernel, k(q_i, k_j) of a signed one."""
@@ -51,9 +51,52 @@ class Kernel(Protocol):
         return jax.vmap(lambda a: jax.vmap(lambda b: pair(a, b))(key))(query)
 
 
+class BaseKernel(Kernel):
+    """A `Kernel` with arithmetic: what the kernels of this library derive from, and yours may.
+
+    ``k1 + k2`` is a `Sum`, ``k1 * k2`` a `Product` and ``2.0 * k`` a `Scaled` kernel.
+
+    Attributes:
+        is_additive: whether log k is a sum over the channels; between functions it is then integrated.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxop import kernels
+        >>> kernel = kernels.Gaussian() + 2.0 * kernels.Quadratic()
+        >>> print(kernel(jnp.zeros(4), jnp.zeros(4)), kernel.sign)
+        3.0 positive
+    """
+
+    is_additive = False
+    __array_ufunc__ = None  # NumPy's numbers leave ``factor * kernel`` to the kernel
+
+    def with_depth(self, depth: int) -> "BaseKernel":
+        """The kernel of vectors that sample functions of ``depth`` channels: that many count in its √d."""
+        del depth
+        return self
+
+    def __add__(self, other: Any) -> "BaseKernel":
+        """The kernel k₁ + k₂."""
+        from jaxop.kernels.composition import Sum
+
+        return Sum((self, other)) if isinstance(other, Kernel) else NotImplemented
+
+    def __mul__(self, other: Any) -> "BaseKernel":
+        """The kernel k₁ k₂, or c k₁ for a number c."""
+        from jaxop.kernels.composition import Product, Scaled
+
+        if isinstance(other, Kernel):
+            return Product((self, other))
+        return Scaled(self, other) if _is_real(other) else NotImplemented
+
+    def __rmul__(self, factor: Any) -> "BaseKernel":
+        """The kernel c k of a number c."""
+        return self.__mul__(factor)
+
+
 @functools.partial(register, static=("fn", "is_log", "sign"))
 @dataclasses.dataclass(frozen=True)
-class FunctionKernel(Kernel):
+class FunctionKernel(BaseKernel):
     """A kernel made from a Python function by `from_pair`."""
 
     fn: Callable[..., Any]
@@ -72,6 +115,55 @@ class FunctionKernel(Kernel):
     def log(self, a: Float[Array, " d"], b: Float[Array, " d"]) -> Float[Array, ""]:
         """Log k(a, b), without overflow if the function returns it."""
         return self._evaluate(a, b) if self.is_log else super().log(a, b)
+
+
+def matrix(kernel: Kernel, query: Float[Array, "n a"], key: Float[Array, "m b"]) -> Float[Array, "n m"]:
+    """The values k(q_i, k_j) of a kernel of any sign, whose `Kernel.tile` may hold their logarithms.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxop import kernels
+        >>> print(kernels.matrix(kernels.Quadratic(), jnp.zeros((1, 2)), jnp.ones((2, 2))))
+        [[1. 1.]]
+    """
+    tile = kernel.tile(query, key)
+    return tile if kernel.sign == "signed" else jnp.exp(tile)
+
+
+def with_depth(kernel: Kernel, depth: int) -> Kernel:
+    """`BaseKernel.with_depth` of any kernel; one that has no such method stays as it is."""
+    change: Callable[[int], Kernel] | None = getattr(kernel, "with_depth", None)
+    return kernel if change is None else change(depth)
+
+
+def log_power(value: Float[Array, "*n"], power: float = 1.0) -> Float[Array, "*n"]:
+    """P log x, and `LOG_ZERO` with derivative 0 where x^p, or x, is below the smallest normal number.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxop.kernels.base import log_power
+        >>> print(log_power(jnp.asarray([1.0, 0.0, -1.0])))
+        [ 0.e+00 -1.e+30 -1.e+30]
+    """
+    smallest = float(jnp.finfo(value.dtype).tiny)
+    alive = value >= max(smallest, smallest ** (1 / power))
+    return jnp.where(alive, power * jnp.log(jnp.where(alive, value, 1)), LOG_ZERO)
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, numbers.Real | np.ndarray | np.generic | jax.Array)
+
+
+def check_positive(value: Any, argument: str, meaning: str) -> None:
+    """Refuses a parameter whose values can be read and are not all positive and finite."""
+    if not is_concrete(*jax.tree.leaves(value)):
+        return
+    values = np.asarray(value)
+    if values.dtype.kind not in "iuf" and not jnp.issubdtype(values.dtype, jnp.floating):
+        raise TypeError(f"{argument} must be a real number or an array of them, got {value!r}.")
+    values = values.astype(np.float64)
+    if not (np.all(np.isfinite(values)) and np.all(values > 0)):
+        raise ValueError(f"{argument} must be positive and finite, got {values}: {meaning}.")
 
 
 def from_pair(

@@ -1,37 +1,51 @@
 """The exponentiated dot product of ordinary softmax attention, and the dot product of linear attention."""
 
 import dataclasses
+import functools
 import math
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxop._pytree import register
-from jaxop.kernels.base import Kernel
+from jaxop.kernels.base import BaseKernel
 
 
-@dataclasses.dataclass(frozen=True)
-class _ScaledProduct(Kernel):
-    """scale · q·k', the kernel or its logarithm."""
+class ScaledProduct(BaseKernel):
+    """What kernels that are functions of scale · q·k' share."""
 
-    scale: float | Array | None = None
-
-    def tile(self, query: Float[Array, "n d"], key: Float[Array, "m d"]) -> Float[Array, "n m"]:
-        """Scale · Q Kᵀ, one matrix product."""
-        return self.scaled(query) @ key.T
+    scale: float | Array | None
+    depth: int | None
 
     def scaled(self, query: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
         """Scale · query: multiplying the shorter side once keeps the scale out of the n × m matrix."""
-        return query * (1 / math.sqrt(query.shape[-1]) if self.scale is None else self.scale)
+        return query * self.factor(query.shape[-1])
+
+    def factor(self, depth: int) -> float | Array:
+        """The scale, for vectors of a given length: 1/√d if it was left open."""
+        return 1 / math.sqrt(self.depth or depth) if self.scale is None else self.scale
+
+    def with_depth(self, depth: int) -> "ScaledProduct":
+        """The kernel of vectors that sample functions of ``depth`` channels: that many count in its √d."""
+        return dataclasses.replace(self, depth=depth)  # pyright: ignore[reportArgumentType]
+
+    def products(self, query: Float[Array, "n d"], key: Float[Array, "m d"]) -> Float[Array, "n m"]:
+        """Scale · Q Kᵀ, one matrix product."""
+        return self.scaled(query) @ key.T
+
+    def product(self, a: Float[Array, " d"], b: Float[Array, " d"]) -> Float[Array, ""]:
+        """Scale · a·b."""
+        return jnp.dot(self.scaled(a), b)
 
 
-@register
+@functools.partial(register, static=("depth",))
 @dataclasses.dataclass(frozen=True)
-class ExpDotProduct(_ScaledProduct):
+class ExpDotProduct(ScaledProduct):
     """k(q, k') = exp(scale · q·k'), the kernel of softmax attention.
 
     Attributes:
-        scale: a number or scalar array (trainable); None means 1/√d with d the length of a query.
+        scale: a number or scalar array (trainable); None means 1/√d.
+        depth: d in √d; None: the length of a query.
 
     Example:
         >>> import jax.numpy as jnp
@@ -40,24 +54,33 @@ class ExpDotProduct(_ScaledProduct):
         7.389
     """
 
+    scale: float | Array | None = None
+    _: dataclasses.KW_ONLY
+    depth: int | None = None
+
     sign = "positive"
 
     def log(self, a: Float[Array, " d"], b: Float[Array, " d"]) -> Float[Array, ""]:
         """Scale · a·b."""
-        return jnp.dot(self.scaled(a), b)
+        return self.product(a, b)
 
     def __call__(self, a: Float[Array, " d"], b: Float[Array, " d"]) -> Float[Array, ""]:
         """exp(scale · a·b)."""
         return jnp.exp(self.log(a, b))
 
+    def tile(self, query: Float[Array, "n d"], key: Float[Array, "m d"]) -> Float[Array, "n m"]:
+        """Scale · Q Kᵀ, one matrix product."""
+        return self.products(query, key)
 
-@register
+
+@functools.partial(register, static=("depth",))
 @dataclasses.dataclass(frozen=True)
-class DotProduct(_ScaledProduct):
+class DotProduct(ScaledProduct):
     """k(q, k') = scale · q·k', the signed kernel of linear attention; see `jaxop.attention.linear_attention`.
 
     Attributes:
-        scale: a number or scalar array (trainable); None means 1/√d with d the length of a query.
+        scale: a number or scalar array (trainable); None means 1/√d.
+        depth: d in √d; None: the length of a query.
 
     Example:
         >>> import jax.numpy as jnp
@@ -66,8 +89,22 @@ class DotProduct(_ScaledProduct):
         2.0
     """
 
+    scale: float | Array | None = None
+    _: dataclasses.KW_ONLY
+    depth: int | None = None
+
     sign = "signed"
 
     def __call__(self, a: Float[Array, " d"], b: Float[Array, " d"]) -> Float[Array, ""]:
         """Scale · a·b."""
-        return jnp.dot(self.scaled(a), b)
+        return self.product(a, b)
+
+    def tile(self, query: Float[Array, "n d"], key: Float[Array, "m d"]) -> Float[Array, "n m"]:
+        """Scale · Q Kᵀ, one matrix product."""
+        return self.products(query, key)
+
+    def features(
+        self, query: Float[Array, "n d"], key: Float[Array, "m d"]
+    ) -> tuple[Float[Array, "n d"], Float[Array, "m d"]]:
+        """Rows whose inner products are the kernel: scale · Q and K."""
+        return self.scaled(query), key

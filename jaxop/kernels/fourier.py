@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from jaxop._pytree import register
-from jaxop._validation import accumulator, is_concrete
-from jaxop.kernels.base import Kernel
+from jaxop._validation import accumulator
+from jaxop.kernels.base import BaseKernel, check_positive
+from jaxop.kernels.channels import BLOCK, over_blocks, weighted_sums
 
 _NEAR = 0.25
 """x² below which sin x / x and its logarithmic derivative are summed as series."""
@@ -21,16 +21,10 @@ _NEAR = 0.25
 _GROUP = 4
 """Channels that share one division: their product cannot underflow where no factor vanishes."""
 
-_BLOCK = 16
-"""Channels that are written out; longer vectors are scanned block by block."""
-
-_ROWS = 64
-"""Queries of a strip of the backward pass, whose matrices stay in a core's cache."""
-
 
 @functools.partial(register, static=("power", "epsilon"))
 @dataclasses.dataclass(frozen=True)
-class FourierIntegral(Kernel):
+class FourierIntegral(BaseKernel):
     r"""k(q, k') = Π_d φ(sin(R_d (q_d − k'_d)) / (R_d (q_d − k'_d))), φ(z) = z^power.
 
     Adapts to the dependence between channels without a covariance to choose. For attention the power is
@@ -88,15 +82,7 @@ class FourierIntegral(Kernel):
             raise TypeError(f"epsilon must be a number ≥ 0, got {self.epsilon!r}; 0 is exact, 1e-6 as published.")
         if not (self.epsilon >= 0 and math.isfinite(self.epsilon)):
             raise ValueError(f"epsilon must be a finite number ≥ 0, got {self.epsilon}; 0 is exact, 1e-6 as published.")
-        if is_concrete(*jax.tree.leaves(self.radius)):
-            radius = np.asarray(self.radius)
-            if radius.dtype.kind not in "iuf" and not jnp.issubdtype(radius.dtype, jnp.floating):
-                raise TypeError(f"radius must be a real number or an array of them, got {self.radius!r}.")
-            radius = radius.astype(np.float64)
-            if not (np.all(np.isfinite(radius)) and np.all(radius > 0)):
-                raise ValueError(
-                    f"radius must be positive and finite, got {radius}: one over the distance at which k falls off."
-                )
+        check_positive(self.radius, "radius", "one over the distance at which k falls off")
 
     is_additive = True
     """Log k is a sum over the channels."""
@@ -156,7 +142,7 @@ def log_sinc(query: Float[Array, "n d"], key: Float[Array, "m d"], radius: Float
 
     # bits hide a NaN; times 0 it comes back
     poison = 0 * (jnp.sum(query, axis=1)[:, None] + jnp.sum(key, axis=1)[None, :]) + 0 * jnp.sum(radius)
-    return _over_blocks(add, poison, query, key, radius)
+    return over_blocks(add, poison, *_blocks(query, key, radius))
 
 
 def sinc_product(
@@ -177,7 +163,7 @@ def sinc_product(
         return product * (sines / differences)
 
     start = jnp.ones((query.shape[0], key.shape[0]), query.dtype)
-    return _over_blocks(multiply, start, query, key, radius, block=_GROUP)
+    return over_blocks(multiply, start, *_blocks(query, key, radius, block=_GROUP))
 
 
 @jax.custom_jvp
@@ -299,15 +285,7 @@ def _channels(a: Array, radius: Array, count: int) -> tuple[Array, Array, Array,
     return settle(pad, a.T), sine, cosine, jnp.pad(radius, (0, count - depth))
 
 
-def _over_blocks(update: Any, start: Any, query: Array, key: Array, radius: Array, *, block: int = _BLOCK) -> Any:
-    """``update(carry, channels of queries, channels of keys)`` for one block of channels after the other."""
-    x, y = _blocks(query, key, radius, block)
-    if x[0].shape[0] == 1:
-        return update(start, [p[0] for p in x], [p[0] for p in y])
-    return jax.lax.scan(lambda carry, xy: (update(carry, *xy), None), start, (x, y))[0]
-
-
-def _blocks(query: Array, key: Array, radius: Array, block: int = _BLOCK) -> tuple[list[Array], list[Array]]:
+def _blocks(query: Array, key: Array, radius: Array, block: int = BLOCK) -> tuple[list[Array], list[Array]]:
     """`_channels` of queries and keys, as (blocks, channels of a block, n)."""
     block = min(block, query.shape[1])
     count = -(-query.shape[1] // block)
@@ -321,36 +299,17 @@ def _log_sinc_forward(query: Array, key: Array, radius: Array):
 
 def _log_sinc_backward(residuals: Any, cotangent: Array):
     query, key, radius = residuals
-    n, depth = query.shape
-    rows, strips = min(n, _ROWS), -(-n // _ROWS)
-    padding = strips * rows - n
-    cotangents = jnp.pad(cotangent, [(0, padding), (0, 0)]).reshape(strips, rows, -1)
-
-    def differentiate(x: list[Array], y: list[Array]) -> tuple[Array, Array]:
-        """Row and column sums of the slopes of one block of channels, (channels, n) and (channels, m)."""
-
-        def strip(d_b: Array, inputs: Any):
-            x, cotangent = inputs
-            slopes = [cotangent * _slope(*xy) for xy in zip(*x, *y, strict=True)]
-            d_a = jnp.stack([jnp.sum(s, axis=1) for s in slopes])
-            return d_b - jnp.stack([jnp.sum(s, axis=0) for s in slopes]), d_a
-
-        cut = [jnp.moveaxis(jnp.pad(p, [(0, 0), (0, padding)]).reshape(-1, strips, rows), 1, 0) for p in x[:3]]
-        cut.append(jnp.broadcast_to(x[3][None], (strips, *x[3].shape)))
-        d_b, d_a = jax.lax.scan(strip, jnp.zeros_like(y[0]), (cut, cotangents))
-        return jnp.moveaxis(d_a, 0, 1).reshape(-1, strips * rows)[:, :n], d_b
-
-    gradients = jax.lax.map(lambda xy: differentiate(*xy), _blocks(query, key, radius))
-    d_a, d_b = (g.reshape(-1, g.shape[-1])[:depth].T for g in gradients)
+    x, y = _blocks(query, key, radius)
+    sums = weighted_sums(lambda g, *xy: g * _slope(*xy), cotangent, x[:3], y)
+    d_a, d_b = (g[: query.shape[1]].T for g in sums)
+    d_b = -d_b
     # any shift leaves the derivative in R as it is: slopes sum to 0; a near one spares digits
     near = jnp.mean(query, axis=0, keepdims=True)
     d_radius = jnp.sum((query - near) * d_a, axis=0) + jnp.sum((key - near) * d_b, axis=0)
     return d_a * radius[None, :], d_b * radius[None, :], d_radius
 
 
-def _slope(
-    x: Array, sin_x: Array, cos_x: Array, radius: Array, y: Array, sin_y: Array, cos_y: Array, _: Array
-) -> Array:
+def _slope(x: Array, sin_x: Array, cos_x: Array, y: Array, sin_y: Array, cos_y: Array, radius: Array) -> Array:
     """The derivative cot z − 1/z of log|sinc z| at z = R (x − y) of one channel, 0 where the sine is exactly 0."""
     difference = radius * (x[:, None] - y[None, :])
     sine = sin_x[:, None] * cos_y[None, :] - cos_x[:, None] * sin_y[None, :]

@@ -6,13 +6,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxop._pytree import register
-from jaxop.kernels.base import Kernel
+from jaxop.kernels.base import BaseKernel
 from jaxop.kernels.gaussian import squared_distances
 
 
 @register
 @dataclasses.dataclass(frozen=True)
-class InverseMultiquadric(Kernel):
+class InverseMultiquadric(BaseKernel):
     """k(q, k') = (1 + τ |q − k'|²)^(−1/2), with heavy tails.
 
     Attributes:
@@ -48,7 +48,7 @@ class InverseMultiquadric(Kernel):
 
 @register
 @dataclasses.dataclass(frozen=True)
-class Bilinear(Kernel):
+class Bilinear(BaseKernel):
     """k(q, k') = qᵀ A k' + c, a signed kernel of finite rank.
 
     Attributes:

@@ -9,12 +9,17 @@ from jaxop.nn.encoder import NORMS as NORMS
 from jaxop.nn.encoder import EncoderLayer as EncoderLayer
 from jaxop.nn.kernels import KERNELS as KERNELS
 from jaxop.nn.kernels import PER as PER
+from jaxop.nn.kernels import EuclideanDistanceConfig as EuclideanDistanceConfig
 from jaxop.nn.kernels import ExpDotProductConfig as ExpDotProductConfig
 from jaxop.nn.kernels import FourierIntegralConfig as FourierIntegralConfig
 from jaxop.nn.kernels import GaussianConfig as GaussianConfig
+from jaxop.nn.kernels import IntersectionConfig as IntersectionConfig
 from jaxop.nn.kernels import KernelConfig as KernelConfig
 from jaxop.nn.kernels import KernelParameters as KernelParameters
+from jaxop.nn.kernels import LearnedFeaturesConfig as LearnedFeaturesConfig
 from jaxop.nn.kernels import LinearConfig as LinearConfig
+from jaxop.nn.kernels import QuadraticConfig as QuadraticConfig
+from jaxop.nn.kernels import TruncatedExponentialConfig as TruncatedExponentialConfig
 from jaxop.nn.momentum import BLOCKS as BLOCKS
 from jaxop.nn.momentum import VELOCITIES as VELOCITIES
 from jaxop.nn.momentum import FlowLayer as FlowLayer

@@ -12,10 +12,11 @@ from jaxtyping import Array, Bool, Float
 
 from jaxop._validation import check_name
 from jaxop.attention import IMPLEMENTATIONS, averaging_operator, integral_attention, linear_attention
+from jaxop.attention.checks import cast_kernel
 from jaxop.flows import linear_connection
-from jaxop.kernels import DotProduct, ExpDotProduct, Kernel
+from jaxop.kernels import DotProduct, ExpDotProduct, Kernel, LearnedFeatures
 from jaxop.nn.connection import check_dot_product, connection, scaled
-from jaxop.nn.kernels import ExpDotProductConfig, KernelConfig, KernelParameters, LinearConfig, check_kernel_config
+from jaxop.nn.kernels import LINEAR, ExpDotProductConfig, KernelConfig, KernelParameters, check_kernel_config
 from jaxop.nn.pointwise import Linear, check_heads
 
 
@@ -39,7 +40,7 @@ class IntegralAttentionConfig:
         check_kernel_config(self.kernel)
         if self.implementation is not None:
             check_name(self.implementation, "implementation", IMPLEMENTATIONS)
-            if isinstance(self.kernel, LinearConfig):
+            if isinstance(self.kernel, LINEAR):
                 raise ValueError("linear attention has one implementation: leave implementation=None.")
 
     def make(
@@ -57,7 +58,7 @@ class IntegralAttentionConfig:
             ValueError: if the heads do not divide the width.
         """
         check_heads(width, heads)
-        kernel, axis = self.kernel.make(heads, width // heads)
+        kernel, axis = self.kernel.make(heads, width // heads, rngs=rngs)
         return IntegralAttention(
             width,
             heads,
@@ -153,10 +154,10 @@ class IntegralAttention(nnx.Module):
         """The outputs of the heads, which `__call__` merges; arguments as there."""
         query, key, value = self._project(x, x if context is None else context)
         kernel = self.kernel.value
-        if isinstance(kernel, DotProduct):
+        if isinstance(kernel, DotProduct | LearnedFeatures):
             if mask is not None:
                 raise NotImplementedError("linear attention takes no mask; give masked nodes the weight 0.")
-            query = scaled(kernel, self.kernel_axis, query)
+            query, key = self._features(kernel, query, key)
             linear = functools.partial(linear_attention, is_causal=is_causal)
             return jax.vmap(linear, in_axes=(0, 0, 0, _batch_axis(weights)))(query, key, value, weights)
 
@@ -253,6 +254,12 @@ class IntegralAttention(nnx.Module):
         by_head = jax.vmap(connect, in_axes=(1, 1, None), out_axes=1)
         x, u = (a.reshape(*z.shape[:2], self.heads, -1) for a in (z, v))
         return jax.vmap(by_head, in_axes=(0, 0, _batch_axis(weights)))(x, u, weights).reshape(z.shape).astype(z.dtype)
+
+    def _features(self, kernel: DotProduct | LearnedFeatures, query: Array, key: Array) -> tuple[Array, Array]:
+        """Features (b, n, h, r) and (b, m, h, r) whose inner products are the kernel of every head."""
+        kernel = cast_kernel(kernel, query.dtype)
+        per_head = jax.vmap(lambda k, q, x: k.features(q, x), (self.kernel_axis, 1, 1), 1, axis_size=self.heads)
+        return jax.vmap(per_head, in_axes=(None, 0, 0))(kernel, query, key)
 
     def _project(self, x: Array, context: Array) -> tuple[Array, Array, Array]:
         (b, n, d), m = x.shape, context.shape[1]

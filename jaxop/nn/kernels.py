@@ -1,7 +1,9 @@
 """Choices of a kernel as plain settings: what a config holds, and what a layer turns into parameters."""
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -10,7 +12,19 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from jaxop._validation import check_name
-from jaxop.kernels import DotProduct, ExpDotProduct, FourierIntegral, Gaussian, Kernel
+from jaxop.kernels import (
+    DotProduct,
+    EuclideanDistance,
+    ExpDotProduct,
+    FourierIntegral,
+    Gaussian,
+    Intersection,
+    Kernel,
+    LearnedFeatures,
+    Quadratic,
+    TruncatedExponential,
+)
+from jaxop.nn.activations import ACTIVATIONS
 
 PER = ("layer", "head", "channel")
 """What may have a parameter of its own in a `FourierIntegralConfig`."""
@@ -22,9 +36,9 @@ class ExpDotProductConfig:
 
     name: Literal["exp_dot_product"] = "exp_dot_product"
 
-    def make(self, heads: int, depth: int) -> tuple[Kernel, int | None]:
+    def make(self, heads: int, depth: int, *, rngs: nnx.Rngs) -> tuple[Kernel, int | None]:
         """The kernel of a layer with ``heads`` heads of ``depth`` channels, and its ``kernel_axis``."""
-        del heads, depth
+        del heads, depth, rngs
         return ExpDotProduct(), None
 
 
@@ -34,9 +48,9 @@ class LinearConfig:
 
     name: Literal["linear"] = "linear"
 
-    def make(self, heads: int, depth: int) -> tuple[Kernel, int | None]:
+    def make(self, heads: int, depth: int, *, rngs: nnx.Rngs) -> tuple[Kernel, int | None]:
         """The kernel of a layer with ``heads`` heads of ``depth`` channels, and its ``kernel_axis``."""
-        del heads, depth
+        del heads, depth, rngs
         return DotProduct(), None
 
 
@@ -55,12 +69,11 @@ class GaussianConfig:
     name: Literal["gaussian"] = "gaussian"
 
     def __post_init__(self):
-        if not (math.isfinite(self.inverse_width) and self.inverse_width > 0):
-            raise ValueError(f"inverse_width must be positive and finite, got {self.inverse_width}.")
+        _check_positive(self.inverse_width, "inverse_width")
 
-    def make(self, heads: int, depth: int) -> tuple[Kernel, int | None]:
+    def make(self, heads: int, depth: int, *, rngs: nnx.Rngs) -> tuple[Kernel, int | None]:
         """The kernel of a layer with ``heads`` heads of ``depth`` channels, and its ``kernel_axis``."""
-        del depth
+        del depth, rngs
         return Gaussian(jnp.full(heads, self.inverse_width)), 0
 
 
@@ -95,22 +108,190 @@ class FourierIntegralConfig:
         if FourierIntegral(radius, self.power, epsilon=self.epsilon).sign == "signed":
             raise ValueError("power=1 is a signed kernel, which attention cannot normalise; use 2, 4, 6, ...")
 
-    def make(self, heads: int, depth: int) -> tuple[Kernel, int | None]:
+    def make(self, heads: int, depth: int, *, rngs: nnx.Rngs) -> tuple[Kernel, int | None]:
         """The kernel of a layer with ``heads`` heads of ``depth`` channels, and its ``kernel_axis``."""
+        del rngs
         shape = {"layer": (), "head": (heads, 1), "channel": (heads, depth)}[self.per]
         radius = 0.7 * depth**-0.25 if self.radius is None else self.radius
         kernel = FourierIntegral(jnp.full(shape, radius), self.power, epsilon=self.epsilon)
         return kernel, 0 if shape else None
 
 
-KernelConfig = ExpDotProductConfig | LinearConfig | GaussianConfig | FourierIntegralConfig
+@dataclasses.dataclass(frozen=True)
+class EuclideanDistanceConfig:
+    """The distance |q − k|, without parameters: its factor cancels. Far keys weigh more."""
+
+    name: Literal["euclidean_distance"] = "euclidean_distance"
+
+    def make(self, heads: int, depth: int, *, rngs: nnx.Rngs) -> tuple[Kernel, int | None]:
+        """The kernel of a layer with ``heads`` heads of ``depth`` channels, and its ``kernel_axis``."""
+        del heads, depth, rngs
+        return EuclideanDistance(None), None
+
+
+@dataclasses.dataclass(frozen=True)
+class IntersectionConfig:
+    """The exponentiated intersection, with one trainable scale per head.
+
+    Attributes:
+        scale: its initial value; None: 1/√d for heads of d channels, which starts attention about as soft as softmax.
+            Published is 1. See `jaxop.kernels.Intersection`.
+
+    Raises:
+        ValueError: for a scale that is not positive and finite.
+    """
+
+    scale: float | None = None
+    name: Literal["intersection"] = "intersection"
+
+    def __post_init__(self):
+        if self.scale is not None:
+            _check_positive(self.scale, "scale")
+
+    def make(self, heads: int, depth: int, *, rngs: nnx.Rngs) -> tuple[Kernel, int | None]:
+        """The kernel of a layer with ``heads`` heads of ``depth`` channels, and its ``kernel_axis``."""
+        del rngs
+        return Intersection(jnp.full(heads, depth**-0.5 if self.scale is None else self.scale)), 0
+
+
+@dataclasses.dataclass(frozen=True)
+class QuadraticConfig:
+    """The quadratic kernel (q·k / √d + γ)², with one trainable offset γ per head.
+
+    Attributes:
+        offset: its initial value; see `jaxop.kernels.Quadratic`.
+
+    Raises:
+        ValueError: for an offset that is not finite.
+    """
+
+    offset: float = 1.0
+    name: Literal["quadratic"] = "quadratic"
+
+    def __post_init__(self):
+        if not math.isfinite(self.offset):
+            raise ValueError(f"offset must be finite, got {self.offset}; 1 starts with nearly equal weights.")
+
+    def make(self, heads: int, depth: int, *, rngs: nnx.Rngs) -> tuple[Kernel, int | None]:
+        """The kernel of a layer with ``heads`` heads of ``depth`` channels, and its ``kernel_axis``."""
+        del depth, rngs
+        return Quadratic(jnp.full(heads, self.offset)), 0
+
+
+@dataclasses.dataclass(frozen=True)
+class TruncatedExponentialConfig:
+    """The softmax kernel cut at a degree, Σ_{r ≤ p} (q·k / √d)^r / r!, without parameters.
+
+    Attributes:
+        degree: p, from 1 to 20. See `jaxop.kernels.TruncatedExponential`.
+        clip: for odd degrees, which are negative where q·k is very negative: such pairs weigh nothing. Attention cannot
+            normalise odd degrees without it.
+
+    Raises:
+        ValueError: as `jaxop.kernels.TruncatedExponential`, and for an odd degree without ``clip``.
+    """
+
+    degree: int = 2
+    clip: bool = False
+    name: Literal["truncated_exponential"] = "truncated_exponential"
+
+    def __post_init__(self):
+        if TruncatedExponential(self.degree, clip=self.clip).sign == "signed":
+            raise ValueError(
+                f"degree={self.degree} is a signed kernel, which attention cannot normalise; clip=True takes its "
+                "positive part, even degrees are positive."
+            )
+
+    def make(self, heads: int, depth: int, *, rngs: nnx.Rngs) -> tuple[Kernel, int | None]:
+        """The kernel of a layer with ``heads`` heads of ``depth`` channels, and its ``kernel_axis``."""
+        del heads, depth, rngs
+        return TruncatedExponential(self.degree, clip=self.clip), None
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnedFeaturesConfig:
+    """⟨Φ(q), Ψ(k)⟩ with two networks x ↦ σ(x W₁ + b₁) W₂ + b₂ per head; time and memory linear in the nodes.
+
+    Signed, so that the average is over the weights alone: A = Σ_j w_j ⟨Φ(q), Ψ(k_j)⟩ v_j / Σ_j w_j.
+
+    Attributes:
+        features: r, the rank of the kernel.
+        hidden: hidden channels of both networks.
+        activation: σ, a name in `jaxop.nn.ACTIVATIONS`.
+
+    Raises:
+        ValueError: for sizes below 1, or an unknown activation.
+    """
+
+    features: int = 64
+    hidden: int = 64
+    activation: str = "gelu"
+    name: Literal["learned_features"] = "learned_features"
+
+    def __post_init__(self):
+        check_name(self.activation, "activation", ACTIVATIONS)
+        for name in ("features", "hidden"):
+            size = getattr(self, name)
+            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+                raise ValueError(f"{name} must be an integer of at least 1, got {size!r}.")
+
+    def make(self, heads: int, depth: int, *, rngs: nnx.Rngs) -> tuple[Kernel, int | None]:
+        """The kernel of a layer with ``heads`` heads of ``depth`` channels, and its ``kernel_axis``."""
+
+        def parameters() -> dict[str, jax.Array]:
+            inner = jax.random.normal(rngs.params(), (heads, depth, self.hidden)) * depth**-0.5
+            # ⟨Φ, Ψ⟩ of independent features of variance r^(−1/2) has variance 1
+            outer = jax.random.normal(rngs.params(), (heads, self.hidden, self.features)) * self.hidden**-0.5
+            outer = outer * self.features**-0.25
+            biases = {"inner_bias": jnp.zeros((heads, self.hidden)), "outer_bias": jnp.zeros((heads, self.features))}
+            return {"inner": inner, "outer": outer, **biases}
+
+        network = _network(self.activation)
+        return LearnedFeatures(network, network, (parameters(), parameters())), 0
+
+
+@functools.cache
+def _network(activation: str) -> Callable[[Any, jax.Array], jax.Array]:
+    """The same object for the same activation: two models of one config have one structure."""
+
+    def network(params: Any, x: jax.Array) -> jax.Array:
+        hidden = ACTIVATIONS[activation](x @ params["inner"] + params["inner_bias"])
+        return hidden @ params["outer"] + params["outer_bias"]
+
+    return network
+
+
+def _check_positive(value: float, name: str) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be positive and finite, got {value}.")
+
+
+KernelConfig = (
+    ExpDotProductConfig
+    | LinearConfig
+    | GaussianConfig
+    | FourierIntegralConfig
+    | EuclideanDistanceConfig
+    | IntersectionConfig
+    | QuadraticConfig
+    | TruncatedExponentialConfig
+    | LearnedFeaturesConfig
+)
 """Any of the choices."""
+
+LINEAR = (LinearConfig, LearnedFeaturesConfig)
+"""The choices that are signed and of finite rank: attention by moments, without normalisation."""
 
 KERNELS: dict[str, type] = {
     "exp_dot_product": ExpDotProductConfig,
     "linear": LinearConfig,
     "gaussian": GaussianConfig,
     "fourier": FourierIntegralConfig,
+    "euclidean_distance": EuclideanDistanceConfig,
+    "intersection": IntersectionConfig,
+    "quadratic": QuadraticConfig,
+    "truncated_exponential": TruncatedExponentialConfig,
+    "learned_features": LearnedFeaturesConfig,
 }
 """The choices by name."""
 

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxop.nn import KernelConfig, Linear, LinearConfig, MomentumConfig, PatchAttention, SpectralConvolution, run_layers
-from jaxop.nn.kernels import check_kernel_config
+from jaxop.nn import KernelConfig, Linear, MomentumConfig, PatchAttention, SpectralConvolution, run_layers
+from jaxop.nn.kernels import LINEAR, check_kernel_config
 from jaxop.operators._common import (
     GridFunctions,
     GridOperator,
@@ -77,8 +77,11 @@ class ViTNeuralOperatorConfig:
     def __post_init__(self):
         if self.kernel is not None:
             check_kernel_config(self.kernel)
-            if isinstance(self.kernel, LinearConfig):
-                raise ValueError("kernel must be one that attention can normalise; LinearConfig is signed.")
+            if isinstance(self.kernel, LINEAR):
+                raise ValueError(
+                    "kernel must be one that attention between functions can normalise; "
+                    f"{type(self.kernel).__name__} is signed."
+                )
         check_config(self)
         check_patches(self.patches, self.reference, self.modes, self.dim)
 
@@ -127,9 +130,9 @@ class ViTNeuralOperator(GridOperator):
             return SpectralConvolution(*sizes, reference=patch, param_dtype=config.param_dtype, rngs=rngs)
 
         self.lift = lift()
-        kernel, axis = (
-            (None, None) if config.kernel is None else config.kernel.make(config.heads, config.width // config.heads)
-        )
+        kernel, axis = None, None
+        if config.kernel is not None:
+            kernel, axis = config.kernel.make(config.heads, config.width // config.heads, rngs=rngs)
         attention = {"kernel": kernel, "kernel_axis": axis, "rngs": rngs, **dtypes}
         self.layers = nnx.List(
             encoder_layer(config, lambda: PatchAttention(config.width, config.heads, **attention), rngs)

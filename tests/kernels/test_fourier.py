@@ -94,7 +94,7 @@ def test_a_sine_of_exactly_zero_is_finite_and_has_no_slope(dtype, x64):
     nodes = jnp.asarray([3.0, 5.0], dtype)  # sines and cosines that cancel exactly, at a distance of 2
     one = jnp.ones(2, dtype)
     unit = jnp.ones((), dtype)
-    slope = fourier._slope(nodes, one, one, unit, nodes[::-1], one, one, unit)
+    slope = fourier._slope(nodes, one, one, nodes[::-1], one, one, unit)
     np.testing.assert_array_equal(np.diag(slope), 0.0)
     sines, differences = fourier._fraction(
         [nodes[None], one[None], one[None], one[:1]], [nodes[None, ::-1], one[None], one[None], one[:1]]

@@ -51,6 +51,26 @@ def _signed(q, k):
     return jnp.dot(q, k)
 
 
+def _composed():
+    """Positive, with parts that vanish and parts that do not: sum, product, multiple and projection."""
+    maps = (0.4 * jnp.sin(jnp.arange(DEPTH * 4.0) + shift).reshape(DEPTH, 4) for shift in (0.0, 0.5))
+    polynomial = kernels.Quadratic(jnp.asarray(0.8)) * kernels.TruncatedExponential(3, clip=True)
+    projected = kernels.Projected(polynomial, *maps)
+    return kernels.Scaled(projected, jnp.asarray(0.3), "nonnegative") + kernels.Gaussian(jnp.asarray(0.2))
+
+
+def _signed_composed():
+    """Signed parts beside logarithms of others."""
+
+    def feature_map(params, x):
+        return jnp.tanh(x @ params)
+
+    params = tuple(jnp.cos(jnp.arange(DEPTH * 3.0) + shift).reshape(DEPTH, 3) for shift in (0.0, 0.5))
+    features = kernels.LearnedFeatures(feature_map, feature_map, params)
+    distance = kernels.EuclideanDistance(jnp.asarray(0.6))
+    return features * distance + kernels.Scaled(kernels.Intersection(jnp.asarray(0.2)), jnp.asarray(-0.3), "signed")
+
+
 KERNELS = [
     KernelCase("exp-dot-product", kernels.ExpDotProduct),
     KernelCase("exp-dot-product-scaled", lambda: kernels.ExpDotProduct(jnp.asarray(0.7))),
@@ -66,12 +86,22 @@ KERNELS = [
         lambda: kernels.FourierIntegral(jnp.asarray([[0.6], [0.9]]), 2),
         lambda: [kernels.FourierIntegral(jnp.asarray([radius]), 2) for radius in (0.6, 0.9)],
     ),
+    KernelCase("euclidean-distance", lambda: kernels.EuclideanDistance(jnp.asarray(0.7))),
+    KernelCase(
+        "intersection-per-head",
+        lambda: kernels.Intersection(jnp.asarray([0.5, 0.9])),
+        lambda: [kernels.Intersection(jnp.asarray(scale)) for scale in (0.5, 0.9)],
+    ),
+    KernelCase("composed", _composed),
     KernelCase("gaussian-pair", lambda: kernels.from_pair(_gaussian, {"rate": jnp.asarray(0.4)}, log=True)),
     KernelCase("compact-pair", lambda: kernels.from_pair(_compact)),
     KernelCase("cosine-pair", lambda: kernels.from_pair(_cosine, log=True)),
     KernelCase("laplace-pair", lambda: kernels.from_pair(_laplace, jnp.linspace(0.5, 1.0, DEPTH), log=True)),
 ]
-SIGNED = KernelCase("signed-pair", lambda: kernels.from_pair(_signed, sign="signed"))
+SIGNED = [
+    KernelCase("signed-pair", lambda: kernels.from_pair(_signed, sign="signed")),
+    KernelCase("signed-composed", _signed_composed),
+]
 
 IMPLEMENTATIONS = ["dense", "chunked", "xla"]
 PAIRS = [

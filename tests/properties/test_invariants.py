@@ -153,7 +153,7 @@ def test_causal_order(case, implementation):
     np.testing.assert_array_equal(later[:20], out[:20])
 
 
-@pytest.mark.parametrize("case", [*KERNELS, SIGNED], ids=str)
+@pytest.mark.parametrize("case", [*KERNELS, *SIGNED], ids=str)
 @pytest.mark.parametrize("implementation", ["dense", "chunked"])
 def test_unnormalised_integral(case, implementation):
     query, key, value, weights = inputs()
@@ -163,7 +163,7 @@ def test_unnormalised_integral(case, implementation):
     np.testing.assert_allclose(out, truth, rtol=2e-5, atol=2e-6)
 
 
-@pytest.mark.parametrize("case", [*KERNELS, SIGNED], ids=str)
+@pytest.mark.parametrize("case", [*KERNELS, *SIGNED], ids=str)
 @pytest.mark.parametrize("masked", [False, True], ids=["causal", "masked"])
 def test_fast_equals_dense_in_value_and_gradient_in_float64(case, masked, x64):
     query, key, value, weights = inputs(jnp.float64, n=M if not masked else N)
@@ -180,7 +180,7 @@ def test_fast_equals_dense_in_value_and_gradient_in_float64(case, masked, x64):
                 kernel_axis=case.axis,
                 mask=mask,
                 is_causal=not masked,
-                normalize=case is not SIGNED,
+                normalize=case not in SIGNED,
                 implementation=implementation,
             )
             return jnp.sum(jnp.sin(out)), out
@@ -405,7 +405,7 @@ def _matrix(case, query, key):
     """k(q_i, k_j) in float64, shape (h, n, m)."""
     oracle = case.oracle()
     per_head = oracle if isinstance(oracle, list) else [oracle] * HEADS
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         q, k = (jnp.asarray(np.asarray(a, np.float64)) for a in (query, key))
         pairs = lambda kernel: jax.vmap(jax.vmap(kernel, (None, 0)), (0, None))  # noqa: E731
         return np.stack([np.asarray(pairs(per_head[h])(q[:, h], k[:, h])) for h in range(HEADS)])

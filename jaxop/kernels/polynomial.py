@@ -1,0 +1,207 @@
+"""Polynomials of the dot product, whose features are finitely many: quadratic and truncated exponential."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxop._pytree import register
+from jaxop.kernels.base import LOG_ZERO, log_power
+from jaxop.kernels.dot_product import ScaledProduct
+
+MAX_DEGREE = 20
+"""Largest degree of a `TruncatedExponential`: up to it the zeros are known to 1e-12, and beyond it e^x is near."""
+
+
+@functools.partial(register, static=("depth",))
+@dataclasses.dataclass(frozen=True)
+class Quadratic(ScaledProduct):
+    """k(q, k') = (scale · q·k' + γ)², of at most (d + 1)(d + 2)/2 features.
+
+    Nonnegative: a row whose products all equal −γ has no mass.
+
+    Attributes:
+        offset: γ, a number or scalar array (trainable). With one per head, (h,), pass ``kernel_axis=0``.
+        scale: a number or scalar array (trainable); None means 1/√d.
+        depth: d in √d; None: the length of a query.
+
+    Source: Wright, Gonzalez, "Transformers are Deep Infinite-Dimensional Non-Mercer Binary Kernel Machines",
+        arXiv:2106.01506.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxop import kernels
+        >>> print(kernels.Quadratic()(jnp.ones(4), jnp.ones(4)))  # (4/2 + 1)²
+        9.0
+    """
+
+    offset: float | Array = 1.0
+    scale: float | Array | None = None
+    _: dataclasses.KW_ONLY
+    depth: int | None = None
+
+    sign = "nonnegative"
+
+    def __call__(self, a: Float[Array, " d"], b: Float[Array, " d"]) -> Float[Array, ""]:
+        """(scale · a·b + γ)²."""
+        return (self.product(a, b) + self.offset) ** 2
+
+    def log(self, a: Float[Array, " d"], b: Float[Array, " d"]) -> Float[Array, ""]:
+        """2 log|scale · a·b + γ|."""
+        return log_power(jnp.abs(self.product(a, b) + self.offset), 2)
+
+    def tile(self, query: Float[Array, "n d"], key: Float[Array, "m d"]) -> Float[Array, "n m"]:
+        """2 log|scale · Q Kᵀ + γ|."""
+        return log_power(jnp.abs(self.products(query, key) + self.offset), 2)
+
+
+@functools.partial(register, static=("degree", "clip", "depth"))
+@dataclasses.dataclass(frozen=True)
+class TruncatedExponential(ScaledProduct):
+    """k(q, k') = T_p(scale · q·k'), T_p(x) = Σ_{r ≤ p} x^r / r!: the exponentiated dot product cut at degree p.
+
+    Its features are Φ(q)_α = scale^(|α|/2) q^α / √α! over the multi-indices of |α| ≤ p, binomial(d + p, p) of them,
+    and it tends to `ExpDotProduct` like (scale |q| |k'|)^(p+1) / (p+1)!.
+
+    T_p has no real zero for even p, where the kernel is positive, and one, ρ, for odd p: there the kernel is negative
+    for x < ρ, and attention cannot normalise it. ``clip=True`` takes max(T_p, 0) instead, which is nonnegative, has
+    derivative 0 for x ≤ ρ, and infinitely many features; a row all of whose products lie below ρ has no mass.
+
+    T_p is evaluated as the product of its quadratic factors, each positive: unlike the sum of its terms that loses no
+    digits at negative x, and its logarithm does not overflow.
+
+    Attributes:
+        degree: p, from 1 to 20.
+        scale: a number or scalar array (trainable); None means 1/√d.
+        clip: for odd degrees, whether negative values become 0.
+        depth: d in √d; None: the length of a query.
+
+    Raises:
+        ValueError: for another degree, or ``clip`` with an even one.
+        TypeError: for a degree that is no integer.
+
+    Cost: `tile` a matrix product, and 3 p operations, a division and two logarithms per pair.
+
+    Source: Wright, Gonzalez, arXiv:2106.01506 (the features). Zeros of T_p: Szegő, "Über eine Eigenschaft der
+        Exponentialreihe", 1924.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxop import kernels
+        >>> print(f"{kernels.TruncatedExponential(4)(jnp.ones(4), jnp.ones(4)):.3f}")  # 1 + 2 + 2 + 4/3 + 2/3
+        7.000
+    """
+
+    degree: int
+    scale: float | Array | None = None
+    _: dataclasses.KW_ONLY
+    clip: bool = False
+    depth: int | None = None
+
+    def __post_init__(self):
+        if not isinstance(self.degree, int) or isinstance(self.degree, bool):
+            raise TypeError(f"degree must be an integer, got {self.degree!r}; even ones are positive kernels.")
+        if not 1 <= self.degree <= MAX_DEGREE:
+            raise ValueError(
+                f"degree must lie between 1 and {MAX_DEGREE}, got {self.degree}; ExpDotProduct() is the limit."
+            )
+        if self.clip and self.degree % 2 == 0:
+            raise ValueError(f"clip=True is for odd degrees: degree {self.degree} is positive already; leave it out.")
+
+    @property
+    def sign(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """``"positive"`` for even degrees; for odd ones ``"nonnegative"`` if clipped, else ``"signed"``."""
+        if self.degree % 2 == 0:
+            return "positive"
+        return "nonnegative" if self.clip else "signed"
+
+    def __call__(self, a: Float[Array, " d"], b: Float[Array, " d"]) -> Float[Array, ""]:
+        """T_p(scale · a·b), or max(T_p, 0)."""
+        value = taylor(self.product(a, b), self.degree)
+        return jnp.maximum(value, 0) if self.clip else value
+
+    def log(self, a: Float[Array, " d"], b: Float[Array, " d"]) -> Float[Array, ""]:
+        """The logarithm of T_p(scale · a·b), without overflow; `LOG_ZERO` at and below ρ."""
+        return log_taylor(self.product(a, b), self.degree)
+
+    def tile(self, query: Float[Array, "n d"], key: Float[Array, "m d"]) -> Float[Array, "n m"]:
+        """The matrix log T_p(scale · Q Kᵀ); T_p itself for odd degrees that are not clipped."""
+        of = taylor if self.sign == "signed" else log_taylor
+        return of(self.products(query, key), self.degree)
+
+
+def taylor(x: Float[Array, "*n"], degree: int) -> Float[Array, "*n"]:
+    """T_p(x) = Σ_{r ≤ p} x^r / r!, by Horner's rule.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxop.kernels.polynomial import taylor
+        >>> print(taylor(jnp.asarray([1.0, -1.0]), 2))
+        [2.5 0.5]
+    """
+    total = jnp.ones_like(x)
+    for r in range(degree, 0, -1):
+        total = 1 + total * x / r
+    return total
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def log_taylor(x: Float[Array, "*n"], degree: int) -> Float[Array, "*n"]:
+    """The logarithm of T_p(x), `LOG_ZERO` with derivative 0 where T_p ≤ 0.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxop.kernels.polynomial import log_taylor
+        >>> print(log_taylor(jnp.asarray([0.0, 1e20]), 2))  # log 1, log ½ + 2 log 1e20
+        [ 0.       91.410255]
+    """
+    return _logarithm(x, degree)[0]
+
+
+@log_taylor.defjvp
+def _log_taylor_jvp(degree, primals, tangents):
+    (x,), (dx,) = primals, tangents
+    value, slope = _logarithm(x, degree)
+    return value, dx * slope
+
+
+def _logarithm(x: Array, degree: int) -> tuple[Array, Array]:
+    """Log T_p(x) and its derivative T_{p−1}(x) / T_p(x)."""
+    value, slope, unit = _factors(x, degree)
+    alive = value > 0
+    value = jnp.where(alive, value, 1)
+    return jnp.where(alive, jnp.log(value) - degree * jnp.log(unit), LOG_ZERO), jnp.where(
+        alive, unit * slope / value, 0
+    )
+
+
+def _factors(x: Array, degree: int) -> tuple[Array, Array, Array]:
+    """T_p(x) t^p and its derivative times t^(p−1), with t = 1 / max(1, |x|), and t: nothing over- or underflows."""
+    unit = 1 / jnp.maximum(1, jnp.abs(jax.lax.stop_gradient(x)))
+    scaled = x * unit
+    value, slope = jnp.full_like(x, 1 / math.factorial(degree)), jnp.zeros_like(x)
+    for real, imaginary in _zeros(degree):
+        difference = scaled - real * unit
+        if imaginary:
+            factor, change = difference * difference + imaginary**2 * unit * unit, 2 * difference
+        else:
+            factor, change = difference, jnp.ones_like(x)
+        value, slope = value * factor, slope * factor + value * change
+    return value, slope, unit
+
+
+@functools.cache
+def _zeros(degree: int) -> list[tuple[float, float]]:
+    """The zeros of T_p of nonnegative imaginary part, as (real, imaginary) parts."""
+    coefficients = [1 / math.factorial(r) for r in range(degree, -1, -1)]
+    zeros = np.roots(coefficients)
+    for _ in range(3):  # T_p' = T_{p−1}
+        zeros = zeros - np.polyval(coefficients, zeros) / np.polyval(coefficients[1:], zeros)
+    # by imaginary part: conjugates on either side, and between them the real one of an odd degree
+    upper = zeros[np.argsort(zeros.imag)][degree // 2 :]
+    imaginary = np.where(np.arange(upper.size) < degree % 2, 0.0, upper.imag)
+    return list(zip(upper.real.tolist(), imaginary.tolist(), strict=True))
