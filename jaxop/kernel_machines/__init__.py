@@ -4,6 +4,11 @@
 `GaussianRegressor`, with `Regression.predict`.
 """
 
+from jaxop.kernel_machines.binary import BinaryMachine as BinaryMachine
+from jaxop.kernel_machines.binary import fit as fit
+from jaxop.kernel_machines.landmarks import choose_landmarks as choose_landmarks
+from jaxop.kernel_machines.maps import AffineMap as AffineMap
+from jaxop.kernel_machines.maps import partial_least_squares as partial_least_squares
 from jaxop.kernel_machines.smoothing import Density as Density
 from jaxop.kernel_machines.smoothing import FourierDensity as FourierDensity
 from jaxop.kernel_machines.smoothing import FourierRegressor as FourierRegressor

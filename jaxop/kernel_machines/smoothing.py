@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from jaxop._pytree import register
 from jaxop._validation import accumulator, as_float, first_index, is_concrete
 from jaxop.attention import accumulate, integral_attention
+from jaxop.kernel_machines._blocks import in_blocks
 from jaxop.kernels import FourierIntegral, Gaussian, Kernel
 
 _TILE = 1 << 22
@@ -54,14 +55,7 @@ class _Fitted:
                 f"block_size must be a whole number of points, got {block_size}; None evaluates all at once."
             )
         x = _apply(self.transform, x.astype(self.points.dtype) - self.centre[None, :])
-        n = x.shape[0]
-        if n == 0:
-            return jax.tree.map(lambda s: jnp.zeros((0, *s.shape[1:]), s.dtype), jax.eval_shape(evaluate, self.points))
-        if block_size is None or block_size >= n:
-            return evaluate(x)
-        padded = jnp.pad(x, [(0, -n % block_size), (0, 0)], mode="edge").reshape(-1, block_size, dim)
-        out = jax.lax.map(evaluate, padded)
-        return out.reshape(-1, *out.shape[2:])[:n]
+        return in_blocks(evaluate, x, block_size)
 
 
 @register

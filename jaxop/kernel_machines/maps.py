@@ -1,0 +1,87 @@
+"""Maps of inputs of different lengths to one space, so that a kernel can compare them."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxop._pytree import register
+from jaxop._validation import as_float
+from jaxop.kernel_machines.observations import Observations, moment
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class AffineMap:
+    """x ↦ W ᵀ(x − c).
+
+    Attributes:
+        matrix: W, (a, r).
+        centre: c, (a,).
+    """
+
+    matrix: Float[Array, "a r"]
+    centre: Float[Array, " a"]
+
+    def __call__(self, x: Float[Array, "n a"]) -> Float[Array, "n r"]:
+        """The images of n rows."""
+        return (x - self.centre[None, :]) @ self.matrix
+
+
+def partial_least_squares(
+    x: Float[Array, "nx a"], y: Float[Array, "ny b"], observations: Observations, rank: int
+) -> tuple[AffineMap, AffineMap]:
+    """The directions in which the responses pair the inputs most: the leading singular vectors of X̃ᵀ Z Ỹ.
+
+    X̃ and Ỹ are centred and have unit variance in each column, z is centred over the observed pairs and 0 elsewhere.
+
+    Args:
+        x: rows of the first domain.
+        y: rows of the second.
+        observations: the responses.
+        rank: dimension of the common space, at most min(a, b).
+
+    Returns:
+        The maps of both domains. Each left singular vector has its largest entry positive, so they are deterministic;
+        they count as fixed under differentiation.
+
+    Raises:
+        ValueError: for a rank that is not in 1 … min(a, b).
+
+    Source: Wold, "Partial Least Squares", 1985; Bookstein's variant, by one singular value decomposition.
+    """
+    most = min(x.shape[1], y.shape[1])
+    if not 1 <= rank <= most:
+        raise ValueError(f"maps must be a rank between 1 and min(a, b) = {most}, got {rank}.")
+    x, y, observations = jax.lax.stop_gradient((x, y, observations))
+    (x, x_centre, x_scale), (y, y_centre, y_scale) = _standardised(x), _standardised(y)
+    nx, ny = observations.shape
+    mean = jnp.sum(moment(observations, jnp.ones((nx, 1), x.dtype), jnp.ones((ny, 1), x.dtype)))
+    mean = mean / (observations.fraction() * (nx * ny))
+    centred = dataclasses.replace(observations, values=observations.values - mean)
+    u, _, v = jnp.linalg.svd(moment(centred, x, y), full_matrices=False)
+    u, v = u[:, :rank], v[:rank].T
+    signs = jnp.sign(jnp.take_along_axis(u, jnp.argmax(jnp.abs(u), axis=0)[None, :], axis=0))
+    return AffineMap(u * signs / x_scale[:, None], x_centre), AffineMap(v * signs / y_scale[:, None], y_centre)
+
+
+def given_maps(maps: Any, a: int, b: int, dtype: Any) -> tuple[AffineMap, AffineMap]:
+    """The maps x ↦ W_xᵀ x and y ↦ W_yᵀ y of two matrices."""
+    matrices = [as_float(w, f"maps[{k}]").astype(dtype) for k, w in enumerate(maps)]
+    for k, (matrix, length) in enumerate(zip(matrices, (a, b), strict=True)):
+        if matrix.ndim != 2 or matrix.shape[0] != length:
+            raise ValueError(
+                f"maps[{k}] must have shape ({length}, r), one row per feature of {'XY'[k]}, got {matrix.shape}."
+            )
+    return AffineMap(matrices[0], jnp.zeros(a, dtype)), AffineMap(matrices[1], jnp.zeros(b, dtype))
+
+
+def _standardised(points: Array) -> tuple[Array, Array, Array]:
+    """Centred rows with columns of unit variance, the mean, and the standard deviations (1 where they are 0)."""
+    centre = jnp.mean(points, axis=0)
+    points = points - centre[None, :]
+    scale = jnp.sqrt(jnp.mean(points**2, axis=0))
+    scale = jnp.where(scale > 0, scale, 1)
+    return points / scale[None, :], centre, scale

@@ -1,0 +1,285 @@
+"""Responses z_ij of pairs of rows: a whole matrix, some entries of one, or a list of pairs."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.sparse import BCOO
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxop._pytree import register
+from jaxop._validation import as_float, first_index, is_concrete
+
+T = TypeVar("T")
+Elementwise: TypeAlias = Callable[[Array, Array], Array]
+"""A function of the values f_ij of a machine and the responses z_ij, entry by entry."""
+
+_GRID_TILE = 1 << 22
+_LIST_TILE = 1 << 18
+"""Numbers that are held at a time: rows × ny of a matrix; pairs × features of a list, whose rows are gathered."""
+
+
+@runtime_checkable
+class SparseMatrix(Protocol):
+    """A matrix of scipy.sparse, or anything else with `tocoo`: its stored entries are the observed pairs."""
+
+    shape: tuple[int, ...]
+
+    def tocoo(self) -> Any:
+        """An object with ``row``, ``col`` and ``data``."""
+        ...
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """Responses of all pairs, or of those where ``mask`` is True.
+
+    Attributes:
+        values: z_ij, (nx, ny); 0 where unobserved.
+        mask: which pairs are observed, (nx, ny), or None: all.
+    """
+
+    values: Float[Array, "nx ny"]
+    mask: Bool[Array, "nx ny"] | None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Numbers of rows of the two domains."""
+        return self.values.shape[0], self.values.shape[1]
+
+    def fraction(self) -> Array:
+        """Observed pairs over all pairs."""
+        return jnp.ones((), self.values.dtype) if self.mask is None else jnp.mean(self.mask.astype(self.values.dtype))
+
+    def contract(
+        self,
+        fn: Elementwise,
+        left: Float[Array, "nx p"],
+        coefficients: Float[Array, "p q"],
+        right: Float[Array, "ny q"],
+    ) -> Float[Array, "p q"]:
+        """Σ_observed g_ij left_i ⊗ right_j with g = fn(f, z), f = left C rightᵀ; holds a few rows of f at a time."""
+        inner = coefficients @ right.T
+
+        def term(start: Any, length: int) -> Array:
+            rows = jax.lax.dynamic_slice_in_dim(left, start, length)
+            return rows.T @ (self._entries(fn, rows @ inner, start, length) @ right)
+
+        return self._sum(term, jnp.zeros((left.shape[1], right.shape[1]), left.dtype))
+
+    def total(
+        self,
+        fn: Elementwise,
+        left: Float[Array, "nx p"],
+        coefficients: Float[Array, "p q"],
+        right: Float[Array, "ny q"],
+    ) -> Float[Array, ""]:
+        """Σ_observed fn(f_ij, z_ij)."""
+        inner = coefficients @ right.T
+
+        def term(start: Any, length: int) -> Array:
+            rows = jax.lax.dynamic_slice_in_dim(left, start, length)
+            return jnp.sum(self._entries(fn, rows @ inner, start, length))
+
+        return self._sum(term, jnp.zeros((), left.dtype))
+
+    def evaluate(
+        self, left: Float[Array, "nx p"], coefficients: Float[Array, "p q"], right: Float[Array, "ny q"]
+    ) -> Float[Array, "nx ny"]:
+        """The values f_ij, shaped as the responses."""
+        return left @ coefficients @ right.T
+
+    def _sum(self, term: Callable[[Any, int], Array], zero: Array) -> Array:
+        rows = max(1, _GRID_TILE // self.shape[1])
+        return _fold(term, lambda total, block, start: total + block, zero, self.shape[0], rows)
+
+    def _entries(self, fn: Elementwise, f: Array, start: Any, length: int) -> Array:
+        """Fn(f, z) of some rows, 0 where unobserved."""
+        result = fn(f, jax.lax.dynamic_slice_in_dim(self.values, start, length))
+        if self.mask is None:
+            return result
+        return jnp.where(jax.lax.dynamic_slice_in_dim(self.mask, start, length), result, 0)
+
+
+@functools.partial(register, static=("shape",))
+@dataclasses.dataclass(frozen=True)
+class Listed:
+    """Responses of a list of pairs.
+
+    Attributes:
+        values: z of pair k, (k,).
+        rows: its index i into the first domain, (k,).
+        columns: its index j into the second, (k,).
+        shape: (nx, ny).
+    """
+
+    values: Float[Array, " k"]
+    rows: Int[Array, " k"]
+    columns: Int[Array, " k"]
+    shape: tuple[int, int]
+
+    def fraction(self) -> Array:
+        """Observed pairs over all pairs."""
+        return jnp.asarray(self.values.shape[0] / (self.shape[0] * self.shape[1]), self.values.dtype)
+
+    def contract(
+        self,
+        fn: Elementwise,
+        left: Float[Array, "nx p"],
+        coefficients: Float[Array, "p q"],
+        right: Float[Array, "ny q"],
+    ) -> Float[Array, "p q"]:
+        """As `Grid.contract`, by gathered rows: O(k q) operations beside two products of matrices."""
+        inner = left @ coefficients
+
+        def term(start: Any, length: int) -> tuple[Array, Array]:
+            i, j, z = self._pairs(start, length)
+            features = right[j]
+            return i, fn(jnp.sum(inner[i] * features, axis=1), z)[:, None] * features
+
+        def add(sums: Array, block: tuple[Array, Array], start: Any) -> Array:
+            return sums.at[block[0]].add(block[1])
+
+        return left.T @ self._fold(term, add, jnp.zeros_like(inner), inner.shape[1])
+
+    def total(
+        self,
+        fn: Elementwise,
+        left: Float[Array, "nx p"],
+        coefficients: Float[Array, "p q"],
+        right: Float[Array, "ny q"],
+    ) -> Float[Array, ""]:
+        """Σ_observed fn(f_ij, z_ij)."""
+        inner = left @ coefficients
+
+        def term(start: Any, length: int) -> Array:
+            i, j, z = self._pairs(start, length)
+            return jnp.sum(fn(jnp.sum(inner[i] * right[j], axis=1), z))
+
+        return self._fold(term, lambda total, block, start: total + block, jnp.zeros((), left.dtype), inner.shape[1])
+
+    def evaluate(
+        self, left: Float[Array, "nx p"], coefficients: Float[Array, "p q"], right: Float[Array, "ny q"]
+    ) -> Float[Array, " k"]:
+        """The values f_ij, shaped as the responses."""
+        inner = left @ coefficients
+
+        def term(start: Any, length: int) -> Array:
+            i, j, _ = self._pairs(start, length)
+            return jnp.sum(inner[i] * right[j], axis=1)
+
+        def write(out: Array, block: Array, start: Any) -> Array:
+            return jax.lax.dynamic_update_slice_in_dim(out, block, start, 0)
+
+        return self._fold(term, write, jnp.zeros_like(self.values), inner.shape[1])
+
+    def _fold(self, term: Callable[[Any, int], T], add: Callable[[Array, T, Any], Array], zero: Array, p: int) -> Array:
+        return _fold(term, add, zero, self.values.shape[0], max(1, _LIST_TILE // p))
+
+    def _pairs(self, start: Any, length: int) -> tuple[Array, Array, Array]:
+        i, j, z = (jax.lax.dynamic_slice_in_dim(a, start, length) for a in (self.rows, self.columns, self.values))
+        return i, j, z
+
+
+Observations: TypeAlias = Grid | Listed
+
+
+def moment(
+    observations: Observations, left: Float[Array, "nx p"], right: Float[Array, "ny q"], values: Array | None = None
+) -> Float[Array, "p q"]:
+    """Σ_observed z_ij left_i ⊗ right_j, of the responses or of other values in their shape."""
+    observations = observations if values is None else dataclasses.replace(observations, values=values)
+    unused = jnp.zeros((left.shape[1], right.shape[1]), left.dtype)
+    return observations.contract(lambda f, z: z, left, unused, right)
+
+
+def observe(responses: Any, mask: Any, nx: int, ny: int, dtype: np.dtype) -> Observations:
+    """The responses of nx × ny pairs, checked."""
+    if isinstance(responses, BCOO) or (isinstance(responses, SparseMatrix) and not isinstance(responses, jax.Array)):
+        if mask is not None:
+            raise ValueError("mask must be None for sparse responses: the stored entries are the observed pairs.")
+        return _listed(responses, nx, ny, dtype)
+    values = as_float(responses, "responses").astype(dtype)
+    _check_shape("responses", values.shape, nx, ny)
+    if mask is not None:
+        mask = jnp.asarray(mask)
+        if mask.dtype != jnp.bool_:
+            raise TypeError(f"mask must be boolean with True = observed, got {mask.dtype}; compare it, e.g. mask > 0.")
+        _check_shape("mask", mask.shape, nx, ny)
+        values = jnp.where(mask, values, 0)
+        if is_concrete(mask):
+            seen = np.asarray(mask)
+            if not seen.any():
+                raise ValueError("mask is False everywhere: at least one observed pair is needed.")
+            mask = None if seen.all() else mask
+    if is_concrete(values) and not bool(jnp.all(jnp.isfinite(values))):
+        i, j = first_index(~np.isfinite(np.asarray(values)))  # pyright: ignore[reportGeneralTypeIssues]
+        raise ValueError(
+            f"responses must be finite, but responses[{i}, {j}] is {float(values[i, j])}; where it means that the "
+            "pair is unobserved, pass mask=~jnp.isnan(responses)."
+        )
+    return Grid(values, mask)
+
+
+def _listed(responses: Any, nx: int, ny: int, dtype: np.dtype) -> Listed:
+    _check_shape("responses", tuple(responses.shape), nx, ny)
+    if isinstance(responses, BCOO):
+        if responses.n_batch or responses.n_dense:
+            raise ValueError(
+                f"responses must be a BCOO matrix without batch and dense axes, got n_batch={responses.n_batch} and "
+                f"n_dense={responses.n_dense}; see BCOO.update_layout."
+            )
+        rows, columns, values = responses.indices[:, 0], responses.indices[:, 1], responses.data
+    else:
+        matrix = responses.tocoo()
+        rows, columns, values = matrix.row, matrix.col, matrix.data
+    values = as_float(values, "responses").astype(dtype)
+    if is_concrete(rows, columns):
+        rows, columns = np.asarray(rows), np.asarray(columns)
+        order = np.lexsort((columns, rows))
+        order = order[(rows < nx)[order] & (columns < ny)[order]]  # BCOO pads with indices beyond the shape
+        rows, columns, values = rows[order], columns[order], values[order]
+        twice = (np.diff(rows) == 0) & (np.diff(columns) == 0)
+        if twice.any():
+            k = first_index(twice)
+            raise ValueError(
+                f"responses stores the pair ({rows[k]}, {columns[k]}) more than once; sum or average its entries "
+                "first (sum_duplicates)."
+            )
+        if rows.size == 0:
+            raise ValueError("responses stores no entries: at least one observed pair is needed.")
+        if is_concrete(values):
+            bad = ~np.isfinite(np.asarray(values))
+            if bad.any():
+                k = first_index(bad)
+                raise ValueError(
+                    f"responses must be finite, but the entry of pair ({rows[k]}, {columns[k]}) is {float(values[k])}; "
+                    "drop the entries of unobserved pairs."
+                )
+    return Listed(values, jnp.asarray(rows, np.int32), jnp.asarray(columns, np.int32), (nx, ny))
+
+
+def _check_shape(name: str, shape: tuple[int, ...], nx: int, ny: int) -> None:
+    if shape == (nx, ny):
+        return
+    remedy = "transpose it." if shape == (ny, nx) else "one row per row of X, one column per row of Y."
+    raise ValueError(f"{name} must have shape (nx, ny) = ({nx}, {ny}) to match X and Y, got {shape}; {remedy}")
+
+
+def _fold(
+    term: Callable[[Any, int], T], add: Callable[[Array, T, Any], Array], total: Array, count: int, size: int
+) -> Array:
+    """``total = add(total, term(start, length), start)`` over 0 … count; derivatives compute each term again."""
+    whole, rest = divmod(count, size)
+    if whole == 1:
+        total = add(total, term(0, size), 0)
+    elif whole:
+        block = jax.checkpoint(lambda start: term(start, size))
+        starts = size * jnp.arange(whole, dtype=np.int32)
+        total = jax.lax.scan(lambda total, start: (add(total, block(start), start), None), total, starts)[0]
+    return add(total, term(whole * size, rest), whole * size) if rest else total
