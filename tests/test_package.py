@@ -15,7 +15,7 @@ ALLOWED = {
     "attention": {"domains", "kernels", "spectral"},
     "flows": {"kernels", "attention"},
     "kernel_machines": {"kernels", "attention"},
-    "nn": {"domains", "kernels", "spectral", "attention", "flows"},
+    "nn": {"domains", "kernels", "spectral", "attention", "flows", "kernel_machines"},
     "operators": {"domains", "kernels", "spectral", "attention", "nn"},
     "data": {"domains"},
     "training": {"domains", "data", "operators"},

@@ -5,6 +5,12 @@ from jaxop.nn.activations import gelu as gelu
 from jaxop.nn.activations import gelu_tanh as gelu_tanh
 from jaxop.nn.attention import IntegralAttention as IntegralAttention
 from jaxop.nn.attention import IntegralAttentionConfig as IntegralAttentionConfig
+from jaxop.nn.distillation import Fidelity as Fidelity
+from jaxop.nn.distillation import fidelity as fidelity
+from jaxop.nn.distillation import head_kernel as head_kernel
+from jaxop.nn.distillation import head_logits as head_logits
+from jaxop.nn.distillation import machine_of_head as machine_of_head
+from jaxop.nn.distillation import start_from_machine as start_from_machine
 from jaxop.nn.encoder import NORMS as NORMS
 from jaxop.nn.encoder import EncoderLayer as EncoderLayer
 from jaxop.nn.kernels import KERNELS as KERNELS

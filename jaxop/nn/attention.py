@@ -152,7 +152,7 @@ class IntegralAttention(nnx.Module):
         is_causal: bool = False,
     ) -> Float[Array, "b n h c"]:
         """The outputs of the heads, which `__call__` merges; arguments as there."""
-        query, key, value = self._project(x, x if context is None else context)
+        query, key, value = self.project(x, x if context is None else context)
         kernel = self.kernel.value
         if isinstance(kernel, DotProduct | LearnedFeatures):
             if mask is not None:
@@ -215,7 +215,7 @@ class IntegralAttention(nnx.Module):
             return force, self._linear_connection(z, v, weights, is_causal)
         kernel = check_dot_product(self.kernel.value)
         options = {"kernel": kernel, "kernel_axis": self.kernel_axis, "mask": mask, "is_causal": is_causal}
-        query, key, value = self._project(z, z)
+        query, key, value = self.project(z, z)
         width = z.shape[-1]
         operator = functools.partial(averaging_operator, implementation=self.implementation, **options)
         operators = jax.vmap(operator, in_axes=(0, 0, _batch_axis(weights)))(query, key, weights)
@@ -261,7 +261,10 @@ class IntegralAttention(nnx.Module):
         per_head = jax.vmap(lambda k, q, x: k.features(q, x), (self.kernel_axis, 1, 1), 1, axis_size=self.heads)
         return jax.vmap(per_head, in_axes=(None, 0, 0))(kernel, query, key)
 
-    def _project(self, x: Array, context: Array) -> tuple[Array, Array, Array]:
+    def project(
+        self, x: Float[Array, "b n d"], context: Float[Array, "b m d"]
+    ) -> tuple[Float[Array, "b n h c"], Float[Array, "b m h c"], Float[Array, "b m h c"]]:
+        """The queries of x, and the keys and values of the context, of all heads."""
         (b, n, d), m = x.shape, context.shape[1]
         query = self.query(x).reshape(b, n, self.heads, d // self.heads)
         key_value = self.key_value(context).reshape(b, m, 2, self.heads, d // self.heads)

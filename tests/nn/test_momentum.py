@@ -79,7 +79,7 @@ def connection(layer, z, v, weights, is_causal):
     """C(z; v) from its definition: the rate of the log denominators by differentiation, P as a matrix."""
 
     def scores(z):
-        query, key, _ = layer._project(z[None], z[None])
+        query, key, _ = layer.project(z[None], z[None])
         return jnp.einsum("nhd,mhd->hnm", query[0], key[0]) / np.sqrt(D // HEADS)
 
     def log_mass(z):
@@ -90,7 +90,7 @@ def connection(layer, z, v, weights, is_causal):
     p = jnp.exp(scores(z) + jnp.log(weights)[None, None, :] - log_mass(z)[..., None])
     p = jnp.where(seen, p, 0)
     drift = jnp.mean(jax.jvp(log_mass, (z,), (v,))[1], axis=0)
-    value = layer._project(z[None], z[None])[2][0]
+    value = layer.project(z[None], z[None])[2][0]
     square = jnp.sum(v**2, axis=1)
     merge = lambda heads: heads.reshape(N, D) @ layer.output.kernel[...]  # noqa: E731
     force = merge(jnp.einsum("hnm,mhc->nhc", p, value))
@@ -120,7 +120,7 @@ def test_connection_takes_masks_and_scales_per_head(x64):
     z, v = arrays(1, N, D), 0.5 * arrays(1, N, D, seed=3)
 
     def log_mass(z):
-        query, key, _ = layer._project(z[None], z[None])
+        query, key, _ = layer.project(z[None], z[None])
         logits = jnp.einsum("nhd,mhd,h->hnm", query[0], key[0], scales)
         return jax.nn.logsumexp(jnp.where(mask[None], logits, -jnp.inf), axis=-1)
 
@@ -131,9 +131,9 @@ def test_connection_takes_masks_and_scales_per_head(x64):
     free = force - layer.output.bias[...][None, None, :]
     square = jnp.sum(v**2, axis=-1, keepdims=True)
     rest = ours - drift[None, :, None] * v + square * free / 2
-    _, _, value = layer._project(z, z)
+    _, _, value = layer.project(z, z)
     average = averaging_operator(
-        *(a[0] for a in layer._project(z, z)[:2]), kernel=ExpDotProduct(scales), kernel_axis=0, mask=mask
+        *(a[0] for a in layer.project(z, z)[:2]), kernel=ExpDotProduct(scales), kernel_axis=0, mask=mask
     )
     second = average(square[0, :, :, None] * value[0]).reshape(N, D) @ layer.output.kernel[...]
     np.testing.assert_allclose(rest[0], -second / 2, rtol=1e-9, atol=1e-10)
@@ -429,7 +429,7 @@ def test_linear_attention_scales_heads_one_by_one():
     scales = jnp.asarray([1.0, 3.0])
     layer = attention(kernel=DotProduct(scales), kernel_axis=0)
     z = arrays(1, N, D)
-    query, key, value = (a[0] for a in layer._project(z, z))
+    query, key, value = (a[0] for a in layer.project(z, z))
     kernel = DotProduct(scales)
     expected = integral_attention(query, key, value, kernel=kernel, kernel_axis=0, normalize=False)
     np.testing.assert_allclose(layer.mix(z)[0], expected, rtol=1e-4, atol=1e-5)
