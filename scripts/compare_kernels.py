@@ -1,6 +1,8 @@
 """Attention kernels side by side on real data, at equal parameters and steps: softmax against Fourier integrals.
 
     python scripts/compare_kernels.py text      # State of the Union addresses, byte by byte: perplexity
+    python scripts/compare_kernels.py vowels    # the same text written out from its consonants: perplexity
+    python scripts/compare_kernels.py era       # which of four periods a passage of it is from: accuracy
     python scripts/compare_kernels.py mnist     # accuracy
     python scripts/compare_kernels.py cifar10   # accuracy
 
@@ -17,7 +19,7 @@ import numpy as np
 import tyro
 from experiment import brief, new_run, parameters, tune_allocator
 from flax import nnx
-from real_data import CACHE, addresses, cifar10, fetch, mnist
+from real_data import CACHE, addresses, cifar10, eras, fetch, mnist
 
 from jaxop import data, operators, training
 from jaxop.data import Examples
@@ -29,6 +31,7 @@ class Task:
     """What is learned and by which model.
 
     Attributes:
+        model: "language", "encoder-decoder", "text classifier" or "image classifier".
         radius: initial radius of the Fourier kernels, as published for this kind of data.
         steps: training steps of each model.
         batch_size: examples per step.
@@ -41,6 +44,7 @@ class Task:
         patch: pixels along each side of a patch.
     """
 
+    model: Literal["language", "encoder-decoder", "text classifier", "image classifier"]
     radius: float
     steps: int
     batch_size: int
@@ -53,10 +57,16 @@ class Task:
     patch: int = 4
 
 
+SMALL: dict[str, Any] = {"width": 64, "heads": 4, "layers": 2, "feedforward": 128}
+
 TASKS = {
-    "text": Task(radius=2.0, steps=400, batch_size=16),
-    "mnist": Task(radius=1.0, steps=500, batch_size=64, width=64, heads=4, layers=3, feedforward=128),
-    "cifar10": Task(radius=1.0, steps=500, batch_size=64, width=96, heads=6, layers=4, feedforward=192),
+    "text": Task("language", radius=2.0, steps=400, batch_size=16),
+    "vowels": Task("encoder-decoder", radius=2.0, steps=400, batch_size=16, context=48, **SMALL),
+    "era": Task("text classifier", radius=2.0, steps=400, batch_size=16, **SMALL),
+    "mnist": Task("image classifier", radius=1.0, steps=500, batch_size=64, **(SMALL | {"layers": 3})),
+    "cifar10": Task(
+        "image classifier", radius=1.0, steps=500, batch_size=64, width=96, heads=6, layers=4, feedforward=192
+    ),
 }
 
 
@@ -101,33 +111,60 @@ def kernel(name: str, radius: float) -> KernelConfig:
 
 def load(name: str, task: Task, cache: Path) -> tuple[Examples, Examples]:
     """The training and the validation set of a task."""
-    if name == "text":
-        train, valid = addresses(fetch("sotu", cache))
-        return data.text_windows(train, task.context), data.text_windows(valid, task.context)
-    return mnist(fetch("mnist", cache)) if name == "mnist" else cifar10(fetch("cifar10", cache))
+    if name == "mnist":
+        return mnist(fetch("mnist", cache))
+    if name == "cifar10":
+        return cifar10(fetch("cifar10", cache))
+    folder = fetch("sotu", cache)
+    if name == "era":
+        return eras(folder, task.context)
+    train, valid = (data.text_windows(text, task.context) for text in addresses(folder))
+    return (from_consonants(train), from_consonants(valid)) if name == "vowels" else (train, valid)
+
+
+START = 1
+"""The token before a text; no byte of a text."""
+
+
+def from_consonants(windows: Examples) -> Examples:
+    """Pairs of a text without its vowels, filled up with 0, and the text itself, from windows of text."""
+    texts = windows.inputs
+    source = np.zeros_like(texts)
+    for row, text in zip(source, texts, strict=True):
+        left = text[~np.isin(text, np.frombuffer(b"aeiouAEIOU", np.uint8))]
+        row[: left.size] = left
+    start = np.full_like(texts[:, :1], START)
+    return Examples(np.concatenate([source, start, texts[:, :-1]], axis=1), texts.astype(np.int32))
 
 
 def build(task: Task, choice: KernelConfig, train: Examples, seed: int) -> Any:
-    """The model of a task: a language model for integer inputs, a classifier for images."""
+    """The model of a task with one of the kernels, for such examples."""
+    rngs = nnx.Rngs(seed)
     sizes: dict[str, Any] = {
         "width": task.width,
         "heads": task.heads,
         "layers": task.layers,
         "feedforward": task.feedforward,
+        "attention": IntegralAttentionConfig(kernel=choice),
     }
-    sizes["attention"] = IntegralAttentionConfig(kernel=choice)
-    if np.issubdtype(train.inputs.dtype, np.integer):
-        config = operators.SequenceTransformerConfig(256, task.context, **sizes)
-        return operators.SequenceTransformer(config, rngs=nnx.Rngs(seed))
+    if task.model == "language":
+        return operators.SequenceTransformer(operators.SequenceTransformerConfig(256, task.context, **sizes), rngs=rngs)
+    classes = int(train.labels.max()) + 1
+    if task.model == "text classifier":
+        config = operators.SequenceClassifierConfig(256, task.context, classes=classes, **sizes)
+        return operators.SequenceClassifier(config, rngs=rngs)
+    if task.model == "encoder-decoder":
+        config = operators.EncoderDecoderTransformerConfig(256, task.context, task.context, padding=0, **sizes)
+        return operators.EncoderDecoderTransformer(config, rngs=rngs)
     side, channels = train.inputs.shape[1], train.inputs.shape[-1]
-    config = operators.VisionTransformerConfig(side, channels, patch=task.patch, **sizes)
-    return operators.VisionTransformer(config, rngs=nnx.Rngs(seed))
+    config = operators.VisionTransformerConfig(side, channels, classes, patch=task.patch, **sizes)
+    return operators.VisionTransformer(config, rngs=rngs)
 
 
 def run(name: str, task: Task, options: Comparison, train: Examples, test: Examples) -> list[dict[str, Any]]:
     """Trains every kernel with every seed; prints the table and returns its numbers."""
     test = test.take(slice(options.test_examples))
-    is_text = name == "text"
+    is_text = task.model in ("language", "encoder-decoder")
     print(f"| {name} | parameters | {'perplexity' if is_text else 'accuracy'} | distance of heads | s / step |")
     print("|---|---|---|---|---|")
     rows = []
@@ -139,19 +176,31 @@ def run(name: str, task: Task, options: Comparison, train: Examples, test: Examp
             directory = new_run(options.run_dir, name, label, seed)
             result = training.fit(model, train, {}, settings, run_dir=directory, progress=False)
             scores = training.score(result.model, test, batch_size=task.batch_size)
-            probe = jax.jit(lambda m, x: m.head_distances(x))(result.model, test[: task.batch_size].inputs)
             measure = scores.perplexity if is_text else float(np.mean(scores.accuracy))
-            results.append((measure, float(np.mean(probe)), result.seconds / task.steps))
+            results.append(
+                (measure, distance(result.model, test[: task.batch_size].inputs), result.seconds / task.steps)
+            )
         mean, spread = np.mean(results, axis=0), np.std(results, axis=0)
         form = "{:.3f} ± {:.3f}" if is_text else "{:.4f} ± {:.4f}"
         count = parameters(model) if model is not None else 0
-        cells = [f"{count:,}", form.format(mean[0], spread[0]), f"{mean[1]:.3f} ± {spread[1]:.3f}", f"{mean[2]:.3f}"]
+        heads = f"{mean[1]:.3f} ± {spread[1]:.3f}" if np.isfinite(mean[1]) else ""
+        cells = [f"{count:,}", form.format(mean[0], spread[0]), heads, f"{mean[2]:.3f}"]
         print(f"| {label} | " + " | ".join(cells) + " |", flush=True)
         rows.append({"kernel": label, "results": results})
     return rows
 
 
-def main(name: tyro.conf.Positional[Literal["text", "mnist", "cifar10"]], options: Comparison = Comparison()) -> None:
+def distance(model: Any, inputs: Any) -> float:
+    """The mean distance of the heads; NaN for an encoder–decoder, where it is not defined."""
+    if not hasattr(model, "head_distances"):
+        return float("nan")
+    return float(np.mean(jax.jit(lambda m, x: m.head_distances(x))(model, inputs)))
+
+
+Name = Literal["text", "vowels", "era", "mnist", "cifar10"]
+
+
+def main(name: tyro.conf.Positional[Name], options: Comparison = Comparison()) -> None:
     """Compares kernels on the task NAME."""
     task = TASKS[name]
     if options.steps is not None:

@@ -133,6 +133,23 @@ def addresses(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     return train, valid
 
 
+def eras(folder: Path, context: int) -> tuple[Examples, Examples]:
+    """(training, validation) passages of so many bytes, labelled by the quarter of the addresses in which they stand.
+
+    Quarters are by year. Every tenth address is for validation, as in `addresses`.
+    """
+    paths = sorted((folder / "data").glob("*.txt"))
+    parts: tuple[list[tuple[np.ndarray, int]], ...] = ([], [])
+    for i, path in enumerate(paths):
+        text = np.frombuffer(path.read_bytes().strip(), np.uint8)
+        passages = text[: text.size // context * context].reshape(-1, context)
+        parts[i % 10 == 9].extend((passage, 4 * i // len(paths)) for passage in passages)
+    train, valid = (
+        Examples(np.stack([text for text, _ in part]), np.asarray([era for _, era in part])) for part in parts
+    )
+    return train, valid
+
+
 def mnist(folder: Path) -> tuple[Examples, Examples]:
     """(training, test) digits of 28 × 28 pixels, grey values in [0, 1]."""
 

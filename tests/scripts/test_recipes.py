@@ -153,6 +153,33 @@ def test_recipes_run_on_a_few_kilobytes(name, tmp_path, capsys):
     assert "± " in capsys.readouterr().out
 
 
+def test_consonants_are_what_is_left_of_a_text():
+    windows = data.text_windows(np.frombuffer(b"A text on areas.", np.uint8), 7)
+    pairs = compare_kernels.from_consonants(windows)
+    assert pairs.inputs[0].tobytes() == b" txt \0\0\x01A text"
+    assert bytes(pairs.labels[0].astype(np.uint8)) == b"A text "
+
+
+@pytest.mark.parametrize("name", ["vowels", "era"])
+def test_texts_are_written_and_dated(name, tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for year in range(1990, 2001):
+        (folder / f"{year}.txt").write_bytes(b"jumps over dogs " * 8 if year < 1996 else b"a quick brown fox " * 8)
+    task = dataclasses.replace(
+        compare_kernels.TASKS[name], steps=30, batch_size=8, width=16, heads=2, layers=1, feedforward=16, context=16
+    )
+    if name == "era":
+        train, test = real_data.eras(tmp_path, 16)
+        assert sorted(set(train.labels.tolist())) == [0, 1, 2, 3]
+        assert set(test.labels.tolist()) == {3}
+    else:
+        train = test = compare_kernels.from_consonants(data.text_windows(real_data.addresses(tmp_path)[0], 16))
+    options = compare_kernels.Comparison(seeds=(0,), kernels=("softmax",), run_dir=tmp_path / "runs")
+    ((measure, *_),) = compare_kernels.run(name, task, options, train, train)[0]["results"]
+    assert measure > 0.4 if name == "era" else measure < 100  # by chance 0.25 and 256
+
+
 def test_momentum_blocks_are_compared_on_text(tmp_path, capsys):
     text = np.frombuffer(b"the quick brown fox jumps over the lazy dog " * 60, np.uint8)
     task = dataclasses.replace(
