@@ -188,7 +188,8 @@ def fit(
         regularization: λ ≥ 0, in units of the summed loss (not divided by the number of pairs).
         solver: ``"spectral"``, the closed form (squared loss, all pairs observed); ``"cg"``, conjugate gradients
             preconditioned by it (squared loss); ``"newton"``, damped Newton steps by conjugate gradients (logistic);
-            ``"lagrangian"``, augmented Lagrangians by semismooth Newton steps (hinge, stopped by the duality gap). None: the first that applies.
+            ``"lagrangian"``, augmented Lagrangians by semismooth Newton steps (hinge, stopped by the duality gap).
+            None: the first that applies.
         maps: None: the rows as they are if a = b, if the span is "product", or if the kernel has maps of its own
             (attributes ``query_map`` and ``key_map``), else `partial_least_squares` of rank min(a, b). An integer: of
             that rank. ``"kernel"``: none, the kernel takes rows of both lengths. (W_x, W_y): x ↦ W_xᵀ x, y ↦ W_yᵀ y
@@ -197,8 +198,8 @@ def fit(
             domain has more than 2000 rows (with span "sections": where both have), with a warning. Chosen by
             `choose_landmarks`.
         rng_key: draws the landmarks; None chooses them deterministically.
-        tolerance: relative residual, in the norm of the preconditioner, at which "cg" and "newton" stop; None: ε^(2/3).
-            For "lagrangian" the duality gap over the objective, None: 1e-4.
+        tolerance: where a solver stops: "cg" by its relative residual and "newton" by √(gᵀ M⁻¹ g / objective), with the
+            preconditioner M, None: ε^(2/3); "lagrangian" by the duality gap over the objective, None: 1e-4.
         max_steps: of the solver; None: 1000, 100 and 50 for "cg", "newton" and "lagrangian".
         progress: called with the number of steps and the residual, such as `print`.
 
@@ -230,7 +231,7 @@ def fit(
         >>> import jax, jax.numpy as jnp
         >>> from jaxop import kernel_machines, kernels
         >>> X, Y = jax.random.normal(jax.random.key(0), (2, 30, 2))
-        >>> swirl = lambda x, y: x[:, :1] * y[:, 1] - 2 * x[:, 1:] * y[:, 0]  # neither symmetric nor definite
+        >>> swirl = lambda x, y: jnp.outer(x[:, 0], y[:, 1]) - 2 * jnp.outer(x[:, 1], y[:, 0])
         >>> machine = kernel_machines.fit(kernels.ExpDotProduct(), X, Y, swirl(X, Y), regularization=1e-6)
         >>> bool(jnp.max(jnp.abs(machine(X[:5] / 2, Y[:7] / 2) - swirl(X[:5] / 2, Y[:7] / 2))) < 1e-2)
         True

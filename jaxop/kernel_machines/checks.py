@@ -43,8 +43,8 @@ def points(X: Any, Y: Any) -> tuple[Array, Array, np.dtype]:
                 f"{argument} must have shape (points, features) with at least one of each, got {rows.shape}; reshape "
                 "it to rows."
             )
-        if is_concrete(rows) and not bool(jnp.all(jnp.isfinite(rows))):
-            index = first_index(~np.asarray(jnp.isfinite(rows)))
+        if is_concrete(rows) and not (good := np.isfinite(np.asarray(rows))).all():
+            index = first_index(~good)
             raise ValueError(f"{argument} must be finite, but its entry {index} is not; drop or fill such rows.")
     dtype = accumulator(max((x.dtype, y.dtype), key=lambda d: jnp.finfo(d).bits))
     return x.astype(dtype), y.astype(dtype), dtype
@@ -109,8 +109,8 @@ def regularization(regularization: Any, loss: str, observations: Observations) -
 
 def finite(kernel: Kernel, matrix: Array) -> Array:
     """A matrix of kernel values without overflow."""
-    if is_concrete(matrix) and not bool(jnp.all(jnp.isfinite(matrix))):
-        index = first_index(~np.isfinite(np.asarray(matrix)))
+    if is_concrete(matrix) and not (good := np.isfinite(np.asarray(matrix))).all():
+        index = first_index(~good)
         raise FloatingPointError(
             f"{name(kernel)} is not finite at the pair {index} of the rows it compares; scale the inputs down, to unit "
             "variance, say."

@@ -217,8 +217,8 @@ def observe(responses: Any, mask: Any, nx: int, ny: int, dtype: np.dtype) -> Obs
             if not seen.any():
                 raise ValueError("mask is False everywhere: at least one observed pair is needed.")
             mask = None if seen.all() else mask
-    if is_concrete(values) and not bool(jnp.all(jnp.isfinite(values))):
-        i, j = first_index(~np.isfinite(np.asarray(values)))  # pyright: ignore[reportGeneralTypeIssues]
+    if is_concrete(values) and not (good := np.isfinite(np.asarray(values))).all():
+        i, j = np.argwhere(~good)[0]
         raise ValueError(
             f"responses must be finite, but responses[{i}, {j}] is {float(values[i, j])}; where it means that the "
             "pair is unobserved, pass mask=~jnp.isnan(responses)."
@@ -253,14 +253,12 @@ def _listed(responses: Any, nx: int, ny: int, dtype: np.dtype) -> Listed:
             )
         if rows.size == 0:
             raise ValueError("responses stores no entries: at least one observed pair is needed.")
-        if is_concrete(values):
-            bad = ~np.isfinite(np.asarray(values))
-            if bad.any():
-                k = first_index(bad)
-                raise ValueError(
-                    f"responses must be finite, but the entry of pair ({rows[k]}, {columns[k]}) is {float(values[k])}; "
-                    "drop the entries of unobserved pairs."
-                )
+        if is_concrete(values) and not (good := np.isfinite(np.asarray(values))).all():
+            k = first_index(~good)
+            raise ValueError(
+                f"responses must be finite, but the entry of pair ({rows[k]}, {columns[k]}) is {float(values[k])}; "
+                "drop the entries of unobserved pairs."
+            )
     return Listed(values, jnp.asarray(rows, np.int32), jnp.asarray(columns, np.int32), (nx, ny))
 
 

@@ -22,7 +22,7 @@ Operator = Callable[[Array], Array]
 Progress = Callable[[int, float], None]
 """Called with the number of steps so far and the residual that the solver compares with its tolerance."""
 
-_INNER = 500
+_INNER = 2000
 _INNER_NEWTON = 50
 """Most steps of conjugate gradients in one of Newton, and of Newton in one of the augmented Lagrangian."""
 
@@ -117,24 +117,24 @@ class Solution(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames=("shared",))
-def axes(features: Features, *, shared: bool) -> tuple[Axis, Axis]:
+def axes(features: Features, *, shared: tuple[bool, bool]) -> tuple[Axis, Axis]:
     """The coordinates of both domains, by singular value and eigendecompositions.
 
     Args:
         features: Φ, Ψ and their metrics.
-        shared: whether no landmarks were drawn: then Ψ = Φᵀ where P = I (one decomposition for both), else Φ = P_x and
-            Ψ = P_y.
+        shared: for each domain, whether all rows serve as landmarks: if both do, Ψ = Φᵀ where P = I (one decomposition
+            for both); otherwise Φ = P_x or Ψ = P_y.
 
     Returns:
         The axes of the first and the second domain. An eigenvalue of a metric below ε times the largest counts as that:
         it is rounding.
     """
-    if features.left_metric is None and shared:
+    if features.left_metric is None and all(shared):
         u, s, v = jnp.linalg.svd(features.left, full_matrices=False)
         return Axis(u, s, v.T, s), Axis(v.T, s, u, s)
     return (
-        _axis(features.left, features.left_metric, shared),
-        _axis(features.right, features.right_metric, shared),
+        _axis(features.left, features.left_metric, shared[0]),
+        _axis(features.right, features.right_metric, shared[1]),
     )
 
 
@@ -366,7 +366,7 @@ def newton(
 
     Stops where ``measure(gradient, preconditioner, objective)`` is at most the tolerance.
     """
-    slack = 10 * jnp.finfo(start.dtype).eps
+    eps = float(jnp.finfo(start.dtype).eps)
 
     class State(NamedTuple):
         solution: Array
@@ -388,11 +388,11 @@ def newton(
             -state.gradient,
             state.preconditioner,
             problem.zero,
-            jnp.minimum(0.1, jnp.sqrt(state.residual)),
+            jnp.clip(state.residual / 10, eps ** (2 / 3), 1e-3),  # exact enough for few Newton steps
             jnp.full_like(max_steps, _INNER),
         ).coefficients
         slope = 2 * jnp.sum(state.gradient * direction)
-        allowed = slack * jnp.abs(state.objective)
+        allowed = 10 * eps * state.objective
 
         def too_long(length: Array) -> Array:
             value = problem.objective(state.solution + length * direction)

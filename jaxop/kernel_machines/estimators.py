@@ -1,0 +1,258 @@
+"""Binary kernel machines in the manner of scikit-learn: parameters in the constructor, NumPy arrays in and out."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.validation import check_is_fitted
+
+from jaxop._validation import float_dtype
+from jaxop.kernel_machines.binary import Kernels, Landmarks, Maps, fit
+from jaxop.kernel_machines.observations import Grid, observe
+from jaxop.kernels import ExpDotProduct
+
+
+class _BinaryEstimator(BaseEstimator):
+    """Parameters, fit and values of both estimators; inputs are rounded to JAX's default floating dtype."""
+
+    def __init__(
+        self,
+        kernel: Kernels | None = None,
+        *,
+        span: str = "sections",
+        regularization: float = 1e-4,
+        solver: str | None = None,
+        maps: Maps = None,
+        landmarks: Landmarks = None,
+        random_state: int | None = None,
+        tolerance: float | None = None,
+        max_steps: int | None = None,
+    ):
+        self.kernel = kernel
+        self.span = span
+        self.regularization = regularization
+        self.solver = solver
+        self.maps = maps
+        self.landmarks = landmarks
+        self.random_state = random_state
+        self.tolerance = tolerance
+        self.max_steps = max_steps
+
+    def _fit(self, X: Any, Y: Any, responses: Any, mask: Any, loss: str) -> Any:
+        X, Y = np.asarray(X, float_dtype()), np.asarray(Y, float_dtype())
+        self.machine_ = fit(
+            ExpDotProduct() if self.kernel is None else self.kernel,
+            X,
+            Y,
+            responses,
+            mask,
+            span=self.span,
+            loss=loss,
+            regularization=self.regularization,
+            solver=self.solver,
+            maps=self.maps,
+            landmarks=self.landmarks,
+            rng_key=None if self.random_state is None else jax.random.key(self.random_state),
+            tolerance=self.tolerance,
+            max_steps=self.max_steps,
+        )
+        self.n_features_in_ = X.shape[1]
+        return self
+
+    def _values(self, X: Any, Y: Any) -> np.ndarray:
+        check_is_fitted(self, "machine_")
+        return np.asarray(self.machine_(np.asarray(X, float_dtype()), np.asarray(Y, float_dtype())))
+
+
+def _observed(responses: Any, mask: Any, nx: int, ny: int) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """The observed responses of nx × ny pairs and their indices."""
+    seen = observe(_rounded(responses), mask, nx, ny, float_dtype())
+    if not isinstance(seen, Grid):
+        return np.asarray(seen.values), (np.asarray(seen.rows), np.asarray(seen.columns))
+    at = np.nonzero(np.ones(seen.shape, bool) if seen.mask is None else np.asarray(seen.mask))
+    return np.asarray(seen.values)[at], at
+
+
+def _rounded(responses: Any) -> Any:
+    return responses.astype(float_dtype()) if hasattr(responses, "tocoo") else np.asarray(responses, float_dtype())
+
+
+class BinaryKernelRegressor(RegressorMixin, _BinaryEstimator):
+    """Regression of responses z_ij on pairs of rows (x_i, y_j), see `jaxop.kernel_machines.fit`.
+
+    Args:
+        kernel: κ, or with span="product" a pair (κ_X, κ_Y); None: `jaxop.kernels.ExpDotProduct`.
+        span: ``"sections"`` or ``"product"``.
+        regularization: λ.
+        solver: None, ``"spectral"`` or ``"cg"``.
+        maps: how rows of different lengths are compared.
+        landmarks: how many rows of each domain span the machine.
+        random_state: an integer that seeds the choice of landmarks; None: deterministic.
+        tolerance: where the solver stops.
+        max_steps: of the solver.
+
+    Attributes:
+        machine_: the fitted `BinaryMachine`.
+        n_features_in_: length of a row of X.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxop import kernel_machines
+        >>> X, Y = np.random.default_rng(0).normal(size=(2, 30, 2))
+        >>> z = X[:, :1] * Y[:, 1] - 2 * X[:, 1:] * Y[:, 0]
+        >>> machine = kernel_machines.BinaryKernelRegressor().fit(X[:20], Y[:20], z[:20, :20])
+        >>> bool(machine.score(X[20:], Y[20:], z[20:, 20:]) > 0.8)
+        True
+    """
+
+    def fit(self, X: Any, Y: Any, responses: Any, mask: Any = None) -> "BinaryKernelRegressor":
+        """Fits the responses of pairs.
+
+        Args:
+            X: rows of the first domain, (nx, a).
+            Y: rows of the second, (ny, b).
+            responses: z_ij, (nx, ny), or a matrix of scipy.sparse whose stored entries are the observed pairs.
+            mask: which pairs are observed, (nx, ny), or None: all.
+
+        Returns:
+            Itself.
+
+        Raises:
+            ValueError: as `jaxop.kernel_machines.fit`.
+        """
+        return self._fit(X, Y, _rounded(responses), mask, "squared")
+
+    def predict(self, X: Any, Y: Any) -> Float[np.ndarray, "nx ny"]:
+        """The values f(x_i, y_j), (nx, ny)."""
+        return self._values(X, Y)
+
+    def score(self, X: Any, Y: Any, responses: Any, mask: Any = None) -> float:
+        """The share R² of the variance of the observed responses that is explained."""
+        values = self._values(X, Y)
+        z, at = _observed(responses, mask, *values.shape)
+        z = z.astype(np.float64)
+        return 1 - float(np.sum((z - values[at]) ** 2) / np.sum((z - z.mean()) ** 2))
+
+
+def _is_logistic(estimator: Any) -> bool:
+    if estimator.loss != "logistic":
+        raise AttributeError(f"predict_proba needs loss='logistic', got loss={estimator.loss!r}.")
+    return True
+
+
+class BinaryKernelClassifier(ClassifierMixin, _BinaryEstimator):
+    """Two classes of pairs of rows (x_i, y_j), see `jaxop.kernel_machines.fit`.
+
+    Args:
+        kernel: κ, or with span="product" a pair (κ_X, κ_Y); None: `jaxop.kernels.ExpDotProduct`.
+        loss: ``"logistic"``, ``"hinge"`` or ``"squared"``.
+        span: ``"sections"`` or ``"product"``.
+        regularization: λ.
+        solver: None, or one of `jaxop.kernel_machines.fit` for the loss.
+        maps: how rows of different lengths are compared.
+        landmarks: how many rows of each domain span the machine.
+        random_state: an integer that seeds the choice of landmarks; None: deterministic.
+        tolerance: where the solver stops.
+        max_steps: of the solver.
+
+    Attributes:
+        classes_: the two labels; the second counts as +1.
+        machine_: the fitted `BinaryMachine`.
+        n_features_in_: length of a row of X.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxop import kernel_machines, kernels
+        >>> X, Y = np.random.default_rng(0).uniform(-1, 1, size=(2, 30, 2))
+        >>> labels = np.where(X[:, :1] * Y[:, 1] > X[:, 1:] * Y[:, 0], "left", "right")
+        >>> classifier = kernel_machines.BinaryKernelClassifier(regularization=0.1)
+        >>> bool(classifier.fit(X[:20], Y[:20], labels[:20, :20]).score(X[20:], Y[20:], labels[20:, 20:]) > 0.9)
+        True
+    """
+
+    def __init__(
+        self,
+        kernel: Kernels | None = None,
+        *,
+        loss: str = "logistic",
+        span: str = "sections",
+        regularization: float = 1e-4,
+        solver: str | None = None,
+        maps: Maps = None,
+        landmarks: Landmarks = None,
+        random_state: int | None = None,
+        tolerance: float | None = None,
+        max_steps: int | None = None,
+    ):
+        super().__init__(
+            kernel,
+            span=span,
+            regularization=regularization,
+            solver=solver,
+            maps=maps,
+            landmarks=landmarks,
+            random_state=random_state,
+            tolerance=tolerance,
+            max_steps=max_steps,
+        )
+        self.loss = loss
+
+    def fit(self, X: Any, Y: Any, responses: Any, mask: Any = None) -> "BinaryKernelClassifier":
+        """Fits the labels of pairs.
+
+        Args:
+            X: rows of the first domain, (nx, a).
+            Y: rows of the second, (ny, b).
+            responses: labels of any type with two different values, (nx, ny), or a matrix of scipy.sparse whose stored
+                entries are the observed pairs.
+            mask: which pairs are observed, (nx, ny), or None: all.
+
+        Returns:
+            Itself.
+
+        Raises:
+            ValueError: unless the observed labels have two values, and as `jaxop.kernel_machines.fit`.
+        """
+        labels = responses.tocoo() if hasattr(responses, "tocoo") else np.asarray(responses)
+        seen = (
+            labels.data if hasattr(responses, "tocoo") else labels if mask is None else labels[np.asarray(mask, bool)]
+        )
+        classes = np.unique(np.asarray(seen))
+        if len(classes) != 2:
+            raise ValueError(f"responses must have two different labels, got {len(classes)}: {classes[:5]}.")
+        self.classes_ = classes
+        if hasattr(responses, "tocoo"):
+            signs = labels.astype(float_dtype())
+            signs.data = self._signs(labels.data)
+        else:
+            signs = self._signs(labels)
+        return self._fit(X, Y, signs, mask, self.loss)
+
+    def _signs(self, labels: np.ndarray) -> np.ndarray:
+        return np.where(labels == self.classes_[1], 1, -1).astype(float_dtype())
+
+    def decision_function(self, X: Any, Y: Any) -> Float[np.ndarray, "nx ny"]:
+        """The values f(x_i, y_j), positive for the second class."""
+        return self._values(X, Y)
+
+    def predict(self, X: Any, Y: Any) -> np.ndarray:
+        """Labels of all pairs, (nx, ny)."""
+        return self.classes_[(self._values(X, Y) > 0).astype(int)]
+
+    @available_if(_is_logistic)
+    def predict_proba(self, X: Any, Y: Any) -> Float[np.ndarray, "nx ny 2"]:
+        """The probabilities of both classes, (nx, ny, 2); for the logistic loss."""
+        second = np.asarray(jax.nn.sigmoid(self._values(X, Y)))
+        return np.stack([1 - second, second], axis=-1)
+
+    def score(self, X: Any, Y: Any, responses: Any, mask: Any = None) -> float:
+        """The share of observed labels that is predicted."""
+        predicted = self.predict(X, Y)
+        if hasattr(responses, "tocoo"):
+            listed = responses.tocoo()
+            return float(np.mean(predicted[listed.row, listed.col] == listed.data))
+        right = predicted == np.asarray(responses)
+        return float(np.mean(right if mask is None else right[np.asarray(mask, bool)]))

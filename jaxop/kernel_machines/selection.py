@@ -1,0 +1,280 @@
+"""Choosing kernels and regularisation: held-out losses, their gradients, and cross-validation."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.experimental.sparse import BCOO
+from jaxtyping import Array, Bool, Float, Key, PyTree, Real
+
+from jaxop._validation import as_float, check_name
+from jaxop.kernel_machines import solvers
+from jaxop.kernel_machines.binary import BinaryMachine, Kernels, Responses, fit
+from jaxop.kernel_machines.observations import Grid, observe
+
+FOLDS = ("pairs", "rows", "columns")
+"""What is held out: observed pairs, all pairs of some rows of X (new users), or of some rows of Y (new films)."""
+
+Data: TypeAlias = tuple[Any, Any, Any, Any]
+"""X, Y, responses and mask (or None)."""
+
+
+def validation_loss(
+    machine: BinaryMachine,
+    X: Real[Array | np.ndarray, "nx a"],
+    Y: Real[Array | np.ndarray, "ny b"],
+    responses: Responses,
+    mask: Bool[Array | np.ndarray, "nx ny"] | None = None,
+    *,
+    loss: str = "squared",
+) -> Float[Array, ""]:
+    """Mean of L(f(x_i, y_j), z_ij) over observed pairs; differentiable through `fit`.
+
+    Args:
+        machine: f.
+        X: rows of the first domain, (nx, a).
+        Y: rows of the second, (ny, b).
+        responses: z_ij, a matrix or a sparse matrix as in `fit`.
+        mask: which pairs count, or None: all.
+        loss: as in `fit`.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: as `fit`, for responses and masks that do not fit.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxop import kernel_machines, kernels
+        >>> X = jnp.linspace(-1, 1, 12)[:, None]
+        >>> held_out = jnp.eye(12, dtype=bool)
+        >>> def held_out_loss(width):
+        ...     machine = kernel_machines.fit(kernels.Gaussian(width), X, X, X @ X.T, ~held_out)
+        ...     return kernel_machines.validation_loss(machine, X, X, X @ X.T, held_out)
+        >>> bool(jnp.isfinite(jax.grad(held_out_loss)(1.0)))
+        True
+    """
+    check_name(loss, "loss", solvers.LOSSES)
+    x, y = as_float(X, "X"), as_float(Y, "Y")
+    observations = observe(responses, mask, x.shape[0], y.shape[0], machine.coefficients.dtype)
+    value = solvers.LOSSES[loss].value
+    if isinstance(observations, Grid):
+        losses = value(machine(x, y), observations.values)
+        return jnp.mean(losses) if observations.mask is None else jnp.mean(losses, where=observations.mask)
+    return jnp.mean(value(machine.pairs(x[observations.rows], y[observations.columns]), observations.values))
+
+
+def split(
+    X: Real[Array | np.ndarray, "nx a"],
+    Y: Real[Array | np.ndarray, "ny b"],
+    responses: Responses,
+    mask: Bool[Array | np.ndarray, "nx ny"] | None = None,
+    *,
+    rng_key: Key[Array, ""],
+    folds: int = 5,
+    over: str = "pairs",
+) -> Iterator[tuple[Data, Data]]:
+    """Training and validation data of each fold: every observed pair is held out once.
+
+    Args:
+        X: rows of the first domain.
+        Y: rows of the second.
+        responses: z_ij, a matrix or a sparse matrix as in `fit`.
+        mask: which pairs are observed, or None: all.
+        rng_key: shuffles what is held out.
+        folds: how many, of sizes as equal as can be.
+        over: ``"pairs"``; ``"rows"``: whole rows, whose x the machine never sees; ``"columns"``.
+
+    Yields:
+        ``(training, validation)``, each ``(X, Y, responses, mask)`` as `fit` and `validation_loss` take them.
+
+    Raises:
+        ValueError: for fewer than two folds, more than there is to hold out, or a fold without any observed pair.
+    """
+    check_name(over, "over", FOLDS)
+    x, y = np.asarray(as_float(X, "X")), np.asarray(as_float(Y, "Y"))
+    seen = observe(responses, mask, len(x), len(y), as_float(x, "X").dtype)
+    if isinstance(seen, Grid):
+        values = np.asarray(seen.values)
+        i, j = np.nonzero(np.ones(seen.shape, bool) if seen.mask is None else np.asarray(seen.mask))
+        values = values[i, j]
+    else:
+        values, i, j = (np.asarray(a) for a in (seen.values, seen.rows, seen.columns))
+    unit = {"pairs": np.arange(len(values)), "rows": i, "columns": j}[over]
+    count = {"pairs": len(values), "rows": len(x), "columns": len(y)}[over]
+    if not 2 <= folds <= count:
+        raise ValueError(f"folds must be between 2 and the number of {over}, {count}, got {folds}.")
+    fold = np.asarray(jax.random.permutation(rng_key, count))[unit] % folds
+
+    def part(chosen: np.ndarray) -> Data:
+        rows, columns = np.unique(i[chosen]), np.unique(j[chosen])
+        rows = rows if over == "rows" else np.arange(len(x))
+        columns = columns if over == "columns" else np.arange(len(y))
+        at = np.searchsorted(rows, i[chosen]), np.searchsorted(columns, j[chosen])
+        if isinstance(seen, Grid):
+            matrix, observed = (
+                np.zeros((len(rows), len(columns)), values.dtype),
+                np.zeros((len(rows), len(columns)), bool),
+            )
+            matrix[at], observed[at] = values[chosen], True
+            return x[rows], y[columns], matrix, observed
+        indices = jnp.asarray(np.stack(at, axis=1), np.int32)
+        sparse = BCOO((jnp.asarray(values[chosen]), indices), shape=(len(rows), len(columns)))
+        return x[rows], y[columns], sparse, None
+
+    for k in range(folds):
+        held_out = fold == k
+        if held_out.all() or not held_out.any():
+            raise ValueError(
+                f"fold {k} of {folds} over {over} has {'all' if held_out.all() else 'no'} observed pairs; take fewer "
+                "folds or another rng_key."
+            )
+        yield part(~held_out), part(held_out)
+
+
+def cross_validate(
+    kernel: Kernels,
+    X: Real[Array | np.ndarray, "nx a"],
+    Y: Real[Array | np.ndarray, "ny b"],
+    responses: Responses,
+    mask: Bool[Array | np.ndarray, "nx ny"] | None = None,
+    *,
+    rng_key: Key[Array, ""],
+    folds: int = 5,
+    over: str = "pairs",
+    loss: str = "squared",
+    **options: Any,
+) -> Float[np.ndarray, " folds"]:
+    """`validation_loss` on each fold of a machine fitted to the others.
+
+    Args:
+        kernel: κ, or (κ_X, κ_Y), as in `fit`.
+        X: rows of the first domain.
+        Y: rows of the second.
+        responses: z_ij, a matrix or a sparse matrix.
+        mask: which pairs are observed, or None: all.
+        rng_key: shuffles what is held out.
+        folds: how many.
+        over: what is held out, ``"pairs"``, ``"rows"`` or ``"columns"``, see `split`. A machine that is to meet new
+            rows has to be judged on new rows: on pairs it knows both sides.
+        loss: of the fit and of the judgement.
+        **options: of `fit`.
+
+    Returns:
+        One loss per fold.
+
+    Raises:
+        ValueError: as `split` and `fit`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxop import kernel_machines, kernels
+        >>> X = jnp.linspace(-1, 1, 12)[:, None]
+        >>> score = lambda over: kernel_machines.cross_validate(
+        ...     kernels.Gaussian(1.0), X, X, X @ X.T, folds=3, over=over, rng_key=jax.random.key(0)
+        ... ).mean()
+        >>> bool(score("pairs") < score("rows") < 0.1)
+        True
+    """
+    losses = []
+    for training, validation in split(X, Y, responses, mask, rng_key=rng_key, folds=folds, over=over):
+        machine = fit(kernel, *training, loss=loss, **options)
+        losses.append(float(validation_loss(machine, *validation, loss=loss)))
+    return np.asarray(losses)
+
+
+class Tuned(NamedTuple):
+    """What `tune` has found.
+
+    Attributes:
+        kernel: κ, or (κ_X, κ_Y), with the parameters of the least validation loss.
+        regularization: λ, with them.
+        params: those parameters.
+        losses: the validation loss at the start of each step.
+    """
+
+    kernel: Kernels
+    regularization: float
+    params: Any
+    losses: Float[np.ndarray, " steps"]
+
+
+def tune(
+    build: Callable[[Any], Kernels],
+    params: PyTree,
+    training: Data,
+    validation: Data,
+    *,
+    regularization: float = 1e-4,
+    steps: int = 50,
+    optimizer: optax.GradientTransformation | None = None,
+    loss: str = "squared",
+    progress: Callable[[int, float], None] | None = None,
+    **options: Any,
+) -> Tuned:
+    """Descends the validation loss in the parameters of the kernel and in log λ, through the fit.
+
+    Args:
+        build: from parameters to the kernel. Parameters that have to stay positive are best their logarithms:
+            ``lambda p: kernels.Gaussian(jnp.exp(p))``.
+        params: where to start, a pytree of floats.
+        training: ``(X, Y, responses, mask)`` for the fit.
+        validation: the same for the loss: other pairs of the same rows, or other rows; see `split`.
+        regularization: the λ to start from.
+        steps: of the optimiser.
+        optimizer: None: Adam with a rate of 0.1.
+        loss: ``"squared"`` or ``"logistic"``, of the fit and of the validation.
+        progress: called with the number of steps and the validation loss.
+        **options: of `fit`.
+
+    Returns:
+        The best point that was visited; fit it to all data.
+
+    Raises:
+        FloatingPointError: if the validation loss or its gradient is not finite.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxop import kernel_machines, kernels
+        >>> X, Y = jax.random.uniform(jax.random.key(0), (2, 16, 1))
+        >>> data = X, Y, jnp.sin(3 * (X - 2 * Y.T)), None
+        >>> folds = kernel_machines.split(*data, over="rows", folds=2, rng_key=jax.random.key(1))
+        >>> tuned = kernel_machines.tune(lambda p: kernels.Gaussian(jnp.exp(p)), 0.0, *next(folds), steps=10)
+        >>> bool(tuned.losses.min() < tuned.losses[0])
+        True
+    """
+    optimizer = optimizer or optax.adam(0.1)
+    start = jax.tree.map(lambda leaf: as_float(leaf, "params"), params)
+    point = start, jnp.log(as_float(regularization, "regularization"))
+
+    def objective(point: Any) -> Array:
+        machine = fit(build(point[0]), *training, regularization=jnp.exp(point[1]), loss=loss, **options)
+        return validation_loss(machine, *validation, loss=loss)
+
+    @jax.jit
+    def advance(point: Any, state: Any) -> tuple[Any, Any, Array, Array]:
+        value, gradient = jax.value_and_grad(objective)(point)
+        with jax.numpy_dtype_promotion("standard"):  # Optax relies on it
+            updates, state = optimizer.update(gradient, state, point)
+        finite = jnp.all(jnp.asarray([jnp.all(jnp.isfinite(g)) for g in jax.tree.leaves(gradient)]))
+        return optax.apply_updates(point, updates), state, value, finite & jnp.isfinite(value)
+
+    state, best, losses = optimizer.init(point), point, []
+    for step in range(steps):
+        new, state, value, finite = advance(point, state)
+        if not bool(finite):
+            raise FloatingPointError(
+                f"the validation loss {float(value)} or its gradient is not finite in step {step} of tune, at "
+                f"λ = {float(jnp.exp(point[1])):.3g}; start from a larger regularization, take a smaller rate or raise "
+                "max_steps."
+            )
+        losses.append(float(value))
+        best = point if losses[-1] == min(losses) else best
+        if progress is not None:
+            progress(step, losses[-1])
+        point = new
+    return Tuned(build(best[0]), float(jnp.exp(best[1])), best[0], np.asarray(losses))
