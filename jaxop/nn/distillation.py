@@ -136,9 +136,9 @@ def machine_of_head(
         >>> import jax
         >>> from flax import nnx
         >>> from jaxop import nn
-        >>> attention, x = nn.IntegralAttention(8, 2, rngs=nnx.Rngs(0)), jax.random.normal(jax.random.key(0), (80, 8))
-        >>> machine = nn.machine_of_head(attention, 0, x[:60])
-        >>> bool(nn.fidelity(machine(x[60:], x[60:]), nn.head_logits(attention, 0, x[60:])).weights < 0.1)
+        >>> attention, x = nn.IntegralAttention(8, 2, rngs=nnx.Rngs(0)), jax.random.normal(jax.random.key(0), (220, 8))
+        >>> machine = nn.machine_of_head(attention, 0, x[:200])
+        >>> bool(nn.fidelity(machine(x[200:], x[200:]), nn.head_logits(attention, 0, x[200:])).weights < 0.1)
         True
     """
     keys = x if context is None else context
