@@ -1,7 +1,8 @@
 """Measures jaxop against what a user would pick instead: medians, and ratios within one run.
 
     python scripts/benchmark.py                  # everything, about 25 minutes on two cores
-    python scripts/benchmark.py attention        # or large, steps, patches, fourier, transformers, momentum, flows: one
+    python scripts/benchmark.py attention        # or large, kernels, steps, patches, fourier, transformers, momentum,
+                                                 # flows: one
 
 Prints Markdown tables. Every row is measured in fresh processes that alternate where allocator settings
 matter; PyTorch rows need ``pip install 'jaxop[benchmark]'`` and are left out without it.
@@ -332,6 +333,68 @@ def fourier(repeats: int = 5) -> None:
             )
 
 
+def kernels(repeats: int = 15) -> None:
+    """Attention with every kernel against softmax's, 2 samples × 4 heads of 1024 nodes, in turns."""
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+
+    from jaxop import kernels, nn
+    from jaxop.attention import integral_attention, linear_attention
+
+    choices = {
+        "exponentiated dot product": kernels.ExpDotProduct(),
+        "Gaussian": kernels.Gaussian(0.5),
+        "Euclidean distance": kernels.EuclideanDistance(),
+        "intersection": kernels.Intersection(0.25),
+        "quadratic": kernels.Quadratic(),
+        "truncated exponential, degree 2": kernels.TruncatedExponential(2),
+        "truncated exponential, degree 8": kernels.TruncatedExponential(8),
+        "Gaussian + 2 · quadratic": kernels.Gaussian(0.5) + 2.0 * kernels.Quadratic(),
+        "Fourier integral": kernels.FourierIntegral(0.4),
+    }
+    print("\n| n = 1024, depth, kernel | implementation | forward | ratio | with gradient | ratio | scratch |")
+    print("|---|---|---|---|---|---|---|")
+    for depth in (16, 64):
+        *arrays, cotangent = jax.random.normal(jax.random.key(0), (4, 2, 1024, 4, depth))
+        learned, axis = nn.LearnedFeaturesConfig().make(4, depth, rngs=nnx.Rngs(0))
+
+        def linear(q, k, v, learned=learned, axis=axis):
+            features = jax.vmap(type(learned).features, (axis, 1, 1), 1)
+            return linear_attention(*features(learned, q, k), v)
+
+        for implementation in ("dense", "chunked"):
+            programs = {}
+            for name, kernel in [*choices.items(), ("learned features", None)]:
+
+                def one(q, k, v, kernel=kernel, implementation=implementation, linear=linear):
+                    if kernel is None:
+                        return linear(q, k, v)
+                    return integral_attention(q, k, v, kernel=kernel, implementation=implementation)
+
+                def loss(q, k, v, cotangent, one=one):
+                    return jnp.vdot(jax.vmap(one)(q, k, v), cotangent)
+
+                forward = jax.jit(jax.vmap(one)).lower(*arrays).compile()
+                gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*arrays, cotangent).compile()
+                programs[name] = (forward, arrays, []), (gradient, [*arrays, cotangent], [])
+            for _ in range(repeats + 2):
+                for compiled, operands, seconds in (p for pair in programs.values() for p in pair):
+                    start = time.perf_counter()
+                    jax.block_until_ready(compiled(*operands))
+                    seconds.append(time.perf_counter() - start)
+            medians = {name: [statistics.median(p[2][2:]) for p in pair] for name, pair in programs.items()}
+            for name, (_, (gradient, *_)) in programs.items():
+                if name == "learned features" and implementation == "dense":
+                    continue
+                label = "linear" if name == "learned features" else implementation
+                cells = []
+                for mine, softmax in zip(medians[name], next(iter(medians.values())), strict=True):
+                    cells += [f"{1e3 * mine:.0f} ms", f"{mine / softmax:.2f}"]
+                scratch = f"{scratch_bytes(gradient) / 2**20:.0f} MB"
+                print(f"| {depth}, {name} | {label} | " + " | ".join([*cells, scratch]) + " |", flush=True)
+
+
 def transformers(repeats: int = 9) -> None:
     """A training step of the models of compare_kernels.py, with the Fourier kernel and with softmax, in turns."""
     import compare_kernels
@@ -441,7 +504,17 @@ def flows(repeats: int = 3) -> None:
 
 def everything() -> None:
     """All sections, each in a process of its own."""
-    for section in ("attention", "large", "patches", "steps", "fourier", "transformers", "momentum", "flows"):
+    for section in (
+        "attention",
+        "large",
+        "kernels",
+        "patches",
+        "steps",
+        "fourier",
+        "transformers",
+        "momentum",
+        "flows",
+    ):
         subprocess.run([sys.executable, __file__, section], check=True)
 
 
@@ -455,6 +528,7 @@ def main() -> None:
             {
                 "attention": attention,
                 "large": large,
+                "kernels": kernels,
                 "steps": steps,
                 "step": step,
                 "patches": patches,

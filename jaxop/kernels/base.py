@@ -43,7 +43,7 @@ class Kernel(Protocol):
 
         The gradient is the true one: a differentiable nonnegative kernel is stationary at its zeros.
         """
-        return log_power(self(a, b))
+        return log_power(jnp.maximum(self(a, b), 0))
 
     def tile(self, query: Float[Array, "n d"], key: Float[Array, "m d"]) -> Float[Array, "n m"]:
         """The matrix log k(q_i, k_j) of a positive or nonnegative kernel, k(q_i, k_j) of a signed one."""
@@ -136,18 +136,31 @@ def with_depth(kernel: Kernel, depth: int) -> Kernel:
     return kernel if change is None else change(depth)
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def log_power(value: Float[Array, "*n"], power: float = 1.0) -> Float[Array, "*n"]:
-    """P log x, and `LOG_ZERO` with derivative 0 where x^p, or x, is below the smallest normal number.
+    """The logarithm of |x|^p; `LOG_ZERO` with derivative 0 where |x|^p, or |x|, is below the smallest normal number.
 
     Example:
         >>> import jax.numpy as jnp
         >>> from jaxop.kernels.base import log_power
-        >>> print(log_power(jnp.asarray([1.0, 0.0, -1.0])))
-        [ 0.e+00 -1.e+30 -1.e+30]
+        >>> print(log_power(jnp.asarray([1.0, -1.0, 0.0]), 2))
+        [ 0.e+00  0.e+00 -1.e+30]
     """
+    return _log_power(value, power)[0]
+
+
+@log_power.defjvp
+def _log_power_jvp(power, primals, tangents):
+    (value,), (change,) = primals, tangents
+    logarithm, alive, value = _log_power(value, power)
+    return logarithm, change * jnp.where(alive, power / value, 0)
+
+
+def _log_power(value: Array, power: float) -> tuple[Array, Array, Array]:
     smallest = float(jnp.finfo(value.dtype).tiny)
-    alive = value >= max(smallest, smallest ** (1 / power))
-    return jnp.where(alive, power * jnp.log(jnp.where(alive, value, 1)), LOG_ZERO)
+    alive = jnp.abs(value) >= max(smallest, smallest ** (1 / power))
+    value = jnp.where(alive, value, 1)
+    return jnp.where(alive, power * jnp.log(jnp.abs(value)), LOG_ZERO), alive, value
 
 
 def _is_real(value: Any) -> bool:

@@ -55,12 +55,12 @@ class Sum(BaseKernel):
 
     def log(self, a: Float[Array, " a"], b: Float[Array, " b"]) -> Float[Array, ""]:
         """Log Σ exp log k(a, b) over the parts."""
-        return functools.reduce(jnp.logaddexp, (kernel.log(a, b) for kernel in self.kernels))
+        return _log_sum(tuple(kernel.log(a, b) for kernel in self.kernels))
 
     def tile(self, query: Float[Array, "n a"], key: Float[Array, "m b"]) -> Float[Array, "n m"]:
         """The logarithm of the sum of the matrices of the parts; the sum itself if a part is signed."""
         if self.sign != "signed":
-            return functools.reduce(jnp.logaddexp, (kernel.tile(query, key) for kernel in self.kernels))
+            return _log_sum(tuple(kernel.tile(query, key) for kernel in self.kernels))
         first, *others = (matrix(kernel, query, key) for kernel in self.kernels)
         return sum(others, start=first)
 
@@ -198,7 +198,7 @@ class Scaled(BaseKernel):
         return self.factor if self.sign == "signed" else jnp.maximum(self.factor, 0)
 
     def _shift(self, log: Array) -> Array:
-        shift = log_power(jnp.asarray(self.factor, log.dtype))
+        shift = log_power(jnp.maximum(jnp.asarray(self.factor, log.dtype), 0))
         return jnp.where((log > LOG_ZERO / 2) & (shift > LOG_ZERO / 2), log + shift, LOG_ZERO)
 
 
@@ -272,6 +272,21 @@ class Projected(BaseKernel):
                     f"{linear.shape}, (d, r), or (h, d, r) with kernel_axis=0."
                 )
         return a @ self.query_map, b @ self.key_map
+
+
+@jax.custom_jvp
+def _log_sum(logs: tuple[Array, ...]) -> Array:
+    """Log Σ exp of finite numbers, `LOG_ZERO` among them."""
+    largest = functools.reduce(jnp.maximum, logs)
+    return largest + jnp.log(functools.reduce(jnp.add, (jnp.exp(log - largest) for log in logs)))
+
+
+@_log_sum.defjvp
+def _log_sum_jvp(primals, tangents):
+    (logs,), (changes,) = primals, tangents
+    total = _log_sum(logs)
+    shares = (jnp.exp(log - total) * change for log, change in zip(logs, changes, strict=True))
+    return total, functools.reduce(jnp.add, shares)
 
 
 def _log_product(logs: Sequence[Array]) -> Array:

@@ -13,13 +13,18 @@ from jaxtyping import Array, Float
 from jaxop._pytree import register
 from jaxop._validation import accumulator
 from jaxop.kernels.base import BaseKernel, check_positive
-from jaxop.kernels.channels import BLOCK, over_blocks, weighted_sums
 
 _NEAR = 0.25
 """x² below which sin x / x and its logarithmic derivative are summed as series."""
 
 _GROUP = 4
 """Channels that share one division: their product cannot underflow where no factor vanishes."""
+
+_BLOCK = 16
+"""Channels that are written out; longer vectors are scanned block by block."""
+
+_ROWS = 64
+"""Queries of a strip of the backward pass, whose matrices stay in a core's cache."""
 
 
 @functools.partial(register, static=("power", "epsilon"))
@@ -132,17 +137,17 @@ def log_sinc(query: Float[Array, "n d"], key: Float[Array, "m d"], radius: Float
     """
 
     def add(total: Array, x: Any, y: Any) -> Array:
-        mantissa, exponent = jnp.ones_like(total), jnp.zeros(total.shape, _LAYOUT[total.dtype.name].integer)
+        mantissa, exponent = jnp.ones_like(total), jnp.zeros(total.shape, LAYOUT[total.dtype.name].integer)
         for start in range(0, len(x[0]), _GROUP):
             group = slice(start, start + _GROUP)
             sines, differences = _fraction([p[group] for p in x], [p[group] for p in y])
-            mantissa, more = _split(mantissa * (sines / differences))
+            mantissa, more = split_bits(mantissa * (sines / differences))
             exponent = exponent + more
         return total + (jnp.log(mantissa) + math.log(2) * exponent.astype(total.dtype))
 
     # bits hide a NaN; times 0 it comes back
     poison = 0 * (jnp.sum(query, axis=1)[:, None] + jnp.sum(key, axis=1)[None, :]) + 0 * jnp.sum(radius)
-    return over_blocks(add, poison, *_blocks(query, key, radius))
+    return _over_blocks(add, poison, query, key, radius)
 
 
 def sinc_product(
@@ -163,7 +168,7 @@ def sinc_product(
         return product * (sines / differences)
 
     start = jnp.ones((query.shape[0], key.shape[0]), query.dtype)
-    return over_blocks(multiply, start, *_blocks(query, key, radius, block=_GROUP))
+    return _over_blocks(multiply, start, query, key, radius, block=_GROUP)
 
 
 @jax.custom_jvp
@@ -225,15 +230,15 @@ class _Bits(NamedTuple):
     bias: int
 
 
-_LAYOUT = {"float32": _Bits("int32", 23, 127), "float64": _Bits("int64", 52, 1023)}
+LAYOUT = {"float32": _Bits("int32", 23, 127), "float64": _Bits("int64", 52, 1023)}
 
 
-def _split(x: Array) -> tuple[Array, Array]:
+def split_bits(x: Array) -> tuple[Array, Array]:
     """|x| = m 2^e with 1 ≤ m < 2, by the bits of x: no product underflows, and none needs a logarithm.
 
     0 and the subnormal numbers count as m 2^−127 (m 2^−1023 in float64).
     """
-    integer, shift, bias = _LAYOUT[x.dtype.name]
+    integer, shift, bias = LAYOUT[x.dtype.name]
     bits = jax.lax.bitcast_convert_type(x, jnp.dtype(integer))
     exponent = ((bits >> shift) & (2 * bias + 1)) - bias
     mantissa = (bits & ((1 << shift) - 1)) | (bias << shift)
@@ -285,7 +290,15 @@ def _channels(a: Array, radius: Array, count: int) -> tuple[Array, Array, Array,
     return settle(pad, a.T), sine, cosine, jnp.pad(radius, (0, count - depth))
 
 
-def _blocks(query: Array, key: Array, radius: Array, block: int = BLOCK) -> tuple[list[Array], list[Array]]:
+def _over_blocks(update: Any, start: Any, query: Array, key: Array, radius: Array, *, block: int = _BLOCK) -> Any:
+    """``update(carry, channels of queries, channels of keys)`` for one block of channels after the other."""
+    x, y = _blocks(query, key, radius, block)
+    if x[0].shape[0] == 1:
+        return update(start, [p[0] for p in x], [p[0] for p in y])
+    return jax.lax.scan(lambda carry, xy: (update(carry, *xy), None), start, (x, y))[0]
+
+
+def _blocks(query: Array, key: Array, radius: Array, block: int = _BLOCK) -> tuple[list[Array], list[Array]]:
     """`_channels` of queries and keys, as (blocks, channels of a block, n)."""
     block = min(block, query.shape[1])
     count = -(-query.shape[1] // block)
@@ -299,17 +312,36 @@ def _log_sinc_forward(query: Array, key: Array, radius: Array):
 
 def _log_sinc_backward(residuals: Any, cotangent: Array):
     query, key, radius = residuals
-    x, y = _blocks(query, key, radius)
-    sums = weighted_sums(lambda g, *xy: g * _slope(*xy), cotangent, x[:3], y)
-    d_a, d_b = (g[: query.shape[1]].T for g in sums)
-    d_b = -d_b
+    n, depth = query.shape
+    rows, strips = min(n, _ROWS), -(-n // _ROWS)
+    padding = strips * rows - n
+    cotangents = jnp.pad(cotangent, [(0, padding), (0, 0)]).reshape(strips, rows, -1)
+
+    def differentiate(x: list[Array], y: list[Array]) -> tuple[Array, Array]:
+        """Row and column sums of the slopes of one block of channels, (channels, n) and (channels, m)."""
+
+        def strip(d_b: Array, inputs: Any):
+            x, cotangent = inputs
+            slopes = [cotangent * _slope(*xy) for xy in zip(*x, *y, strict=True)]
+            d_a = jnp.stack([jnp.sum(s, axis=1) for s in slopes])
+            return d_b - jnp.stack([jnp.sum(s, axis=0) for s in slopes]), d_a
+
+        cut = [jnp.moveaxis(jnp.pad(p, [(0, 0), (0, padding)]).reshape(-1, strips, rows), 1, 0) for p in x[:3]]
+        cut.append(jnp.broadcast_to(x[3][None], (strips, *x[3].shape)))
+        d_b, d_a = jax.lax.scan(strip, jnp.zeros_like(y[0]), (cut, cotangents))
+        return jnp.moveaxis(d_a, 0, 1).reshape(-1, strips * rows)[:, :n], d_b
+
+    gradients = jax.lax.map(lambda xy: differentiate(*xy), _blocks(query, key, radius))
+    d_a, d_b = (g.reshape(-1, g.shape[-1])[:depth].T for g in gradients)
     # any shift leaves the derivative in R as it is: slopes sum to 0; a near one spares digits
     near = jnp.mean(query, axis=0, keepdims=True)
     d_radius = jnp.sum((query - near) * d_a, axis=0) + jnp.sum((key - near) * d_b, axis=0)
     return d_a * radius[None, :], d_b * radius[None, :], d_radius
 
 
-def _slope(x: Array, sin_x: Array, cos_x: Array, y: Array, sin_y: Array, cos_y: Array, radius: Array) -> Array:
+def _slope(
+    x: Array, sin_x: Array, cos_x: Array, radius: Array, y: Array, sin_y: Array, cos_y: Array, _: Array
+) -> Array:
     """The derivative cot z − 1/z of log|sinc z| at z = R (x − y) of one channel, 0 where the sine is exactly 0."""
     difference = radius * (x[:, None] - y[None, :])
     sine = sin_x[:, None] * cos_y[None, :] - cos_x[:, None] * sin_y[None, :]

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from jaxtyping import Array, Float
 
 from jaxop._pytree import register
 from jaxop.kernels.base import LOG_ZERO, BaseKernel, check_positive, log_power
-from jaxop.kernels.channels import in_blocks, over_blocks
+from jaxop.kernels.channels import sum_over_channels
 
 
 @functools.partial(register, static=("depth",))
@@ -128,8 +129,25 @@ _FEW = 4
 """Channels up to which differences are as fast as a matrix product, and exact."""
 
 
+def _squared_distances_jvp(function: Callable[[Array, Array], Array]):
+    """The derivative of |q_i − k_j|² as two matrix products, sums over rows and columns of a cotangent included."""
+
+    def jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+        (query, key), (dq, dk) = primals, tangents
+        # distances know no origin: a near one spares digits
+        near = jax.lax.stop_gradient(jnp.mean(key, axis=0, keepdims=True))
+        q, k = query - near, key - near
+        one = jnp.ones_like(q[:, :1]), jnp.ones_like(k.T[:1])
+        by_query = jnp.concatenate([q, -one[0]], axis=1) @ jnp.concatenate([dk.T, jnp.sum(k * dk, axis=1)[None]])
+        by_key = jnp.concatenate([dq, -jnp.sum(q * dq, axis=1)[:, None]], axis=1) @ jnp.concatenate([k.T, one[1]])
+        return function(query, key), -2 * (by_query + by_key)
+
+    return jvp
+
+
+@jax.custom_jvp
 def squared_distances(query: Float[Array, "n d"], key: Float[Array, "m d"]) -> Float[Array, "n m"]:
-    """|q_i − k_j|² ≥ 0.
+    """|q_i − k_j|² ≥ 0, by a matrix product; for up to 4 channels by differences.
 
     Example:
         >>> import jax.numpy as jnp
@@ -138,15 +156,14 @@ def squared_distances(query: Float[Array, "n d"], key: Float[Array, "m d"]) -> F
         [[2.]]
     """
     if query.shape[1] <= _FEW:
-        zero = jnp.zeros((query.shape[0], key.shape[0]), query.dtype)
-        return sum(((q[:, None] - k[None, :]) ** 2 for q, k in zip(query.T, key.T, strict=True)), start=zero)
+        return sum_of_squares(query, key)
     squares = jnp.sum(query * query, axis=1)[:, None] + jnp.sum(key * key, axis=1)[None, :]
     return jnp.maximum(squares - 2 * (query @ key.T), 0)
 
 
 @jax.custom_jvp
 def sum_of_squares(query: Float[Array, "n d"], key: Float[Array, "m d"]) -> Float[Array, "n m"]:
-    """|q_i − k_j|² by differences, to a few ε of itself; its derivative by matrix products.
+    """|q_i − k_j|² by differences, to a few ε of itself.
 
     Example:
         >>> import jax.numpy as jnp
@@ -154,22 +171,8 @@ def sum_of_squares(query: Float[Array, "n d"], key: Float[Array, "m d"]) -> Floa
         >>> print(sum_of_squares(jnp.full((1, 8), 1e4), jnp.full((1, 8), 1e4 + 0.5)))
         [[2.]]
     """
-
-    def add(total: Array, x: list[Array], y: list[Array]) -> Array:
-        for a, b in zip(*x, *y, strict=True):
-            difference = a[:, None] - b[None, :]
-            total = total + difference * difference
-        return total
-
-    start = jnp.zeros((query.shape[0], key.shape[0]), query.dtype)
-    return over_blocks(add, start, [in_blocks(query)], [in_blocks(key)])
+    return sum_over_channels(lambda x, y: (x - y) ** 2, [query], [key])
 
 
-@sum_of_squares.defjvp
-def _sum_of_squares_jvp(primals, tangents):
-    (query, key), (dq, dk) = primals, tangents
-    # distances know no origin: a near one spares digits
-    near = jax.lax.stop_gradient(jnp.mean(key, axis=0, keepdims=True))
-    q, k = query - near, key - near
-    by_node = jnp.sum(q * dq, axis=1)[:, None] + jnp.sum(k * dk, axis=1)[None, :]
-    return sum_of_squares(query, key), 2 * (by_node - q @ dk.T - dq @ k.T)
+squared_distances.defjvp(_squared_distances_jvp(squared_distances))
+sum_of_squares.defjvp(_squared_distances_jvp(sum_of_squares))

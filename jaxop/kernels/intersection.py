@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from jaxop._pytree import register
 from jaxop.kernels.base import BaseKernel
-from jaxop.kernels.channels import in_blocks, over_blocks, weighted_sums
+from jaxop.kernels.channels import sum_over_channels
 
 
 @register
@@ -71,43 +71,26 @@ def sums_of_minima(query: Float[Array, "n d"], key: Float[Array, "m d"]) -> Floa
         >>> print(sums_of_minima(jnp.array([[1.0, 5.0]]), jnp.array([[2.0, 0.0]])))
         [[1.]]
     """
-
-    def add(total: Array, x: list[Array], y: list[Array]) -> Array:
-        for a, b in zip(*x, *y, strict=True):
-            total = total + jnp.minimum(a[:, None], b[None, :])
-        return total
-
-    start = jnp.zeros((query.shape[0], key.shape[0]), query.dtype)
-    return over_blocks(add, start, [in_blocks(query)], [in_blocks(key)])
+    return sum_over_channels(jnp.minimum, [query], [key])
 
 
 @jax.custom_vjp
 def _selected(u: Array, v: Array, query: Array, key: Array) -> Array:
     """Σ_l (u_il where q_il ≤ k_jl, else v_jl): linear in u and v."""
-
-    def add(total: Array, x: list[Array], y: list[Array]) -> Array:
-        for u, q, v, k in zip(*x, *y, strict=True):
-            total = total + jnp.where(q[:, None] <= k[None, :], u[:, None], v[None, :])
-        return total
-
-    start = jnp.zeros((query.shape[0], key.shape[0]), query.dtype)
-    return over_blocks(add, start, [in_blocks(u), in_blocks(query)], [in_blocks(v), in_blocks(key)])
+    return sum_over_channels(lambda u, q, v, k: jnp.where(q <= k, u, v), [u, query], [v, key])
 
 
 @jax.custom_vjp
 def _shares(cotangent: Array, query: Array, key: Array) -> tuple[Array, Array]:
     """Σ_j g_ij where q_il ≤ k_jl, and Σ_i g_ij elsewhere: (n, d) and (m, d), the transpose of `_selected`."""
 
-    def below(g: Array, q: Array, k: Array) -> Array:
-        return jnp.where(q[:, None] <= k[None, :], g, 0)
+    def one_channel(channel: tuple[Array, Array]) -> tuple[Array, Array]:
+        q, k = channel
+        share = jnp.where(q[:, None] <= k[None, :], cotangent, 0)
+        return jnp.sum(share, axis=1), jnp.sum(share, axis=0)
 
-    sums = weighted_sums(below, cotangent, [in_blocks(query)], [in_blocks(key)], rows=_ROWS)
-    by_query, by_key = (s[: query.shape[1]].T for s in sums)
-    return by_query, jnp.sum(cotangent, axis=0)[:, None] - by_key
-
-
-_ROWS = 16
-"""Queries of a strip of the backward pass: with 1024 keys they fill a first-level cache."""
+    by_query, by_key = jax.lax.map(one_channel, (query.T, key.T))
+    return by_query.T, jnp.sum(cotangent, axis=0)[:, None] - by_key.T
 
 
 def _keep(function):

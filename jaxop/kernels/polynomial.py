@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from jaxop._pytree import register
 from jaxop.kernels.base import LOG_ZERO, log_power
 from jaxop.kernels.dot_product import ScaledProduct
+from jaxop.kernels.fourier import LAYOUT, split_bits
 
 MAX_DEGREE = 20
 """Largest degree of a `TruncatedExponential`: up to it the zeros are known to 1e-12, and beyond it e^x is near."""
@@ -52,11 +53,11 @@ class Quadratic(ScaledProduct):
 
     def log(self, a: Float[Array, " d"], b: Float[Array, " d"]) -> Float[Array, ""]:
         """2 log|scale · a·b + γ|."""
-        return log_power(jnp.abs(self.product(a, b) + self.offset), 2)
+        return log_power(self.product(a, b) + self.offset, 2)
 
     def tile(self, query: Float[Array, "n d"], key: Float[Array, "m d"]) -> Float[Array, "n m"]:
         """2 log|scale · Q Kᵀ + γ|."""
-        return log_power(jnp.abs(self.products(query, key) + self.offset), 2)
+        return log_power(self.products(query, key) + self.offset, 2)
 
 
 @functools.partial(register, static=("degree", "clip", "depth"))
@@ -171,27 +172,29 @@ def _log_taylor_jvp(degree, primals, tangents):
 
 def _logarithm(x: Array, degree: int) -> tuple[Array, Array]:
     """Log T_p(x) and its derivative T_{p−1}(x) / T_p(x)."""
-    value, slope, unit = _factors(x, degree)
-    alive = value > 0
-    value = jnp.where(alive, value, 1)
-    return jnp.where(alive, jnp.log(value) - degree * jnp.log(unit), LOG_ZERO), jnp.where(
-        alive, unit * slope / value, 0
-    )
-
-
-def _factors(x: Array, degree: int) -> tuple[Array, Array, Array]:
-    """T_p(x) t^p and its derivative times t^(p−1), with t = 1 / max(1, |x|), and t: nothing over- or underflows."""
-    unit = 1 / jnp.maximum(1, jnp.abs(jax.lax.stop_gradient(x)))
+    # by powers of two: T_p(x) = 2^{e p} T, its derivative 2^{e (p − 1)} T', and neither T nor T' overflows
+    unit, exponent = _unit(jax.lax.stop_gradient(x))
     scaled = x * unit
     value, slope = jnp.full_like(x, 1 / math.factorial(degree)), jnp.zeros_like(x)
     for real, imaginary in _zeros(degree):
         difference = scaled - real * unit
         if imaginary:
-            factor, change = difference * difference + imaginary**2 * unit * unit, 2 * difference
+            factor, change = difference * difference + imaginary**2 * (unit * unit), 2 * difference
         else:
             factor, change = difference, jnp.ones_like(x)
         value, slope = value * factor, slope * factor + value * change
-    return value, slope, unit
+    alive = value > 0
+    value = jnp.where(alive, value, 1)
+    logarithm = jnp.log(value) + degree * math.log(2) * exponent
+    return jnp.where(alive, logarithm, LOG_ZERO), jnp.where(alive, unit * slope / value, 0)
+
+
+def _unit(x: Array) -> tuple[Array, Array]:
+    """2^−e and e, with 2^e the largest power of two up to max(1, |x|)."""
+    _, exponent = split_bits(jnp.maximum(1, jnp.abs(x)))
+    layout = LAYOUT[x.dtype.name]
+    unit = jax.lax.bitcast_convert_type((layout.bias - exponent) << layout.shift, x.dtype)
+    return unit, exponent.astype(x.dtype)
 
 
 @functools.cache
