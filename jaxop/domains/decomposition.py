@@ -57,14 +57,12 @@ class CoarseSpace:
     """Φ, stored core by core: only the few functions that do not vanish on a core.
 
     Attributes:
-        cores: the disjoint groups of nodes.
         index: coarse functions that live on a core, (p, q); padding repeats the first.
         basis: their values on its nodes, (p, s, q), zero on padding.
         size: n0, the number of functions (static).
         kind: the name in `COARSE_SPACES`, or "given" (static).
     """
 
-    cores: Cover
     index: Int[Array, "p q"]
     basis: Float[Array, "p s q"]
     size: int
@@ -118,6 +116,7 @@ class Decomposition:
     Attributes:
         domain: the whole.
         cover: the nodes of every subdomain, see `Cover`.
+        cores: the disjoint sets of nodes that the subdomains grew from.
         partition: D, the partition of unity, (p, s).
         lower: lower corners of the boxes that hold the subdomains, (p, dim), the frame of `coordinates`.
         upper: upper corners, (p, dim).
@@ -128,6 +127,7 @@ class Decomposition:
 
     domain: Domain
     cover: Cover
+    cores: Cover
     partition: Float[Array, "p s"]
     lower: Float[Array, "p dim"]
     upper: Float[Array, "p dim"]
@@ -199,7 +199,7 @@ class Decomposition:
         """
         coarse = self._coarse_space()
         values = self._rows(values, self.domain.size, "values", "one row per node of the domain")
-        weighted = coarse.cores.restrict(self.domain.weights.astype(values.dtype)[:, None] * values)
+        weighted = self.cores.restrict(self.domain.weights.astype(values.dtype)[:, None] * values)
         integrals = jnp.einsum("psq,psc->pqc", coarse.basis.astype(values.dtype), weighted)
         return jnp.zeros((coarse.size, values.shape[1]), values.dtype).at[coarse.index].add(integrals)
 
@@ -212,7 +212,7 @@ class Decomposition:
         space = self._coarse_space()
         coarse = self._rows(coarse, space.size, "coarse", "one row per coarse function")
         values = jnp.einsum("psq,pqc->psc", space.basis.astype(coarse.dtype), coarse[space.index])
-        return space.cores.prolong(values)
+        return self.cores.prolong(values)
 
     def coarse_basis(self) -> Float[Array, "n n0"]:
         """Φ as a dense matrix, for small domains: memory n·n0.
@@ -488,6 +488,8 @@ def _assemble(dom: Domain, found: _Members, hats: _Sparse | None, coarse: Any, c
         owner = np.zeros(n, np.int64)
         owner[found.node[::-1]] = found.sub[::-1]
     cover, position = _cover(found.sub, found.node, found.count, n)
+    nodes = np.argsort(owner, kind="stable")
+    cores, place = _cover(owner[nodes], nodes, found.count, n)
     partition = np.zeros(cover.index.shape)
     partition[found.sub, position] = found.weight
     space = None
@@ -499,25 +501,26 @@ def _assemble(dom: Domain, found: _Members, hats: _Sparse | None, coarse: Any, c
             check_name(coarse, "coarse", COARSE_SPACES)
             entries = hats if kind == "hat" else _Sparse(found.node, found.sub, found.weight, found.count)
         assert entries is not None
-        space = _coarse_space(entries, owner, found.count, n, kind)
+        where = np.empty(n, np.int64)
+        where[nodes] = place
+        space = _coarse_space(entries, owner, where, cores.index.shape, kind)
     empty = jnp.zeros((found.count, 0))
-    return Decomposition(dom, cover, _real(partition), empty, empty, space, cuts, unity)
+    return Decomposition(dom, cover, cores, _real(partition), empty, empty, space, cuts, unity)
 
 
-def _coarse_space(entries: _Sparse, owner: np.ndarray, count: int, n: int, kind: str) -> CoarseSpace:
+def _coarse_space(
+    entries: _Sparse, owner: np.ndarray, position: np.ndarray, shape: tuple[int, ...], kind: str
+) -> CoarseSpace:
+    """Φ core by core, from the core of every node and its position there."""
     if entries.columns == 0:
         raise ValueError("the coarse space holds no function: ask for more subdomains along an axis, or coarse=None.")
-    nodes = np.argsort(owner, kind="stable")
-    cores, place = _cover(owner[nodes], nodes, count, n)
-    position = np.empty(n, np.int64)
-    position[nodes] = place
     keep = entries.value != 0
     row, column, value = entries.row[keep], entries.column[keep], entries.value[keep]
     alive, which = np.unique(owner[row] * entries.columns + column, return_inverse=True)
-    index, _, rank = _pack(alive // entries.columns, alive % entries.columns, count, None)
-    basis = np.zeros((*cores.index.shape, index.shape[1]))
+    index, _, rank = _pack(alive // entries.columns, alive % entries.columns, shape[0], None)
+    basis = np.zeros((*shape, index.shape[1]))
     np.add.at(basis, (owner[row], position[row], rank[which]), value)
-    return CoarseSpace(cores, jnp.asarray(index, jnp.int32), _real(basis), entries.columns, kind)
+    return CoarseSpace(jnp.asarray(index, jnp.int32), _real(basis), entries.columns, kind)
 
 
 def _entries(matrix: Any, n: int) -> _Sparse:
@@ -626,7 +629,7 @@ def _cut_axis(axis: Axis, count: int, overlap: int | float, k: int) -> _AxisCuts
             "smaller overlap, or fewer subdomains."
         )
     if periodic:
-        if (np.subtract(*reversed(_ranges(nodes, lower, upper, periodic=True, length=length_of(axis)))) > n).any():
+        if (np.subtract(*reversed(_ranges(nodes, lower, upper, periodic=True, length=_period(axis)))) > n).any():
             raise ValueError(f"overlap={what} makes a subdomain meet itself around the periodic axis {k}; shrink it.")
     else:
         lower, upper = lower.copy(), upper.copy()
@@ -635,7 +638,7 @@ def _cut_axis(axis: Axis, count: int, overlap: int | float, k: int) -> _AxisCuts
     return _AxisCuts(cuts, lower, upper)
 
 
-def length_of(axis: Axis) -> float:
+def _period(axis: Axis) -> float:
     lower, upper = axis.ends
     return upper - lower
 
@@ -696,7 +699,7 @@ def _on_axis(axis: Axis, cut: _AxisCuts, unity: str, k: int) -> tuple[tuple[np.n
     cuts, lower, upper = (np.asarray(a, np.float64) for a in (cut.cuts, cut.lower, cut.upper))
     count = cuts.size - 1
     periodic = axis.rule == "periodic" and count > 1
-    length = length_of(axis) if periodic else 0.0
+    length = _period(axis) if periodic else 0.0
     first, last = _ranges(nodes, cuts[:-1], cuts[1:], periodic=False)
     _check_filled(last - first, f"axis {k}")
     owner = np.repeat(np.arange(count), last - first)
