@@ -11,6 +11,9 @@ from jaxop.attention.partial import finish as finish
 from jaxop.attention.patch import patch_attention as patch_attention
 from jaxop.attention.patch import patch_weights as patch_weights
 from jaxop.attention.patch import spectral_patch_attention as spectral_patch_attention
+from jaxop.attention.preconditioning import CGResult as CGResult
+from jaxop.attention.preconditioning import flexible_cg as flexible_cg
+from jaxop.attention.preconditioning import schwarz_preconditioner as schwarz_preconditioner
 from jaxop.attention.schwarz import SchwarzFactors as SchwarzFactors
 from jaxop.attention.schwarz import SymmetryReport as SymmetryReport
 from jaxop.attention.schwarz import count_parameters as count_parameters
@@ -28,6 +31,3 @@ from jaxop.attention.schwarz_fitting import galerkin_factors as galerkin_factors
 from jaxop.attention.schwarz_fitting import low_rank_errors as low_rank_errors
 from jaxop.attention.schwarz_fitting import operator_error as operator_error
 from jaxop.attention.schwarz_fitting import optimal_low_rank as optimal_low_rank
-from jaxop.attention.preconditioning import CGResult as CGResult
-from jaxop.attention.preconditioning import flexible_cg as flexible_cg
-from jaxop.attention.preconditioning import schwarz_preconditioner as schwarz_preconditioner

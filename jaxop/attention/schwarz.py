@@ -353,7 +353,10 @@ def check_ranks(decomposition: Decomposition, rank: int, coarse_rank: int, featu
 
 def check_factors(decomposition: Decomposition, factors: SchwarzFactors) -> None:
     """Shapes that fit a decomposition and each other, or a ``ValueError``."""
-    shapes: dict[str, tuple[int, ...]] = {"coarse": (decomposition.coarse_size,), "local": decomposition.partition.shape}
+    shapes: dict[str, tuple[int, ...]] = {
+        "coarse": (decomposition.coarse_size,),
+        "local": decomposition.partition.shape,
+    }
     names = {"coarse": "(n0, r0)", "local": "(p, s, r)"}
     for part, expected in shapes.items():
         query, key = getattr(factors, f"{part}_query"), getattr(factors, f"{part}_key")

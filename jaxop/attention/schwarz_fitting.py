@@ -90,7 +90,9 @@ def galerkin_factors(
         where = np.flatnonzero(member[i])
         nodes = index[i, where]
         place[nodes] = np.arange(nodes.size)
-        entries = np.concatenate([np.arange(start[node], start[node + 1]) for node in nodes] or [np.zeros(0, int)])
+        entries = np.concatenate(
+            [np.arange(int(start[node]), int(start[node + 1])) for node in nodes] or [np.zeros(0, int)]
+        )
         entries = entries[place[column[entries]] >= 0]
         block = np.zeros((nodes.size, nodes.size))
         np.add.at(block, (place[row[entries]], place[column[entries]]), value[entries])
@@ -276,7 +278,9 @@ def optimal_low_rank(
     if not 0 <= rank <= weights.size:
         raise ValueError(f"rank must lie between 0 and the {weights.size} nodes, got {rank}.")
     if not (weights > 0).all():
-        raise ValueError(f"weights must be positive, but weights[{first_index(weights <= 0)}] is not; leave the node out.")
+        raise ValueError(
+            f"weights must be positive, but weights[{first_index(weights <= 0)}] is not; leave the node out."
+        )
     root = np.sqrt(weights)[:, None]
     source = root * np.asarray(inputs, np.float64)
     query, key = _best(np.eye(weights.size), source, root * np.asarray(targets, np.float64), rank)
@@ -302,7 +306,9 @@ class _Problem:
             self.local_basis = np.broadcast_to(np.eye(index.shape[1]), (index.shape[0], *(index.shape[1],) * 2))
         else:
             self.local_basis = np.asarray(jax.vmap(features)(decomposition.coordinates), np.float64)
-        self.columns = [np.flatnonzero(row) if features is None else np.arange(self.local_basis.shape[2]) for row in inside]
+        self.columns = [
+            np.flatnonzero(row) if features is None else np.arange(self.local_basis.shape[2]) for row in inside
+        ]
         has_coarse = decomposition.coarse is not None
         self.sides = [root[:, None] * _coarse_columns(decomposition) if has_coarse else np.zeros((n, 0))]
         for i, where in enumerate(inside):
@@ -370,8 +376,8 @@ class _Problem:
         unknowns = (1 if symmetric else 2) * sum(s * r for s, r in zip(sizes, ranks, strict=True))
         if steps and unknowns > _UNKNOWNS:
             raise ValueError(
-                f"{unknowns} unknowns are too many for joint least squares (at most {_UNKNOWNS}); use features with few "
-                "functions, a smaller rank, steps=0, or descend on operator outputs with jax.grad and Optax."
+                f"{unknowns} unknowns are too many for joint least squares (at most {_UNKNOWNS}); use features with "
+                "few functions, a smaller rank, steps=0, or descend on operator outputs with jax.grad and Optax."
             )
         side, moment = np.concatenate(self.sides, axis=1), np.concatenate(self.moments)
         begin, first = np.cumsum([0, *sizes]), np.cumsum([0, *ranks])
@@ -417,7 +423,9 @@ class _Problem:
                 break
         ends = np.cumsum([s * r for s, r in zip(sizes, ranks, strict=True)])[:-1]
         shapes = list(zip(sizes, ranks, strict=True))
-        parts = [[a.reshape(shape) for a, shape in zip(np.split(x, ends), shapes, strict=True)] for x in (queries, keys)]
+        parts = [
+            [a.reshape(shape) for a, shape in zip(np.split(x, ends), shapes, strict=True)] for x in (queries, keys)
+        ]
         return list(zip(*parts, strict=True)), errors
 
     def bound(self, rank: int) -> float:
@@ -474,7 +482,9 @@ def _truncate(matrix: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _inverse(matrix: np.ndarray, where: str) -> np.ndarray:
     if matrix.size and np.linalg.cond(matrix) > 1e15:
-        raise ValueError(f"matrix is singular on {where}; a Galerkin block needs an invertible one (boundary conditions?).")
+        raise ValueError(
+            f"matrix is singular on {where}; a Galerkin block needs an invertible one (boundary conditions?)."
+        )
     return np.linalg.inv(matrix)
 
 

@@ -7,7 +7,6 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
@@ -244,13 +243,15 @@ class Decomposition:
             (8, 7)
         """
         if self.cuts is None:
-            raise ValueError("these subdomains are sets of nodes, not of points; call from_subdomains on the new domain.")
+            raise ValueError(
+                "these subdomains are sets of nodes, not of points; call from_subdomains on the new domain."
+            )
         kind = None if self.coarse is None else self.coarse.kind
         if (kind == "given") != (coarse is not None):
             raise ValueError(
                 "coarse must be Φ on the new domain, because it was given to decompose; got None."
                 if kind == "given"
-                else f"coarse may be given only where it was to decompose; this coarse space is {kind!r}, which follows."
+                else f"coarse may be given only where it was to decompose; the coarse space {kind!r} follows by itself."
             )
         _check_single(domain)
         if isinstance(self.cuts, tuple):
@@ -262,7 +263,11 @@ class Decomposition:
             found, hats = _on_grid(domain, self.cuts, self.unity)
         else:
             layers = isinstance(self.cuts.overlap, int)
-            if isinstance(domain, Grid) or domain.dim != self.lower.shape[1] or layers > isinstance(domain, TriangleMesh):
+            if (
+                isinstance(domain, Grid)
+                or domain.dim != self.lower.shape[1]
+                or layers > isinstance(domain, TriangleMesh)
+            ):
                 raise ValueError(
                     f"domain must hold {'a mesh' if layers else 'scattered nodes or a mesh'} in {self.lower.shape[1]} "
                     f"dimensions, like the one decomposed, got {type(domain).__name__} in {domain.dim}."
@@ -436,7 +441,7 @@ def from_subdomains(
         if wrong.any():
             j = first_index(wrong)
             raise ValueError(
-                f"partition must sum to one at every node, but at node {j} it sums to {total[j]:.6g}; divide by the sum."
+                f"partition must sum to one at every node, but at node {j} it sums to {total[j]:.6g}; divide by it."
             )
         weight = weight / total[node]
     found = _Members(sub, node, weight, len(sets))
@@ -582,8 +587,8 @@ def _check_single(dom: Domain) -> None:
 # grids: products of intervals
 
 
-def _per_axis(subdomains: int | Sequence[int], dim: int) -> tuple[int, ...]:
-    counts = (subdomains,) * dim if np.ndim(subdomains) == 0 else tuple(subdomains)  # pyright: ignore[reportArgumentType]
+def _per_axis(subdomains: Any, dim: int) -> tuple[int, ...]:
+    counts = (subdomains,) * dim if np.ndim(subdomains) == 0 else tuple(subdomains)
     if len(counts) != dim:
         raise ValueError(f"subdomains must be one number or {dim}, one per axis of the grid, got {counts}.")
     return tuple(operator.index(count) for count in counts)
@@ -662,7 +667,7 @@ def _ranges(
 def _check_filled(sizes: np.ndarray, where: str) -> None:
     if (sizes <= 0).any():
         raise ValueError(
-            f"subdomain {first_index(sizes <= 0)} of {where} holds no node; ask for fewer subdomains or take more nodes."
+            f"subdomain {first_index(sizes <= 0)} of {where} holds no node; ask for fewer subdomains or more nodes."
         )
 
 
@@ -672,14 +677,20 @@ def _on_grid(grid: Grid, cuts: tuple[_AxisCuts, ...], unity: str) -> tuple[_Memb
     members, hats, owners = zip(*axes, strict=True)
     counts = [cut.cuts.size - 1 for cut in cuts]
     sub, node, weight = functools.reduce(
-        lambda a, b: _product(a, b[0], b[1], b[2]), zip(members[1:], counts[1:], grid.shape[1:], strict=True), members[0]
+        lambda a, b: _product(a, b[0], b[1], b[2]),
+        zip(members[1:], counts[1:], grid.shape[1:], strict=True),
+        members[0],
     )
     order = np.argsort(sub, kind="stable")
-    owner = functools.reduce(lambda a, b: (a[:, None] * b[1] + b[0]).ravel(), zip(owners[1:], counts[1:], strict=True), owners[0])
+    owner = functools.reduce(
+        lambda a, b: (a[:, None] * b[1] + b[0]).ravel(), zip(owners[1:], counts[1:], strict=True), owners[0]
+    )
     columns = [hat.columns for hat in hats]
     entries = [(hat.column, hat.row, hat.value) for hat in hats]
     column, row, value = functools.reduce(
-        lambda a, b: _product(a, b[0], b[1], b[2]), zip(entries[1:], columns[1:], grid.shape[1:], strict=True), entries[0]
+        lambda a, b: _product(a, b[0], b[1], b[2]),
+        zip(entries[1:], columns[1:], grid.shape[1:], strict=True),
+        entries[0],
     )
     found = _Members(sub[order], node[order], weight[order], math.prod(counts), owner)
     return found, _Sparse(row, column, value, math.prod(columns))
@@ -688,9 +699,7 @@ def _on_grid(grid: Grid, cuts: tuple[_AxisCuts, ...], unity: str) -> tuple[_Memb
 def _product(first: Any, second: Any, groups: int, nodes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Kronecker product of two lists of (group, node, value)."""
     (a, i, x), (b, j, y) = first, second
-    return tuple(
-        part.ravel() for part in (a[:, None] * groups + b, i[:, None] * nodes + j, x[:, None] * y)
-    )  # pyright: ignore[reportReturnType]
+    return tuple(part.ravel() for part in (a[:, None] * groups + b, i[:, None] * nodes + j, x[:, None] * y))  # pyright: ignore[reportReturnType]
 
 
 def _on_axis(axis: Axis, cut: _AxisCuts, unity: str, k: int) -> tuple[tuple[np.ndarray, ...], _Sparse, np.ndarray]:
@@ -728,9 +737,7 @@ def _on_axis(axis: Axis, cut: _AxisCuts, unity: str, k: int) -> tuple[tuple[np.n
     return (sub, node, weight), _Sparse(row, column, value, columns), owner
 
 
-def _ramp(
-    x: np.ndarray, lower: np.ndarray, upper: np.ndarray, left: np.ndarray | float, right: np.ndarray | float
-) -> np.ndarray:
+def _ramp(x: np.ndarray, lower: Any, upper: Any, left: Any, right: Any) -> np.ndarray:
     """Smooth steps t²(3 − 2t) from the ends of an interval over twice its overlaps ``left`` and ``right``."""
     steps = []
     for distance, width in ((x - lower, 2 * np.asarray(left)), (upper - x, 2 * np.asarray(right))):
@@ -798,23 +805,25 @@ def _on_boxes(dom: Domain, cuts: _BoxCuts, unity: str) -> tuple[_Members, _Spars
     lower, upper = (np.asarray(side, np.float64) for side in (cuts.lower, cuts.upper))
     count = lower.shape[0]
     owner = np.zeros(n, np.int64)
-    members = []
-    reach = cuts.overlap if isinstance(cuts.overlap, float) else 0.0
     for i in range(count):
         owner[((points >= lower[i]) & (points < upper[i])).all(axis=1)] = i
-        nodes = np.flatnonzero(((points >= lower[i] - reach) & (points < upper[i] + reach)).all(axis=1))
-        weight = np.ones(nodes.size)
-        if unity == "ramp":
-            for k in range(points.shape[1]):
-                weight *= _ramp(points[nodes, k], lower[i, k] - reach, upper[i, k] + reach, reach, reach)
-        members.append((np.full(nodes.size, i), nodes, weight))
     _check_filled(np.bincount(owner, minlength=count), "the domain")
-    sub, node, weight = (np.concatenate(part) for part in zip(*members, strict=True))
     if isinstance(cuts.overlap, int):
         assert isinstance(dom, TriangleMesh)
         sub, node, layer = _layers(np.asarray(dom.faces), owner, count, cuts.overlap)
-        t = 1 - layer / (cuts.overlap + 1)
-        weight = t * t * (3 - 2 * t) if unity == "ramp" else np.ones(sub.size)
+        step = 1 - layer / (cuts.overlap + 1)
+        weight = step * step * (3 - 2 * step)
+    else:
+        reach, members = cuts.overlap, []
+        for i in range(count):
+            nodes = np.flatnonzero(((points >= lower[i] - reach) & (points < upper[i] + reach)).all(axis=1))
+            steps = [
+                _ramp(points[nodes, k], lower[i, k] - reach, upper[i, k] + reach, reach, reach) for k in range(dom.dim)
+            ]
+            members.append((np.full(nodes.size, i), nodes, np.prod(steps, axis=0)))
+        sub, node, weight = (np.concatenate(part) for part in zip(*members, strict=True))
+    if unity == "multiplicity":
+        weight = np.ones(sub.size)
     weight = weight / np.bincount(node, weight, minlength=n)[node]
     hats = _lattice_hats(points, tuple(np.asarray(line, np.float64) for line in cuts.lattice))
     kept = np.asarray(cuts.kept)
