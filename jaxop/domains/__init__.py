@@ -8,6 +8,13 @@ from jaxop.domains.builders import monte_carlo as monte_carlo
 from jaxop.domains.builders import pad as pad
 from jaxop.domains.builders import stack as stack
 from jaxop.domains.builders import triangle_mesh as triangle_mesh
+from jaxop.domains.decomposition import COARSE_SPACES as COARSE_SPACES
+from jaxop.domains.decomposition import PARTITIONS_OF_UNITY as PARTITIONS_OF_UNITY
+from jaxop.domains.decomposition import CoarseSpace as CoarseSpace
+from jaxop.domains.decomposition import Cover as Cover
+from jaxop.domains.decomposition import Decomposition as Decomposition
+from jaxop.domains.decomposition import decompose as decompose
+from jaxop.domains.decomposition import from_subdomains as from_subdomains
 from jaxop.domains.domain import SPACES as SPACES
 from jaxop.domains.domain import Axis as Axis
 from jaxop.domains.domain import Domain as Domain

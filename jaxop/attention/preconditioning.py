@@ -1,0 +1,143 @@
+"""Schwarz attention as a preconditioner of the equation that it approximates the inverse of."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxop._pytree import register
+from jaxop._validation import as_float
+from jaxop.attention.schwarz import SchwarzFactors, check_factors, schwarz_apply
+from jaxop.domains import Decomposition
+
+
+def schwarz_preconditioner(
+    decomposition: Decomposition, factors: SchwarzFactors
+) -> Callable[[Float[Array, "..."]], Float[Array, "..."]]:
+    """M⁻¹ W⁻¹ r of a residual r, symmetric where keys are left out: ``M`` of `jax.scipy.sparse.linalg.cg`.
+
+    A residual is a sum against weights already (W A u = W f, the symmetric matrix of a bilinear form), which
+    `schwarz_apply` would apply again. On grids of equal weights the difference is a factor, which conjugate gradients
+    do not notice: there the matrix may be A itself. Factors of low rank annihilate what they do not
+    represent; conjugate gradients converge only with a ``shift`` > 0 then, best the size of the largest
+    eigenvalue of A⁻¹ that is left out.
+
+    Args:
+        decomposition: see `domains.decompose`.
+        factors: without keys for `jax.scipy.sparse.linalg.cg`; any for `flexible_cg`.
+
+    Returns:
+        A function of (n,) or (n, c), a pytree, which may pass through `jax.jit`. Nodes of weight 0 return 0.
+
+    Raises:
+        ValueError: for factors that do not fit.
+
+    Example:
+        >>> import jax.numpy as jnp, numpy as np
+        >>> from jax.scipy.sparse.linalg import cg
+        >>> from jaxop import attention, domains
+        >>> dec = domains.decompose(domains.interval(63, rule="interior"), 8, 2)
+        >>> A = 64**2 * (2 * np.eye(63) - np.eye(63, k=1) - np.eye(63, k=-1))
+        >>> M = attention.schwarz_preconditioner(dec, attention.galerkin_factors(dec, A, blocks="overlap"))
+        >>> u, _ = cg(jnp.asarray(A, jnp.float32), jnp.ones(63), M=M, maxiter=20)
+        >>> print(u.max().round(3))  # of x (1 - x) / 2
+        0.125
+    """
+    check_factors(decomposition, factors)
+    return jax.tree_util.Partial(_precondition, decomposition, factors)
+
+
+def _precondition(decomposition: Decomposition, factors: SchwarzFactors, residual: Array) -> Array:
+    residual = as_float(residual, "residual")
+    columns = residual[:, None] if residual.ndim == 1 else residual
+    weights = decomposition.domain.weights.astype(residual.dtype)[:, None]
+    density = jnp.where(weights > 0, columns / jnp.where(weights > 0, weights, 1), 0)
+    out = jnp.where(weights > 0, schwarz_apply(density, decomposition, factors), 0)
+    return out.reshape(residual.shape)
+
+
+@register
+@dataclasses.dataclass(frozen=True, eq=False)
+class CGResult:
+    """Where conjugate gradients stopped.
+
+    Attributes:
+        solution: x.
+        iterations: steps made, one application of the matrix and one of the preconditioner each.
+        residual: ‖b − A x‖ / ‖b‖ as the recursion knows it: above the tolerance if the steps ran out or a search
+            direction had pᵀA p ≤ 0, NaN after an overflow.
+    """
+
+    solution: Float[Array, " n"]
+    iterations: Int[Array, ""]
+    residual: Float[Array, ""]
+
+
+def flexible_cg(
+    matrix: Callable[[Float[Array, " n"]], Float[Array, " n"]],
+    rhs: Float[Array, " n"],
+    *,
+    preconditioner: Callable[[Float[Array, " n"]], Float[Array, " n"]] | None = None,
+    tolerance: float = 1e-5,
+    max_iterations: int = 1000,
+) -> CGResult:
+    """Solves A x = b, A symmetric positive definite, with any preconditioner: β = zₖ₊₁ᵀ(rₖ₊₁ − rₖ) / zₖᵀrₖ.
+
+    With a symmetric positive definite preconditioner these are conjugate gradients. One that is not quite
+    symmetric (a fitted operator) or not quite linear keeps the search directions conjugate to the last one.
+
+    Args:
+        matrix: A, a function of (n,).
+        rhs: b, (n,).
+        preconditioner: z = M⁻¹ r, a function of (n,); None: the identity.
+        tolerance: stop at ‖r‖ ≤ tolerance·‖b‖; float32 reaches about 1e-6.
+        max_iterations: most steps.
+
+    Returns:
+        A `CGResult`.
+
+    Raises:
+        ValueError: if ``rhs`` is not a vector, or ``tolerance`` is not positive.
+
+    Cost: one product with A and one with M⁻¹ per step; memory O(n).
+
+    Source: Notay, "Flexible conjugate gradients", SIAM J. Sci. Comput. 22, 2000.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxop import attention
+        >>> result = attention.flexible_cg(lambda x: jnp.array([1.0, 2.0]) * x, jnp.ones(2))
+        >>> print(result.solution, result.iterations)
+        [1.  0.5] 2
+    """
+    rhs = as_float(rhs, "rhs")
+    if rhs.ndim != 1:
+        raise ValueError(f"rhs must have shape (n,), got {rhs.shape}; use jax.vmap for several right-hand sides.")
+    if not tolerance > 0:
+        raise ValueError(f"tolerance must be positive, got {tolerance}.")
+    apply = (lambda r: r) if preconditioner is None else preconditioner
+    size = jnp.linalg.norm(rhs)
+    size = jnp.where(size > 0, size, 1)
+    State = tuple[Array, Array, Array, Array, Array, Array, Array]
+
+    def unfinished(state: State) -> Array:
+        _, r, _, _, _, k, sound = state
+        return (jnp.linalg.norm(r) > tolerance * size) & (k < max_iterations) & sound
+
+    def advance(state: State) -> State:
+        x, r, z, p, rho, k, _ = state
+        image = matrix(p)
+        curvature = jnp.vdot(p, image)
+        sound = curvature > 0
+        alpha = jnp.where(sound, rho / jnp.where(sound, curvature, 1), 0)
+        new = r - alpha * image
+        z = apply(new)
+        beta = jnp.vdot(z, new - r) / jnp.where(rho == 0, 1, rho)
+        return x + alpha * p, new, z, z + beta * p, jnp.vdot(z, new), k + 1, sound
+
+    z = apply(rhs)
+    start = (jnp.zeros_like(rhs), rhs, z, z, jnp.vdot(z, rhs), jnp.zeros((), jnp.int32), jnp.array(True))
+    x, r, *_, k, _ = jax.lax.while_loop(unfinished, advance, start)
+    return CGResult(x, k, jnp.linalg.norm(r) / size)

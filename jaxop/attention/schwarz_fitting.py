@@ -1,0 +1,535 @@
+"""Factors of two-level Schwarz attention from matrices and from data, and what the form can reach at best."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxop._validation import check_name, first_index, is_concrete
+from jaxop.attention.schwarz import SchwarzFactors, as_factor, check_factors, check_ranks, schwarz_apply
+from jaxop.domains import Decomposition
+
+BLOCKS = ("interior", "overlap")
+"""Which nodes the local blocks of `galerkin_factors` take."""
+
+_UNKNOWNS = 8192
+"""Unknowns of a joint least-squares problem, whose normal matrix is dense."""
+
+
+def galerkin_factors(
+    decomposition: Decomposition,
+    matrix: Any,
+    rank: int | None = None,
+    *,
+    blocks: str = "interior",
+    shift: float | None = None,
+) -> SchwarzFactors:
+    """Q0 K0ᵀ = (Φᵀ W A Φ)⁻¹ and D_i^½ Q_i K_iᵀ D_i^½ = (E_iᵀ W A E_i)⁻¹, truncated to rank r.
+
+    ``blocks="interior"``: E_i are the nodes of a core that the matrix ties to no core of smaller number, so that
+    blocks do not know each other. For a second-order operator in one dimension with nodes where cores meet and
+    hat functions the sum is A⁻¹ exactly. ``blocks="overlap"``: all nodes of a subdomain, which is the additive
+    Schwarz preconditioner of A, two-level with a coarse space and one-level without.
+
+    Args:
+        decomposition: see `domains.decompose`; D must be positive on the blocks.
+        matrix: A with f = A u at the nodes, (n, n), dense or scipy.sparse.
+        rank: r, by the singular value decomposition in L2; None keeps all of it.
+        blocks: one of `BLOCKS`.
+        shift: σ of the factors.
+
+    Returns:
+        Factors with the full coarse rank; without a coarse part if there is no coarse space.
+
+    Raises:
+        ValueError: for a shape that does not fit, an entry that is not finite, a block that is singular, D = 0 on a
+            block, an unknown name, or a rank above the size of a subdomain.
+
+    Cost: O(p s³ + n0³) time and O(p s² + n0²) memory on the host, in float64.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxop import attention, domains
+        >>> dec = domains.decompose(domains.interval(63, rule="interior"), 8, 0)
+        >>> A = 64**2 * (2 * np.eye(63) - np.eye(63, k=1) - np.eye(63, k=-1))
+        >>> inverse = attention.schwarz_matrix(dec, attention.galerkin_factors(dec, A))
+        >>> bool(abs(inverse - np.linalg.inv(A)).max() < 1e-6)
+        True
+    """
+    check_name(blocks, "blocks", BLOCKS)
+    n, p, s = decomposition.domain.size, decomposition.subdomains, decomposition.size
+    check_ranks(decomposition, 0 if rank is None else rank, 0)
+    weights = np.asarray(decomposition.domain.weights, np.float64)
+    row, column, value = _entries(matrix, n)
+    value = weights[row] * value
+    index, inside = np.asarray(decomposition.cover.index), np.asarray(decomposition.cover.inside)
+    partition = np.asarray(decomposition.partition, np.float64)
+    member = inside
+    if blocks == "interior":
+        owner = _owners(decomposition)
+        tied = np.zeros(n, bool)
+        tied[row[owner[column] < owner[row]]] = True
+        tied[column[owner[row] < owner[column]]] = True
+        member = inside & (owner[index] == np.arange(p)[:, None]) & ~tied[index]
+    if (partition[member] <= 0).any():
+        i, j = first_index(member & (partition <= 0))  # pyright: ignore[reportGeneralTypeIssues]
+        raise ValueError(
+            f"the partition of unity is 0 on node {index[i, j]} of subdomain {i}, which no factor can undo; use "
+            "partition='multiplicity'."
+        )
+    order = np.argsort(row, kind="stable")
+    row, column, value = row[order], column[order], value[order]
+    start = np.searchsorted(row, np.arange(n + 1))
+    local_rank = s if rank is None else rank
+    query, key = np.zeros((p, s, local_rank)), np.zeros((p, s, local_rank))
+    place = np.full(n, -1)
+    for i in range(p):
+        where = np.flatnonzero(member[i])
+        nodes = index[i, where]
+        place[nodes] = np.arange(nodes.size)
+        entries = np.concatenate(
+            [np.arange(int(start[node]), int(start[node + 1])) for node in nodes] or [np.zeros(0, int)]
+        )
+        entries = entries[place[column[entries]] >= 0]
+        block = np.zeros((nodes.size, nodes.size))
+        np.add.at(block, (place[row[entries]], place[column[entries]]), value[entries])
+        place[nodes] = -1
+        root = np.sqrt(weights[nodes])
+        left, right = _truncate(root[:, None] * _inverse(block, f"subdomain {i}") * root, local_rank)
+        undo = 1 / (root * np.sqrt(partition[i, where]))
+        query[i, where, : left.shape[1]], key[i, where, : left.shape[1]] = undo[:, None] * left, undo[:, None] * right
+    coarse = (None, None)
+    if decomposition.coarse is not None:
+        basis = _coarse_columns(decomposition)
+        energy = basis.T @ (weights[:, None] * (matrix @ basis))
+        coarse = _truncate(_inverse(energy, "the coarse space"), decomposition.coarse_size)
+    return SchwarzFactors(*(as_factor(a) for a in (*coarse, query, key)), shift=shift)
+
+
+@dataclasses.dataclass(frozen=True)
+class SchwarzFit:
+    """What `fit_schwarz` found.
+
+    Attributes:
+        factors: the factors; with features, their coefficients, see `sample_factors`.
+        errors: ‖(M − A⁻¹)F‖ / ‖A⁻¹F‖ at the start and after every step, in L2 and the Frobenius norm over samples.
+        bound: no operator of rank p·r + r0 (or shift and that) has a smaller error on these samples.
+    """
+
+    factors: SchwarzFactors
+    errors: np.ndarray
+    bound: float
+
+
+def fit_schwarz(
+    decomposition: Decomposition,
+    inputs: Float[Any, "n m"],
+    targets: Float[Any, "n m"],
+    *,
+    rank: int,
+    coarse_rank: int | None = None,
+    symmetric: bool = False,
+    features: Callable[[Float[Array, "s dim"]], Float[Array, "s q"]] | None = None,
+    initial: SchwarzFactors | None = None,
+    shift: float | None = None,
+    steps: int = 30,
+    tolerance: float = 1e-3,
+) -> SchwarzFit:
+    """Factors that minimise Σ_j ‖M f_j − u_j‖² in L2, by block singular value decompositions and Gauss–Newton steps.
+
+    First each block in turn takes the best factors of its rank for what the others leave (a singular value
+    decomposition; the coarse one first, or only the local ones after a given start). Then all factors move at
+    once by damped Gauss–Newton steps (Levenberg–Marquardt), whose normal equations are products of small
+    matrices. The error never grows. With ``inputs`` a factor F of a covariance (FFᵀ = E f fᵀ) and ``targets`` A⁻¹F
+    this is the fit of the population.
+
+    Args:
+        decomposition: see `domains.decompose`.
+        inputs: right-hand sides f_j, one per column, (n, m).
+        targets: solutions u_j, (n, m).
+        rank: r of every subdomain; 0 for no local part.
+        coarse_rank: r0; None for n0, 0 for no coarse part.
+        symmetric: K = Q: an operator that is symmetric and positive semi-definite (plus the shift).
+        features: B of `sample_factors`: the factors become functions that other grids can sample. None: free values
+            at the nodes.
+        initial: factors to start from, of these ranks (`galerkin_factors` where A is known); not with features.
+        shift: σ of σ·v, fixed.
+        steps: most Gauss–Newton steps; 0 keeps the start.
+        tolerance: stop when five steps lower the error by less than this part of it.
+
+    Returns:
+        A `SchwarzFit`.
+
+    Raises:
+        ValueError: for shapes that do not fit, values that are not finite or not concrete, ranks above the size of a
+            subdomain or the coarse space, or more unknowns than a dense normal matrix allows.
+
+    Cost: on the host, in float64: O(p (s² + m s) n) for the start, O(u³) per step for u unknowns.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxop import attention, domains
+        >>> dec = domains.decompose(domains.interval(31, rule="interior"), 4, 2)
+        >>> A = 32**2 * (2 * np.eye(31) - np.eye(31, k=1) - np.eye(31, k=-1))
+        >>> fit = attention.fit_schwarz(dec, np.eye(31), np.linalg.inv(A), rank=2, steps=5)
+        >>> bool(fit.bound < fit.errors[-1] < 0.03)
+        True
+    """
+    problem = _Problem(decomposition, inputs, targets, features, shift)
+    coarse_rank = decomposition.coarse_size if coarse_rank is None else coarse_rank
+    check_ranks(decomposition, rank, coarse_rank, None if features is None else problem.local_basis.shape[2])
+    ranks = [coarse_rank] + [rank] * decomposition.subdomains
+    if initial is None:
+        pairs = [(np.zeros((side.shape[1], r)),) * 2 for side, r in zip(problem.sides, ranks, strict=True)]
+        order = range(len(ranks))
+    else:
+        if features is not None:
+            raise ValueError("initial holds values at the nodes, but features ask for coefficients; give one of them.")
+        check_factors(decomposition, initial)
+        pairs = problem.split(initial, ranks)
+        order = range(1, len(ranks))
+    pairs = problem.best_blocks(pairs, ranks, order, symmetric)
+    pairs, errors = problem.gauss_newton(pairs, ranks, symmetric, steps, tolerance)
+    bound = problem.bound(sum(ranks))
+    return SchwarzFit(problem.join(pairs, symmetric), np.asarray(errors), bound)
+
+
+def operator_error(
+    decomposition: Decomposition, factors: SchwarzFactors, inputs: Float[Any, "n m"], targets: Float[Any, "n m"]
+) -> float:
+    """‖M F − U‖ / ‖U‖ in L2 and the Frobenius norm over samples: ‖(M − A⁻¹)F‖ / ‖A⁻¹F‖ for U = A⁻¹F.
+
+    Args:
+        decomposition: see `domains.decompose`.
+        factors: of `schwarz_apply`.
+        inputs: F, one sample per column, (n, m).
+        targets: U, (n, m).
+
+    Raises:
+        ValueError: for shapes that do not fit.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxop import attention, domains
+        >>> dec = domains.decompose(domains.interval(31), 4, 2)
+        >>> attention.operator_error(dec, attention.SchwarzFactors(shift=1.0), np.eye(31), 2 * np.eye(31))
+        0.5
+    """
+    inputs, targets = _samples(decomposition, inputs, targets)
+    root = np.sqrt(np.asarray(decomposition.domain.weights, np.float64))[:, None]
+    apply: Any = jax.jit(schwarz_apply)
+    outputs = np.asarray(apply(as_factor(inputs), decomposition, factors), np.float64)
+    return float(np.linalg.norm(root * (outputs - targets)) / np.linalg.norm(root * targets))
+
+
+def low_rank_errors(inputs: Float[Any, "n m"], targets: Float[Any, "n m"], weights: Float[Any, " n"]) -> np.ndarray:
+    """‖M F − U‖ / ‖U‖ of the best operator M of rank 0, 1, 2, …, by Eckart and Young, in L2.
+
+    A rigorous lower bound for every form of such a rank; for U = A⁻¹F the error of the optimal global attention QKᵀ.
+
+    Args:
+        inputs: F, (n, m).
+        targets: U, (n, m).
+        weights: quadrature weights, (n,).
+
+    Returns:
+        min(n, m) + 1 errors; the last is that of the best linear map whatsoever.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxop import attention
+        >>> print(attention.low_rank_errors(np.eye(2), np.diag([3.0, 4.0]), np.ones(2)))
+        [1.  0.6 0. ]
+    """
+    root = np.sqrt(np.asarray(weights, np.float64))[:, None]
+    _, image, total = _compress(root * np.asarray(inputs, np.float64), root * np.asarray(targets, np.float64))
+    return _tails(image, total)
+
+
+def optimal_low_rank(
+    inputs: Float[Any, "n m"], targets: Float[Any, "n m"], weights: Float[Any, " n"], rank: int
+) -> tuple[Float[Array, "n r"], Float[Array, "n r"]]:
+    """Q and K of the best global Q Kᵀ W of a rank: the truncated singular value decomposition, on the span of F.
+
+    Args:
+        inputs: F, (n, m).
+        targets: U, (n, m).
+        weights: positive quadrature weights, (n,).
+        rank: r.
+
+    Returns:
+        Q and K for `low_rank_apply`, in units of u and one over f times length^dim.
+
+    Raises:
+        ValueError: for a rank outside 0 … n, or weights that are not positive.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxop import attention
+        >>> Q, K = attention.optimal_low_rank(np.eye(2), np.diag([3.0, 4.0]), np.ones(2), 1)
+        >>> print(np.asarray(Q @ K.T).round(5))
+        [[0. 0.]
+         [0. 4.]]
+    """
+    weights = np.asarray(weights, np.float64)
+    if not 0 <= rank <= weights.size:
+        raise ValueError(f"rank must lie between 0 and the {weights.size} nodes, got {rank}.")
+    if not (weights > 0).all():
+        raise ValueError(
+            f"weights must be positive, but weights[{first_index(weights <= 0)}] is not; leave the node out."
+        )
+    root = np.sqrt(weights)[:, None]
+    source = root * np.asarray(inputs, np.float64)
+    query, key = _best(np.eye(weights.size), source, root * np.asarray(targets, np.float64), rank)
+    return as_factor(query / root), as_factor(key / root)  # pyright: ignore[reportReturnType]
+
+
+class _Problem:
+    """‖M F − U‖ in orthonormal coordinates of L2: M = Σ_b P_b Q_b K_bᵀ P_bᵀ, with H_b = P_bᵀ F.
+
+    Block 0 is the coarse one. ``sides`` are the P_b, dense in the columns they have.
+    """
+
+    def __init__(self, decomposition: Decomposition, inputs: Any, targets: Any, features: Any, shift: float | None):
+        inputs, targets = _samples(decomposition, inputs, targets)
+        n, self.shift = decomposition.domain.size, shift
+        root = np.sqrt(np.asarray(decomposition.domain.weights, np.float64))
+        self.scale = float(np.linalg.norm(root[:, None] * targets))
+        targets = targets - (0.0 if shift is None else shift) * inputs
+        self.source, self.image, self.total = _compress(root[:, None] * inputs, root[:, None] * targets)
+        inside = np.asarray(decomposition.cover.inside)
+        index, partition = np.asarray(decomposition.cover.index), np.asarray(decomposition.partition, np.float64)
+        if features is None:
+            self.local_basis = np.broadcast_to(np.eye(index.shape[1]), (index.shape[0], *(index.shape[1],) * 2))
+        else:
+            self.local_basis = np.asarray(jax.vmap(features)(decomposition.coordinates), np.float64)
+        self.columns = [
+            np.flatnonzero(row) if features is None else np.arange(self.local_basis.shape[2]) for row in inside
+        ]
+        has_coarse = decomposition.coarse is not None
+        self.sides = [root[:, None] * _coarse_columns(decomposition) if has_coarse else np.zeros((n, 0))]
+        for i, where in enumerate(inside):
+            side = np.zeros((n, self.columns[i].size))
+            factor = root[index[i, where]] * np.sqrt(partition[i, where])
+            side[index[i, where]] = factor[:, None] * self.local_basis[i][np.ix_(where, self.columns[i])]
+            self.sides.append(side)
+        self.moments = [side.T @ self.source for side in self.sides]
+
+    def split(self, factors: SchwarzFactors, ranks: list[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Factors block by block, cut or filled up with zeros to the ranks."""
+
+        def fit(array: Any, rank: int) -> np.ndarray:
+            array = np.asarray(array, np.float64)[:, :rank]
+            return np.pad(array, [(0, 0), (0, rank - array.shape[1])])
+
+        pairs = []
+        for b, rank in enumerate(ranks):
+            query, key = (factors.local_query, factors.local_key) if b else (factors.coarse_query, factors.coarse_key)
+            if query is None:
+                pairs.append((np.zeros((self.sides[b].shape[1], rank)),) * 2)
+                continue
+            key = query if key is None else key
+            pairs.append(tuple(fit(a[b - 1][self.columns[b - 1]] if b else a, rank) for a in (query, key)))
+        return pairs
+
+    def join(self, pairs: list[tuple[np.ndarray, np.ndarray]], symmetric: bool) -> SchwarzFactors:
+        """Factors padded to the largest subdomain."""
+        rank = pairs[1][0].shape[1]
+        local = np.zeros((2, len(self.columns), self.local_basis.shape[2], rank))
+        for i, (columns, pair) in enumerate(zip(self.columns, pairs[1:], strict=True)):
+            local[:, i, columns] = pair
+        coarse = pairs[0] if pairs[0][0].size else (None, None)
+        parts = [*coarse, *(local if rank else (None, None))]
+        if symmetric:
+            parts[1] = parts[3] = None
+        return SchwarzFactors(*(as_factor(part) for part in parts), shift=self.shift)
+
+    def residual(self, pairs: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+        """M F − U."""
+        blocks = zip(self.sides, self.moments, pairs, strict=True)
+        return sum((side @ (q @ (k.T @ h)) for side, h, (q, k) in blocks), -self.image)
+
+    def best_blocks(self, pairs: list, ranks: list[int], order: range, symmetric: bool) -> list:
+        """Every block of ``order`` in turn becomes the best of its rank for what the others leave."""
+        pairs = list(pairs)
+        residual = self.residual(pairs)
+        for b in order:
+            (query, key), side, moment = pairs[b], self.sides[b], self.moments[b]
+            residual -= side @ (query @ (key.T @ moment))
+            pairs[b] = (query, key) = _best(side, moment, -residual, ranks[b])
+            if symmetric:
+                values, vectors = np.linalg.eigh((query @ key.T + key @ query.T) / 2)
+                keep = np.argsort(-values)[: ranks[b]]
+                query = vectors[:, keep] * np.sqrt(np.maximum(values[keep], 0))
+                pairs[b] = (query, query)
+            residual += side @ (pairs[b][0] @ (pairs[b][1].T @ moment))
+        return pairs
+
+    def gauss_newton(
+        self, pairs: list, ranks: list[int], symmetric: bool, steps: int, tolerance: float
+    ) -> tuple[list, list[float]]:
+        """Levenberg–Marquardt steps in all factors; with J the derivative, (JᵀJ + λ diag JᵀJ) δ = −Jᵀ E."""
+        sizes = [side.shape[1] for side in self.sides]
+        unknowns = (1 if symmetric else 2) * sum(s * r for s, r in zip(sizes, ranks, strict=True))
+        if steps and unknowns > _UNKNOWNS:
+            raise ValueError(
+                f"{unknowns} unknowns are too many for joint least squares (at most {_UNKNOWNS}); use features with "
+                "few functions, a smaller rank, steps=0, or descend on operator outputs with jax.grad and Optax."
+            )
+        side, moment = np.concatenate(self.sides, axis=1), np.concatenate(self.moments)
+        begin, first = np.cumsum([0, *sizes]), np.cumsum([0, *ranks])
+        # unknown u is entry (row[u], column[u]) of the block-diagonal matrix of all Q, or of all K
+        row = np.concatenate([np.repeat(np.arange(begin[b], begin[b + 1]), r) for b, r in enumerate(ranks)])
+        column = np.concatenate([np.tile(np.arange(first[b], first[b + 1]), s) for b, s in enumerate(sizes)])
+        gram, second_moment = (side.T @ side)[row][:, row], (moment @ moment.T)[row][:, row]
+
+        def matrix(entries: np.ndarray) -> np.ndarray:
+            full = np.zeros((begin[-1], first[-1]))
+            full[row, column] = entries
+            return full
+
+        def residual(queries: np.ndarray, keys: np.ndarray) -> np.ndarray:
+            return side @ (matrix(queries) @ (matrix(keys).T @ moment)) - self.image
+
+        queries, keys = (np.concatenate([pair[k].ravel() for pair in pairs]) for k in (0, 1))
+        error, damping = residual(queries, keys), 1e-3
+        errors = [self._relative(error)]
+        for _ in range(steps if unknowns else 0):
+            left, right = side @ matrix(queries), matrix(keys).T @ moment
+            of_queries = gram * (right @ right.T)[column][:, column]
+            of_keys = second_moment * (left.T @ left)[column][:, column]
+            mixed = (side.T @ left)[row][:, column] * (right @ moment.T)[column][:, row]
+            gradients = (side.T @ error @ right.T)[row, column], (moment @ error.T @ left)[row, column]
+            if symmetric:
+                normal, gradient = of_queries + of_keys + mixed + mixed.T, gradients[0] + gradients[1]
+            else:
+                normal = np.block([[of_queries, mixed], [mixed.T, of_keys]])
+                gradient = np.concatenate(gradients)
+            scale = np.diag(normal) + 1e-14 * np.trace(normal) / gradient.size
+            moved = False
+            while not moved and damping < 1e6:
+                step = np.linalg.solve(normal + np.diag(damping * scale), gradient)
+                trial = queries - step[: queries.size], keys - step[-keys.size :]
+                candidate = residual(*trial)
+                moved = bool(np.linalg.norm(candidate) < np.linalg.norm(error))
+                damping = max(damping / 5, 1e-10) if moved else damping * 5
+                if moved:
+                    (queries, keys), error = trial, candidate
+            errors.append(self._relative(error))
+            if not moved or (len(errors) > 5 and errors[-1] > (1 - tolerance) * errors[-6]):
+                break
+        ends = np.cumsum([s * r for s, r in zip(sizes, ranks, strict=True)])[:-1]
+        shapes = list(zip(sizes, ranks, strict=True))
+        parts = [
+            [a.reshape(shape) for a, shape in zip(np.split(x, ends), shapes, strict=True)] for x in (queries, keys)
+        ]
+        return list(zip(*parts, strict=True)), errors
+
+    def bound(self, rank: int) -> float:
+        """Eckart and Young for what the shift leaves."""
+        tails = _tails(self.image, self.total)
+        return float(tails[min(rank, tails.size - 1)] * self.total / self.scale)
+
+    def _relative(self, error: np.ndarray) -> float:
+        lost = max(self.total**2 - np.linalg.norm(self.image) ** 2, 0.0)  # outside the span of the inputs
+        return float(np.sqrt(np.linalg.norm(error) ** 2 + lost) / self.scale)
+
+
+def _compress(source: np.ndarray, image: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """Samples on an orthonormal basis of their combinations, at most n of them, and ‖image‖ before."""
+    basis = np.linalg.qr(source.T)[0] if source.shape[1] > source.shape[0] else np.eye(source.shape[1])
+    return source @ basis, image @ basis, float(np.linalg.norm(image))
+
+
+def _tails(image: np.ndarray, total: float) -> np.ndarray:
+    squares = np.linalg.svd(image, compute_uv=False) ** 2
+    lost = max(total**2 - squares.sum(), 0.0)
+    lost = lost if lost > 1e-13 * total**2 else 0.0  # rounding
+    tails = np.append(np.cumsum(squares[::-1])[::-1], 0.0) + lost
+    return np.sqrt(tails) / total
+
+
+def _best(side: np.ndarray, moment: np.ndarray, image: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
+    """Q, K of a rank that minimise ‖side Q Kᵀ moment − image‖: Eckart and Young between the two spans."""
+    if rank == 0 or side.shape[1] == 0:
+        return np.zeros((side.shape[1], rank)), np.zeros((side.shape[1], rank))
+    rows = np.flatnonzero(side.any(axis=1))
+    u, s, vt = _svd(side[rows])
+    uh, sh, vth = _svd(moment)
+    a, b, ct = np.linalg.svd(u.T @ image[rows] @ vth.T, full_matrices=False)
+    half = np.sqrt(b[:rank])
+    query, key = (vt.T / s) @ (a[:, :rank] * half), (uh / sh) @ (ct[:rank].T * half)
+    missing = [(0, 0), (0, rank - half.size)]
+    return np.pad(query, missing), np.pad(key, missing)
+
+
+def _svd(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Singular values above rounding."""
+    u, s, vt = np.linalg.svd(matrix, full_matrices=False)
+    keep = s > 1e-12 * s[0]
+    return u[:, keep], s[keep], vt[keep]
+
+
+def _truncate(matrix: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
+    """L, R with L Rᵀ the best approximation of a rank, of equal sizes."""
+    u, s, vt = np.linalg.svd(matrix)
+    root = np.sqrt(s[:rank])
+    return u[:, :rank] * root, vt[:rank].T * root
+
+
+def _inverse(matrix: np.ndarray, where: str) -> np.ndarray:
+    if matrix.size and np.linalg.cond(matrix) > 1e15:
+        raise ValueError(
+            f"matrix is singular on {where}; a Galerkin block needs an invertible one (boundary conditions?)."
+        )
+    return np.linalg.inv(matrix)
+
+
+def _entries(matrix: Any, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    shape = np.shape(matrix)
+    if shape != (n, n):
+        raise ValueError(f"matrix must have shape (n, n) = ({n}, {n}), one row and column per node, got {shape}.")
+    if hasattr(matrix, "tocoo"):
+        sparse = matrix.tocoo()
+        row, column, value = np.asarray(sparse.row), np.asarray(sparse.col), np.asarray(sparse.data, np.float64)
+    else:
+        dense = np.asarray(matrix, np.float64)
+        row, column = np.nonzero(dense)
+        value = dense[row, column]
+    if not np.isfinite(value).all():
+        j = first_index(~np.isfinite(value))
+        raise ValueError(f"matrix must be finite, but matrix[{row[j]}, {column[j]}] = {value[j]}.")
+    return row, column, value
+
+
+def _owners(decomposition: Decomposition) -> np.ndarray:
+    """The core of every node."""
+    cores = decomposition.cores
+    owner = np.empty(decomposition.domain.size, np.int64)
+    inside = np.asarray(cores.inside)
+    owner[np.asarray(cores.index)[inside]] = np.nonzero(inside)[0]
+    return owner
+
+
+def _coarse_columns(decomposition: Decomposition) -> np.ndarray:
+    """Φ on the host, in float64."""
+    return np.asarray(decomposition.coarse_basis(), np.float64)
+
+
+def _samples(decomposition: Decomposition, inputs: Any, targets: Any) -> tuple[np.ndarray, np.ndarray]:
+    if not is_concrete(inputs, targets, decomposition.partition):
+        raise ValueError("inputs, targets and decomposition must be concrete to be fitted; call it outside jax.jit.")
+    arrays = np.asarray(inputs, np.float64), np.asarray(targets, np.float64)
+    n = decomposition.domain.size
+    for name, array in zip(("inputs", "targets"), arrays, strict=True):
+        if array.ndim != 2 or array.shape[0] != n or array.shape != arrays[0].shape:
+            raise ValueError(
+                f"{name} must have shape (n, m) = ({n}, m), one column per sample, alike for inputs and targets; got "
+                f"{arrays[0].shape} and {arrays[1].shape}."
+            )
+        if not np.isfinite(array).all():
+            raise ValueError(f"{name} must be finite, but {name}[{first_index(~np.isfinite(array))}] is not.")
+    return arrays

@@ -1,0 +1,116 @@
+"""Schwarz attention inside conjugate gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.sparse
+from jax.scipy.sparse.linalg import cg
+
+from jaxop import attention, domains
+
+CORE = 16
+
+
+def setting(subdomains):
+    """−u″ with subdomains of 16 nodes and 4 more on each side: domain, A as a function and as a matrix, b."""
+    n = CORE * subdomains - 1
+    h = 1 / (n + 1)
+
+    def apply(u):
+        return (2 * u - jnp.pad(u[1:], (0, 1)) - jnp.pad(u[:-1], (1, 0))) / h**2
+
+    matrix = scipy.sparse.diags_array([-1.0, 2.0, -1.0], offsets=[-1, 0, 1], shape=(n, n)) / h**2
+    rhs = jax.random.normal(jax.random.key(0), (n,), jnp.float64)
+    return domains.interval(n, rule="interior"), apply, matrix.tocsr(), rhs, (CORE * h / (5 * np.pi)) ** 2
+
+
+def iterations(subdomains):
+    """By additive Schwarz with one and two levels, and by factors of rank 4 with a shift."""
+    domain, apply, matrix, rhs, shift = setting(subdomains)
+    two, one = (domains.decompose(domain, subdomains, 4, coarse=coarse) for coarse in ("hat", None))
+    counts = []
+    for dec, options in (
+        (one, {"blocks": "overlap"}),
+        (two, {"blocks": "overlap"}),
+        (two, {"rank": 4, "shift": shift}),
+    ):
+        factors = attention.galerkin_factors(dec, matrix, **options)
+        result = attention.flexible_cg(
+            apply, rhs, preconditioner=attention.schwarz_preconditioner(dec, factors), tolerance=1e-8
+        )
+        assert float(result.residual) < 1e-8
+        counts.append(int(result.iterations))
+    return counts
+
+
+def test_iterations_are_flat_with_a_coarse_space_and_grow_without(x64):
+    few, many = np.array(iterations(8)), np.array(iterations(24))
+    assert many[0] > 2 * few[0]
+    assert (many[1:] <= few[1:] + 1).all()
+    assert (many[1:] < 25).all()
+
+
+@pytest.mark.slow
+def test_iterations_stay_flat_up_to_128_subdomains(x64):
+    counts = np.array([iterations(subdomains) for subdomains in (8, 16, 32, 64, 128)])
+    assert (np.ptp(counts[:, 1:], axis=0) <= 2).all()
+    assert counts[-1, 0] > 8 * counts[0, 0]
+
+
+def test_fitted_operators_precondition(x64):
+    domain, apply, _, rhs, shift = setting(4)
+    dec = domains.decompose(domain, 4, 4)
+    eye = np.eye(domain.size)
+    inverse = np.asarray(jnp.linalg.inv(jax.vmap(apply)(jnp.asarray(eye))))
+    tied = attention.fit_schwarz(dec, eye, inverse, rank=4, symmetric=True, shift=shift, steps=3).factors
+    tilt = np.diag(np.linspace(1, 2, domain.size))
+    free = attention.fit_schwarz(dec, tilt, inverse @ tilt, rank=4, shift=shift, steps=1).factors
+    expected = inverse @ np.asarray(rhs)
+    solution, _ = cg(apply, rhs, M=attention.schwarz_preconditioner(dec, tied), tol=1e-10, maxiter=40)
+    np.testing.assert_allclose(solution, expected, rtol=1e-6, atol=1e-8)
+    assert attention.symmetry_report(dec, free).asymmetry > 1e-6
+    for factors in (tied, free):
+        solve = jax.jit(lambda b, m: attention.flexible_cg(apply, b, preconditioner=m, tolerance=1e-10))
+        result = solve(rhs, attention.schwarz_preconditioner(dec, factors))
+        np.testing.assert_allclose(result.solution, expected, rtol=1e-6, atol=1e-8)
+        assert int(result.iterations) < 30
+
+
+def test_the_preconditioner_is_symmetric_on_uneven_grids(x64):
+    domain = domains.interval(24, rule="gauss-legendre")
+    dec = domains.decompose(domain, 3, 2)
+    factors = attention.random_factors(jax.random.key(0), dec, 3, symmetric=True)
+    matrix = attention.schwarz_preconditioner(dec, factors)(jnp.eye(24))
+    np.testing.assert_allclose(matrix, matrix.T, rtol=1e-12, atol=1e-14)
+    assert float(jnp.linalg.eigvalsh(matrix)[0]) > -1e-12
+
+
+def test_nodes_of_no_weight_stay_zero(x64):
+    dec = domains.from_subdomains(domains.from_nodes(jnp.arange(4.0)[:, None], jnp.array([1.0, 1, 0, 1])), [range(4)])
+    apply = attention.schwarz_preconditioner(dec, attention.SchwarzFactors(shift=2.0))
+    np.testing.assert_array_equal(apply(jnp.ones(4)), [2, 2, 0, 2])
+
+
+def test_flexible_cg_equals_conjugate_gradients(x64):
+    root = jax.random.normal(jax.random.key(0), (12, 12))
+    matrix, rhs = root @ root.T + jnp.eye(12), jnp.ones(12)
+    result = attention.flexible_cg(lambda x: matrix @ x, rhs, max_iterations=5, tolerance=1e-14)
+    expected, _ = cg(lambda x: matrix @ x, rhs, maxiter=5, tol=0.0)
+    np.testing.assert_allclose(result.solution, expected, rtol=1e-8)
+    assert int(result.iterations) == 5
+
+
+def test_flexible_cg_stops_at_zero_and_at_indefinite_matrices():
+    result = attention.flexible_cg(lambda x: x, jnp.zeros(3))
+    assert (int(result.iterations), float(result.residual)) == (0, 0.0)
+    result = attention.flexible_cg(lambda x: -x, jnp.ones(3))
+    assert int(result.iterations) == 1
+    assert float(result.residual) == 1.0
+
+
+def test_bad_input_is_named(unchecked):
+    with pytest.raises(ValueError, match=r"rhs must have shape \(n,\), got \(3, 1\); use jax.vmap"):
+        attention.flexible_cg(lambda x: x, jnp.ones((3, 1)))
+    with pytest.raises(ValueError, match="tolerance must be positive, got 0"):
+        attention.flexible_cg(lambda x: x, jnp.ones(3), tolerance=0)

@@ -1,0 +1,346 @@
+"""Two-level Schwarz attention: the operator, exactness, fitting and what can be reached."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import scipy.sparse
+
+from jaxop import attention, domains
+from tests.domains.cases import scattered, square_mesh, values_on
+from tests.jaxprs import equations
+
+DECOMPOSITIONS = {
+    "interior": lambda: domains.decompose(domains.interval(31, rule="interior"), 4, 2),
+    "uneven": lambda: domains.decompose(domains.interval(20, rule="gauss-legendre"), 3, 1, partition="ramp"),
+    "square": lambda: domains.decompose(domains.box((8, 7), rule="midpoint"), (2, 2), 1, coarse="partition"),
+    "cube": lambda: domains.decompose(domains.box((4, 4, 5), rule="periodic"), 2, 1, coarse=None),
+    "random": lambda: domains.decompose(domains.monte_carlo(scattered(60, 2)), 4, 1),
+    "mesh": lambda: domains.decompose(square_mesh(6), 4, 1, coarse=np.ones((49, 1))),
+}
+"""One of every kind of domain, partition of unity and coarse space."""
+
+
+def factors_on(dec, rank=2, **options):
+    return attention.random_factors(jax.random.key(0), dec, rank, **options)
+
+
+def laplacian(n, h=None):
+    return scipy.sparse.diags_array([-1.0, 2.0, -1.0], offsets=[-1, 0, 1], shape=(n, n)) * (h or 1 / (n + 1)) ** -2
+
+
+def problem(n=63, subdomains=8, overlap=2, decay=1):
+    """−u″ = f on (0, 1) with right-hand sides of variance k^(−2·decay): decomposition, A, F, A⁻¹F."""
+    dec = domains.decompose(domains.interval(n, rule="interior"), subdomains, overlap)
+    k, x = np.arange(1, n + 1), np.arange(1, n + 1) / (n + 1)
+    inputs = np.sin(np.pi * np.outer(x, k)) * k ** -float(decay)
+    matrix = laplacian(n)
+    return dec, matrix, inputs, np.linalg.solve(matrix.toarray(), inputs)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("name", DECOMPOSITIONS)
+def test_the_operator_is_the_formula_in_dense_matrices(name, symmetric):
+    dec = DECOMPOSITIONS[name]()
+    factors = factors_on(dec, symmetric=symmetric)
+    values = values_on(dec.domain).astype(jnp.float32)
+    out = attention.schwarz_apply(values, dec, factors)
+    # Σ_i R_iᵀ D_i^½ Q_i K_iᵀ D_i^½ R_i W, by loops over numpy arrays
+    weights, n = np.asarray(dec.domain.weights, np.float64), dec.domain.size
+    expected = np.zeros((n, n))
+    query = np.asarray(factors.local_query, np.float64)
+    key = query if symmetric else np.asarray(factors.local_key, np.float64)
+    for i in range(dec.subdomains):
+        inside = np.asarray(dec.cover.inside[i])
+        nodes, root = np.asarray(dec.cover.index[i])[inside], np.sqrt(np.asarray(dec.partition[i])[inside, None])
+        expected[np.ix_(nodes, nodes)] += (root * query[i, inside]) @ (root * key[i, inside]).T
+    if dec.coarse is not None:
+        basis, q0 = np.asarray(dec.coarse_basis(), np.float64), np.asarray(factors.coarse_query, np.float64)
+        k0 = q0 if symmetric else np.asarray(factors.coarse_key, np.float64)
+        expected += basis @ q0 @ k0.T @ basis.T
+    expected = expected * weights
+    np.testing.assert_allclose(out, expected @ np.asarray(values), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(attention.schwarz_matrix(dec, factors), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("overlap", [0, 1, 3])
+@pytest.mark.parametrize("unity", domains.PARTITIONS_OF_UNITY)
+def test_galerkin_blocks_are_the_inverse_in_one_dimension(x64, overlap, unity):
+    for domain in (domains.interval(63, rule="interior"), domains.interval(50, upper=3.0, rule="interior")):
+        dec = domains.decompose(domain, 8, overlap, partition=unity)
+        h = float(domain.weights[0])
+        x = h * np.arange(domain.size + 1) + h / 2
+        for conductivity in (np.ones_like(x), 1 + x**2):
+            stiffness = scipy.sparse.diags_array(
+                [-conductivity[1:-1], conductivity[1:] + conductivity[:-1], -conductivity[1:-1]], offsets=[-1, 0, 1]
+            )
+            matrix = stiffness / h**2
+            inverse = np.linalg.inv(matrix.toarray())
+            if np.ptp(conductivity) > 0:  # then hats must bend with the equation
+                meet = [nodes[0] for nodes in np.asarray(dec.cores.index)[1:]]
+                dec = domains.decompose(domain, 8, overlap, partition=unity, coarse=inverse[:, meet])
+            difference = np.asarray(attention.schwarz_matrix(dec, attention.galerkin_factors(dec, matrix))) - inverse
+            assert np.linalg.norm(difference, 2) < 1e-12 * np.linalg.norm(inverse, 2)
+
+
+def test_two_levels_beat_the_best_global_rank_at_equal_parameters(x64):
+    dec = domains.decompose(domains.interval(63, rule="interior"), 8, 0)
+    factors = attention.galerkin_factors(dec, laplacian(63), rank=4)
+    inverse = np.linalg.inv(laplacian(63).toarray())
+    error = np.linalg.norm(np.asarray(attention.schwarz_matrix(dec, factors)) - inverse, 2)
+    singular = np.linalg.svd(inverse, compute_uv=False)
+    assert singular[4] / singular[0] == pytest.approx(4.0e-2, rel=0.01)  # 2 · 63 · 4 = 504 parameters
+    assert error / singular[0] == pytest.approx(8.7e-4, rel=0.01)
+    assert sum(int(np.count_nonzero(leaf)) for leaf in jax.tree.leaves(factors)) == 546
+
+
+def test_galerkin_blocks_of_overlapping_subdomains_are_additive_schwarz(x64):
+    dec = domains.decompose(domains.box((9, 9), rule="interior"), 3, 1)
+    line = laplacian(9)
+    matrix = scipy.sparse.kron(line, scipy.sparse.eye_array(9)) + scipy.sparse.kron(scipy.sparse.eye_array(9), line)
+    factors = attention.galerkin_factors(dec, matrix.tocsr(), blocks="overlap")
+    dense, basis = matrix.toarray(), np.asarray(dec.coarse_basis())
+    expected = basis @ np.linalg.inv(basis.T @ dense @ basis) @ basis.T
+    for index, inside in zip(np.asarray(dec.cover.index), np.asarray(dec.cover.inside), strict=True):
+        nodes = np.ix_(index[inside], index[inside])
+        expected[nodes] += np.linalg.inv(dense[nodes])
+    np.testing.assert_allclose(attention.schwarz_matrix(dec, factors), expected, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize(("decay", "gain", "distance"), [(1, 25, 2.0), (0, 8, 2.0)])
+def test_the_fit_comes_near_the_bound_and_far_below_the_global_optimum(x64, decay, gain, distance):
+    dec, matrix, inputs, targets = problem(63, 4, 4, decay)
+    start = attention.galerkin_factors(dec, matrix, 3)
+    fit = attention.fit_schwarz(dec, inputs, targets, rank=3, initial=start, steps=12)
+    assert (np.diff(fit.errors) <= 0).all()
+    assert fit.errors[-1] == pytest.approx(attention.operator_error(dec, fit.factors, inputs, targets), rel=1e-6)
+    parameters = attention.count_parameters(dec, fit.factors)
+    best = attention.low_rank_errors(inputs, targets, dec.domain.weights)
+    assert best[parameters // (2 * 63)] > (gain / 4) * fit.errors[-1]  # N = 4 here; N = 8 in the study
+    assert fit.bound == pytest.approx(best[4 * 3 + 3])
+    assert fit.bound < fit.errors[-1] < distance * fit.bound
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("decay", "gain"), [(1, 25), (0, 8)])
+def test_the_study_reaches_its_aims(x64, decay, gain):
+    dec, matrix, inputs, targets = problem(255, 8, 8, decay)
+    fit = attention.fit_schwarz(
+        dec, inputs, targets, rank=2, initial=attention.galerkin_factors(dec, matrix, 2), steps=10
+    )
+    assert attention.count_parameters(dec, fit.factors) == 1566
+    best = attention.low_rank_errors(inputs, targets, dec.domain.weights)
+    assert best[3] > gain * fit.errors[-1]  # 1530 parameters
+    assert fit.errors[-1] < 2 * fit.bound
+
+
+def test_fits_from_data_alone_and_symmetric_ones(x64):
+    dec, _, inputs, targets = problem(31, 4, 2)
+    free = attention.fit_schwarz(dec, inputs, targets, rank=2, steps=8)
+    assert free.bound < free.errors[-1] < 3 * free.bound
+    tied = attention.fit_schwarz(dec, inputs, targets, rank=2, symmetric=True, steps=8)
+    assert tied.factors.local_key is None
+    assert tied.errors[-1] < 4 * tied.bound
+    report = attention.symmetry_report(dec, tied.factors)
+    assert report.asymmetry < 1e-12
+    assert report.smallest_eigenvalue > -1e-12
+    shifted = attention.fit_schwarz(dec, inputs, targets, rank=2, symmetric=True, steps=2, shift=1e-4)
+    assert attention.symmetry_report(dec, shifted.factors).smallest_eigenvalue == pytest.approx(1e-4, rel=1e-6)
+    error = attention.operator_error(dec, shifted.factors, inputs, targets)
+    assert shifted.errors[-1] == pytest.approx(error, rel=1e-6)
+    assert attention.symmetry_report(dec, free.factors).asymmetry > 1e-6
+
+
+def test_many_samples_are_compressed(x64):
+    dec, _, inputs, targets = problem(31, 4, 2)
+    mix = np.random.default_rng(0).normal(size=(31, 100))
+    fit = attention.fit_schwarz(dec, inputs @ mix, targets @ mix, rank=2, steps=2)
+    assert fit.errors[-1] == pytest.approx(
+        attention.operator_error(dec, fit.factors, inputs @ mix, targets @ mix), rel=1e-8
+    )
+
+
+def test_ablations_have_one_level_only(x64):
+    dec, _, inputs, targets = problem(31, 4, 2)
+    local = attention.fit_schwarz(dec, inputs, targets, rank=3, coarse_rank=0, steps=3)
+    coarse = attention.fit_schwarz(dec, inputs, targets, rank=0, steps=3)
+    both = attention.fit_schwarz(dec, inputs, targets, rank=3, steps=3)
+    assert local.factors.coarse_query is None
+    assert coarse.factors.local_query is None
+    assert both.errors[-1] < 0.1 * min(local.errors[-1], coarse.errors[-1])
+
+
+def test_functions_as_factors_move_to_finer_grids(x64):
+    features = functools.partial(attention.legendre_features, degree=5)
+    dec = domains.decompose(domains.interval(63, rule="interior"), 4, 0)
+    errors = []
+    fit = None
+    for n in (63, 127, 255):
+        here = dec.on(domains.interval(n, rule="interior"))
+        k, x = np.arange(1, 33), np.asarray(here.domain.points)
+        inputs = np.sin(np.pi * x * k) / k
+        targets = np.linalg.solve(laplacian(n).toarray(), inputs)
+        if fit is None:
+            fit = attention.fit_schwarz(here, inputs, targets, rank=3, features=features, steps=10)
+        factors = attention.sample_factors(fit.factors, here, features)
+        errors.append(attention.operator_error(here, factors, inputs, targets))
+    assert errors[0] == pytest.approx(fit.errors[-1], rel=1e-6)
+    assert errors[0] < 2 * fit.bound
+    assert max(errors) < 1.2 * errors[0]
+
+
+def test_the_best_global_attention_reaches_its_bound(x64):
+    dec, _, inputs, targets = problem(31, 4, 2)
+    weights = dec.domain.weights
+    query, key = attention.optimal_low_rank(inputs, targets, weights, 3)
+    out = np.asarray(attention.low_rank_apply(jnp.asarray(inputs), weights, query, key))
+    error = np.linalg.norm(out - targets) / np.linalg.norm(targets)
+    assert error == pytest.approx(attention.low_rank_errors(inputs, targets, weights)[3], rel=1e-8)
+
+
+@pytest.mark.optax
+def test_gradients_train_it():
+    dec, _, inputs, targets = problem(31, 4, 2)
+    inputs, targets = jnp.asarray(inputs, jnp.float32), jnp.asarray(10 * targets, jnp.float32)
+    factors = factors_on(dec, 3)
+    optimizer = optax.adam(2e-2)
+
+    def loss(factors):
+        return jnp.sum((attention.schwarz_apply(inputs, dec, factors) - targets) ** 2) / jnp.sum(targets**2)
+
+    @jax.jit
+    def train(factors):
+        def advance(carry, _):
+            factors, state = carry
+            updates, state = optimizer.update(jax.grad(loss)(factors), state)
+            return (optax.apply_updates(factors, updates), state), None
+
+        return jax.lax.scan(advance, (factors, optimizer.init(factors)), length=1500)[0][0]
+
+    assert float(loss(train(factors))) ** 0.5 < 5e-2
+
+
+def test_renumbering_the_nodes_changes_nothing_else():
+    points, weights = scattered(40, 2), jnp.linspace(0.5, 1.5, 40)
+    order = jax.random.permutation(jax.random.key(1), 40)
+    sets = [np.arange(0, 25), np.arange(15, 40)]
+    place = np.argsort(np.asarray(order))
+    one = domains.from_subdomains(domains.from_nodes(points, weights), sets)
+    other = domains.from_subdomains(domains.from_nodes(points[order], weights[order]), [place[nodes] for nodes in sets])
+    factors, v = factors_on(one), values_on(one.domain)
+    out = attention.schwarz_apply(v, one, factors)
+    np.testing.assert_allclose(attention.schwarz_apply(v[order], other, factors), out[order], rtol=1e-4, atol=1e-5)
+
+
+def test_splitting_a_node_changes_nothing():
+    """Two copies of a node with half its weight each, in the same subdomains, are the node."""
+    points, weights = scattered(12, 1), jnp.ones(12)
+    twin = np.append(np.arange(12), 5)
+    halved = weights[twin].at[jnp.array([5, 12])].set(0.5)
+    sets = [np.arange(8), np.arange(4, 12)]
+    one = domains.from_subdomains(domains.from_nodes(points, weights), sets)
+    other = domains.from_subdomains(domains.from_nodes(points[twin], halved), [np.append(nodes, 12) for nodes in sets])
+    factors, v = factors_on(one), values_on(one.domain)
+
+    def extended(local):
+        return jnp.stack(
+            [jnp.append(x, x[nodes.tolist().index(5)][None], 0) for x, nodes in zip(local, sets, strict=True)]
+        )
+
+    split = attention.SchwarzFactors(
+        factors.coarse_query, factors.coarse_key, extended(factors.local_query), extended(factors.local_key)
+    )
+    out = attention.schwarz_apply(v, one, factors)
+    np.testing.assert_allclose(attention.schwarz_apply(v[twin], other, split), out[twin], rtol=1e-4, atol=1e-5)
+
+
+def test_transformations_and_dtypes():
+    dec = DECOMPOSITIONS["interior"]()
+    factors = factors_on(dec)
+    batch = jax.random.normal(jax.random.key(1), (3, 31, 2))
+    apply = jax.jit(jax.vmap(attention.schwarz_apply, in_axes=(0, None, None)))
+    out = apply(batch, dec, factors)
+    np.testing.assert_allclose(out[1], attention.schwarz_apply(batch[1], dec, factors), rtol=1e-5, atol=1e-6)
+    half = attention.schwarz_apply(batch[1].astype(jnp.bfloat16), dec, factors)
+    assert half.dtype == jnp.bfloat16
+    np.testing.assert_allclose(half.astype(jnp.float32), out[1], rtol=0.05, atol=0.05)
+
+
+def test_no_array_is_larger_than_a_few_times_the_nodes():
+    n = 2**14 - 1
+    dec = domains.decompose(domains.interval(n, rule="interior"), 128, 4)
+    factors = factors_on(dec, 4)
+    v = jnp.ones((n, 1))
+    sizes = [v.aval.size for e in equations(attention.schwarz_apply, v, dec, factors) for v in e.outvars]
+    assert max(sizes) < 5 * n
+    compiled = jax.jit(attention.schwarz_apply).lower(v, dec, factors).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 10 * 4 * n
+    assert all(leaf.size < 5 * n for leaf in jax.tree.leaves((dec, factors)))
+
+
+def bad(name):
+    dec = DECOMPOSITIONS["interior"]()
+    factors = factors_on(dec)
+    identity, ones = np.eye(31), jnp.ones((31, 1))
+    return {
+        "rank": lambda: factors_on(dec, 10),
+        "coarse rank": lambda: factors_on(dec, 2, coarse_rank=4),
+        "fit rank": lambda: attention.fit_schwarz(dec, identity, identity, rank=10),
+        "features": lambda: attention.fit_schwarz(
+            dec, identity, identity, rank=3, features=functools.partial(attention.legendre_features, degree=1)
+        ),
+        "values": lambda: attention.schwarz_apply(jnp.ones((30, 1)), dec, factors),
+        "local shape": lambda: attention.schwarz_apply(
+            ones, dec, attention.SchwarzFactors(local_query=jnp.ones((4, 11, 2)))
+        ),
+        "key alone": lambda: attention.schwarz_apply(
+            ones, dec, attention.SchwarzFactors(coarse_key=factors.coarse_key)
+        ),
+        "key shape": lambda: attention.schwarz_apply(
+            ones, dec, attention.SchwarzFactors(factors.coarse_query, factors.coarse_key[:, :1])
+        ),
+        "coefficients": lambda: attention.sample_factors(
+            factors, dec, functools.partial(attention.legendre_features, degree=1)
+        ),
+        "matrix shape": lambda: attention.galerkin_factors(dec, np.eye(30)),
+        "singular": lambda: attention.galerkin_factors(dec, np.zeros((31, 31))),
+        "NaN matrix": lambda: attention.galerkin_factors(dec, np.full((31, 31), np.nan)),
+        "blocks": lambda: attention.galerkin_factors(dec, identity, blocks="inner"),
+        "targets": lambda: attention.fit_schwarz(dec, identity, identity[:, :3], rank=1),
+        "NaN targets": lambda: attention.fit_schwarz(dec, identity, np.full((31, 31), np.nan), rank=1),
+        "tracers": lambda: jax.jit(lambda f: attention.fit_schwarz(dec, f, f, rank=1).factors)(identity),
+        "global rank": lambda: attention.optimal_low_rank(identity, identity, np.ones(31), 32),
+        "low rank rows": lambda: attention.low_rank_apply(ones, jnp.ones(31), jnp.ones((30, 2))),
+    }[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("rank", r"rank must lie between 0 and the 9 nodes \(or features\) of subdomain 0, the smallest, got 10"),
+        ("coarse rank", r"coarse_rank must lie between 0 and the 3 coarse functions, got 4"),
+        ("fit rank", r"rank must lie between 0 and the 9 nodes"),
+        ("features", r"rank must lie between 0 and the 2 nodes \(or features\)"),
+        ("values", r"values must have shape \(n, c\) = \(31, c\), one row per node, got \(30, 1\)"),
+        ("local shape", r"local_query must have shape \(p, s, r\) = \(4, 12, r\).*got \(4, 11, 2\); coefficients"),
+        ("key alone", r"coarse_key is given without coarse_query"),
+        ("key shape", r"coarse_key must have the shape of coarse_query, \(3, 3\), got \(3, 1\)"),
+        ("coefficients", r"coefficients must have shape \(p, q, r\) = \(4, 2, r\)"),
+        ("matrix shape", r"matrix must have shape \(n, n\) = \(31, 31\).*got \(30, 30\)"),
+        ("singular", r"matrix is singular on subdomain 0"),
+        ("NaN matrix", r"matrix must be finite, but matrix\[0, 0\] = nan"),
+        ("blocks", r"blocks='inner' is unknown.*'interior'"),
+        ("targets", r"targets must have shape \(n, m\) = \(31, m\).*got \(31, 31\) and \(31, 3\)"),
+        ("NaN targets", r"targets must be finite, but targets\[\(0, 0\)\] is not"),
+        ("tracers", r"must be concrete to be fitted; call it outside jax.jit"),
+        ("global rank", r"rank must lie between 0 and the 31 nodes, got 32"),
+        ("low rank rows", r"query must have one row per row of values, 31, got \(30, 2\)"),
+    ],
+)
+def test_bad_input_is_named(name, message, unchecked):
+    call = bad(name)
+    with pytest.raises(ValueError, match=message):
+        call()
