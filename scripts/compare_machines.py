@@ -4,8 +4,8 @@
 
 MovieLens-100k, root mean square error in stars. One fifth of the ratings is held out: pairs of known users and films,
 all ratings of new users, or all of new films, where a factorisation has nothing but means to offer. What is free in a
-machine (the width of its kernel, λ, how much an identity weighs) is chosen by a further tenth. Features: age, gender and
-occupation; year and genres. Data: see real_data.py. The factorisation is that of scikit-surprise, of the extra
+machine (the width of its kernel, λ, how much an identity weighs) is chosen by a further tenth. Features: age, gender
+and occupation; year and genres. Data: see real_data.py. The factorisation is that of scikit-surprise, of the extra
 "benchmark".
 """
 

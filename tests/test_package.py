@@ -46,7 +46,8 @@ def test_every_layer_is_listed():
 
 def test_import_needs_the_core_dependencies_only():
     modules = ", ".join(f"jaxop.{layer}" for layer in sorted(ALLOWED))
-    core = "jax, jax.experimental.sparse, flax.nnx, optax, orbax.checkpoint, chex, jaxtyping, numpy"  # some import extras if they find them
+    # some import extras if they find them
+    core = "jax, jax.experimental.sparse, flax.nnx, optax, orbax.checkpoint, chex, jaxtyping, numpy"
     code = (
         f"import sys, {core}; from orbax.checkpoint import v1; before = set(sys.modules); "
         f"import jaxop, jaxop.testing, {modules}; print(*sorted(m for m in {EXTRAS} if m in set(sys.modules) - before))"

@@ -40,4 +40,7 @@ from jaxop.nn.pointwise import Linear as Linear
 from jaxop.nn.pointwise import affine as affine
 from jaxop.nn.pointwise import in_blocks as in_blocks
 from jaxop.nn.pointwise import layer_norm as layer_norm
+from jaxop.nn.schwarz import JoinedSchwarzAttention as JoinedSchwarzAttention
+from jaxop.nn.schwarz import SchwarzAttention as SchwarzAttention
+from jaxop.nn.schwarz import SchwarzAttentionConfig as SchwarzAttentionConfig
 from jaxop.nn.spectral import SpectralConvolution as SpectralConvolution

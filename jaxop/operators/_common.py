@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxop._validation import accumulator, as_float, check_name, is_concrete
-from jaxop.domains import Domain, Grid, Partition, partition
+from jaxop.domains import Decomposition, Domain, Grid, Partition, partition
 from jaxop.nn import (
     ACTIVATIONS,
     NORMS,
@@ -21,9 +21,11 @@ from jaxop.nn import (
     ExpDotProductConfig,
     FlowLayer,
     IntegralAttentionConfig,
+    JoinedSchwarzAttention,
     LinearConfig,
     MomentumConfig,
     MomentumLayer,
+    SchwarzAttentionConfig,
     SpectralConvolution,
 )
 from jaxop.nn.encoder import check_dropout
@@ -160,6 +162,19 @@ def join(values: Float[Array, "b p s c"], cut: Partition) -> Float[Array, "b n c
     return jax.vmap(cut.join)(values)
 
 
+def decomposition_of(schwarz: SchwarzAttentionConfig, functions: GridFunctions) -> Decomposition:
+    """Subdomains of the grid of a batch."""
+    if functions.weight.ndim:
+        raise ValueError("Schwarz attention needs one grid for all samples, got a stack.")
+    return schwarz.decompose(functions.grid)
+
+
+def joined_attention(config: Any, rngs: nnx.Rngs) -> JoinedSchwarzAttention:
+    """The two-level attention of a config, for tokens that are functions on patches."""
+    dtypes = {"dtype": config.dtype, "param_dtype": config.param_dtype}
+    return JoinedSchwarzAttention(config.schwarz.make(config.width, config.heads, rngs=rngs, **dtypes))
+
+
 def encoder_layer(
     config: Any, attention: Callable[[], Callable[..., Any]], rngs: nnx.Rngs, *, momentum: MomentumConfig | None = None
 ) -> EncoderLayer | MomentumLayer | FlowLayer:
@@ -237,6 +252,7 @@ def check_config(config: Any) -> None:
             "makes a config from nested dicts."
         )
     _check_momentum(config)
+    _check_schwarz(config)
     for name in ("dtype", "param_dtype"):
         given = getattr(config, name)
         try:
@@ -247,6 +263,19 @@ def check_config(config: Any) -> None:
             raise ValueError(f"{name} must be the name of a floating dtype such as 'float32', got {given!r}.")
     if getattr(config, "smoothing_modes", None) is not None:
         check_modes(config.smoothing_modes, (config.reference,) * config.dim)
+
+
+def _check_schwarz(config: Any) -> None:
+    schwarz = getattr(config, "schwarz", None)
+    if schwarz is None:
+        return
+    if not isinstance(schwarz, SchwarzAttentionConfig):
+        raise TypeError(f"schwarz must be nn.SchwarzAttentionConfig(...) or None, got {schwarz!r}.")
+    if config.momentum.block in ("H1", "R2", "exact"):
+        raise ValueError(
+            f"no connection is known for Schwarz attention: give block='Y' or 'H0' with schwarz, got "
+            f"{config.momentum.block!r}."
+        )
 
 
 def _check_momentum(config: Any) -> None:

@@ -6,15 +6,24 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxop.nn import FourierPatchAttention, Linear, MomentumConfig, run_layers
+from jaxop.nn import (
+    FourierPatchAttention,
+    JoinedSchwarzAttention,
+    Linear,
+    MomentumConfig,
+    SchwarzAttentionConfig,
+    run_layers,
+)
 from jaxop.operators._common import (
     GridFunctions,
     GridOperator,
     check_config,
     check_patches,
     cut_grid,
+    decomposition_of,
     encoder_layer,
     join,
+    joined_attention,
     smooth,
     smoothing,
     split,
@@ -38,6 +47,8 @@ class FourierAttentionNeuralOperatorConfig:
         reference: nodes along each axis of the grid that the operator is made for: its patches must carry
             all modes, 2 m ≤ reference / patches. On a coarser grid the highest modes are dropped.
         smoothing_modes: modes of a final u + SpectralConv(u) on the whole grid; None: no smoothing.
+        schwarz: two-level attention, inside subdomains of the whole grid and between coarse tokens, in place of
+            attention between patches; None: none.
         norm: ``"post"`` or ``"pre"``.
         momentum: whether tokens carry a velocity; its blocks need ``norm="pre"``.
         dropout: rate in training mode.
@@ -63,6 +74,7 @@ class FourierAttentionNeuralOperatorConfig:
     modes: int = 8
     reference: int = 64
     smoothing_modes: int | None = None
+    schwarz: SchwarzAttentionConfig | None = None
     norm: str = "post"
     momentum: MomentumConfig = MomentumConfig()
     dropout: float = 0.0
@@ -119,16 +131,13 @@ class FourierAttentionNeuralOperator(GridOperator):
             return Linear(config.in_channels + config.dim, config.width, param_dtype=config.param_dtype, rngs=rngs)
 
         self.lift = lift()
-        self.layers = nnx.List(
-            encoder_layer(
-                config,
-                lambda: FourierPatchAttention(
-                    config.width, config.heads, config.modes, reference=patch, rngs=rngs, **dtypes
-                ),
-                rngs,
-            )
-            for _ in range(config.layers)
-        )
+
+        def attend() -> FourierPatchAttention | JoinedSchwarzAttention:
+            if config.schwarz is not None:
+                return joined_attention(config, rngs)
+            return FourierPatchAttention(config.width, config.heads, config.modes, reference=patch, rngs=rngs, **dtypes)
+
+        self.layers = nnx.List(encoder_layer(config, attend, rngs) for _ in range(config.layers))
         self.head = Linear(config.width, config.out_channels, rngs=rngs, **dtypes)
         self.smoothing = smoothing(config, rngs)
         self.velocity = lift() if config.momentum.learns_velocity else None
@@ -144,7 +153,18 @@ class FourierAttentionNeuralOperator(GridOperator):
 
         x = lifted(self.lift)
         velocity = None if self.velocity is None else lifted(self.velocity)
-        if config.momentum.block == "exact":
+        if config.schwarz is not None:
+            decomposition = decomposition_of(config.schwarz, functions)
+            x = run_layers(
+                self.layers,
+                x,
+                decomposition,
+                lambda z: join(jnp.moveaxis(z, 0, 2), cut),
+                lambda u: jnp.moveaxis(split(u, cut), 2, 0),
+                velocity=velocity,
+            )
+            x = jnp.moveaxis(x, 0, 2)
+        elif config.momentum.block == "exact":
             measure = jnp.broadcast_to(functions.weight[..., None], (*functions.weight.shape, x.shape[0]))
             velocity = None if velocity is None else jnp.moveaxis(velocity, 0, 2)
             x = run_layers(self.layers, jnp.moveaxis(x, 0, 2), velocity=velocity, measure=measure)

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from flax import nnx
 
 from jaxop._validation import check_name
-from jaxop.nn import KERNELS
+from jaxop.nn import KERNELS, SchwarzAttentionConfig
 from jaxop.operators.fano import FourierAttentionNeuralOperator, FourierAttentionNeuralOperatorConfig
 from jaxop.operators.fno import FourierNeuralOperator, FourierNeuralOperatorConfig
 from jaxop.operators.tno import TransformerNeuralOperator, TransformerNeuralOperatorConfig
@@ -57,6 +57,8 @@ def from_dict(kind: type[Config], values: Mapping[str, Any]) -> Config:
     def settle(name: str, value: Any) -> Any:
         if not isinstance(value, Mapping):
             return value
+        if name == "schwarz":
+            return from_dict(SchwarzAttentionConfig, value)
         if name == "kernel":
             check_name(value.get("name"), "kernel", KERNELS)
             return from_dict(KERNELS[value["name"]], value)

@@ -9,7 +9,15 @@ from jaxtyping import Array, Float
 
 from jaxop._validation import accumulator, as_float
 from jaxop.domains import Domain
-from jaxop.nn import IntegralAttention, IntegralAttentionConfig, Linear, MomentumConfig, run_layers
+from jaxop.nn import (
+    IntegralAttention,
+    IntegralAttentionConfig,
+    Linear,
+    MomentumConfig,
+    SchwarzAttention,
+    SchwarzAttentionConfig,
+    run_layers,
+)
 from jaxop.operators._common import check_config, check_same, encoder_layer
 
 
@@ -35,6 +43,8 @@ class TransformerNeuralOperatorConfig:
         dropout: rate in training mode.
         activation: ``"gelu"`` (exact) or ``"gelu_tanh"``.
         attention: the kernel of the attention and its implementation.
+        schwarz: two-level attention inside subdomains and between coarse tokens, in place of attention on the whole
+            domain, at a cost linear in n; None: none. The decoder keeps its own.
         dtype: dtype of the computation; None: that of inputs and parameters.
         param_dtype: dtype of the parameters.
 
@@ -57,6 +67,7 @@ class TransformerNeuralOperatorConfig:
     dropout: float = 0.0
     activation: str = "gelu"
     attention: IntegralAttentionConfig = IntegralAttentionConfig()
+    schwarz: SchwarzAttentionConfig | None = None
     dtype: str | None = None
     param_dtype: str = "float32"
 
@@ -97,10 +108,12 @@ class TransformerNeuralOperator(nnx.Module):
         self.config = config
         dtypes = {"dtype": config.dtype, "param_dtype": config.param_dtype}
 
-        def attention() -> IntegralAttention:
-            return config.attention.make(config.width, config.heads, rngs=rngs, **dtypes)
+        def layers(
+            count: int, kind: IntegralAttentionConfig | SchwarzAttentionConfig, momentum: MomentumConfig
+        ) -> nnx.List:
+            def attention() -> IntegralAttention | SchwarzAttention:
+                return kind.make(config.width, config.heads, rngs=rngs, **dtypes)
 
-        def layers(count: int, momentum: MomentumConfig) -> nnx.List:
             return nnx.List(encoder_layer(config, attention, rngs, momentum=momentum) for _ in range(count))
 
         def affine(channels: int) -> Linear:
@@ -108,9 +121,9 @@ class TransformerNeuralOperator(nnx.Module):
 
         self.lift = affine(config.in_channels + config.dim)
         self.initial = affine(config.initial_channels) if config.initial_channels else None
-        self.layers = layers(config.layers, config.momentum)
+        self.layers = layers(config.layers, config.schwarz or config.attention, config.momentum)
         self.query = affine(config.dim) if config.decoder_layers else None
-        self.decoder = layers(config.decoder_layers, MomentumConfig())
+        self.decoder = layers(config.decoder_layers, config.attention, MomentumConfig())
         self.head = Linear(config.width, config.out_channels, rngs=rngs, **dtypes)
         self.velocity = affine(config.in_channels + config.dim) if config.momentum.learns_velocity else None
 
@@ -157,7 +170,8 @@ class TransformerNeuralOperator(nnx.Module):
         velocity = None if self.velocity is None else self.velocity(coordinates).astype(dtype)
         x = self._with_initial(x, initial, single)
         weights = jax.vmap(lambda d: d.weights)(domain) if domain.is_batched else domain.weights
-        x = run_layers(self.layers, x, weights, velocity=velocity)
+        measure = weights if config.schwarz is None else config.schwarz.decompose(domain)
+        x = run_layers(self.layers, x, measure, velocity=velocity)
         if self.query is not None:
             z = self.query(_points(at or domain, values.shape[0], config.dim, "at").astype(wide)).astype(dtype)
             for layer in self.decoder:

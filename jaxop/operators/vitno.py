@@ -6,7 +6,16 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxop.nn import KernelConfig, Linear, MomentumConfig, PatchAttention, SpectralConvolution, run_layers
+from jaxop.nn import (
+    JoinedSchwarzAttention,
+    KernelConfig,
+    Linear,
+    MomentumConfig,
+    PatchAttention,
+    SchwarzAttentionConfig,
+    SpectralConvolution,
+    run_layers,
+)
 from jaxop.nn.kernels import LINEAR, check_kernel_config
 from jaxop.operators._common import (
     GridFunctions,
@@ -14,8 +23,10 @@ from jaxop.operators._common import (
     check_config,
     check_patches,
     cut_grid,
+    decomposition_of,
     encoder_layer,
     join,
+    joined_attention,
     smooth,
     smoothing,
     split,
@@ -41,6 +52,8 @@ class ViTNeuralOperatorConfig:
         kernel: the settings of a kernel between functions on patches; None:
             exp ∫_patch Q·K dx, the published one.
         smoothing_modes: modes of the final u + SpectralConv(u) on the whole grid; None: no smoothing.
+        schwarz: two-level attention, inside subdomains of the whole grid and between coarse tokens, in place of
+            attention between patches; None: none.
         norm: ``"post"`` or ``"pre"``.
         momentum: whether tokens carry a velocity; its blocks need ``norm="pre"``.
         dropout: rate in training mode.
@@ -67,6 +80,7 @@ class ViTNeuralOperatorConfig:
     reference: int = 64
     kernel: KernelConfig | None = None
     smoothing_modes: int | None = 16
+    schwarz: SchwarzAttentionConfig | None = None
     norm: str = "post"
     momentum: MomentumConfig = MomentumConfig()
     dropout: float = 0.0
@@ -134,10 +148,13 @@ class ViTNeuralOperator(GridOperator):
         if config.kernel is not None:
             kernel, axis = config.kernel.make(config.heads, config.width // config.heads, rngs=rngs)
         attention = {"kernel": kernel, "kernel_axis": axis, "rngs": rngs, **dtypes}
-        self.layers = nnx.List(
-            encoder_layer(config, lambda: PatchAttention(config.width, config.heads, **attention), rngs)
-            for _ in range(config.layers)
-        )
+
+        def attend() -> PatchAttention | JoinedSchwarzAttention:
+            if config.schwarz is not None:
+                return joined_attention(config, rngs)
+            return PatchAttention(config.width, config.heads, **attention)
+
+        self.layers = nnx.List(encoder_layer(config, attend, rngs) for _ in range(config.layers))
         self.head = Linear(config.width, config.out_channels, rngs=rngs, **dtypes)
         self.smoothing = smoothing(config, rngs)
         self.velocity = lift() if config.momentum.learns_velocity else None
@@ -154,7 +171,12 @@ class ViTNeuralOperator(GridOperator):
         x = lifted(self.lift)
         velocity = None if self.velocity is None else lifted(self.velocity)
         weights = jnp.broadcast_to(functions.weight[..., None], (*functions.weight.shape, x.shape[2]))
-        if config.momentum.block == "exact":
+        if config.schwarz is not None:
+            decomposition = decomposition_of(config.schwarz, functions)
+            x = run_layers(
+                self.layers, x, decomposition, lambda z: join(z, cut), lambda u: split(u, cut), velocity=velocity
+            )
+        elif config.momentum.block == "exact":
             x = run_layers(self.layers, x, velocity=velocity, measure=weights)
         else:
             x = run_layers(self.layers, x, weights, velocity=velocity)

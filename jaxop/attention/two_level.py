@@ -1,0 +1,122 @@
+"""Two-level Schwarz attention that depends on its input: local attention inside subdomains, and coarse tokens."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxop._validation import as_float
+from jaxop.attention.integral import integral_attention
+from jaxop.domains import Decomposition
+from jaxop.kernels import Kernel
+
+_SCORES = 1 << 22
+"""Scores of several subdomains that are held at a time."""
+
+
+def subdomain_attention(
+    query: Float[Array, "n h d"],
+    key: Float[Array, "n h d"],
+    value: Float[Array, "n h c"],
+    decomposition: Decomposition,
+    *,
+    kernel: Kernel | None = None,
+    kernel_axis: int | None = None,
+    implementation: str | None = None,
+) -> Float[Array, "n h c"]:
+    """A(x) = Σ_i D_i(x) ∫ k(q(x), k(y)) v(y) D_i(y) dy / ∫ k(q(x), k(y)) D_i(y) dy, D the partition of unity.
+
+    `integral_attention` inside every overlapping subdomain, in the measure D_i dy, and blended by D_i: the local level
+    of two-level Schwarz attention. All subdomains together share the measure of the domain, and where D_i falls to 0
+    smoothly ("ramp") quadratures keep their order on grids that know nothing of the subdomains. With one subdomain it
+    is attention on the whole domain; constants are reproduced for any number of them.
+
+    Args:
+        query: q at the nodes of the domain, (n, h, d).
+        key: k, (n, h, d).
+        value: v, (n, h, c).
+        decomposition: of the domain, see `jaxop.domains.decompose`.
+        kernel: as in `integral_attention`.
+        kernel_axis: as in `integral_attention`.
+        implementation: as in `integral_attention`, inside a subdomain.
+
+    Returns:
+        Shape (n, h, c), in the dtype of ``value``.
+
+    Raises:
+        ValueError: for shapes that do not fit, and as `integral_attention`.
+
+    Cost: O(n s h (d + c)) time for subdomains of s nodes, linear in n at fixed s; O(n (d + c) h) memory beyond one
+        group of subdomains.
+
+    Source: Köhler, Rheinbach, "Hierarchical Attention via Domain Decomposition", arXiv:2606.18525, whose linear
+        operator it follows; that its entries depend on the input is ours.
+
+    Example:
+        >>> import jax
+        >>> from jaxop import attention, domains
+        >>> cut = domains.decompose(domains.box((16, 16), rule="midpoint"), 4, 2, partition="ramp")
+        >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 256, 2, 4))
+        >>> attention.subdomain_attention(q, k, v, cut).shape
+        (256, 2, 4)
+    """
+    query, key, value = (as_float(a, name) for a, name in ((query, "query"), (key, "key"), (value, "value")))
+    n, heads = decomposition.domain.size, query.shape[1]
+    for name, array in (("query", query), ("key", key), ("value", value)):
+        if array.ndim != 3 or array.shape[:2] != (n, heads):
+            raise ValueError(
+                f"{name} must have shape (n, h, c) = ({n}, {heads}, c), one row per node of the decomposed domain, got "
+                f"{array.shape}; use jax.vmap for a batch."
+            )
+
+    def restrict(array: Array) -> Array:
+        local = decomposition.restrict(array.reshape(n, -1))
+        return local.reshape(*local.shape[:2], heads, -1)
+
+    weights = decomposition.restrict(decomposition.domain.weights[:, None])[..., 0] * decomposition.partition
+    options: dict[str, Any] = {"kernel": kernel, "kernel_axis": kernel_axis, "implementation": implementation}
+
+    @jax.checkpoint
+    def one(operands: tuple[Array, Array, Array, Array]) -> Array:
+        return integral_attention(*operands, **options)
+
+    together = max(1, _SCORES // (heads * decomposition.size**2))
+    operands = *(restrict(a) for a in (query, key, value)), weights
+    if together >= decomposition.subdomains:
+        local = jax.vmap(lambda *arrays: one(arrays))(*operands)
+    else:
+        local = jax.lax.map(one, operands, batch_size=together)
+    blended = local * decomposition.partition.astype(local.dtype)[:, :, None, None]
+    return decomposition.prolong(blended.reshape(*local.shape[:2], -1)).reshape(n, heads, -1)
+
+
+def coarse_averages(
+    values: Float[Array, "n c"], decomposition: Decomposition
+) -> tuple[Float[Array, "n0 c"], Float[Array, " n0"]]:
+    """∫ φ_I v / ∫ φ_I of every coarse function φ_I, and ∫ φ_I itself: coarse tokens and their quadrature weights.
+
+    Args:
+        values: v at the nodes of the domain, (n, c).
+        decomposition: with a coarse space.
+
+    Returns:
+        Tokens (n0, c) and weights (n0,), in units of length^dim.
+
+    Raises:
+        ValueError: without a coarse space, or for values that do not fit.
+
+    Cost: O(n c).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxop import attention, domains
+        >>> cut = domains.decompose(domains.interval(64), 4, 2, coarse="partition")
+        >>> tokens, weights = attention.coarse_averages(jnp.full((64, 1), 3.0), cut)
+        >>> print(tokens.round(4).ravel(), weights.sum().round(4))
+        [3. 3. 3. 3.] 1.0
+    """
+    values = as_float(values, "values")
+    measure = decomposition.coarsen(jnp.ones_like(values[:, :1]))
+    # ∫ φ_I > 0: a coarse function without a node would have been refused
+    return decomposition.coarsen(values) / measure, measure[:, 0]

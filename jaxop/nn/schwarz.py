@@ -1,0 +1,252 @@
+"""Two-level Schwarz attention as a module: attention inside subdomains plus attention between coarse tokens."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from jaxop._validation import check_name, is_concrete
+from jaxop.attention.two_level import coarse_averages, subdomain_attention
+from jaxop.domains import COARSE_SPACES, PARTITIONS_OF_UNITY, Decomposition, Domain, Grid, box, decompose
+from jaxop.kernels import Kernel
+from jaxop.nn.attention import IntegralAttention
+from jaxop.nn.kernels import LINEAR, ExpDotProductConfig, KernelConfig, check_kernel_config
+from jaxop.nn.pointwise import check_heads
+
+_REFERENCE = 16
+"""Nodes of a subdomain of the grid on which cuts are placed, along each axis: they then lie at equal distances."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SchwarzAttentionConfig:
+    """Which two-level attention a layer runs; `make` builds it, `decompose` cuts a domain for it.
+
+    Attributes:
+        subdomains: along each axis of a grid; on scattered nodes and meshes their number in all.
+        overlap: what a subdomain extends beyond its core on each side, as a share of the side of a core, below 1.
+        partition: of unity, ``"ramp"`` or ``"multiplicity"``.
+        coarse: the coarse space, ``"partition"``, ``"hat"``, or None: no coarse level.
+        kernel: the settings of the kernel, of both levels.
+        implementation: of `jaxop.attention.integral_attention` inside a subdomain; None lets it choose.
+
+    Raises:
+        TypeError: for a kernel that is no settings of one.
+        ValueError: for a signed kernel, unknown names, no subdomain, and overlaps outside [0, 1).
+
+    Example:
+        >>> from jaxop import domains, nn
+        >>> schwarz = nn.SchwarzAttentionConfig(subdomains=4, overlap=0.25)
+        >>> [schwarz.decompose(domains.box((n, n))).partition.shape for n in (32, 64)]
+        [(16, 144), (16, 576)]
+    """
+
+    subdomains: int = 4
+    overlap: float = 0.25
+    partition: str = "ramp"
+    coarse: str | None = "partition"
+    kernel: KernelConfig = ExpDotProductConfig()
+    implementation: str | None = None
+
+    def __post_init__(self):
+        check_kernel_config(self.kernel)
+        if isinstance(self.kernel, LINEAR):
+            raise ValueError(f"{type(self.kernel).__name__} is signed and makes no averages inside a subdomain.")
+        if not isinstance(self.subdomains, int) or self.subdomains < 1:
+            raise ValueError(f"subdomains must be a positive integer, got {self.subdomains!r}.")
+        if not 0 <= self.overlap < 1:
+            raise ValueError(f"overlap must be a share in [0, 1) of the side of a core, got {self.overlap}.")
+        check_name(self.partition, "partition", PARTITIONS_OF_UNITY)
+        if self.coarse is not None:
+            check_name(self.coarse, "coarse", COARSE_SPACES)
+
+    def make(
+        self,
+        width: int,
+        heads: int,
+        *,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> "SchwarzAttention":
+        """The layer, with new parameters.
+
+        Raises:
+            ValueError: if the heads do not divide the width.
+        """
+        check_heads(width, heads)
+        kernel, axis = self.kernel.make(heads, width // heads, rngs=rngs)
+        return SchwarzAttention(
+            width,
+            heads,
+            kernel=kernel,
+            kernel_axis=axis,
+            implementation=self.implementation,
+            is_two_level=self.coarse is not None,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
+
+    def decompose(self, domain: Domain) -> Decomposition:
+        """The decomposition of a domain: on every grid of one box the same subdomains.
+
+        Raises:
+            ValueError: for a stack of domains, a box of unequal sides, scattered nodes and meshes that are traced by
+                `jax.jit`, and as `jaxop.domains.decompose`.
+        """
+        options = {"partition": self.partition, "coarse": self.coarse}
+        if not isinstance(domain, Grid) or any(axis.rule == "samples" for axis in domain.axes):
+            if not is_concrete(*jax.tree.leaves(domain)):
+                raise ValueError(
+                    "scattered nodes, meshes and grids of given nodes must be known to be decomposed: call the "
+                    "operator outside jax.jit, or nn.SchwarzAttention with a decomposition."
+                )
+            extent = np.ptp(np.asarray(domain.points, np.float64), axis=0).max()
+            side = float(extent / self.subdomains ** (1 / domain.dim))
+            return decompose(domain, self.subdomains, self.overlap * side, **options)
+        if domain.is_batched:
+            raise ValueError("Schwarz attention needs one domain for all samples, got a stack.")
+        ends = [axis.ends for axis in domain.axes]
+        count = self.subdomains * _REFERENCE
+        lengths = {upper - lower for lower, upper in ends}
+        if len(lengths) > 1:
+            raise ValueError(f"Schwarz attention by configuration needs a box of equal sides, got {sorted(lengths)}.")
+        reference = box(
+            (count,) * domain.dim,
+            lower=[lower for lower, _ in ends],
+            upper=[upper for _, upper in ends],
+            rule="periodic" if domain.axes[0].rule == "periodic" else "midpoint",
+        )
+        overlap = float(self.overlap * lengths.pop() / self.subdomains)
+        cut = decompose(reference, self.subdomains, overlap, **options)
+        return cut.on(domain)
+
+
+class SchwarzAttention(nnx.Module):
+    """u ↦ O A(u) + Φ A₀(ū): attention A inside overlapping subdomains, and attention A₀ between coarse averages ū.
+
+    A is `jaxop.attention.subdomain_attention`; ū are the averages of u against the coarse functions, tokens with the
+    quadrature weights ∫ φ_I; Φ interpolates the answers of A₀ to the nodes. Both levels have their own Q, K, V and O.
+
+    Args:
+        width: channels d of u.
+        heads: h, a divisor of the width.
+        kernel: any kernel that makes averages; the leaves of each level become parameters. None: ``ExpDotProduct()``.
+        kernel_axis: 0 if the kernel's leaves carry a leading head axis.
+        implementation: of `jaxop.attention.integral_attention` inside a subdomain.
+        is_two_level: whether there are coarse tokens.
+        dtype: dtype of the computation; None: that of the inputs and parameters.
+        param_dtype: dtype of the parameters.
+        rngs: random streams; ``params`` is used.
+
+    Raises:
+        ValueError: if the heads do not divide the width.
+
+    Cost: O(n s d + n0² d + n d²) for subdomains of s nodes and n0 coarse tokens: linear in n at fixed s and n0.
+
+    Source: Köhler, Rheinbach, "Hierarchical Attention via Domain Decomposition", arXiv:2606.18525, with entries that
+        depend on the input, which is ours.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxop import domains, nn
+        >>> layer = nn.SchwarzAttention(8, 2, rngs=nnx.Rngs(0))
+        >>> cut = domains.decompose(domains.interval(64), 4, 2, partition="ramp", coarse="partition")
+        >>> layer(jnp.ones((3, 64, 8)), cut).shape
+        (3, 64, 8)
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        kernel: Kernel | None = None,
+        kernel_axis: int | None = None,
+        implementation: str | None = None,
+        is_two_level: bool = True,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        def level(implementation: str | None) -> IntegralAttention:
+            return IntegralAttention(
+                width,
+                heads,
+                kernel=kernel,
+                kernel_axis=kernel_axis,
+                implementation=implementation,
+                dtype=dtype,
+                param_dtype=param_dtype,
+                rngs=rngs,
+            )
+
+        self.local = level(implementation)
+        self.coarse = level(None) if is_two_level else None
+
+    def __call__(self, x: Float[Array, "b n d"], decomposition: Decomposition) -> Float[Array, "b n d"]:
+        """Attends, for each of b samples on the decomposed domain.
+
+        Args:
+            x: samples of u, (b, n, d).
+            decomposition: of their domain, with a coarse space unless the layer has one level.
+
+        Raises:
+            ValueError: for values that do not fit the decomposition.
+        """
+        query, key, value = self.local.project(x, x)
+        kernel, axis, how = self.local.kernel.value, self.local.kernel_axis, self.local.implementation
+
+        def local(query: Array, key: Array, value: Array) -> Array:
+            return subdomain_attention(
+                query, key, value, decomposition, kernel=kernel, kernel_axis=axis, implementation=how
+            )
+
+        out = self.local.output(jax.vmap(local)(query, key, value).reshape(x.shape))
+        if self.coarse is None:
+            return out
+        tokens, weights = jax.vmap(lambda u: coarse_averages(u, decomposition), out_axes=(0, None))(x)
+        return out + jax.vmap(decomposition.refine)(self.coarse(tokens, weights))
+
+
+class JoinedSchwarzAttention(nnx.Module):
+    """`SchwarzAttention` between layers whose tokens are functions on patches: joined before, cut again after.
+
+    Args:
+        attention: the `SchwarzAttention`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxop import domains, nn
+        >>> layer = nn.JoinedSchwarzAttention(nn.SchwarzAttention(8, 2, rngs=nnx.Rngs(0)))
+        >>> cut = domains.decompose(domains.interval(64, rule="midpoint"), 4, 2, coarse="partition")
+        >>> layer(jnp.ones((3, 2, 32, 8)), cut, lambda z: z.reshape(3, 64, 8), lambda u: u.reshape(3, 2, 32, 8)).shape
+        (3, 2, 32, 8)
+    """
+
+    def __init__(self, attention: SchwarzAttention):
+        self.attention = attention
+
+    def __call__(
+        self,
+        z: Float[Array, "..."],
+        decomposition: Decomposition,
+        join: Callable[[Array], Array],
+        split: Callable[[Array], Array],
+    ) -> Float[Array, "..."]:
+        """Attends on the whole domain.
+
+        Args:
+            z: functions on patches, in any layout.
+            decomposition: of the whole domain.
+            join: from that layout to functions on the whole domain, (b, n, d).
+            split: the way back.
+        """
+        return split(self.attention(join(z), decomposition))

@@ -1,0 +1,114 @@
+"""Two-level Schwarz attention as a layer and in the neural operators: resolution, cost, configuration."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxop import domains, nn, operators
+
+SMALL = {"width": 8, "heads": 2, "layers": 1, "feedforward": 8, "norm": "pre"}
+GRID = SMALL | {"patches": 2, "modes": 2, "reference": 8}
+
+
+def operator(kind, schwarz=None, **options):
+    sizes = SMALL | {"dim": 2} if kind == "tno" else GRID | ({"smoothing_modes": 4} if kind == "vitno" else {})
+    config = operators.CONFIGS[kind](1, 1, schwarz=schwarz or nn.SchwarzAttentionConfig(2), **(sizes | options))
+    return operators.build(config, rngs=nnx.Rngs(0))
+
+
+def test_levels_are_what_they_say():
+    layer, domain = nn.SchwarzAttention(8, 2, rngs=nnx.Rngs(0)), domains.interval(32, rule="midpoint")
+    cut = domains.decompose(domain, 4, 2, coarse="partition")
+    u = jax.random.normal(jax.random.key(0), (2, 32, 8))
+    averages = jnp.stack([cut.coarsen(v) / cut.coarsen(jnp.ones((32, 1))) for v in u])
+    coarse = layer.coarse(averages, cut.coarsen(jnp.ones((32, 1)))[:, 0])
+    both = layer(u, cut)
+    layer.coarse = None
+    np.testing.assert_allclose(both - layer(u, cut), jnp.stack([cut.refine(c) for c in coarse]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("coarse", ["hat", "partition"])
+def test_the_coarse_level_carries_information_across_the_domain(coarse):
+    domain = domains.interval(64, rule="midpoint")
+    u = jax.random.normal(jax.random.key(0), (1, 64, 8))
+    for is_two_level in (True, False):
+        layer = nn.SchwarzAttention(8, 2, is_two_level=is_two_level, rngs=nnx.Rngs(0))
+        cut = domains.decompose(domain, 8, 2, coarse=coarse)
+        change = np.abs(layer(u.at[0, 0].add(5.0), cut) - layer(u, cut))[0, -8:].max()
+        assert (change > 1e-4) == is_two_level
+
+
+@pytest.mark.parametrize("is_two_level", [True, False])
+def test_functions_converge_on_finer_grids(is_two_level, x64):
+    """The same subdomains on every grid: differences shrink by 9 from grid to grid, as the midpoint rule's do."""
+    config = nn.SchwarzAttentionConfig(2, overlap=0.25, coarse="hat" if is_two_level else None)
+    layer = config.make(8, 2, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+    waves, outputs = jax.random.normal(jax.random.key(3), (2, 8)), []
+    for side in (8, 24, 72):
+        grid, step = domains.box((side, side), rule="midpoint"), side // 8
+        out = layer(jnp.sin(grid.points @ waves)[None], config.decompose(grid)).reshape(side, side, 8)
+        outputs.append(out[step // 2 :: step, step // 2 :: step])
+    coarse, fine = (float(jnp.abs(a - b).max()) for a, b in itertools.pairwise(outputs))
+    assert coarse / fine > 7
+
+
+@pytest.mark.parametrize("kind", ["tno", "vitno", "fano"])
+def test_operators_give_one_function_on_two_grids(kind):
+    model, outputs = operator(kind, nn.SchwarzAttentionConfig(2, coarse="hat")), []
+    for side in (16, 48):
+        grid = domains.box((side, side), rule="midpoint")
+        values = 2 + jnp.sin(2 * grid.points[:, :1]) * jnp.cos(grid.points[:, 1:])
+        outputs.append(model(values, grid).reshape(side, side)[side // 32 :: side // 16, side // 32 :: side // 16])
+    assert np.abs(outputs[1] - outputs[0]).max() < 0.02 * np.abs(outputs[1]).max()
+
+
+@pytest.mark.parametrize("kind", ["tno", "vitno", "fano"])
+def test_jit_and_training(kind):
+    model = operator(kind)
+    grid = domains.box((8, 8), rule="midpoint")
+    values = jax.random.normal(jax.random.key(0), (2, 64, 1))
+    np.testing.assert_allclose(jax.jit(lambda m, v, d: m(v, d))(model, values, grid), model(values, grid), atol=1e-5)
+    gradient = jax.jit(nnx.grad(lambda m: jnp.sum(m(values, grid) ** 2)))(model)
+    used = [jax.tree_util.keystr(p) for p, g in jax.tree_util.tree_leaves_with_path(gradient) if np.abs(g).max() == 0]
+    assert all("key_value" in name or "bias" in name for name in used), used  # a constant in all keys has no influence
+
+
+def test_meshes_and_clouds_outside_of_jit():
+    cloud = domains.monte_carlo(np.random.default_rng(0).random((60, 2), np.float32), measure=1.0)
+    model = operator("tno", nn.SchwarzAttentionConfig(4))
+    assert np.isfinite(model(cloud.points[:, :1], cloud)).all()
+    with pytest.raises(ValueError, match=r"must be known to be decomposed: call the operator outside jax\.jit"):
+        jax.jit(lambda d: model(cloud.points[:, :1], d))(cloud)
+
+
+def test_settings_survive_json():
+    config = operator("tno", nn.SchwarzAttentionConfig(3, kernel=nn.GaussianConfig(0.5))).config
+    assert operators.from_dict(type(config), dataclasses.asdict(config)) == config
+
+
+BAD = [
+    (lambda: nn.SchwarzAttentionConfig(kernel=nn.LinearConfig()), "LinearConfig is signed"),
+    (lambda: nn.SchwarzAttentionConfig(subdomains=0), "subdomains must be a positive integer, got 0"),
+    (lambda: nn.SchwarzAttentionConfig(overlap=1.5), r"overlap must be a share in \[0, 1\)"),
+    (lambda: nn.SchwarzAttentionConfig(coarse="hats"), "coarse='hats' is unknown"),
+    (lambda: operator("tno", momentum=nn.MomentumConfig("H1")), "no connection is known for Schwarz attention"),
+    (
+        lambda: nn.SchwarzAttentionConfig().decompose(domains.box((8, 8), upper=(1, 2))),
+        "needs a box of equal sides",
+    ),
+    (
+        lambda: operator("vitno")(jnp.ones((2, 64, 1)), domains.stack([domains.box((8, 8), rule="midpoint")] * 2)),
+        "one grid for all samples",
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), BAD, ids=[m for _, m in BAD])
+def test_bad_input(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
