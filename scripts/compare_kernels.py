@@ -1,4 +1,4 @@
-"""Attention kernels side by side on real data, at equal parameters and steps: softmax against Fourier integrals.
+"""Attention kernels side by side on real data, at equal parameters and steps.
 
     python scripts/compare_kernels.py text      # State of the Union addresses, byte by byte: perplexity
     python scripts/compare_kernels.py vowels    # the same text written out from its consonants: perplexity
@@ -23,7 +23,19 @@ from real_data import CACHE, addresses, cifar10, eras, fetch, mnist
 
 from jaxop import data, operators, training
 from jaxop.data import Examples
-from jaxop.nn import ExpDotProductConfig, FourierIntegralConfig, IntegralAttentionConfig, KernelConfig
+from jaxop.nn import (
+    EuclideanDistanceConfig,
+    ExpDotProductConfig,
+    FourierIntegralConfig,
+    GaussianConfig,
+    IntegralAttentionConfig,
+    IntersectionConfig,
+    KernelConfig,
+    LearnedFeaturesConfig,
+    LinearConfig,
+    QuadraticConfig,
+    TruncatedExponentialConfig,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +90,8 @@ class Comparison:
         seeds: of parameters and batches; one training each.
         steps: training steps of each model; None: those of the task.
         kernels: of "softmax", "fourier" (the published radius), "fourier, published" (with the epsilon of 1e-6, the
-            others are exact) and "fourier, R = 0.3".
+            others are exact), "fourier, R = 0.3", "gaussian", "distance", "intersection", "quadratic", "learned
+            features", "linear", and "taylor 1" to "taylor 8" (softmax's kernel cut at that degree; odd ones clipped).
         test_examples: validation examples to judge by, from the start of the set.
         cache: where the packages are kept.
         run_dir: where the runs are kept.
@@ -103,7 +116,13 @@ def kernel(name: str, radius: float) -> KernelConfig:
         "fourier": FourierIntegralConfig(radius=radius),
         "fourier, published": FourierIntegralConfig(radius=radius, epsilon=1e-6),
         "fourier, R = 0.3": FourierIntegralConfig(radius=0.3),
-    }
+        "gaussian": GaussianConfig(),
+        "distance": EuclideanDistanceConfig(),
+        "intersection": IntersectionConfig(),
+        "quadratic": QuadraticConfig(),
+        "learned features": LearnedFeaturesConfig(),
+        "linear": LinearConfig(),
+    } | {f"taylor {p}": TruncatedExponentialConfig(degree=p, clip=p % 2 == 1) for p in range(1, 9)}
     if name not in choices:
         raise SystemExit(f"kernels: {name!r} is none; choose from " + ", ".join(map(repr, choices)) + ".")
     return choices[name]

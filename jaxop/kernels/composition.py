@@ -154,7 +154,7 @@ class Scaled(BaseKernel):
     """
 
     kernel: Kernel
-    factor: float | Array
+    factor: float | Array | np.ndarray | np.generic
     sign: str | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __post_init__(self):
@@ -194,7 +194,7 @@ class Scaled(BaseKernel):
         """The multiple of k₁ with that depth."""
         return Scaled(with_depth(self.kernel, depth), self.factor, self.sign)
 
-    def _positive_factor(self) -> float | Array:
+    def _positive_factor(self) -> Any:
         return self.factor if self.sign == "signed" else jnp.maximum(self.factor, 0)
 
     def _shift(self, log: Array) -> Array:
@@ -277,16 +277,21 @@ class Projected(BaseKernel):
 @jax.custom_jvp
 def _log_sum(logs: tuple[Array, ...]) -> Array:
     """Log Σ exp of finite numbers, `LOG_ZERO` among them."""
-    largest = functools.reduce(jnp.maximum, logs)
-    return largest + jnp.log(functools.reduce(jnp.add, (jnp.exp(log - largest) for log in logs)))
+    largest, _, total = _exponentials(logs)
+    return largest + jnp.log(total)
 
 
 @_log_sum.defjvp
 def _log_sum_jvp(primals, tangents):
-    (logs,), (changes,) = primals, tangents
-    total = _log_sum(logs)
-    shares = (jnp.exp(log - total) * change for log, change in zip(logs, changes, strict=True))
-    return total, functools.reduce(jnp.add, shares)
+    largest, terms, total = _exponentials(*primals)
+    change = functools.reduce(jnp.add, (term * change for term, change in zip(terms, *tangents, strict=True)))
+    return largest + jnp.log(total), change / total
+
+
+def _exponentials(logs: tuple[Array, ...]) -> tuple[Array, list[Array], Array]:
+    largest = jax.lax.stop_gradient(functools.reduce(jnp.maximum, logs))
+    terms = [jnp.exp(log - largest) for log in logs]
+    return largest, terms, functools.reduce(jnp.add, terms)
 
 
 def _log_product(logs: Sequence[Array]) -> Array:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxop import domains, kernels, testing
+from jaxop import attention, domains, kernels, testing
 from jaxop.attention.patch import patch_attention, patch_weights, spectral_patch_attention
 from jaxop.spectral import Band
 
@@ -35,8 +35,14 @@ def sinc(q, k):
     return 2 * np.sum(np.log(np.abs(np.sinc(RADIUS * (q - k) / np.pi))), axis=-1)
 
 
-DENSITIES = {"inner product": inner, "Gaussian": distance, "Fourier": sinc}
+def minima(q, k):
+    """Logits of the intersection, ∫ Σ_d min(Q_d, K_d) dx."""
+    return RATE * np.sum(np.minimum(q, k), axis=-1)
+
+
+DENSITIES = {"inner product": inner, "Gaussian": distance, "Fourier": sinc, "intersection": minima}
 kinds = pytest.mark.parametrize("kind", DENSITIES)
+smooth = pytest.mark.parametrize("kind", [kind for kind in DENSITIES if kind != "intersection"])
 
 
 def gaussian(rate, q, k):
@@ -45,6 +51,8 @@ def gaussian(rate, q, k):
 
 def make(kind):
     """The library's kernel of that name; None, its default, for inner products."""
+    if kind == "intersection":
+        return kernels.Intersection(jnp.asarray(RATE))
     if kind == "Fourier":
         return kernels.FourierIntegral(jnp.asarray(RADIUS), 2)
     return None if kind == "inner product" else kernels.from_pair(gaussian, jnp.asarray(RATE), log=True)
@@ -144,6 +152,49 @@ def test_a_scale_left_open_counts_the_channels_and_not_the_nodes(x64):
     np.testing.assert_allclose(*spectral, rtol=1e-12)
 
 
+OF_DEPTH = {
+    "Gaussian": kernels.Gaussian(0.8),
+    "distance": kernels.EuclideanDistance(),
+    "quadratic": kernels.Quadratic(0.3),
+    "truncated exponential": kernels.TruncatedExponential(4),
+    "composed": kernels.Gaussian() * (kernels.Quadratic() + 0.5 * kernels.EuclideanDistance()),
+    "intersection": kernels.Intersection() * kernels.FourierIntegral(0.1),
+}
+
+
+@pytest.mark.parametrize("kernel", OF_DEPTH.values(), ids=OF_DEPTH)
+def test_kernels_of_functions_do_not_depend_on_the_resolution(kernel, x64):
+    """Constant functions on 1 and on 6 nodes: √d counts channels, and the measure is that of the patch."""
+    values = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 1, HEADS, DEPTH)))
+    few, many = (
+        attend(*(jnp.repeat(a, s, axis=1) for a in values), jnp.full(s, 1 / s), kernel=kernel)[:, 0] for s in (1, 6)
+    )
+    np.testing.assert_allclose(few, many, rtol=1e-10)
+    query, key, value = values[:, :, 0]
+    if not kernel.is_additive:  # one node of weight 1: ordinary attention between vectors
+        np.testing.assert_allclose(few, attention.integral_attention(query, key, value, kernel=kernel), rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "error", "message"),
+    [
+        (kernels.TruncatedExponential(3), ValueError, "a signed kernel cannot be normalised"),
+        (
+            kernels.Gaussian() + kernels.Intersection(),
+            NotImplementedError,
+            "Intersection is a sum over channels and nodes",
+        ),
+        (kernels.Projected(kernels.Gaussian(), jnp.eye(3), jnp.eye(3)), NotImplementedError, "project query and key"),
+    ],
+)
+def test_kernels_without_a_meaning_between_functions(kernel, error, message):
+    arrays = [jnp.ones((2, 4, 1, 3))] * 3
+    with pytest.raises(error, match=message):
+        patch_attention(*arrays, kernel=kernel)
+    with pytest.raises(error, match=message):
+        spectral_patch_attention(*[jnp.ones((2, 2, 2, 1, 3))] * 3, Band((6,), (2,)), 1.0, kernel=kernel)
+
+
 @sizes
 @kinds
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
@@ -191,7 +242,7 @@ def test_weightless_nodes_influence_no_score(size, kind, x64):
     for gradient, other in zip(gradients, moved, strict=True):
         np.testing.assert_array_equal(gradient[:, 1], 0.0)
         np.testing.assert_array_equal(gradient, other)
-    np.testing.assert_allclose(out, oracle(query, key, value, weights, density=DENSITIES[kind]), rtol=1e-12)
+    np.testing.assert_allclose(out, oracle(query, key, value, weights, density=DENSITIES[kind]), rtol=1e-12, atol=1e-14)
 
 
 @sizes
@@ -279,12 +330,12 @@ class TestConvergence:
             result.append(np.abs(out - np.tensordot(mass, value, 1)).max())
         return result
 
-    @kinds
+    @smooth
     def test_smooth_functions_converge_at_order_two(self, kind, x64):
         nodes = (4, 8, 16)
         assert testing.observed_order(nodes, self.errors(nodes, False, kind)) == pytest.approx(2, abs=0.06)
 
-    @kinds
+    @smooth
     def test_functions_periodic_on_a_patch_converge_faster_than_any_order(self, kind, x64):
         errors = self.errors((4, 8, 24), True, kind)
         assert errors[1] < 1e-2 * errors[0]

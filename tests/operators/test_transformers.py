@@ -12,7 +12,16 @@ from flax import nnx
 
 from jaxop import data, kernels, nn, operators, training
 
-KERNELS = [nn.ExpDotProductConfig(), nn.GaussianConfig(), *(nn.FourierIntegralConfig(per=per) for per in nn.PER)]
+KERNELS = [
+    nn.ExpDotProductConfig(),
+    nn.GaussianConfig(),
+    *(nn.FourierIntegralConfig(per=per) for per in nn.PER),
+    nn.EuclideanDistanceConfig(),
+    nn.IntersectionConfig(),
+    nn.QuadraticConfig(),
+    nn.TruncatedExponentialConfig(degree=3, clip=True),
+    nn.LearnedFeaturesConfig(features=3, hidden=5),
+]
 SMALL = {"width": 16, "heads": 2, "layers": 2, "feedforward": 16}
 
 
@@ -228,6 +237,22 @@ BAD = [
     (lambda: nn.FourierIntegralConfig(per="heads"), ValueError, "per='heads' is unknown"),
     (lambda: nn.FourierIntegralConfig(radius=(0.3, 0.6)), TypeError, "radius must be a number or None"),
     (lambda: nn.GaussianConfig(inverse_width=-1.0), ValueError, "inverse_width must be positive"),
+    (lambda: nn.IntersectionConfig(scale=0.0), ValueError, "scale must be positive"),
+    (lambda: nn.QuadraticConfig(offset=np.inf), ValueError, "offset must be finite"),
+    (lambda: nn.TruncatedExponentialConfig(degree=3), ValueError, "degree=3 is a signed kernel"),
+    (lambda: nn.TruncatedExponentialConfig(degree=99), ValueError, "degree must lie between 1 and 20"),
+    (lambda: nn.LearnedFeaturesConfig(features=0), ValueError, "features must be an integer of at least 1, got 0"),
+    (lambda: nn.LearnedFeaturesConfig(activation="rleu"), ValueError, "activation='rleu' is unknown"),
+    (
+        lambda: nn.IntegralAttentionConfig(kernel=nn.LearnedFeaturesConfig(), implementation="dense"),
+        ValueError,
+        "linear attention has one implementation",
+    ),
+    (
+        lambda: operators.ViTNeuralOperatorConfig(1, 1, kernel=nn.LearnedFeaturesConfig()),
+        ValueError,
+        "LearnedFeaturesConfig is signed",
+    ),
     (
         lambda: operators.SequenceTransformerConfig(11, attention=nn.FourierIntegralConfig()),
         TypeError,
