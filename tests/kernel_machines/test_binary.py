@@ -365,10 +365,9 @@ def test_inputs_of_different_lengths(x64):
     assert km.fit(kernels.Gaussian(), x, y, z, span="product", regularization=1e-3).x_points.shape == (40, 4)
 
 
-def test_progress_is_reported():
+def test_progress_is_reported(x64):
     seen = []
-    mask = jnp.asarray(MASK)
-    fit("exponential", jnp.asarray(Z, jnp.float32), mask, progress=lambda step, residual: seen.append((step, residual)))
+    fit("exponential", mask=MASK, progress=lambda step, residual: seen.append((step, residual)))
     jax.effects_barrier()
     assert [step for step, _ in seen] == list(range(1, len(seen) + 1))
     assert seen[-1][1] < seen[0][1]
