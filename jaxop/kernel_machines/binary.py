@@ -218,8 +218,8 @@ def fit(
     Warns:
         RuntimeWarning: if the solver stopped at ``max_steps``; inside `jax.jit` look at ``machine.residual``.
 
-    Cost: closed form O(nx ny min(nx, ny)); with p and q landmarks O(nx p² + ny q²), and per product with
-    the normal matrix O(nx ny p) for a matrix of responses (a few rows of f are held at a time; "lagrangian" holds two
+    Cost: closed form O(nx ny min(nx, ny)); with p and q landmarks O(nx p² + ny q²), and per product with the
+    normal matrix O(nx ny p) for a matrix of responses (a few rows of f are held at a time; "lagrangian" holds two
     more matrices of that size) and O(k q + (nx + ny) p q) for k listed pairs.
 
     Source: Wright, Gonzalez, "Transformers are Deep Infinite-Dimensional Non-Mercer Binary Kernel Machines",
@@ -259,7 +259,7 @@ def fit(
         features = _features(kernel, x, y, x_points, y_points, shared)
         fixed = jax.lax.stop_gradient((features, observations, regularization))
         x_axis, y_axis = solvers.axes(fixed[0], shared=shared)
-        if is_concrete(x_axis, y_axis, regularization):
+        if is_concrete(*jax.tree.leaves((x_axis, y_axis)), regularization):
             checks.spectra(kernel, (x_points, y_points), (x_axis, y_axis), shared, float(regularization))
         solution = solvers.solve(
             fixed[1], x_axis, y_axis, fixed[2], *limits, loss=loss, solver=solver, progress=progress

@@ -235,6 +235,17 @@ def test_jit_and_vmap(x64):
     np.testing.assert_allclose(jax.jit(lambda m, x, y: m(x, y))(machine, NEW_X, NEW_Y), expected[1], rtol=1e-8)
 
 
+@pytest.mark.parametrize("span", km.SPANS)
+@pytest.mark.parametrize("loss", ["squared", "logistic", "hinge"])
+def test_everything_may_be_traced(x64, span, loss):
+    def value(width, x, y, z, mask, regularization):
+        options = {"span": span, "loss": loss, "landmarks": (6, 4), "regularization": regularization, "tolerance": 1e-9}
+        return km.fit(kernels.Gaussian(width), x, y, z, mask, **options)(NEW_X, NEW_Y)
+
+    arguments = 0.7, X, Y, np.sign(Z), MASK, LAMBDA
+    np.testing.assert_allclose(jax.jit(value)(*arguments), value(*arguments), rtol=1e-4, atol=1e-6)
+
+
 def test_machine_is_a_pytree(x64):
     machine = fit("product")
     leaves, structure = jax.tree.flatten(machine)
