@@ -1,8 +1,8 @@
 """Measures jaxop against what a user would pick instead: medians, and ratios within one run.
 
     python scripts/benchmark.py                  # everything, about 25 minutes on two cores
-    python scripts/benchmark.py attention        # or large, kernels, steps, patches, fourier, transformers, momentum,
-                                                 # flows: one
+    python scripts/benchmark.py attention        # or another one: large, kernels, steps, patches, fourier,
+                                                 # transformers, momentum, flows, machines, schwarz
 
 Prints Markdown tables. Every row is measured in fresh processes that alternate where allocator settings
 matter; PyTorch rows need ``pip install 'jaxop[benchmark]'`` and are left out without it.
@@ -502,6 +502,85 @@ def flows(repeats: int = 3) -> None:
         )
 
 
+def machines(repeats: int = 5) -> None:
+    """Binary kernel machines: the closed form against scikit-learn on the same problem, and large domains."""
+    import numpy as np
+
+    from jaxop import kernel_machines, kernels
+
+    kernel = kernels.Gaussian(0.5)
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, 100, 3)).astype(np.float32)
+    responses = np.sin(x @ y.T) + 0.1 * rng.normal(size=(100, 100)).astype(np.float32)
+
+    def ours() -> Any:
+        return kernel_machines.fit(kernel, x, y, responses, span="product", regularization=0.1).coefficients
+
+    print("\n| fit | seconds | ratio | peak memory of the process so far |")
+    print("|---|---|---|---|")
+
+    def row(name: str, seconds: float, ratio: str = "") -> None:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        print(f"| {name} | {seconds:.3f} s | {ratio} | {peak:.2f} GB |", flush=True)
+
+    mine = median_seconds(ours, repeats)
+    row("100 × 100 pairs, product of Gaussians", mine)
+    large_machines(row)
+    from sklearn.kernel_ridge import KernelRidge  # last: it takes threads and memory
+
+    pairs = np.concatenate([np.repeat(x, 100, axis=0), np.tile(y, (100, 1))], axis=1)
+    gamma = 0.5 / 3**0.5  # the product of both Gaussians is the Gaussian on pairs
+    ridge: Any = KernelRidge(kernel="rbf", gamma=gamma, alpha=0.1)  # pyright: ignore[reportArgumentType]
+    start = time.perf_counter()
+    ridge.fit(pairs, responses.ravel())
+    theirs = time.perf_counter() - start
+    machine = kernel_machines.fit(kernel, x, y, responses, span="product", regularization=0.1)
+    difference = np.abs(ridge.predict(pairs[:100]) - machine(x[:1], y)[0]).max()
+    row(f"100 × 100 pairs, scikit-learn's KernelRidge (differs by {difference:.0e})", theirs, f"{theirs / mine:.0f}×")
+
+
+def large_machines(row: Callable[[str, float], None]) -> None:
+    """10⁶ listed responses of 10⁴ × 10⁴ pairs; dense responses of 2000 × 2000 pairs."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    from jax.experimental.sparse import BCOO
+    from rich import progress
+
+    from jaxop import kernel_machines, kernels
+
+    rng = np.random.default_rng(1)
+    n, observed, chosen = 10_000, 1_000_000, jax.random.key(1)
+    x, y = jax.random.normal(jax.random.key(2), (2, n, 4)) / 2
+    flat = rng.choice(n * n, observed + 10_000, replace=False)
+    i, j = np.divmod(flat, n)
+    truth = np.sin(2 * np.einsum("kd,kd->k", np.asarray(x)[i], np.asarray(y)[j]))
+    noisy = (truth + 0.1 * rng.normal(size=flat.size)).astype(np.float32)
+    indices = jnp.asarray(np.stack([i, j], axis=1)[:observed])
+    listed = BCOO((jnp.asarray(noisy[:observed]), indices), shape=(n, n))
+    for points in (256, 512):
+        with progress.Progress() as bar:
+            task, start = bar.add_task(f"{points} landmarks", total=None), time.perf_counter()
+            machine = kernel_machines.fit(
+                kernels.Gaussian(1.0), x, y, listed, landmarks=points, rng_key=chosen, tolerance=1e-3,
+                progress=lambda step, _, bar=bar, task=task: bar.update(task, completed=step),
+            )  # fmt: skip
+            jax.block_until_ready(machine.coefficients)
+            seconds = time.perf_counter() - start
+        error = np.sqrt(np.mean((np.asarray(machine.pairs(x[i[observed:]], y[j[observed:]])) - truth[observed:]) ** 2))
+        row(
+            f"10⁴ × 10⁴, 10⁶ observed, {points} landmarks, {int(machine.steps)} steps (held-out error {error:.3f})",
+            seconds,
+        )
+
+    x, y = jax.random.normal(jax.random.key(0), (2, 2000, 8))
+    responses = jnp.sin(x @ y.T)
+    for span in kernel_machines.SPANS:
+        start = time.perf_counter()
+        jax.block_until_ready(kernel_machines.fit(kernels.Gaussian(0.5), x, y, responses, span=span).coefficients)
+        row(f"2000 × 2000 pairs, span {span}, compiled and run once", time.perf_counter() - start)
+
+
 def everything() -> None:
     """All sections, each in a process of its own."""
     for section in (
@@ -514,6 +593,7 @@ def everything() -> None:
         "transformers",
         "momentum",
         "flows",
+        "machines",
     ):
         subprocess.run([sys.executable, __file__, section], check=True)
 
@@ -537,6 +617,7 @@ def main() -> None:
                 "momentum": momentum,
                 "momentum-steps": momentum_steps,
                 "flows": flows,
+                "machines": machines,
             },
             config=(tyro.conf.OmitArgPrefixes,),
         )

@@ -20,7 +20,19 @@ ALLOWED = {
     "data": {"domains"},
     "training": {"domains", "data", "operators"},
 }
-EXTRAS = ("scipy", "h5py", "diffrax", "equinox", "tyro", "rich", "matplotlib", "torch", "tensorboardX", "wandb")
+EXTRAS = (
+    "scipy",
+    "h5py",
+    "diffrax",
+    "equinox",
+    "tyro",
+    "rich",
+    "matplotlib",
+    "torch",
+    "tensorboardX",
+    "wandb",
+    "sklearn",
+)
 
 
 def imported_layers(path):

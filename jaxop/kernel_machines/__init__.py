@@ -8,6 +8,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from jaxop.kernel_machines.binary import SPANS as SPANS
 from jaxop.kernel_machines.binary import BinaryMachine as BinaryMachine
 from jaxop.kernel_machines.binary import fit as fit
 from jaxop.kernel_machines.landmarks import choose_landmarks as choose_landmarks

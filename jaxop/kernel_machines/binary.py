@@ -8,7 +8,6 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.sparse import BCOO
 from jaxtyping import Array, Bool, Float, Int, Key, Real
 
 from jaxop._pytree import register
@@ -17,14 +16,14 @@ from jaxop.kernel_machines import checks, solvers
 from jaxop.kernel_machines._blocks import in_blocks
 from jaxop.kernel_machines.landmarks import choose_landmarks
 from jaxop.kernel_machines.maps import AffineMap, given_maps, partial_least_squares
-from jaxop.kernel_machines.observations import Observations, SparseMatrix, observe
+from jaxop.kernel_machines.observations import CoordinateMatrix, Observations, SparseMatrix, observe
 from jaxop.kernels import Kernel
 
 SPANS = ("sections", "product")
 """f(x, y) = Σ κ(x, y_j) α_ji κ(x_i, y), and f(x, y) = Σ κ_X(x, x_i) α_ij κ_Y(y, y_j)."""
 
 Kernels: TypeAlias = Kernel | tuple[Kernel, Kernel]
-Responses: TypeAlias = Real[Array | np.ndarray, "nx ny"] | BCOO | SparseMatrix
+Responses: TypeAlias = Real[Array | np.ndarray, "nx ny"] | CoordinateMatrix | SparseMatrix
 Maps: TypeAlias = str | int | Sequence[Any] | None
 Landmarks: TypeAlias = int | tuple[int | None, int | None] | None
 
@@ -219,8 +218,8 @@ def fit(
     Warns:
         RuntimeWarning: if the solver stopped at ``max_steps``; inside `jax.jit` look at ``machine.residual``.
 
-    Cost: closed form O(nx ny min(nx, ny)); with p and q landmarks O(nx p² + ny q²), and per product with
-    the normal matrix O(nx ny p) for a matrix of responses (a few rows of f are held at a time; "lagrangian" holds two
+    Cost: closed form O(nx ny min(nx, ny)); with p and q landmarks O(nx p² + ny q²), and per product with the
+    normal matrix O(nx ny p) for a matrix of responses (a few rows of f are held at a time; "lagrangian" holds two
     more matrices of that size) and O(k q + (nx + ny) p q) for k listed pairs.
 
     Source: Wright, Gonzalez, "Transformers are Deep Infinite-Dimensional Non-Mercer Binary Kernel Machines",
@@ -244,12 +243,11 @@ def fit(
     checks.labels(observations, loss)
     solver = checks.solver(solver, loss, observations)
     regularization = checks.regularization(regularization, loss, observations)
-    max_steps = _MAX_STEPS[solver] if max_steps is None else max_steps
-    if tolerance is None:
-        tolerance = _GAP if solver == "lagrangian" else float(jnp.finfo(dtype).eps) ** (2 / 3)
-    if max_steps < 1 or not tolerance > 0:
-        raise ValueError(f"max_steps and tolerance must be positive, got {max_steps} and {tolerance}.")
-    limits = jnp.asarray(tolerance, dtype), jnp.asarray(max_steps, np.int32)
+    enough = _GAP if solver == "lagrangian" else float(jnp.finfo(dtype).eps) ** (2 / 3)
+    enough, most = enough if tolerance is None else tolerance, _MAX_STEPS[solver] if max_steps is None else max_steps
+    if most < 1 or not enough > 0:
+        raise ValueError(f"max_steps and tolerance must be positive, got {most} and {enough}.")
+    limits = jnp.asarray(enough, dtype), jnp.asarray(most, np.int32)
 
     with jax.default_matmul_precision("highest"):
         x_map, y_map = _maps(maps, kernel, x, y, observations)
@@ -261,15 +259,15 @@ def fit(
         features = _features(kernel, x, y, x_points, y_points, shared)
         fixed = jax.lax.stop_gradient((features, observations, regularization))
         x_axis, y_axis = solvers.axes(fixed[0], shared=shared)
-        if is_concrete(x_axis, y_axis, regularization):
+        if is_concrete(*jax.tree.leaves((x_axis, y_axis)), regularization):
             checks.spectra(kernel, (x_points, y_points), (x_axis, y_axis), shared, float(regularization))
         solution = solvers.solve(
             fixed[1], x_axis, y_axis, fixed[2], *limits, loss=loss, solver=solver, progress=progress
         )
-        if is_concrete(solution.residual) and not float(solution.residual) <= tolerance:
+        if is_concrete(solution.residual) and not float(solution.residual) <= float(limits[0]):
             warnings.warn(
                 f"solver={solver!r} stopped after {int(solution.steps)} steps at a residual of "
-                f"{float(solution.residual):.2g}, above the tolerance {tolerance:.2g}; raise max_steps, "
+                f"{float(solution.residual):.2g}, above the tolerance {enough:.2g}; raise max_steps, "
                 "regularization or tolerance.",
                 RuntimeWarning,
                 stacklevel=2,

@@ -72,8 +72,8 @@ def _observed(responses: Any, mask: Any, nx: int, ny: int) -> tuple[np.ndarray, 
     seen = observe(_rounded(responses), mask, nx, ny, float_dtype())
     if not isinstance(seen, Grid):
         return np.asarray(seen.values), (np.asarray(seen.rows), np.asarray(seen.columns))
-    at = np.nonzero(np.ones(seen.shape, bool) if seen.mask is None else np.asarray(seen.mask))
-    return np.asarray(seen.values)[at], at
+    i, j = np.nonzero(np.ones(seen.shape, bool) if seen.mask is None else np.asarray(seen.mask))
+    return np.asarray(seen.values)[i, j], (i, j)
 
 
 def _rounded(responses: Any) -> Any:
@@ -129,7 +129,7 @@ class BinaryKernelRegressor(RegressorMixin, _BinaryEstimator):
         """The values f(x_i, y_j), (nx, ny)."""
         return self._values(X, Y)
 
-    def score(self, X: Any, Y: Any, responses: Any, mask: Any = None) -> float:
+    def score(self, X: Any, Y: Any, responses: Any, mask: Any = None) -> float:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The share R² of the variance of the observed responses that is explained."""
         values = self._values(X, Y)
         z, at = _observed(responses, mask, *values.shape)
@@ -216,23 +216,21 @@ class BinaryKernelClassifier(ClassifierMixin, _BinaryEstimator):
         Raises:
             ValueError: unless the observed labels have two values, and as `jaxop.kernel_machines.fit`.
         """
-        labels = responses.tocoo() if hasattr(responses, "tocoo") else np.asarray(responses)
-        seen = (
-            labels.data if hasattr(responses, "tocoo") else labels if mask is None else labels[np.asarray(mask, bool)]
-        )
-        classes = np.unique(np.asarray(seen))
+        if hasattr(responses, "tocoo"):
+            signs = responses.tocoo().astype(float_dtype())
+            signs.data = self._signs(signs.data)
+            return self._fit(X, Y, signs, mask, self.loss)
+        labels = np.asarray(responses)
+        seen = np.ones(labels.shape, bool) if mask is None else np.asarray(mask, bool)
+        return self._fit(X, Y, self._signs(labels, seen), mask, self.loss)
+
+    def _signs(self, labels: np.ndarray, seen: Any = ...) -> np.ndarray:
+        """±1 for the two labels that are seen, which become ``classes_``."""
+        classes = np.unique(labels[seen])
         if len(classes) != 2:
             raise ValueError(f"responses must have two different labels, got {len(classes)}: {classes[:5]}.")
         self.classes_ = classes
-        if hasattr(responses, "tocoo"):
-            signs = labels.astype(float_dtype())
-            signs.data = self._signs(labels.data)
-        else:
-            signs = self._signs(labels)
-        return self._fit(X, Y, signs, mask, self.loss)
-
-    def _signs(self, labels: np.ndarray) -> np.ndarray:
-        return np.where(labels == self.classes_[1], 1, -1).astype(float_dtype())
+        return np.where(labels == classes[1], 1, -1).astype(float_dtype())
 
     def decision_function(self, X: Any, Y: Any) -> Float[np.ndarray, "nx ny"]:
         """The values f(x_i, y_j), positive for the second class."""
@@ -240,7 +238,8 @@ class BinaryKernelClassifier(ClassifierMixin, _BinaryEstimator):
 
     def predict(self, X: Any, Y: Any) -> np.ndarray:
         """Labels of all pairs, (nx, ny)."""
-        return self.classes_[(self._values(X, Y) > 0).astype(int)]
+        second = self._values(X, Y) > 0
+        return self.classes_[second.astype(int)]
 
     @available_if(_is_logistic)
     def predict_proba(self, X: Any, Y: Any) -> Float[np.ndarray, "nx ny 2"]:
@@ -248,7 +247,7 @@ class BinaryKernelClassifier(ClassifierMixin, _BinaryEstimator):
         second = np.asarray(jax.nn.sigmoid(self._values(X, Y)))
         return np.stack([1 - second, second], axis=-1)
 
-    def score(self, X: Any, Y: Any, responses: Any, mask: Any = None) -> float:
+    def score(self, X: Any, Y: Any, responses: Any, mask: Any = None) -> float:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The share of observed labels that is predicted."""
         predicted = self.predict(X, Y)
         if hasattr(responses, "tocoo"):

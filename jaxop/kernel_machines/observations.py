@@ -8,7 +8,6 @@ from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.sparse import BCOO
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxop._pytree import register
@@ -31,6 +30,31 @@ class SparseMatrix(Protocol):
 
     def tocoo(self) -> Any:
         """An object with ``row``, ``col`` and ``data``."""
+        ...
+
+
+@runtime_checkable
+class CoordinateMatrix(Protocol):
+    """A `jax.experimental.sparse.BCOO` matrix: its stored entries are the observed pairs.
+
+    Attributes:
+        indices: rows and columns, (k, 2).
+        data: entries, (k,).
+        shape: (nx, ny).
+    """
+
+    indices: Any
+    data: Any
+    shape: tuple[int, ...]
+
+    @property
+    def n_batch(self) -> int:
+        """0."""
+        ...
+
+    @property
+    def n_dense(self) -> int:
+        """0."""
         ...
 
 
@@ -200,7 +224,7 @@ def moment(
 
 def observe(responses: Any, mask: Any, nx: int, ny: int, dtype: np.dtype) -> Observations:
     """The responses of nx × ny pairs, checked."""
-    if isinstance(responses, BCOO) or (isinstance(responses, SparseMatrix) and not isinstance(responses, jax.Array)):
+    if isinstance(responses, CoordinateMatrix | SparseMatrix):
         if mask is not None:
             raise ValueError("mask must be None for sparse responses: the stored entries are the observed pairs.")
         return _listed(responses, nx, ny, dtype)
@@ -228,7 +252,7 @@ def observe(responses: Any, mask: Any, nx: int, ny: int, dtype: np.dtype) -> Obs
 
 def _listed(responses: Any, nx: int, ny: int, dtype: np.dtype) -> Listed:
     _check_shape("responses", tuple(responses.shape), nx, ny)
-    if isinstance(responses, BCOO):
+    if isinstance(responses, CoordinateMatrix):
         if responses.n_batch or responses.n_dense:
             raise ValueError(
                 f"responses must be a BCOO matrix without batch and dense axes, got n_batch={responses.n_batch} and "

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.experimental.sparse import BCOO
 from jaxtyping import Array, Bool, Float, Key, PyTree, Real
 
 from jaxop._validation import as_float, check_name
@@ -95,6 +94,8 @@ def split(
     Raises:
         ValueError: for fewer than two folds, more than there is to hold out, or a fold without any observed pair.
     """
+    from jax.experimental.sparse import BCOO
+
     check_name(over, "over", FOLDS)
     x, y = np.asarray(as_float(X, "X")), np.asarray(as_float(Y, "Y"))
     seen = observe(responses, mask, len(x), len(y), as_float(x, "X").dtype)

@@ -17,6 +17,7 @@ from jaxop import kernel_machines as km
 from jaxop import kernels
 from jaxop.kernel_machines import solvers
 from jaxop.kernel_machines.binary import gram
+from jaxop.kernel_machines.observations import Grid, Listed
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(7, 2)), RNG.normal(size=(5, 2))
@@ -234,6 +235,17 @@ def test_jit_and_vmap(x64):
     np.testing.assert_allclose(jax.jit(lambda m, x, y: m(x, y))(machine, NEW_X, NEW_Y), expected[1], rtol=1e-8)
 
 
+@pytest.mark.parametrize("span", km.SPANS)
+@pytest.mark.parametrize("loss", ["squared", "logistic", "hinge"])
+def test_everything_may_be_traced(x64, span, loss):
+    def value(width, x, y, z, mask, regularization):
+        options = {"span": span, "loss": loss, "landmarks": (6, 4), "regularization": regularization, "tolerance": 1e-9}
+        return km.fit(kernels.Gaussian(width), x, y, z, mask, **options)(NEW_X, NEW_Y)
+
+    arguments = 0.7, X, Y, np.sign(Z), MASK, LAMBDA
+    np.testing.assert_allclose(jax.jit(value)(*arguments), value(*arguments), rtol=1e-4, atol=1e-6)
+
+
 def test_machine_is_a_pytree(x64):
     machine = fit("product")
     leaves, structure = jax.tree.flatten(machine)
@@ -349,7 +361,7 @@ def test_inputs_of_different_lengths(x64):
     x, y = rng.normal(size=(40, 4)), 5 + 2 * rng.normal(size=(30, 3))
     u, v = np.asarray([1.0, 0, -1, 0]), np.asarray([0.0, 1, 1])
     z = np.outer(x @ u, (y - 5) @ v / 2)
-    x_map, _ = km.partial_least_squares(jnp.asarray(x), jnp.asarray(y), km.observations.Grid(jnp.asarray(z), None), 2)
+    x_map, _ = km.partial_least_squares(jnp.asarray(x), jnp.asarray(y), Grid(jnp.asarray(z), None), 2)
     first = np.asarray(x_map.matrix)[:, 0] * x.std(axis=0)
     np.testing.assert_allclose(abs(first @ u) / np.sqrt(2), 1, rtol=0.05)
     assert first[np.argmax(np.abs(first))] > 0
@@ -364,10 +376,9 @@ def test_inputs_of_different_lengths(x64):
     assert km.fit(kernels.Gaussian(), x, y, z, span="product", regularization=1e-3).x_points.shape == (40, 4)
 
 
-def test_progress_is_reported():
+def test_progress_is_reported(x64):
     seen = []
-    mask = jnp.asarray(MASK)
-    fit("exponential", jnp.asarray(Z, jnp.float32), mask, progress=lambda step, residual: seen.append((step, residual)))
+    fit("exponential", mask=MASK, progress=lambda step, residual: seen.append((step, residual)))
     jax.effects_barrier()
     assert [step for step, _ in seen] == list(range(1, len(seen) + 1))
     assert seen[-1][1] < seen[0][1]
@@ -488,3 +499,38 @@ def test_second_fit_compiles_nothing():
     before = solvers.solve._cache_size(), solvers.axes._cache_size()  # pyright: ignore[reportFunctionMemberAccess]
     km.fit(kernels.Gaussian(2.0), x, y, z, jnp.asarray(~MASK), regularization=0.2, max_steps=500)
     assert (solvers.solve._cache_size(), solvers.axes._cache_size()) == before  # pyright: ignore[reportFunctionMemberAccess]
+
+
+@pytest.mark.parametrize("kind", ["matrix", "list"])
+def test_memory_of_large_fits_is_that_of_the_data(kind):
+    """The program is compiled, not run: 8192 × 8192 pairs, 64 landmarks."""
+    n, p, count = 8192, 64, 200_000
+
+    def inputs():
+        axis = solvers.Axis(jnp.zeros((n, p)), jnp.zeros(p), jnp.zeros((p, p)), jnp.zeros(p))
+        if kind == "matrix":
+            return axis, Grid(jnp.zeros((n, n)), jnp.zeros((n, n), bool))
+        return axis, Listed(jnp.zeros(count), *[jnp.zeros(count, np.int32)] * 2, (n, n))
+
+    axis, seen = jax.eval_shape(inputs)
+    number, integer = jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
+    for loss, solver in (("squared", "cg"), ("logistic", "newton")):
+        options = {"loss": loss, "solver": solver, "progress": None}
+        program = solvers.solve.lower(seen, axis, axis, number, number, integer, **options).compile()
+        assert program.memory_analysis().temp_size_in_bytes < 100e6  # the matrix of responses has 268 MB
+
+
+@pytest.mark.slow
+def test_many_listed_pairs():
+    """3000 × 3000 rows, 2 % of the pairs observed with noise: the error on other pairs is below the noise."""
+    n, count = 3000, 200_000
+    rng = np.random.default_rng(5)
+    x, y = (rng.normal(size=(n, 3)) / 2 for _ in range(2))
+    i, j = np.divmod(rng.choice(n * n, count + 5000, replace=False), n)
+    truth = np.sin(2 * np.sum(x[i] * y[j], axis=1) + x[i, 0])
+    noisy = truth + 0.1 * rng.normal(size=truth.size)
+    x, y, noisy = (a.astype(np.float32) for a in (x, y, noisy))
+    listed = scipy.sparse.coo_array((noisy[:count], (i[:count], j[:count])), shape=(n, n))
+    machine = km.fit(kernels.Gaussian(1.0), *(x, y, listed), landmarks=100, rng_key=jax.random.key(0), tolerance=1e-3)
+    error = np.asarray(machine.pairs(x[i[count:]], y[j[count:]])) - truth[count:]
+    assert np.sqrt(np.mean(error**2)) < 0.07
