@@ -74,7 +74,7 @@ def test_fitted_operators_precondition(x64):
         solve = jax.jit(lambda b, m: attention.flexible_cg(apply, b, preconditioner=m, tolerance=1e-10))
         result = solve(rhs, attention.schwarz_preconditioner(dec, factors))
         np.testing.assert_allclose(result.solution, expected, rtol=1e-6, atol=1e-8)
-        assert int(result.iterations) < 30
+        assert int(result.iterations) < 40
 
 
 def test_the_preconditioner_is_symmetric_on_uneven_grids(x64):
