@@ -165,11 +165,14 @@ def test_many_samples_are_compressed(x64):
 
 def test_what_no_sample_contains_stays_bounded(x64):
     dec, _, inputs, targets = problem(31, 4, 2)
-    fit = attention.fit_schwarz(dec, inputs[:, :6], targets[:, :6], rank=3, steps=8)
-    assert fit.errors[-1] < 1e-4
     unseen = np.sin(np.pi * np.outer(np.arange(1, 32) / 32, np.arange(7, 32)))
-    out = np.asarray(attention.schwarz_apply(jnp.asarray(unseen), dec, fit.factors))
-    assert np.linalg.norm(out) < np.linalg.norm(unseen)
+    sizes = []
+    for noise in (1e-8, 1e-3):
+        fit = attention.fit_schwarz(dec, inputs[:, :6], targets[:, :6], rank=3, steps=8, noise=noise)
+        assert fit.errors[-1] < 2e-3
+        out = attention.schwarz_apply(jnp.asarray(unseen), dec, fit.factors)
+        sizes.append(np.linalg.norm(out) / np.linalg.norm(unseen))
+    assert sizes[1] < 1 < sizes[0]
 
 
 def test_ablations_have_one_level_only(x64):
