@@ -581,6 +581,43 @@ def large_machines(row: Callable[[str, float], None]) -> None:
         row(f"2000 × 2000 pairs, span {span}, compiled and run once", time.perf_counter() - start)
 
 
+def schwarz(repeats: int = 9) -> None:
+    """Two-level Schwarz attention, √n subdomains of rank 4, against global low rank of equal error for −u″ = f."""
+    import jax
+
+    from jaxop import attention, domains, testing
+
+    print("\n| n, N, coarse rank | two levels | per node | scratch | global of rank N(r + 1) | ratio | its factors |")
+    print("|---|---|---|---|---|---|---|")
+    rank, rows = 4, []
+    for power in (7, 8, 9, 10):
+        subdomains, n = 2**power, 4**power - 1
+        dec = domains.decompose(domains.interval(n, rule="interior"), subdomains, 8)
+        factors = attention.random_factors(jax.random.key(0), dec, rank)
+        values = jax.random.normal(jax.random.key(1), (n, 1))
+        apply: Any = jax.jit(attention.schwarz_apply)
+        program = apply.lower(values, dec, factors).compile()
+        seconds = median_seconds(lambda f=program, a=(values, dec, factors): f(*a), repeats)
+        rows.append((n, seconds))
+        # Galerkin blocks reach a 2-norm error ~ 1 / (N (r + 1))², a global rank R ~ 1 / (R + 1)²
+        equal = subdomains * (rank + 1)
+        size, cells = 2 * 4 * n * equal, ["not run", ""]
+        if size < SKIP_ABOVE // 8:
+            query, key = jax.random.normal(jax.random.key(2), (2, n, equal))
+            flat: Any = jax.jit(attention.low_rank_apply)
+            arguments = values, dec.domain.weights, query, key
+            compiled = flat.lower(*arguments).compile()
+            other = median_seconds(lambda f=compiled, a=arguments: f(*a), repeats)
+            cells = [f"{1e3 * other:.1f} ms", f"{other / seconds:.1f}×"]
+            del query, key, arguments
+        print(
+            f"| {n:,}, {subdomains}, {dec.coarse_size} | {1e3 * seconds:.2f} ms | {1e9 * seconds / n:.1f} ns | "
+            f"{scratch_bytes(program) / 2**20:,.1f} MB | {cells[0]} | {cells[1]} | {size / 2**20:,.0f} MB |",
+            flush=True,
+        )
+    print(f"\nslope of log time over log n: {-testing.observed_order(*zip(*rows, strict=True)):.2f}")
+
+
 def everything() -> None:
     """All sections, each in a process of its own."""
     for section in (
@@ -594,6 +631,7 @@ def everything() -> None:
         "momentum",
         "flows",
         "machines",
+        "schwarz",
     ):
         subprocess.run([sys.executable, __file__, section], check=True)
 
@@ -618,6 +656,7 @@ def main() -> None:
                 "momentum-steps": momentum_steps,
                 "flows": flows,
                 "machines": machines,
+                "schwarz": schwarz,
             },
             config=(tyro.conf.OmitArgPrefixes,),
         )

@@ -135,6 +135,7 @@ def fit_schwarz(
     features: Callable[[Float[Array, "s dim"]], Float[Array, "s q"]] | None = None,
     initial: SchwarzFactors | None = None,
     shift: float | None = None,
+    noise: float = 1e-6,
     steps: int = 30,
     tolerance: float = 1e-3,
 ) -> SchwarzFit:
@@ -143,7 +144,7 @@ def fit_schwarz(
     First each block in turn takes the best factors of its rank for what the others leave (a singular value
     decomposition; the coarse one first, or only the local ones after a given start). Then all factors move at
     once by damped Gauss–Newton steps (Levenberg–Marquardt), whose normal equations are products of small
-    matrices. The error never grows. With ``inputs`` a factor F of a covariance (FFᵀ = E f fᵀ) and ``targets`` A⁻¹F
+    matrices. With ``inputs`` a factor F of a covariance (FFᵀ = E f fᵀ) and ``targets`` A⁻¹F
     this is the fit of the population.
 
     Args:
@@ -157,6 +158,8 @@ def fit_schwarz(
             at the nodes.
         initial: factors to start from, of these ranks (`galerkin_factors` where A is known); not with features.
         shift: σ of σ·v, fixed.
+        noise: size of white noise that the inputs are taken to carry, relative to them: it keeps the operator bounded
+            on functions that no sample contains, where it is otherwise arbitrary.
         steps: most Gauss–Newton steps; 0 keeps the start.
         tolerance: stop when five steps lower the error by less than this part of it.
 
@@ -178,7 +181,7 @@ def fit_schwarz(
         >>> bool(fit.bound < fit.errors[-1] < 0.03)
         True
     """
-    problem = _Problem(decomposition, inputs, targets, features, shift)
+    problem = _Problem(decomposition, inputs, targets, features, shift, noise)
     coarse_rank = decomposition.coarse_size if coarse_rank is None else coarse_rank
     check_ranks(decomposition, rank, coarse_rank, None if features is None else problem.local_basis.shape[2])
     ranks = [coarse_rank] + [rank] * decomposition.subdomains
@@ -290,16 +293,30 @@ def optimal_low_rank(
 class _Problem:
     """‖M F − U‖ in orthonormal coordinates of L2: M = Σ_b P_b Q_b K_bᵀ P_bᵀ, with H_b = P_bᵀ F.
 
-    Block 0 is the coarse one. ``sides`` are the P_b, dense in the columns they have.
+    Block 0 is the coarse one. ``sides`` are the P_b, dense in the columns they have. The last n columns of F are the
+    noise, which M should map to 0.
     """
 
-    def __init__(self, decomposition: Decomposition, inputs: Any, targets: Any, features: Any, shift: float | None):
+    def __init__(
+        self,
+        decomposition: Decomposition,
+        inputs: Any,
+        targets: Any,
+        features: Any,
+        shift: float | None,
+        noise: float,
+    ):
         inputs, targets = _samples(decomposition, inputs, targets)
+        if not 0 <= noise < np.inf:
+            raise ValueError(f"noise must be finite and not negative, got {noise}; it is relative to the inputs.")
         n, self.shift = decomposition.domain.size, shift
         root = np.sqrt(np.asarray(decomposition.domain.weights, np.float64))
         self.scale = float(np.linalg.norm(root[:, None] * targets))
         targets = targets - (0.0 if shift is None else shift) * inputs
-        self.source, self.image, self.total = _compress(root[:, None] * inputs, root[:, None] * targets)
+        source, self.image, self.total = _compress(root[:, None] * inputs, root[:, None] * targets)
+        level = noise * np.linalg.norm(source) / np.sqrt(n)
+        self.source = np.concatenate([source, level * np.eye(n)], axis=1)
+        self.noisy_image = np.pad(self.image, [(0, 0), (0, n)])
         inside = np.asarray(decomposition.cover.inside)
         index, partition = np.asarray(decomposition.cover.index), np.asarray(decomposition.partition, np.float64)
         if features is None:
@@ -350,7 +367,7 @@ class _Problem:
     def residual(self, pairs: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
         """M F − U."""
         blocks = zip(self.sides, self.moments, pairs, strict=True)
-        return sum((side @ (q @ (k.T @ h)) for side, h, (q, k) in blocks), -self.image)
+        return sum((side @ (q @ (k.T @ h)) for side, h, (q, k) in blocks), -self.noisy_image)
 
     def best_blocks(self, pairs: list, ranks: list[int], order: range, symmetric: bool) -> list:
         """Every block of ``order`` in turn becomes the best of its rank for what the others leave."""
@@ -392,7 +409,7 @@ class _Problem:
             return full
 
         def residual(queries: np.ndarray, keys: np.ndarray) -> np.ndarray:
-            return side @ (matrix(queries) @ (matrix(keys).T @ moment)) - self.image
+            return side @ (matrix(queries) @ (matrix(keys).T @ moment)) - self.noisy_image
 
         queries, keys = (np.concatenate([pair[k].ravel() for pair in pairs]) for k in (0, 1))
         error, damping = residual(queries, keys), 1e-3
@@ -435,7 +452,8 @@ class _Problem:
 
     def _relative(self, error: np.ndarray) -> float:
         lost = max(self.total**2 - np.linalg.norm(self.image) ** 2, 0.0)  # outside the span of the inputs
-        return float(np.sqrt(np.linalg.norm(error) ** 2 + lost) / self.scale)
+        samples = error[:, : self.image.shape[1]]
+        return float(np.sqrt(np.linalg.norm(samples) ** 2 + lost) / self.scale)
 
 
 def _compress(source: np.ndarray, image: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:

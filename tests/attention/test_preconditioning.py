@@ -59,13 +59,13 @@ def test_iterations_stay_flat_up_to_128_subdomains(x64):
 
 
 def test_fitted_operators_precondition(x64):
-    domain, apply, _, rhs, shift = setting(4)
+    domain, apply, matrix, rhs, shift = setting(4)
     dec = domains.decompose(domain, 4, 4)
     eye = np.eye(domain.size)
     inverse = np.asarray(jnp.linalg.inv(jax.vmap(apply)(jnp.asarray(eye))))
     tied = attention.fit_schwarz(dec, eye, inverse, rank=4, symmetric=True, shift=shift, steps=3).factors
-    tilt = np.diag(np.linspace(1, 2, domain.size))
-    free = attention.fit_schwarz(dec, tilt, inverse @ tilt, rank=4, shift=shift, steps=1).factors
+    start, tilt = attention.galerkin_factors(dec, matrix, 4), np.diag(np.linspace(1, 2, domain.size))
+    free = attention.fit_schwarz(dec, tilt, inverse @ tilt, rank=4, shift=shift, initial=start, steps=2).factors
     expected = inverse @ np.asarray(rhs)
     solution, _ = cg(apply, rhs, M=attention.schwarz_preconditioner(dec, tied), tol=1e-10, maxiter=40)
     np.testing.assert_allclose(solution, expected, rtol=1e-6, atol=1e-8)
@@ -74,7 +74,7 @@ def test_fitted_operators_precondition(x64):
         solve = jax.jit(lambda b, m: attention.flexible_cg(apply, b, preconditioner=m, tolerance=1e-10))
         result = solve(rhs, attention.schwarz_preconditioner(dec, factors))
         np.testing.assert_allclose(result.solution, expected, rtol=1e-6, atol=1e-8)
-        assert int(result.iterations) < 30
+        assert int(result.iterations) < 40
 
 
 def test_the_preconditioner_is_symmetric_on_uneven_grids(x64):

@@ -1,0 +1,309 @@
+"""Two-level Schwarz attention as a linear operator: −u″ = f on (0, 1), u = 0 at the ends, learn f ↦ u.
+
+    python scripts/compare_schwarz.py all           # every table below, about ten minutes on two cores
+    python scripts/compare_schwarz.py rank          # error against rank; also overlap, subdomains, decay
+    python scripts/compare_schwarz.py ablation      # local only, coarse only, both; from A, from data, symmetric
+    python scripts/compare_schwarz.py training      # Adam on 4096 samples against the fit, at equal parameters and time
+    python scripts/compare_schwarz.py transfer      # factors that are functions, on finer grids
+    python scripts/compare_schwarz.py cg            # conjugate gradients as the number of subdomains grows
+
+The operator is that of Köhler and Rheinbach (arXiv:2606.18525); the experiment is our reconstruction: n = 255 interior
+nodes, f = Σ_k c_k sin(kπx), c_k ~ N(0, k^(−2s)), k ≤ K. Errors are ‖(M − A⁻¹)F‖ / ‖A⁻¹F‖ in the Frobenius norm, F a
+factor of the covariance of f. "bound": no operator of the same rank, N·r + r0, can do better (Eckart and Young).
+"global": the best that QKᵀ of no fewer parameters can do at all. Parameters count both Q and K.
+"""
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import scipy.sparse
+import tyro
+
+from jaxop import attention, domains
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """The setting that one table varies.
+
+    Attributes:
+        nodes: n, interior nodes.
+        subdomains: N.
+        overlap: nodes added on each side of a core.
+        rank: r of every subdomain; the coarse rank is full.
+        decay: s of the variances k^(−2s).
+        modes: K; None: n.
+        steps: most Gauss–Newton steps of a fit.
+        seed: of samples and random factors.
+    """
+
+    nodes: int = 255
+    subdomains: int = 8
+    overlap: int = 8
+    rank: int = 2
+    decay: float = 1.0
+    modes: int | None = None
+    steps: int = 30
+    seed: int = 0
+
+    def decompose(self, **options: Any) -> domains.Decomposition:
+        return domains.decompose(
+            domains.interval(self.nodes, rule="interior"), self.subdomains, self.overlap, **options
+        )
+
+    @property
+    def matrix(self) -> scipy.sparse.csr_array:
+        """A, second differences."""
+        n = self.nodes
+        off = scipy.sparse.eye_array(n, k=1) + scipy.sparse.eye_array(n, k=-1)
+        return scipy.sparse.csr_array(2 * scipy.sparse.eye_array(n) - off) * (n + 1) ** 2
+
+    def covariance(self, *, first: int = 1, last: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """F and A⁻¹F for the modes from ``first`` to ``last``."""
+        k = np.arange(first, (last or self.modes or self.nodes) + 1)
+        x = np.arange(1, self.nodes + 1) / (self.nodes + 1)
+        inputs = np.sin(np.pi * np.outer(x, k)) * k**-self.decay
+        return inputs, self.solve(inputs)
+
+    def solve(self, inputs: np.ndarray) -> np.ndarray:
+        return np.linalg.solve(np.asarray(self.matrix.todense()), inputs)
+
+
+HEADER = "parameters | error | bound | error / bound | global | global / error | seconds |"
+
+
+def cells(study: Study, dec: domains.Decomposition, fit: attention.SchwarzFit, seconds: float, data: Any) -> str:
+    """The columns of `HEADER`."""
+    count = attention.count_parameters(dec, fit.factors)
+    inputs, targets = data
+    best = attention.low_rank_errors(inputs, targets, np.asarray(dec.domain.weights))
+    glob, error = best[min(math.ceil(count / (2 * study.nodes)), best.size - 1)], fit.errors[-1]
+    to_bound = f"{error / fit.bound:.2f}" if fit.bound > 1e-12 else "bound is 0"
+    return f"{count} | {error:.2e} | {fit.bound:.2e} | {to_bound} | {glob:.2e} | {glob / error:.3g} | {seconds:.1f} |"
+
+
+def fitted(study: Study, dec: domains.Decomposition, data: Any, **options: Any) -> tuple[attention.SchwarzFit, float]:
+    """A fit that starts at the Galerkin blocks of A."""
+    begin = time.perf_counter()
+    options = {"initial": attention.galerkin_factors(dec, study.matrix, study.rank), "rank": study.rank} | options
+    fit = attention.fit_schwarz(dec, *data, steps=study.steps, **options)
+    return fit, time.perf_counter() - begin
+
+
+def sweep(study: Study, name: str, values: Sequence[Any]) -> None:
+    """One row per value of a field."""
+    print(f"\n| {name} | {HEADER}\n" + "|---" * 8 + "|")
+    for value in values:
+        here = dataclasses.replace(study, **{name: value})
+        dec, data = here.decompose(), here.covariance()
+        print(f"| {value} | {cells(here, dec, *fitted(here, dec, data), data)}", flush=True)
+
+
+def decay(study: Study) -> None:
+    """Every spectrum of right-hand sides."""
+    print(f"\n| s | K | {HEADER}\n" + "|---" * 9 + "|")
+    dec = study.decompose()
+    for modes in (16, 64, study.nodes):
+        for power in (0.0, 1.0, 2.0):
+            here = dataclasses.replace(study, decay=power, modes=modes)
+            data = here.covariance()
+            print(f"| {power:g} | {modes} | {cells(here, dec, *fitted(here, dec, data), data)}", flush=True)
+
+
+def ablation(study: Study) -> None:
+    """Both levels against each of them, and other ways to start and to tie the factors."""
+    dec, data = study.decompose(), study.covariance()
+    print(f"\n| form | {HEADER}\n" + "|---" * 8 + "|")
+    rows: dict[str, dict[str, Any]] = {
+        "two levels": {},
+        "two levels, from data alone": {"initial": None},
+        "two levels, K = Q": {"symmetric": True},
+        "local only": {"coarse_rank": 0, "initial": None},
+        "coarse only": {"rank": 0, "initial": None},
+    }
+    for label, options in rows.items():
+        fit, seconds = fitted(study, dec, data, **options)
+        print(f"| {label} | {cells(study, dec, fit, seconds, data)}", flush=True)
+    galerkin = attention.galerkin_factors(dec, study.matrix, study.rank)
+    error = attention.operator_error(dec, galerkin, *data)
+    count = sum(int(np.count_nonzero(leaf)) for leaf in jax.tree.leaves(galerkin))
+    print(f"| Galerkin blocks, truncated | {count} | {error:.2e} | | | | | |")
+    print("\n| two levels | asymmetry | smallest eigenvalue | largest |\n|---|---|---|---|")
+    for label, options in (("free", {}), ("K = Q", {"symmetric": True})):
+        report = attention.symmetry_report(dec, fitted(study, dec, data, **options)[0].factors)
+        print(
+            f"| {label} | {report.asymmetry:.1e} | {report.smallest_eigenvalue:.1e} | {report.largest_eigenvalue:.3f} |"
+        )
+
+
+def training(study: Study, seconds: float) -> None:
+    """Adam from random factors, two levels and global, against the fit from the same samples, with a little noise."""
+    study = dataclasses.replace(study, modes=study.modes or 64)
+    dec, rng = study.decompose(), np.random.default_rng(study.seed)
+    inputs, targets = study.covariance()
+    coefficients = rng.normal(size=(2, inputs.shape[1], 4096))
+    train, test = ((inputs @ c, targets @ c) for c in (coefficients[0], coefficients[1, :, :512]))
+    beyond = study.covariance(first=inputs.shape[1] + 1, last=study.nodes)
+    weights = dec.domain.weights
+    factors = attention.random_factors(jax.random.key(study.seed), dec, study.rank)
+    count = attention.count_parameters(dec, factors)
+    rank = math.ceil(count / (2 * study.nodes))
+    keys = jax.random.split(jax.random.key(study.seed + 1))
+    flat = [rank**-0.25 * jax.random.normal(key, (study.nodes, rank), weights.dtype) for key in keys]
+
+    def two_levels(parameters: Any, v: jax.Array) -> jax.Array:
+        return attention.schwarz_apply(v, dec, parameters)
+
+    def one_level(parameters: Any, v: jax.Array) -> jax.Array:
+        return attention.low_rank_apply(v, weights, *parameters)
+
+    def error(operator: Any, parameters: Any, pair: Any) -> float:
+        out = np.asarray(operator(parameters, jnp.asarray(pair[0])))
+        return float(np.linalg.norm(out - pair[1]) / np.linalg.norm(pair[1]))
+
+    begin = time.perf_counter()
+    fit, _ = fitted(study, dec, train, noise=1e-4)
+    rows = [("two levels, fit from A", two_levels, fit.factors, time.perf_counter() - begin)]
+    begin = time.perf_counter()
+    alone, _ = fitted(study, dec, train, initial=None, noise=1e-4)
+    rows += [("two levels, fit from data alone", two_levels, alone.factors, time.perf_counter() - begin)]
+    begin = time.perf_counter()
+    best = attention.optimal_low_rank(*train, np.asarray(weights), rank)
+    rows += [("global, optimum", one_level, best, time.perf_counter() - begin)]
+    for label, operator, start in (("two levels, Adam", two_levels, factors), ("global, Adam", one_level, flat)):
+        rows.append((label, operator, *adam(operator, start, train, seconds, study.seed)))
+    print("\n| n = 4096 samples | parameters | test | out of band | seconds |\n|---|---|---|---|---|")
+    for label, operator, parameters, spent in rows:
+        size = count if operator is two_levels else 2 * study.nodes * rank
+        errors = [error(operator, parameters, pair) for pair in (test, beyond)]
+        print(f"| {label} | {size} | {errors[0]:.2e} | {errors[1]:.2e} | {spent:.1f} |", flush=True)
+
+
+def adam(operator: Any, parameters: Any, train: Any, seconds: float, seed: int) -> tuple[Any, float]:
+    """Descends on the relative error of batches of 256, of outputs scaled to size one, for a time."""
+    inputs, targets = (jnp.asarray(side) for side in train)
+    scale = 1 / jnp.sqrt(jnp.mean(targets**2))
+    schedule = optax.exponential_decay(3e-2, 500, 0.9)
+    optimizer = optax.adam(schedule)
+
+    def loss(parameters: Any, batch: jax.Array) -> jax.Array:
+        out = operator(parameters, inputs[:, batch])
+        return jnp.mean((out - scale * targets[:, batch]) ** 2)
+
+    @jax.jit
+    def epoch(parameters: Any, state: Any, key: jax.Array) -> tuple[Any, Any]:
+        def advance(carry: Any, key: jax.Array) -> tuple[Any, None]:
+            parameters, state = carry
+            batch = jax.random.randint(key, (256,), 0, inputs.shape[1])
+            updates, state = optimizer.update(jax.grad(loss)(parameters, batch), state)
+            return (optax.apply_updates(parameters, updates), state), None
+
+        return jax.lax.scan(advance, (parameters, state), jax.random.split(key, 100))[0]
+
+    state, key = optimizer.init(parameters), jax.random.key(seed)
+    jax.block_until_ready(epoch(parameters, state, key))  # compiles
+    begin = time.perf_counter()
+    while time.perf_counter() - begin < seconds:
+        key, one = jax.random.split(key)
+        parameters, state = jax.block_until_ready(epoch(parameters, state, one))
+    spent = time.perf_counter() - begin
+    if isinstance(parameters, attention.SchwarzFactors):
+        queries = {name: getattr(parameters, name) / scale for name in ("coarse_query", "local_query")}
+        return dataclasses.replace(parameters, **queries), spent
+    return (parameters[0] / scale, parameters[1]), spent
+
+
+def transfer(study: Study) -> None:
+    """Fitted on the grid of the study, evaluated on finer ones with the same coefficients."""
+    study = dataclasses.replace(study, modes=study.modes or 64)
+    sizes = [study.nodes, 2 * study.nodes + 1, 4 * study.nodes + 3]
+    print(
+        "\n| Legendre degree, overlap | " + " | ".join(f"n = {n}" for n in sizes) + " | bound |\n|---|---|---|---|---|"
+    )
+    for degree, overlap, unity in ((5, 0, "multiplicity"), (9, 0, "multiplicity"), (9, study.overlap, "ramp")):
+        features = functools.partial(attention.legendre_features, degree=degree)
+        dec = dataclasses.replace(study, overlap=overlap).decompose(partition=unity)
+        fit = attention.fit_schwarz(dec, *study.covariance(), rank=study.rank, features=features, steps=study.steps)
+        errors = []
+        for nodes in sizes:
+            there = dec.on(domains.interval(nodes, rule="interior"))
+            data = dataclasses.replace(study, nodes=nodes).covariance()
+            errors.append(
+                attention.operator_error(there, attention.sample_factors(fit.factors, there, features), *data)
+            )
+        row = " | ".join(f"{error:.2e}" for error in errors)
+        print(f"| {degree}, {overlap} ({unity}) | {row} | {fit.bound:.2e} |", flush=True)
+
+
+def cg(study: Study, core: int = 32) -> None:
+    """Iterations to a residual of 1e-8 as subdomains of a fixed size grow in number."""
+    labels = ("none", "one level", "two levels", "rank 4 + shift", "fitted, K = Q", "fitted, free")
+    print(f"\n| N, {core} nodes each | " + " | ".join(labels) + " |\n" + "|---" * (1 + len(labels)) + "|")
+    for subdomains in (8, 16, 32, 64, 128):
+        here = dataclasses.replace(study, nodes=core * subdomains - 1, subdomains=subdomains, overlap=core // 4, rank=4)
+        h = 1 / (here.nodes + 1)
+        two, one, matrix = here.decompose(), here.decompose(coarse=None), here.matrix
+        shift = (core * h / ((here.rank + 1) * np.pi)) ** 2  # the largest eigenvalue that a block leaves out
+        start = attention.galerkin_factors(two, matrix, here.rank, shift=shift)
+        forms: list[Any] = [
+            None,
+            (one, attention.galerkin_factors(one, matrix, blocks="overlap")),
+            (two, attention.galerkin_factors(two, matrix, blocks="overlap")),
+            (two, start),
+        ]
+        if subdomains <= 16:  # beyond, the joint least squares take too many unknowns
+            data = dataclasses.replace(here, decay=0.0).covariance()
+            for symmetric in (True, False):
+                fit = attention.fit_schwarz(
+                    two, *data, rank=here.rank, initial=start, shift=shift, steps=5, symmetric=symmetric
+                )
+                forms.append((two, fit.factors))
+        rhs = jax.random.normal(jax.random.key(study.seed), (here.nodes,))
+
+        def apply(u: jax.Array, h: float = h) -> jax.Array:
+            return (2 * u - jnp.pad(u[1:], (0, 1)) - jnp.pad(u[:-1], (1, 0))) / h**2
+
+        counts = []
+        for form in forms:
+            inverse = None if form is None else attention.schwarz_preconditioner(*form)
+            result = attention.flexible_cg(apply, rhs, preconditioner=inverse, tolerance=1e-8, max_iterations=5000)
+            counts.append(str(int(result.iterations)) if result.residual <= 1e-8 else "stalled")
+        counts += [""] * (len(labels) - len(counts))
+        print(f"| {subdomains} | " + " | ".join(counts) + " |", flush=True)
+
+
+TABLES: dict[str, Any] = {
+    "rank": lambda study, _: sweep(study, "rank", (1, 2, 3, 4, 6)),
+    "overlap": lambda study, _: sweep(study, "overlap", (0, 1, 2, 4, 8, 16)),
+    "subdomains": lambda study, _: sweep(study, "subdomains", (2, 4, 8, 16)),
+    "decay": lambda study, _: decay(study),
+    "ablation": lambda study, _: ablation(study),
+    "training": training,
+    "transfer": lambda study, _: transfer(study),
+    "cg": lambda study, _: cg(study),
+}
+
+
+def main(
+    name: tyro.conf.Positional[
+        Literal["all", "rank", "overlap", "subdomains", "decay", "ablation", "training", "transfer", "cg"]
+    ],
+    study: Study = Study(),
+    seconds: float = 20.0,
+) -> None:
+    """Prints the table NAME, or all of them; SECONDS of training for each model that Adam trains."""
+    for table in TABLES if name == "all" else (name,):
+        TABLES[table](study, seconds)
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_enable_x64", True)
+    tyro.cli(main, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
