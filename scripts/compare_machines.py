@@ -100,6 +100,11 @@ def standardised(features: np.ndarray) -> np.ndarray:
     return (features - features.mean(axis=0)) / np.maximum(features.std(axis=0), 0.1)
 
 
+def directions(ratings: Ratings) -> int:
+    """As many partial least squares directions as there can be."""
+    return min(ratings.users.shape[1], ratings.films.shape[1])
+
+
 def with_identity(features: np.ndarray, weight: float) -> np.ndarray:
     """Features and one column per row, which tells every row from all others."""
     return np.concatenate([features, weight * np.eye(len(features), dtype=features.dtype)], axis=1)
@@ -118,24 +123,16 @@ def product(ratings: Ratings, train: Set, options: Comparison, width: float, pen
 def sections(ratings: Ratings, train: Set, options: Comparison, width: float, penalty: float) -> Any:
     """The asymmetric machine: sections of one Gaussian between users and films in partial least squares coordinates."""
     users, films = standardised(ratings.users), standardised(ratings.films)
-    return fitted(Gaussian(width * 20**0.5), users, films, train, options, regularization=penalty)
+    rank = directions(ratings)
+    return fitted(Gaussian(width * rank**0.5), users, films, train, options, regularization=penalty, maps=rank)
 
 
 def symmetrised(ratings: Ratings, train: Set, options: Comparison, width: float, penalty: float) -> Any:
     """The machine of the same kernel that cannot tell a user from a film: f(x, y) = f(y, x) on both together."""
-    machine = kernel_machines.fit(
-        Gaussian(1.0),
-        standardised(ratings.users),
-        standardised(ratings.films),
-        train.matrix,
-        train.mask,
-        landmarks=1,
-        max_steps=1,
-    )
-    users, films = (
-        np.asarray(to(standardised(rows)))
-        for to, rows in ((machine.x_map, ratings.users), (machine.y_map, ratings.films))
-    )
+    features = standardised(ratings.users), standardised(ratings.films)
+    rank = directions(ratings)
+    maps = kernel_machines.partial_least_squares(*features, train.matrix, train.mask, rank=rank)
+    users, films = (np.asarray(to(jax.numpy.asarray(rows))) for to, rows in zip(maps, features, strict=True))
     both, n = np.concatenate([users, films]), len(users)
     rows, columns = train.rows, train.columns + n
     matrix, mask = np.zeros((len(both), len(both)), np.float32), np.zeros((len(both), len(both)), bool)
@@ -143,7 +140,7 @@ def symmetrised(ratings: Ratings, train: Set, options: Comparison, width: float,
         matrix[i, j], mask[i, j] = train.ratings, True
     joint = Set(rows, columns, train.ratings, matrix, mask)
     landmarks = {"landmarks": options.landmarks} if options.landmarks < len(both) else {}
-    predict = fitted(Gaussian(width * 20**0.5), both, both, joint, options, regularization=2 * penalty, **landmarks)
+    predict = fitted(Gaussian(width * rank**0.5), both, both, joint, options, regularization=2 * penalty, **landmarks)
     return lambda held_out: predict(held_out._replace(columns=held_out.columns + n))
 
 

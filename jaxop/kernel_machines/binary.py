@@ -15,7 +15,7 @@ from jaxop._validation import as_float, check_name, is_concrete
 from jaxop.kernel_machines import checks, solvers
 from jaxop.kernel_machines._blocks import in_blocks
 from jaxop.kernel_machines.landmarks import choose_landmarks
-from jaxop.kernel_machines.maps import AffineMap, given_maps, partial_least_squares
+from jaxop.kernel_machines.maps import AffineMap, given_maps, leading_directions
 from jaxop.kernel_machines.observations import CoordinateMatrix, Observations, SparseMatrix, observe
 from jaxop.kernels import Kernel
 
@@ -322,7 +322,7 @@ def _maps(
         check_name(maps, "maps", ("kernel",))
         return None, None
     if isinstance(maps, int):
-        return partial_least_squares(x, y, observations, maps)
+        return leading_directions(x, y, observations, maps)
     if len(maps) != 2:
         raise ValueError(f"maps must be two matrices (W_x, W_y), got {len(maps)}.")
     return given_maps(maps, a, b, x.dtype)

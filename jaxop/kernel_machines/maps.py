@@ -5,11 +5,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Bool, Float
 
 from jaxop._pytree import register
 from jaxop._validation import as_float
-from jaxop.kernel_machines.observations import Observations, moment
+from jaxop.kernel_machines.observations import Observations, moment, observe
 
 
 @register
@@ -31,7 +32,12 @@ class AffineMap:
 
 
 def partial_least_squares(
-    x: Float[Array, "nx a"], y: Float[Array, "ny b"], observations: Observations, rank: int
+    x: Float[Array | np.ndarray, "nx a"],
+    y: Float[Array | np.ndarray, "ny b"],
+    responses: Any,
+    mask: Bool[Array | np.ndarray, "nx ny"] | None = None,
+    *,
+    rank: int,
 ) -> tuple[AffineMap, AffineMap]:
     """The directions in which the responses pair the inputs most: the leading singular vectors of X̃ᵀ Z Ỹ.
 
@@ -40,7 +46,8 @@ def partial_least_squares(
     Args:
         x: rows of the first domain.
         y: rows of the second.
-        observations: the responses.
+        responses: z_ij, a matrix or a sparse matrix as in `jaxop.kernel_machines.fit`.
+        mask: which pairs are observed, or None: all.
         rank: dimension of the common space, at most min(a, b).
 
     Returns:
@@ -48,10 +55,26 @@ def partial_least_squares(
         they count as fixed under differentiation.
 
     Raises:
-        ValueError: for a rank that is not in 1 … min(a, b).
+        ValueError: for a rank that is not in 1 … min(a, b), and responses that do not fit.
 
     Source: Wold, "Partial Least Squares", 1985; Bookstein's variant, by one singular value decomposition.
+
+    Example:
+        >>> import jax
+        >>> from jaxop import kernel_machines
+        >>> X, Y = jax.random.normal(jax.random.key(0), (20, 5)), jax.random.normal(jax.random.key(1), (30, 3))
+        >>> to_x, to_y = kernel_machines.partial_least_squares(X, Y, X[:, :2] @ Y[:, 1:].T, rank=2)
+        >>> to_x(X).shape, to_y(Y).shape
+        ((20, 2), (30, 2))
     """
+    x, y = as_float(x, "x"), as_float(y, "y")
+    return leading_directions(x, y, observe(responses, mask, x.shape[0], y.shape[0], x.dtype), rank)
+
+
+def leading_directions(
+    x: Float[Array, "nx a"], y: Float[Array, "ny b"], observations: Observations, rank: int
+) -> tuple[AffineMap, AffineMap]:
+    """`partial_least_squares` of responses that have been checked."""
     most = min(x.shape[1], y.shape[1])
     if not 1 <= rank <= most:
         raise ValueError(f"maps must be a rank between 1 and min(a, b) = {most}, got {rank}.")

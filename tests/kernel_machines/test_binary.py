@@ -361,7 +361,7 @@ def test_inputs_of_different_lengths(x64):
     x, y = rng.normal(size=(40, 4)), 5 + 2 * rng.normal(size=(30, 3))
     u, v = np.asarray([1.0, 0, -1, 0]), np.asarray([0.0, 1, 1])
     z = np.outer(x @ u, (y - 5) @ v / 2)
-    x_map, _ = km.partial_least_squares(jnp.asarray(x), jnp.asarray(y), Grid(jnp.asarray(z), None), 2)
+    x_map, _ = km.partial_least_squares(x, y, z, rank=2)
     first = np.asarray(x_map.matrix)[:, 0] * x.std(axis=0)
     np.testing.assert_allclose(abs(first @ u) / np.sqrt(2), 1, rtol=0.05)
     assert first[np.argmax(np.abs(first))] > 0
