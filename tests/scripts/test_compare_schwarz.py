@@ -1,0 +1,22 @@
+"""The study of two-level Schwarz attention, at a size that takes seconds."""
+
+import pytest
+
+from tests.scripts import conftest  # noqa: F401, its import puts the scripts on the path
+
+import compare_schwarz  # isort: skip
+
+pytestmark = pytest.mark.optax
+TINY = compare_schwarz.Study(nodes=31, subdomains=4, overlap=2, modes=8, steps=2)
+
+
+def test_every_table_of_a_small_study(x64, capsys):
+    compare_schwarz.sweep(TINY, "overlap", (0, 2))
+    compare_schwarz.ablation(TINY)
+    compare_schwarz.transfer(TINY)
+    compare_schwarz.training(TINY, 0.05)
+    out = capsys.readouterr().out
+    for label in ("| 2 | ", "| local only | ", "| 5, 0 (multiplicity) | ", "| global, Adam | "):
+        assert label in out
+    error, bound = (float(cell) for cell in out.split("| two levels | ")[1].split(" | ")[1:3])
+    assert bound <= error < 1e-2
