@@ -357,10 +357,10 @@ def kernels(repeats: int = 15) -> None:
     print("|---|---|---|---|---|---|---|")
     for depth in (16, 64):
         *arrays, cotangent = jax.random.normal(jax.random.key(0), (4, 2, 1024, 4, depth))
-        learned, axis = nn.LearnedFeaturesConfig().make(4, depth, rngs=nnx.Rngs(0))
+        learned, _ = nn.LearnedFeaturesConfig().make(4, depth, rngs=nnx.Rngs(0))
 
-        def linear(q, k, v, learned=learned, axis=axis):
-            features = jax.vmap(type(learned).features, (axis, 1, 1), 1)
+        def linear(q, k, v, learned=learned):
+            features = jax.vmap(lambda head, q, k: head.features(q, k), (0, 1, 1), 1)  # pyright: ignore
             return linear_attention(*features(learned, q, k), v)
 
         for implementation in ("dense", "chunked"):

@@ -154,7 +154,7 @@ class Scaled(BaseKernel):
     """
 
     kernel: Kernel
-    factor: float | Array | np.ndarray | np.generic
+    factor: Any
     sign: str | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __post_init__(self):

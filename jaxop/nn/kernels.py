@@ -316,7 +316,7 @@ class KernelParameters(nnx.Module):
     Example:
         >>> from jaxop import kernels, nn
         >>> nn.KernelParameters(kernels.Gaussian(2.0)).value
-        Gaussian(inverse_width=Array(2., dtype=float32))
+        Gaussian(inverse_width=Array(2., dtype=float32), depth=None)
     """
 
     def __init__(self, kernel: Kernel, *, param_dtype: DTypeLike = jnp.float32):
