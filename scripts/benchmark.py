@@ -361,7 +361,8 @@ def kernels(repeats: int = 15) -> None:
 
         def linear(q, k, v, learned=learned):
             features = jax.vmap(lambda head, q, k: head.features(q, k), (0, 1, 1), 1)  # pyright: ignore
-            return linear_attention(*features(learned, q, k), v)
+            by_query, by_key = features(learned, q, k)
+            return linear_attention(by_query, by_key, v)
 
         for implementation in ("dense", "chunked"):
             programs = {}
