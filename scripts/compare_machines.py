@@ -172,12 +172,12 @@ def factorisation(ratings: Ratings, train: Set, options: Comparison, factors: in
 METHODS: dict[str, tuple[Any, dict[str, tuple[float, ...]]]] = {
     "means of users and films": (factorisation, {"factors": (0,)}),
     "factorisation (Surprise)": (factorisation, {"factors": (20, 100)}),
-    "asymmetric machine, features": (sections, {"width": (0.02, 0.1), "penalty": (1e1, 1e2, 1e3)}),
-    "the same, symmetrised": (symmetrised, {"width": (0.02, 0.1), "penalty": (1e1, 1e2, 1e3)}),
-    "product machine, features": (product, {"width": (0.005, 0.02), "penalty": (1.0, 3.0), "identity": (0.0,)}),
+    "asymmetric machine, features": (sections, {"width": (0.02,), "penalty": (1e1, 1e2)}),
+    "the same, symmetrised": (symmetrised, {"width": (0.02,), "penalty": (1e1, 1e2)}),
+    "product machine, features": (product, {"width": (0.02,), "penalty": (1.0, 3.0), "identity": (0.0,)}),
     "product machine, features and identity": (
         product,
-        {"width": (0.005, 0.02), "penalty": (0.3, 1.0), "identity": (3.0, 6.0)},
+        {"width": (0.003, 0.01), "penalty": (0.3, 1.0), "identity": (3.0, 8.0)},
     ),
 }
 """What is compared: a function of the data and its free numbers, and the numbers that it chooses from."""
