@@ -2,7 +2,7 @@
 
     python scripts/benchmark.py                  # everything, about 25 minutes on two cores
     python scripts/benchmark.py attention        # or another one: large, kernels, steps, patches, fourier,
-                                                 # transformers, momentum, flows, machines, schwarz
+                                                 # transformers, momentum, flows, machines, schwarz, two-level
 
 Prints Markdown tables. Every row is measured in fresh processes that alternate where allocator settings
 matter; PyTorch rows need ``pip install 'jaxop[benchmark]'`` and are left out without it.
@@ -619,6 +619,44 @@ def schwarz(repeats: int = 9) -> None:
     print(f"\nslope of log time over log n: {-testing.observed_order(*zip(*rows, strict=True)):.2f}")
 
 
+def two_level(repeats: int = 3) -> None:
+    """A layer of two-level Schwarz attention on square grids, value and gradient, against chunked global attention."""
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+
+    from jaxop import domains, nn, testing
+
+    print("\n| nodes | Schwarz attention | per node | scratch | global attention, chunked | ratio |")
+    print("|---|---|---|---|---|---|")
+    width, heads, core, rows = 64, 4, 16, []
+    for side in (64, 128, 256, 512):
+        grid, n = domains.box((side, side), rule="midpoint"), side**2
+        cut = domains.decompose(grid, side // core, core // 4, partition="ramp", coarse="partition")
+        values = jax.random.normal(jax.random.key(0), (1, n, width))
+
+        def slope(layer: Any, values: Any, measure: Any) -> Any:
+            return jax.grad(lambda u: jnp.sum(layer(u, measure) ** 2))(values)
+
+        local = nn.SchwarzAttention(width, heads, rngs=nnx.Rngs(0))
+        program = jax.jit(slope).lower(local, values, cut).compile()
+        seconds = median_seconds(lambda f=program, a=(local, values, cut): f(*a), repeats)
+        rows.append((n, seconds))
+        cells = ["not run", ""]
+        if n <= 16384:
+            everywhere = nn.IntegralAttention(width, heads, implementation="chunked", rngs=nnx.Rngs(0))
+            arguments = everywhere, values, grid.weights
+            compiled = jax.jit(slope).lower(*arguments).compile()
+            other = median_seconds(lambda f=compiled, a=arguments: f(*a), repeats)
+            cells = [f"{other:.2f} s", f"{other / seconds:.1f}×"]
+        print(
+            f"| {n:,} | {seconds:.2f} s | {1e6 * seconds / n:.1f} µs | {scratch_bytes(program) / 2**20:,.0f} MB | "
+            f"{cells[0]} | {cells[1]} |",
+            flush=True,
+        )
+    print(f"\nslope of log time over log n: {-testing.observed_order(*zip(*rows, strict=True)):.2f}")
+
+
 def everything() -> None:
     """All sections, each in a process of its own."""
     for section in (
@@ -633,6 +671,7 @@ def everything() -> None:
         "flows",
         "machines",
         "schwarz",
+        "two-level",
     ):
         subprocess.run([sys.executable, __file__, section], check=True)
 
@@ -658,6 +697,7 @@ def main() -> None:
                 "flows": flows,
                 "machines": machines,
                 "schwarz": schwarz,
+                "two-level": two_level,
             },
             config=(tyro.conf.OmitArgPrefixes,),
         )

@@ -22,8 +22,9 @@ from tests.properties.cases import (
     inputs,
 )
 
-# of kernels that differ in a detail, one goes through all invariants: the others through oracles and derivatives
-DETAILS = ("cosine-pair", "laplace-pair", "gaussian-pair", "exp-dot-product-scaled")
+# of kernels that differ in a detail or are made of others, one goes through all invariants: the rest through oracles
+# and derivatives
+DETAILS = ("cosine-pair", "laplace-pair", "gaussian-pair", "exp-dot-product-scaled", "composed")
 CORE = [(case, implementation) for case, implementation in PAIRS if case.name not in DETAILS or implementation == "xla"]
 cases = pytest.mark.parametrize(("case", "implementation"), CORE, ids=lambda p: str(p))
 TOLERANCE = {jnp.float32: 2e-6, jnp.bfloat16: 2e-2}

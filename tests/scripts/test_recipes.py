@@ -141,12 +141,14 @@ def test_recipes_run_on_a_few_kilobytes(name, tmp_path, capsys):
         labels = np.arange(64) % 2
         images = np.broadcast_to(labels[:, None, None, None], (64, 8, 8, 1)).astype(np.float32)
         train = test = data.Examples(images, labels)
-    options = compare_kernels.Comparison(
-        seeds=(0, 1), kernels=("softmax", "fourier", "fourier, published"), run_dir=tmp_path
+    # every kernel on texts, two seeds on images
+    seeds, names = (
+        ((0,), ["softmax", "fourier", "fourier, published"]) if name == "text" else ((0, 1), ["softmax", "fourier"])
     )
+    options = compare_kernels.Comparison(seeds=seeds, kernels=tuple(names), run_dir=tmp_path)
     rows = compare_kernels.run(name, task, options, train, test)
-    assert [row["kernel"] for row in rows] == ["softmax", "fourier", "fourier, published"]
-    assert all(len(row["results"]) == 2 and np.isfinite(row["results"]).all() for row in rows)
+    assert [row["kernel"] for row in rows] == names
+    assert all(len(row["results"]) == len(seeds) and np.isfinite(row["results"]).all() for row in rows)
     for row in rows:
         measure = np.mean([result[0] for result in row["results"]])
         assert measure < 100 if name == "text" else measure > 0.9
