@@ -360,7 +360,7 @@ def kernels(repeats: int = 15) -> None:
         learned, _ = nn.LearnedFeaturesConfig().make(4, depth, rngs=nnx.Rngs(0))
 
         def linear(q, k, v, learned=learned):
-            features = jax.vmap(lambda head, q, k: head.features(q, k), (0, 1, 1), 1)  # pyright: ignore
+            features: Any = jax.vmap(lambda head, q, k: head.features(q, k), (0, 1, 1), 1)
             return linear_attention(*features(learned, q, k), v)
 
         for implementation in ("dense", "chunked"):
