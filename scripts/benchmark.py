@@ -360,8 +360,7 @@ def kernels(repeats: int = 15) -> None:
         learned, _ = nn.LearnedFeaturesConfig().make(4, depth, rngs=nnx.Rngs(0))
 
         def linear(q, k, v, learned=learned):
-            features = jax.vmap(lambda head, q, k: head.features(q, k), (0, 1, 1), 1)  # pyright: ignore
-            by_query, by_key = features(learned, q, k)
+            by_query, by_key = jax.vmap(lambda head, q, k: head.features(q, k), (0, 1, 1), 1)(learned, q, k)
             return linear_attention(by_query, by_key, v)
 
         for implementation in ("dense", "chunked"):
