@@ -202,18 +202,17 @@ def run(ratings: Ratings, options: Comparison, methods: Any = METHODS) -> dict[s
                 kept, out = hold_out(ratings, split, 0.2, seed, np.arange(len(ratings.ratings)))
                 train, test = choose(ratings, kept), choose(ratings, out)
                 candidates = list(choices(free))
-                if len(candidates) > 1 and seed == options.seeds[0]:
+                chosen = candidates[0]
+                if len(candidates) > 1:
                     inner, judged = (choose(ratings, n) for n in hold_out(ratings, split, 0.1, seed + 1000, kept))
                     scores = [error(method(ratings, inner, options, **numbers), judged) for numbers in candidates]
                     chosen = candidates[int(np.argmin(scores))]
-                elif seed == options.seeds[0]:
-                    chosen = candidates[0]
                 start = time.perf_counter()
                 predict = method(ratings, train, options, **chosen)
                 seconds.append(time.perf_counter() - start)
                 found.append(error(predict, test))
             errors[split][name] = found
-            numbers = ", ".join(f"{key} {value:g}" for key, value in chosen.items())
+            numbers = ", ".join(f"{key} {value:g}" for key, value in chosen.items())  # for the last seed
             cells = [f"{np.mean(found):.4f} ± {np.std(found):.4f}", numbers, f"{np.median(seconds):.1f}"]
             print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
     return errors

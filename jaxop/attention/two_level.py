@@ -62,13 +62,15 @@ def subdomain_attention(
         (256, 2, 4)
     """
     query, key, value = (as_float(a, name) for a, name in ((query, "query"), (key, "key"), (value, "value")))
-    n, heads = decomposition.domain.size, query.shape[1]
+    n = decomposition.domain.size
     for name, array in (("query", query), ("key", key), ("value", value)):
-        if array.ndim != 3 or array.shape[:2] != (n, heads):
+        if array.ndim != 3 or array.shape[0] != n or array.shape[1] != query.shape[1]:
             raise ValueError(
-                f"{name} must have shape (n, h, c) = ({n}, {heads}, c), one row per node of the decomposed domain, got "
-                f"{array.shape}; use jax.vmap for a batch."
+                f"{name} must have shape (n, h, c) = ({n}, h, c) with the heads of query, one row per node of the "
+                f"decomposed domain, got {array.shape}; use jax.vmap for a batch."
             )
+
+    heads = query.shape[1]
 
     def restrict(array: Array) -> Array:
         local = decomposition.restrict(array.reshape(n, -1))

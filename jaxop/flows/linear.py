@@ -9,8 +9,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
+from jaxop._validation import is_concrete
 from jaxop.attention.partial import relative_weights
 from jaxop.flows.checks import check_ensemble, check_matrix
 from jaxop.flows.system import State, System, first_order
@@ -152,6 +154,10 @@ def linear_connection(
     if is_causal:
         return _causal_connection(x, u, relative_weights(weights), a, ridge)
     second = moment(x, x, weights) + ridge * jnp.eye(x.shape[1], dtype=x.dtype)
+    if ridge == 0 and is_concrete(second) and (rank := np.linalg.matrix_rank(np.asarray(second))) < x.shape[1]:
+        raise ValueError(
+            f"ridge must be positive where particles of positive weight span {rank} of {x.shape[1]} dimensions only."
+        )
     motion = jax.scipy.linalg.solve(second, moment(x, u, weights), assume_a="pos")
     return _connection(x, motion, a)
 

@@ -212,7 +212,7 @@ def fit(
             singular kernel matrix, more landmarks than rows; for span "product", a kernel that is not positive
             semidefinite on the rows.
         NotImplementedError: for a solver that does not solve the problem, or a derivative of a hinge machine.
-        FloatingPointError: if a kernel value is not finite.
+        FloatingPointError: if a kernel value is not finite, or the solver ends with a residual of 1 or more.
         Values are checked outside `jax.jit` only.
 
     Warns:
@@ -264,6 +264,12 @@ def fit(
         solution = solvers.solve(
             fixed[1], x_axis, y_axis, fixed[2], *limits, loss=loss, solver=solver, progress=progress
         )
+        if is_concrete(solution.residual) and not float(solution.residual) < 1:
+            raise FloatingPointError(
+                f"solver={solver!r} did not converge: its residual is {float(solution.residual):.2g} after "
+                f"{int(solution.steps)} steps. The problem is too ill-conditioned for {dtype}: raise regularization, "
+                "scale the kernel, or use float64 (jax.config.update('jax_enable_x64', True))."
+            )
         if is_concrete(solution.residual) and not float(solution.residual) <= float(limits[0]):
             warnings.warn(
                 f"solver={solver!r} stopped after {int(solution.steps)} steps at a residual of "
@@ -321,11 +327,15 @@ def _maps(
     if isinstance(maps, str):
         check_name(maps, "maps", ("kernel",))
         return None, None
-    if isinstance(maps, int):
+    if isinstance(maps, int) and not isinstance(maps, bool):
         return leading_directions(x, y, observations, maps)
-    if len(maps) != 2:
-        raise ValueError(f"maps must be two matrices (W_x, W_y), got {len(maps)}.")
-    return given_maps(maps, a, b, x.dtype)
+    if not isinstance(maps, tuple | list) or len(maps) != 2:
+        raise ValueError(f"maps must be None, a rank, 'kernel' or two matrices (W_x, W_y), got {maps!r}.")
+    given = given_maps(maps, a, b, x.dtype)
+    ranks = [to.matrix.shape[1] for to in given]
+    if ranks[0] != ranks[1] and not isinstance(kernel, tuple):
+        raise ValueError(f"maps must have as many columns as each other, the rank, got {ranks[0]} and {ranks[1]}.")
+    return given
 
 
 def _counts(landmarks: Landmarks, span: str, nx: int, ny: int) -> tuple[int, int]:
@@ -347,6 +357,8 @@ def _counts(landmarks: Landmarks, span: str, nx: int, ny: int) -> tuple[int, int
                 stacklevel=3,
             )
         count = n if count is None else count
+        if isinstance(count, bool) or not isinstance(count, int | np.integer):
+            raise TypeError(f"landmarks must be a number or two of them, (p, q), got {landmarks!r}.")
         if not 1 <= count <= n:
             raise ValueError(f"landmarks must be between 1 and the number of rows of {name}, {n}, got {count}.")
         counts.append(count)

@@ -228,7 +228,10 @@ class BinaryKernelClassifier(ClassifierMixin, _BinaryEstimator):
         """±1 for the two labels that are seen, which become ``classes_``."""
         classes = np.unique(labels[seen])
         if len(classes) != 2:
-            raise ValueError(f"responses must have two different labels, got {len(classes)}: {classes[:5]}.")
+            raise ValueError(
+                f"responses must have two different labels, got {len(classes)}: {classes[:5]}; leave unobserved "
+                "pairs out by mask."
+            )
         self.classes_ = classes
         return np.where(labels == classes[1], 1, -1).astype(float_dtype())
 

@@ -149,7 +149,9 @@ class Listed:
 
     def fraction(self) -> Array:
         """Observed pairs over all pairs."""
-        return jnp.asarray(self.values.shape[0] / (self.shape[0] * self.shape[1]), self.values.dtype)
+        return jnp.sum(self._is_pair(self.rows, self.columns), dtype=self.values.dtype) / (
+            self.shape[0] * self.shape[1]
+        )
 
     def contract(
         self,
@@ -164,7 +166,8 @@ class Listed:
         def term(start: Any, length: int) -> tuple[Array, Array]:
             i, j, z = self._pairs(start, length)
             features = right[j]
-            return i, fn(jnp.sum(inner[i] * features, axis=1), z)[:, None] * features
+            factor = jnp.where(self._is_pair(i, j), fn(jnp.sum(inner[i] * features, axis=1), z), 0)
+            return i, factor[:, None] * features
 
         def add(sums: Array, block: tuple[Array, Array], start: Any) -> Array:
             return sums.at[block[0]].add(block[1])
@@ -183,7 +186,7 @@ class Listed:
 
         def term(start: Any, length: int) -> Array:
             i, j, z = self._pairs(start, length)
-            return jnp.sum(fn(jnp.sum(inner[i] * right[j], axis=1), z))
+            return jnp.sum(jnp.where(self._is_pair(i, j), fn(jnp.sum(inner[i] * right[j], axis=1), z), 0))
 
         return self._fold(term, lambda total, block, start: total + block, jnp.zeros((), left.dtype), inner.shape[1])
 
@@ -201,6 +204,10 @@ class Listed:
             return jax.lax.dynamic_update_slice_in_dim(out, block, start, 0)
 
         return self._fold(term, write, jnp.zeros_like(self.values), inner.shape[1])
+
+    def _is_pair(self, i: Array, j: Array) -> Array:
+        """False for the padding of a BCOO matrix, which is dropped where it is known and carried where it is traced."""
+        return (i < self.shape[0]) & (j < self.shape[1])
 
     def _fold(self, term: Callable[[Any, int], T], add: Callable[[Array, T, Any], Array], zero: Array, p: int) -> Array:
         return _fold(term, add, zero, self.values.shape[0], max(1, _LIST_TILE // p))
@@ -231,13 +238,13 @@ def observe(responses: Any, mask: Any, nx: int, ny: int, dtype: np.dtype) -> Obs
     values = as_float(responses, "responses").astype(dtype)
     _check_shape("responses", values.shape, nx, ny)
     if mask is not None:
+        seen = np.asarray(mask) if is_concrete(mask) else None  # inside jit a known mask would become traced
         mask = jnp.asarray(mask)
         if mask.dtype != jnp.bool_:
             raise TypeError(f"mask must be boolean with True = observed, got {mask.dtype}; compare it, e.g. mask > 0.")
         _check_shape("mask", mask.shape, nx, ny)
         values = jnp.where(mask, values, 0)
-        if is_concrete(mask):
-            seen = np.asarray(mask)
+        if seen is not None:
             if not seen.any():
                 raise ValueError("mask is False everywhere: at least one observed pair is needed.")
             mask = None if seen.all() else mask
@@ -266,6 +273,9 @@ def _listed(responses: Any, nx: int, ny: int, dtype: np.dtype) -> Listed:
     if is_concrete(rows, columns):
         rows, columns = np.asarray(rows), np.asarray(columns)
         order = np.lexsort((columns, rows))
+        if (negative := np.minimum(rows, columns) < 0).any():
+            k = first_index(negative)
+            raise ValueError(f"responses stores the pair ({rows[k]}, {columns[k]}); indices must be at least 0.")
         order = order[(rows < nx)[order] & (columns < ny)[order]]  # BCOO pads with indices beyond the shape
         rows, columns, values = rows[order], columns[order], values[order]
         twice = (np.diff(rows) == 0) & (np.diff(columns) == 0)

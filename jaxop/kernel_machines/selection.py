@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Key, PyTree, Real
 
 from jaxop._validation import as_float, check_name
-from jaxop.kernel_machines import solvers
+from jaxop.kernel_machines import checks, solvers
 from jaxop.kernel_machines.binary import BinaryMachine, Kernels, Responses, fit
 from jaxop.kernel_machines.observations import Grid, observe
 
@@ -60,6 +60,7 @@ def validation_loss(
     check_name(loss, "loss", solvers.LOSSES)
     x, y = as_float(X, "X"), as_float(Y, "Y")
     observations = observe(responses, mask, x.shape[0], y.shape[0], machine.coefficients.dtype)
+    checks.labels(observations, loss)
     value = solvers.LOSSES[loss].value
     if isinstance(observations, Grid):
         losses = value(machine(x, y), observations.values)

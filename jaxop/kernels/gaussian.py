@@ -83,7 +83,7 @@ class EuclideanDistance(BaseKernel):
         ValueError: for an inverse width that is not positive and finite.
 
     Cost: `tile` two operations per pair and channel and one logarithm per pair, by differences: a distance errs by a
-        few ε |q − k'|, however small it is. Its derivatives are matrix products.
+        few ε |q − k'|, however small it is. Its derivatives are matrix products, which err by ε |q| / |q − k'|.
 
     Source: Wright, Gonzalez, arXiv:2106.01506.
 
@@ -133,14 +133,12 @@ def _squared_distances_jvp(function: Callable[[Array, Array], Array]):
     """The derivative of |q_i − k_j|² as two matrix products, sums over rows and columns of a cotangent included."""
 
     def jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
-        (query, key), (dq, dk) = primals, tangents
-        # distances know no origin: a near one spares digits
-        near = jax.lax.stop_gradient(jnp.mean(key, axis=0, keepdims=True))
-        q, k = query - near, key - near
+        (q, k), (dq, dk) = primals, tangents
+        # no origin near the keys: one far key, perhaps of weight 0, would cost all others their digits
         one = jnp.ones_like(q[:, :1]), jnp.ones_like(k.T[:1])
         by_query = jnp.concatenate([q, -one[0]], axis=1) @ jnp.concatenate([dk.T, jnp.sum(k * dk, axis=1)[None]])
         by_key = jnp.concatenate([dq, -jnp.sum(q * dq, axis=1)[:, None]], axis=1) @ jnp.concatenate([k.T, one[1]])
-        return function(query, key), -2 * (by_query + by_key)
+        return function(q, k), -2 * (by_query + by_key)
 
     return jvp
 

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxop._pytree import register
+from jaxop._validation import accumulator
 from jaxop.kernels.base import LOG_ZERO, log_power
 from jaxop.kernels.dot_product import ScaledProduct
 from jaxop.kernels.fourier import LAYOUT, split_bits
@@ -191,10 +192,12 @@ def _logarithm(x: Array, degree: int) -> tuple[Array, Array]:
 
 def _unit(x: Array) -> tuple[Array, Array]:
     """2^−e and e, with 2^e the largest power of two up to max(1, |x|)."""
-    _, exponent = split_bits(jnp.maximum(1, jnp.abs(x)))
-    layout = LAYOUT[x.dtype.name]
-    unit = jax.lax.bitcast_convert_type((layout.bias - exponent) << layout.shift, x.dtype)
-    return unit, exponent.astype(x.dtype)
+    wide = x.astype(accumulator(x.dtype))
+    _, exponent = split_bits(jnp.maximum(1, jnp.abs(wide)))
+    layout = LAYOUT[wide.dtype.name]
+    exponent = jnp.minimum(exponent, layout.bias - 1)  # 2^−e of the largest numbers would be 0
+    unit = jax.lax.bitcast_convert_type((layout.bias - exponent) << layout.shift, wide.dtype)
+    return unit.astype(x.dtype), exponent.astype(x.dtype)
 
 
 @functools.cache

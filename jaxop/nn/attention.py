@@ -113,6 +113,10 @@ class IntegralAttention(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        if implementation is not None:
+            check_name(implementation, "implementation", IMPLEMENTATIONS)
+            if isinstance(kernel, DotProduct | LearnedFeatures):
+                raise ValueError("linear attention has one implementation: leave implementation=None.")
         self.heads = check_heads(width, heads)
         self.kernel_axis = kernel_axis
         self.implementation = implementation

@@ -21,7 +21,8 @@ class Fidelity(NamedTuple):
     """How well one matrix of logits stands for another; attention does not see a constant in a row.
 
     Attributes:
-        logits: 1 − Σ (ΔF)² / Σ F², both with the means of their rows taken out; 1 is perfect, 0 a constant row.
+        logits: 1 − Σ (ΔF)² / Σ F², both with the means of their rows taken out; 1 is perfect, 0 a constant row. Where F
+            has constant rows only, 1 − Σ (ΔF)².
         weights: mean over the rows of half the sum of |softmax(F') − softmax(F)|, the total variation; 0 is perfect.
     """
 
@@ -42,7 +43,8 @@ def fidelity(approximation: Float[Array, "n m"], logits: Float[Array, "n m"]) ->
     if approximation.shape != logits.shape:
         raise ValueError(f"approximation must have the shape of logits, {logits.shape}, got {approximation.shape}.")
     ours, theirs = (a - jnp.mean(a, axis=1, keepdims=True) for a in (approximation, logits))
-    explained = 1 - jnp.sum((ours - theirs) ** 2) / jnp.sum(theirs**2)
+    total = jnp.sum(theirs**2)
+    explained = 1 - jnp.sum((ours - theirs) ** 2) / jnp.where(total > 0, total, 1)
     distance = jnp.sum(jnp.abs(nnx.softmax(approximation) - nnx.softmax(logits)), axis=1) / 2
     return Fidelity(explained, jnp.mean(distance))
 
@@ -119,7 +121,7 @@ def machine_of_head(
         head: its number.
         x: inputs, (n, d).
         context: where keys come from, (m, d); None: x.
-        kernel: of the machine; None: a Gaussian whose width is the median distance of the inputs.
+        kernel: of the machine; None: a Gaussian whose width is the median distance of inputs that differ.
         regularization: λ of `jaxop.kernel_machines.fit`.
 
     Returns:
@@ -143,7 +145,9 @@ def machine_of_head(
     """
     keys = x if context is None else context
     if kernel is None:
-        kernel = Gaussian(math.sqrt(x.shape[1]) / jnp.median(squared_distances(x, keys)))
+        squares = squared_distances(x, keys)
+        typical = jnp.nanmedian(jnp.where(squares > 0, squares, jnp.nan))
+        kernel = Gaussian(math.sqrt(x.shape[1]) / jnp.where(typical > 0, typical, 1))
     return fit(kernel, x, keys, head_logits(attention, head, x, context), regularization=regularization)
 
 

@@ -321,11 +321,12 @@ class KernelParameters(nnx.Module):
 
     def __init__(self, kernel: Kernel, *, param_dtype: DTypeLike = jnp.float32):
         leaves, self.structure = jax.tree_util.tree_flatten_with_path(kernel)
-        names = [jax.tree_util.keystr(path, simple=True, separator="_") for path, _ in leaves]
+        # nnx sorts the entries of a Dict when it puts a module together again: the order is kept apart
+        self.names = tuple(jax.tree_util.keystr(path, simple=True, separator="_") for path, _ in leaves)
         params = [nnx.Param(jnp.asarray(leaf, param_dtype)) for _, leaf in leaves]
-        self.leaves = nnx.Dict(dict(zip(names, params, strict=True)))
+        self.leaves = nnx.Dict(dict(zip(self.names, params, strict=True)))
 
     @property
     def value(self) -> Kernel:
         """The kernel at its present parameters."""
-        return jax.tree.unflatten(self.structure, [leaf[...] for leaf in self.leaves.values()])
+        return jax.tree.unflatten(self.structure, [self.leaves[name][...] for name in self.names])

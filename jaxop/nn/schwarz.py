@@ -56,7 +56,7 @@ class SchwarzAttentionConfig:
         check_kernel_config(self.kernel)
         if isinstance(self.kernel, LINEAR):
             raise ValueError(f"{type(self.kernel).__name__} is signed and makes no averages inside a subdomain.")
-        if not isinstance(self.subdomains, int) or self.subdomains < 1:
+        if isinstance(self.subdomains, bool) or not isinstance(self.subdomains, int) or self.subdomains < 1:
             raise ValueError(f"subdomains must be a positive integer, got {self.subdomains!r}.")
         if not 0 <= self.overlap < 1:
             raise ValueError(f"overlap must be a share in [0, 1) of the side of a core, got {self.overlap}.")
@@ -113,16 +113,16 @@ class SchwarzAttentionConfig:
             raise ValueError("Schwarz attention needs one domain for all samples, got a stack.")
         ends = [axis.ends for axis in domain.axes]
         count = self.subdomains * _REFERENCE
-        lengths = {upper - lower for lower, upper in ends}
-        if len(lengths) > 1:
-            raise ValueError(f"Schwarz attention by configuration needs a box of equal sides, got {sorted(lengths)}.")
+        lengths = [upper - lower for lower, upper in ends]
+        if not np.allclose(lengths, lengths[0], rtol=1e-6, atol=0):
+            raise ValueError(f"Schwarz attention by configuration needs a box of equal sides, got {lengths}.")
         reference = box(
             (count,) * domain.dim,
             lower=[lower for lower, _ in ends],
             upper=[upper for _, upper in ends],
-            rule="periodic" if domain.axes[0].rule == "periodic" else "midpoint",
+            rule=["periodic" if axis.rule == "periodic" else "midpoint" for axis in domain.axes],
         )
-        overlap = float(self.overlap * lengths.pop() / self.subdomains)
+        overlap = float(self.overlap * lengths[0] / self.subdomains)
         cut = decompose(reference, self.subdomains, overlap, **options)
         return cut.on(domain)
 

@@ -161,7 +161,7 @@ def check_sequences(tokens: Any, vocabulary: int, shortest: int, longest: int) -
     if tokens.ndim not in (1, 2) or not tokens.size or not shortest <= tokens.shape[-1] <= longest:
         raise ValueError(
             f"tokens must have shape (n,) or (b, n) with {shortest} ≤ n ≤ {longest}, the context of the model, got "
-            f"{tokens.shape}; split longer texts."
+            f"{tokens.shape}; split longer texts, and give an encoder–decoder its whole source before the target."
         )
     check_vocabulary(tokens, vocabulary)
     return (tokens[None], True) if tokens.ndim == 1 else (tokens, False)

@@ -101,7 +101,9 @@ def test_coarse_tokens_are_weighted_averages(x64):
 def test_bad_input():
     cut = domains.decompose(domains.interval(24), 3, 1)
     query, key, value = operands(24)
-    with pytest.raises(ValueError, match=r"query must have shape \(n, h, c\) = \(24, 2, c\), one row per node"):
+    with pytest.raises(
+        ValueError, match=r"query must have shape \(n, h, c\) = \(24, h, c\) with the heads of query, one row per node"
+    ):
         subdomain_attention(query[:20], key[:20], value[:20], cut)
     with pytest.raises(ValueError, match="no coarse space"):
         coarse_averages(value[:, 0], domains.decompose(domains.interval(24), 3, 1, coarse=None))

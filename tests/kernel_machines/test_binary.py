@@ -534,3 +534,34 @@ def test_many_listed_pairs():
     machine = km.fit(kernels.Gaussian(1.0), *(x, y, listed), landmarks=100, rng_key=jax.random.key(0), tolerance=1e-3)
     error = np.asarray(machine.pairs(x[i[count:]], y[j[count:]])) - truth[count:]
     assert np.sqrt(np.mean(error**2)) < 0.07
+
+
+@pytest.mark.parametrize("loss", ["squared", "logistic", "hinge"])
+def test_padding_of_sparse_responses_does_not_matter_inside_jit(loss, x64):
+    rng = np.random.default_rng(0)
+    x, y = (jnp.asarray(a) for a in rng.normal(size=(2, 6, 2)))
+    indices = jnp.asarray(rng.permutation(36)[:20])
+    indices = jnp.stack([indices // 6, indices % 6], axis=1)
+    values = jnp.asarray(np.sign(rng.normal(size=20)))
+    padded = jnp.concatenate([values, jnp.zeros(5)]), jnp.concatenate([indices, jnp.full((5, 2), 6)])
+
+    @jax.jit
+    def coefficients(values, indices):
+        listed = BCOO((values, indices), shape=(6, 6))
+        return km.fit(kernels.Gaussian(1.0), x, y, listed, loss=loss, regularization=0.1).coefficients
+
+    np.testing.assert_allclose(coefficients(*padded), coefficients(values, indices), rtol=1e-3, atol=1e-4)
+
+
+def test_what_did_not_converge_is_no_machine():
+    x, y = jax.random.uniform(jax.random.key(0), (2, 24, 2), minval=-1.0)
+    labels = jnp.sign(jnp.sin(2 * x[:, :1]) @ y[:, 1:].T + 0.1)
+    with pytest.raises(FloatingPointError, match=r"did not converge: its residual is .* raise regularization"):
+        km.fit(kernels.Gaussian(10.0), x, y, labels, loss="hinge", regularization=1e-6)
+
+
+def test_a_complete_mask_is_none_inside_jit_too():
+    x = jnp.linspace(-1.0, 1.0, 8)[:, None]
+    folds = km.split(x, x, x @ x.T, over="rows", folds=2, rng_key=jax.random.key(0))
+    tuned = km.tune(lambda p: kernels.Gaussian(jnp.exp(p)), 0.0, *next(folds), steps=2, solver="spectral")
+    assert np.isfinite(tuned.losses).all()

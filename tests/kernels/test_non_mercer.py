@@ -254,3 +254,30 @@ def test_attention_refuses_odd_degrees_that_are_not_clipped():
     query = jnp.ones((2, 1, 3))
     with pytest.raises(ValueError, match="a signed kernel cannot be normalised"):
         integral_attention(query, query, query, kernel=kernels.TruncatedExponential(3))
+
+
+@pytest.mark.parametrize("kernel", [kernels.Gaussian(0.5), kernels.EuclideanDistance()], ids=lambda k: type(k).__name__)
+@pytest.mark.parametrize("implementation", ["dense", "chunked"])
+def test_a_far_key_without_weight_costs_no_digits(kernel, implementation):
+    query, key, value = jax.random.normal(jax.random.key(0), (3, 9, 1, 8))
+    weights = jnp.ones(9).at[-1].set(0.0)
+
+    def gradient(far):
+        def loss(query, key):
+            placed = key.at[-1].set(far)
+            return jnp.sum(
+                jnp.sin(integral_attention(query, placed, value, weights, kernel=kernel, implementation=implementation))
+            )
+
+        return jax.grad(loss, argnums=(0, 1))(query, key)
+
+    for near, far in zip(gradient(0.0), gradient(1e9), strict=True):
+        np.testing.assert_allclose(far, near, rtol=1e-4, atol=1e-6)
+
+
+def test_truncated_exponential_of_the_largest_numbers_and_in_half_precision():
+    wide = kernels.TruncatedExponential(2, 1.0)
+    assert wide.log(jnp.asarray([1e19]), jnp.asarray([2e19])) == pytest.approx(2 * np.log(2e38) - np.log(2), rel=1e-6)
+    a, b = jnp.ones((2, 4), jnp.float16), jnp.full((3, 4), 0.5, jnp.float16)
+    expected = kernels.TruncatedExponential(4).tile(a.astype(jnp.float32), b.astype(jnp.float32))
+    np.testing.assert_allclose(kernels.TruncatedExponential(4).tile(a, b), expected, rtol=5e-3)

@@ -114,3 +114,21 @@ def test_composed_kernels_are_trained_by_a_layer():
     leaves = jax.tree.leaves(gradient["kernel"])
     assert [leaf.shape for leaf in leaves] == [(2,)] * 3
     assert all((np.abs(leaf) > 1e-7).all() for leaf in leaves)
+
+
+MANY = sum((kernels.Gaussian(float(i)) for i in range(2, 13)), start=kernels.Gaussian(1.0))
+MAPS = [jax.random.normal(jax.random.key(i), (4, 2)) for i in range(2)]
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [3.0 * kernels.Gaussian(2.0), kernels.Projected(kernels.ExpDotProduct(), *MAPS), MANY],
+    ids=["scaled", "projected", "sum of twelve"],
+)
+def test_parameters_keep_their_order(kernel):
+    """Modules are put together again with sorted names."""
+    parameters = nn.KernelParameters(kernel)
+    copies = nnx.clone(parameters).value, nnx.jit(lambda p: p.value)(parameters)
+    for copy in copies:
+        for ours, theirs in zip(jax.tree.leaves(copy), jax.tree.leaves(kernel), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-6)
