@@ -27,6 +27,9 @@ class Gaussian(BaseKernel):
             With one per head, (h,), pass ``kernel_axis=0``.
         depth: d in √d; None: the length of a query.
 
+    Raises:
+        ValueError: for an inverse width that is not positive and finite.
+
     Source: Wright, Gonzalez, "Transformers are Deep Infinite-Dimensional Non-Mercer Binary Kernel Machines",
         arXiv:2106.01506.
 
@@ -42,6 +45,9 @@ class Gaussian(BaseKernel):
     depth: int | None = None
 
     sign = "positive"
+
+    def __post_init__(self):
+        check_positive(self.inverse_width, "inverse_width", "the larger, the narrower the kernel")
 
     def __call__(self, a: Float[Array, " d"], b: Float[Array, " d"]) -> Float[Array, ""]:
         """exp(−τ |a − b|² / √d)."""

@@ -156,6 +156,10 @@ class IntegralAttention(nnx.Module):
         is_causal: bool = False,
     ) -> Float[Array, "b n h c"]:
         """The outputs of the heads, which `__call__` merges; arguments as there."""
+        if x.ndim != 3:
+            raise ValueError(f"x must have shape (b, n, d), got {x.shape}; for a single sample pass x[None].")
+        if weights is not None and not hasattr(weights, "ndim"):
+            raise TypeError(f"weights must be an array, got {type(weights).__name__}; of a domain pass domain.weights.")
         query, key, value = self.project(x, x if context is None else context)
         kernel = self.kernel.value
         if isinstance(kernel, DotProduct | LearnedFeatures):

@@ -235,6 +235,7 @@ def test_equal_channels_of_the_intersection_move_with_the_query():
 
 
 BAD = [
+    (lambda: kernels.Gaussian(-1.0), ValueError, "inverse_width must be positive and finite, got -1.0"),
     (lambda: kernels.EuclideanDistance(0.0), ValueError, "inverse_width must be positive and finite, got 0.0"),
     (lambda: kernels.EuclideanDistance("wide"), TypeError, "inverse_width must be a real number"),
     (lambda: kernels.TruncatedExponential(0), ValueError, "degree must lie between 1 and 20, got 0"),
