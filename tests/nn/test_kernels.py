@@ -46,7 +46,7 @@ def test_attention_is_the_integral_of_its_kernel_and_trains_it(choice):
     leaves = jax.tree.leaves(gradient.get("kernel", {}))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
     assert all(np.abs(leaf).max() > 1e-6 for leaf in leaves)
-    query, key, value = (a[0] for a in attention._project(x, x))
+    query, key, value = (a[0] for a in attention.project(x, x))
     kernel, axis = attention.kernel.value, attention.kernel_axis
     signed = kernel.sign == "signed"
     share = weights / weights.sum() if signed else weights
