@@ -52,8 +52,16 @@ def test_every_field_is_an_option(capsys):
     kinds = {"data": problems.DarcyData, "model": operators.CONFIGS["fano"], "training": training.TrainingConfig}
     for prefix, kind in kinds.items():
         for field in kind.__dataclass_fields__:
+            option = f"{prefix}.{field.replace('_', '-')}"
             if field != "name":
-                assert f"--{prefix}.{field.replace('_', '-')}" in shown
+                assert f"--{option}" in shown or f"{option}:" in shown  # a choice of settings, or none
+
+
+def test_schwarz_attention_is_chosen_on_the_command_line():
+    chosen = ["model.schwarz:schwarz-attention-config", "--model.schwarz.subdomains", "2"]
+    _, settings = train.parse(["darcy_fano", "--model.width", "16", *chosen])
+    assert (settings.model.width, settings.model.schwarz.subdomains) == (16, 2)
+    assert train.parse(["darcy_fano"])[1].model.schwarz is None
 
 
 @pytest.mark.parametrize("operator", sorted(operators.CONFIGS))
