@@ -88,13 +88,8 @@ class Grid:
         right: Float[Array, "ny q"],
     ) -> Float[Array, "p q"]:
         """Σ_observed g_ij left_i ⊗ right_j with g = fn(f, z), f = left C rightᵀ; holds a few rows of f at a time."""
-        inner = coefficients @ right.T
-
-        def term(start: Any, length: int) -> Array:
-            rows = jax.lax.dynamic_slice_in_dim(left, start, length)
-            return rows.T @ (self._entries(fn, rows @ inner, start, length) @ right)
-
-        return self._sum(term, jnp.zeros((left.shape[1], right.shape[1]), left.dtype))
+        zero = jnp.zeros((left.shape[1], right.shape[1]), left.dtype)
+        return self._sum(lambda rows, g: rows.T @ (g @ right), zero, fn, left, coefficients @ right.T)
 
     def total(
         self,
@@ -104,13 +99,7 @@ class Grid:
         right: Float[Array, "ny q"],
     ) -> Float[Array, ""]:
         """Σ_observed fn(f_ij, z_ij)."""
-        inner = coefficients @ right.T
-
-        def term(start: Any, length: int) -> Array:
-            rows = jax.lax.dynamic_slice_in_dim(left, start, length)
-            return jnp.sum(self._entries(fn, rows @ inner, start, length))
-
-        return self._sum(term, jnp.zeros((), left.dtype))
+        return self._sum(lambda rows, g: jnp.sum(g), jnp.zeros((), left.dtype), fn, left, coefficients @ right.T)
 
     def evaluate(
         self, left: Float[Array, "nx p"], coefficients: Float[Array, "p q"], right: Float[Array, "ny q"]
@@ -118,9 +107,17 @@ class Grid:
         """The values f_ij, shaped as the responses."""
         return left @ coefficients @ right.T
 
-    def _sum(self, term: Callable[[Any, int], Array], zero: Array) -> Array:
-        rows = max(1, _GRID_TILE // self.shape[1])
-        return _fold(term, lambda total, block, start: total + block, zero, self.shape[0], rows)
+    def _sum(
+        self, reduce: Callable[[Array, Array], Array], zero: Array, fn: Elementwise, left: Array, inner: Array
+    ) -> Array:
+        """The sum of ``reduce(rows of left, their fn(f, z))`` over blocks of rows, f = left inner."""
+
+        def term(start: Any, length: int) -> Array:
+            rows = jax.lax.dynamic_slice_in_dim(left, start, length)
+            return reduce(rows, self._entries(fn, rows @ inner, start, length))
+
+        length = max(1, _GRID_TILE // self.shape[1])
+        return _fold(term, lambda total, block, start: total + block, zero, self.shape[0], length)
 
     def _entries(self, fn: Elementwise, f: Array, start: Any, length: int) -> Array:
         """Fn(f, z) of some rows, 0 where unobserved."""
@@ -164,10 +161,8 @@ class Listed:
         inner = left @ coefficients
 
         def term(start: Any, length: int) -> tuple[Array, Array]:
-            i, j, z = self._pairs(start, length)
-            features = right[j]
-            factor = jnp.where(self._is_pair(i, j), fn(jnp.sum(inner[i] * features, axis=1), z), 0)
-            return i, factor[:, None] * features
+            i, features, g = self._entries(fn, inner, right, start, length)
+            return i, g[:, None] * features
 
         def add(sums: Array, block: tuple[Array, Array], start: Any) -> Array:
             return sums.at[block[0]].add(block[1])
@@ -185,8 +180,7 @@ class Listed:
         inner = left @ coefficients
 
         def term(start: Any, length: int) -> Array:
-            i, j, z = self._pairs(start, length)
-            return jnp.sum(jnp.where(self._is_pair(i, j), fn(jnp.sum(inner[i] * right[j], axis=1), z), 0))
+            return jnp.sum(self._entries(fn, inner, right, start, length)[2])
 
         return self._fold(term, lambda total, block, start: total + block, jnp.zeros((), left.dtype), inner.shape[1])
 
@@ -197,8 +191,7 @@ class Listed:
         inner = left @ coefficients
 
         def term(start: Any, length: int) -> Array:
-            i, j, _ = self._pairs(start, length)
-            return jnp.sum(inner[i] * right[j], axis=1)
+            return self._entries(lambda f, z: f, inner, right, start, length)[2]
 
         def write(out: Array, block: Array, start: Any) -> Array:
             return jax.lax.dynamic_update_slice_in_dim(out, block, start, 0)
@@ -212,9 +205,13 @@ class Listed:
     def _fold(self, term: Callable[[Any, int], T], add: Callable[[Array, T, Any], Array], zero: Array, p: int) -> Array:
         return _fold(term, add, zero, self.values.shape[0], max(1, _LIST_TILE // p))
 
-    def _pairs(self, start: Any, length: int) -> tuple[Array, Array, Array]:
+    def _entries(
+        self, fn: Elementwise, inner: Array, right: Array, start: Any, length: int
+    ) -> tuple[Array, Array, Array]:
+        """Rows i, right_j and fn(f, z) of some pairs, f = inner_i · right_j."""
         i, j, z = (jax.lax.dynamic_slice_in_dim(a, start, length) for a in (self.rows, self.columns, self.values))
-        return i, j, z
+        features = right[j]
+        return i, features, jnp.where(self._is_pair(i, j), fn(jnp.sum(inner[i] * features, axis=1), z), 0)
 
 
 Observations: TypeAlias = Grid | Listed
