@@ -16,9 +16,23 @@ from jaxop._validation import check_name, is_concrete
 from jaxop.kernels.base import LOG_ZERO, SIGNS, BaseKernel, Kernel, log_power, matrix, with_depth
 
 
+@dataclasses.dataclass(frozen=True)
+class _Composite(BaseKernel):
+    """A kernel of parts, which the depth reaches."""
+
+    kernels: tuple[Kernel, ...]
+
+    def __post_init__(self):
+        object.__setattr__(self, "kernels", _parts(self.kernels))
+
+    def with_depth(self, depth: int) -> "_Composite":
+        """The same kernel of the parts with that depth."""
+        return type(self)(tuple(with_depth(kernel, depth) for kernel in self.kernels))
+
+
 @register
 @dataclasses.dataclass(frozen=True)
-class Sum(BaseKernel):
+class Sum(_Composite):
     """k = k₁ + k₂ + …: positive if one part is positive and none signed, nonnegative if none is signed, else signed.
 
     In the log domain, without overflow, unless a part is signed.
@@ -37,11 +51,6 @@ class Sum(BaseKernel):
         >>> print(kernel(jnp.zeros(4), jnp.zeros(4)), kernel.sign)
         1.0 signed
     """
-
-    kernels: tuple[Kernel, ...]
-
-    def __post_init__(self):
-        object.__setattr__(self, "kernels", _parts(self.kernels))
 
     @property
     def sign(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -64,14 +73,10 @@ class Sum(BaseKernel):
         first, *others = (matrix(kernel, query, key) for kernel in self.kernels)
         return sum(others, start=first)
 
-    def with_depth(self, depth: int) -> "Sum":
-        """The sum of the parts with that depth."""
-        return Sum(tuple(with_depth(kernel, depth) for kernel in self.kernels))
-
 
 @register
 @dataclasses.dataclass(frozen=True)
-class Product(BaseKernel):
+class Product(_Composite):
     """k = k₁ k₂ …: positive if all parts are, signed if one is, else nonnegative.
 
     In the log domain, without overflow, unless a part is signed.
@@ -89,11 +94,6 @@ class Product(BaseKernel):
         >>> print(f"{kernel(jnp.ones(4), jnp.ones(4)):.1f} {kernel.sign}")  # exp(0) (4/2 + 1)²
         9.0 nonnegative
     """
-
-    kernels: tuple[Kernel, ...]
-
-    def __post_init__(self):
-        object.__setattr__(self, "kernels", _parts(self.kernels))
 
     @property
     def sign(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -122,10 +122,6 @@ class Product(BaseKernel):
             return _log_product(logs)
         first, *others = values if not logs else [jnp.exp(_log_product(logs)), *values]
         return math.prod(others, start=first)
-
-    def with_depth(self, depth: int) -> "Product":
-        """The product of the parts with that depth."""
-        return Product(tuple(with_depth(kernel, depth) for kernel in self.kernels))
 
 
 @functools.partial(register, static=("sign",))
