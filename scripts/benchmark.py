@@ -637,7 +637,7 @@ def two_level(repeats: int = 3) -> None:
         def slope(layer: Any, values: Any, measure: Any) -> Any:
             return jax.grad(lambda u: jnp.sum(layer(u, measure) ** 2))(values)
 
-        local = nn.SchwarzAttention(width, heads, rngs=nnx.Rngs(0))
+        local = nn.SchwarzAttentionConfig().make(width, heads, rngs=nnx.Rngs(0))
         program = jax.jit(slope).lower(local, values, cut).compile()
         seconds = median_seconds(lambda f=program, a=(local, values, cut): f(*a), repeats)
         rows.append((n, seconds))

@@ -31,5 +31,5 @@ from jaxop.attention.schwarz_fitting import galerkin_factors as galerkin_factors
 from jaxop.attention.schwarz_fitting import low_rank_errors as low_rank_errors
 from jaxop.attention.schwarz_fitting import operator_error as operator_error
 from jaxop.attention.schwarz_fitting import optimal_low_rank as optimal_low_rank
-from jaxop.attention.two_level import coarse_averages as coarse_averages
-from jaxop.attention.two_level import subdomain_attention as subdomain_attention
+from jaxop.attention.subdomain import coarse_averages as coarse_averages
+from jaxop.attention.subdomain import subdomain_attention as subdomain_attention

@@ -11,12 +11,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxop._validation import check_name, is_concrete
-from jaxop.attention.two_level import coarse_averages, subdomain_attention
+from jaxop.attention.subdomain import coarse_averages, subdomain_attention
 from jaxop.domains import COARSE_SPACES, PARTITIONS_OF_UNITY, Decomposition, Domain, Grid, box, decompose
-from jaxop.kernels import Kernel
-from jaxop.nn.attention import IntegralAttention
+from jaxop.nn.attention import IntegralAttention, IntegralAttentionConfig
 from jaxop.nn.kernels import LINEAR, ExpDotProductConfig, KernelConfig, check_kernel_config
-from jaxop.nn.pointwise import check_heads
 
 _REFERENCE = 16
 """Nodes of a subdomain of the grid on which cuts are placed, along each axis: they then lie at equal distances."""
@@ -73,24 +71,18 @@ class SchwarzAttentionConfig:
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ) -> "SchwarzAttention":
-        """The layer, with new parameters.
+        """The layer, with new parameters, of both levels.
 
         Raises:
             ValueError: if the heads do not divide the width.
         """
-        check_heads(width, heads)
-        kernel, axis = self.kernel.make(heads, width // heads, rngs=rngs)
-        return SchwarzAttention(
-            width,
-            heads,
-            kernel=kernel,
-            kernel_axis=axis,
-            implementation=self.implementation,
-            is_two_level=self.coarse is not None,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            rngs=rngs,
-        )
+
+        def level(implementation: str | None) -> IntegralAttention:
+            settings = IntegralAttentionConfig(self.kernel, implementation)
+            return settings.make(width, heads, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+
+        local = level(self.implementation)
+        return SchwarzAttention(local, None if self.coarse is None else level(None))
 
     def decompose(self, domain: Domain) -> Decomposition:
         """The decomposition of a domain: on every grid of one box the same subdomains.
@@ -134,18 +126,8 @@ class SchwarzAttention(nnx.Module):
     quadrature weights ∫ φ_I; Φ interpolates the answers of A₀ to the nodes. Both levels have their own Q, K, V and O.
 
     Args:
-        width: channels d of u.
-        heads: h, a divisor of the width.
-        kernel: any kernel that makes averages; the leaves of each level become parameters. None: ``ExpDotProduct()``.
-        kernel_axis: 0 if the kernel's leaves carry a leading head axis.
-        implementation: of `jaxop.attention.integral_attention` inside a subdomain.
-        is_two_level: whether there are coarse tokens.
-        dtype: dtype of the computation; None: that of the inputs and parameters.
-        param_dtype: dtype of the parameters.
-        rngs: random streams; ``params`` is used.
-
-    Raises:
-        ValueError: if the heads do not divide the width.
+        local: Q, K, V, O, kernel and implementation of A; a kernel that makes averages.
+        coarse: A₀, or None: there are no coarse tokens.
 
     Cost: O(n s d + n0² d + n d²) for subdomains of s nodes and n0 coarse tokens: linear in n at fixed s and n0.
 
@@ -156,39 +138,16 @@ class SchwarzAttention(nnx.Module):
         >>> import jax.numpy as jnp
         >>> from flax import nnx
         >>> from jaxop import domains, nn
-        >>> layer = nn.SchwarzAttention(8, 2, rngs=nnx.Rngs(0))
+        >>> rngs = nnx.Rngs(0)
+        >>> layer = nn.SchwarzAttention(nn.IntegralAttention(8, 2, rngs=rngs), nn.IntegralAttention(8, 2, rngs=rngs))
         >>> cut = domains.decompose(domains.interval(64), 4, 2, partition="ramp", coarse="partition")
         >>> layer(jnp.ones((3, 64, 8)), cut).shape
         (3, 64, 8)
     """
 
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        *,
-        kernel: Kernel | None = None,
-        kernel_axis: int | None = None,
-        implementation: str | None = None,
-        is_two_level: bool = True,
-        dtype: DTypeLike | None = None,
-        param_dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        def level(implementation: str | None) -> IntegralAttention:
-            return IntegralAttention(
-                width,
-                heads,
-                kernel=kernel,
-                kernel_axis=kernel_axis,
-                implementation=implementation,
-                dtype=dtype,
-                param_dtype=param_dtype,
-                rngs=rngs,
-            )
-
-        self.local = level(implementation)
-        self.coarse = level(None) if is_two_level else None
+    def __init__(self, local: IntegralAttention, coarse: IntegralAttention | None = None):
+        self.local = local
+        self.coarse = coarse
 
     def __call__(self, x: Float[Array, "b n d"], decomposition: Decomposition) -> Float[Array, "b n d"]:
         """Attends, for each of b samples on the decomposed domain.
@@ -225,7 +184,7 @@ class JoinedSchwarzAttention(nnx.Module):
         >>> import jax.numpy as jnp
         >>> from flax import nnx
         >>> from jaxop import domains, nn
-        >>> layer = nn.JoinedSchwarzAttention(nn.SchwarzAttention(8, 2, rngs=nnx.Rngs(0)))
+        >>> layer = nn.JoinedSchwarzAttention(nn.SchwarzAttentionConfig().make(8, 2, rngs=nnx.Rngs(0)))
         >>> cut = domains.decompose(domains.interval(64, rule="midpoint"), 4, 2, coarse="partition")
         >>> layer(jnp.ones((3, 2, 32, 8)), cut, lambda z: z.reshape(3, 64, 8), lambda u: u.reshape(3, 2, 32, 8)).shape
         (3, 2, 32, 8)

@@ -22,7 +22,7 @@ def operator(kind, schwarz=None, **options):
 
 
 def test_levels_are_what_they_say():
-    layer, domain = nn.SchwarzAttention(8, 2, rngs=nnx.Rngs(0)), domains.interval(32, rule="midpoint")
+    layer, domain = nn.SchwarzAttentionConfig().make(8, 2, rngs=nnx.Rngs(0)), domains.interval(32, rule="midpoint")
     cut = domains.decompose(domain, 4, 2, coarse="partition")
     u = jax.random.normal(jax.random.key(0), (2, 32, 8))
     averages = jnp.stack([cut.coarsen(v) / cut.coarsen(jnp.ones((32, 1))) for v in u])
@@ -37,7 +37,7 @@ def test_the_coarse_level_carries_information_across_the_domain(coarse):
     domain = domains.interval(64, rule="midpoint")
     u = jax.random.normal(jax.random.key(0), (1, 64, 8))
     for is_two_level in (True, False):
-        layer = nn.SchwarzAttention(8, 2, is_two_level=is_two_level, rngs=nnx.Rngs(0))
+        layer = nn.SchwarzAttentionConfig(coarse=coarse if is_two_level else None).make(8, 2, rngs=nnx.Rngs(0))
         cut = domains.decompose(domain, 8, 2, coarse=coarse)
         change = np.abs(layer(u.at[0, 0].add(5.0), cut) - layer(u, cut))[0, -8:].max()
         assert (change > 1e-4) == is_two_level
