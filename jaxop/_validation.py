@@ -1,8 +1,10 @@
 """Checks shared by every layer: each message names argument, expected, received and remedy."""
 
 import difflib
+import importlib
 import warnings
 from collections.abc import Iterable
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -71,3 +73,12 @@ def first_index(bad: Any) -> int | tuple[int, ...]:
     """Index of the first True entry, as an int for one axis and a tuple for several."""
     index = np.unravel_index(int(np.argmax(np.asarray(bad))), np.shape(bad))
     return int(index[0]) if len(index) == 1 else tuple(int(i) for i in index)
+
+
+def require(module: str, purpose: str) -> ModuleType:
+    """Imports a package of the ``data`` extra, or says how to install it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.split(".")[0]
+        raise ImportError(f"{purpose} needs {package}; install it with: pip install 'jaxop[data]'") from error

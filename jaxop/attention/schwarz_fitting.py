@@ -1,22 +1,29 @@
 """Factors of two-level Schwarz attention from matrices and from data, and what the form can reach at best."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxop._validation import check_name, first_index, is_concrete
+from jaxop._validation import check_name, first_index, is_concrete, require
 from jaxop.attention.schwarz import SchwarzFactors, as_factor, check_factors, check_ranks, schwarz_apply
 from jaxop.domains import Decomposition
 
 BLOCKS = ("interior", "overlap")
 """Which nodes the local blocks of `galerkin_factors` take."""
 
-_UNKNOWNS = 8192
-"""Unknowns of a joint least-squares problem, whose normal matrix is dense."""
+_CG_STEPS, _CG_TOLERANCE = 100, 1e-2
+"""When conjugate gradients for a Gauss–Newton step stop."""
+
+_NOISE_COLUMNS = 512
+"""Up to as many nodes white noise is taken exactly, beyond by as many random signs."""
+
+_Factors: TypeAlias = list[tuple[np.ndarray, np.ndarray]]
+"""(Q_b, K_b) of every block, the coarse one first."""
 
 
 def galerkin_factors(
@@ -143,9 +150,8 @@ def fit_schwarz(
 
     First each block in turn takes the best factors of its rank for what the others leave (a singular value
     decomposition; the coarse one first, or only the local ones after a given start). Then all factors move at
-    once by damped Gauss–Newton steps (Levenberg–Marquardt), whose normal equations are products of small
-    matrices. With ``inputs`` a factor F of a covariance (FFᵀ = E f fᵀ) and ``targets`` A⁻¹F
-    this is the fit of the population.
+    once by damped Gauss–Newton steps (Levenberg–Marquardt). With ``inputs`` a factor F of a covariance
+    (FFᵀ = E f fᵀ) and ``targets`` A⁻¹F this is the fit of the population.
 
     Args:
         decomposition: see `domains.decompose`.
@@ -168,9 +174,11 @@ def fit_schwarz(
 
     Raises:
         ValueError: for shapes that do not fit, values that are not finite or not concrete, ranks above the size of a
-            subdomain or the coarse space, or more unknowns than a dense normal matrix allows.
+            subdomain or the coarse space.
 
-    Cost: on the host, in float64: O(p (s² + m s) n) for the start, O(u³) per step for u unknowns.
+    Cost: on the host, in float64, m counting up to 512 columns of noise: O(p s² (s + m)) for the start with p
+        subdomains of s nodes, O(p s r (s + m)) for each of up to 100 steps of conjugate gradients in a Gauss–Newton
+        step; memory O(n m + n n0 + p s (s + m)).
 
     Example:
         >>> import numpy as np
@@ -186,7 +194,8 @@ def fit_schwarz(
     check_ranks(decomposition, rank, coarse_rank, None if features is None else problem.local_basis.shape[2])
     ranks = [coarse_rank] + [rank] * decomposition.subdomains
     if initial is None:
-        pairs = [(np.zeros((side.shape[1], r)),) * 2 for side, r in zip(problem.sides, ranks, strict=True)]
+        zeros = [np.zeros((side.shape[1], r)) for side, r in zip(problem.sides, ranks, strict=True)]
+        pairs = list(zip(zeros, zeros, strict=True))
         order = range(len(ranks))
     else:
         if features is not None:
@@ -195,7 +204,7 @@ def fit_schwarz(
         pairs = problem.split(initial, ranks)
         order = range(1, len(ranks))
     pairs = problem.best_blocks(pairs, ranks, order, symmetric)
-    pairs, errors = problem.gauss_newton(pairs, ranks, symmetric, steps, tolerance)
+    pairs, errors = problem.gauss_newton(pairs, symmetric, steps, tolerance)
     bound = problem.bound(sum(ranks))
     return SchwarzFit(problem.join(pairs, symmetric), np.asarray(errors), bound)
 
@@ -293,8 +302,8 @@ def optimal_low_rank(
 class _Problem:
     """‖M F − U‖ in orthonormal coordinates of L2: M = Σ_b P_b Q_b K_bᵀ P_bᵀ, with H_b = P_bᵀ F.
 
-    Block 0 is the coarse one. ``sides`` are the P_b, dense in the columns they have. The last n columns of F are the
-    noise, which M should map to 0.
+    Block 0 is the coarse one. P_b is ``sides[b]`` in the rows ``rows[b]`` and 0 elsewhere. The last columns of F are
+    the noise, which M should map to 0.
     """
 
     def __init__(
@@ -315,8 +324,9 @@ class _Problem:
         targets = targets - (0.0 if shift is None else shift) * inputs
         source, self.image, self.total = _compress(root[:, None] * inputs, root[:, None] * targets)
         level = noise * np.linalg.norm(source) / np.sqrt(n)
-        self.source = np.concatenate([source, level * np.eye(n)], axis=1)
-        self.noisy_image = np.pad(self.image, [(0, 0), (0, n)])
+        white = _white(n)
+        self.source = np.concatenate([source, level * white], axis=1)
+        self.noisy_image = np.pad(self.image, [(0, 0), (0, white.shape[1])])
         inside = np.asarray(decomposition.cover.inside)
         index, partition = np.asarray(decomposition.cover.index), np.asarray(decomposition.partition, np.float64)
         if features is None:
@@ -327,13 +337,20 @@ class _Problem:
             np.flatnonzero(row) if features is None else np.arange(self.local_basis.shape[2]) for row in inside
         ]
         has_coarse = decomposition.coarse is not None
+        self.rows = [np.arange(n), *(index[i, where] for i, where in enumerate(inside))]
         self.sides = [root[:, None] * _coarse_columns(decomposition) if has_coarse else np.zeros((n, 0))]
         for i, where in enumerate(inside):
-            side = np.zeros((n, self.columns[i].size))
             factor = root[index[i, where]] * np.sqrt(partition[i, where])
-            side[index[i, where]] = factor[:, None] * self.local_basis[i][np.ix_(where, self.columns[i])]
-            self.sides.append(side)
-        self.moments = [side.T @ self.source for side in self.sides]
+            self.sides.append(factor[:, None] * self.local_basis[i][np.ix_(where, self.columns[i])])
+        self.moments = [side.T @ self.source[rows] for side, rows in zip(self.sides, self.rows, strict=True)]
+
+    @functools.cached_property
+    def spectra(self) -> list[tuple["_Spectrum", "_Spectrum"]]:
+        """Of P_bᵀP_b and H_b H_bᵀ."""
+        return [
+            (_Spectrum(side.T @ side), _Spectrum(moment @ moment.T))
+            for side, moment in zip(self.sides, self.moments, strict=True)
+        ]
 
     def split(self, factors: SchwarzFactors, ranks: list[int]) -> list[tuple[np.ndarray, np.ndarray]]:
         """Factors block by block, cut or filled up with zeros to the ranks."""
@@ -364,86 +381,48 @@ class _Problem:
             parts[1] = parts[3] = None
         return SchwarzFactors(*(as_factor(part) for part in parts), shift=self.shift)
 
-    def residual(self, pairs: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    def residual(self, pairs: _Factors) -> np.ndarray:
         """M F − U."""
-        blocks = zip(self.sides, self.moments, pairs, strict=True)
-        return sum((side @ (q @ (k.T @ h)) for side, h, (q, k) in blocks), -self.noisy_image)
+        error = -self.noisy_image
+        for rows, side, moment, (q, k) in zip(self.rows, self.sides, self.moments, pairs, strict=True):
+            error[rows] += side @ (q @ (k.T @ moment))
+        return error
 
-    def best_blocks(self, pairs: list, ranks: list[int], order: range, symmetric: bool) -> list:
+    def best_blocks(self, pairs: _Factors, ranks: list[int], order: range, symmetric: bool) -> _Factors:
         """Every block of ``order`` in turn becomes the best of its rank for what the others leave."""
         pairs = list(pairs)
         residual = self.residual(pairs)
         for b in order:
-            (query, key), side, moment = pairs[b], self.sides[b], self.moments[b]
-            residual -= side @ (query @ (key.T @ moment))
-            pairs[b] = (query, key) = _best(side, moment, -residual, ranks[b])
+            (query, key), rows, side, moment = pairs[b], self.rows[b], self.sides[b], self.moments[b]
+            residual[rows] -= side @ (query @ (key.T @ moment))
+            pairs[b] = (query, key) = _best(side, moment, -residual[rows], ranks[b])
             if symmetric:
                 values, vectors = np.linalg.eigh((query @ key.T + key @ query.T) / 2)
                 keep = np.argsort(-values)[: ranks[b]]
                 query = vectors[:, keep] * np.sqrt(np.maximum(values[keep], 0))
                 pairs[b] = (query, query)
-            residual += side @ (pairs[b][0] @ (pairs[b][1].T @ moment))
+            residual[rows] += side @ (pairs[b][0] @ (pairs[b][1].T @ moment))
         return pairs
 
     def gauss_newton(
-        self, pairs: list, ranks: list[int], symmetric: bool, steps: int, tolerance: float
-    ) -> tuple[list, list[float]]:
+        self, pairs: _Factors, symmetric: bool, steps: int, tolerance: float
+    ) -> tuple[_Factors, list[float]]:
         """Levenberg–Marquardt steps in all factors; with J the derivative, (JᵀJ + λ diag JᵀJ) δ = −Jᵀ E."""
-        sizes = [side.shape[1] for side in self.sides]
-        unknowns = (1 if symmetric else 2) * sum(s * r for s, r in zip(sizes, ranks, strict=True))
-        if steps and unknowns > _UNKNOWNS:
-            raise ValueError(
-                f"{unknowns} unknowns are too many for joint least squares (at most {_UNKNOWNS}); use features with "
-                "few functions, a smaller rank, steps=0, or descend on operator outputs with jax.grad and Optax."
-            )
-        side, moment = np.concatenate(self.sides, axis=1), np.concatenate(self.moments)
-        begin, first = np.cumsum([0, *sizes]), np.cumsum([0, *ranks])
-        # unknown u is entry (row[u], column[u]) of the block-diagonal matrix of all Q, or of all K
-        row = np.concatenate([np.repeat(np.arange(begin[b], begin[b + 1]), r) for b, r in enumerate(ranks)])
-        column = np.concatenate([np.tile(np.arange(first[b], first[b + 1]), s) for b, s in enumerate(sizes)])
-        gram, second_moment = (side.T @ side)[row][:, row], (moment @ moment.T)[row][:, row]
-
-        def matrix(entries: np.ndarray) -> np.ndarray:
-            full = np.zeros((begin[-1], first[-1]))
-            full[row, column] = entries
-            return full
-
-        def residual(queries: np.ndarray, keys: np.ndarray) -> np.ndarray:
-            return side @ (matrix(queries) @ (matrix(keys).T @ moment)) - self.noisy_image
-
-        queries, keys = (np.concatenate([pair[k].ravel() for pair in pairs]) for k in (0, 1))
-        error, damping = residual(queries, keys), 1e-3
+        error, damping = self.residual(pairs), 1e-3
         errors = [self._relative(error)]
-        for _ in range(steps if unknowns else 0):
-            left, right = side @ matrix(queries), matrix(keys).T @ moment
-            of_queries = gram * (right @ right.T)[column][:, column]
-            of_keys = second_moment * (left.T @ left)[column][:, column]
-            mixed = (side.T @ left)[row][:, column] * (right @ moment.T)[column][:, row]
-            gradients = (side.T @ error @ right.T)[row, column], (moment @ error.T @ left)[row, column]
-            if symmetric:
-                normal, gradient = of_queries + of_keys + mixed + mixed.T, gradients[0] + gradients[1]
-            else:
-                normal = np.block([[of_queries, mixed], [mixed.T, of_keys]])
-                gradient = np.concatenate(gradients)
-            scale = np.diag(normal) + 1e-14 * np.trace(normal) / gradient.size
-            moved = False
+        for _ in range(steps if any(q.size for q, _ in pairs) else 0):
+            solver, moved = _Step(self, pairs, error, symmetric), False
             while not moved and damping < 1e6:
-                step = np.linalg.solve(normal + np.diag(damping * scale), gradient)
-                trial = queries - step[: queries.size], keys - step[-keys.size :]
-                candidate = residual(*trial)
+                trial = [(q - dq, k - dk) for (q, k), (dq, dk) in zip(pairs, solver.step(damping), strict=True)]
+                candidate = self.residual(trial)
                 moved = bool(np.linalg.norm(candidate) < np.linalg.norm(error))
                 damping = max(damping / 5, 1e-10) if moved else damping * 5
                 if moved:
-                    (queries, keys), error = trial, candidate
+                    pairs, error = trial, candidate
             errors.append(self._relative(error))
             if not moved or (len(errors) > 5 and errors[-1] > (1 - tolerance) * errors[-6]):
                 break
-        ends = np.cumsum([s * r for s, r in zip(sizes, ranks, strict=True)])[:-1]
-        shapes = list(zip(sizes, ranks, strict=True))
-        parts = [
-            [a.reshape(shape) for a, shape in zip(np.split(x, ends), shapes, strict=True)] for x in (queries, keys)
-        ]
-        return list(zip(*parts, strict=True)), errors
+        return pairs, errors
 
     def bound(self, rank: int) -> float:
         """Eckart and Young for what the shift leaves."""
@@ -454,6 +433,108 @@ class _Problem:
         lost = max(self.total**2 - np.linalg.norm(self.image) ** 2, 0.0)  # outside the span of the inputs
         samples = error[:, : self.image.shape[1]]
         return float(np.sqrt(np.linalg.norm(samples) ** 2 + lost) / self.scale)
+
+
+class _Step:
+    """Solves (JᵀJ + λ D) δ = JᵀE by conjugate gradients, D the diagonal of the diagonal blocks of JᵀJ.
+
+    These blocks are Kronecker products: P_bᵀP_b ⊗ K_bᵀH_b H_bᵀK_b for Q_b, H_b H_bᵀ ⊗ Q_bᵀP_bᵀP_b Q_b for K_b.
+    Scaled to a unit diagonal and plus λ, they are inverted by eigendecompositions of their parts: the preconditioner.
+    """
+
+    def __init__(self, problem: _Problem, pairs: _Factors, error: np.ndarray, symmetric: bool):
+        self.problem, self.pairs, self.symmetric, self.shape = problem, pairs, symmetric, error.shape
+        self.left = [side @ q for side, (q, _) in zip(problem.sides, pairs, strict=True)]
+        self.right = [k.T @ moment for moment, (_, k) in zip(problem.moments, pairs, strict=True)]
+        self.blocks: list[tuple[tuple[_Spectrum, _Spectrum], tuple[_Spectrum, _Spectrum]]] = [
+            ((of_query, _Spectrum(right @ right.T)), (of_key, _Spectrum(left.T @ left)))
+            for (of_query, of_key), left, right in zip(problem.spectra, self.left, self.right, strict=True)
+        ]
+        self.gradient = self._pack(self._transposed(error))
+        self.diagonal = self._pack([(_outer(*of_query), _outer(*of_key)) for of_query, of_key in self.blocks])
+
+    def step(self, damping: float) -> _Factors:
+        """Δ for a λ."""
+        linalg = require("scipy.sparse.linalg", "a joint fit")
+
+        def normal(x: np.ndarray) -> np.ndarray:
+            return self._pack(self._transposed(self._derivative(self._unpack(x)))) + damping * self.diagonal * x
+
+        def precondition(x: np.ndarray) -> np.ndarray:
+            solved = [
+                (_solve(*of_query, dq, damping), _solve(*of_key, dk, damping))
+                for (dq, dk), (of_query, of_key) in zip(self._unpack(x), self.blocks, strict=True)
+            ]
+            return self._pack(solved)
+
+        shape = (self.gradient.size,) * 2
+        matrix, inverse = (linalg.LinearOperator(shape, matvec=fn, dtype=np.float64) for fn in (normal, precondition))
+        x, _ = linalg.cg(matrix, self.gradient, M=inverse, rtol=_CG_TOLERANCE, maxiter=_CG_STEPS)
+        return self._unpack(x)
+
+    def _derivative(self, step: _Factors) -> np.ndarray:
+        out = np.zeros(self.shape)
+        problem = self.problem
+        blocks = zip(problem.rows, problem.sides, problem.moments, self.left, self.right, step, strict=True)
+        for rows, side, moment, left, right, (dq, dk) in blocks:
+            out[rows] += (side @ dq) @ right + left @ (dk.T @ moment)
+        return out
+
+    def _transposed(self, error: np.ndarray) -> _Factors:
+        problem = self.problem
+        blocks = zip(problem.rows, problem.sides, problem.moments, self.left, self.right, strict=True)
+        return [
+            (side.T @ (error[rows] @ right.T), moment @ (error[rows].T @ left))
+            for rows, side, moment, left, right in blocks
+        ]
+
+    def _pack(self, pairs: _Factors) -> np.ndarray:
+        """One vector; where K = Q both are one unknown, whose derivative is the sum."""
+        if self.symmetric:
+            return np.concatenate([(q + k).ravel() for q, k in pairs])
+        return np.concatenate([a.ravel() for pair in pairs for a in pair])
+
+    def _unpack(self, x: np.ndarray) -> _Factors:
+        pairs, begin = [], 0
+        for q, _ in self.pairs:
+            first = x[begin : begin + q.size].reshape(q.shape)
+            begin += q.size
+            second = first
+            if not self.symmetric:
+                second = x[begin : begin + q.size].reshape(q.shape)
+                begin += q.size
+            pairs.append((first, second))
+        return pairs
+
+
+class _Spectrum:
+    """A positive semi-definite matrix as D^½ V diag(values) Vᵀ D^½, D its diagonal."""
+
+    def __init__(self, matrix: np.ndarray):
+        diagonal = np.diag(matrix)
+        self.diagonal = diagonal + 1e-14 * diagonal.mean() if diagonal.size else diagonal
+        self.root = np.sqrt(self.diagonal)
+        values, self.vectors = np.linalg.eigh(matrix / np.outer(self.root, self.root))
+        self.values = np.maximum(values, 0)
+
+
+def _outer(big: _Spectrum, small: _Spectrum) -> np.ndarray:
+    return np.outer(big.diagonal, small.diagonal)
+
+
+def _solve(big: _Spectrum, small: _Spectrum, rhs: np.ndarray, damping: float) -> np.ndarray:
+    """X of big X small + λ D_big X D_small = rhs."""
+    inner = big.vectors.T @ (rhs / np.outer(big.root, small.root)) @ small.vectors
+    inner /= np.outer(big.values, small.values) + damping
+    return big.vectors @ inner @ small.vectors.T / np.outer(big.root, small.root)
+
+
+def _white(n: int) -> np.ndarray:
+    """Columns whose products with their transpose sum to the identity, in the mean for many nodes."""
+    if n <= _NOISE_COLUMNS:
+        return np.eye(n)
+    signs = np.random.default_rng(0).integers(0, 2, (n, _NOISE_COLUMNS)) * 2.0 - 1
+    return signs / np.sqrt(_NOISE_COLUMNS)
 
 
 def _compress(source: np.ndarray, image: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:

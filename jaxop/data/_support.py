@@ -1,22 +1,11 @@
-"""What the problems and readers share: random numbers by index, double precision, optional packages."""
+"""What the problems share: random numbers by index, double precision, checks of counts."""
 
 import contextlib
 import functools
-import importlib
 from collections.abc import Iterator
-from types import ModuleType
 
 import jax
 import numpy as np
-
-
-def require(module: str, purpose: str) -> ModuleType:
-    """Imports a package of the ``data`` extra, or says how to install it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        package = module.split(".")[0]
-        raise ImportError(f"{purpose} needs {package}; install it with: pip install 'jaxop[data]'") from error
 
 
 def generator(seed: int, *index: int) -> np.random.Generator:

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxop import domains
-from jaxop._validation import check_name, first_index, float_dtype
-from jaxop.data._support import check_count, check_numbers, double_precision, generator, require
+from jaxop._validation import check_name, first_index, float_dtype, require
+from jaxop.data._support import check_count, check_numbers, double_precision, generator
 from jaxop.data.samples import Samples
 
 COEFFICIENTS = ("two-valued", "lognormal")

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxop._validation import closest
-from jaxop.data._support import require
+from jaxop._validation import closest, require
 from jaxop.data.arrays import from_arrays
 from jaxop.data.samples import ArraySource, Samples
 
