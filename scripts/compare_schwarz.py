@@ -1,23 +1,28 @@
-"""Two-level Schwarz attention as a linear operator: −u″ = f on (0, 1), u = 0 at the ends, learn f ↦ u.
+"""Two-level Schwarz attention as an operator that solves elliptic equations: learn f ↦ u, or (a, f) ↦ u.
 
-    python scripts/compare_schwarz.py all           # every table below, about ten minutes on two cores
+    python scripts/compare_schwarz.py all           # every table below, about an hour on two cores
     python scripts/compare_schwarz.py rank          # error against rank; also overlap, subdomains, decay
     python scripts/compare_schwarz.py ablation      # local only, coarse only, both; from A, from data, symmetric
     python scripts/compare_schwarz.py training      # Adam on 4096 samples against the fit, at equal parameters and time
     python scripts/compare_schwarz.py transfer      # factors that are functions, on finer grids
     python scripts/compare_schwarz.py cg            # conjugate gradients as the number of subdomains grows
+    python scripts/compare_schwarz.py poisson       # −Δu = f on the square, fits at 63², 127² and 255² interior nodes
+    python scripts/compare_schwarz.py plane-cg      # conjugate gradients there
+    python scripts/compare_schwarz.py coefficient   # −∇·(a∇u) = f on the square, networks that see a and f
 
-The operator is that of Köhler and Rheinbach (arXiv:2606.18525); the experiment is our reconstruction: n = 255 interior
-nodes, f = Σ_k c_k sin(kπx), c_k ~ N(0, k^(−2s)), k ≤ K. Errors are ‖(M − A⁻¹)F‖ / ‖A⁻¹F‖ in the Frobenius norm, F a
-factor of the covariance of f. "bound": no operator of the same rank, N·r + r0, can do better (Eckart and Young).
-"global": the best that QKᵀ of no fewer parameters can do at all. Parameters count both Q and K.
+The operator is that of Köhler and Rheinbach (arXiv:2606.18525); the experiment is our reconstruction: −u″ = f on (0, 1)
+with u = 0 at the ends, n = 255 interior nodes, f = Σ_k c_k sin(kπx), c_k ~ N(0, k^(−2s)), k ≤ K. Errors are
+‖(M − A⁻¹)F‖ / ‖A⁻¹F‖ in the Frobenius norm, F a factor of the covariance of f. "bound": no operator of the same rank,
+N·r + r0, can do better (Eckart and Young). "global": the best that QKᵀ of no fewer parameters can do at all.
+Parameters count both Q and K.
 """
 
 import dataclasses
 import functools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -26,8 +31,11 @@ import numpy as np
 import optax
 import scipy.sparse
 import tyro
+from experiment import brief, build, new_run, parameters, tune_allocator
+from reproduce import seconds_per_step
 
-from jaxop import attention, domains
+from jaxop import attention, domains, nn, operators, training
+from jaxop.data import Samples, gaussian_field, solve_darcy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +50,7 @@ class Study:
         decay: s of the variances k^(−2s).
         modes: K; None: n.
         steps: most Gauss–Newton steps of a fit.
-        seed: of samples and random factors.
+        seeds: of samples, random factors and networks.
     """
 
     nodes: int = 255
@@ -52,7 +60,7 @@ class Study:
     decay: float = 1.0
     modes: int | None = None
     steps: int = 30
-    seed: int = 0
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
 
     def decompose(self, **options: Any) -> domains.Decomposition:
         return domains.decompose(
@@ -62,9 +70,7 @@ class Study:
     @property
     def matrix(self) -> scipy.sparse.csr_array:
         """A, second differences."""
-        n = self.nodes
-        off = scipy.sparse.eye_array(n, k=1) + scipy.sparse.eye_array(n, k=-1)
-        return scipy.sparse.csr_array(2 * scipy.sparse.eye_array(n) - off) * (n + 1) ** 2
+        return second_differences(self.nodes)
 
     def covariance(self, *, first: int = 1, last: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """F and A⁻¹F for the modes from ``first`` to ``last``."""
@@ -77,15 +83,21 @@ class Study:
         return np.linalg.solve(np.asarray(self.matrix.todense()), inputs)
 
 
+def second_differences(n: int) -> scipy.sparse.csr_array:
+    """−u″ on n interior nodes of the unit interval."""
+    off = scipy.sparse.eye_array(n, k=1) + scipy.sparse.eye_array(n, k=-1)
+    return scipy.sparse.csr_array(2 * scipy.sparse.eye_array(n) - off) * (n + 1) ** 2
+
+
 HEADER = "parameters | error | bound | error / bound | global | global / error | seconds |"
 
 
-def cells(study: Study, dec: domains.Decomposition, fit: attention.SchwarzFit, seconds: float, data: Any) -> str:
+def cells(dec: domains.Decomposition, fit: attention.SchwarzFit, seconds: float, data: Any) -> str:
     """The columns of `HEADER`."""
     count = attention.count_parameters(dec, fit.factors)
     inputs, targets = data
     best = attention.low_rank_errors(inputs, targets, np.asarray(dec.domain.weights))
-    glob, error = best[min(math.ceil(count / (2 * study.nodes)), best.size - 1)], fit.errors[-1]
+    glob, error = best[min(math.ceil(count / (2 * dec.domain.size)), best.size - 1)], fit.errors[-1]
     to_bound = f"{error / fit.bound:.2f}" if fit.bound > 1e-12 else "bound is 0"
     return f"{count} | {error:.2e} | {fit.bound:.2e} | {to_bound} | {glob:.2e} | {glob / error:.3g} | {seconds:.1f} |"
 
@@ -104,7 +116,7 @@ def sweep(study: Study, name: str, values: Sequence[Any]) -> None:
     for value in values:
         here = dataclasses.replace(study, **{name: value})
         dec, data = here.decompose(), here.covariance()
-        print(f"| {value} | {cells(here, dec, *fitted(here, dec, data), data)}", flush=True)
+        print(f"| {value} | {cells(dec, *fitted(here, dec, data), data)}", flush=True)
 
 
 def decay(study: Study) -> None:
@@ -115,7 +127,7 @@ def decay(study: Study) -> None:
         for power in (0.0, 1.0, 2.0):
             here = dataclasses.replace(study, decay=power, modes=modes)
             data = here.covariance()
-            print(f"| {power:g} | {modes} | {cells(here, dec, *fitted(here, dec, data), data)}", flush=True)
+            print(f"| {power:g} | {modes} | {cells(dec, *fitted(here, dec, data), data)}", flush=True)
 
 
 def ablation(study: Study) -> None:
@@ -131,7 +143,7 @@ def ablation(study: Study) -> None:
     }
     for label, options in rows.items():
         fit, seconds = fitted(study, dec, data, **options)
-        print(f"| {label} | {cells(study, dec, fit, seconds, data)}", flush=True)
+        print(f"| {label} | {cells(dec, fit, seconds, data)}", flush=True)
     galerkin = attention.galerkin_factors(dec, study.matrix, study.rank)
     error = attention.operator_error(dec, galerkin, *data)
     count = sum(int(np.count_nonzero(leaf)) for leaf in jax.tree.leaves(galerkin))
@@ -144,19 +156,34 @@ def ablation(study: Study) -> None:
         )
 
 
-def training(study: Study, seconds: float) -> None:
+def descent(study: Study, seconds: float) -> None:
     """Adam from random factors, two levels and global, against the fit from the same samples, with a little noise."""
     study = dataclasses.replace(study, modes=study.modes or 64)
-    dec, rng = study.decompose(), np.random.default_rng(study.seed)
+    results: dict[str, tuple[int, list[Any]]] = {}
+    for seed in study.seeds:
+        for label, size, numbers in trainings(study, seconds, seed):
+            results.setdefault(label, (size, []))[1].append(numbers)
+    print(
+        f"\n| 4096 samples, {len(study.seeds)} seeds | parameters | test | out of band | seconds |\n" + "|---" * 5 + "|"
+    )
+    for label, (size, numbers) in results.items():
+        (test, beyond, spent), spread = np.mean(numbers, axis=0), np.std(numbers, axis=0)
+        cells = [f"{test:.2e} ± {spread[0]:.0e}", f"{beyond:.2e} ± {spread[1]:.0e}", f"{spent:.1f}"]
+        print(f"| {label} | {size} | " + " | ".join(cells) + " |", flush=True)
+
+
+def trainings(study: Study, seconds: float, seed: int) -> Iterator[tuple[str, int, tuple[float, float, float]]]:
+    """Name, number of parameters, errors in and out of band, and seconds of every way to train."""
+    dec, rng = study.decompose(), np.random.default_rng(seed)
     inputs, targets = study.covariance()
     coefficients = rng.normal(size=(2, inputs.shape[1], 4096))
     train, test = ((inputs @ c, targets @ c) for c in (coefficients[0], coefficients[1, :, :512]))
     beyond = study.covariance(first=inputs.shape[1] + 1, last=study.nodes)
     weights = dec.domain.weights
-    factors = attention.random_factors(jax.random.key(study.seed), dec, study.rank)
+    factors = attention.random_factors(jax.random.key(seed), dec, study.rank)
     count = attention.count_parameters(dec, factors)
     rank = math.ceil(count / (2 * study.nodes))
-    keys = jax.random.split(jax.random.key(study.seed + 1))
+    keys = jax.random.split(jax.random.key(seed + 1))
     flat = [rank**-0.25 * jax.random.normal(key, (study.nodes, rank), weights.dtype) for key in keys]
 
     def two_levels(parameters: Any, v: jax.Array) -> jax.Array:
@@ -179,12 +206,10 @@ def training(study: Study, seconds: float) -> None:
     best = attention.optimal_low_rank(*train, np.asarray(weights), rank)
     rows += [("global, optimum", one_level, best, time.perf_counter() - begin)]
     for label, operator, start in (("two levels, Adam", two_levels, factors), ("global, Adam", one_level, flat)):
-        rows.append((label, operator, *adam(operator, start, train, seconds, study.seed)))
-    print("\n| n = 4096 samples | parameters | test | out of band | seconds |\n|---|---|---|---|---|")
-    for label, operator, parameters, spent in rows:
+        rows.append((label, operator, *adam(operator, start, train, seconds, seed)))
+    for label, operator, found, spent in rows:
         size = count if operator is two_levels else 2 * study.nodes * rank
-        errors = [error(operator, parameters, pair) for pair in (test, beyond)]
-        print(f"| {label} | {size} | {errors[0]:.2e} | {errors[1]:.2e} | {spent:.1f} |", flush=True)
+        yield label, size, (error(operator, found, test), error(operator, found, beyond), spent)
 
 
 def adam(operator: Any, parameters: Any, train: Any, seconds: float, seed: int) -> tuple[Any, float]:
@@ -266,7 +291,7 @@ def cg(study: Study, core: int = 32) -> None:
                     two, *data, rank=here.rank, initial=start, shift=shift, steps=5, symmetric=symmetric
                 )
                 forms.append((two, fit.factors))
-        rhs = jax.random.normal(jax.random.key(study.seed), (here.nodes,))
+        rhs = jax.random.normal(jax.random.key(study.seeds[0]), (here.nodes,))
 
         def apply(u: jax.Array, h: float = h) -> jax.Array:
             return (2 * u - jnp.pad(u[1:], (0, 1)) - jnp.pad(u[:-1], (1, 0))) / h**2
@@ -280,30 +305,146 @@ def cg(study: Study, core: int = 32) -> None:
         print(f"| {subdomains} | " + " | ".join(counts) + " |", flush=True)
 
 
+def poisson(study: Study, core: int = 16, rank: int = 4, waves: int = 16) -> None:
+    """−Δu = f on the unit square, five-point differences, f of variance (k² + l²)^(−s), k, l ≤ 16."""
+    print(f"\n| interior nodes, subdomains | Galerkin | {HEADER}\n" + "|---" * 9 + "|")
+    for side in (63, 127, 255):
+        dec = domains.decompose(domains.box((side, side), rule="interior"), (side + 1) // core, core // 4)
+        h, k = 1 / (side + 1), np.arange(1, waves + 1)
+        sines = np.sin(np.pi * h * np.outer(np.arange(1, side + 1), k))
+        values = (2 - 2 * np.cos(np.pi * k * h)) / h**2
+        inputs = np.einsum("ik,jl->ijkl", sines, sines) * (k[:, None] ** 2 + k**2) ** (-study.decay / 2)
+        data = tuple(a.reshape(side**2, -1) for a in (inputs, inputs / (values[:, None] + values)))
+        galerkin = attention.operator_error(dec, attention.galerkin_factors(dec, laplacian(side), rank), *data)
+        begin = time.perf_counter()
+        fit = attention.fit_schwarz(dec, *data, rank=rank, steps=5)
+        row = cells(dec, fit, time.perf_counter() - begin, data)
+        print(f"| {side}², {(side + 1) // core}² | {galerkin:.2e} | {row}", flush=True)
+
+
+def laplacian(side: int) -> scipy.sparse.csr_array:
+    """Five-point differences on the interior nodes of the unit square."""
+    line, eye = second_differences(side), scipy.sparse.eye_array(side)
+    return scipy.sparse.csr_array(scipy.sparse.kron(line, eye) + scipy.sparse.kron(eye, line))
+
+
+def plane_cg(study: Study, core: int = 8) -> None:
+    """Iterations to a residual of 1e-8 on the square."""
+    print("\n| interior nodes, subdomains | none | one level | two levels |\n|---|---|---|---|")
+    for side in (31, 63, 127, 255):
+        square, count = domains.box((side, side), rule="interior"), (side + 1) // core
+        matrix, counts = laplacian(side), []
+        rhs = jax.random.normal(jax.random.key(study.seeds[0]), (side**2,))
+
+        def apply(u: jax.Array, side: int = side) -> jax.Array:
+            u = jnp.pad(u.reshape(side, side), 1)
+            lower, upper = u[:-2, 1:-1] + u[1:-1, :-2], u[2:, 1:-1] + u[1:-1, 2:]
+            return ((4 * u[1:-1, 1:-1] - lower - upper) * (side + 1) ** 2).ravel()
+
+        for coarse in (None, "none", "hat"):
+            inverse = None
+            if coarse is not None:
+                dec = domains.decompose(square, count, core // 4, coarse=None if coarse == "none" else coarse)
+                inverse = attention.schwarz_preconditioner(
+                    dec, attention.galerkin_factors(dec, matrix, blocks="overlap")
+                )
+            result = attention.flexible_cg(apply, rhs, preconditioner=inverse, tolerance=1e-8, max_iterations=5000)
+            counts.append(str(int(result.iterations)) if result.residual <= 1e-8 else "stalled")
+        print(f"| {side}², {count}² | " + " | ".join(counts) + " |", flush=True)
+
+
+NETWORKS: dict[str, Any] = {
+    "two levels": nn.SchwarzAttentionConfig(4),
+    "local only": nn.SchwarzAttentionConfig(4, coarse=None),
+    "global": None,
+}
+"""The attention of the networks that see the coefficient."""
+
+
+def coefficient(study: Study, seconds: float) -> None:
+    """−∇·(a∇u) = f, a log-normal, f Gaussian; trained at 32², tested there and at 96², all for the same time."""
+    fine = {}
+    for name, first, count in (("train", 0, 1000), ("test", 1000, 20)):
+        a, f = (gaussian_field(count, 96, seed=seed, first=first) for seed in (0, 1))
+        a = np.exp(2 * a)
+        fine[name] = (np.stack([np.log(a), f], axis=-1), solve_darcy(a, f)[..., None])
+    grids = {96: slice(None), 32: slice(1, None, 3)}
+
+    def sample(name: str, side: int) -> Samples:
+        inputs, targets = (
+            array[:, grids[side], grids[side]].reshape(len(array), side**2, -1).astype(np.float32)
+            for array in fine[name]
+        )
+        return Samples(inputs, targets, domains.box((side, side), rule="midpoint"))
+
+    train, tests = sample("train", 32), [sample("test", side) for side in (32, 96)]
+    print(f"\n| attention, {len(study.seeds)} seeds | parameters | steps | seconds | 32² | 96² |\n" + "|---" * 6 + "|")
+    for label, schwarz in NETWORKS.items():
+        config = operators.TransformerNeuralOperatorConfig(
+            2, 1, dim=2, width=32, heads=4, layers=3, feedforward=64, schwarz=schwarz
+        )
+        errors, steps, spent, count = [], 0, [], 0
+        for seed in study.seeds:
+            model = build(config, train, seed=seed)
+            count = parameters(model)
+            settings = dataclasses.replace(brief(20, 4, 2e-3, seed), loss="l2")
+            steps = steps or int(seconds / seconds_per_step(model, train, settings))
+            settings = dataclasses.replace(
+                settings, steps=steps, warmup_steps=steps // 20, eval_every=steps, checkpoint_every=steps
+            )
+            run_dir = new_run(Path("runs/compare_schwarz"), "coefficient", label, seed)
+            result = training.fit(model, train, {}, settings, run_dir=run_dir, progress=False)
+            spent.append(result.seconds)
+            errors.append([training.evaluate(result.model, test, batch_size=2).l2.mean() for test in tests])
+        mean, spread = np.mean(errors, axis=0), np.std(errors, axis=0)
+        row = [f"{m:.4f} ± {d:.4f}" for m, d in zip(mean, spread, strict=True)]
+        print(
+            f"| {label} | {count:,} | {steps} | {np.mean(spent):.0f} | " + " | ".join(row) + " |",
+            flush=True,
+        )
+
+
 TABLES: dict[str, Any] = {
     "rank": lambda study, _: sweep(study, "rank", (1, 2, 3, 4, 6)),
     "overlap": lambda study, _: sweep(study, "overlap", (0, 1, 2, 4, 8, 16)),
     "subdomains": lambda study, _: sweep(study, "subdomains", (2, 4, 8, 16)),
     "decay": lambda study, _: decay(study),
     "ablation": lambda study, _: ablation(study),
-    "training": training,
+    "training": descent,
     "transfer": lambda study, _: transfer(study),
     "cg": lambda study, _: cg(study),
+    "poisson": lambda study, _: poisson(study),
+    "plane-cg": lambda study, _: plane_cg(study),
+    "coefficient": coefficient,
 }
 
 
 def main(
     name: tyro.conf.Positional[
-        Literal["all", "rank", "overlap", "subdomains", "decay", "ablation", "training", "transfer", "cg"]
+        Literal[
+            "all",
+            "rank",
+            "overlap",
+            "subdomains",
+            "decay",
+            "ablation",
+            "training",
+            "transfer",
+            "cg",
+            "poisson",
+            "plane-cg",
+            "coefficient",
+        ]
     ],
     study: Study = Study(),
     seconds: float = 20.0,
 ) -> None:
     """Prints the table NAME, or all of them; SECONDS of training for each model that Adam trains."""
     for table in TABLES if name == "all" else (name,):
-        TABLES[table](study, seconds)
+        with jax.enable_x64(table != "coefficient"):
+            TABLES[table](study, seconds)
 
 
 if __name__ == "__main__":
-    jax.config.update("jax_enable_x64", True)
+    tune_allocator()
     tyro.cli(main, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))

@@ -19,7 +19,7 @@ BLOCKS = ("interior", "overlap")
 _CG_STEPS, _CG_TOLERANCE = 100, 1e-2
 """When conjugate gradients for a Gauss–Newton step stop."""
 
-_NOISE_COLUMNS = 512
+_NOISE_COLUMNS = 256
 """Up to as many nodes white noise is taken exactly, beyond by as many random signs."""
 
 _Factors: TypeAlias = list[tuple[np.ndarray, np.ndarray]]
@@ -176,7 +176,7 @@ def fit_schwarz(
         ValueError: for shapes that do not fit, values that are not finite or not concrete, ranks above the size of a
             subdomain or the coarse space.
 
-    Cost: on the host, in float64, m counting up to 512 columns of noise: O(p s² (s + m)) for the start with p
+    Cost: on the host, in float64, m counting up to 256 columns of noise: O(p s² (s + m)) for the start with p
         subdomains of s nodes, O(p s r (s + m)) for each of up to 100 steps of conjugate gradients in a Gauss–Newton
         step; memory O(n m + n n0 + p s (s + m)).
 
@@ -477,7 +477,7 @@ class _Step:
         problem = self.problem
         blocks = zip(problem.rows, problem.sides, problem.moments, self.left, self.right, step, strict=True)
         for rows, side, moment, left, right, (dq, dk) in blocks:
-            out[rows] += (side @ dq) @ right + left @ (dk.T @ moment)
+            out[rows] += np.concatenate([side @ dq, left], axis=1) @ np.concatenate([right, dk.T @ moment])
         return out
 
     def _transposed(self, error: np.ndarray) -> _Factors:
