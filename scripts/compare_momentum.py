@@ -154,19 +154,23 @@ def run_operators(name: str, options: Comparison) -> dict[str, list[float]]:
     sets = default.data.load(EXPERIMENT_CACHE)
     print(f"| {name} | parameters | steps | " + " | ".join(sets.test) + " |")
     print("|---" * (3 + len(sets.test)) + "|")
+    blocks = options.blocks or ("none", "Y", "H0", "H1", "R2", "exact")
+    settings = dataclasses.replace(default.training, batch_size=4, learning_rate=options.learning_rate)
+
+    def operator(block: str, seed: int) -> Any:
+        config = dataclasses.replace(default.model, norm="pre", momentum=MomentumConfig(block=block), **sizes)
+        return build_operator(config, sets.train, seed=seed)
+
+    # all of them before the first training, twice: the speed of a machine drifts
+    rounds = [[seconds_per_step(operator(block, 0), sets.train, settings) for block in blocks] for _ in range(2)]
     errors: dict[str, list[float]] = {}
-    for block in options.blocks or ("none", "Y", "H0", "H1", "R2", "exact"):
-        rows, steps, count = [], 0, 0
+    for block, seconds in zip(blocks, np.min(rounds, axis=0), strict=True):
+        rows, steps, count = [], int(60 * options.minutes / seconds), 0
         for seed in options.seeds:
-            config = dataclasses.replace(default.model, norm="pre", momentum=MomentumConfig(block=block), **sizes)
-            model = build_operator(config, sets.train, seed=seed)
+            model = operator(block, seed)
             count = parameters(model)
             settings = dataclasses.replace(
-                default.training, batch_size=4, learning_rate=options.learning_rate, seed=seed
-            )
-            steps = int(60 * options.minutes / seconds_per_step(model, sets.train, settings))
-            settings = dataclasses.replace(
-                settings, steps=steps, warmup_steps=steps // 20, eval_every=steps, checkpoint_every=steps
+                settings, steps=steps, warmup_steps=steps // 20, eval_every=steps, checkpoint_every=steps, seed=seed
             )
             directory = new_run(options.run_dir, name, block, seed)
             result = training.fit(model, sets.train, {}, settings, run_dir=directory, progress=False)

@@ -1,4 +1,4 @@
-"""Darcy flow with a transformer neural operator of two-level Schwarz attention, trained at 32² and evaluated on four grids.
+"""Darcy flow with a transformer neural operator of two-level Schwarz attention, trained at 32².
 
 Source: Köhler, Rheinbach, arXiv:2606.18525, for the two levels; entries that depend on the input are ours. The same
     4 × 4 overlapping subdomains and 16 coarse tokens on every grid.
