@@ -47,7 +47,12 @@ def warn_float64(array: Any, argument: str) -> None:
 def as_float(array: Any, argument: str) -> Array:
     """``array`` as a JAX array of the default floating dtype (or its own, if it is a narrower float)."""
     warn_float64(array, argument)
-    result = jnp.asarray(array)
+    try:
+        result = jnp.asarray(array)
+    except TypeError as error:
+        raise TypeError(
+            f"{argument} must be an array of numbers, got {type(array).__name__}; are the arguments in order?"
+        ) from error
     if jnp.issubdtype(result.dtype, jnp.complexfloating):
         raise TypeError(f"{argument} must be real, got dtype {result.dtype}; pass its real and imaginary parts.")
     return result if jnp.issubdtype(result.dtype, jnp.floating) else result.astype(float_dtype())

@@ -59,13 +59,19 @@ def check_operands(
                     f"with kernel_axis=0 every leaf of the kernel needs a leading axis of {heads} heads, but "
                     f"{jax.tree_util.keystr(path)} has shape {jnp.shape(leaf)}."
                 )
-    elif isinstance(kernel, FunctionKernel):
+    elif isinstance(kernel, FunctionKernel) or any(jnp.ndim(leaf) for leaf in jax.tree.leaves(kernel)):
         node = jax.ShapeDtypeStruct((depth,), accumulation_dtype(query, key, value))
-        shape = jax.eval_shape(cast_kernel(kernel, node.dtype), node, node).shape
+        try:
+            shape = jax.eval_shape(cast_kernel(kernel, node.dtype), node, node).shape
+        except TypeError as error:
+            raise ValueError(
+                f"kernel fails for one query and one key of shape ({depth},): {error} If its parameters carry an axis "
+                "of heads, pass kernel_axis=0."
+            ) from error
         if shape != ():
             raise ValueError(
                 f"kernel must map one query and one key of shape ({depth},) to a scalar, got shape {shape}; sum over "
-                "the channels."
+                "the channels, or pass kernel_axis=0 if its parameters carry an axis of heads."
             )
     return query, key, value, weights, mask
 

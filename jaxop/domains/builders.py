@@ -71,6 +71,7 @@ def box(
         A `Grid` of Π shape nodes in row-major order.
 
     Raises:
+        TypeError: for a shape that is one number.
         ValueError: as `interval`, or when the lengths of the arguments disagree.
 
     Example:
@@ -79,6 +80,8 @@ def box(
         >>> print(grid.size, grid.measure.round(3))
         1536 2.0
     """
+    if np.ndim(shape) != 1:
+        raise TypeError(f"shape must name the nodes along each axis, as in ({shape}, {shape}), got {shape!r}.")
     dim = len(shape)
 
     def per_axis(value: Any, argument: str) -> Sequence[Any]:

@@ -171,6 +171,8 @@ class Linear(nnx.Module):
     def __call__(self, x: Float[Array, "*n d"]) -> Float[Array, "*n e"]:
         """Applies the map to every row."""
         kernel, bias = self.kernel[...], self.bias[...]
+        if x.shape[-1] != kernel.shape[0]:
+            raise ValueError(f"x must have {kernel.shape[0]} channels on its last axis, got shape {x.shape}.")
         dtype = self.result_dtype(x.dtype)
         rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).astype(dtype)
         return affine(rows, kernel.astype(dtype), bias.astype(dtype)).reshape(*x.shape[:-1], bias.size)

@@ -63,6 +63,12 @@ class TestBadInput:
                 "kernel must map one query and one key of shape (8,) to a scalar, got shape (8,)",
             ),
             (
+                {"kernel": kernels.Gaussian(jnp.ones(2))},
+                ValueError,
+                "got shape (2,); sum over the channels, or pass kernel_axis=0",
+            ),
+            ({"kernel": ExpDotProduct(jnp.ones(2))}, ValueError, "carry an axis of heads, pass kernel_axis=0"),
+            (
                 {"kernel": kernels.from_pair(lambda q, k: q @ k, sign="signed")},
                 ValueError,
                 "a signed kernel cannot be normalised",

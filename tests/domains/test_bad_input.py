@@ -276,6 +276,8 @@ def test_the_message_names_argument_fault_and_remedy(row):
 def test_wrong_kinds_are_type_errors():
     with pytest.raises(TypeError, match=r"patches need a grid .*got PointCloud"):
         domains.partition(domains.monte_carlo(SQUARE), (2,))  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match=r"shape must name the nodes along each axis, as in \(8, 8\), got 8"):
+        domains.box(8)  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match="integer"):
         domains.partition(domains.interval(4), (2.0,))  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match=r"points must be real, got dtype complex64; pass its real and imaginary parts"):

@@ -186,3 +186,8 @@ def test_gradients_of_a_norm_hold_no_reduction_over_rows():
 def test_an_unknown_activation_is_refused():
     with pytest.raises(ValueError, match="activation='gelo' is unknown: did you mean 'gelu'"):
         nn.FeedForward(4, 4, activation="gelo", rngs=nnx.Rngs(0))
+
+
+def test_a_wrong_number_of_channels_is_named():
+    with pytest.raises(ValueError, match=r"x must have 2 channels on its last axis, got shape \(4, 3\)"):
+        nn.Linear(2, 5, rngs=nnx.Rngs(0))(jnp.ones((4, 3)))

@@ -162,6 +162,12 @@ def test_bad_input(options, call, error, message):
         make(**options)(arguments.pop("values"), arguments.pop("domain"), **arguments)
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_swapped_arguments_are_seen():
+    with pytest.raises(TypeError, match="values must be an array of numbers, got Grid; are the arguments in order"):
+        make()(domains.interval(6), jnp.ones((6, 1)))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
