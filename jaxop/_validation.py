@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import numbers
 import warnings
 from collections.abc import Iterable
 from types import ModuleType
@@ -19,6 +20,11 @@ _warned_about_float64: set[str] = set()
 def is_concrete(*arrays: Any) -> bool:
     """Whether the values (and not only the shapes) of all arrays can be read now."""
     return not any(isinstance(array, jax.core.Tracer) for array in arrays)
+
+
+def is_numeric(value: Any) -> bool:
+    """Whether a value is a number or an array."""
+    return isinstance(value, numbers.Real | np.ndarray | jax.Array)
 
 
 def float_dtype() -> np.dtype:

@@ -51,6 +51,9 @@ def schwarz_preconditioner(
 
 def _precondition(decomposition: Decomposition, factors: SchwarzFactors, residual: Array) -> Array:
     residual = as_float(residual, "residual")
+    n = decomposition.domain.size
+    if residual.ndim not in (1, 2) or residual.shape[0] != n:
+        raise ValueError(f"residual must have shape (n,) or (n, c) with n = {n} nodes, got {residual.shape}.")
     columns = residual[:, None] if residual.ndim == 1 else residual
     weights = decomposition.domain.weights.astype(residual.dtype)[:, None]
     density = jnp.where(weights > 0, columns / jnp.where(weights > 0, weights, 1), 0)

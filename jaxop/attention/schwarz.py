@@ -118,6 +118,8 @@ def low_rank_apply(
         [0.5]
     """
     values = as_float(values, "values")
+    if values.ndim != 2:
+        raise ValueError(f"values must have shape (n, c), one row per node, got {values.shape}.")
     for name, array in (("weights", weights), ("query", query), ("key", query if key is None else key)):
         if array.shape[:1] != values.shape[:1]:
             raise ValueError(f"{name} must have one row per row of values, {values.shape[0]}, got {array.shape}.")
@@ -318,7 +320,7 @@ def symmetry_report(decomposition: Decomposition, factors: SchwarzFactors) -> Sy
 
 
 def count_parameters(decomposition: Decomposition, factors: SchwarzFactors) -> int:
-    """Numbers among the factors that act, padding left out.
+    """Numbers among the factors that act, padding left out; coefficients of features act all.
 
     Example:
         >>> import jax
@@ -332,7 +334,8 @@ def count_parameters(decomposition: Decomposition, factors: SchwarzFactors) -> i
     for array in (factors.coarse_query, factors.coarse_key):
         count += 0 if array is None else array.size
     for array in (factors.local_query, factors.local_key):
-        count += 0 if array is None else nodes * array.shape[-1]
+        if array is not None:
+            count += nodes * array.shape[-1] if array.shape[1] == decomposition.size else array.size
     return count
 
 

@@ -19,9 +19,6 @@ BLOCKS = ("interior", "overlap")
 _CG_STEPS, _CG_TOLERANCE = 100, 1e-2
 """When conjugate gradients for a Gauss–Newton step stop."""
 
-_NOISE_COLUMNS = 256
-"""Up to as many nodes white noise is taken exactly, beyond by as many random signs."""
-
 _Factors: TypeAlias = list[tuple[np.ndarray, np.ndarray]]
 """(Q_b, K_b) of every block, the coarse one first."""
 
@@ -55,7 +52,7 @@ def galerkin_factors(
         ValueError: for a shape that does not fit, an entry that is not finite, a block that is singular, D = 0 on a
             block, an unknown name, or a rank above the size of a subdomain.
 
-    Cost: O(p s³ + n0³) time and O(p s² + n0²) memory on the host, in float64.
+    Cost: O(p s³ + n0³) time and O(p s² + n n0) memory on the host, in float64.
 
     Example:
         >>> import numpy as np
@@ -162,10 +159,11 @@ def fit_schwarz(
         symmetric: K = Q: an operator that is symmetric and positive semi-definite (plus the shift).
         features: B of `sample_factors`: the factors become functions that other grids can sample. None: free values
             at the nodes.
-        initial: factors to start from, of these ranks (`galerkin_factors` where A is known); not with features.
+        initial: factors to start from (`galerkin_factors` where A is known), of any ranks; not with features.
         shift: σ of σ·v, fixed.
-        noise: size of white noise that the inputs are taken to carry, relative to them: it keeps the operator bounded
-            on functions that no sample contains, where it is otherwise arbitrary.
+        noise: size of white noise that the inputs are taken to carry, relative to them, seen by each part of the
+            operator alone: it keeps them bounded on functions that no sample contains, where they are otherwise
+            arbitrary.
         steps: most Gauss–Newton steps; 0 keeps the start.
         tolerance: stop when five steps lower the error by less than this part of it.
 
@@ -176,9 +174,9 @@ def fit_schwarz(
         ValueError: for shapes that do not fit, values that are not finite or not concrete, ranks above the size of a
             subdomain or the coarse space.
 
-    Cost: on the host, in float64, m counting up to 256 columns of noise: O(p s² (s + m)) for the start with p
-        subdomains of s nodes, O(p s r (s + m)) for each of up to 100 steps of conjugate gradients in a Gauss–Newton
-        step; memory O(n m + n n0 + p s (s + m)).
+    Cost: on the host, in float64: O(p s² (s + m)) for the start with p subdomains of s nodes and m samples, at most n;
+        O(p s r (s + m)) for each of up to 100 steps of conjugate gradients in a Gauss–Newton step; memory
+        O(n m + n n0 + p s (s + m)).
 
     Example:
         >>> import numpy as np
@@ -201,8 +199,9 @@ def fit_schwarz(
         if features is not None:
             raise ValueError("initial holds values at the nodes, but features ask for coefficients; give one of them.")
         check_factors(decomposition, initial)
-        pairs = problem.split(initial, ranks)
-        order = range(1, len(ranks))
+        pairs = problem.split(initial, ranks, symmetric)
+        begun = 0 if initial.coarse_query is None else initial.coarse_query.shape[1]
+        order = range(0 if begun < coarse_rank else 1, len(ranks))
     pairs = problem.best_blocks(pairs, ranks, order, symmetric)
     pairs, errors = problem.gauss_newton(pairs, symmetric, steps, tolerance)
     bound = problem.bound(sum(ranks))
@@ -300,10 +299,10 @@ def optimal_low_rank(
 
 
 class _Problem:
-    """‖M F − U‖ in orthonormal coordinates of L2: M = Σ_b P_b Q_b K_bᵀ P_bᵀ, with H_b = P_bᵀ F.
+    """‖M F − U‖² + ε² Σ_b ‖P_b Q_b K_bᵀ P_bᵀ‖² in orthonormal coordinates of L2, M = Σ_b P_b Q_b K_bᵀ P_bᵀ.
 
-    Block 0 is the coarse one. P_b is ``sides[b]`` in the rows ``rows[b]`` and 0 elsewhere. The last columns of F are
-    the noise, which M should map to 0.
+    Block 0 is the coarse one. P_b is ``sides[b]`` in the rows ``rows[b]`` and 0 elsewhere, G_b = P_bᵀ P_b, and
+    H_b = P_bᵀ F. ε² is the variance of the noise, which every part of M should map to 0.
     """
 
     def __init__(
@@ -316,6 +315,8 @@ class _Problem:
         noise: float,
     ):
         inputs, targets = _samples(decomposition, inputs, targets)
+        if shift is not None and not np.isfinite(shift):
+            raise ValueError(f"shift must be finite, got {shift}.")
         if not 0 <= noise < np.inf:
             raise ValueError(f"noise must be finite and not negative, got {noise}; it is relative to the inputs.")
         n, self.shift = decomposition.domain.size, shift
@@ -323,10 +324,10 @@ class _Problem:
         self.scale = float(np.linalg.norm(root[:, None] * targets))
         targets = targets - (0.0 if shift is None else shift) * inputs
         source, self.image, self.total = _compress(root[:, None] * inputs, root[:, None] * targets)
-        level = noise * np.linalg.norm(source) / np.sqrt(n)
-        white = _white(n)
-        self.source = np.concatenate([source, level * white], axis=1)
-        self.noisy_image = np.pad(self.image, [(0, 0), (0, white.shape[1])])
+        for name, size in (("inputs", np.linalg.norm(source)), ("targets", self.scale)):
+            if not size > 0:
+                raise ValueError(f"{name} are 0 everywhere: there is nothing to fit.")
+        self.variance = (noise * np.linalg.norm(source)) ** 2 / n
         inside = np.asarray(decomposition.cover.inside)
         index, partition = np.asarray(decomposition.cover.index), np.asarray(decomposition.partition, np.float64)
         if features is None:
@@ -342,18 +343,19 @@ class _Problem:
         for i, where in enumerate(inside):
             factor = root[index[i, where]] * np.sqrt(partition[i, where])
             self.sides.append(factor[:, None] * self.local_basis[i][np.ix_(where, self.columns[i])])
-        self.moments = [side.T @ self.source[rows] for side, rows in zip(self.sides, self.rows, strict=True)]
+        self.moments = [side.T @ source[rows] for side, rows in zip(self.sides, self.rows, strict=True)]
+        self.grams = [side.T @ side for side in self.sides]
+        self.seconds = [
+            moment @ moment.T + self.variance * gram for moment, gram in zip(self.moments, self.grams, strict=True)
+        ]
 
     @functools.cached_property
     def spectra(self) -> list[tuple["_Spectrum", "_Spectrum"]]:
-        """Of P_bᵀP_b and H_b H_bᵀ."""
-        return [
-            (_Spectrum(side.T @ side), _Spectrum(moment @ moment.T))
-            for side, moment in zip(self.sides, self.moments, strict=True)
-        ]
+        """Of G_b and of H_b H_bᵀ + ε² G_b."""
+        return [(_Spectrum(gram), _Spectrum(second)) for gram, second in zip(self.grams, self.seconds, strict=True)]
 
-    def split(self, factors: SchwarzFactors, ranks: list[int]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Factors block by block, cut or filled up with zeros to the ranks."""
+    def split(self, factors: SchwarzFactors, ranks: list[int], symmetric: bool) -> _Factors:
+        """Factors block by block, cut or filled up with zeros to the ranks; where K = Q, their semi-definite part."""
 
         def fit(array: Any, rank: int) -> np.ndarray:
             array = np.asarray(array, np.float64)[:, :rank]
@@ -365,8 +367,12 @@ class _Problem:
             if query is None:
                 pairs.append((np.zeros((self.sides[b].shape[1], rank)),) * 2)
                 continue
-            key = query if key is None else key
-            pairs.append(tuple(fit(a[b - 1][self.columns[b - 1]] if b else a, rank) for a in (query, key)))
+            query, key = (
+                fit(a[b - 1][self.columns[b - 1]] if b else a, rank) for a in (query, query if key is None else key)
+            )
+            if symmetric:
+                query = key = _semidefinite((query @ key.T + key @ query.T) / 2, rank)
+            pairs.append((query, key))
         return pairs
 
     def join(self, pairs: list[tuple[np.ndarray, np.ndarray]], symmetric: bool) -> SchwarzFactors:
@@ -383,25 +389,42 @@ class _Problem:
 
     def residual(self, pairs: _Factors) -> np.ndarray:
         """M F − U."""
-        error = -self.noisy_image
+        error = -self.image
         for rows, side, moment, (q, k) in zip(self.rows, self.sides, self.moments, pairs, strict=True):
             error[rows] += side @ (q @ (k.T @ moment))
         return error
+
+    def objective(self, error: np.ndarray, pairs: _Factors) -> float:
+        """‖M F − U‖² + ε² Σ_b ‖P_b Q_b K_bᵀ P_bᵀ‖², ``error`` the residual."""
+        return float(np.sum(error**2)) + sum(self.noise_of(b, pair) for b, pair in enumerate(pairs))
+
+    def noise_of(self, b: int, pair: tuple[np.ndarray, np.ndarray]) -> float:
+        """What block b makes of the noise."""
+        query, key = pair
+        gram = self.grams[b]
+        return float(self.variance * np.sum((query.T @ gram @ query) * (key.T @ gram @ key)))
 
     def best_blocks(self, pairs: _Factors, ranks: list[int], order: range, symmetric: bool) -> _Factors:
         """Every block of ``order`` in turn becomes the best of its rank for what the others leave."""
         pairs = list(pairs)
         residual = self.residual(pairs)
         for b in order:
-            (query, key), rows, side, moment = pairs[b], self.rows[b], self.sides[b], self.moments[b]
-            residual[rows] -= side @ (query @ (key.T @ moment))
-            pairs[b] = (query, key) = _best(side, moment, -residual[rows], ranks[b])
+            rows, side, moment, old = self.rows[b], self.sides[b], self.moments[b], pairs[b]
+            left = residual[rows] - side @ (old[0] @ (old[1].T @ moment))
             if symmetric:
-                values, vectors = np.linalg.eigh((query @ key.T + key @ query.T) / 2)
-                keep = np.argsort(-values)[: ranks[b]]
-                query = vectors[:, keep] * np.sqrt(np.maximum(values[keep], 0))
-                pairs[b] = (query, query)
-            residual[rows] += side @ (pairs[b][0] @ (pairs[b][1].T @ moment))
+                factor = _best_symmetric(self.grams[b], self.seconds[b], -side.T @ left @ moment.T, ranks[b])
+                new = factor, factor
+            else:
+                noise = np.sqrt(self.variance) * side.T
+                image = np.concatenate([-left, np.zeros((rows.size, rows.size))], axis=1)
+                new = _best(side, np.concatenate([moment, noise], axis=1), image, ranks[b])
+
+            candidate = left + side @ (new[0] @ (new[1].T @ moment))
+            costs = [
+                np.sum(error**2) + self.noise_of(b, pair) for error, pair in ((candidate, new), (residual[rows], old))
+            ]
+            if costs[0] < costs[1]:  # a truncated symmetric block is the best of its rank in another norm
+                pairs[b], residual[rows] = new, candidate
         return pairs
 
     def gauss_newton(
@@ -409,16 +432,17 @@ class _Problem:
     ) -> tuple[_Factors, list[float]]:
         """Levenberg–Marquardt steps in all factors; with J the derivative, (JᵀJ + λ diag JᵀJ) δ = −Jᵀ E."""
         error, damping = self.residual(pairs), 1e-3
-        errors = [self._relative(error)]
+        errors, cost = [self._relative(error)], self.objective(error, pairs)
         for _ in range(steps if any(q.size for q, _ in pairs) else 0):
             solver, moved = _Step(self, pairs, error, symmetric), False
             while not moved and damping < 1e6:
                 trial = [(q - dq, k - dk) for (q, k), (dq, dk) in zip(pairs, solver.step(damping), strict=True)]
                 candidate = self.residual(trial)
-                moved = bool(np.linalg.norm(candidate) < np.linalg.norm(error))
+                new = self.objective(candidate, trial)
+                moved = new < cost
                 damping = max(damping / 5, 1e-10) if moved else damping * 5
                 if moved:
-                    pairs, error = trial, candidate
+                    pairs, error, cost = trial, candidate, new
             errors.append(self._relative(error))
             if not moved or (len(errors) > 5 and errors[-1] > (1 - tolerance) * errors[-6]):
                 break
@@ -431,26 +455,30 @@ class _Problem:
 
     def _relative(self, error: np.ndarray) -> float:
         lost = max(self.total**2 - np.linalg.norm(self.image) ** 2, 0.0)  # outside the span of the inputs
-        samples = error[:, : self.image.shape[1]]
-        return float(np.sqrt(np.linalg.norm(samples) ** 2 + lost) / self.scale)
+        return float(np.sqrt(np.linalg.norm(error) ** 2 + lost) / self.scale)
 
 
 class _Step:
     """Solves (JᵀJ + λ D) δ = JᵀE by conjugate gradients, D the diagonal of the diagonal blocks of JᵀJ.
 
-    These blocks are Kronecker products: P_bᵀP_b ⊗ K_bᵀH_b H_bᵀK_b for Q_b, H_b H_bᵀ ⊗ Q_bᵀP_bᵀP_b Q_b for K_b.
-    Scaled to a unit diagonal and plus λ, they are inverted by eigendecompositions of their parts: the preconditioner.
+    These blocks are Kronecker products: G_b ⊗ (K_bᵀH_b H_bᵀK_b + ε² K_bᵀG_b K_b) for Q_b and
+    (H_b H_bᵀ + ε² G_b) ⊗ Q_bᵀG_b Q_b for K_b. Scaled to a unit diagonal and plus λ, they are inverted by
+    eigendecompositions of their parts: the preconditioner.
     """
 
     def __init__(self, problem: _Problem, pairs: _Factors, error: np.ndarray, symmetric: bool):
         self.problem, self.pairs, self.symmetric, self.shape = problem, pairs, symmetric, error.shape
         self.left = [side @ q for side, (q, _) in zip(problem.sides, pairs, strict=True)]
         self.right = [k.T @ moment for moment, (_, k) in zip(problem.moments, pairs, strict=True)]
+        # G Q, G K, Qᵀ G Q and Kᵀ G K of every block
+        self.weighted = [(gram @ q, gram @ k) for gram, (q, k) in zip(problem.grams, pairs, strict=True)]
+        self.sizes = [(q.T @ gq, k.T @ gk) for (q, k), (gq, gk) in zip(pairs, self.weighted, strict=True)]
         self.blocks: list[tuple[tuple[_Spectrum, _Spectrum], tuple[_Spectrum, _Spectrum]]] = [
-            ((of_query, _Spectrum(right @ right.T)), (of_key, _Spectrum(left.T @ left)))
-            for (of_query, of_key), left, right in zip(problem.spectra, self.left, self.right, strict=True)
+            ((of_query, _Spectrum(right @ right.T + problem.variance * kgk)), (of_key, _Spectrum(qgq)))
+            for (of_query, of_key), right, (qgq, kgk) in zip(problem.spectra, self.right, self.sizes, strict=True)
         ]
-        self.gradient = self._pack(self._transposed(error))
+        noise = [(gq @ kgk, gk @ qgq) for (gq, gk), (qgq, kgk) in zip(self.weighted, self.sizes, strict=True)]
+        self.gradient = self._pack(self._transposed(error)) + problem.variance * self._pack(noise)
         self.diagonal = self._pack([(_outer(*of_query), _outer(*of_key)) for of_query, of_key in self.blocks])
 
     def step(self, damping: float) -> _Factors:
@@ -458,7 +486,9 @@ class _Step:
         linalg = require("scipy.sparse.linalg", "a joint fit")
 
         def normal(x: np.ndarray) -> np.ndarray:
-            return self._pack(self._transposed(self._derivative(self._unpack(x)))) + damping * self.diagonal * x
+            step = self._unpack(x)
+            samples, noise = self._pack(self._transposed(self._derivative(step))), self._pack(self._noise(step))
+            return samples + noise + damping * self.diagonal * x
 
         def precondition(x: np.ndarray) -> np.ndarray:
             solved = [
@@ -479,6 +509,17 @@ class _Step:
         for rows, side, moment, left, right, (dq, dk) in blocks:
             out[rows] += np.concatenate([side @ dq, left], axis=1) @ np.concatenate([right, dk.T @ moment])
         return out
+
+    def _noise(self, step: _Factors) -> _Factors:
+        """What the noise adds to JᵀJ, block by block."""
+        variance, grams = self.problem.variance, self.problem.grams
+        return [
+            (
+                variance * (gram @ dq @ kgk + gq @ (dk.T @ gk)),
+                variance * (gram @ dk @ qgq + gk @ (dq.T @ gq)),
+            )
+            for gram, (gq, gk), (qgq, kgk), (dq, dk) in zip(grams, self.weighted, self.sizes, step, strict=True)
+        ]
 
     def _transposed(self, error: np.ndarray) -> _Factors:
         problem = self.problem
@@ -512,7 +553,8 @@ class _Spectrum:
 
     def __init__(self, matrix: np.ndarray):
         diagonal = np.diag(matrix)
-        self.diagonal = diagonal + 1e-14 * diagonal.mean() if diagonal.size else diagonal
+        # a column that hardly counts must not take steps without bounds
+        self.diagonal = np.maximum(diagonal, 1e-4 * (diagonal.mean() or 1.0)) if diagonal.size else diagonal
         self.root = np.sqrt(self.diagonal)
         values, self.vectors = np.linalg.eigh(matrix / np.outer(self.root, self.root))
         self.values = np.maximum(values, 0)
@@ -527,14 +569,6 @@ def _solve(big: _Spectrum, small: _Spectrum, rhs: np.ndarray, damping: float) ->
     inner = big.vectors.T @ (rhs / np.outer(big.root, small.root)) @ small.vectors
     inner /= np.outer(big.values, small.values) + damping
     return big.vectors @ inner @ small.vectors.T / np.outer(big.root, small.root)
-
-
-def _white(n: int) -> np.ndarray:
-    """Columns whose products with their transpose sum to the identity, in the mean for many nodes."""
-    if n <= _NOISE_COLUMNS:
-        return np.eye(n)
-    signs = np.random.default_rng(0).integers(0, 2, (n, _NOISE_COLUMNS)) * 2.0 - 1
-    return signs / np.sqrt(_NOISE_COLUMNS)
 
 
 def _compress(source: np.ndarray, image: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
@@ -563,6 +597,33 @@ def _best(side: np.ndarray, moment: np.ndarray, image: np.ndarray, rank: int) ->
     query, key = (vt.T / s) @ (a[:, :rank] * half), (uh / sh) @ (ct[:rank].T * half)
     missing = [(0, 0), (0, rank - half.size)]
     return np.pad(query, missing), np.pad(key, missing)
+
+
+def _best_symmetric(gram: np.ndarray, second: np.ndarray, cross: np.ndarray, rank: int) -> np.ndarray:
+    """Q of a rank for ‖P Q Qᵀ H − image‖² with G = PᵀP, B = HHᵀ and C = Pᵀ image Hᵀ.
+
+    The symmetric S with G S B + B S G = C + Cᵀ by the eigenvectors of B in the metric G, in which it then loses all but
+    its largest positive eigenvalues, each weighted by what the inputs make of it.
+    """
+    if rank == 0 or gram.size == 0:
+        return np.zeros((gram.shape[0], rank))
+    size, axes = np.linalg.eigh(gram)
+    keep = size > 1e-12 * size[-1]
+    axes = axes[:, keep] / np.sqrt(size[keep])
+    values, vectors = np.linalg.eigh(axes.T @ second @ axes)
+    axes, values = axes @ vectors, np.maximum(values, 1e-12 * max(values[-1], 1e-300))
+    right = axes.T @ (cross + cross.T) @ axes
+    root = values**0.25
+    inner = root[:, None] * right / (values[:, None] + values) * root
+    return axes @ (_semidefinite(inner, rank) / root[:, None])
+
+
+def _semidefinite(matrix: np.ndarray, rank: int) -> np.ndarray:
+    """Q of a rank with Q Qᵀ nearest to a symmetric matrix."""
+    values, vectors = np.linalg.eigh(matrix)
+    keep = np.argsort(-values)[:rank]
+    query = vectors[:, keep] * np.sqrt(np.maximum(values[keep], 0))
+    return np.pad(query, [(0, 0), (0, rank - query.shape[1])])
 
 
 def _svd(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -598,6 +659,7 @@ def _entries(matrix: Any, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         dense = np.asarray(matrix, np.float64)
         row, column = np.nonzero(dense)
         value = dense[row, column]
+    row, column, value = row[value != 0], column[value != 0], value[value != 0]  # stored zeros tie no nodes
     if not np.isfinite(value).all():
         j = first_index(~np.isfinite(value))
         raise ValueError(f"matrix must be finite, but matrix[{row[j]}, {column[j]}] = {value[j]}.")

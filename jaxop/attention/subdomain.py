@@ -98,6 +98,8 @@ def coarse_averages(
 ) -> tuple[Float[Array, "n0 c"], Float[Array, " n0"]]:
     """∫ φ_I v / ∫ φ_I of every coarse function φ_I, and ∫ φ_I itself: coarse tokens and their quadrature weights.
 
+    Where ∫ φ_I is not positive, of a function that meets no node or of a given signed one, both are 0.
+
     Args:
         values: v at the nodes of the domain, (n, c).
         decomposition: with a coarse space.
@@ -120,5 +122,7 @@ def coarse_averages(
     """
     values = as_float(values, "values")
     measure = decomposition.coarsen(jnp.ones_like(values[:, :1]))
-    # ∫ φ_I > 0: a coarse function without a node would have been refused
-    return decomposition.coarsen(values) / measure, measure[:, 0]
+    seen = measure > 0  # on another grid a narrow function may meet no node
+    return jnp.where(seen, decomposition.coarsen(values) / jnp.where(seen, measure, 1), 0), jnp.maximum(
+        measure[:, 0], 0
+    )

@@ -68,7 +68,7 @@ class CoarseSpace:
     kind: str
 
 
-@register
+@functools.partial(register, static=("rule",))
 @dataclasses.dataclass(frozen=True, eq=False)
 class _AxisCuts:
     """Subdomains along one axis of a grid, as intervals of its coordinate.
@@ -77,11 +77,13 @@ class _AxisCuts:
         cuts: ends of the cores, (p + 1,), increasing.
         lower: left ends of the overlapping intervals, (p,).
         upper: right ends, (p,).
+        rule: of the axis that was cut (static): its hats are those of the coarse space on every grid.
     """
 
     cuts: np.ndarray
     lower: np.ndarray
     upper: np.ndarray
+    rule: str
 
 
 @functools.partial(register, static=("overlap",))
@@ -160,7 +162,8 @@ class Decomposition:
             for k, axis in enumerate(self.domain.axes):
                 if axis.rule == "periodic":
                     length = axis.ends[1] - axis.ends[0]
-                    offset = offset.at[..., k].add(-length * jnp.round(offset[..., k] / length))
+                    # half a period away, where the one subdomain of an axis begins, stays there under rounding
+                    offset = offset.at[..., k].add(-length * jnp.floor(offset[..., k] / length + 0.5 + 1e-6))
         half = (self.upper - self.lower)[:, None] / 2
         return offset / jnp.where(half > 0, half, 1)
 
@@ -224,8 +227,10 @@ class Decomposition:
     def on(self, domain: Domain, *, coarse: Any = None) -> "Decomposition":
         """The same subdomains and coarse functions on other nodes of the same region: a change of resolution.
 
-        Subdomains are intervals, boxes and cuts in coordinates, so a grid may become any other grid and scattered
-        nodes or a mesh others of their kind. On a mesh an overlap in layers counts the layers of the new one.
+        Subdomains are intervals, boxes and cuts in coordinates, so a grid may become any other grid of the same box,
+        periodic where it was, and scattered nodes or a mesh others of their kind. Coarse functions are those of the
+        rule that was decomposed: hats of "interior" nodes vanish at the ends. On a mesh an overlap in layers counts the
+        layers of the new one.
 
         Args:
             domain: the new nodes.
@@ -233,7 +238,7 @@ class Decomposition:
 
         Raises:
             ValueError: for subdomains that were given as node sets, a kind of domain that does not fit, Φ missing
-                or too many, and a subdomain without a node of ``domain``.
+                or too many, a box of another size, and a subdomain without a node of ``domain``.
 
         Example:
             >>> from jaxop import domains
@@ -260,6 +265,20 @@ class Decomposition:
                     f"domain must be a grid of {len(self.cuts)} axes, like the one decomposed, got "
                     f"{type(domain).__name__} in {domain.dim} dimensions."
                 )
+            if not is_concrete(*(cut.cuts for cut in self.cuts)):
+                raise ValueError("this decomposition is traced: call `on` outside jax.jit and pass what it returns.")
+            for k, (axis, cut) in enumerate(zip(domain.axes, self.cuts, strict=True)):
+                begin, end = (float(cut.cuts[i]) for i in (0, -1))
+                lower, upper = _ends(axis)
+                apart = max(abs(lower - begin), abs(upper - end)) / (end - begin)
+                # given nodes need not reach the ends
+                if apart > (0.1 if "samples" in (axis.rule, cut.rule) else 1e-5) or (axis.rule == "periodic") != (
+                    cut.rule == "periodic"
+                ):
+                    raise ValueError(
+                        f"domain must cover what was decomposed, along axis {k} [{begin:.6g}, {end:.6g}] under rule "
+                        f"{cut.rule!r}, got [{lower:.6g}, {upper:.6g}] under {axis.rule!r}."
+                    )
             found, hats = _on_grid(domain, self.cuts, self.unity)
         else:
             layers = isinstance(self.cuts.overlap, int)
@@ -520,6 +539,8 @@ def _coarse_space(
     if entries.columns == 0:
         raise ValueError("the coarse space holds no function: ask for more subdomains along an axis, or coarse=None.")
     keep = entries.value != 0
+    if not keep.any():
+        raise ValueError("the coarse space holds only zeros: give functions that do not vanish at all nodes.")
     row, column, value = entries.row[keep], entries.column[keep], entries.value[keep]
     alive, which = np.unique(owner[row] * entries.columns + column, return_inverse=True)
     index, _, rank = _pack(alive // entries.columns, alive % entries.columns, shape[0], None)
@@ -580,6 +601,8 @@ def _real(values: np.ndarray) -> Array:
 
 
 def _check_single(dom: Domain) -> None:
+    if not isinstance(dom, Domain):
+        raise TypeError(f"dom must be a Domain, got {type(dom).__name__}; build one, e.g. domains.interval(64).")
     if dom.is_batched:
         raise ValueError("dom is a stack of domains, one per sample; decompose a single one.")
 
@@ -591,7 +614,18 @@ def _per_axis(subdomains: Any, dim: int) -> tuple[int, ...]:
     counts = (subdomains,) * dim if np.ndim(subdomains) == 0 else tuple(subdomains)
     if len(counts) != dim:
         raise ValueError(f"subdomains must be one number or {dim}, one per axis of the grid, got {counts}.")
+    for count in counts:
+        if isinstance(count, bool) or not isinstance(count, int | np.integer):
+            raise TypeError(f"subdomains must be integers, one or one per axis, got {subdomains!r}.")
     return tuple(operator.index(count) for count in counts)
+
+
+def _ends(axis: Axis) -> tuple[float, float]:
+    """The interval of an axis, which given nodes span."""
+    if axis.rule != "samples":
+        return axis.ends
+    nodes = _axis_nodes(axis)
+    return float(nodes[0]), float(nodes[-1])
 
 
 def _axis_nodes(axis: Axis) -> np.ndarray:
@@ -610,7 +644,7 @@ def _cut_axis(axis: Axis, count: int, overlap: int | float, k: int) -> _AxisCuts
         "interior": lambda: np.concatenate([axis.ends[:1], nodes, axis.ends[1:]]),
         "periodic": lambda: np.append(nodes, axis.ends[1]),
         "midpoint": lambda: np.linspace(*axis.ends, n + 1),
-    }.get(axis.rule, lambda: nodes)()
+    }.get(axis.rule, lambda: nodes if n < 2 else np.concatenate([_ends(axis)[:1], nodes[1:-1], _ends(axis)[1:]]))()
     if not 1 <= count <= n:
         raise ValueError(f"subdomains must lie between 1 and the {n} nodes of axis {k}, got {count}.")
     cuts = edges[np.round(np.arange(count + 1) * (edges.size - 1) / count).astype(int)]
@@ -619,20 +653,23 @@ def _cut_axis(axis: Axis, count: int, overlap: int | float, k: int) -> _AxisCuts
     periodic = axis.rule == "periodic" and count > 1
     if isinstance(overlap, float):
         smallest, what = float(np.diff(cuts).min()), f"length {overlap}; an integer counts nodes"
-        lower, upper = cuts[:-1] - overlap, cuts[1:] + overlap
     else:
         smallest, what = int((stop - start).min()), f"{overlap} nodes"
+    if count > 1 and overlap > smallest:
+        raise ValueError(
+            f"overlap={what} is larger than a subdomain, whose core has {smallest:.6g} along axis {k}; choose a "
+            "smaller overlap, or fewer subdomains."
+        )
+    overlap = overlap if count > 1 else type(overlap)(0)
+    if isinstance(overlap, float):
+        lower, upper = cuts[:-1] - overlap, cuts[1:] + overlap
+    else:
         length = edges[-1] - edges[0]
         line = np.concatenate([nodes - length, nodes, nodes + length]) if periodic else np.pad(nodes, n, mode="edge")
         between = (line[:-1] + line[1:]) / 2
         lower, upper = between[start - overlap + n - 1], between[np.minimum(stop + overlap, 2 * n - 1) + n - 1]
         if overlap == 0:
             lower, upper = cuts[:-1], cuts[1:]
-    if count > 1 and overlap > smallest:
-        raise ValueError(
-            f"overlap={what} is larger than a subdomain, whose core has {smallest:.6g} along axis {k}; choose a "
-            "smaller overlap, or fewer subdomains."
-        )
     if periodic:
         if (np.subtract(*reversed(_ranges(nodes, lower, upper, periodic=True, length=_period(axis)))) > n).any():
             raise ValueError(f"overlap={what} makes a subdomain meet itself around the periodic axis {k}; shrink it.")
@@ -640,7 +677,7 @@ def _cut_axis(axis: Axis, count: int, overlap: int | float, k: int) -> _AxisCuts
         lower, upper = lower.copy(), upper.copy()
         lower[0], upper[-1] = cuts[0], cuts[-1]
         lower, upper = np.maximum(lower, cuts[0]), np.minimum(upper, cuts[-1])
-    return _AxisCuts(cuts, lower, upper)
+    return _AxisCuts(cuts, lower, upper, axis.rule)
 
 
 def _period(axis: Axis) -> float:
@@ -730,7 +767,7 @@ def _on_axis(axis: Axis, cut: _AxisCuts, unity: str, k: int) -> tuple[tuple[np.n
     columns = count + 1
     if periodic:
         column, columns = column % count, count
-    elif axis.rule == "interior":
+    elif cut.rule == "interior":
         column, columns = column - 1, count - 1
         keep = (column >= 0) & (column < columns)
         row, column, value = row[keep], column[keep], value[keep]

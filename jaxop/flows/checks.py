@@ -30,7 +30,9 @@ def check_ensemble(x: Any, weights: Any, **others: Any) -> tuple[Array, ...]:
                 where = f"weights[{first_index(bad)}] = {values[first_index(bad)]}" if bad.any() else "all are 0"
                 raise ValueError(f"weights must be finite and at least 0 with a positive sum, but {where}.")
         weights = relative_weights(weights)
-        weights = (weights / jnp.sum(weights)).astype(x.dtype)
+        total = jnp.sum(weights)
+        # traced weights may all be 0, of a sequence that is padding only: its particles then see nothing
+        weights = jnp.where(total > 0, weights / jnp.where(total > 0, total, 1), 0).astype(x.dtype)
     arrays = []
     for name, array in others.items():
         array = as_float(array, name)
@@ -48,6 +50,9 @@ def check_matrix(matrix: Any, name: str, x: Array, *, symmetric: bool = False, d
         raise ValueError(f"{name} must be a ({d}, {d}) matrix for particles of {d} channels, got {matrix.shape}.")
     if (symmetric or definite) and is_concrete(matrix):
         values = np.asarray(matrix, np.float64)
+        if not np.isfinite(values).all():
+            where = first_index(~np.isfinite(values))
+            raise ValueError(f"{name} must be finite, but {name}[{where}] = {values[where]}.")
         scale, tolerance = np.abs(values).max(), 100 * float(jnp.finfo(matrix.dtype).eps)
         gap = np.abs(values - values.T)
         if not gap.max() <= tolerance * scale:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxop._validation import is_concrete
+from jaxop._validation import accumulator, is_concrete, is_numeric
 from jaxop.flows.system import Damping, State, System, evaluate, rates_of
 
 
@@ -54,7 +54,7 @@ def step(method: Method, system: System, state: State, schedule: Damping, dt: An
         dt: length of the step, or a pair (h_x, h_y), in which x moves by h_x ẋ while y and the clock move by h_y.
 
     Returns:
-        The state at t + dt.
+        The state at t + dt, in the dtypes of ``state``; computed in float32 at least.
 
     Raises:
         ValueError: for a step that is not positive and finite (where its value is known).
@@ -73,20 +73,31 @@ def step(method: Method, system: System, state: State, schedule: Damping, dt: An
     if isinstance(method, type) or not hasattr(method, "advance"):
         names = ", ".join(f"flows.{kind.__name__}()" for kind in METHODS.values())
         raise TypeError(f"method must be one of {names}, got {method!r}.")
+    if not isinstance(system, System):
+        raise TypeError(f"system must be a flows.System(rates), got {type(system).__name__}; see flows.first_order.")
     h_x, h_y = check_step(schedule, state, dt)
     if jax.tree.structure(state.history) != jax.tree.structure(method.history(state)):
         raise TypeError(f"state was started with another method; use flows.start({method!r}, ...).")
-    dtype = state.position.dtype
-    ratio = None if h_x is h_y else jnp.asarray(h_x, dtype) / jnp.asarray(h_y, dtype)
-    return method.advance(system, state, schedule, jnp.asarray(h_y, dtype), 1 if ratio is None else ratio)
+    dtype = accumulator(state.position.dtype)
+    ratio = 1 if h_x is h_y else jnp.asarray(h_x, dtype) / jnp.asarray(h_y, dtype)
+    wide = jax.tree.map(lambda leaf: leaf.astype(accumulator(leaf.dtype)), state)
+    new = method.advance(system, wide, schedule, jnp.asarray(h_y, dtype), ratio)
+    return jax.tree.map(lambda new, old: new.astype(old.dtype), new, state)
 
 
 def check_step(schedule: Damping, state: State, dt: Any) -> tuple[Any, Any]:
     """(h_x, h_y), after a look at what is known of them and of the time."""
+    if not isinstance(state, State):
+        raise TypeError(f"state must come from flows.start(method, position), got {type(state).__name__}.")
     if not isinstance(schedule, Damping):
         raise TypeError(f"schedule must be a flows.Damping(...), got {schedule!r}; flows.Damping() is none.")
-    h_x, h_y = dt if isinstance(dt, tuple | list) else (dt, dt)
+    pair = tuple(dt) if isinstance(dt, tuple | list) else (dt, dt)
+    if len(pair) != 2:
+        raise ValueError(f"dt must be a number or a pair (h_x, h_y), got {len(pair)} entries.")
+    h_x, h_y = pair
     for name, h in (("h_x", h_x), ("h_y", h_y)):
+        if not is_numeric(h):
+            raise TypeError(f"dt must be a positive number or a pair of them, got {name} = {h!r}.")
         if is_concrete(h) and not (np.ndim(h) == 0 and np.isfinite(h) and h > 0):
             raise ValueError(f"dt must be a positive and finite number, or a pair of them, got {name} = {h}.")
     if is_concrete(schedule.logarithmic, state.time) and schedule.logarithmic > 0 and not state.time > 0:
@@ -97,7 +108,7 @@ def check_step(schedule: Damping, state: State, dt: Any) -> tuple[Any, Any]:
 
 
 def _decay(schedule: Damping, state: State, dt: Any) -> Array:
-    return jnp.asarray(schedule.between(state.time, dt), state.position.dtype)
+    return jnp.asarray(schedule.between(state.time, dt), accumulator(state.position.dtype))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,19 +174,20 @@ _SERIES = 0.05
 
 
 class Rates(NamedTuple):
-    """Damped rates of a former step, and its time."""
+    """Damped rates of a former step, and its length: 0 before the first."""
 
     position: Array
     velocity: Array
-    time: Array
+    dt: Array
 
 
 class Forces(NamedTuple):
-    """Undamped rates of a former step, and its time."""
+    """Undamped rates of a former step, its length and its damping η: 0 before the first."""
 
     position: Array
     velocity: Array
-    time: Array
+    dt: Array
+    eta: Array
 
 
 class Copy(NamedTuple):
@@ -190,8 +202,8 @@ class AdamsBashforth2:
     """Z ← Z + h ((1 + r/2) R_n − (r/2) R_{n−1}), R = (ẋ, G − α Y), r = h / former h; order 2, first step Euler's."""
 
     def history(self, state: State) -> Rates:
-        """Rates of a former step, none yet: its time is that of the state."""
-        return Rates(jnp.zeros_like(state.position), jnp.zeros_like(state.velocity), state.time)
+        """Rates of a former step, none yet."""
+        return Rates(jnp.zeros_like(state.position), jnp.zeros_like(state.velocity), jnp.zeros_like(state.time))
 
     def advance(self, system: System, state: State, schedule: Damping, dt: Array, ratio: Any) -> State:
         """See `step`."""
@@ -202,7 +214,7 @@ class AdamsBashforth2:
             state.position + ratio * dt * ((1 + half) * drift - half * state.history.position),
             state.velocity + dt * ((1 + half) * damped - half * state.history.velocity),
             state.time + dt,
-            Rates(drift, damped, state.time),
+            Rates(drift, damped, dt),
         )
 
 
@@ -211,26 +223,27 @@ class LawsonAdamsBashforth2:
     """`AdamsBashforth2` on e^η Y: the damping is integrated exactly (integrating factor); order 2."""
 
     def history(self, state: State) -> Forces:
-        """Rates of a former step, none yet: its time is that of the state."""
-        return Forces(jnp.zeros_like(state.position), jnp.zeros_like(state.velocity), state.time)
+        """Rates of a former step, none yet."""
+        zero = jnp.zeros_like(state.time)
+        return Forces(jnp.zeros_like(state.position), jnp.zeros_like(state.velocity), zero, zero)
 
     def advance(self, system: System, state: State, schedule: Damping, dt: Array, ratio: Any) -> State:
         """See `step`."""
         drift, force = evaluate(system, state)
         half, eta, former = _half_ratio(state, dt), _decay(schedule, state, dt), state.history
-        since = jnp.asarray(schedule.between(former.time, state.time + dt - former.time), dt.dtype)
+        since = eta + former.eta
         return State(
             state.position + ratio * dt * ((1 + half) * drift - half * former.position),
             jnp.exp(-eta) * (state.velocity + dt * (1 + half) * force) - dt * half * jnp.exp(-since) * former.velocity,
             state.time + dt,
-            Forces(drift, force, state.time),
+            Forces(drift, force, dt, eta),
         )
 
 
 def _half_ratio(state: State, dt: Array) -> Array:
-    elapsed = state.time - state.history.time
-    first = elapsed <= 0
-    return jnp.where(first, 0, dt / jnp.where(first, 1, elapsed)) / 2
+    # the lengths themselves: differences of times are rounded to the last digit of the time
+    former = state.history.dt
+    return jnp.where(former > 0, dt / jnp.where(former > 0, former, 1), 0) / 2
 
 
 @dataclasses.dataclass(frozen=True)

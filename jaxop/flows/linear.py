@@ -71,8 +71,8 @@ def linear_rates(
         x: particles, (n, d).
         momentum: Y, (n, d).
         weights: as in `linear_force`.
-        bilinear: A.
-        hessian: V.
+        bilinear: A, symmetric and positive definite.
+        hessian: V, symmetric.
 
     Returns:
         (drift, force): the function Y ↦ Ẋ at this X, and Ẏ without damping, (n, d).
@@ -92,7 +92,8 @@ def linear_rates(
         (3, 2)
     """
     x, weights, y = check_ensemble(x, weights, momentum=momentum)
-    bilinear, hessian = (check_matrix(m, name, x) for m, name in ((bilinear, "bilinear"), (hessian, "hessian")))
+    bilinear = check_matrix(bilinear, "bilinear", x, symmetric=True, definite=True)
+    hessian = check_matrix(hessian, "hessian", x, symmetric=True)
 
     def drift(y: Array) -> Array:
         return x @ (bilinear @ moment(x, y, weights))
@@ -119,7 +120,7 @@ def linear_connection(
         x: particles, (n, d).
         velocity: U, (n, d); only its part X T counts.
         weights: as in `linear_force`; causal: relative to the largest one.
-        bilinear: A, symmetric; None: the identity.
+        bilinear: A, symmetric and positive definite; None: the identity.
         ridge: ε, in units of squared channels times the total weight, of the largest weight where causal. The exact
             flow has none, which needs at least d independent particles.
         is_causal: whether particle i sees j ≤ i only.
@@ -128,7 +129,8 @@ def linear_connection(
         Shape (n, d).
 
     Raises:
-        ValueError: as `linear_force`; for a ridge that is negative, or 0 where T would not be determined.
+        ValueError: as `linear_force`; for a ridge that is negative, 0 where T would not be determined, or, causal, too
+            small for the precision.
 
     Cost: O(n d²) time and O(n d) memory; causal, n steps of O(d²) one after another; their derivatives take
         O(n d²) memory.
@@ -145,16 +147,25 @@ def linear_connection(
          [-4. -4.]]
     """
     x, weights, u = check_ensemble(x, weights, velocity=velocity)
-    if not (ridge > 0 or (ridge == 0 and not is_causal and x.shape[0] >= x.shape[1])):
+    enough = not is_causal and x.shape[0] >= x.shape[1]
+    if is_concrete(ridge) and not (ridge > 0 or (ridge == 0 and enough)):
         raise ValueError(
             f"ridge must be positive for causal particles or fewer of them than channels, and never negative, got "
             f"{ridge} for {x.shape[0]} particles of {x.shape[1]} channels."
         )
-    a = None if bilinear is None else check_matrix(bilinear, "bilinear", x, symmetric=True)
+    a = None if bilinear is None else check_matrix(bilinear, "bilinear", x, symmetric=True, definite=True)
     if is_causal:
-        return _causal_connection(x, u, relative_weights(weights), a, ridge)
+        weights = relative_weights(weights)
+        if is_concrete(ridge, x, weights):
+            least = 100 * float(jnp.finfo(x.dtype).eps * jnp.max(weights * jnp.sum(x * x, axis=1)))
+            if ridge < least:
+                raise ValueError(
+                    f"ridge must be at least {least:.1e} for these particles in {x.dtype}, got {ridge}: recursive "
+                    "least squares would lose all digits. Take a larger one, or float64."
+                )
+        return _causal_connection(x, u, weights, a, ridge)
     second = moment(x, x, weights) + ridge * jnp.eye(x.shape[1], dtype=x.dtype)
-    if ridge == 0 and is_concrete(second) and (rank := np.linalg.matrix_rank(np.asarray(second))) < x.shape[1]:
+    if is_concrete(ridge, second) and ridge == 0 and (rank := np.linalg.matrix_rank(np.asarray(second))) < x.shape[1]:
         raise ValueError(
             f"ridge must be positive where particles of positive weight span {rank} of {x.shape[1]} dimensions only."
         )
@@ -167,7 +178,7 @@ def _connection(x: Array, motion: Array, bilinear: Array | None) -> Array:
     forth = x @ motion
     if bilinear is None:
         return forth @ motion.T - (forth + x @ motion.T) @ motion
-    back = x @ bilinear @ motion.T @ jnp.linalg.inv(bilinear)
+    back = jax.scipy.linalg.solve(bilinear, motion @ bilinear @ x.T, assume_a="pos").T
     return forth @ motion.T - (forth + back) @ motion
 
 
@@ -203,8 +214,8 @@ def linear_energy(
         x: particles, (n, d).
         momentum: Y, (n, d).
         weights: as in `linear_force`.
-        bilinear: A.
-        hessian: V.
+        bilinear: A, symmetric and positive definite.
+        hessian: V, symmetric.
 
     Returns:
         (kinetic, potential), two numbers.
@@ -221,7 +232,8 @@ def linear_energy(
         0.25 0.5
     """
     x, weights, y = check_ensemble(x, weights, momentum=momentum)
-    bilinear, hessian = (check_matrix(m, name, x) for m, name in ((bilinear, "bilinear"), (hessian, "hessian")))
+    bilinear = check_matrix(bilinear, "bilinear", x, symmetric=True, definite=True)
+    hessian = check_matrix(hessian, "hessian", x, symmetric=True)
     mixed = moment(x, y, weights)
     kinetic = jnp.sum(mixed * (bilinear @ mixed)) / 2
     return kinetic, -jnp.sum(hessian * moment(x, x, weights)) / 2

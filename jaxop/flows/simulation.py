@@ -1,6 +1,7 @@
 """Running a flow for many steps, with a diagnosis if it blows up."""
 
 import functools
+import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -59,7 +60,8 @@ def simulate(
             finite. Inside `jit` nothing can be raised: there the trajectory stays at the last finite state, and has no
             derivative.
 
-    Cost: that of the steps; memory for the kept states.
+    Cost: that of the steps; memory for the kept states. Compiles once for each ``system`` and ``method``: a system that
+        is built anew compiles anew.
 
     Example:
         >>> import jax.numpy as jnp
@@ -76,14 +78,15 @@ def simulate(
             bad = ~np.isfinite(np.asarray(getattr(state, name)))
             if bad.any():
                 raise ValueError(f"{name} must be finite at the start, but {name}[{first_index(bad)}] is not.")
+    steps, every = operator.index(steps), operator.index(every)
     if steps < 1 or every < 1 or steps % every:
         raise ValueError(f"steps must be a positive multiple of every = {every}, got {steps}.")
-    check_step(schedule, state, dt)
+    _, h_y = check_step(schedule, state, dt)
     final, failed, kept = _run(method, system, state, schedule, dt, steps=steps, every=every)
     if is_concrete(failed) and int(failed[0]) >= 0:
         number, index = (int(i) for i in failed)
         begin = float(final.time)
-        span = float(dt[1] if isinstance(dt, tuple) else dt)
+        span = float(h_y)
         raise FloatingPointError(
             f"the flow blew up in step {number + 1} (from t = {begin:.6g} to {begin + span:.6g}): particle {index} is "
             f"not finite any more. Its energy may be unbounded below; take a smaller dt than {span:g}, more damping, "

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +54,7 @@ def stein_force(
     """
     x, weights = check_ensemble(x, weights)
     kernel = cast_kernel(kernel, x.dtype)
-    slopes = jax.vmap(score)(x)
+    slopes = _scores(score, x)
     if isinstance(kernel, Bilinear):
         features, form, embed = _features(x, kernel)
         return features @ (form @ moment(features, slopes, weights) + jnp.sum(weights) * form @ embed.T)
@@ -115,8 +116,7 @@ def stein_rates(
     force = stein_force(x, weights, score=score, kernel=kernel)
     if isinstance(kernel, Bilinear):
         features, form, embed = _features(x, kernel)
-        _check_count(features)
-        second = moment(features, features, weights)
+        second = _second_moment(features, weights)
         projected = jnp.linalg.solve(second, moment(features, u, weights))
         y = features @ jnp.linalg.solve(second, jnp.linalg.solve(form, projected))
         mixed = form @ moment(features, y, weights)
@@ -189,14 +189,13 @@ def stein_momentum_rates(
     if not isinstance(kernel, Bilinear):
         raise TypeError(f"momenta are known for kernels.Bilinear only, got {type(kernel).__name__}; use stein_rates.")
     features, form, embed = _features(x, cast_kernel(kernel, x.dtype))
-    _check_count(features)
-    entropic = features @ jnp.linalg.solve(moment(features, features, weights), embed.T)
+    entropic = features @ jnp.linalg.solve(_second_moment(features, weights), embed.T)
     bent = y @ (moment(y, features, weights) @ form @ embed.T)
 
     def drift(y: Array) -> Array:
         return features @ (form @ moment(features, y, weights))
 
-    return drift, jax.vmap(score)(x) + entropic - bent
+    return drift, _scores(score, x) + entropic - bent
 
 
 def stein_momentum_flow(
@@ -261,18 +260,36 @@ def accelerated_stein_flow(
     )
 
 
-def _check_count(features: Array) -> None:
-    n, rank = features.shape
-    if n < rank:
+def _scores(score: Any, x: Array) -> Array:
+    """∇log π at every particle."""
+    if not callable(score):
+        raise TypeError(f"score must be the function ∇log π of one point, (d,) to (d,), got {type(score).__name__}.")
+    slopes: Any = jax.vmap(score)(x)
+    if slopes.shape != x.shape:
+        raise ValueError(f"score must map ({x.shape[1]},) to ({x.shape[1]},), got shape {slopes.shape[1:]}.")
+    return slopes
+
+
+def _second_moment(features: Array, weights: Array) -> Array:
+    """Σ_i w_i φ_i φ_iᵀ, which must not be singular."""
+    second = moment(features, features, weights)
+    needed = features.shape[1]
+    known = is_concrete(second)
+    rank = int(np.linalg.matrix_rank(np.asarray(second))) if known else min(features.shape)
+    if rank < needed:
         raise ValueError(
-            f"x must hold at least {rank} particles for this bilinear kernel, got {n}: their moments are singular."
+            f"x must hold at least {needed} independent particles of positive weight for this bilinear kernel, got "
+            f"{rank}: their moments are singular."
         )
+    return second
 
 
 def _features(x: Array, kernel: Bilinear) -> tuple[Array, Array, Array]:
     """Rows φ with k(x, y) = φ(x)ᵀ F φ(y), F symmetric, and ∂φ/∂x as a (d, r) matrix."""
-    form = (kernel.matrix + kernel.matrix.T) / 2
     d = x.shape[1]
+    if jnp.shape(kernel.matrix) != (d, d):
+        raise ValueError(f"kernel's matrix must be ({d}, {d}) like the particles, got {jnp.shape(kernel.matrix)}.")
+    form = (kernel.matrix + kernel.matrix.T) / 2
     identity = jnp.eye(d, dtype=x.dtype)
     if kernel.offset is None:
         return x, form, identity

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxop._pytree import register
-from jaxop._validation import as_float, is_concrete
+from jaxop._validation import accumulator, as_float, is_concrete, is_numeric
 
 Drift = Array | Callable[[Array], Array]
 """ẋ, or the function y ↦ ẋ at the position where it was made."""
@@ -138,7 +138,9 @@ class Damping:
     def __post_init__(self):
         for name in ("logarithmic", "linear"):
             value = getattr(self, name)
-            if is_concrete(value) and not (np.isfinite(value) and np.all(np.asarray(value) >= 0)):
+            if not is_numeric(value) or np.ndim(value):
+                raise TypeError(f"{name} must be one number, got {value!r}.")
+            if is_concrete(value) and not (np.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} must be finite and at least 0, got {value}; a negative damping adds energy.")
 
     def rate(self, time: Any) -> Any:
@@ -179,5 +181,6 @@ def start(method: Any, position: Array, velocity: Array | None = None, *, time: 
     velocity = jnp.zeros_like(position) if velocity is None else as_float(velocity, "velocity")
     if velocity.shape != position.shape:
         raise ValueError(f"velocity must have the shape of position, {position.shape}, got {velocity.shape}.")
-    state = State(position, velocity.astype(position.dtype), jnp.asarray(time, position.dtype))
+    time = jnp.asarray(time, accumulator(position.dtype))
+    state = State(position, velocity.astype(position.dtype), time)
     return state._replace(history=method.history(state))

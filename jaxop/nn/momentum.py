@@ -30,7 +30,9 @@ class MomentumConfig:
     Attributes:
         block: ``"none"``: no velocity, ordinary residual layers. ``"Y"`` (Nesterov), ``"H0"``, ``"H1"``, ``"R2"``: see
             `MomentumLayer`; they keep the causal order of sequences. ``"exact"``: see `FlowLayer`, for functions and
-            images; inputs a few times larger than those of training can make it overflow.
+            images; an attention of its own, of one head of full width between nodes or functions on patches, takes the
+            place of the model's, whose heads and Fourier modes are not used; inputs a few times larger than those of
+            training can make it overflow.
         initial: the first velocity: ``"learned"`` from the model's input by an embedding of its own, or ``"zero"``.
         method: the integrator of ``"exact"``, a name in `jaxop.flows.METHODS`.
 
@@ -298,8 +300,10 @@ class FlowLayer(nnx.Module):
         # softplus of the diagonal is 1
         self.score = nnx.Param(np.log(np.expm1(1.0)) * identity)
         self.mobility = nnx.Param(np.log(np.expm1(1.0)) * identity)
-        self.position_step = Positive(0.5, param_dtype=param_dtype)
-        self.velocity_step = Positive(0.5, param_dtype=param_dtype)
+        # with α(1) ≈ 3, methods that take the damping explicitly are unstable from h = 1/3 on
+        h = 0.15 if method in ("euler", "ab2") else 0.5
+        self.position_step = Positive(h, param_dtype=param_dtype)
+        self.velocity_step = Positive(h, param_dtype=param_dtype)
         self.logarithmic = Positive(3.0, param_dtype=param_dtype)
         self.linear = Positive(0.1, param_dtype=param_dtype)
         self.feedforward = FeedForward(
@@ -351,12 +355,13 @@ class FlowLayer(nnx.Module):
             return jax.vmap(one, in_axes=axes)(x, u, weights, measure).astype(x.dtype)
 
         x = state.position
-        schedule = Damping(self.logarithmic(x), self.linear(x))
-        h_x, h_y = self.position_step(x), self.velocity_step(x)
+        wide = jnp.zeros((), dtype)
+        schedule = Damping(self.logarithmic(wide), self.linear(wide))
+        h_x, h_y = self.position_step(wide), self.velocity_step(wide)
         state = step(self.method, second_order(acceleration), state, schedule, (h_x, h_y))
         branch = in_blocks(lambda x: self.feedforward(self.feedforward_norm(x)), state.position)
         branch = (branch if self.dropout is None else self.dropout(branch)).astype(x.dtype)
-        return displace(state, h_x * branch, branch)
+        return displace(state, h_x.astype(x.dtype) * branch, branch)
 
 
 def _batch_axis(weights: Array | None) -> int | None:

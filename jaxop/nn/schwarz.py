@@ -16,7 +16,7 @@ from jaxop.domains import COARSE_SPACES, PARTITIONS_OF_UNITY, Decomposition, Dom
 from jaxop.nn.attention import IntegralAttention, IntegralAttentionConfig
 from jaxop.nn.kernels import LINEAR, ExpDotProductConfig, KernelConfig, check_kernel_config
 
-_REFERENCE = 16
+_REFERENCE = 4
 """Nodes of a subdomain of the grid on which cuts are placed, along each axis: they then lie at equal distances."""
 
 
@@ -56,6 +56,8 @@ class SchwarzAttentionConfig:
             raise ValueError(f"{type(self.kernel).__name__} is signed and makes no averages inside a subdomain.")
         if isinstance(self.subdomains, bool) or not isinstance(self.subdomains, int) or self.subdomains < 1:
             raise ValueError(f"subdomains must be a positive integer, got {self.subdomains!r}.")
+        if isinstance(self.overlap, bool) or not isinstance(self.overlap, int | float):
+            raise TypeError(f"overlap must be a share in [0, 1) of the side of a core, got {self.overlap!r}.")
         if not 0 <= self.overlap < 1:
             raise ValueError(f"overlap must be a share in [0, 1) of the side of a core, got {self.overlap}.")
         check_name(self.partition, "partition", PARTITIONS_OF_UNITY)
@@ -99,7 +101,7 @@ class SchwarzAttentionConfig:
                     "operator outside jax.jit, or nn.SchwarzAttention with a decomposition."
                 )
             extent = np.ptp(np.asarray(domain.points, np.float64), axis=0).max()
-            side = float(extent / self.subdomains ** (1 / domain.dim))
+            side = float(extent / self.subdomains ** (1.0 if isinstance(domain, Grid) else 1 / domain.dim))
             return decompose(domain, self.subdomains, self.overlap * side, **options)
         if domain.is_batched:
             raise ValueError("Schwarz attention needs one domain for all samples, got a stack.")
@@ -159,6 +161,8 @@ class SchwarzAttention(nnx.Module):
         Raises:
             ValueError: for values that do not fit the decomposition.
         """
+        if x.ndim != 3:
+            raise ValueError(f"x must have shape (b, n, d), got {x.shape}; for a single sample pass x[None].")
         query, key, value = self.local.project(x, x)
         kernel, axis, how = self.local.kernel.value, self.local.kernel_axis, self.local.implementation
 

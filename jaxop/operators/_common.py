@@ -262,7 +262,7 @@ def check_config(config: Any) -> None:
         if not is_floating or (given is None and name == "param_dtype"):
             raise ValueError(f"{name} must be the name of a floating dtype such as 'float32', got {given!r}.")
     if getattr(config, "smoothing_modes", None) is not None:
-        check_modes(config.smoothing_modes, (config.reference,) * config.dim)
+        check_modes(config.smoothing_modes, (config.reference,) * config.dim, argument="smoothing_modes")
 
 
 def _check_schwarz(config: Any) -> None:

@@ -106,12 +106,13 @@ def modes_per_axis(modes: int | Sequence[int], dim: int) -> tuple[int, ...]:
     return result
 
 
-def check_modes(modes: int | Sequence[int], reference: Sequence[int]) -> tuple[int, ...]:
+def check_modes(modes: int | Sequence[int], reference: Sequence[int], *, argument: str = "modes") -> tuple[int, ...]:
     """Refuses 2 m_j > n_j: a layer must be able to see all its modes on its reference grid.
 
     Args:
         modes: m, one number or one per axis.
         reference: nodes along each axis of the grid, or of the patch, that the layer is made for.
+        argument: what the message calls ``modes``.
 
     Returns:
         One m_j per axis.
@@ -132,8 +133,8 @@ def check_modes(modes: int | Sequence[int], reference: Sequence[int]) -> tuple[i
             )
         if 2 * m > n:
             raise ValueError(
-                f"modes = {m} along axis {axis} needs 2·modes ≤ nodes, but the reference grid has {n} nodes there; "
-                f"take modes ≤ {n // 2}, or at least {2 * m} nodes."
+                f"{argument} = {m} along axis {axis} needs 2·{argument} ≤ nodes, but the reference grid has {n} nodes "
+                f"there; take {argument} ≤ {n // 2}, or at least {2 * m} nodes."
             )
     return result
 

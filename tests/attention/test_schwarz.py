@@ -1,5 +1,6 @@
 """Two-level Schwarz attention: the operator, exactness, fitting and what can be reached."""
 
+import dataclasses
 import functools
 
 import jax
@@ -152,6 +153,75 @@ def test_fits_from_data_alone_and_symmetric_ones(x64):
     error = attention.operator_error(dec, shifted.factors, inputs, targets)
     assert shifted.errors[-1] == pytest.approx(error, rel=1e-6)
     assert attention.symmetry_report(dec, free.factors).asymmetry > 1e-6
+
+
+@pytest.mark.parametrize(("samples", "begin"), [(16, None), (200, None), (16, "galerkin")])
+def test_symmetric_fits_of_few_modes(samples, begin, x64):
+    """Where most functions are in no sample, truncating a symmetric block must not let the rest of it through."""
+    dec, matrix, inputs, targets = problem(63, 8, 2)
+    inputs, targets = (a[:, :16] for a in (inputs, targets))
+    if samples > 16:
+        mix = np.random.default_rng(0).normal(size=(16, samples))
+        inputs, targets = inputs @ mix, targets @ mix
+    initial = attention.galerkin_factors(dec, matrix, 2) if begin else None
+    fit = attention.fit_schwarz(dec, inputs, targets, rank=2, symmetric=True, initial=initial, steps=10)
+    assert len(fit.errors) > 5
+    assert fit.errors[-1] < 2e-3
+    assert fit.errors[-1] == pytest.approx(attention.operator_error(dec, fit.factors, inputs, targets), rel=1e-6)
+
+
+def test_symmetric_fits_come_near_the_bound(x64):
+    dec = domains.decompose(domains.interval(63, rule="interior"), 8, 2)
+    inverse = np.linalg.inv(laplacian(63).toarray())
+    fit = attention.fit_schwarz(dec, np.eye(63), inverse, rank=2, symmetric=True, steps=12)
+    assert fit.bound < fit.errors[-1] < 1.3 * fit.bound
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_any_start_is_improved_and_reported_as_it_is(symmetric, x64):
+    """Keys where there shall be none, one level only, fewer columns than asked for."""
+    dec, matrix, inputs, targets = problem(31, 4, 2)
+    galerkin = attention.galerkin_factors(dec, matrix, 2)
+    starts = [
+        factors_on(dec),
+        attention.SchwarzFactors(local_query=galerkin.local_query, local_key=galerkin.local_key),
+        dataclasses.replace(galerkin, coarse_query=galerkin.coarse_query[:, :1], coarse_key=galerkin.coarse_key[:, :1]),
+    ]
+    for start in starts:
+        fit = attention.fit_schwarz(dec, inputs, targets, rank=2, symmetric=symmetric, initial=start, steps=8)
+        assert fit.errors[-1] < 0.05
+        assert fit.errors[-1] == pytest.approx(attention.operator_error(dec, fit.factors, inputs, targets), rel=1e-6)
+
+
+def test_blocks_that_no_sample_reaches_do_no_harm(x64):
+    dec, _, _, _ = problem(31, 4, 2)
+    fit = attention.fit_schwarz(dec, np.eye(31)[:, :3], np.eye(31)[:, :3], rank=2, noise=0.0, steps=3)
+    assert np.isfinite(fit.errors).all()
+    negative = attention.fit_schwarz(dec, np.eye(31), -np.eye(31), rank=2, symmetric=True, steps=3)
+    assert negative.errors[-1] == pytest.approx(1.0)  # nothing semi-definite helps
+
+
+def test_noise_bounds_the_operator_in_large_subdomains(x64):
+    dec = domains.decompose(domains.interval(511, rule="interior"), 2, 4)
+    k, x = np.arange(1, 33), np.arange(1, 512) / 512
+    inputs = np.sin(np.pi * np.outer(x, k)) / k
+    fit = attention.fit_schwarz(dec, inputs, inputs / (np.pi * k) ** 2, rank=4, noise=1e-2, steps=3)
+    assert fit.errors[-1] < 0.01
+    assert np.linalg.norm(np.asarray(attention.schwarz_matrix(dec, fit.factors)), 2) < 0.2  # 1/π² and a little
+
+
+def test_stored_zeros_tie_no_nodes(x64):
+    dec, matrix, _, _ = problem(31, 4, 2)
+    row, column = np.arange(15), np.arange(15) + 16
+    stored = scipy.sparse.coo_array(matrix)
+    entries = [np.concatenate(a) for a in ((stored.data, 0.0 * row), (stored.row, row), (stored.col, column))]
+    padded = scipy.sparse.coo_array((entries[0], (entries[1], entries[2])), shape=(31, 31))
+    for ours, theirs in zip(
+        jax.tree.leaves(attention.galerkin_factors(dec, padded)),
+        jax.tree.leaves(attention.galerkin_factors(dec, matrix)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_many_samples_are_compressed(x64):
@@ -323,6 +393,7 @@ def bad(name):
         "blocks": lambda: attention.galerkin_factors(dec, identity, blocks="inner"),
         "targets": lambda: attention.fit_schwarz(dec, identity, identity[:, :3], rank=1),
         "NaN targets": lambda: attention.fit_schwarz(dec, identity, np.full((31, 31), np.nan), rank=1),
+        "nothing": lambda: attention.fit_schwarz(dec, identity, 0 * identity, rank=1),
         "noise": lambda: attention.fit_schwarz(dec, identity, identity, rank=1, noise=-1.0),
         "tracers": lambda: jax.jit(lambda f: attention.fit_schwarz(dec, f, f, rank=1).factors)(identity),
         "global rank": lambda: attention.optimal_low_rank(identity, identity, np.ones(31), 32),
@@ -348,6 +419,7 @@ def bad(name):
         ("blocks", r"blocks='inner' is unknown.*'interior'"),
         ("targets", r"targets must have shape \(n, m\) = \(31, m\).*got \(31, 31\) and \(31, 3\)"),
         ("NaN targets", r"targets must be finite, but targets\[\(0, 0\)\] is not"),
+        ("nothing", r"targets are 0 everywhere: there is nothing to fit"),
         ("noise", r"noise must be finite and not negative, got -1.0"),
         ("tracers", r"must be concrete to be fitted; call it outside jax.jit"),
         ("global rank", r"rank must lie between 0 and the 31 nodes, got 32"),

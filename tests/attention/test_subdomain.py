@@ -98,6 +98,14 @@ def test_coarse_tokens_are_weighted_averages(x64):
     np.testing.assert_allclose(weights.sum(), 1.0, rtol=1e-10)
 
 
+def test_coarse_functions_without_a_positive_integral_are_empty_tokens():
+    domain = domains.interval(16, rule="midpoint")
+    cut = domains.decompose(domain, 4, 1, coarse=np.stack([np.ones(16), -np.ones(16)], axis=1))
+    tokens, weights = coarse_averages(3 * jnp.ones((16, 2)), cut)
+    np.testing.assert_allclose(tokens, [[3, 3], [0, 0]], rtol=1e-6)
+    np.testing.assert_allclose(weights, [1, 0], rtol=1e-6)
+
+
 def test_bad_input():
     cut = domains.decompose(domains.interval(24), 3, 1)
     query, key, value = operands(24)

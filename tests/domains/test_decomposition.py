@@ -130,6 +130,25 @@ def test_subdomains_of_a_periodic_axis_pass_its_end():
     np.testing.assert_allclose(np.diff(np.sort(x)), np.diff(np.sort(x))[0], rtol=1e-3)
 
 
+def test_coarse_functions_stay_those_of_the_rule():
+    dec = domains.decompose(domains.interval(63, rule="interior"), 8, 2)
+    for finer in (domains.interval(127), domains.interval(128, rule="midpoint")):
+        assert dec.on(finer).coarse_size == dec.coarse_size == 7
+        assert float(np.abs(dec.on(finer).coarse_basis()[0]).max()) < 0.1
+
+
+@pytest.mark.parametrize("rule", ["periodic", "gauss-legendre", "trapezoid"])
+def test_local_coordinates_lie_in_the_box(rule):
+    for n in (7, 13, 28):
+        for subdomains in (1, 3):
+            domain = domains.interval(n, lower=-0.3, upper=1.9, rule=rule)
+            cut = domains.decompose(domain, subdomains, 1)
+            for dec in (cut, cut.on(domains.interval(3 * n, lower=-0.3, upper=1.9, rule=rule))):
+                inside = np.asarray(dec.coordinates)[np.asarray(dec.cover.inside)]
+                assert np.abs(inside).max() < 1 + 1e-4
+                assert subdomains > 1 or (np.diff(inside[:, 0]) > 0).all()
+
+
 def test_layers_of_a_mesh_are_neighbours():
     mesh = square_mesh(8)
     core, grown = (domains.decompose(mesh, 4, layers) for layers in (0, 1))
@@ -202,6 +221,20 @@ def test_given_subdomains_and_partition():
 
 LINE = domains.interval(16)
 ROWS = {
+    "overlap far too large": (lambda: domains.decompose(LINE, 8, 100), r"overlap=100 nodes is larger than a subdomain"),
+    "another box": (
+        lambda: domains.decompose(LINE, 4, 1).on(domains.interval(32, upper=3.0)),
+        r"domain must cover what was decomposed, along axis 0 \[0, 1\] under rule 'trapezoid', got \[0, 3\]",
+    ),
+    "no longer periodic": (
+        lambda: domains.decompose(domains.interval(16, rule="periodic"), 4, 1).on(LINE),
+        r"under rule 'periodic', got \[0, 1\] under 'trapezoid'",
+    ),
+    "traced": (
+        lambda: jax.jit(lambda dec: dec.on(domains.interval(32)).partition)(domains.decompose(LINE, 4, 1)),
+        r"this decomposition is traced",
+    ),
+    "zero basis": (lambda: domains.decompose(LINE, 2, 1, coarse=np.zeros((16, 2))), r"holds only zeros"),
     "overlap in nodes": (lambda: domains.decompose(LINE, 8, 3), r"overlap=3 nodes is larger than a subdomain"),
     "overlap in length": (
         lambda: domains.decompose(LINE, 8, 4.0),
@@ -291,8 +324,12 @@ def test_bad_input_is_named(row, unchecked):
         call()
 
 
-def test_overlap_of_another_type():
+def test_overlap_of_another_type(unchecked):
     with pytest.raises(TypeError, match="overlap must be a number of nodes"):
         domains.decompose(LINE, 2, True)
+    with pytest.raises(TypeError, match=r"subdomains must be integers, one or one per axis, got 8\.0"):
+        domains.decompose(LINE, 8.0, 1)
+    with pytest.raises(TypeError, match="dom must be a Domain, got ndarray"):
+        domains.decompose(np.ones(5), 2, 1)
     with pytest.raises(TypeError, match="one integer on PointCloud"):
         domains.decompose(domains.monte_carlo(scattered(50, 2)), (2, 2))

@@ -438,7 +438,9 @@ def test_bad_input(ensemble, matrices, unchecked):
         flows.softmax_rates(x[0], u[0], **matrices)
     with pytest.raises(ValueError, match="offset must not be 0"):
         flows.stein_rates(x, u, score=lambda x: -x, kernel=kernels.Bilinear(jnp.eye(D), 0.0))
-    with pytest.raises(ValueError, match="at least 4 particles for this bilinear kernel, got 3"):
+    with pytest.raises(
+        ValueError, match="at least 4 independent particles of positive weight for this bilinear kernel, got 3"
+    ):
         flows.stein_rates(x[:3], u[:3], score=lambda x: -x, kernel=kernels.Bilinear(jnp.eye(D)))
     linear = flows.linear_flow(bilinear=jnp.eye(D), hessian=jnp.eye(D))
     broken = flows.start(flows.Euler(), x.at[2, 1].set(jnp.nan))
@@ -457,3 +459,26 @@ def test_bad_input(ensemble, matrices, unchecked):
             10,
             every=3,
         )
+    skew = jnp.asarray([[1.0, 0.9], [-0.5, 1.0]])
+    plane = jnp.asarray([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    for call in (flows.linear_rates, flows.linear_energy):
+        with pytest.raises(ValueError, match="bilinear must be symmetric"):
+            call(plane, plane, bilinear=skew, hessian=jnp.eye(2))
+        with pytest.raises(ValueError, match="bilinear must be positive definite"):
+            call(plane, plane, bilinear=-jnp.eye(2), hessian=jnp.eye(2))
+    with pytest.raises(ValueError, match="bilinear must be positive definite"):
+        flows.linear_connection(plane, plane, bilinear=jnp.diag(jnp.asarray([1.0, 0.0])))
+    with pytest.raises(ValueError, match=r"ridge must be at least .* recursive least squares would lose all digits"):
+        flows.linear_connection(1e9 * plane, plane, ridge=0.1, is_causal=True)
+    with pytest.raises(ValueError, match=r"bilinear must be finite, but bilinear\[\(0, 0\)\] = nan"):
+        flows.linear_connection(plane, plane, bilinear=jnp.full((2, 2), jnp.nan))
+    bilinear = kernels.Bilinear(jnp.eye(2))
+    collinear = jnp.arange(5.0)[:, None] * jnp.ones(2)[None]
+    with pytest.raises(ValueError, match=r"at least 3 independent particles of positive weight .* got 2"):
+        flows.stein_rates(collinear, 0 * collinear, score=jnp.negative, kernel=bilinear)
+    with pytest.raises(ValueError, match=r"score must map \(2,\) to \(2,\), got shape \(1,\)"):
+        flows.stein_force(plane, score=lambda x: -jnp.sum(x)[None], kernel=bilinear)
+    with pytest.raises(TypeError, match="score must be the function"):
+        flows.stein_force(plane, score=jnp.eye(2), kernel=bilinear)
+    with pytest.raises(ValueError, match=r"kernel's matrix must be \(2, 2\) like the particles, got \(3, 3\)"):
+        flows.stein_force(plane, score=jnp.negative, kernel=kernels.Bilinear(jnp.eye(3)))

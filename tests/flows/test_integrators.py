@@ -230,3 +230,28 @@ def test_bad_input(unchecked):
         flows.step(euler, flows.System(lambda state, t: -state.position), state, flows.Damping(), 0.1)
     with pytest.raises(ValueError, match="velocity must have the shape"):
         flows.start(euler, jnp.ones(2), jnp.ones(3))
+    for dt, error in (((0.1,) * 3, ValueError), ("0.1", TypeError), (None, TypeError)):
+        with pytest.raises(error, match="dt must be a"):
+            flows.step(euler, OSCILLATOR, state, flows.Damping(), dt)
+    for coefficient in ("3", jnp.ones(2)):
+        with pytest.raises(TypeError, match="linear must be one number"):
+            flows.Damping(linear=coefficient)
+    with pytest.raises(TypeError, match=r"system must be a flows.System\(rates\), got function"):
+        flows.step(euler, lambda state, t: state, state, flows.Damping(), 0.1)
+    with pytest.raises(TypeError, match=r"state must come from flows.start\(method, position\), got"):
+        flows.step(euler, OSCILLATOR, jnp.ones(2), flows.Damping(), 0.1)
+
+
+@pytest.mark.parametrize("method", [flows.AdamsBashforth2(), flows.LawsonAdamsBashforth2()])
+def test_two_step_methods_do_not_read_the_clock(method):
+    """Late in a flow t + dt − t has lost most digits of dt."""
+    ends = [end(method, 200, jnp.ones(1), jnp.zeros(1), 0.0, 0.0, begin, 2.0).position for begin in (0.0, 2e4)]
+    np.testing.assert_allclose(ends[1], ends[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize(**by_name)
+def test_half_precision_is_kept_by_a_step_and_the_clock_is_not_in_it(method):
+    state = flows.start(method, jnp.ones(3, jnp.bfloat16))
+    path = flows.simulate(method, OSCILLATOR, state, flows.Damping(linear=1.0), 0.01, 10)
+    assert path.state.position.dtype == jnp.bfloat16
+    assert path.state.time == pytest.approx(1.1, rel=1e-5)

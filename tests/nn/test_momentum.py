@@ -331,9 +331,15 @@ def test_force_through_later_rows_leaks():
     def energy(x):
         return -0.5 * jnp.sum(jnp.tri(N) * jnp.exp(x @ x.T)) / N**2
 
+    def row_local(x):
+        rows = x[:, None]
+        return integral_attention(rows, rows, rows, kernel=ExpDotProduct(1.0), is_causal=True)
+
     force = lambda x: -jax.grad(energy)(x)  # noqa: E731
     x = 0.3 * arrays(N, 4)
-    assert np.abs(force(x.at[5].set(1.0)) - force(x))[:5].max() > 1e-3
+    later = x.at[5].set(1.0)
+    assert np.abs(force(later) - force(x))[:5].max() > 1e-3
+    np.testing.assert_array_equal(row_local(later)[:5], row_local(x)[:5])
 
 
 @pytest.mark.parametrize(
@@ -545,3 +551,24 @@ def test_blocks_say_what_they_need():
         nn.MomentumLayer(nn.Linear(D, D, rngs=nnx.Rngs(0)), D, 16, block="H1", rngs=nnx.Rngs(0))
     with pytest.raises(NotImplementedError, match="linear attention only, not for FourierIntegral"):
         attention(kernel=FourierIntegral(1.0)).with_connection(arrays(1, N, D), arrays(1, N, D))
+
+
+@pytest.mark.parametrize("block", ["H1", "R2"])
+def test_a_sequence_of_padding_only_harms_no_other(block):
+    """Linear attention: the logits of the empty sequence and the gradients of all are finite."""
+    momentum = nn.MomentumConfig(block=block)
+    linear = nn.IntegralAttentionConfig(kernel=nn.LinearConfig())
+    sizes = {"width": 8, "heads": 2, "layers": 1, "feedforward": 8, "padding": 0}
+    config = operators.SequenceClassifierConfig(11, 4, classes=3, momentum=momentum, attention=linear, **sizes)
+    model = operators.SequenceClassifier(config, rngs=nnx.Rngs(0))
+    tokens = jnp.asarray([[4, 2, 7, 0], [0, 0, 0, 0]], jnp.int32)
+    gradient = jax.jit(nnx.grad(lambda m: jnp.sum(m(tokens) ** 2)))(model)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((gradient, model(tokens))))
+
+
+@pytest.mark.parametrize("method", flows.METHODS)
+def test_flow_layers_start_stable(method):
+    """Six untrained layers leave tokens of size one at that order, whatever the integrator."""
+    layers = [nn.FlowLayer(16, 16, method=method, rngs=nnx.Rngs(i)) for i in range(6)]
+    x = arrays(2, 32, 16)
+    assert 0.3 < float(jnp.std(nn.run_layers(layers, x))) < 10
