@@ -1,11 +1,12 @@
 """Reproduces the accuracy table of the README: Darcy flow at equal training time, one set of weights on three grids.
 
     python scripts/reproduce.py --minutes 5                     # four operators, about 25 minutes on two cores
+    python scripts/reproduce.py --operators schwarz tno         # two-level Schwarz attention, and the global one
     python scripts/reproduce.py --minutes 1 --operators fano fno
 
 Every operator of the ready-made Darcy experiments is trained for the same time (the steps that its fastest step
-allows; compilation, evaluation and saving not counted) on 1000 two-valued fields at 64² (TNO: 32²), in the relative L2
-norm. Its learning rate follows a cosine over these steps. Prints a Markdown table.
+allows; compilation, evaluation and saving not counted) on 1000 two-valued fields at 64² (TNO and its Schwarz form:
+32²), in the relative L2 norm. Its learning rate follows a cosine over these steps. Prints a Markdown table.
 """
 
 import dataclasses
