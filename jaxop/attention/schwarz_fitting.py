@@ -415,8 +415,9 @@ class _Problem:
                 factor = _best_symmetric(self.grams[b], self.seconds[b], -side.T @ left @ moment.T, ranks[b])
                 new = factor, factor
             else:
-                noise = np.sqrt(self.variance) * side.T
-                image = np.concatenate([-left, np.zeros((rows.size, rows.size))], axis=1)
+                values, vectors = np.linalg.eigh(self.grams[b])
+                noise = np.sqrt(self.variance * np.maximum(values, 0)) * vectors  # noise noiseᵀ = ε² G_b
+                image = np.concatenate([-left, np.zeros((rows.size, values.size))], axis=1)
                 new = _best(side, np.concatenate([moment, noise], axis=1), image, ranks[b])
 
             candidate = left + side @ (new[0] @ (new[1].T @ moment))
