@@ -139,7 +139,7 @@ def test_coarse_functions_stay_those_of_the_rule():
 
 @pytest.mark.parametrize("rule", ["periodic", "gauss-legendre", "trapezoid"])
 def test_local_coordinates_lie_in_the_box(rule):
-    for n in (7, 13, 28):
+    for n in (13, 28):
         for subdomains in (1, 3):
             domain = domains.interval(n, lower=-0.3, upper=1.9, rule=rule)
             cut = domains.decompose(domain, subdomains, 1)

@@ -225,7 +225,7 @@ def test_bad_calls(name, call, error, message):
         ("fano", {"heads": 3}, "heads must divide the width 8, got 3"),
         ("fano", {"layers": 0}, "layers must be at least 1"),
         ("vitno", {"layers": 0}, "layers must be at least 1"),
-        ("vitno", {"smoothing_modes": 9}, "take modes ≤ 8, or at least 18 nodes"),
+        ("vitno", {"smoothing_modes": 9}, "take smoothing_modes ≤ 8, or at least 18 nodes"),
         ("vitno", {"dropout": 1.0}, "dropout must be a rate in [0, 1), got 1.0"),
         ("fano", {"norm": "pots"}, "norm='pots' is unknown: did you mean 'post'"),
         ("fano", {"activation": "gelo"}, "activation='gelo' is unknown: did you mean 'gelu'"),

@@ -1,5 +1,7 @@
 """The study of two-level Schwarz attention, at a size that takes seconds."""
 
+import dataclasses
+
 import pytest
 
 from tests.scripts import conftest  # noqa: F401, its import puts the scripts on the path
@@ -14,7 +16,7 @@ def test_every_table_of_a_small_study(x64, capsys):
     compare_schwarz.sweep(TINY, "overlap", (0, 2))
     compare_schwarz.ablation(TINY)
     compare_schwarz.transfer(TINY)
-    compare_schwarz.training(TINY, 0.05)
+    compare_schwarz.descent(dataclasses.replace(TINY, seeds=(0, 1)), 0.05)
     out = capsys.readouterr().out
     for label in ("| 2 | ", "| local only | ", "| 5, 0 (multiplicity) | ", "| global, Adam | "):
         assert label in out
