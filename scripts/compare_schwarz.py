@@ -305,10 +305,12 @@ def cg(study: Study, core: int = 32) -> None:
         print(f"| {subdomains} | " + " | ".join(counts) + " |", flush=True)
 
 
-def poisson(study: Study, core: int = 16, rank: int = 4, waves: int = 16) -> None:
+def poisson(
+    study: Study, sides: Sequence[int] = (63, 127, 255), core: int = 16, rank: int = 4, waves: int = 16
+) -> None:
     """−Δu = f on the unit square, five-point differences, f of variance (k² + l²)^(−s), k, l ≤ 16."""
     print(f"\n| interior nodes, subdomains | Galerkin | {HEADER}\n" + "|---" * 9 + "|")
-    for side in (63, 127, 255):
+    for side in sides:
         dec = domains.decompose(domains.box((side, side), rule="interior"), (side + 1) // core, core // 4)
         h, k = 1 / (side + 1), np.arange(1, waves + 1)
         sines = np.sin(np.pi * h * np.outer(np.arange(1, side + 1), k))
@@ -328,10 +330,10 @@ def laplacian(side: int) -> scipy.sparse.csr_array:
     return scipy.sparse.csr_array(scipy.sparse.kron(line, eye) + scipy.sparse.kron(eye, line))
 
 
-def plane_cg(study: Study, core: int = 8) -> None:
+def plane_cg(study: Study, sides: Sequence[int] = (31, 63, 127, 255), core: int = 8) -> None:
     """Iterations to a residual of 1e-8 on the square."""
     print("\n| interior nodes, subdomains | none | one level | two levels |\n|---|---|---|---|")
-    for side in (31, 63, 127, 255):
+    for side in sides:
         square, count = domains.box((side, side), rule="interior"), (side + 1) // core
         matrix, counts = laplacian(side), []
         rhs = jax.random.normal(jax.random.key(study.seeds[0]), (side**2,))

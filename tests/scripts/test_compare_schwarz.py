@@ -17,8 +17,10 @@ def test_every_table_of_a_small_study(x64, capsys):
     compare_schwarz.ablation(TINY)
     compare_schwarz.transfer(TINY)
     compare_schwarz.descent(dataclasses.replace(TINY, seeds=(0, 1)), 0.05)
+    compare_schwarz.poisson(TINY, sides=(15,), core=8, rank=1, waves=3)
+    compare_schwarz.plane_cg(TINY, sides=(15, 31), core=8)
     out = capsys.readouterr().out
-    for label in ("| 2 | ", "| local only | ", "| 5, 0 (multiplicity) | ", "| global, Adam | "):
+    for label in ("| 2 | ", "| local only | ", "| 5, 0 (multiplicity) | ", "| global, Adam | ", "| 15², 2² | "):
         assert label in out
     error, bound = (float(cell) for cell in out.split("| two levels | ")[1].split(" | ")[1:3])
     assert bound <= error < 1e-2
