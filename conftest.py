@@ -9,7 +9,6 @@ _ROOT = Path(__file__).parent
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_ROOT / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES", "none")
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # programs here compile longer than they run
 
 
 def pytest_addoption(parser):

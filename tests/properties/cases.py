@@ -1,7 +1,6 @@
 """The table every implementation of attention is held against: kernels × implementations × what they can do."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -120,7 +119,6 @@ def inputs(dtype=jnp.float32, seed=0, n=N, m=M):
     return (*arrays, jnp.asarray(rng.uniform(0.5, 1.5, m) / m, jnp.float64 if dtype == jnp.float64 else jnp.float32))
 
 
-@functools.cache
 def attend(case, implementation, **options):
     """The jitted call of one case; the kernel is built inside, in the precision of the test."""
 
