@@ -1,6 +1,6 @@
 """Two-level Schwarz attention as an operator that solves elliptic equations: learn f ↦ u, or (a, f) ↦ u.
 
-    python scripts/compare_schwarz.py all           # every table below, about an hour on two cores
+    python scripts/compare_schwarz.py all           # every table below
     python scripts/compare_schwarz.py rank          # error against rank; also overlap, subdomains, decay
     python scripts/compare_schwarz.py ablation      # local only, coarse only, both; from A, from data, symmetric
     python scripts/compare_schwarz.py training      # Adam on 4096 samples against the fit, at equal parameters and time
@@ -168,8 +168,8 @@ def descent(study: Study, seconds: float) -> None:
     )
     for label, (size, numbers) in results.items():
         (test, beyond, spent), spread = np.mean(numbers, axis=0), np.std(numbers, axis=0)
-        cells = [f"{test:.2e} ± {spread[0]:.0e}", f"{beyond:.2e} ± {spread[1]:.0e}", f"{spent:.1f}"]
-        print(f"| {label} | {size} | " + " | ".join(cells) + " |", flush=True)
+        row = [f"{test:.2e} ± {spread[0]:.0e}", f"{beyond:.2e} ± {spread[1]:.0e}", f"{spent:.1f}"]
+        print(f"| {label} | {size} | " + " | ".join(row) + " |", flush=True)
 
 
 def trainings(study: Study, seconds: float, seed: int) -> Iterator[tuple[str, int, tuple[float, float, float]]]:
@@ -268,6 +268,13 @@ def transfer(study: Study) -> None:
         print(f"| {degree}, {overlap} ({unity}) | {row} | {fit.bound:.2e} |", flush=True)
 
 
+def iterations(matrix: Any, rhs: jax.Array, *form: Any) -> str:
+    """Of conjugate gradients to a residual of 1e-8, preconditioned by a decomposition and its factors, if given."""
+    inverse = attention.schwarz_preconditioner(*form) if form else None
+    result = attention.flexible_cg(matrix, rhs, preconditioner=inverse, tolerance=1e-8, max_iterations=5000)
+    return str(int(result.iterations)) if result.residual <= 1e-8 else "stalled"
+
+
 def cg(study: Study, core: int = 32) -> None:
     """Iterations to a residual of 1e-8 as subdomains of a fixed size grow in number."""
     labels = ("none", "one level", "two levels", "rank 4 + shift", "fitted, K = Q", "fitted, free")
@@ -279,7 +286,7 @@ def cg(study: Study, core: int = 32) -> None:
         shift = (core * h / ((here.rank + 1) * np.pi)) ** 2  # the largest eigenvalue that a block leaves out
         start = attention.galerkin_factors(two, matrix, here.rank, shift=shift)
         forms: list[Any] = [
-            None,
+            (),
             (one, attention.galerkin_factors(one, matrix, blocks="overlap")),
             (two, attention.galerkin_factors(two, matrix, blocks="overlap")),
             (two, start),
@@ -296,11 +303,7 @@ def cg(study: Study, core: int = 32) -> None:
         def apply(u: jax.Array, h: float = h) -> jax.Array:
             return (2 * u - jnp.pad(u[1:], (0, 1)) - jnp.pad(u[:-1], (1, 0))) / h**2
 
-        counts = []
-        for form in forms:
-            inverse = None if form is None else attention.schwarz_preconditioner(*form)
-            result = attention.flexible_cg(apply, rhs, preconditioner=inverse, tolerance=1e-8, max_iterations=5000)
-            counts.append(str(int(result.iterations)) if result.residual <= 1e-8 else "stalled")
+        counts = [iterations(apply, rhs, *form) for form in forms]
         counts += [""] * (len(labels) - len(counts))
         print(f"| {subdomains} | " + " | ".join(counts) + " |", flush=True)
 
@@ -335,7 +338,7 @@ def plane_cg(study: Study, sides: Sequence[int] = (31, 63, 127, 255), core: int 
     print("\n| interior nodes, subdomains | none | one level | two levels |\n|---|---|---|---|")
     for side in sides:
         square, count = domains.box((side, side), rule="interior"), (side + 1) // core
-        matrix, counts = laplacian(side), []
+        matrix = laplacian(side)
         rhs = jax.random.normal(jax.random.key(study.seeds[0]), (side**2,))
 
         def apply(u: jax.Array, side: int = side) -> jax.Array:
@@ -343,15 +346,10 @@ def plane_cg(study: Study, sides: Sequence[int] = (31, 63, 127, 255), core: int 
             lower, upper = u[:-2, 1:-1] + u[1:-1, :-2], u[2:, 1:-1] + u[1:-1, 2:]
             return ((4 * u[1:-1, 1:-1] - lower - upper) * (side + 1) ** 2).ravel()
 
-        for coarse in (None, "none", "hat"):
-            inverse = None
-            if coarse is not None:
-                dec = domains.decompose(square, count, core // 4, coarse=None if coarse == "none" else coarse)
-                inverse = attention.schwarz_preconditioner(
-                    dec, attention.galerkin_factors(dec, matrix, blocks="overlap")
-                )
-            result = attention.flexible_cg(apply, rhs, preconditioner=inverse, tolerance=1e-8, max_iterations=5000)
-            counts.append(str(int(result.iterations)) if result.residual <= 1e-8 else "stalled")
+        counts = [iterations(apply, rhs)]
+        for coarse in (None, "hat"):
+            dec = domains.decompose(square, count, core // 4, coarse=coarse)
+            counts.append(iterations(apply, rhs, dec, attention.galerkin_factors(dec, matrix, blocks="overlap")))
         print(f"| {side}², {count}² | " + " | ".join(counts) + " |", flush=True)
 
 

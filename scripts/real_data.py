@@ -136,7 +136,8 @@ def addresses(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 def eras(folder: Path, context: int) -> tuple[Examples, Examples]:
     """(training, validation) passages of so many bytes, labelled by the quarter of the addresses in which they stand.
 
-    Quarters are by year. Every tenth address is for validation, as in `addresses`.
+    Quarters are by year. Every tenth address is for validation, as in `addresses`; its passages are shuffled, so that
+    the first of them are from all quarters.
     """
     paths = sorted((folder / "data").glob("*.txt"))
     parts: tuple[list[tuple[np.ndarray, int]], ...] = ([], [])
@@ -147,7 +148,7 @@ def eras(folder: Path, context: int) -> tuple[Examples, Examples]:
     train, valid = (
         Examples(np.stack([text for text, _ in part]), np.asarray([era for _, era in part])) for part in parts
     )
-    return train, valid
+    return train, valid.take(np.random.default_rng(0).permutation(len(valid)))
 
 
 def mnist(folder: Path) -> tuple[Examples, Examples]:

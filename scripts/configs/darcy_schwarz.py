@@ -7,33 +7,12 @@ Expected: relative L2 at 32² and 64² of 14.9 % after 257 steps (14.9 % at 128�
 Command: python scripts/train.py darcy_schwarz
 """
 
-from experiment import Experiment
-from problems import DarcyData
+import dataclasses
+
+from configs.darcy_tno import CONFIG as GLOBAL
 
 from jaxop.nn import SchwarzAttentionConfig
-from jaxop.operators import TransformerNeuralOperatorConfig
-from jaxop.training import TrainingConfig
 
-CONFIG = Experiment(
-    data=DarcyData(resolution=32, grids=(32, 64)),
-    model=TransformerNeuralOperatorConfig(
-        in_channels=1,
-        out_channels=1,
-        dim=2,
-        width=64,
-        heads=8,
-        layers=4,
-        feedforward=128,
-        schwarz=SchwarzAttentionConfig(subdomains=4, overlap=0.25),
-    ),
-    training=TrainingConfig(
-        steps=1_000,
-        batch_size=4,
-        learning_rate=2e-3,
-        warmup_steps=50,
-        weight_decay=1e-4,
-        loss="l2",
-        eval_every=500,
-        checkpoint_every=500,
-    ),
+CONFIG = dataclasses.replace(
+    GLOBAL, model=dataclasses.replace(GLOBAL.model, schwarz=SchwarzAttentionConfig(subdomains=4, overlap=0.25))
 )

@@ -55,7 +55,7 @@ def test_every_field_is_an_option(capsys):
             option = f"{prefix}.{field.replace('_', '-')}"
             if field != "name":
                 # settings or none are a choice of subcommands
-                assert (f"{option}:None" if option == "model.schwarz" else f"--{option}") in shown
+                assert (f"{option}:none" if option == "model.schwarz" else f"--{option}") in shown
 
 
 def test_schwarz_attention_is_chosen_on_the_command_line():
