@@ -11,6 +11,7 @@ comparisons, not records. Data: see real_data.py.
 """
 
 import dataclasses
+import functools
 import importlib
 from pathlib import Path
 from typing import Any, Literal
@@ -18,12 +19,12 @@ from typing import Any, Literal
 import numpy as np
 import scipy.stats
 import tyro
+from equal_time import Contender, compare
 from experiment import CACHE as EXPERIMENT_CACHE
 from experiment import brief, new_run, parameters, tune_allocator
 from experiment import build as build_operator
 from flax import nnx
 from real_data import CACHE, addresses, fetch
-from reproduce import seconds_per_step
 
 from jaxop import data, operators, training
 from jaxop.nn import BLOCKS, ExpDotProductConfig, IntegralAttentionConfig, KernelConfig, LinearConfig, MomentumConfig
@@ -147,40 +148,20 @@ def load_experiment(name: str) -> Any:
     return importlib.import_module(f"configs.{name}").CONFIG
 
 
-def run_operators(name: str, options: Comparison) -> dict[str, list[float]]:
-    """Trains an operator with every block and seed for equal times; prints the table and returns the errors."""
+def run_operators(name: str, options: Comparison) -> None:
+    """Trains an operator with every block and seed for equal times and prints the table."""
     experiment, sizes = OPERATORS[name]
     default = load_experiment(experiment)
     sets = default.data.load(EXPERIMENT_CACHE)
-    print(f"| {name} | parameters | steps | " + " | ".join(sets.test) + " |")
-    print("|---" * (3 + len(sets.test)) + "|")
-    blocks = options.blocks or ("none", "Y", "H0", "H1", "R2", "exact")
     settings = dataclasses.replace(default.training, batch_size=4, learning_rate=options.learning_rate)
 
     def operator(block: str, seed: int) -> Any:
         config = dataclasses.replace(default.model, norm="pre", momentum=MomentumConfig(block=block), **sizes)
         return build_operator(config, sets.train, seed=seed)
 
-    # all of them before the first training, twice: the speed of a machine drifts
-    rounds = [[seconds_per_step(operator(block, 0), sets.train, settings) for block in blocks] for _ in range(2)]
-    errors: dict[str, list[float]] = {}
-    for block, seconds in zip(blocks, np.min(rounds, axis=0), strict=True):
-        rows, steps, count = [], int(60 * options.minutes / seconds), 0
-        for seed in options.seeds:
-            model = operator(block, seed)
-            count = parameters(model)
-            settings = dataclasses.replace(
-                settings, steps=steps, warmup_steps=steps // 20, eval_every=steps, checkpoint_every=steps, seed=seed
-            )
-            directory = new_run(options.run_dir, name, block, seed)
-            result = training.fit(model, sets.train, {}, settings, run_dir=directory, progress=False)
-            rows.append([training.evaluate(result.model, samples).l2.mean() for samples in sets.test.values()])
-        errors[block] = list(np.mean(rows, axis=1))
-        cells = [
-            f"{np.mean(e):.4f}" + (f" ± {np.std(e, ddof=1):.4f}" if len(e) > 1 else "") for e in np.transpose(rows)
-        ]
-        print(f"| {block} | {count:,} | {steps} | " + " | ".join(cells) + " |", flush=True)
-    return errors
+    blocks = options.blocks or ("none", "Y", "H0", "H1", "R2", "exact")
+    contenders = {block: Contender(functools.partial(operator, block), sets.train, sets.test) for block in blocks}
+    compare(contenders, settings, seconds=60 * options.minutes, seeds=options.seeds, run_dir=options.run_dir, task=name)
 
 
 def main(

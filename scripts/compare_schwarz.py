@@ -31,8 +31,8 @@ import numpy as np
 import optax
 import scipy.sparse
 import tyro
-from experiment import brief, build, new_run, parameters, tune_allocator
-from reproduce import seconds_per_step
+from equal_time import Contender, compare
+from experiment import build, tune_allocator
 
 from jaxop import attention, domains, nn, operators, training
 from jaxop.data import Samples, gaussian_field, solve_darcy
@@ -377,8 +377,7 @@ def coefficient(study: Study, seconds: float) -> None:
         )
         return Samples(inputs, targets, domains.box((side, side), rule="midpoint"))
 
-    train, tests = sample("train", 32), [sample("test", side) for side in (32, 96)]
-    print(f"\n| attention, {len(study.seeds)} seeds | parameters | steps | seconds | 32² | 96² |\n" + "|---" * 6 + "|")
+    train, tests = sample("train", 32), {f"{side}²": sample("test", side) for side in (32, 96)}
 
     def network(label: str, seed: int) -> Any:
         config = operators.TransformerNeuralOperatorConfig(
@@ -386,27 +385,14 @@ def coefficient(study: Study, seconds: float) -> None:
         )
         return build(config, train, seed=seed)
 
-    # all of them before the first training, twice: the speed of a machine drifts
-    settings = dataclasses.replace(brief(20, 4, 2e-3, 0), loss="l2")
-    rounds = [[seconds_per_step(network(label, 0), train, settings) for label in NETWORKS] for _ in range(2)]
-    for label, per_step in zip(NETWORKS, np.min(rounds, axis=0), strict=True):
-        errors, steps, spent, count = [], int(seconds / per_step), [], 0
-        for seed in study.seeds:
-            model = network(label, seed)
-            count = parameters(model)
-            settings = dataclasses.replace(
-                settings, steps=steps, warmup_steps=steps // 20, eval_every=steps, checkpoint_every=steps, seed=seed
-            )
-            run_dir = new_run(Path("runs/compare_schwarz"), "coefficient", label, seed)
-            result = training.fit(model, train, {}, settings, run_dir=run_dir, progress=False)
-            spent.append(result.seconds)
-            errors.append([training.evaluate(result.model, test, batch_size=2).l2.mean() for test in tests])
-        mean, spread = np.mean(errors, axis=0), np.std(errors, axis=0)
-        row = [f"{m:.4f} ± {d:.4f}" for m, d in zip(mean, spread, strict=True)]
-        print(
-            "| " + " | ".join([label, f"{count:,}", str(steps), f"{np.mean(spent):.0f}", *row]) + " |",
-            flush=True,
-        )
+    compare(
+        {label: Contender(functools.partial(network, label), train, tests) for label in NETWORKS},
+        training.TrainingConfig(batch_size=4, learning_rate=2e-3, weight_decay=1e-2, loss="l2"),
+        seconds=seconds,
+        seeds=study.seeds,
+        run_dir=Path("runs/compare_schwarz"),
+        task="coefficient",
+    )
 
 
 TABLES: dict[str, Any] = {

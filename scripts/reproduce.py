@@ -2,7 +2,7 @@
 
     python scripts/reproduce.py --minutes 5                     # four operators, about 25 minutes on two cores
     python scripts/reproduce.py --operators schwarz tno         # two-level Schwarz attention, and the global one
-    python scripts/reproduce.py --minutes 1 --operators fano fno
+    python scripts/reproduce.py --minutes 1 --operators fano fno --seeds 0 1 2
 
 Every operator of the ready-made Darcy experiments is trained for the same time (the steps that its fastest step
 allows; compilation, evaluation and saving not counted) on 1000 two-valued fields at 64² (TNO and its Schwarz form:
@@ -11,14 +11,11 @@ allows; compilation, evaluation and saving not counted) on 1000 two-valued field
 
 import dataclasses
 import importlib
-import time
 from pathlib import Path
-from typing import Any
 
-import jax
-import numpy as np
 import tyro
-from experiment import CACHE, build, parameters, tune_allocator
+from equal_time import Contender, compare
+from experiment import CACHE, build, tune_allocator
 
 from jaxop import training
 
@@ -32,6 +29,7 @@ class Comparison:
     Attributes:
         minutes: training time of each operator.
         operators: which ones.
+        seeds: of parameters and batches; one training each.
         batch_size: samples per step.
         learning_rate: peak learning rate of all.
         test_samples: fields of the test set.
@@ -41,6 +39,7 @@ class Comparison:
 
     minutes: float = 5.0
     operators: tuple[str, ...] = ("fano", "vitno", "tno", "fno")
+    seeds: tuple[int, ...] = (0,)
     batch_size: int = 4
     learning_rate: float = 2e-3
     test_samples: int = 100
@@ -48,50 +47,31 @@ class Comparison:
     run_dir: Path = Path("runs/reproduce")
 
 
-def seconds_per_step(model: Any, train: Any, settings: training.TrainingConfig) -> float:
-    """The fastest of some compiled training steps: what the machine does when nothing else runs on it."""
-    optimizer = training.make_optimizer(settings)
-    graphdef, state = training.init_state(model, optimizer, settings)
-    step = training.make_step(graphdef, optimizer, settings)
-    batch = jax.device_put(train[np.arange(settings.batch_size)])
-    seconds = []
-    for _ in range(25):
-        start = time.perf_counter()
-        state, metrics = step(state, batch)
-        jax.block_until_ready((state, metrics))
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
+def contender(name: str, options: Comparison) -> Contender:
+    """The operator of a ready-made experiment."""
+    default = importlib.import_module(f"configs.darcy_{name}").CONFIG
+    sets = dataclasses.replace(default.data, test_samples=options.test_samples, grids=GRIDS).load(CACHE)
+    tests = dict(sets.test)
+    if name == "tno":
+        tests["128²"] = tests["128²"].take(slice(options.test_samples_tno))
+    return Contender(lambda seed: build(default.model, sets.train, seed=seed), sets.train, tests)
 
 
-def compare(options: Comparison) -> None:
+def main(options: Comparison) -> None:
     """Trains and tests one operator after the other."""
-    print("| operator | parameters | trained on | steps | " + " | ".join(f"{g}²" for g in GRIDS) + " |")
-    print("|---" * (4 + len(GRIDS)) + "|")
-    for name in options.operators:
-        default = importlib.import_module(f"configs.darcy_{name}").CONFIG
-        problem = dataclasses.replace(default.data, test_samples=options.test_samples, grids=GRIDS)
-        sets = problem.load(CACHE)
-        model = build(default.model, sets.train, seed=0)
-        settings = training.TrainingConfig(
-            batch_size=options.batch_size, learning_rate=options.learning_rate, loss="l2", weight_decay=1e-4
-        )
-        steps = int(60 * options.minutes / seconds_per_step(model, sets.train, settings))
-        settings = dataclasses.replace(
-            settings, steps=steps, warmup_steps=steps // 20, eval_every=steps, checkpoint_every=steps
-        )
-        run_dir = options.run_dir / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-        result = training.fit(model, sets.train, sets.valid, settings, run_dir=run_dir, progress=False)
-        errors = []
-        for grid in GRIDS:
-            samples = sets.test[f"{grid}²"]
-            if name == "tno" and grid > 64:
-                samples = samples.take(slice(options.test_samples_tno))
-            errors.append(training.evaluate(result.model, samples, batch_size=4).l2.mean())
-        cells = [name.upper(), f"{parameters(model):,}", f"{problem.resolution}²"]
-        cells += [f"{steps} in {result.seconds:.0f} s", *(f"{error:.4f}" for error in errors)]
-        print("| " + " | ".join(cells) + " |", flush=True)
+    settings = training.TrainingConfig(
+        batch_size=options.batch_size, learning_rate=options.learning_rate, loss="l2", weight_decay=1e-4
+    )
+    compare(
+        {name: contender(name, options) for name in options.operators},
+        settings,
+        seconds=60 * options.minutes,
+        seeds=options.seeds,
+        run_dir=options.run_dir,
+        task="Darcy",
+    )
 
 
 if __name__ == "__main__":
     tune_allocator()
-    compare(tyro.cli(Comparison, description=__doc__))
+    main(tyro.cli(Comparison, description=__doc__))

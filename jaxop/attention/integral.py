@@ -15,7 +15,7 @@ from jaxop.kernels import ExpDotProduct, Kernel
 IMPLEMENTATIONS = ("dense", "chunked", "xla", "cudnn", "tpu")
 """Names accepted by `integral_attention`."""
 
-DENSE_LIMIT = 256 * 256
+DENSE_LIMIT = 128 * 128
 """Pairs per head up to which the default implementation is dense."""
 
 

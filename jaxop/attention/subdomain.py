@@ -11,9 +11,6 @@ from jaxop.attention.integral import integral_attention
 from jaxop.domains import Decomposition
 from jaxop.kernels import Kernel
 
-_SCORES = 1 << 22
-"""Scores of several subdomains that are held at a time."""
-
 
 def subdomain_attention(
     query: Float[Array, "n h d"],
@@ -39,7 +36,7 @@ def subdomain_attention(
         decomposition: of the domain, see `jaxop.domains.decompose`.
         kernel: as in `integral_attention`.
         kernel_axis: as in `integral_attention`.
-        implementation: as in `integral_attention`, inside a subdomain.
+        implementation: as in `integral_attention`, inside a subdomain; None: ``"chunked"``.
 
     Returns:
         Shape (n, h, c), in the dtype of ``value``.
@@ -77,18 +74,19 @@ def subdomain_attention(
         return local.reshape(*local.shape[:2], heads, -1)
 
     weights = decomposition.restrict(decomposition.domain.weights[:, None])[..., 0] * decomposition.partition
-    options: dict[str, Any] = {"kernel": kernel, "kernel_axis": kernel_axis, "implementation": implementation}
-
-    @jax.checkpoint
-    def one(operands: tuple[Array, Array, Array, Array]) -> Array:
-        return integral_attention(*operands, **options)
-
-    together = max(1, _SCORES // (heads * decomposition.size**2))
     operands = *(restrict(a) for a in (query, key, value)), weights
+
+    how = implementation or "chunked"
+
+    def one(operands: tuple[Array, Array, Array, Array]) -> Array:
+        return integral_attention(*operands, kernel=kernel, kernel_axis=kernel_axis, implementation=how)
+
+    together = max(1, _scores(heads) // decomposition.size**2)
     if together >= decomposition.subdomains:
         local = jax.vmap(lambda *arrays: one(arrays))(*operands)
     else:
-        local = jax.lax.map(one, operands, batch_size=together)
+        one = one if how == "chunked" else jax.checkpoint(one)
+        local = jax.lax.map(one, operands, batch_size=together if together > 1 else None)
     blended = local * decomposition.partition.astype(local.dtype)[:, :, None, None]
     return decomposition.prolong(blended.reshape(*local.shape[:2], -1)).reshape(n, heads, -1)
 
@@ -126,3 +124,8 @@ def coarse_averages(
     return jnp.where(seen, decomposition.coarsen(values) / jnp.where(seen, measure, 1), 0), jnp.maximum(
         measure[:, 0], 0
     )
+
+
+def _scores(heads: int) -> int:
+    """Scores of one head in several subdomains that are held at a time: on a CPU, one head after the other, in cache."""
+    return 1 << 15 if jax.default_backend() == "cpu" else (1 << 22) // heads

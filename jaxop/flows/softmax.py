@@ -41,7 +41,7 @@ def softmax_force(
     Raises:
         ValueError: for shapes that do not fit, or weights that are negative or all 0.
 
-    Cost: one call of `integral_attention`: O(n² d) time, O(n d) memory beyond 256² pairs.
+    Cost: one call of `integral_attention`: O(n² d) time, O(n d) memory beyond 128² pairs.
 
     Source: Geshkovski, Letrouit, Polyanskiy, Rigollet, arXiv:2312.10794.
 
@@ -89,7 +89,7 @@ def softmax_rates(
             that is not positive definite (matrices are looked at where their values are known, so not inside `jit`).
 
     Cost: one call of `integral_attention` with 2 d + 1 … 3 d channels of values: O(n² d) time, O(n d) memory beyond
-    256² pairs; no differentiation.
+    128² pairs; no differentiation.
 
     Source: Stein, Li, Steidl, "SympFormer: Accelerated attention blocks via inertial dynamics on density
         manifolds", arXiv:2603.16535; the form in velocities is ours.

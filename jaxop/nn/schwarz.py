@@ -30,7 +30,7 @@ class SchwarzAttentionConfig:
         partition: of unity, ``"ramp"`` or ``"multiplicity"``.
         coarse: the coarse space, ``"partition"``, ``"hat"``, or None: no coarse level.
         kernel: the settings of the kernel, of both levels.
-        implementation: of `jaxop.attention.integral_attention` inside a subdomain; None lets it choose.
+        implementation: of `jaxop.attention.integral_attention` inside a subdomain; None: ``"chunked"``.
 
     Raises:
         TypeError: for a kernel that is no settings of one.
@@ -171,7 +171,11 @@ class SchwarzAttention(nnx.Module):
                 query, key, value, decomposition, kernel=kernel, kernel_axis=axis, implementation=how
             )
 
-        out = self.local.output(jax.vmap(local)(query, key, value).reshape(x.shape))
+        if jax.default_backend() == "cpu":  # the scores of one sample stay in the cache
+            mixed = jax.lax.map(lambda arrays: local(*arrays), (query, key, value))
+        else:
+            mixed = jax.vmap(local)(query, key, value)
+        out = self.local.output(mixed.reshape(x.shape))
         if self.coarse is None:
             return out
         tokens, weights = jax.vmap(lambda u: coarse_averages(u, decomposition), out_axes=(0, None))(x)
