@@ -29,7 +29,7 @@ def is_numeric(value: Any) -> bool:
 
 def float_dtype() -> np.dtype:
     """JAX's default floating dtype: float64 with x64 enabled, float32 otherwise."""
-    return jnp.zeros(()).dtype
+    return np.dtype(jnp.result_type(float))
 
 
 def accumulator(dtype: np.dtype) -> np.dtype:

@@ -277,7 +277,7 @@ def iterations(matrix: Any, rhs: jax.Array, *form: Any) -> str:
 
 def cg(study: Study, core: int = 32) -> None:
     """Iterations to a residual of 1e-8 as subdomains of a fixed size grow in number."""
-    labels = ("none", "one level", "two levels", "rank 4 + shift", "fitted, K = Q", "fitted, free")
+    labels = ("none", "global + shift", "one level", "two levels", "rank 4 + shift", "fitted, K = Q", "fitted, free")
     print(f"\n| N, {core} nodes each | " + " | ".join(labels) + " |\n" + "|---" * (1 + len(labels)) + "|")
     for subdomains in (8, 16, 32, 64, 128):
         here = dataclasses.replace(study, nodes=core * subdomains - 1, subdomains=subdomains, overlap=core // 4, rank=4)
@@ -287,6 +287,7 @@ def cg(study: Study, core: int = 32) -> None:
         start = attention.galerkin_factors(two, matrix, here.rank, shift=shift)
         forms: list[Any] = [
             (),
+            best_global(here.nodes, math.ceil(attention.count_parameters(two, start) / (2 * here.nodes))),
             (one, attention.galerkin_factors(one, matrix, blocks="overlap")),
             (two, attention.galerkin_factors(two, matrix, blocks="overlap")),
             (two, start),
@@ -306,6 +307,16 @@ def cg(study: Study, core: int = 32) -> None:
         counts = [iterations(apply, rhs, *form) for form in forms]
         counts += [""] * (len(labels) - len(counts))
         print(f"| {subdomains} | " + " | ".join(counts) + " |", flush=True)
+
+
+def best_global(nodes: int, rank: int) -> tuple[domains.Decomposition, attention.SchwarzFactors]:
+    """The leading eigenfunctions of A⁻¹ and, times the identity, its next eigenvalue: one subdomain without a cut."""
+    k, h = np.arange(1, rank + 2), 1 / (nodes + 1)
+    values = (h / (2 * np.sin(np.pi * k * h / 2))) ** 2
+    modes = np.sqrt(2) * np.sin(np.pi * h * np.outer(np.arange(1, nodes + 1), k[:-1]))
+    whole = domains.decompose(domains.interval(nodes, rule="interior"), 1, 0, coarse=None)
+    query = jnp.asarray((modes * np.sqrt(values[:-1] - values[-1]))[None])
+    return whole, attention.SchwarzFactors(local_query=query, shift=float(values[-1]))
 
 
 def poisson(

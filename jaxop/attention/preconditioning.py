@@ -121,6 +121,9 @@ def flexible_cg(
     if not tolerance > 0:
         raise ValueError(f"tolerance must be positive, got {tolerance}.")
     apply = (lambda r: r) if preconditioner is None else preconditioner
+    largest = jnp.max(jnp.abs(rhs), initial=0)
+    unit = jnp.where(largest > 0, largest, 1)  # squares of the residual neither over- nor underflow
+    rhs = rhs / unit
     size = jnp.linalg.norm(rhs)
     size = jnp.where(size > 0, size, 1)
     State = tuple[Array, Array, Array, Array, Array, Array, Array]
@@ -143,4 +146,4 @@ def flexible_cg(
     z = apply(rhs)
     start = (jnp.zeros_like(rhs), rhs, z, z, jnp.vdot(z, rhs), jnp.zeros((), jnp.int32), jnp.array(True))
     x, r, *_, k, _ = jax.lax.while_loop(unfinished, advance, start)
-    return CGResult(x, k, jnp.linalg.norm(r) / size)
+    return CGResult(unit * x, k, jnp.linalg.norm(r) / size)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxop._pytree import register
-from jaxop._validation import accumulator, as_float, float_dtype
+from jaxop._validation import accumulator, as_float, float_dtype, is_concrete
 from jaxop.domains import Decomposition
 
 
@@ -78,7 +78,10 @@ def schwarz_apply(
     out = jnp.zeros_like(v) if factors.shift is None else jnp.asarray(factors.shift, dtype) * v
     if factors.local_query is not None:
         query, key = _pair(factors.local_query, factors.local_key, dtype)
-        root = jnp.sqrt(decomposition.partition.astype(dtype))[..., None]
+        inside = decomposition.cover.inside[..., None]
+        key = jnp.where(inside, key, 0)
+        # 1 under the root of padding, where its slope is infinite
+        root = jnp.sqrt(jnp.where(inside, decomposition.partition.astype(dtype)[..., None], 1))
         local = root * decomposition.restrict(decomposition.domain.weights.astype(dtype)[:, None] * v)
         moments = jnp.einsum("psr,psc->prc", key, local)
         out += decomposition.prolong(root * jnp.einsum("psr,prc->psc", query, moments))
@@ -136,7 +139,11 @@ def random_factors(
     *,
     symmetric: bool = False,
 ) -> SchwarzFactors:
-    """Independent normal factors, scaled so that each part maps a function of size 1 to one of about size 1.
+    """Independent normal factors of variance √(p / (r |D|)), as of functions on p parts of the domain D.
+
+    On a domain of measure 1 the coarse part maps a function of size 1 to one of about size 1. Local factors are white
+    noise at the nodes, whose quadratures shrink with their number: the local part maps it to about √(p/n), the more
+    slowly trained the finer the grid. Draw coefficients for `sample_factors` where that matters.
 
     Args:
         rng_key: random key.
@@ -320,7 +327,7 @@ def symmetry_report(decomposition: Decomposition, factors: SchwarzFactors) -> Sy
 
 
 def count_parameters(decomposition: Decomposition, factors: SchwarzFactors) -> int:
-    """Numbers among the factors that act, padding left out; coefficients of features act all.
+    """Numbers among the factors that act, padding left out; coefficients of features, q of them ≠ s, act all.
 
     Example:
         >>> import jax
@@ -329,7 +336,9 @@ def count_parameters(decomposition: Decomposition, factors: SchwarzFactors) -> i
         >>> attention.count_parameters(dec, attention.random_factors(jax.random.key(0), dec, rank=2))
         1566
     """
-    nodes = int(jnp.sum(decomposition.cover.inside))
+    if not is_concrete(decomposition.cover.inside):
+        raise ValueError("decomposition is traced, and its padding is not known: count parameters outside jax.jit.")
+    nodes = int(np.asarray(decomposition.cover.inside).sum())
     count = 0 if factors.shift is None else 1
     for array in (factors.coarse_query, factors.coarse_key):
         count += 0 if array is None else array.size
@@ -341,7 +350,9 @@ def count_parameters(decomposition: Decomposition, factors: SchwarzFactors) -> i
 
 def check_ranks(decomposition: Decomposition, rank: int, coarse_rank: int, features: int | None = None) -> None:
     """Ranks that the smallest subdomain and the coarse space can hold."""
-    sizes = np.asarray(jnp.sum(decomposition.cover.inside, axis=1))
+    inside = decomposition.cover.inside
+    # where the decomposition is traced only its shapes are known
+    sizes = np.asarray(inside).sum(axis=1) if is_concrete(inside) else np.full(*inside.shape)
     smallest = int(sizes.min()) if features is None else min(int(sizes.min()), features)
     if not 0 <= rank <= smallest:
         raise ValueError(

@@ -138,7 +138,7 @@ def fit_schwarz(
     symmetric: bool = False,
     features: Callable[[Float[Array, "s dim"]], Float[Array, "s q"]] | None = None,
     initial: SchwarzFactors | None = None,
-    shift: float | None = None,
+    shift: Float[Array, ""] | float | None = None,
     noise: float = 1e-6,
     steps: int = 30,
     tolerance: float = 1e-3,
@@ -158,7 +158,8 @@ def fit_schwarz(
         coarse_rank: r0; None for n0, 0 for no coarse part.
         symmetric: K = Q: an operator that is symmetric and positive semi-definite (plus the shift).
         features: B of `sample_factors`: the factors become functions that other grids can sample. None: free values
-            at the nodes.
+            at the nodes. Few or scattered nodes have quadrature errors, which the factors would undo on these nodes
+            alone: give ``noise`` of that size there, or the operator is none on others.
         initial: factors to start from (`galerkin_factors` where A is known), of any ranks; not with features.
         shift: σ of σ·v, fixed.
         noise: size of white noise that the inputs are taken to carry, relative to them, seen by each part of the
@@ -199,6 +200,10 @@ def fit_schwarz(
         if features is not None:
             raise ValueError("initial holds values at the nodes, but features ask for coefficients; give one of them.")
         check_factors(decomposition, initial)
+        if initial.shift is not None and (shift is None or not np.isclose(float(initial.shift), shift, rtol=1e-5)):
+            raise ValueError(
+                f"shift must be that of initial, {float(initial.shift):.6g}, which its factors go with, got {shift}."
+            )
         pairs = problem.split(initial, ranks, symmetric)
         begun = 0 if initial.coarse_query is None else initial.coarse_query.shape[1]
         order = range(0 if begun < coarse_rank else 1, len(ranks))
@@ -229,7 +234,7 @@ def operator_error(
         >>> attention.operator_error(dec, attention.SchwarzFactors(shift=1.0), np.eye(31), 2 * np.eye(31))
         0.5
     """
-    inputs, targets = _samples(decomposition, inputs, targets)
+    inputs, targets = _samples(decomposition.domain.weights, inputs, targets)
     root = np.sqrt(np.asarray(decomposition.domain.weights, np.float64))[:, None]
     apply: Any = jax.jit(schwarz_apply)
     outputs = np.asarray(apply(as_factor(inputs), decomposition, factors), np.float64)
@@ -247,7 +252,10 @@ def low_rank_errors(inputs: Float[Any, "n m"], targets: Float[Any, "n m"], weigh
         weights: quadrature weights, (n,).
 
     Returns:
-        min(n, m) + 1 errors; the last is that of the best linear map whatsoever.
+        rank(F) + 1 errors; the last is that of the best linear map whatsoever.
+
+    Raises:
+        ValueError: for shapes that do not fit, values that are not finite, and U = 0.
 
     Example:
         >>> import numpy as np
@@ -255,8 +263,12 @@ def low_rank_errors(inputs: Float[Any, "n m"], targets: Float[Any, "n m"], weigh
         >>> print(attention.low_rank_errors(np.eye(2), np.diag([3.0, 4.0]), np.ones(2)))
         [1.  0.6 0. ]
     """
-    root = np.sqrt(np.asarray(weights, np.float64))[:, None]
-    _, image, total = _compress(root * np.asarray(inputs, np.float64), root * np.asarray(targets, np.float64))
+    weights = np.asarray(weights, np.float64)
+    inputs, targets = _samples(weights, inputs, targets)
+    root = np.sqrt(weights)[:, None]
+    _, image, total = _compress(root * inputs, root * targets)
+    if not total > 0:
+        raise ValueError("targets are 0 everywhere: there is no relative error.")
     return _tails(image, total)
 
 
@@ -311,18 +323,18 @@ class _Problem:
         inputs: Any,
         targets: Any,
         features: Any,
-        shift: float | None,
+        shift: Float[Array, ""] | float | None,
         noise: float,
     ):
-        inputs, targets = _samples(decomposition, inputs, targets)
+        inputs, targets = _samples(decomposition.partition, inputs, targets, decomposition.domain.size)
         if shift is not None and not np.isfinite(shift):
             raise ValueError(f"shift must be finite, got {shift}.")
         if not 0 <= noise < np.inf:
             raise ValueError(f"noise must be finite and not negative, got {noise}; it is relative to the inputs.")
-        n, self.shift = decomposition.domain.size, shift
+        n, self.shift = decomposition.domain.size, None if shift is None else float(shift)
         root = np.sqrt(np.asarray(decomposition.domain.weights, np.float64))
         self.scale = float(np.linalg.norm(root[:, None] * targets))
-        targets = targets - (0.0 if shift is None else shift) * inputs
+        targets = targets - (self.shift or 0.0) * inputs
         source, self.image, self.total = _compress(root[:, None] * inputs, root[:, None] * targets)
         for name, size in (("inputs", np.linalg.norm(source)), ("targets", self.scale)):
             if not size > 0:
@@ -573,8 +585,8 @@ def _solve(big: _Spectrum, small: _Spectrum, rhs: np.ndarray, damping: float) ->
 
 
 def _compress(source: np.ndarray, image: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """Samples on an orthonormal basis of their combinations, at most n of them, and ‖image‖ before."""
-    basis = np.linalg.qr(source.T)[0] if source.shape[1] > source.shape[0] else np.eye(source.shape[1])
+    """Samples on an orthonormal basis of those combinations that see an input, and ‖image‖ before."""
+    basis = _svd(source)[2].T
     return source @ basis, image @ basis, float(np.linalg.norm(image))
 
 
@@ -630,7 +642,7 @@ def _semidefinite(matrix: np.ndarray, rank: int) -> np.ndarray:
 def _svd(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Singular values above rounding."""
     u, s, vt = np.linalg.svd(matrix, full_matrices=False)
-    keep = s > 1e-12 * s[0]
+    keep = s > 1e-12 * s.max(initial=0)
     return u[:, keep], s[keep], vt[keep]
 
 
@@ -681,11 +693,12 @@ def _coarse_columns(decomposition: Decomposition) -> np.ndarray:
     return np.asarray(decomposition.coarse_basis(), np.float64)
 
 
-def _samples(decomposition: Decomposition, inputs: Any, targets: Any) -> tuple[np.ndarray, np.ndarray]:
-    if not is_concrete(inputs, targets, decomposition.partition):
+def _samples(known: Any, inputs: Any, targets: Any, rows: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Samples on the host: finite, of one shape, as many rows as ``known`` or the given number."""
+    if not is_concrete(inputs, targets, known):
         raise ValueError("inputs, targets and decomposition must be concrete to be fitted; call it outside jax.jit.")
     arrays = np.asarray(inputs, np.float64), np.asarray(targets, np.float64)
-    n = decomposition.domain.size
+    n = known.shape[0] if rows is None else rows
     for name, array in zip(("inputs", "targets"), arrays, strict=True):
         if array.ndim != 2 or array.shape[0] != n or array.shape != arrays[0].shape:
             raise ValueError(

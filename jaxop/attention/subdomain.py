@@ -1,12 +1,10 @@
 """Two-level Schwarz attention that depends on its input: local attention inside subdomains, and coarse tokens."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxop._validation import as_float
+from jaxop._validation import accumulator, as_float
 from jaxop.attention.integral import integral_attention
 from jaxop.domains import Decomposition
 from jaxop.kernels import Kernel
@@ -119,13 +117,13 @@ def coarse_averages(
         [3. 3. 3. 3.] 1.0
     """
     values = as_float(values, "values")
-    measure = decomposition.coarsen(jnp.ones_like(values[:, :1]))
+    wide = values.astype(accumulator(values.dtype))
+    measure = decomposition.coarsen(jnp.ones_like(wide[:, :1]))
     seen = measure > 0  # on another grid a narrow function may meet no node
-    return jnp.where(seen, decomposition.coarsen(values) / jnp.where(seen, measure, 1), 0), jnp.maximum(
-        measure[:, 0], 0
-    )
+    means = jnp.where(seen, decomposition.coarsen(wide) / jnp.where(seen, measure, 1), 0)
+    return means.astype(values.dtype), jnp.maximum(measure[:, 0], 0).astype(values.dtype)
 
 
 def _scores(heads: int) -> int:
-    """Scores of one head in several subdomains that are held at a time: on a CPU, one head after the other, in cache."""
+    """Scores per head that several subdomains hold at a time: on a CPU, one head after the other, in its cache."""
     return 1 << 15 if jax.default_backend() == "cpu" else (1 << 22) // heads

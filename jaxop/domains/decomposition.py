@@ -7,12 +7,13 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxop._pytree import register
-from jaxop._validation import as_float, check_name, first_index, float_dtype, is_concrete
+from jaxop._validation import accumulator, as_float, check_name, first_index, float_dtype, is_concrete
 from jaxop.domains.domain import Axis, Domain, Grid, TriangleMesh
 from jaxop.domains.rules import nodes_and_weights
 
@@ -38,16 +39,18 @@ class Cover:
     inside: Bool[Array, "p s"]
     slots: Int[Array, "n m"]
 
+    @jax.jit
     def restrict(self, values: Float[Array, "n c"]) -> Float[Array, "p s c"]:
         """R v, zero on padding."""
         return jnp.where(self.inside[..., None], values[self.index], 0)
 
+    @jax.jit
     def prolong(self, local: Float[Array, "p s c"]) -> Float[Array, "n c"]:
         """Rᵀ: the sum over all places of a node."""
-        flat = local.reshape(-1, local.shape[-1])
-        return sum(
-            jnp.take(flat, self.slots[:, k], axis=0, mode="fill", fill_value=0) for k in range(self.slots.shape[1])
-        )  # pyright: ignore[reportReturnType]
+        flat = local.reshape(-1, local.shape[-1]).astype(accumulator(local.dtype))
+        places = range(self.slots.shape[1])
+        summands = [jnp.take(flat, self.slots[:, k], axis=0, mode="fill", fill_value=0) for k in places]
+        return functools.reduce(jnp.add, summands).astype(local.dtype)
 
 
 @functools.partial(register, static=("size", "kind"))
@@ -66,6 +69,22 @@ class CoarseSpace:
     basis: Float[Array, "p s q"]
     size: int
     kind: str
+
+    @jax.jit
+    def coarsen(self, cores: Cover, weights: Float[Array, " n"], values: Float[Array, "n c"]) -> Float[Array, "n0 c"]:
+        """Φᵀ W v."""
+        wide = accumulator(values.dtype)
+        weighted = cores.restrict(weights.astype(wide)[:, None] * values.astype(wide))
+        integrals = jnp.einsum("psq,psc->pqc", self.basis.astype(wide), weighted)
+        sums = jnp.zeros((self.size, values.shape[1]), wide).at[self.index].add(integrals)
+        return sums.astype(values.dtype)
+
+    @jax.jit
+    def refine(self, cores: Cover, coarse: Float[Array, "n0 c"]) -> Float[Array, "n c"]:
+        """Φ c."""
+        wide = accumulator(coarse.dtype)
+        values = jnp.einsum("psq,pqc->psc", self.basis.astype(wide), coarse[self.index].astype(wide))
+        return cores.prolong(values).astype(coarse.dtype)
 
 
 @functools.partial(register, static=("rule",))
@@ -157,15 +176,7 @@ class Decomposition:
 
         Along a periodic axis a subdomain that passes the end continues there.
         """
-        offset = self.domain.points[self.cover.index] - (self.lower + self.upper)[:, None] / 2
-        if isinstance(self.domain, Grid):
-            for k, axis in enumerate(self.domain.axes):
-                if axis.rule == "periodic":
-                    length = axis.ends[1] - axis.ends[0]
-                    # half a period away, where the one subdomain of an axis begins, stays there under rounding
-                    offset = offset.at[..., k].add(-length * jnp.floor(offset[..., k] / length + 0.5 + 1e-6))
-        half = (self.upper - self.lower)[:, None] / 2
-        return offset / jnp.where(half > 0, half, 1)
+        return _coordinates(self)
 
     def restrict(self, values: Float[Array, "n c"]) -> Float[Array, "p s c"]:
         """R_i v for every subdomain: (n, c) to (p, s, c), zero on padding.
@@ -201,9 +212,7 @@ class Decomposition:
         """
         coarse = self._coarse_space()
         values = self._rows(values, self.domain.size, "values", "one row per node of the domain")
-        weighted = self.cores.restrict(self.domain.weights.astype(values.dtype)[:, None] * values)
-        integrals = jnp.einsum("psq,psc->pqc", coarse.basis.astype(values.dtype), weighted)
-        return jnp.zeros((coarse.size, values.shape[1]), values.dtype).at[coarse.index].add(integrals)
+        return coarse.coarsen(self.cores, self.domain.weights, values)
 
     def refine(self, coarse: Float[Array, "n0 c"]) -> Float[Array, "n c"]:
         """Φ c: the function with these coarse coefficients, (n0, c) to (n, c).
@@ -213,8 +222,7 @@ class Decomposition:
         """
         space = self._coarse_space()
         coarse = self._rows(coarse, space.size, "coarse", "one row per coarse function")
-        values = jnp.einsum("psq,pqc->psc", space.basis.astype(coarse.dtype), coarse[space.index])
-        return self.cores.prolong(values)
+        return space.refine(self.cores, coarse)
 
     def coarse_basis(self) -> Float[Array, "n n0"]:
         """Φ as a dense matrix, for small domains: memory n·n0.
@@ -259,14 +267,14 @@ class Decomposition:
                 else f"coarse may be given only where it was to decompose; the coarse space {kind!r} follows by itself."
             )
         _check_single(domain)
+        if not is_concrete(*jax.tree.leaves(self.cuts)):
+            raise ValueError("this decomposition is traced: call `on` outside jax.jit and pass what it returns.")
         if isinstance(self.cuts, tuple):
             if not isinstance(domain, Grid) or domain.dim != len(self.cuts):
                 raise ValueError(
                     f"domain must be a grid of {len(self.cuts)} axes, like the one decomposed, got "
                     f"{type(domain).__name__} in {domain.dim} dimensions."
                 )
-            if not is_concrete(*(cut.cuts for cut in self.cuts)):
-                raise ValueError("this decomposition is traced: call `on` outside jax.jit and pass what it returns.")
             for k, (axis, cut) in enumerate(zip(domain.axes, self.cuts, strict=True)):
                 begin, end = (float(cut.cuts[i]) for i in (0, -1))
                 lower, upper = _ends(axis)
@@ -308,10 +316,23 @@ class Decomposition:
         return values
 
 
+@jax.jit
+def _coordinates(dec: Decomposition) -> Float[Array, "p s dim"]:
+    offset = dec.domain.points[dec.cover.index] - (dec.lower + dec.upper)[:, None] / 2
+    if isinstance(dec.domain, Grid):
+        for k, axis in enumerate(dec.domain.axes):
+            if axis.rule == "periodic":
+                length = axis.ends[1] - axis.ends[0]
+                # half a period away, where the one subdomain of an axis begins, stays there under rounding
+                offset = offset.at[..., k].add(-length * jnp.floor(offset[..., k] / length + 0.5 + 1e-6))
+    half = (dec.upper - dec.lower)[:, None] / 2
+    return offset / jnp.where(half > 0, half, 1)
+
+
 def decompose(
     dom: Domain,
     subdomains: int | Sequence[int] = 8,
-    overlap: int | float = 4,
+    overlap: int | float | Sequence[int | float] = 4,
     *,
     partition: str = "multiplicity",
     coarse: Any = "hat",
@@ -331,7 +352,8 @@ def decompose(
         subdomains: how many; on a grid of several axes one number per axis, or one for all of them.
         overlap: an integer counts nodes that are added on EACH side of a core (along every axis of a grid; layers
             of neighbours in a mesh; mean distances of nodes among scattered ones), a float is a length in the
-            units of the coordinates. Along a periodic axis subdomains overlap across its end.
+            units of the coordinates; on a grid of several axes one for each, or one for all of them. Along a
+            periodic axis subdomains overlap across its end.
         partition: one of `PARTITIONS_OF_UNITY`.
         coarse: one of `COARSE_SPACES`; Φ itself, dense or a scipy.sparse matrix of shape (n, n0); or None.
 
@@ -359,14 +381,12 @@ def decompose(
     """
     _check_single(dom)
     check_name(partition, "partition", PARTITIONS_OF_UNITY)
-    if isinstance(overlap, bool) or not isinstance(overlap, int | float | np.integer | np.floating):
-        raise TypeError(f"overlap must be a number of nodes (int) or a length (float), got {type(overlap).__name__}.")
-    overlap = float(overlap) if isinstance(overlap, float | np.floating) else int(overlap)
-    if not 0 <= overlap < math.inf:
-        raise ValueError(f"overlap must be finite and not negative, got {overlap}.")
     if isinstance(dom, Grid):
         counts = _per_axis(subdomains, dom.dim)
-        cuts = tuple(_cut_axis(dom.axes[k], counts[k], overlap, k) for k in range(dom.dim))
+        overlaps = tuple(overlap) if isinstance(overlap, Sequence) else (overlap,) * dom.dim
+        if len(overlaps) != dom.dim:
+            raise ValueError(f"overlap must be one number or {dom.dim}, one per axis of the grid, got {overlap}.")
+        cuts = tuple(_cut_axis(dom.axes[k], counts[k], _overlap(overlaps[k]), k) for k in range(dom.dim))
         found, hats = _on_grid(dom, cuts, partition)
         lower, upper = (
             np.stack([c.ravel() for c in np.meshgrid(*(getattr(cut, side) for cut in cuts), indexing="ij")], axis=1)
@@ -375,13 +395,10 @@ def decompose(
     else:
         if not isinstance(subdomains, int | np.integer):
             raise TypeError(f"subdomains must be one integer on {type(dom).__name__}, got {subdomains}.")
-        cuts = _cut_boxes(dom, int(subdomains), overlap)
+        cuts = _cut_boxes(dom, int(subdomains), _overlap(overlap))
         found, hats = _on_boxes(dom, cuts, partition)
-        if subdomains > 1 and (found.largest == dom.size):
-            raise ValueError(
-                f"overlap={overlap} is larger than a subdomain: subdomain {found.largest_at} becomes the whole domain; "
-                "choose a smaller overlap, or fewer subdomains."
-            )
+        if subdomains > 1:
+            _check_reach(dom, cuts, found, overlap)
         lower, upper = _bounding_boxes(np.asarray(dom.points), found)
     built = _assemble(dom, found, hats, coarse, cuts, partition)
     return dataclasses.replace(built, lower=_real(lower), upper=_real(upper))
@@ -546,7 +563,7 @@ def _coarse_space(
     index, _, rank = _pack(alive // entries.columns, alive % entries.columns, shape[0], None)
     basis = np.zeros((*shape, index.shape[1]))
     np.add.at(basis, (owner[row], position[row], rank[which]), value)
-    return CoarseSpace(jnp.asarray(index, jnp.int32), _real(basis), entries.columns, kind)
+    return CoarseSpace(_integers(index), _real(basis), entries.columns, kind)
 
 
 def _entries(matrix: Any, n: int) -> _Sparse:
@@ -576,7 +593,7 @@ def _cover(group: np.ndarray, node: np.ndarray, count: int, n: int) -> tuple[Cov
         raise ValueError(f"{count} subdomains of {size} nodes pass the range of 32-bit indices; cut more evenly.")
     order = np.argsort(node, kind="stable")
     slots, _, _ = _pack(node[order], (group * size + position)[order], n, count * size)
-    return Cover(jnp.asarray(index, jnp.int32), jnp.asarray(inside), jnp.asarray(slots, jnp.int32)), position
+    return Cover(_integers(index), jnp.asarray(inside), _integers(slots)), position
 
 
 def _pack(
@@ -596,8 +613,12 @@ def _pack(
     return table, np.arange(shape[1]) < sizes[:, None], position
 
 
+def _integers(values: np.ndarray) -> Array:
+    return jnp.asarray(np.asarray(values, np.int32))
+
+
 def _real(values: np.ndarray) -> Array:
-    return jnp.asarray(values, float_dtype())
+    return jnp.asarray(np.asarray(values, float_dtype()))
 
 
 def _check_single(dom: Domain) -> None:
@@ -605,6 +626,15 @@ def _check_single(dom: Domain) -> None:
         raise TypeError(f"dom must be a Domain, got {type(dom).__name__}; build one, e.g. domains.interval(64).")
     if dom.is_batched:
         raise ValueError("dom is a stack of domains, one per sample; decompose a single one.")
+
+
+def _overlap(overlap: Any) -> int | float:
+    if isinstance(overlap, bool) or not isinstance(overlap, int | float | np.integer | np.floating):
+        raise TypeError(f"overlap must be a number of nodes (int) or a length (float), got {type(overlap).__name__}.")
+    overlap = float(overlap) if isinstance(overlap, float | np.floating) else int(overlap)
+    if not 0 <= overlap < math.inf:
+        raise ValueError(f"overlap must be finite and not negative, got {overlap}.")
+    return overlap
 
 
 # grids: products of intervals
@@ -665,7 +695,8 @@ def _cut_axis(axis: Axis, count: int, overlap: int | float, k: int) -> _AxisCuts
         lower, upper = cuts[:-1] - overlap, cuts[1:] + overlap
     else:
         length = edges[-1] - edges[0]
-        line = np.concatenate([nodes - length, nodes, nodes + length]) if periodic else np.pad(nodes, n, mode="edge")
+        before, after = (nodes - length, nodes + length) if periodic else (np.full(n, -np.inf), np.full(n, np.inf))
+        line = np.concatenate([before, nodes, after])
         between = (line[:-1] + line[1:]) / 2
         lower, upper = between[start - overlap + n - 1], between[np.minimum(stop + overlap, 2 * n - 1) + n - 1]
         if overlap == 0:
@@ -697,7 +728,7 @@ def _ranges(
     line = np.concatenate([nodes - length, nodes, nodes + length]) if periodic else nodes
     start, stop = (np.searchsorted(line, ends - tolerance) - (n if periodic else 0) for ends in (lower, upper))
     if not periodic:
-        start[0], stop[-1] = 0, n
+        start[lower <= lower[0]], stop[upper >= upper[-1]] = 0, n
     return start, stop
 
 
@@ -751,6 +782,8 @@ def _on_axis(axis: Axis, cut: _AxisCuts, unity: str, k: int) -> tuple[tuple[np.n
     owner = np.repeat(np.arange(count), last - first)
     start, stop = _ranges(nodes, lower, upper, periodic=periodic, length=length)
     sizes = stop - start
+    if (sizes > n).any():
+        raise ValueError(f"a subdomain meets itself around the periodic axis {k}: choose a smaller overlap.")
     sub = np.repeat(np.arange(count), sizes)
     place = np.arange(sub.size) - (np.cumsum(sizes) - sizes)[sub] + start[sub]
     node = place % n
@@ -765,7 +798,7 @@ def _on_axis(axis: Axis, cut: _AxisCuts, unity: str, k: int) -> tuple[tuple[np.n
     column = np.concatenate([owner, owner + 1])
     value = np.concatenate([1 - share, share])
     columns = count + 1
-    if periodic:
+    if axis.rule == "periodic":
         column, columns = column % count, count
     elif cut.rule == "interior":
         column, columns = column - 1, count - 1
@@ -811,6 +844,28 @@ def _cut_boxes(dom: Domain, count: int, overlap: int | float) -> _BoxCuts:
     )
     kept = np.unique(_lattice_hats(points, lattice).column)
     return _BoxCuts(lower, upper, overlap, lattice, kept)
+
+
+def _check_reach(dom: Domain, cuts: _BoxCuts, found: _Members, overlap: Any) -> None:
+    """Refuses overlaps larger than the largest core: a length beyond its longest side, or more layers than it has."""
+    points, owner = _points(dom), found.owner
+    assert owner is not None
+    reason = ""
+    if found.largest == dom.size:
+        reason = f": subdomain {found.largest_at} becomes the whole domain"
+    elif isinstance(cuts.overlap, int):
+        largest = int(np.bincount(owner).max())
+        across = math.isqrt(largest - 1) + 1
+        if cuts.overlap > across:
+            reason = f", the largest of which has {largest} vertices, about {across} across"
+    else:
+        sides = np.minimum(cuts.upper, points.max(axis=0)) - np.maximum(cuts.lower, points.min(axis=0))
+        if cuts.overlap > sides.max():
+            reason = f", whose cores are {sides.max():.6g} long at most"
+    if reason:
+        raise ValueError(
+            f"overlap={overlap} is larger than a subdomain{reason}; choose a smaller overlap, or fewer subdomains."
+        )
 
 
 def _bisect(points: np.ndarray, lower: np.ndarray, upper: np.ndarray, count: int, boxes: list) -> None:

@@ -301,7 +301,17 @@ def make_axis(n: int, lower: float, upper: float, rule: str) -> Axis:
             f"lower={lower} and upper={upper} are too close for {n} distinct nodes in {dtype}; "
             "subtract an origin, or enable x64."
         )
-    return Axis(jnp.asarray(nodes, dtype), jnp.asarray(weights, dtype), rule, float(lower), float(upper))
+    return Axis(jnp.asarray(nodes.astype(dtype)), jnp.asarray(weights.astype(dtype)), rule, float(lower), float(upper))
+
+
+@jax.jit
+def _product_points(*nodes: Float[Array, " _"]) -> Float[Array, "n dim"]:
+    return jnp.stack(jnp.meshgrid(*nodes, indexing="ij"), axis=-1).reshape(-1, len(nodes))
+
+
+@jax.jit
+def _product_weights(*weights: Float[Array, " _"]) -> Float[Array, " n"]:
+    return functools.reduce(lambda product, axis: (product[:, None] * axis[None, :]).reshape(-1), weights)
 
 
 @register
@@ -326,18 +336,14 @@ class Grid(Domain):
         """All nodes in row-major order, shape (n, dim)."""
         if self.is_batched:
             return jax.vmap(lambda grid: grid.points)(self)
-        mesh = jnp.meshgrid(*(axis.nodes for axis in self.axes), indexing="ij")
-        return jnp.stack(mesh, axis=-1).reshape(-1, self.dim)
+        return _product_points(*(axis.nodes for axis in self.axes))
 
     @property
     def weights(self) -> Float[Array, "*batch n"]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Products of the axes' weights, shape (n,)."""
         if self.is_batched:
             return jax.vmap(lambda grid: grid.weights)(self)
-        weights = self.axes[0].weights
-        for axis in self.axes[1:]:
-            weights = (weights[:, None] * axis.weights[None, :]).reshape(-1)
-        return weights
+        return _product_weights(*(axis.weights for axis in self.axes))
 
     @property
     def shape(self) -> tuple[int, ...]:

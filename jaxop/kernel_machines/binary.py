@@ -254,8 +254,11 @@ def fit(
         x, y = (rows if to is None else _apply(to, rows) for to, rows in ((x_map, x), (y_map, y)))
         p, q = _counts(landmarks, span, x.shape[0], y.shape[0])
         keys = (None, None) if rng_key is None else jax.random.split(rng_key)
-        x_points, y_points = x[choose_landmarks(x, p, keys[0])], y[choose_landmarks(y, q, keys[1])]
         shared = (p == x.shape[0], q == y.shape[0])
+        x_points, y_points = (
+            rows if whole else rows[choose_landmarks(rows, count, key)]
+            for rows, count, key, whole in zip((x, y), (p, q), keys, shared, strict=True)
+        )
         features = _features(kernel, x, y, x_points, y_points, shared)
         fixed = jax.lax.stop_gradient((features, observations, regularization))
         x_axis, y_axis = solvers.axes(fixed[0], shared=shared)

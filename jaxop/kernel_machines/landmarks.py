@@ -1,5 +1,7 @@
 """A few rows of a sample that stand for all of it."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,10 +42,11 @@ def choose_landmarks(
     if not 1 <= count <= n:
         raise ValueError(f"landmarks must be between 1 and the number of points, {n}, got {count}; lower it.")
     if count == n:
-        return jnp.arange(n, dtype=np.int32)
+        return jnp.asarray(np.arange(n, dtype=np.int32))
     return _choose(jax.lax.stop_gradient(points), rng_key, count)
 
 
+@functools.partial(jax.jit, static_argnums=2)
 def _choose(points: Array, rng_key: Array | None, count: int) -> Array:
     def distances(i: Array) -> Array:
         return jnp.sum((points - points[i][None, :]) ** 2, axis=1)

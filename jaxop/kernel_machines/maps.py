@@ -1,6 +1,7 @@
 """Maps of inputs of different lengths to one space, so that a kernel can compare them."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -78,7 +79,11 @@ def leading_directions(
     most = min(x.shape[1], y.shape[1])
     if not 1 <= rank <= most:
         raise ValueError(f"maps must be a rank between 1 and min(a, b) = {most}, got {rank}.")
-    x, y, observations = jax.lax.stop_gradient((x, y, observations))
+    return _leading_directions(*jax.lax.stop_gradient((x, y, observations)), rank)
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _leading_directions(x: Array, y: Array, observations: Observations, rank: int) -> tuple[AffineMap, AffineMap]:
     (x, x_centre, x_scale), (y, y_centre, y_scale) = _standardised(x), _standardised(y)
     nx, ny = observations.shape
     mean = jnp.sum(moment(observations, jnp.ones((nx, 1), x.dtype), jnp.ones((ny, 1), x.dtype)))
@@ -98,7 +103,8 @@ def given_maps(maps: Any, a: int, b: int, dtype: Any) -> tuple[AffineMap, Affine
             raise ValueError(
                 f"maps[{k}] must have shape ({length}, r), one row per feature of {'XY'[k]}, got {matrix.shape}."
             )
-    return AffineMap(matrices[0], jnp.zeros(a, dtype)), AffineMap(matrices[1], jnp.zeros(b, dtype))
+    centres = [jnp.asarray(np.zeros(n, dtype)) for n in (a, b)]
+    return AffineMap(matrices[0], centres[0]), AffineMap(matrices[1], centres[1])
 
 
 def _standardised(points: Array) -> tuple[Array, Array, Array]:

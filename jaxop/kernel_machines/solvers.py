@@ -234,7 +234,7 @@ def differentiable(
     do not solve to a hundred times the tolerance gives NaN.
     """
     c, x, y = jax.lax.stop_gradient((solution.coefficients, x, y))
-    coefficients = x.basis @ c @ y.basis.T
+    coefficients = _in_basis(x.basis, c, y.basis)
     sources = (features, observations, regularization)
     if is_concrete(*jax.tree.leaves(sources)):
         return coefficients
@@ -265,6 +265,11 @@ def differentiable(
         return jax.lax.custom_linear_solve(linear, b, invert, symmetric=True)
 
     return jax.lax.custom_root(gradient, coefficients, lambda _, a: a, tangent)
+
+
+@jax.jit
+def _in_basis(left: Array, coefficients: Array, right: Array) -> Array:
+    return left @ coefficients @ right.T
 
 
 @jax.custom_jvp

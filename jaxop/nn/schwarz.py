@@ -26,7 +26,8 @@ class SchwarzAttentionConfig:
 
     Attributes:
         subdomains: along each axis of a grid; on scattered nodes and meshes their number in all.
-        overlap: what a subdomain extends beyond its core on each side, as a share of the side of a core, below 1.
+        overlap: what a subdomain extends beyond its core on each side, as a share of the side of a core, below 1; of
+            the smallest core along an axis of given nodes, of the median core among scattered nodes and on meshes.
         partition: of unity, ``"ramp"`` or ``"multiplicity"``.
         coarse: the coarse space, ``"partition"``, ``"hat"``, or None: no coarse level.
         kernel: the settings of the kernel, of both levels.
@@ -90,8 +91,8 @@ class SchwarzAttentionConfig:
         """The decomposition of a domain: on every grid of one box the same subdomains.
 
         Raises:
-            ValueError: for a stack of domains, a box of unequal sides, scattered nodes and meshes that are traced by
-                `jax.jit`, and as `jaxop.domains.decompose`.
+            ValueError: for a stack of domains, scattered nodes and meshes that are traced by `jax.jit`, and as
+                `jaxop.domains.decompose`.
         """
         options = {"partition": self.partition, "coarse": self.coarse}
         if not isinstance(domain, Grid) or any(axis.rule == "samples" for axis in domain.axes):
@@ -100,24 +101,23 @@ class SchwarzAttentionConfig:
                     "scattered nodes, meshes and grids of given nodes must be known to be decomposed: call the "
                     "operator outside jax.jit, or nn.SchwarzAttention with a decomposition."
                 )
-            extent = np.ptp(np.asarray(domain.points, np.float64), axis=0).max()
-            side = float(extent / self.subdomains ** (1.0 if isinstance(domain, Grid) else 1 / domain.dim))
-            return decompose(domain, self.subdomains, self.overlap * side, **options)
+            cores = decompose(domain, self.subdomains, 0.0, coarse=None)
+            sides = np.asarray(cores.upper - cores.lower, np.float64)
+            if isinstance(domain, Grid):  # no core along an axis may be smaller than the overlap there
+                return decompose(domain, self.subdomains, (self.overlap * sides.min(axis=0)).tolist(), **options)
+            return decompose(domain, self.subdomains, self.overlap * float(np.median(sides.max(axis=1))), **options)
         if domain.is_batched:
             raise ValueError("Schwarz attention needs one domain for all samples, got a stack.")
         ends = [axis.ends for axis in domain.axes]
         count = self.subdomains * _REFERENCE
-        lengths = [upper - lower for lower, upper in ends]
-        if not np.allclose(lengths, lengths[0], rtol=1e-6, atol=0):
-            raise ValueError(f"Schwarz attention by configuration needs a box of equal sides, got {lengths}.")
         reference = box(
             (count,) * domain.dim,
             lower=[lower for lower, _ in ends],
             upper=[upper for _, upper in ends],
             rule=["periodic" if axis.rule == "periodic" else "midpoint" for axis in domain.axes],
         )
-        overlap = float(self.overlap * lengths[0] / self.subdomains)
-        cut = decompose(reference, self.subdomains, overlap, **options)
+        overlaps = [float(self.overlap * (upper - lower) / self.subdomains) for lower, upper in ends]
+        cut = decompose(reference, self.subdomains, overlaps, **options)
         return cut.on(domain)
 
 

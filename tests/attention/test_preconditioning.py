@@ -77,6 +77,48 @@ def test_fitted_operators_precondition(x64):
         assert int(result.iterations) < 40
 
 
+def test_flexible_directions_bear_a_preconditioner_that_changes(x64):
+    """Jacobi whose strength depends on the residual: Fletcher and Reeves's β does not get there in 3000 steps."""
+    values = np.logspace(0, 3, 60)
+
+    def preconditioner(r):
+        return r / values * (1 + 0.9 * jnp.sin(40 * r / jnp.max(jnp.abs(r))))
+
+    rhs = np.random.default_rng(0).normal(size=60)
+    solve = jax.jit(lambda b: attention.flexible_cg(lambda x: values * x, b, preconditioner=preconditioner))
+    result = solve(rhs)
+    np.testing.assert_allclose(result.solution, rhs / values, rtol=1e-3, atol=1e-4)
+    assert int(result.iterations) < 40
+
+
+def test_any_size_of_right_hand_side():
+    solve = jax.jit(lambda b: attention.flexible_cg(lambda x: jnp.arange(1.0, 9.0) * x, b).solution)
+    for size in (1e-30, 1e30):
+        np.testing.assert_allclose(solve(np.full(8, size, np.float32)), size / np.arange(1.0, 9.0), rtol=1e-4)
+
+
+def test_global_low_rank_needs_more_iterations_the_more_subdomains(x64):
+    """As many parameters as two levels of rank 4, the best eigenfunctions: one subdomain is global attention."""
+    counts = []
+    for nodes in (127, 255):
+        dec = domains.decompose(domains.interval(nodes, rule="interior"), 1, 0, coarse=None)
+        k, h = np.arange(1, 9), 1 / (nodes + 1)
+        values = (h / (2 * np.sin(np.pi * k * h / 2))) ** 2
+        modes = np.sqrt(2 * (values[:-1] - values[-1])) * np.sin(np.pi * h * np.outer(np.arange(1, nodes + 1), k[:-1]))
+        factors = attention.SchwarzFactors(local_query=jnp.asarray(modes[None]), shift=float(values[-1]))
+
+        def apply(u, h=h):
+            return (2 * u - jnp.pad(u[1:], (0, 1)) - jnp.pad(u[:-1], (1, 0))) / h**2
+
+        rhs = jnp.asarray(np.random.default_rng(0).normal(size=nodes))
+        inverse = attention.schwarz_preconditioner(dec, factors)
+        result = attention.flexible_cg(apply, rhs, preconditioner=inverse, tolerance=1e-8)
+        counts.append((int(result.iterations), int(attention.flexible_cg(apply, rhs, tolerance=1e-8).iterations)))
+    (few, none), (many, _) = counts
+    assert few < 0.8 * none
+    assert many > 1.8 * few
+
+
 def test_the_preconditioner_is_symmetric_on_uneven_grids(x64):
     domain = domains.interval(24, rule="gauss-legendre")
     dec = domains.decompose(domain, 3, 2)

@@ -430,3 +430,67 @@ def test_bad_input_is_named(name, message, unchecked):
     call = bad(name)
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_factors_are_drawn_inside_jit():
+    dec = domains.decompose(domains.interval(30, rule="interior"), 4, 2)
+    drawn = attention.random_factors(jax.random.key(0), dec, 3)
+    for draw in (
+        lambda key, _: attention.random_factors(key, dec, 3),
+        lambda key, d: attention.random_factors(key, d, 3),
+    ):
+        traced = jax.jit(draw)(jax.random.key(0), dec)
+        np.testing.assert_allclose(traced.local_query, drawn.local_query, rtol=1e-6)
+    with pytest.raises(ValueError, match=r"count parameters outside jax\.jit"):
+        jax.jit(lambda d: attention.count_parameters(d, drawn))(dec)
+
+
+def test_padding_has_neither_value_nor_derivative():
+    dec = domains.decompose(domains.interval(30, rule="interior"), 4, 2)
+    padding = ~np.asarray(dec.cover.inside)
+    assert padding.any()
+    factors = attention.random_factors(jax.random.key(0), dec, 2)
+    spoilt = jnp.where(padding[..., None], jnp.nan, factors.local_query)
+    spoilt = dataclasses.replace(factors, local_query=spoilt)
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def of(partition, factors):
+        out = attention.schwarz_apply(dec.domain.points, dataclasses.replace(dec, partition=partition), factors)
+        return jnp.sum(out**2), out
+
+    ((_, out), gradient), ((_, same), _) = of(dec.partition, factors), of(dec.partition, spoilt)
+    np.testing.assert_array_equal(out, same)
+    assert np.isfinite(gradient).all()
+    np.testing.assert_array_equal(np.asarray(gradient)[padding], 0)
+
+
+def test_the_best_map_sees_its_inputs_only():
+    ones, eye = np.ones((4, 2)), np.eye(4)[:, :2]
+    np.testing.assert_allclose(attention.low_rank_errors(ones, eye, np.ones(4)), [1, np.sqrt(0.5)])
+    many, targets = np.ones((4, 8)), np.random.default_rng(0).normal(size=(4, 8))
+    query, key = attention.optimal_low_rank(many, targets, np.ones(4), 1)
+    reached = np.linalg.norm(query @ (key.T @ many) - targets) / np.linalg.norm(targets)
+    np.testing.assert_allclose(attention.low_rank_errors(many, targets, np.ones(4))[-1], reached, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"inputs must be finite, but inputs\[\(?0, 0\)?\]"):
+        attention.low_rank_errors(np.full((4, 2), np.nan), eye, np.ones(4))
+    with pytest.raises(ValueError, match="targets are 0 everywhere"):
+        attention.low_rank_errors(ones, 0 * eye, np.ones(4))
+
+
+def test_fits_where_a_subdomain_has_no_weight():
+    domain = domains.from_nodes(np.arange(16.0)[:, None].tolist(), np.repeat([1.0, 0.0], 8).tolist())
+    dec = domains.decompose(domain, 4, 1.0)
+    samples = np.random.default_rng(0).normal(size=(16, 3))
+    fit = attention.fit_schwarz(dec, samples, samples, rank=1, steps=1)
+    assert np.isfinite(fit.errors).all()
+    assert np.isfinite(fit.factors.local_query).all()
+
+
+def test_the_shift_of_a_fit_is_that_of_its_start():
+    dec, eye = domains.decompose(domains.interval(15, rule="interior"), 2, 1), np.eye(15)
+    start = attention.SchwarzFactors(shift=jnp.asarray(0.5))
+    kept = attention.fit_schwarz(dec, eye, eye, rank=1, coarse_rank=0, initial=start, shift=jnp.asarray(0.5), steps=0)
+    assert kept.factors.shift == 0.5
+    with pytest.raises(ValueError, match=r"shift must be that of initial, 0.5, .* got None"):
+        attention.fit_schwarz(dec, eye, eye, rank=1, initial=start)

@@ -30,6 +30,10 @@ def build(name, **options):
     return domains.decompose(make(**arguments), subdomains, overlap, **options)
 
 
+def build_circle(n, overlap):
+    return domains.decompose(domains.interval(n, rule="periodic"), 2, overlap)
+
+
 def dense(dec):
     """R_i as matrices, (p, s, n), from the index alone."""
     rows = np.zeros((*dec.partition.shape, dec.domain.size))
@@ -121,6 +125,47 @@ def test_integer_overlap_counts_nodes_on_each_side():
     sizes = np.asarray(dec.cover.inside).sum(axis=1)
     np.testing.assert_array_equal(sizes, [7 + 3, *[8 + 6] * 6, 8 + 3])
     np.testing.assert_array_equal(dec.cover.index[1], np.arange(4, 18))
+
+
+@pytest.mark.parametrize("rule", ["trapezoid", "midpoint", "interior", "gauss-legendre"])
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_overlaps_as_large_as_a_core_reach_the_ends(rule, count):
+    domain = domains.interval(16, rule=rule)
+    cores = domains.decompose(domain, count, 0).cover
+    sets = [np.asarray(row)[inside] for row, inside in zip(cores.index, np.asarray(cores.inside), strict=True)]
+    overlap = min(map(len, sets))
+    cover = domains.decompose(domain, count, overlap).cover
+    for core, row, inside in zip(sets, cover.index, np.asarray(cover.inside), strict=True):
+        expected = np.arange(max(core[0] - overlap, 0), min(core[-1] + overlap, 15) + 1)
+        np.testing.assert_array_equal(np.sort(np.asarray(row)[inside]), expected)
+
+
+def test_ramps_are_smooth_steps_across_the_overlap():
+    """Two halves of an interval that overlap between 0.25 and 0.75: D is t²(3 − 2t), and 0 at the ends of each."""
+    dec = domains.decompose(domains.interval(64, rule="midpoint"), 2, 0.25, partition="ramp")
+    x = np.asarray(dec.domain.points[:, 0])
+    t = np.clip((x - 0.25) / 0.5, 0, 1)
+    right = dense(dec)[1].T @ np.asarray(dec.partition)[1]
+    np.testing.assert_allclose(right, t * t * (3 - 2 * t), atol=1e-6)
+
+
+def test_hats_of_one_subdomain_around_a_circle_are_constant():
+    domain = domains.box((8, 9), rule=["periodic", "midpoint"])
+    np.testing.assert_allclose(domains.decompose(domain, 1, 0).coarse_basis().sum(axis=1), 1, atol=1e-6)
+    line = domains.decompose(domains.interval(8, rule="periodic"), 1, 0)
+    np.testing.assert_allclose(line.coarse_basis(), np.ones((8, 1)), atol=1e-6)
+
+
+def test_many_cores_add_up_in_single_precision():
+    domain = domains.interval(4096, rule="midpoint")
+    dec = domains.decompose(domain, 512, 1, coarse=np.ones((4096, 1)))
+    assert dec.coarsen(jnp.asarray(np.ones((4096, 1), jnp.bfloat16))) == 1
+
+
+def test_one_overlap_per_axis():
+    dec = domains.decompose(domains.box((16, 12), upper=(1, 2), rule="midpoint"), (4, 2), (1, 0.5))
+    assert dec.size == 6 * 9
+    np.testing.assert_allclose((dec.upper - dec.lower)[2], [6 / 16, 1.5], rtol=1e-6)
 
 
 def test_subdomains_of_a_periodic_axis_pass_its_end():
@@ -243,6 +288,21 @@ ROWS = {
     "overlap around a circle": (
         lambda: domains.decompose(domains.interval(16, rule="periodic"), 2, 8),
         r"meet itself around the periodic axis 0",
+    ),
+    "overlaps per axis": (lambda: domains.decompose(LINE, 2, (1, 1)), r"overlap must be one number or 1, one per axis"),
+    "overlap around a finer circle": (
+        lambda: domains.decompose(domains.interval(18, rule="periodic"), 2, 0.26).on(
+            domains.interval(180, rule="periodic")
+        ),
+        r"a subdomain meets itself around the periodic axis 0",
+    ),
+    "overlap beyond the cores": (
+        lambda: domains.decompose(domains.monte_carlo(scattered(256, 2)), 16, 0.4),
+        r"overlap=0.4 is larger than a subdomain, whose cores are 0.3\d+ long at most",
+    ),
+    "layers beyond the cores": (
+        lambda: domains.decompose(square_mesh(16), 16, 8),
+        r"overlap=8 is larger than a subdomain, the largest of which has 25 vertices, about 5 across",
     ),
     "overlap among points": (
         lambda: domains.decompose(domains.monte_carlo(scattered(50, 2)), 4, 2.0),

@@ -8,6 +8,11 @@ import pytest
 from jaxop import kernels
 from jaxop.attention import accumulate, integral_attention, linear_attention
 
+
+def ones(*shape):
+    return jnp.asarray(np.ones(shape, np.float32))
+
+
 POSITIVE, NONNEGATIVE, SIGNED = kernels.Gaussian(0.3), kernels.Quadratic(0.5), kernels.DotProduct()
 SIGNS = [
     (POSITIVE + NONNEGATIVE, "positive"),
@@ -23,13 +28,13 @@ SIGNS = [
     (-0.5 * POSITIVE, "signed"),
     (2.0 * SIGNED, "signed"),
     (kernels.Scaled(POSITIVE, np.asarray([1.0, -1.0])), "signed"),
-    (kernels.Projected(POSITIVE, jnp.ones((5, 2)), jnp.ones((5, 2))), "positive"),
+    (kernels.Projected(POSITIVE, ones(5, 2), ones(5, 2)), "positive"),
     (POSITIVE + -1.0 * (NONNEGATIVE * SIGNED) * kernels.Intersection(0.2), "signed"),
 ]
 
 
 def points(n, d, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=(n, d)), jnp.float32)
+    return np.random.default_rng(seed).normal(size=(n, d)).astype(np.float32)
 
 
 @pytest.mark.parametrize(("kernel", "sign"), SIGNS)
@@ -38,41 +43,55 @@ def test_sign_and_tile_follow_from_the_parts(kernel, sign):
     if np.ndim(getattr(kernel, "factor", 0)):
         return  # one factor per head
     query, key = points(4, 5), points(3, 5, seed=1)
-    definition = jax.vmap(jax.vmap(kernel, (None, 0)), (0, None))(query, key)
-    np.testing.assert_allclose(kernels.matrix(kernel, query, key), definition, rtol=2e-5, atol=1e-6)
+    definition = jax.vmap(jax.vmap(kernel, (None, 0)), (0, None))
+    matrix, truth = jax.jit(lambda q, k: (kernels.matrix(kernel, q, k), definition(q, k)))(query, key)
+    np.testing.assert_allclose(matrix, truth, rtol=2e-5, atol=1e-6)
 
 
 def test_logarithms_of_sums_and_products_do_not_overflow():
     kernel = kernels.ExpDotProduct(1.0) * kernels.ExpDotProduct(1.0) + 2.0 * kernels.ExpDotProduct(2.0)
-    query = jnp.full((1, 4), 50.0)
-    value, slope = jax.value_and_grad(lambda q: kernel.tile(q, query)[0, 0])(query)
+
+    @jax.jit
+    def evaluate(query):
+        tile = jax.value_and_grad(lambda q: kernel.tile(q, query)[0, 0])
+        return *tile(query), kernel.log(query[0], query[0])
+
+    value, slope, log = evaluate(np.full((1, 4), 50.0, np.float32))
     np.testing.assert_allclose(value, 2e4 + np.log(3.0), rtol=1e-6)
     np.testing.assert_allclose(slope, 100.0, rtol=1e-5)
-    np.testing.assert_allclose(kernel.log(query[0], query[0]), value, rtol=1e-6)
+    np.testing.assert_allclose(log, value, rtol=1e-6)
 
 
 def test_parts_that_vanish_leave_the_others():
     """A zero of one term, of all terms, and of a factor, in value and derivative."""
-    cone, query = kernels.EuclideanDistance(), jnp.ones((1, 3))
-    key = jnp.asarray([[1.0, 1.0, 1.0], [0.0, 1.0, 1.0]])
-    for kernel, alive in ((cone + POSITIVE, [True, True]), (cone + cone, [False, True]), (cone * cone, [False, True])):
-        tile, slope = jax.value_and_grad(lambda q, kernel=kernel: jnp.sum(kernel.tile(q, key)[0, :1]))(query)
+    cone, query = kernels.EuclideanDistance(), np.ones((1, 3), np.float32)
+    key = np.float32([[1.0, 1.0, 1.0], [0.0, 1.0, 1.0]])
+    kinds = cone + POSITIVE, cone + cone, cone * cone
+
+    def total(query, key, kernel):
+        tile = kernel.tile(query, key)
+        return jnp.sum(tile[0, :1]), tile
+
+    evaluate = jax.jit(lambda *arrays: [jax.value_and_grad(total, has_aux=True)(*arrays, kernel) for kernel in kinds])
+    for ((first, tile), slope), alive in zip(
+        evaluate(query, key), ([True, True], [False, True], [False, True]), strict=True
+    ):
         assert np.isfinite(slope).all()
-        assert ((kernel.tile(query, key) > kernels.LOG_ZERO / 2)[0] == np.asarray(alive)).all()
-        assert alive[0] or (tile == kernels.LOG_ZERO and (np.asarray(slope) == 0).all())
+        assert ((np.asarray(tile) > kernels.LOG_ZERO / 2)[0] == np.asarray(alive)).all()
+        assert alive[0] or (first == np.float32(kernels.LOG_ZERO) and (np.asarray(slope) == 0).all())
 
 
 @pytest.mark.parametrize("implementation", ["dense", "chunked"])
 def test_parameters_of_all_parts_are_trained_per_head(implementation, x64):
     rng = np.random.default_rng(0)
     query, key, value = (jnp.asarray(rng.normal(size=(n, 2, 4))) for n in (5, 7, 7))
-    maps = jnp.asarray(rng.normal(size=(2, 2, 4, 3)))
+    maps = rng.normal(size=(2, 2, 4, 3))
 
     def make(rates, offsets, factors, maps):
         inner = kernels.Scaled(kernels.Quadratic(offsets), factors, "nonnegative")
         return kernels.Projected(kernels.Gaussian(rates) + inner, *maps)
 
-    params = jnp.asarray([0.3, 0.6]), jnp.asarray([0.5, 1.0]), jnp.asarray([0.7, 0.2]), maps
+    params = np.asarray([0.3, 0.6]), np.asarray([0.5, 1.0]), np.asarray([0.7, 0.2]), maps
 
     def loss(params):
         options = {"kernel": make(*params), "kernel_axis": 0, "implementation": implementation}
@@ -85,20 +104,28 @@ def test_parameters_of_all_parts_are_trained_per_head(implementation, x64):
             heads.append(integral_attention(*(a[:, h : h + 1] for a in (query, key, value)), kernel=kernel))
         return jnp.sum(jnp.sin(jnp.concatenate(heads, axis=1)))
 
-    for ours, theirs in zip(jax.grad(loss)(params), jax.grad(one_by_one)(params), strict=True):
+    gradients = jax.jit(lambda params: (jax.grad(loss)(params), jax.grad(one_by_one)(params)))(params)
+    for ours, theirs in zip(*gradients, strict=True):
         assert (np.abs(theirs) > 1e-8).all()
         np.testing.assert_allclose(ours, theirs, rtol=1e-8)
 
 
 def test_points_of_two_dimensions(x64):
-    query, key = points(4, 3).astype(jnp.float64), points(6, 2, seed=1).astype(jnp.float64)
-    maps = points(3, 5).astype(jnp.float64), points(2, 5, seed=2).astype(jnp.float64)
-    kernel = kernels.Projected(kernels.ExpDotProduct(), *maps)
+    query, key = points(4, 3).astype(float), points(6, 2, seed=1).astype(float)
+    maps = points(3, 5).astype(float), points(2, 5, seed=2).astype(float)
     expected = query @ maps[0] @ maps[1].T @ key.T / np.sqrt(5)
-    np.testing.assert_allclose(kernel.tile(query, key), expected, rtol=1e-12)
-    np.testing.assert_allclose(kernel.log(query[0], key[1]), expected[0, 1], rtol=1e-12)
-    both = kernel + 0.5 * kernels.Projected(kernels.Intersection(), *maps)
-    np.testing.assert_allclose(both(query[0], key[1]), jnp.exp(both.tile(query, key))[0, 1], rtol=1e-12)
+
+    @jax.jit
+    def evaluate(query, key, maps):
+        kernel = kernels.Projected(kernels.ExpDotProduct(), *maps)
+        both = kernel + 0.5 * kernels.Projected(kernels.Intersection(), *maps)
+        pair = query[0], key[1]
+        return kernel.tile(query, key), kernel.log(*pair), both(*pair), both.tile(query, key)
+
+    tile, log, value, both = evaluate(query, key, maps)
+    np.testing.assert_allclose(tile, expected, rtol=1e-12)
+    np.testing.assert_allclose(log, expected[0, 1], rtol=1e-12)
+    np.testing.assert_allclose(value, np.exp(both)[0, 1], rtol=1e-12)
 
 
 def network(params, x):
@@ -110,26 +137,35 @@ def test_learned_features_make_linear_attention(x64):
     shapes = {"inner": (3, 6), "outer": (6, 4)}
     params = tuple({name: jnp.asarray(rng.normal(size=shape)) for name, shape in shapes.items()} for _ in range(2))
     kernel = kernels.LearnedFeatures(network, network, params)
-    query, key, value = (jnp.asarray(rng.normal(size=(n, 1, 3))) for n in (5, 7, 7))
-    weights = jnp.linspace(0.5, 1.5, 7)
-    by_query, by_key = kernel.features(query[:, 0], key[:, 0])
-    np.testing.assert_allclose(kernel.tile(query[:, 0], key[:, 0])[1, 2], kernel(query[1, 0], key[2, 0]), rtol=1e-12)
-    assert np.linalg.matrix_rank(kernel.tile(points(30, 3).astype(float), points(30, 3, seed=1).astype(float))) == 4
-    linear = linear_attention(by_query[:, None], by_key[:, None], value, weights)
-    whole = integral_attention(query, key, value, weights, kernel=kernel, normalize=False) / jnp.sum(weights)
+    query, key, value = (rng.normal(size=(n, 1, 3)) for n in (5, 7, 7))
+    weights = np.linspace(0.5, 1.5, 7)
+
+    @jax.jit
+    def evaluate(query, key, value, weights):
+        by_query, by_key = kernel.features(query[:, 0], key[:, 0])
+        linear = linear_attention(by_query[:, None], by_key[:, None], value, weights)
+        whole = integral_attention(query, key, value, weights, kernel=kernel, normalize=False) / jnp.sum(weights)
+        return linear, whole, kernel.tile(query[:, 0], key[:, 0]), kernel(query[1, 0], key[2, 0])
+
+    linear, whole, tile, pair = evaluate(query, key, value, weights)
+    np.testing.assert_allclose(np.asarray(tile)[1, 2], pair, rtol=1e-12)
+    many = jax.jit(kernel.tile)(points(30, 3).astype(float), points(30, 3, seed=1).astype(float))
+    assert np.linalg.matrix_rank(many) == 4
     np.testing.assert_allclose(linear, whole, rtol=1e-10)
 
 
 def test_the_sign_of_a_traced_factor_is_not_guessed():
-    def value(factor):
+    @jax.jit
+    @jax.grad
+    def slope(factor):
         return kernels.Scaled(POSITIVE, factor, "positive")(jnp.zeros(2), jnp.zeros(2))
 
-    assert jax.grad(value)(0.5) == 1.0
+    assert slope(0.5) == 1.0
     with pytest.raises(ValueError, match="the sign of a kernel times a traced factor is not known"):
         jax.jit(lambda factor: (factor * POSITIVE)(jnp.zeros(2), jnp.zeros(2)))(-0.5)
     assert (2.0 * SIGNED).sign == jax.jit(lambda k: k)(2.0 * SIGNED).sign == "signed"
     moved = jax.tree.map(lambda leaf: -leaf, 2.0 * kernels.Quadratic(1.0))  # what training may do
-    assert moved.tile(jnp.ones((1, 2)), jnp.ones((1, 2))) == kernels.LOG_ZERO
+    assert jax.jit(moved.tile)(ones(1, 2), ones(1, 2)) == np.float32(kernels.LOG_ZERO)
 
 
 BAD = [
@@ -145,11 +181,9 @@ BAD = [
     (lambda: kernels.Scaled(POSITIVE, -1.0, "positive"), ValueError, "contradicts a negative factor"),
     (lambda: kernels.Scaled(POSITIVE, 1.0, "postive"), ValueError, "did you mean 'positive'"),
     (lambda: kernels.Scaled(POSITIVE, 1j), TypeError, "factor must be a real number"),
-    (lambda: kernels.Projected(POSITIVE, jnp.ones((3, 2)), jnp.ones((3, 4))), ValueError, "with one r"),
+    (lambda: kernels.Projected(POSITIVE, ones(3, 2), ones(3, 4)), ValueError, "with one r"),
     (
-        lambda: kernels.Projected(POSITIVE, jnp.ones((3, 2)), jnp.ones((4, 2))).tile(
-            jnp.ones((1, 3)), jnp.ones((1, 3))
-        ),
+        lambda: kernels.Projected(POSITIVE, ones(3, 2), ones(4, 2)).tile(ones(1, 3), ones(1, 3)),
         ValueError,
         "key has 3 channels, but key_map takes 4",
     ),
@@ -165,9 +199,15 @@ def test_bad_input(make, error, message, unchecked):
 
 
 def test_the_epsilon_of_a_projected_kernel_is_kept():
-    projected = kernels.Projected(kernels.FourierIntegral(epsilon=0.5), jnp.eye(3), jnp.eye(3))
-    arrays = [points(4, 3, seed)[:, None] for seed in range(3)]
-    plain = integral_attention(*arrays, kernel=kernels.FourierIntegral(epsilon=0.5))
-    np.testing.assert_allclose(integral_attention(*arrays, kernel=projected), plain, rtol=1e-5)
+    identity = jnp.asarray(np.eye(3, dtype=np.float32))
+    projected = kernels.Projected(kernels.FourierIntegral(epsilon=0.5), identity, identity)
+    arrays = [jnp.asarray(points(4, 3, seed)[:, None]) for seed in range(3)]
+
+    @jax.jit
+    def both(*arrays):
+        return [integral_attention(*arrays, kernel=k) for k in (kernels.FourierIntegral(epsilon=0.5), projected)]
+
+    plain, through_maps = both(*arrays)
+    np.testing.assert_allclose(through_maps, plain, rtol=1e-5)
     with pytest.raises(NotImplementedError, match=r"epsilon = 0\.5"):
         accumulate(*arrays, kernel=projected)

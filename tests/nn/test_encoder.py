@@ -28,8 +28,15 @@ def make(norm="post", **options):
     # parameters that leave no symmetry
     for i, leaf in enumerate(jax.tree.leaves(nnx.state(layer, nnx.Param), is_leaf=lambda v: isinstance(v, nnx.Param))):
         noise = np.random.default_rng(i).normal(size=leaf.shape)
-        leaf[...] = leaf[...] + 0.1 * jnp.asarray(noise, leaf.dtype)
+        leaf[...] = jnp.asarray(np.asarray(leaf[...]) + 0.1 * noise.astype(leaf.dtype))
     return layer
+
+
+call = nnx.jit(lambda layer, x: layer(x))
+
+
+def clear(param):
+    param[...] = jnp.asarray(np.zeros(param.shape))
 
 
 def by_hand(layer, x, *args, **kwargs):
@@ -63,33 +70,33 @@ def test_value_and_gradient_are_those_of_the_formula(norm, rows, monkeypatch):
 @pytest.mark.parametrize("norm", nn.NORMS)
 def test_post_norm_outputs_are_normalised_and_pre_norm_keeps_the_residual(norm):
     layer = nn.EncoderLayer(lambda x: 0 * x, WIDTH, 5, norm=norm, rngs=nnx.Rngs(0))
-    layer.feedforward.outer.kernel[...] *= 0
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, WIDTH)), jnp.float32)
-    expected = x if norm == "pre" else nn.LayerNorm(WIDTH)(x)
-    np.testing.assert_allclose(layer(x), expected, rtol=1e-4, atol=1e-5)
+    clear(layer.feedforward.outer.kernel)
+    x = np.random.default_rng(0).normal(size=(4, WIDTH)).astype(np.float32)
+    expected = x if norm == "pre" else call(nn.LayerNorm(WIDTH), x)
+    np.testing.assert_allclose(call(layer, x), expected, rtol=1e-4, atol=1e-5)
 
 
 class TestDropout:
     def layer(self, rate, **options):
         layer = nn.EncoderLayer(lambda x: jnp.ones_like(x), WIDTH, 5, norm="pre", dropout=rate, rngs=nnx.Rngs(0))
-        layer.feedforward.outer.kernel[...] *= 0
+        clear(layer.feedforward.outer.kernel)
         return layer
 
     def test_each_branch_keeps_its_mean(self):
         """Attention adds 1, the pointwise network 2; a share of 1/4 of each is dropped, the rest scaled by 4/3."""
         layer = self.layer(0.25)
-        layer.feedforward.outer.bias[...] += 2
-        out = layer(jnp.zeros((4000, WIDTH)))
+        layer.feedforward.outer.bias[...] = jnp.asarray(np.full(WIDTH, 2.0))
+        out = call(layer, np.zeros((4000, WIDTH), np.float32))
         values, counts = np.unique(np.round(out, 4), return_counts=True)
         np.testing.assert_allclose(values, [0, 4 / 3, 8 / 3, 4], atol=1e-3)
         np.testing.assert_allclose(counts / out.size, [1 / 16, 3 / 16, 3 / 16, 9 / 16], atol=0.01)
 
     def test_draws_anew_on_every_call_and_rests_in_evaluation(self):
         layer = self.layer(0.5)
-        x = jnp.ones((50, WIDTH))
-        assert np.any(np.asarray(layer(x)) != np.asarray(layer(x)))
+        x = np.ones((50, WIDTH), np.float32)
+        assert np.any(np.asarray(call(layer, x)) != np.asarray(call(layer, x)))
         layer.eval()
-        np.testing.assert_array_equal(layer(x), 2 * x)
+        np.testing.assert_array_equal(call(layer, x), 2 * x)
 
     def test_without_it_the_layer_has_no_random_state(self):
         assert not jax.tree.leaves(nnx.state(self.layer(0.0), nnx.RngState))

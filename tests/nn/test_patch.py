@@ -20,7 +20,10 @@ def random(*shape, seed=0):
 
 def double(module):
     graphdef, state = nnx.split(module)
-    return nnx.merge(graphdef, jax.tree.map(lambda a: a.astype(jnp.float64), state))
+    return nnx.merge(graphdef, jax.tree.map(lambda a: jnp.asarray(np.asarray(a, np.float64)), state))
+
+
+call = jax.jit(lambda layer, *args: layer(*args))
 
 
 def attend(query, key, value, weights):
@@ -40,7 +43,7 @@ def test_patch_attention_is_the_formula_with_one_measure_or_one_per_sample(x64):
     kernel, bias = np.asarray(layer.projection.kernel[...]), random(3 * WIDTH, seed=2)
     layer.projection.bias[...] = jnp.asarray(bias)
     for measure in (weights[0], weights):
-        out = layer(jnp.asarray(tokens), jnp.asarray(measure))
+        out = np.asarray(call(layer, tokens, measure))
         for sample, measured in zip(range(2), np.broadcast_to(measure, (2, 5)), strict=True):
             parts = [as_heads(part) for part in np.split(tokens[sample] @ kernel + bias, 3, axis=-1)]
             mixed = attend(*parts, measured).reshape(3, 5, WIDTH)
@@ -65,7 +68,7 @@ def test_fourier_patch_attention_is_attention_in_physical_space(name, x64):
     table = random(*multiplier_shape(modes), 2, WIDTH, 3 * WIDTH, seed=1)
     layer.multipliers[...] = jnp.asarray(table)
     tokens, weights = random(s, samples, patches, WIDTH), np.array([0.02, 0.03])
-    out = layer(jnp.asarray(tokens), shape, jnp.asarray(weights))
+    out = np.asarray(jax.jit(lambda layer, u, w: layer(u, shape, w))(layer, tokens, weights))
 
     axes = tuple(range(dim))
     spectrum = np.fft.rfftn(tokens.reshape(*shape, samples, patches, WIDTH), axes=axes)
@@ -86,7 +89,7 @@ def test_the_attention_of_coefficients_does_not_grow_with_the_nodes():
     layer = nn.FourierPatchAttention(16, 4, 4, reference=(8, 8), rngs=nnx.Rngs(0))
 
     def operations(side):
-        tokens = jnp.ones((side**2, 1, 16, 16))
+        tokens = np.ones((side**2, 1, 16, 16), np.float32)
         lowered = jax.jit(lambda x: layer(x, (side, side), 1.0)).lower(tokens)
         return lowered.compile().cost_analysis()["flops"]
 
@@ -95,7 +98,7 @@ def test_the_attention_of_coefficients_does_not_grow_with_the_nodes():
 
 def test_functions_on_finer_patches_give_the_same_function(x64):
     layer = double(nn.FourierPatchAttention(WIDTH, HEADS, 2, reference=(4,), rngs=nnx.Rngs(0)))
-    layer.multipliers[...] *= 30.0
+    layer.multipliers[...] = jnp.asarray(30.0 * np.asarray(layer.multipliers[...]))
     function = jax.jit(layer, static_argnums=1)
 
     def means(n):

@@ -1,6 +1,7 @@
 """The table every implementation of attention is held against: kernels × implementations × what they can do."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -28,7 +29,28 @@ class KernelCase:
         return None if self.per_head is None else 0
 
     def oracle(self):
-        return self.make() if self.per_head is None else self.per_head()
+        return _oracle(self, jax.config.read("jax_enable_x64"))
+
+
+class Compiled(Kernel):
+    """A kernel by its definition on one pair, as one program."""
+
+    def __init__(self, kernel):
+        self.sign, self._value, self._log = kernel.sign, jax.jit(kernel.__call__), jax.jit(kernel.log)
+
+    def __call__(self, a, b):
+        return self._value(a, b)
+
+    def log(self, a, b):
+        return self._log(a, b)
+
+
+@functools.lru_cache
+def _oracle(case, x64):
+    del x64  # in whose precision the kernel is made
+    if case.per_head is None:
+        return Compiled(case.make())
+    return [Compiled(kernel) for kernel in case.per_head()]
 
 
 def _gaussian(params, q, k):
@@ -51,9 +73,13 @@ def _signed(q, k):
     return jnp.dot(q, k)
 
 
+def scales():
+    return jnp.asarray(np.linspace(0.5, 1.0, DEPTH))
+
+
 def _composed():
     """Positive, with parts that vanish and parts that do not: sum, product, multiple and projection."""
-    maps = (0.4 * jnp.sin(jnp.arange(DEPTH * 4.0) + shift).reshape(DEPTH, 4) for shift in (0.0, 0.5))
+    maps = (jnp.asarray(0.4 * np.sin(np.arange(DEPTH * 4.0) + shift).reshape(DEPTH, 4)) for shift in (0.0, 0.5))
     polynomial = kernels.Quadratic(jnp.asarray(0.8)) * kernels.TruncatedExponential(3, clip=True)
     projected = kernels.Projected(polynomial, *maps)
     return kernels.Scaled(projected, jnp.asarray(0.3), "nonnegative") + kernels.Gaussian(jnp.asarray(0.2))
@@ -65,7 +91,7 @@ def _signed_composed():
     def feature_map(params, x):
         return jnp.tanh(x @ params)
 
-    params = tuple(jnp.cos(jnp.arange(DEPTH * 3.0) + shift).reshape(DEPTH, 3) for shift in (0.0, 0.5))
+    params = tuple(jnp.asarray(np.cos(np.arange(DEPTH * 3.0) + shift).reshape(DEPTH, 3)) for shift in (0.0, 0.5))
     features = kernels.LearnedFeatures(feature_map, feature_map, params)
     distance = kernels.EuclideanDistance(jnp.asarray(0.6))
     return features * distance + kernels.Scaled(kernels.Intersection(jnp.asarray(0.2)), jnp.asarray(-0.3), "signed")
@@ -80,7 +106,7 @@ KERNELS = [
         lambda: [kernels.ExpDotProduct(jnp.asarray(0.3)), kernels.ExpDotProduct(jnp.asarray(0.9))],
     ),
     KernelCase("gaussian", lambda: kernels.Gaussian(jnp.asarray(0.4))),
-    KernelCase("fourier", lambda: kernels.FourierIntegral(jnp.linspace(0.5, 1.0, DEPTH))),
+    KernelCase("fourier", lambda: kernels.FourierIntegral(scales())),
     KernelCase(
         "fourier-per-head",
         lambda: kernels.FourierIntegral(jnp.asarray([[0.6], [0.9]]), 2),
@@ -96,7 +122,7 @@ KERNELS = [
     KernelCase("gaussian-pair", lambda: kernels.from_pair(_gaussian, {"rate": jnp.asarray(0.4)}, log=True)),
     KernelCase("compact-pair", lambda: kernels.from_pair(_compact)),
     KernelCase("cosine-pair", lambda: kernels.from_pair(_cosine, log=True)),
-    KernelCase("laplace-pair", lambda: kernels.from_pair(_laplace, jnp.linspace(0.5, 1.0, DEPTH), log=True)),
+    KernelCase("laplace-pair", lambda: kernels.from_pair(_laplace, scales(), log=True)),
 ]
 SIGNED = [
     KernelCase("signed-pair", lambda: kernels.from_pair(_signed, sign="signed")),
@@ -115,10 +141,18 @@ PAIRS = [
 def inputs(dtype=jnp.float32, seed=0, n=N, m=M):
     rng = np.random.default_rng(seed)
     shapes = [(n, HEADS, DEPTH), (m, HEADS, DEPTH), (m, HEADS, CHANNELS)]
-    arrays = [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes]
-    return (*arrays, jnp.asarray(rng.uniform(0.5, 1.5, m) / m, jnp.float64 if dtype == jnp.float64 else jnp.float32))
+    arrays = [rng.normal(size=shape).astype(dtype) for shape in shapes]
+    return (*arrays, (rng.uniform(0.5, 1.5, m) / m).astype(np.float64 if dtype == jnp.float64 else np.float32))
 
 
+def replaced(array, index, value):
+    """A copy with other entries."""
+    array = np.array(array)
+    array[index] = value
+    return array
+
+
+@functools.cache
 def attend(case, implementation, **options):
     """The jitted call of one case; the kernel is built inside, in the precision of the test."""
 
@@ -135,5 +169,45 @@ def attend(case, implementation, **options):
             mask=mask,
             **options,
         )
+
+    return call
+
+
+@functools.cache
+def differentiate(case, implementation):
+    """The jitted derivatives of Σ_i sin A_i over some rows, in query, key, value and weights, and A."""
+
+    @jax.jit
+    @functools.partial(jax.grad, argnums=(0, 1, 2, 3), has_aux=True)
+    def call(query, key, value, weights, mask, rows):
+        out = attend(case, implementation)(query, key, value, weights, mask)
+        return jnp.sum(jnp.where(rows[:, None, None], jnp.sin(out), 0)), out
+
+    return call
+
+
+@functools.cache
+def dense_and_chunked(case, is_causal):
+    """Jitted: (derivatives of Σ sin A in the kernel, query, key, value and weights; A) of either implementation."""
+
+    def loss(kernel, query, key, value, weights, mask, implementation):
+        out = integral_attention(
+            query,
+            key,
+            value,
+            weights,
+            kernel=kernel,
+            kernel_axis=case.axis,
+            mask=mask,
+            is_causal=is_causal,
+            normalize=case not in SIGNED,
+            implementation=implementation,
+        )
+        return jnp.sum(jnp.sin(out)), out
+
+    @jax.jit
+    def call(kernel, query, key, value, weights, mask=None):
+        of = jax.grad(loss, argnums=(0, 1, 2, 3, 4), has_aux=True)
+        return [of(kernel, query, key, value, weights, mask, i) for i in ("dense", "chunked")]
 
     return call

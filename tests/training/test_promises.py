@@ -98,8 +98,9 @@ def test_promise_1_a_killed_and_resumed_run_ends_with_the_same_bits(tmp_path):
             assert process.returncode == -signal.SIGKILL, (output, errors)
         saves_hit += bool(list(directory.glob("checkpoints/*.tmp")))
     assert saves_hit, "no kill fell into a save"
-    output, errors = launch(directory, 0).communicate(timeout=60)
-    assert output == f"completed {LONG.steps}\n", errors
+    resumed = run(directory, config=LONG, resume=True)
+    assert (resumed.stopped, int(resumed.state.step)) == ("completed", LONG.steps)
+    assert_same_bits(whole.state, resumed.state)
     assert_same_bits(whole.state, state_at(directory, LONG.steps))
     assert rows(tmp_path / "whole") == rows(directory)
     assert [row["step"] for row in rows(directory) if "loss" in row] == list(range(1, LONG.steps + 1))
