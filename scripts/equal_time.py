@@ -77,6 +77,8 @@ def compare(
             )
             directory = new_run(run_dir, task, label, seed)
             result = training.fit(model, contender.train, {}, here, run_dir=directory, progress=False)
+            if result.stopped == "terminated":
+                raise SystemExit(f"terminated; {directory} holds what was trained")
             spent.append(result.seconds)
             rows.append([training.evaluate(result.model, t, batch_size=4).l2.mean() for t in contender.tests.values()])
         errors[label] = np.asarray(rows)

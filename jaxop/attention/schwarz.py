@@ -352,7 +352,7 @@ def check_ranks(decomposition: Decomposition, rank: int, coarse_rank: int, featu
     """Ranks that the smallest subdomain and the coarse space can hold."""
     inside = decomposition.cover.inside
     # where the decomposition is traced only its shapes are known
-    sizes = np.asarray(inside).sum(axis=1) if is_concrete(inside) else np.full(*inside.shape)
+    sizes = np.asarray(inside).sum(axis=1) if is_concrete(inside) else np.full(inside.shape[0], inside.shape[1])
     smallest = int(sizes.min()) if features is None else min(int(sizes.min()), features)
     if not 0 <= rank <= smallest:
         raise ValueError(
