@@ -447,7 +447,7 @@ def test_stein_flows_reach_their_target(name, x64):
         (flows.accelerated_stein_flow(**options, **extra), flows.Damping(linear=2.0)),
     ):
         start = flows.start(method, jnp.asarray(x))
-        final = np.asarray(flows.simulate(method, system, start, schedule, 0.03, 800, every=800).state.position)
+        final = np.asarray(flows.simulate(method, system, start, schedule, 0.03, 1500, every=1500).state.position)
         left = np.abs(force(final)).max() / np.abs(force(x)).max()
         assert left < (1e-3 if exact else 0.1)
         assert np.abs(final.mean(axis=0) - 0.2).max() < (1e-3 if exact else 0.1)
