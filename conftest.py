@@ -3,7 +3,10 @@
 import os
 from pathlib import Path
 
+import jaxtyping
 import pytest
+
+import tests.shape_checks  # noqa: F401, the hook looks the checker up as an attribute
 
 # of the user, not of the checkout: fresh clones find what others have compiled
 _CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxop" / "jax"
@@ -11,20 +14,8 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES", "none")
 
-
-def pytest_addoption(parser):
-    parser.addoption(
-        "--no-shape-checks", action="store_true", help="run without checking jaxtyping annotations at run time"
-    )
-
-
-def pytest_configure(config):
-    if not config.getoption("--no-shape-checks"):
-        import jaxtyping
-
-        import tests.shape_checks  # noqa: F401, the hook looks the checker up as an attribute
-
-        jaxtyping.install_import_hook("jaxop", "tests.shape_checks.check")
+# before any other conftest imports the package: what is imported earlier goes unchecked
+jaxtyping.install_import_hook("jaxop", "tests.shape_checks.check")
 
 
 @pytest.fixture(autouse=True)

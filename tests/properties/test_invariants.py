@@ -195,7 +195,7 @@ def test_gradients_are_finite_differences_in_float64(case, x64):
 @pytest.mark.parametrize("implementation", ["dense", "chunked"])
 def test_unnormalised_derivative_in_a_weightless_node_far_above(implementation, x64):
     kernel = kernels.from_pair(lambda a, b: -jnp.sum((a - b) ** 2), log=True)
-    query, key, value = np.zeros((1, 1, 1)), np.asarray([[[7.1]], [[0.0]]]), np.ones((2, 1, 1))
+    query, key, value = map(jnp.asarray, (np.zeros((1, 1, 1)), [[[7.1]], [[0.0]]], np.ones((2, 1, 1))))
 
     @jax.jit
     @jax.grad
@@ -211,7 +211,7 @@ def test_unnormalised_derivative_in_a_weightless_node_far_above(implementation, 
 
 @pytest.mark.parametrize("implementation", ["dense", "chunked"])
 def test_unnormalised_integral_of_zero_with_large_logits(implementation):
-    query, key = np.full((1, 1, 1), 10.0, np.float32), np.full((2, 1, 1), 10.0, np.float32)
+    query, key = (jnp.asarray(np.full((n, 1, 1), 10.0, np.float32)) for n in (1, 2))
 
     @jax.jit
     @jax.value_and_grad
@@ -230,7 +230,7 @@ def test_unnormalised_integral_of_zero_with_large_logits(implementation):
 @pytest.mark.parametrize("implementation", ["dense", "chunked"])
 def test_unnormalised_derivative_where_only_weightless_nodes_are_seen(implementation, x64):
     """∂/∂w_j Σ_j w_j k_ij v_j = k_ij v_j in causal rows whose first nodes weigh nothing."""
-    query, key, value = np.random.default_rng(0).normal(size=(3, 5, 1, 3))
+    query, key, value = map(jnp.asarray, np.random.default_rng(0).normal(size=(3, 5, 1, 3)))
     weights = np.asarray([0.0, 0.0, 0.3, 0.2, 0.1])
     kernel = kernels.ExpDotProduct()
 
@@ -246,7 +246,7 @@ def test_unnormalised_derivative_where_only_weightless_nodes_are_seen(implementa
 
 def test_gradients_through_mapped_closures():
     """A pair function may close over what vmap, scan or grad trace, integers included."""
-    query, key, value, weights = inputs()
+    query, key, value, weights = map(jnp.asarray, inputs())
     table = jnp.asarray([0.2, 0.5, 0.9])
 
     def loss(query, implementation):
@@ -267,7 +267,7 @@ def test_gradients_through_mapped_closures():
 )
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_scales_of_any_kind_of_number(kernel, implementation):
-    query, key, value, weights = inputs()
+    query, key, value, weights = map(jnp.asarray, inputs())
 
     def loss(query, implementation):
         return jnp.sum(
@@ -279,7 +279,7 @@ def test_scales_of_any_kind_of_number(kernel, implementation):
 
 
 def test_integer_leaves_of_a_kernel():
-    query, key, value, weights = inputs()
+    query, key, value, weights = map(jnp.asarray, inputs())
     table = jnp.asarray([0.2, 0.5])
 
     def loss(params, query, implementation):
@@ -298,7 +298,7 @@ def test_integer_leaves_of_a_kernel():
 
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
 def test_second_derivatives(causal, x64):
-    arrays = inputs(jnp.float64, n=M)
+    arrays = [jnp.asarray(a) for a in inputs(jnp.float64, n=M)]
 
     def slope(query, implementation):
         out = integral_attention(query, *arrays[1:], is_causal=causal, implementation=implementation)
@@ -315,7 +315,7 @@ def test_second_derivatives(causal, x64):
 
 
 def test_gradients_reach_what_a_pair_function_closes_over():
-    query, key, value, weights = inputs()
+    query, key, value, weights = map(jnp.asarray, inputs())
 
     @jax.jit
     @jax.jacrev
@@ -348,7 +348,7 @@ def test_vmap_is_a_loop_and_jit_is_eager(case, implementation):
     np.testing.assert_allclose(every, per_sample, rtol=1e-5, atol=1e-6)
     one_by_one = np.stack([call(q, *batch[0][1:]) for q in stacked[0]])
     np.testing.assert_allclose(shared, one_by_one, rtol=1e-5, atol=1e-6)
-    eager = call.__wrapped__(*batch[0])
+    eager = call.__wrapped__(*map(jnp.asarray, batch[0]))
     np.testing.assert_allclose(eager, per_sample[0], rtol=1e-5, atol=1e-6)
 
 
@@ -370,7 +370,7 @@ def test_partial_integrals_form_a_commutative_monoid(case):
     mask = replaced(np.random.default_rng(6).random((N, M)) < 0.7, np.s_[:, :10], False)
 
     @jax.jit
-    def in_every_order(query, key, value, weights):
+    def in_every_order(query, key, value, weights, mask):
         options = {"kernel": case.make(), "kernel_axis": case.axis}
         a, b, c = (
             accumulate(query, key[s], value[s], weights[s], mask=mask[:, s], **options)
@@ -380,13 +380,13 @@ def test_partial_integrals_form_a_commutative_monoid(case):
         return [finish(part) for part in orders]
 
     whole = attend(case, "dense")(query, key, value, weights, mask)
-    for out in in_every_order(query, key, value, weights):
+    for out in in_every_order(query, key, value, weights, mask):
         np.testing.assert_allclose(out, whole, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("weightless", [slice(0, 5), slice(3, 20)], ids=["a-part", "across-parts"])
 def test_partial_integrals_keep_the_derivative_in_weightless_nodes(weightless, x64):
-    query, key, value, weights = inputs(jnp.float64)
+    query, key, value, weights = map(jnp.asarray, inputs(jnp.float64))
     weights = replaced(weights, weightless, 0.0)
     kernel = KERNELS[0].make()
 
@@ -457,7 +457,7 @@ class TestConvergence:
         @functools.partial(jax.jit, static_argnums=0)
         def attention(n):
             x = 2 * jnp.pi * domains.interval(n, rule="periodic").points
-            query = np.cos([[[0.2]], [[0.9]]])
+            query = jnp.asarray(np.cos([[[0.2]], [[0.9]]]))
             return integral_attention(query, jnp.sin(x)[:, None], jnp.cos(x + 0.4)[:, None])
 
         truth = np.asarray(attention(64))
