@@ -158,8 +158,9 @@ def fit_schwarz(
         coarse_rank: r0; None for n0, 0 for no coarse part.
         symmetric: K = Q: an operator that is symmetric and positive semi-definite (plus the shift).
         features: B of `sample_factors`: the factors become functions that other grids can sample. None: free values
-            at the nodes. Few or scattered nodes have quadrature errors, which the factors would undo on these nodes
-            alone: give ``noise`` of that size there, or the operator is none on others.
+            at the nodes. Few or scattered nodes, and subdomains without overlap, have quadrature errors, which the
+            factors would undo on these nodes alone: give ``noise`` of that size there, or the operator is none on
+            others.
         initial: factors to start from (`galerkin_factors` where A is known), of any ranks; not with features.
         shift: σ of σ·v, fixed.
         noise: size of white noise that the inputs are taken to carry, relative to them, seen by each part of the
@@ -175,9 +176,9 @@ def fit_schwarz(
         ValueError: for shapes that do not fit, values that are not finite or not concrete, ranks above the size of a
             subdomain or the coarse space.
 
-    Cost: on the host, in float64: O(p s² (s + m)) for the start with p subdomains of s nodes and m samples, at most n;
-        O(p s r (s + m)) for each of up to 100 steps of conjugate gradients in a Gauss–Newton step; memory
-        O(n m + n n0 + p s (s + m)).
+    Cost: on the host, in float64: O(p s² (s + m) + n n0²) for the start with p subdomains of s nodes and m samples, at
+        most n; O((p s + n0) r m) for each of up to 100 steps of conjugate gradients in a Gauss–Newton step; memory
+        O((n + p s) m + n n0 + p s²).
 
     Example:
         >>> import numpy as np
@@ -193,7 +194,7 @@ def fit_schwarz(
     check_ranks(decomposition, rank, coarse_rank, None if features is None else problem.local_basis.shape[2])
     ranks = [coarse_rank] + [rank] * decomposition.subdomains
     if initial is None:
-        zeros = [np.zeros((side.shape[1], r)) for side, r in zip(problem.sides, ranks, strict=True)]
+        zeros = [np.zeros((len(gram), r)) for gram, r in zip(problem.grams, ranks, strict=True)]
         pairs = list(zip(zeros, zeros, strict=True))
         order = range(len(ranks))
     else:
@@ -313,8 +314,8 @@ def optimal_low_rank(
 class _Problem:
     """‖M F − U‖² + ε² Σ_b ‖P_b Q_b K_bᵀ P_bᵀ‖² in orthonormal coordinates of L2, M = Σ_b P_b Q_b K_bᵀ P_bᵀ.
 
-    Block 0 is the coarse one. P_b is ``sides[b]`` in the rows ``rows[b]`` and 0 elsewhere, G_b = P_bᵀ P_b, and
-    H_b = P_bᵀ F. ε² is the variance of the noise, which every part of M should map to 0.
+    Block 0 is the coarse one. P_b, sparse, has the columns ``parts[b]`` of ``basis``, G_b = P_bᵀ P_b, and H_b = P_bᵀ F.
+    ε² is the variance of the noise, which every part of M should map to 0.
     """
 
     def __init__(
@@ -326,7 +327,7 @@ class _Problem:
         shift: Float[Array, ""] | float | None,
         noise: float,
     ):
-        inputs, targets = _samples(decomposition.partition, inputs, targets, decomposition.domain.size)
+        inputs, targets = _samples(decomposition.domain.weights, inputs, targets)
         if shift is not None and not np.isfinite(shift):
             raise ValueError(f"shift must be finite, got {shift}.")
         if not 0 <= noise < np.inf:
@@ -349,14 +350,21 @@ class _Problem:
         self.columns = [
             np.flatnonzero(row) if features is None else np.arange(self.local_basis.shape[2]) for row in inside
         ]
+        sparse = require("scipy.sparse", "a fit of Schwarz attention")
         has_coarse = decomposition.coarse is not None
-        self.rows = [np.arange(n), *(index[i, where] for i, where in enumerate(inside))]
-        self.sides = [root[:, None] * _coarse_columns(decomposition) if has_coarse else np.zeros((n, 0))]
+        sides = [sparse.coo_array(root[:, None] * _coarse_columns(decomposition) if has_coarse else np.zeros((n, 0)))]
         for i, where in enumerate(inside):
-            factor = root[index[i, where]] * np.sqrt(partition[i, where])
-            self.sides.append(factor[:, None] * self.local_basis[i][np.ix_(where, self.columns[i])])
-        self.moments = [side.T @ source[rows] for side, rows in zip(self.sides, self.rows, strict=True)]
-        self.grams = [side.T @ side for side in self.sides]
+            nodes = index[i, where]
+            factor = root[nodes] * np.sqrt(partition[i, where])
+            local = sparse.coo_array(factor[:, None] * self.local_basis[i][np.ix_(where, self.columns[i])])
+            sides.append(sparse.coo_array((local.data, (nodes[local.row], local.col)), shape=(n, local.shape[1])))
+        self.basis = sparse.csr_array(sparse.hstack(sides))
+        self.transposed = sparse.csr_array(self.basis.T)
+        ends = np.cumsum([side.shape[1] for side in sides])
+        self.parts = [slice(end - side.shape[1], end) for end, side in zip(ends, sides, strict=True)]
+        self.moments = self.blocks(self.transposed @ source)
+        rows = [self.transposed[part] for part in self.parts]
+        self.grams = [(side @ side.T).toarray() for side in rows]
         self.seconds = [
             moment @ moment.T + self.variance * gram for moment, gram in zip(self.moments, self.grams, strict=True)
         ]
@@ -377,7 +385,7 @@ class _Problem:
         for b, rank in enumerate(ranks):
             query, key = (factors.local_query, factors.local_key) if b else (factors.coarse_query, factors.coarse_key)
             if query is None:
-                pairs.append((np.zeros((self.sides[b].shape[1], rank)),) * 2)
+                pairs.append((np.zeros((len(self.grams[b]), rank)),) * 2)
                 continue
             query, key = (
                 fit(a[b - 1][self.columns[b - 1]] if b else a, rank) for a in (query, query if key is None else key)
@@ -399,12 +407,20 @@ class _Problem:
             parts[1] = parts[3] = None
         return SchwarzFactors(*(as_factor(part) for part in parts), shift=self.shift)
 
+    def blocks(self, rows: np.ndarray) -> list[np.ndarray]:
+        """The rows that belong to the columns of every P_b."""
+        return [rows[part] for part in self.parts]
+
+    def side(self, b: int) -> tuple[np.ndarray, np.ndarray]:
+        """The rows in which P_b is not 0, and P_b there."""
+        columns = self.transposed[self.parts[b]]
+        rows = np.unique(columns.indices)
+        return rows, columns[:, rows].toarray().T
+
     def residual(self, pairs: _Factors) -> np.ndarray:
         """M F − U."""
-        error = -self.image
-        for rows, side, moment, (q, k) in zip(self.rows, self.sides, self.moments, pairs, strict=True):
-            error[rows] += side @ (q @ (k.T @ moment))
-        return error
+        reduced = [q @ (k.T @ moment) for moment, (q, k) in zip(self.moments, pairs, strict=True)]
+        return self.basis @ np.concatenate(reduced) - self.image
 
     def objective(self, error: np.ndarray, pairs: _Factors) -> float:
         """‖M F − U‖² + ε² Σ_b ‖P_b Q_b K_bᵀ P_bᵀ‖², ``error`` the residual."""
@@ -421,7 +437,7 @@ class _Problem:
         pairs = list(pairs)
         residual = self.residual(pairs)
         for b in order:
-            rows, side, moment, old = self.rows[b], self.sides[b], self.moments[b], pairs[b]
+            (rows, side), moment, old = self.side(b), self.moments[b], pairs[b]
             left = residual[rows] - side @ (old[0] @ (old[1].T @ moment))
             if symmetric:
                 factor = _best_symmetric(self.grams[b], self.seconds[b], -side.T @ left @ moment.T, ranks[b])
@@ -480,8 +496,7 @@ class _Step:
     """
 
     def __init__(self, problem: _Problem, pairs: _Factors, error: np.ndarray, symmetric: bool):
-        self.problem, self.pairs, self.symmetric, self.shape = problem, pairs, symmetric, error.shape
-        self.left = [side @ q for side, (q, _) in zip(problem.sides, pairs, strict=True)]
+        self.problem, self.pairs, self.symmetric = problem, pairs, symmetric
         self.right = [k.T @ moment for moment, (_, k) in zip(problem.moments, pairs, strict=True)]
         # G Q, G K, Qᵀ G Q and Kᵀ G K of every block
         self.weighted = [(gram @ q, gram @ k) for gram, (q, k) in zip(problem.grams, pairs, strict=True)]
@@ -496,7 +511,7 @@ class _Step:
 
     def step(self, damping: float) -> _Factors:
         """Δ for a λ."""
-        linalg = require("scipy.sparse.linalg", "a joint fit")
+        linalg = require("scipy.sparse.linalg", "a fit of Schwarz attention")
 
         def normal(x: np.ndarray) -> np.ndarray:
             step = self._unpack(x)
@@ -516,12 +531,12 @@ class _Step:
         return self._unpack(x)
 
     def _derivative(self, step: _Factors) -> np.ndarray:
-        out = np.zeros(self.shape)
-        problem = self.problem
-        blocks = zip(problem.rows, problem.sides, problem.moments, self.left, self.right, step, strict=True)
-        for rows, side, moment, left, right, (dq, dk) in blocks:
-            out[rows] += np.concatenate([side @ dq, left], axis=1) @ np.concatenate([right, dk.T @ moment])
-        return out
+        blocks = zip(self.problem.moments, self.right, self.pairs, step, strict=True)
+        reduced = [
+            np.concatenate([dq, q], axis=1) @ np.concatenate([right, dk.T @ moment])
+            for moment, right, (q, _), (dq, dk) in blocks
+        ]
+        return self.problem.basis @ np.concatenate(reduced)
 
     def _noise(self, step: _Factors) -> _Factors:
         """What the noise adds to JᵀJ, block by block."""
@@ -536,11 +551,9 @@ class _Step:
 
     def _transposed(self, error: np.ndarray) -> _Factors:
         problem = self.problem
-        blocks = zip(problem.rows, problem.sides, problem.moments, self.left, self.right, strict=True)
-        return [
-            (side.T @ (error[rows] @ right.T), moment @ (error[rows].T @ left))
-            for rows, side, moment, left, right in blocks
-        ]
+        reduced = problem.blocks(problem.transposed @ error)
+        blocks = zip(reduced, problem.moments, self.right, self.pairs, strict=True)
+        return [(part @ right.T, moment @ (part.T @ q)) for part, moment, right, (q, _) in blocks]
 
     def _pack(self, pairs: _Factors) -> np.ndarray:
         """One vector; where K = Q both are one unknown, whose derivative is the sum."""
@@ -693,12 +706,12 @@ def _coarse_columns(decomposition: Decomposition) -> np.ndarray:
     return np.asarray(decomposition.coarse_basis(), np.float64)
 
 
-def _samples(known: Any, inputs: Any, targets: Any, rows: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Samples on the host: finite, of one shape, as many rows as ``known`` or the given number."""
-    if not is_concrete(inputs, targets, known):
+def _samples(weights: Any, inputs: Any, targets: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Samples on the host: finite, of one shape, a row for every weight."""
+    if not is_concrete(inputs, targets, weights):
         raise ValueError("inputs, targets and decomposition must be concrete to be fitted; call it outside jax.jit.")
     arrays = np.asarray(inputs, np.float64), np.asarray(targets, np.float64)
-    n = known.shape[0] if rows is None else rows
+    n = weights.shape[0]
     for name, array in zip(("inputs", "targets"), arrays, strict=True):
         if array.ndim != 2 or array.shape[0] != n or array.shape != arrays[0].shape:
             raise ValueError(

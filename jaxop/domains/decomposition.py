@@ -675,8 +675,9 @@ def _cut_axis(axis: Axis, count: int, overlap: int | float, k: int) -> _AxisCuts
         "periodic": lambda: np.append(nodes, axis.ends[1]),
         "midpoint": lambda: np.linspace(*axis.ends, n + 1),
     }.get(axis.rule, lambda: nodes if n < 2 else np.concatenate([_ends(axis)[:1], nodes[1:-1], _ends(axis)[1:]]))()
-    if not 1 <= count <= n:
-        raise ValueError(f"subdomains must lie between 1 and the {n} nodes of axis {k}, got {count}.")
+    most = min(n, max(edges.size - 1, 1))  # nodes at both ends bound one share less
+    if not 1 <= count <= most:
+        raise ValueError(f"subdomains must lie between 1 and {most} along axis {k} of {n} nodes, got {count}.")
     cuts = edges[np.round(np.arange(count + 1) * (edges.size - 1) / count).astype(int)]
     start, stop = _ranges(nodes, cuts[:-1], cuts[1:], periodic=False)
     _check_filled(stop - start, f"axis {k}")

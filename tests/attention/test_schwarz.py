@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 import scipy.sparse
+import scipy.stats
 
 from jaxop import attention, domains
 from tests.domains.cases import scattered, square_mesh, values_on
@@ -272,6 +273,40 @@ def test_functions_as_factors_move_to_finer_grids(x64):
     assert errors[0] == pytest.approx(fit.errors[-1], rel=1e-6)
     assert errors[0] < 2 * fit.bound
     assert max(errors) < 1.2 * errors[0]
+
+
+def waves(points):
+    """Right-hand sides and solutions of −Δu = f on the unit square: products of sines."""
+    k = np.arange(1, 5)
+    x, y = (np.sin(np.pi * np.asarray(points)[:, i : i + 1] * k) for i in (0, 1))
+    rate = (k[:, None] ** 2 + k**2).ravel()
+    inputs = (x[:, :, None] * y[:, None, :]).reshape(len(x), -1) / rate
+    return inputs, inputs / (np.pi**2 * rate)
+
+
+def halton(n, seed):
+    return domains.monte_carlo(jnp.asarray(scipy.stats.qmc.Halton(2, rng=seed).random(n)))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "subdomains"),
+    [
+        (lambda: domains.box((15, 15), rule="interior"), lambda: domains.box((31, 31), rule="interior"), 2),
+        (lambda: halton(400, 0), lambda: halton(900, 7), 4),
+    ],
+    ids=["grid", "cloud"],
+)
+def test_functions_as_factors_move_to_other_nodes_of_the_square(first, second, subdomains, x64):
+    features = functools.partial(attention.legendre_features, degree=3)
+    dec = domains.decompose(first(), subdomains, 3)
+    fit = attention.fit_schwarz(dec, *waves(dec.domain.points), rank=4, features=features, noise=1e-2, steps=5)
+    errors = []
+    for here in (dec, dec.on(second())):
+        factors = attention.sample_factors(fit.factors, here, features)
+        errors.append(attention.operator_error(here, factors, *waves(here.domain.points)))
+    assert errors[0] == pytest.approx(fit.errors[-1], rel=1e-6)
+    assert errors[0] < 0.06
+    assert errors[1] < 0.1
 
 
 def test_the_best_global_attention_reaches_its_bound(x64):

@@ -309,7 +309,7 @@ ROWS = {
         r"overlap=2.0 is larger than a subdomain: subdomain 0 becomes the whole domain",
     ),
     "negative overlap": (lambda: domains.decompose(LINE, 2, -1), r"overlap must be finite and not negative, got -1"),
-    "too many": (lambda: domains.decompose(LINE, 17), r"between 1 and the 16 nodes of axis 0, got 17"),
+    "too many": (lambda: domains.decompose(LINE, 17), r"between 1 and 15 along axis 0 of 16 nodes, got 17"),
     "too many points": (
         lambda: domains.decompose(domains.monte_carlo(scattered(5, 2)), 6, 0),
         r"between 1 and the 5 nodes, got 6",
