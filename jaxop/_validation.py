@@ -64,6 +64,14 @@ def as_float(array: Any, argument: str) -> Array:
     return result if jnp.issubdtype(result.dtype, jnp.floating) else result.astype(float_dtype())
 
 
+def host_real(array: Any, argument: str) -> np.ndarray:
+    """``array`` on the host in float64; complex numbers are refused, not cut."""
+    array = np.asarray(array)
+    if np.iscomplexobj(array):
+        raise TypeError(f"{argument} must be real, got dtype {array.dtype}; pass its real and imaginary parts.")
+    return array.astype(np.float64)
+
+
 def closest(name: str, allowed: Iterable[str]) -> str:
     """``"; did you mean 'a' or 'b'?"`` for the names closest to ``name``, or the list of all of them."""
     allowed = sorted(allowed)

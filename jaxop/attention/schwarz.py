@@ -260,7 +260,7 @@ def schwarz_matrix(decomposition: Decomposition, factors: SchwarzFactors) -> Flo
     Raises:
         ValueError: for shapes that do not fit.
 
-    Cost: O(p n s) time, n² memory.
+    Cost: O(p s n²) time, O(p s n + n²) memory.
 
     Example:
         >>> import jax
@@ -275,7 +275,9 @@ def schwarz_matrix(decomposition: Decomposition, factors: SchwarzFactors) -> Flo
     if factors.local_query is not None:
         query, key = _pair(factors.local_query, factors.local_key, weights.dtype)
         root = jnp.sqrt(decomposition.partition)[..., None]
-        rows = jax.nn.one_hot(decomposition.cover.index, n, dtype=weights.dtype)  # (p, s, n); padding has D = 0
+        inside = decomposition.cover.inside[..., None]
+        query, key = jnp.where(inside, query, 0), jnp.where(inside, key, 0)
+        rows = jax.nn.one_hot(decomposition.cover.index, n, dtype=weights.dtype)  # (p, s, n)
         matrix += jnp.einsum("psn,psr,ptr,ptm->nm", rows, root * query, root * key, rows)
     if factors.coarse_query is not None:
         query, key = _pair(factors.coarse_query, factors.coarse_key, weights.dtype)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxop._validation import check_name, first_index, is_concrete, require
+from jaxop._validation import check_name, first_index, float_dtype, host_real, is_concrete, require
 from jaxop.attention.schwarz import SchwarzFactors, as_factor, check_factors, check_ranks, schwarz_apply
 from jaxop.domains import Decomposition
 
@@ -49,8 +49,9 @@ def galerkin_factors(
         Factors with the full coarse rank; without a coarse part if there is no coarse space.
 
     Raises:
+        TypeError: for complex entries.
         ValueError: for a shape that does not fit, an entry that is not finite, a block that is singular, D = 0 on a
-            block, an unknown name, or a rank above the size of a subdomain.
+            block, an unknown name, a rank above the size of a subdomain, and inside `jax.jit`.
 
     Cost: O(p s³ + n0³) time and O(p s² + n n0) memory on the host, in float64.
 
@@ -64,6 +65,8 @@ def galerkin_factors(
         True
     """
     check_name(blocks, "blocks", BLOCKS)
+    if not is_concrete(matrix, decomposition.domain.weights, decomposition.partition):
+        raise ValueError("matrix and decomposition must be concrete: call galerkin_factors outside jax.jit.")
     n, p, s = decomposition.domain.size, decomposition.subdomains, decomposition.size
     check_ranks(decomposition, 0 if rank is None else rank, 0)
     weights = np.asarray(decomposition.domain.weights, np.float64)
@@ -119,7 +122,8 @@ class SchwarzFit:
 
     Attributes:
         factors: the factors; with features, their coefficients, see `sample_factors`.
-        errors: ‖(M − A⁻¹)F‖ / ‖A⁻¹F‖ at the start and after every step, in L2 and the Frobenius norm over samples.
+        errors: ‖(M − A⁻¹)F‖ / ‖A⁻¹F‖ at the start and after every step, in L2 and the Frobenius norm over samples;
+            the last is that of ``factors``, rounded to their dtype.
         bound: no operator of rank p·r + r0 (or shift and that) has a smaller error on these samples.
     """
 
@@ -147,8 +151,9 @@ def fit_schwarz(
 
     First each block in turn takes the best factors of its rank for what the others leave (a singular value
     decomposition; the coarse one first, or only the local ones after a given start). Then all factors move at
-    once by damped Gauss–Newton steps (Levenberg–Marquardt). With ``inputs`` a factor F of a covariance
-    (FFᵀ = E f fᵀ) and ``targets`` A⁻¹F this is the fit of the population.
+    once by damped Gauss–Newton steps (Levenberg–Marquardt). A symmetric fit starts from the symmetric factors next to
+    those of the general one, which is far from where its own blocks in turn get stuck. With ``inputs`` a factor F of a
+    covariance (FFᵀ = E f fᵀ) and ``targets`` A⁻¹F this is the fit of the population.
 
     Args:
         decomposition: see `domains.decompose`.
@@ -165,7 +170,7 @@ def fit_schwarz(
         shift: σ of σ·v, fixed.
         noise: size of white noise that the inputs are taken to carry, relative to them, seen by each part of the
             operator alone: it keeps them bounded on functions that no sample contains, where they are otherwise
-            arbitrary.
+            arbitrary. At least the rounding of the factors, 1.2e-7 without ``jax_enable_x64``.
         steps: most Gauss–Newton steps; 0 keeps the start.
         tolerance: stop when five steps lower the error by less than this part of it.
 
@@ -173,12 +178,13 @@ def fit_schwarz(
         A `SchwarzFit`.
 
     Raises:
+        TypeError: for complex samples.
         ValueError: for shapes that do not fit, values that are not finite or not concrete, ranks above the size of a
             subdomain or the coarse space.
 
-    Cost: on the host, in float64: O(p s² (s + m) + n n0²) for the start with p subdomains of s nodes and m samples, at
-        most n; O((p s + n0) r m) for each of up to 100 steps of conjugate gradients in a Gauss–Newton step; memory
-        O((n + p s) m + n n0 + p s²).
+    Cost: on the host, in float64: O(p s² (s + m) + n (n0² + m²)) for the start with p subdomains of s nodes and m
+        samples, at most n; O((p s + n0) r m) for each of up to 100 steps of conjugate gradients in a Gauss–Newton
+        step; memory O((n + p s) m + n n0 + p s²).
 
     Example:
         >>> import numpy as np
@@ -201,16 +207,27 @@ def fit_schwarz(
         if features is not None:
             raise ValueError("initial holds values at the nodes, but features ask for coefficients; give one of them.")
         check_factors(decomposition, initial)
+        for name in ("coarse_query", "coarse_key", "local_query", "local_key"):
+            array = getattr(initial, name)
+            acting = array if array is None or name.startswith("coarse") else array[decomposition.cover.inside]
+            if acting is not None and not np.isfinite(np.asarray(acting)).all():
+                raise ValueError(f"initial.{name} must be finite, but holds infinities or NaN.")
         if initial.shift is not None and (shift is None or not np.isclose(float(initial.shift), shift, rtol=1e-5)):
             raise ValueError(
                 f"shift must be that of initial, {float(initial.shift):.6g}, which its factors go with, got {shift}."
             )
-        pairs = problem.split(initial, ranks, symmetric)
+        pairs = problem.split(initial, ranks)
         begun = 0 if initial.coarse_query is None else initial.coarse_query.shape[1]
-        order = range(0 if begun < coarse_rank else 1, len(ranks))
+        order = range(0 if symmetric or begun < coarse_rank else 1, len(ranks))
+    if symmetric:
+        if initial is None:
+            pairs, _ = problem.gauss_newton(problem.best_blocks(pairs, ranks, order, False), False, steps, tolerance)
+        pairs = problem.symmetrised(pairs, ranks)
     pairs = problem.best_blocks(pairs, ranks, order, symmetric)
     pairs, errors = problem.gauss_newton(pairs, symmetric, steps, tolerance)
     bound = problem.bound(sum(ranks))
+    pairs = [tuple(np.asarray(as_factor(a), np.float64) for a in pair) for pair in pairs]
+    errors[-1] = problem.relative(problem.residual(pairs))
     return SchwarzFit(problem.join(pairs, symmetric), np.asarray(errors), bound)
 
 
@@ -226,7 +243,8 @@ def operator_error(
         targets: U, (n, m).
 
     Raises:
-        ValueError: for shapes that do not fit.
+        TypeError: for complex samples.
+        ValueError: for shapes that do not fit, values that are not finite, and U = 0.
 
     Example:
         >>> import numpy as np
@@ -238,8 +256,10 @@ def operator_error(
     inputs, targets = _samples(decomposition.domain.weights, inputs, targets)
     root = np.sqrt(np.asarray(decomposition.domain.weights, np.float64))[:, None]
     apply: Any = jax.jit(schwarz_apply)
+    size = np.linalg.norm(root * targets)
+    _check_targets(size)
     outputs = np.asarray(apply(as_factor(inputs), decomposition, factors), np.float64)
-    return float(np.linalg.norm(root * (outputs - targets)) / np.linalg.norm(root * targets))
+    return float(np.linalg.norm(root * (outputs - targets)) / size)
 
 
 def low_rank_errors(inputs: Float[Any, "n m"], targets: Float[Any, "n m"], weights: Float[Any, " n"]) -> np.ndarray:
@@ -256,7 +276,8 @@ def low_rank_errors(inputs: Float[Any, "n m"], targets: Float[Any, "n m"], weigh
         rank(F) + 1 errors; the last is that of the best linear map whatsoever.
 
     Raises:
-        ValueError: for shapes that do not fit, values that are not finite, and U = 0.
+        TypeError: for complex samples.
+        ValueError: for shapes that do not fit, values that are not finite, negative weights, and U = 0.
 
     Example:
         >>> import numpy as np
@@ -264,12 +285,10 @@ def low_rank_errors(inputs: Float[Any, "n m"], targets: Float[Any, "n m"], weigh
         >>> print(attention.low_rank_errors(np.eye(2), np.diag([3.0, 4.0]), np.ones(2)))
         [1.  0.6 0. ]
     """
-    weights = np.asarray(weights, np.float64)
     inputs, targets = _samples(weights, inputs, targets)
-    root = np.sqrt(weights)[:, None]
+    root = np.sqrt(np.asarray(weights, np.float64))[:, None]
     _, image, total = _compress(root * inputs, root * targets)
-    if not total > 0:
-        raise ValueError("targets are 0 everywhere: there is no relative error.")
+    _check_targets(total)
     return _tails(image, total)
 
 
@@ -288,7 +307,9 @@ def optimal_low_rank(
         Q and K for `low_rank_apply`, in units of u and one over f times length^dim.
 
     Raises:
-        ValueError: for a rank outside 0 … n, or weights that are not positive.
+        TypeError: for complex samples.
+        ValueError: for a rank outside 0 … n, shapes that do not fit, values that are not finite, or weights that are
+            not positive.
 
     Example:
         >>> import numpy as np
@@ -298,6 +319,7 @@ def optimal_low_rank(
         [[0. 0.]
          [0. 4.]]
     """
+    inputs, targets = _samples(weights, inputs, targets)
     weights = np.asarray(weights, np.float64)
     if not 0 <= rank <= weights.size:
         raise ValueError(f"rank must lie between 0 and the {weights.size} nodes, got {rank}.")
@@ -306,8 +328,7 @@ def optimal_low_rank(
             f"weights must be positive, but weights[{first_index(weights <= 0)}] is not; leave the node out."
         )
     root = np.sqrt(weights)[:, None]
-    source = root * np.asarray(inputs, np.float64)
-    query, key = _best(np.eye(weights.size), source, root * np.asarray(targets, np.float64), rank)
+    query, key = _best(np.eye(weights.size), root * inputs, root * targets, rank)
     return as_factor(query / root), as_factor(key / root)  # pyright: ignore[reportReturnType]
 
 
@@ -340,6 +361,7 @@ class _Problem:
         for name, size in (("inputs", np.linalg.norm(source)), ("targets", self.scale)):
             if not size > 0:
                 raise ValueError(f"{name} are 0 everywhere: there is nothing to fit.")
+        noise = max(noise, float(np.finfo(float_dtype()).eps))
         self.variance = (noise * np.linalg.norm(source)) ** 2 / n
         inside = np.asarray(decomposition.cover.inside)
         index, partition = np.asarray(decomposition.cover.index), np.asarray(decomposition.partition, np.float64)
@@ -374,8 +396,8 @@ class _Problem:
         """Of G_b and of H_b H_bᵀ + ε² G_b."""
         return [(_Spectrum(gram), _Spectrum(second)) for gram, second in zip(self.grams, self.seconds, strict=True)]
 
-    def split(self, factors: SchwarzFactors, ranks: list[int], symmetric: bool) -> _Factors:
-        """Factors block by block, cut or filled up with zeros to the ranks; where K = Q, their semi-definite part."""
+    def split(self, factors: SchwarzFactors, ranks: list[int]) -> _Factors:
+        """Factors block by block, cut or filled up with zeros to the ranks."""
 
         def fit(array: Any, rank: int) -> np.ndarray:
             array = np.asarray(array, np.float64)[:, :rank]
@@ -390,10 +412,18 @@ class _Problem:
             query, key = (
                 fit(a[b - 1][self.columns[b - 1]] if b else a, rank) for a in (query, query if key is None else key)
             )
-            if symmetric:
-                query = key = _semidefinite((query @ key.T + key @ query.T) / 2, rank)
             pairs.append((query, key))
         return pairs
+
+    def symmetrised(self, pairs: _Factors, ranks: list[int]) -> _Factors:
+        """Of every block the symmetric part nearest to it on the inputs and the noise; zeros if they do better."""
+        queries = [
+            _best_symmetric(gram, second, gram @ q @ (k.T @ second), rank)
+            for gram, second, (q, k), rank in zip(self.grams, self.seconds, pairs, ranks, strict=True)
+        ]
+        nearest, zeros = ([(q, q) for q in side] for side in (queries, [np.zeros_like(q) for q in queries]))
+        costs = [self.objective(self.residual(start), start) for start in (nearest, zeros)]
+        return nearest if costs[0] < costs[1] else zeros
 
     def join(self, pairs: list[tuple[np.ndarray, np.ndarray]], symmetric: bool) -> SchwarzFactors:
         """Factors padded to the largest subdomain."""
@@ -461,7 +491,7 @@ class _Problem:
     ) -> tuple[_Factors, list[float]]:
         """Levenberg–Marquardt steps in all factors; with J the derivative, (JᵀJ + λ diag JᵀJ) δ = −Jᵀ E."""
         error, damping = self.residual(pairs), 1e-3
-        errors, cost = [self._relative(error)], self.objective(error, pairs)
+        errors, cost = [self.relative(error)], self.objective(error, pairs)
         for _ in range(steps if any(q.size for q, _ in pairs) else 0):
             solver, moved = _Step(self, pairs, error, symmetric), False
             while not moved and damping < 1e6:
@@ -472,17 +502,19 @@ class _Problem:
                 damping = max(damping / 5, 1e-10) if moved else damping * 5
                 if moved:
                     pairs, error, cost = trial, candidate, new
-            errors.append(self._relative(error))
+            errors.append(self.relative(error))
             if not moved or (len(errors) > 5 and errors[-1] > (1 - tolerance) * errors[-6]):
                 break
         return pairs, errors
 
     def bound(self, rank: int) -> float:
         """Eckart and Young for what the shift leaves."""
+        if self.total == 0:  # the shift is everything
+            return 0.0
         tails = _tails(self.image, self.total)
         return float(tails[min(rank, tails.size - 1)] * self.total / self.scale)
 
-    def _relative(self, error: np.ndarray) -> float:
+    def relative(self, error: np.ndarray) -> float:
         lost = max(self.total**2 - np.linalg.norm(self.image) ** 2, 0.0)  # outside the span of the inputs
         return float(np.sqrt(np.linalg.norm(error) ** 2 + lost) / self.scale)
 
@@ -599,7 +631,7 @@ def _solve(big: _Spectrum, small: _Spectrum, rhs: np.ndarray, damping: float) ->
 
 def _compress(source: np.ndarray, image: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
     """Samples on an orthonormal basis of those combinations that see an input, and ‖image‖ before."""
-    basis = _svd(source)[2].T
+    basis = _svd(source, max(source.shape) * np.finfo(np.float64).eps)[2].T
     return source @ basis, image @ basis, float(np.linalg.norm(image))
 
 
@@ -634,7 +666,9 @@ def _best_symmetric(gram: np.ndarray, second: np.ndarray, cross: np.ndarray, ran
     if rank == 0 or gram.size == 0:
         return np.zeros((gram.shape[0], rank))
     size, axes = np.linalg.eigh(gram)
-    keep = size > 1e-12 * size[-1]
+    keep = size > 1e-12 * max(size[-1], 1e-300)
+    if not keep.any():
+        return np.zeros((gram.shape[0], rank))
     axes = axes[:, keep] / np.sqrt(size[keep])
     values, vectors = np.linalg.eigh(axes.T @ second @ axes)
     axes, values = axes @ vectors, np.maximum(values, 1e-12 * max(values[-1], 1e-300))
@@ -652,10 +686,10 @@ def _semidefinite(matrix: np.ndarray, rank: int) -> np.ndarray:
     return np.pad(query, [(0, 0), (0, rank - query.shape[1])])
 
 
-def _svd(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Singular values above rounding."""
+def _svd(matrix: np.ndarray, cut: float = 1e-12) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Singular values above a part of the largest."""
     u, s, vt = np.linalg.svd(matrix, full_matrices=False)
-    keep = s > 1e-12 * s.max(initial=0)
+    keep = s > cut * s.max(initial=0)
     return u[:, keep], s[keep], vt[keep]
 
 
@@ -680,9 +714,9 @@ def _entries(matrix: Any, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         raise ValueError(f"matrix must have shape (n, n) = ({n}, {n}), one row and column per node, got {shape}.")
     if hasattr(matrix, "tocoo"):
         sparse = matrix.tocoo()
-        row, column, value = np.asarray(sparse.row), np.asarray(sparse.col), np.asarray(sparse.data, np.float64)
+        row, column, value = np.asarray(sparse.row), np.asarray(sparse.col), host_real(sparse.data, "matrix")
     else:
-        dense = np.asarray(matrix, np.float64)
+        dense = host_real(matrix, "matrix")
         row, column = np.nonzero(dense)
         value = dense[row, column]
     row, column, value = row[value != 0], column[value != 0], value[value != 0]  # stored zeros tie no nodes
@@ -706,12 +740,20 @@ def _coarse_columns(decomposition: Decomposition) -> np.ndarray:
     return np.asarray(decomposition.coarse_basis(), np.float64)
 
 
+def _check_targets(size: float) -> None:
+    if not size > 0:
+        raise ValueError("targets are 0 everywhere: there is no relative error.")
+
+
 def _samples(weights: Any, inputs: Any, targets: Any) -> tuple[np.ndarray, np.ndarray]:
     """Samples on the host: finite, of one shape, a row for every weight."""
     if not is_concrete(inputs, targets, weights):
         raise ValueError("inputs, targets and decomposition must be concrete to be fitted; call it outside jax.jit.")
-    arrays = np.asarray(inputs, np.float64), np.asarray(targets, np.float64)
-    n = weights.shape[0]
+    weights = np.asarray(weights)
+    if weights.ndim != 1 or not (weights >= 0).all():
+        raise ValueError(f"weights must be (n,) numbers that are not negative, got {weights.shape} or negative ones.")
+    arrays = host_real(inputs, "inputs"), host_real(targets, "targets")
+    n = weights.size
     for name, array in zip(("inputs", "targets"), arrays, strict=True):
         if array.ndim != 2 or array.shape[0] != n or array.shape != arrays[0].shape:
             raise ValueError(
