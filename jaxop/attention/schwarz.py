@@ -346,7 +346,7 @@ def count_parameters(decomposition: Decomposition, factors: SchwarzFactors) -> i
         count += 0 if array is None else array.size
     for array in (factors.local_query, factors.local_key):
         if array is not None:
-            count += nodes * array.shape[-1] if array.shape[1] == decomposition.size else array.size
+            count += nodes * array.shape[-1] if array.shape[1] == decomposition.local_size else array.size
     return count
 
 
@@ -373,6 +373,8 @@ def check_factors(decomposition: Decomposition, factors: SchwarzFactors) -> None
         "coarse": (decomposition.coarse_size,),
         "local": decomposition.partition.shape,
     }
+    if factors.shift is not None and np.ndim(factors.shift):
+        raise ValueError(f"shift must be one number, got shape {np.shape(factors.shift)}.")
     names = {"coarse": "(n0, r0)", "local": "(p, s, r)"}
     for part, expected in shapes.items():
         query, key = getattr(factors, f"{part}_query"), getattr(factors, f"{part}_key")

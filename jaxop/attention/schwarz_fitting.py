@@ -67,7 +67,7 @@ def galerkin_factors(
     check_name(blocks, "blocks", BLOCKS)
     if not is_concrete(matrix, decomposition.domain.weights, decomposition.partition):
         raise ValueError("matrix and decomposition must be concrete: call galerkin_factors outside jax.jit.")
-    n, p, s = decomposition.domain.size, decomposition.subdomains, decomposition.size
+    n, p, s = decomposition.domain.size, decomposition.subdomains, decomposition.local_size
     check_ranks(decomposition, 0 if rank is None else rank, 0)
     weights = np.asarray(decomposition.domain.weights, np.float64)
     row, column, value = _entries(matrix, n)
@@ -144,14 +144,15 @@ def fit_schwarz(
     initial: SchwarzFactors | None = None,
     shift: Float[Array, ""] | float | None = None,
     noise: float = 1e-6,
-    steps: int = 30,
+    steps: int = 60,
     tolerance: float = 1e-3,
 ) -> SchwarzFit:
     """Factors that minimise Σ_j ‖M f_j − u_j‖² in L2, by block singular value decompositions and Gauss–Newton steps.
 
     First each block in turn takes the best factors of its rank for what the others leave (a singular value
     decomposition; the coarse one first, or only the local ones after a given start). Then all factors move at
-    once by damped Gauss–Newton steps (Levenberg–Marquardt). A symmetric fit starts from the symmetric factors next to
+    once by damped Gauss–Newton steps (Levenberg–Marquardt), and blocks again, which leave the saddles where these stop,
+    for as long as it helps. A symmetric fit starts from the symmetric factors next to
     those of the general one, which is far from where its own blocks in turn get stuck. With ``inputs`` a factor F of a
     covariance (FFᵀ = E f fᵀ) and ``targets`` A⁻¹F this is the fit of the population.
 
@@ -171,8 +172,8 @@ def fit_schwarz(
         noise: size of white noise that the inputs are taken to carry, relative to them, seen by each part of the
             operator alone: it keeps them bounded on functions that no sample contains, where they are otherwise
             arbitrary. At least the rounding of the factors, 1.2e-7 without ``jax_enable_x64``.
-        steps: most Gauss–Newton steps; 0 keeps the start.
-        tolerance: stop when five steps lower the error by less than this part of it.
+        steps: most Gauss–Newton steps, of a symmetric fit and of the general one before it each; 0 keeps the start.
+        tolerance: stop when five steps, or another round over the blocks, lower the error by less than this part of it.
 
     Returns:
         A `SchwarzFit`.
@@ -221,12 +222,11 @@ def fit_schwarz(
         order = range(0 if symmetric or begun < coarse_rank else 1, len(ranks))
     if symmetric:
         if initial is None:
-            pairs, _ = problem.gauss_newton(problem.best_blocks(pairs, ranks, order, False), False, steps, tolerance)
+            pairs, _ = problem.minimise(pairs, ranks, order, False, steps, tolerance)
         pairs = problem.symmetrised(pairs, ranks)
-    pairs = problem.best_blocks(pairs, ranks, order, symmetric)
-    pairs, errors = problem.gauss_newton(pairs, symmetric, steps, tolerance)
+    pairs, errors = problem.minimise(pairs, ranks, order, symmetric, steps, tolerance)
     bound = problem.bound(sum(ranks))
-    pairs = [tuple(np.asarray(as_factor(a), np.float64) for a in pair) for pair in pairs]
+    pairs = [(np.asarray(as_factor(q), np.float64), np.asarray(as_factor(k), np.float64)) for q, k in pairs]
     errors[-1] = problem.relative(problem.residual(pairs))
     return SchwarzFit(problem.join(pairs, symmetric), np.asarray(errors), bound)
 
@@ -256,7 +256,7 @@ def operator_error(
     inputs, targets = _samples(decomposition.domain.weights, inputs, targets)
     root = np.sqrt(np.asarray(decomposition.domain.weights, np.float64))[:, None]
     apply: Any = jax.jit(schwarz_apply)
-    size = np.linalg.norm(root * targets)
+    size = float(np.linalg.norm(root * targets))
     _check_targets(size)
     outputs = np.asarray(apply(as_factor(inputs), decomposition, factors), np.float64)
     return float(np.linalg.norm(root * (outputs - targets)) / size)
@@ -485,6 +485,19 @@ class _Problem:
             if costs[0] < costs[1]:  # a truncated symmetric block is the best of its rank in another norm
                 pairs[b], residual[rows] = new, candidate
         return pairs
+
+    def minimise(
+        self, pairs: _Factors, ranks: list[int], order: range, symmetric: bool, steps: int, tolerance: float
+    ) -> tuple[_Factors, list[float]]:
+        """Blocks in turn, then all together; again until it no longer helps: blocks leave saddles of the whole."""
+        pairs, errors = self.gauss_newton(self.best_blocks(pairs, ranks, order, symmetric), symmetric, steps, tolerance)
+        while len(errors) <= steps:
+            moved = self.best_blocks(pairs, ranks, range(len(ranks)), symmetric)
+            pairs, more = self.gauss_newton(moved, symmetric, steps + 1 - len(errors), tolerance)
+            best, errors = errors[-1], errors + more[1:]
+            if not errors[-1] < (1 - tolerance) * best:
+                break
+        return pairs, errors
 
     def gauss_newton(
         self, pairs: _Factors, symmetric: bool, steps: int, tolerance: float

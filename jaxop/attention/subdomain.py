@@ -25,7 +25,8 @@ def subdomain_attention(
     `integral_attention` inside every overlapping subdomain, in the measure D_i dy, and blended by D_i: the local level
     of two-level Schwarz attention. All subdomains together share the measure of the domain, and where D_i falls to 0
     smoothly ("ramp") quadratures keep their order on grids that know nothing of the subdomains. With one subdomain it
-    is attention on the whole domain; constants are reproduced for any number of them.
+    is attention on the whole domain; constants are reproduced for any number of them, at every node of positive weight.
+    A kernel with ε > 0 takes its mean over the s places of the largest subdomain.
 
     Args:
         query: q at the nodes of the domain, (n, h, d).
@@ -79,7 +80,7 @@ def subdomain_attention(
     def one(operands: tuple[Array, Array, Array, Array]) -> Array:
         return integral_attention(*operands, kernel=kernel, kernel_axis=kernel_axis, implementation=how)
 
-    together = max(1, _scores(heads) // decomposition.size**2)
+    together = max(1, _scores(heads) // decomposition.local_size**2)
     if together >= decomposition.subdomains:
         local = jax.vmap(lambda *arrays: one(arrays))(*operands)
     else:
@@ -121,7 +122,7 @@ def coarse_averages(
     measure = decomposition.coarsen(jnp.ones_like(wide[:, :1]))
     seen = measure > 0  # on another grid a narrow function may meet no node
     means = jnp.where(seen, decomposition.coarsen(wide) / jnp.where(seen, measure, 1), 0)
-    return means.astype(values.dtype), jnp.maximum(measure[:, 0], 0).astype(values.dtype)
+    return means.astype(values.dtype), jnp.maximum(measure[:, 0], 0)  # half precision would lose small ones
 
 
 def _scores(heads: int) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxop._pytree import register
-from jaxop._validation import accumulator, as_float, check_name, first_index, float_dtype, is_concrete
+from jaxop._validation import accumulator, as_float, check_name, first_index, float_dtype, host_real, is_concrete
 from jaxop.domains.domain import Axis, Domain, Grid, TriangleMesh
 from jaxop.domains.rules import nodes_and_weights
 
@@ -107,7 +107,7 @@ class _AxisCuts:
 
 @functools.partial(register, static=("overlap",))
 @dataclasses.dataclass(frozen=True, eq=False)
-class _BoxCuts:
+class BoxCuts:
     """Subdomains of scattered nodes and meshes.
 
     Attributes:
@@ -127,11 +127,14 @@ class _BoxCuts:
 
 @functools.partial(register, static=("unity",))
 @dataclasses.dataclass(frozen=True, eq=False)
-class Decomposition:
+class Decomposition(Domain):
     """Overlapping subdomains Ω_i of a domain with Σ_i R_iᵀ D_i R_i = I and a coarse space Φ.
 
     Build it with `decompose` or `from_subdomains`. p subdomains are padded to the s nodes of the largest;
-    padding repeats a node, carries D = 0, restricts to 0 and is never prolonged. Every method is O(n).
+    padding repeats a node, carries D = 0, restricts to 0 and is never prolonged. Every method is O(p s).
+
+    It is the domain too, with its nodes and weights, and goes wherever one goes: an operator with Schwarz attention
+    uses these subdomains instead of its own, which is how it is trained on scattered nodes and meshes.
 
     Attributes:
         domain: the whole.
@@ -152,7 +155,7 @@ class Decomposition:
     lower: Float[Array, "p dim"]
     upper: Float[Array, "p dim"]
     coarse: CoarseSpace | None
-    cuts: tuple[_AxisCuts, ...] | _BoxCuts | None
+    cuts: tuple[_AxisCuts, ...] | BoxCuts | None
     unity: str
 
     @property
@@ -161,7 +164,20 @@ class Decomposition:
         return self.partition.shape[0]
 
     @property
-    def size(self) -> int:
+    def points(self) -> Float[Array, "n dim"]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The nodes of the domain."""
+        return self.domain.points
+
+    @property
+    def weights(self) -> Float[Array, " n"]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The quadrature weights of the domain."""
+        return self.domain.weights
+
+    def _energy(self, u: Float[Array, "n c"], v: Float[Array, "n c"]) -> Float[Array, ""]:
+        return self.domain._energy(u, v)
+
+    @property
+    def local_size(self) -> int:
         """Nodes s of the largest subdomain."""
         return self.partition.shape[1]
 
@@ -200,7 +216,7 @@ class Decomposition:
         """
         local = as_float(local, "local")
         if local.ndim != 3 or local.shape[:2] != self.partition.shape:
-            expected = f"(p, s, c) = ({self.subdomains}, {self.size}, c)"
+            expected = f"(p, s, c) = ({self.subdomains}, {self.local_size}, c)"
             raise ValueError(f"local must have shape {expected}, as restrict returns, got {local.shape}.")
         return self.cover.prolong(local)
 
@@ -266,7 +282,7 @@ class Decomposition:
                 if kind == "given"
                 else f"coarse may be given only where it was to decompose; the coarse space {kind!r} follows by itself."
             )
-        _check_single(domain)
+        domain = _whole(domain)
         if not is_concrete(*jax.tree.leaves(self.cuts)):
             raise ValueError("this decomposition is traced: call `on` outside jax.jit and pass what it returns.")
         if isinstance(self.cuts, tuple):
@@ -351,9 +367,9 @@ def decompose(
         dom: any single domain, concrete unless it is a grid under named rules.
         subdomains: how many; on a grid of several axes one number per axis, or one for all of them.
         overlap: an integer counts nodes that are added on EACH side of a core (along every axis of a grid; layers
-            of neighbours in a mesh; mean distances of nodes among scattered ones), a float is a length in the
-            units of the coordinates; on a grid of several axes one for each, or one for all of them. Along a
-            periodic axis subdomains overlap across its end.
+            of neighbours in a mesh; mean distances of nodes that fill their bounding box among scattered ones, a
+            length is better for nodes on a surface), a float is a length in the units of the coordinates; on a grid of
+            several axes one for each, or one for all of them. Along a periodic axis subdomains overlap across its end.
         partition: one of `PARTITIONS_OF_UNITY`.
         coarse: one of `COARSE_SPACES`; Φ itself, dense or a scipy.sparse matrix of shape (n, n0); or None.
 
@@ -379,7 +395,7 @@ def decompose(
         >>> square.partition.shape, square.coarse_size
         ((12, 400), 20)
     """
-    _check_single(dom)
+    dom = _whole(dom)
     check_name(partition, "partition", PARTITIONS_OF_UNITY)
     if isinstance(dom, Grid):
         counts = _per_axis(subdomains, dom.dim)
@@ -435,9 +451,10 @@ def from_subdomains(
         [[1.  1.  0.5]
          [0.5 1.  1. ]]
     """
-    _check_single(dom)
+    dom = _whole(dom)
     n = dom.size
     sets = [np.asarray(nodes) for nodes in indices]
+    sets = [nodes.astype(np.int64) if np.issubdtype(nodes.dtype, np.integer) else nodes for nodes in sets]
     if not sets:
         raise ValueError("indices must hold at least one subdomain, got none.")
     for i, nodes in enumerate(sets):
@@ -463,7 +480,7 @@ def from_subdomains(
         check_name(partition, "partition", ("multiplicity",))
         weight = 1 / covered[node]
     else:
-        given = [np.asarray(part, np.float64) for part in partition]
+        given = [host_real(part, "partition") for part in partition]
         if [part.shape for part in given] != [nodes.shape for nodes in sets]:
             raise ValueError(
                 f"partition must hold one array per subdomain in the shape of its indices, "
@@ -573,12 +590,12 @@ def _entries(matrix: Any, n: int) -> _Sparse:
         raise ValueError(f"coarse must have shape (n, n0) = ({n}, n0), one row per node, got {shape}.")
     if hasattr(matrix, "tocoo"):
         matrix = matrix.tocoo()
-        row, column, value = np.asarray(matrix.row, np.int64), np.asarray(matrix.col, np.int64), matrix.data
+        row, column = np.asarray(matrix.row, np.int64), np.asarray(matrix.col, np.int64)
+        value = host_real(matrix.data, "coarse")
     else:
-        dense = np.asarray(matrix, np.float64)
+        dense = host_real(matrix, "coarse")
         row, column = np.nonzero(dense)
         value = dense[row, column]
-    value = np.asarray(value, np.float64)
     if not np.isfinite(value).all():
         j = first_index(~np.isfinite(value))
         raise ValueError(f"coarse must be finite, but coarse[{row[j]}, {column[j]}] = {value[j]}.")
@@ -621,11 +638,13 @@ def _real(values: np.ndarray) -> Array:
     return jnp.asarray(np.asarray(values, float_dtype()))
 
 
-def _check_single(dom: Domain) -> None:
-    if not isinstance(dom, Domain):
-        raise TypeError(f"dom must be a Domain, got {type(dom).__name__}; build one, e.g. domains.interval(64).")
-    if dom.is_batched:
-        raise ValueError("dom is a stack of domains, one per sample; decompose a single one.")
+def _whole(domain: Domain) -> Domain:
+    """A single domain, without the subdomains that it may already have."""
+    if not isinstance(domain, Domain):
+        raise TypeError(f"the domain must be a Domain, got {type(domain).__name__}; build one: domains.interval(64).")
+    if domain.is_batched:
+        raise ValueError("this is a stack of domains, one per sample; decompose a single one.")
+    return domain.domain if isinstance(domain, Decomposition) else domain
 
 
 def _overlap(overlap: Any) -> int | float:
@@ -675,6 +694,7 @@ def _cut_axis(axis: Axis, count: int, overlap: int | float, k: int) -> _AxisCuts
         "periodic": lambda: np.append(nodes, axis.ends[1]),
         "midpoint": lambda: np.linspace(*axis.ends, n + 1),
     }.get(axis.rule, lambda: nodes if n < 2 else np.concatenate([_ends(axis)[:1], nodes[1:-1], _ends(axis)[1:]]))()
+    edges = np.unique(edges)  # padding repeats a node
     most = min(n, max(edges.size - 1, 1))  # nodes at both ends bound one share less
     if not 1 <= count <= most:
         raise ValueError(f"subdomains must lie between 1 and {most} along axis {k} of {n} nodes, got {count}.")
@@ -683,13 +703,13 @@ def _cut_axis(axis: Axis, count: int, overlap: int | float, k: int) -> _AxisCuts
     _check_filled(stop - start, f"axis {k}")
     periodic = axis.rule == "periodic" and count > 1
     if isinstance(overlap, float):
-        smallest, what = float(np.diff(cuts).min()), f"length {overlap}; an integer counts nodes"
+        smallest, what = float(np.diff(cuts).min()), f"{overlap} in length"
     else:
         smallest, what = int((stop - start).min()), f"{overlap} nodes"
     if count > 1 and overlap > smallest:
         raise ValueError(
             f"overlap={what} is larger than a subdomain, whose core has {smallest:.6g} along axis {k}; choose a "
-            "smaller overlap, or fewer subdomains."
+            "smaller overlap (an integer counts nodes, a float is a length), or fewer subdomains."
         )
     overlap = overlap if count > 1 else type(overlap)(0)
     if isinstance(overlap, float):
@@ -826,7 +846,7 @@ def _points(dom: Domain) -> np.ndarray:
     return np.asarray(dom.points, np.float64)
 
 
-def _cut_boxes(dom: Domain, count: int, overlap: int | float) -> _BoxCuts:
+def _cut_boxes(dom: Domain, count: int, overlap: int | float) -> BoxCuts:
     points = _points(dom)
     n, dim = points.shape
     if not 1 <= count <= n:
@@ -835,19 +855,28 @@ def _cut_boxes(dom: Domain, count: int, overlap: int | float) -> _BoxCuts:
     _bisect(points, np.full(dim, -np.inf), np.full(dim, np.inf), count, boxes)
     lower, upper = (np.stack(side) for side in zip(*boxes, strict=True))
     low, extent = points.min(axis=0), np.ptp(points, axis=0)
-    wide = extent > 0
-    cell = (np.prod(extent[wide]) / count) ** (1 / max(wide.sum(), 1))
     if isinstance(overlap, int) and not isinstance(dom, TriangleMesh):
-        overlap = float(overlap * cell * (count / n) ** (1 / max(wide.sum(), 1)))
+        overlap = float(overlap * _share(extent, n)[0])
+    cell, wide = _share(extent, count)
     lattice = tuple(
         np.linspace(low[k], low[k] + extent[k], max(1, round(extent[k] / cell)) + 1) if wide[k] else low[k : k + 1]
         for k in range(dim)
     )
     kept = np.unique(_lattice_hats(points, lattice).column)
-    return _BoxCuts(lower, upper, overlap, lattice, kept)
+    return BoxCuts(lower, upper, overlap, lattice, kept)
 
 
-def _check_reach(dom: Domain, cuts: _BoxCuts, found: _Members, overlap: Any) -> None:
+def _share(extent: np.ndarray, count: int) -> tuple[float, np.ndarray]:
+    """Side of a cube that is one of ``count`` parts of a box, and the axes along which the box is wider than it."""
+    wide = extent > 0
+    while True:
+        side = float((np.prod(extent[wide]) / count) ** (1 / max(wide.sum(), 1)))
+        if not (thin := wide & (extent < side)).any():
+            return side, wide
+        wide = wide & ~thin
+
+
+def _check_reach(dom: Domain, cuts: BoxCuts, found: _Members, overlap: Any) -> None:
     """Refuses overlaps larger than the largest core: a length beyond its longest side, or more layers than it has."""
     points, owner = _points(dom), found.owner
     assert owner is not None
@@ -892,7 +921,7 @@ def _bisect(points: np.ndarray, lower: np.ndarray, upper: np.ndarray, count: int
     _bisect(points[~below], np.where(along, middle, lower), upper, count - left, boxes)
 
 
-def _on_boxes(dom: Domain, cuts: _BoxCuts, unity: str) -> tuple[_Members, _Sparse]:
+def _on_boxes(dom: Domain, cuts: BoxCuts, unity: str) -> tuple[_Members, _Sparse]:
     points = _points(dom)
     n = points.shape[0]
     lower, upper = (np.asarray(side, np.float64) for side in (cuts.lower, cuts.upper))

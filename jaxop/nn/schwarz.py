@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from jaxop._validation import check_name, is_concrete
 from jaxop.attention.subdomain import coarse_averages, subdomain_attention
 from jaxop.domains import COARSE_SPACES, PARTITIONS_OF_UNITY, Decomposition, Domain, Grid, box, decompose
+from jaxop.domains.decomposition import BoxCuts
 from jaxop.nn.attention import IntegralAttention, IntegralAttentionConfig
 from jaxop.nn.kernels import LINEAR, ExpDotProductConfig, KernelConfig, check_kernel_config
 
@@ -26,8 +27,9 @@ class SchwarzAttentionConfig:
 
     Attributes:
         subdomains: along each axis of a grid; on scattered nodes and meshes their number in all.
-        overlap: what a subdomain extends beyond its core on each side, as a share of the side of a core, below 1; of
-            the smallest core along an axis of given nodes, of the median core among scattered nodes and on meshes.
+        overlap: what a subdomain extends beyond its core on each side, as a share of the side of a core, below 1, and
+            of two cores around a periodic axis at most a half; among scattered nodes and on meshes of the shortest
+            side that a cut made, of the median core.
         partition: of unity, ``"ramp"`` or ``"multiplicity"``.
         coarse: the coarse space, ``"partition"``, ``"hat"``, or None: no coarse level.
         kernel: the settings of the kernel, of both levels.
@@ -90,25 +92,41 @@ class SchwarzAttentionConfig:
     def decompose(self, domain: Domain) -> Decomposition:
         """The decomposition of a domain: on every grid of one box the same subdomains.
 
+        Scattered nodes and meshes are cut as they lie, so others of the same region get other subdomains: for the same,
+        pass ``decomposition.on(others)``, since a domain that is decomposed already is taken as it is.
+
         Raises:
-            ValueError: for a stack of domains, scattered nodes and meshes that are traced by `jax.jit`, and as
-                `jaxop.domains.decompose`.
+            ValueError: for a stack of domains, scattered nodes and meshes that are traced by `jax.jit`, a
+                decomposition without the coarse space that the layer needs, and as `jaxop.domains.decompose`.
         """
-        options = {"partition": self.partition, "coarse": self.coarse}
-        if not isinstance(domain, Grid) or any(axis.rule == "samples" for axis in domain.axes):
-            if not is_concrete(*jax.tree.leaves(domain)):
+        if isinstance(domain, Decomposition):
+            if self.coarse is not None and domain.coarse is None:
                 raise ValueError(
-                    "scattered nodes, meshes and grids of given nodes must be known to be decomposed: call the "
-                    "operator outside jax.jit, or nn.SchwarzAttention with a decomposition."
+                    f"the domain is decomposed without the coarse space of coarse={self.coarse!r}; give it one, or "
+                    "coarse=None."
                 )
-            cores = decompose(domain, self.subdomains, 0.0, coarse=None)
-            sides = np.asarray(cores.upper - cores.lower, np.float64)
-            if isinstance(domain, Grid):  # no core along an axis may be smaller than the overlap there
-                return decompose(domain, self.subdomains, (self.overlap * sides.min(axis=0)).tolist(), **options)
-            return decompose(domain, self.subdomains, self.overlap * float(np.median(sides.max(axis=1))), **options)
+            return domain
         if domain.is_batched:
             raise ValueError("Schwarz attention needs one domain for all samples, got a stack.")
-        ends = [axis.ends for axis in domain.axes]
+        options = {"partition": self.partition, "coarse": self.coarse}
+        uneven = isinstance(domain, Grid) and any(axis.rule == "samples" for axis in domain.axes)
+        if (uneven or not isinstance(domain, Grid)) and not is_concrete(*jax.tree.leaves(domain)):
+            raise ValueError(
+                "scattered nodes, meshes and grids of given nodes must be known to be decomposed: pass the "
+                "decomposition, SchwarzAttentionConfig.decompose(domain), in place of the domain, to the operator and "
+                "to the Samples that train it."
+            )
+        if not isinstance(domain, Grid):
+            cores = decompose(domain, self.subdomains, 0.0, coarse=None)
+            assert isinstance(cores.cuts, BoxCuts)
+            made = np.isfinite(cores.cuts.lower) | np.isfinite(cores.cuts.upper)
+            sides = np.min(cores.upper - cores.lower, axis=1, initial=np.inf, where=made)
+            side = float(np.median(sides)) if self.subdomains > 1 else 0.0
+            return decompose(domain, self.subdomains, self.overlap * side, **options)
+        ends = [
+            (float(axis.nodes[0]), float(axis.nodes[-1])) if axis.rule == "samples" else axis.ends
+            for axis in domain.axes
+        ]
         count = self.subdomains * _REFERENCE
         reference = box(
             (count,) * domain.dim,

@@ -271,6 +271,16 @@ def _check_schwarz(config: Any) -> None:
         return
     if not isinstance(schwarz, SchwarzAttentionConfig):
         raise TypeError(f"schwarz must be nn.SchwarzAttentionConfig(...) or None, got {schwarz!r}.")
+    unread = {"kernel": getattr(config, "kernel", None)}
+    if getattr(config, "decoder_layers", 1) == 0:
+        unread["attention"] = config.attention
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    for name, given in unread.items():
+        if given is not None and given != defaults[name]:
+            raise ValueError(
+                f"{name}={given!r} is not used where schwarz is given: the kernel of both levels is "
+                f"SchwarzAttentionConfig(kernel=...); leave {name} out."
+            )
     if config.momentum.block in ("H1", "R2", "exact"):
         raise ValueError(
             f"no connection is known for Schwarz attention: give block='Y' or 'H0' with schwarz, got "

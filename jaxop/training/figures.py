@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Real
 
 from jaxop.data import Samples
-from jaxop.domains import Domain, Grid, TriangleMesh
+from jaxop.domains import Decomposition, Domain, Grid, TriangleMesh
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -217,6 +217,7 @@ def _draw(
 ) -> None:
     """One function on its domain."""
     style = dict(style or {})
+    domain = domain.domain if isinstance(domain, Decomposition) else domain
     if domain.dim == 1:
         points = np.asarray(domain.points)[:, 0]
         order = np.argsort(points, kind="stable")

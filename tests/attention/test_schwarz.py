@@ -431,6 +431,19 @@ def bad(name):
         "nothing": lambda: attention.fit_schwarz(dec, identity, 0 * identity, rank=1),
         "noise": lambda: attention.fit_schwarz(dec, identity, identity, rank=1, noise=-1.0),
         "tracers": lambda: jax.jit(lambda f: attention.fit_schwarz(dec, f, f, rank=1).factors)(identity),
+        "NaN start": lambda: attention.fit_schwarz(
+            dec,
+            identity,
+            identity,
+            rank=2,
+            initial=dataclasses.replace(factors, coarse_key=jnp.nan * factors.coarse_key),
+        ),
+        "shifts": lambda: attention.schwarz_apply(ones, dec, attention.SchwarzFactors(shift=jnp.ones(31))),
+        "weights": lambda: attention.low_rank_errors(identity, identity, np.ones((31, 1))),
+        "negative weights": lambda: attention.low_rank_errors(identity, identity, -np.ones(31)),
+        "no targets": lambda: attention.operator_error(dec, factors, identity, 0 * identity),
+        "traced matrix": lambda: jax.jit(lambda a: attention.galerkin_factors(dec, a))(identity),
+        "global samples": lambda: attention.optimal_low_rank(identity, identity[:, :3], np.ones(31), 2),
         "global rank": lambda: attention.optimal_low_rank(identity, identity, np.ones(31), 32),
         "low rank rows": lambda: attention.low_rank_apply(ones, jnp.ones(31), jnp.ones((30, 2))),
     }[name]
@@ -457,6 +470,13 @@ def bad(name):
         ("nothing", r"targets are 0 everywhere: there is nothing to fit"),
         ("noise", r"noise must be finite and not negative, got -1.0"),
         ("tracers", r"must be concrete to be fitted; call it outside jax.jit"),
+        ("NaN start", r"initial.coarse_key must be finite"),
+        ("shifts", r"shift must be one number, got shape \(31,\)"),
+        ("weights", r"weights must be \(n,\) numbers that are not negative, got \(31, 1\)"),
+        ("negative weights", r"weights must be \(n,\) numbers that are not negative"),
+        ("no targets", r"targets are 0 everywhere: there is no relative error"),
+        ("traced matrix", r"must be concrete: call galerkin_factors outside jax.jit"),
+        ("global samples", r"targets must have shape \(n, m\)"),
         ("global rank", r"rank must lie between 0 and the 31 nodes, got 32"),
         ("low rank rows", r"query must have one row per row of values, 31, got \(30, 2\)"),
     ],
@@ -465,6 +485,71 @@ def test_bad_input_is_named(name, message, unchecked):
     call = bad(name)
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("name", ["inputs", "matrix", "coarse"])
+def test_complex_numbers_are_refused(name, unchecked):
+    dec, eye = DECOMPOSITIONS["interior"](), np.eye(31)
+    with pytest.raises(TypeError, match=f"{name} must be real, got dtype complex128"):
+        {
+            "inputs": lambda: attention.fit_schwarz(dec, 1j * eye, eye, rank=1),
+            "matrix": lambda: attention.galerkin_factors(dec, 1j * eye),
+            "coarse": lambda: domains.decompose(dec.domain, 4, 2, coarse=1j * eye),
+        }[name]()
+
+
+@pytest.mark.parametrize(("symmetric", "factor"), [(False, 1.1), (True, 1.1)])
+def test_fits_leave_saddles(symmetric, factor, x64):
+    """Gauss–Newton steps alone stay at 1.6 bounds, where blocks have not turned to each other."""
+    dec, _, inputs, targets = problem(15, 2, 1, decay=0)
+    fit = attention.fit_schwarz(dec, inputs, targets, rank=2, symmetric=symmetric)
+    assert fit.bound < fit.errors[-1] < factor * fit.bound
+    assert len(fit.errors) < 40
+
+
+def test_symmetric_fits_start_next_to_general_ones(x64):
+    dec, _, inputs, targets = problem(63, 2, 2)
+    inputs, targets = inputs[:, :16], targets[:, :16]
+    general = attention.fit_schwarz(dec, inputs, targets, rank=4)
+    for initial in (None, general.factors):
+        fit = attention.fit_schwarz(dec, inputs, targets, rank=4, symmetric=True, initial=initial)
+        assert fit.factors.local_key is None
+        assert fit.errors[-1] < 1.2 * general.errors[-1]
+    noise = attention.random_factors(jax.random.key(0), dec, 4)
+    assert attention.fit_schwarz(dec, inputs, targets, rank=4, symmetric=True, initial=noise, steps=0).errors[0] < 1
+
+
+def test_errors_are_those_of_the_rounded_factors():
+    dec, _, inputs, targets = problem(63, 4, 4)
+    fit = attention.fit_schwarz(dec, inputs[:, :12], targets[:, :12], rank=4, noise=0.0)
+    measured = attention.operator_error(dec, fit.factors, inputs[:, :12], targets[:, :12])
+    assert measured < 2 * fit.errors[-1]  # the operator itself rounds too
+    assert measured < 1e-3
+
+
+def test_bounds_go_with_the_shift(x64):
+    dec, _, inputs, targets = problem(31, 4, 2)
+    shift = 0.01
+    fit = attention.fit_schwarz(dec, inputs, targets, rank=2, shift=shift, steps=5)
+    rest = targets - shift * inputs
+    tails = attention.low_rank_errors(inputs, rest, dec.domain.weights)
+    expected = tails[4 * 2 + 3] * np.linalg.norm(rest) / np.linalg.norm(targets)
+    assert fit.bound == pytest.approx(expected, rel=1e-8)
+    alone = attention.fit_schwarz(dec, inputs, 2 * inputs, rank=1, shift=2.0)
+    assert alone.bound == 0
+    assert alone.errors[-1] == 0
+
+
+def test_small_inputs_count():
+    errors = attention.low_rank_errors(np.diag([1.0, 1e-13]), np.eye(2), np.ones(2))
+    np.testing.assert_allclose(errors, [1, np.sqrt(0.5), 0], atol=1e-12)
+
+
+def test_random_factors_have_the_variance_that_is_promised():
+    dec = domains.decompose(domains.interval(400, upper=3.0, rule="midpoint"), 4, 2, coarse="partition")
+    factors = attention.random_factors(jax.random.key(0), dec, 5)
+    for array, parts in ((factors.local_query, 4), (factors.local_key, 4)):
+        assert np.var(np.asarray(array)) == pytest.approx(np.sqrt(parts / (5 * 3.0)), rel=0.1)
 
 
 def test_factors_are_drawn_inside_jit():
@@ -498,6 +583,7 @@ def test_padding_has_neither_value_nor_derivative():
     np.testing.assert_array_equal(out, same)
     assert np.isfinite(gradient).all()
     np.testing.assert_array_equal(np.asarray(gradient)[padding], 0)
+    np.testing.assert_array_equal(attention.schwarz_matrix(dec, spoilt), attention.schwarz_matrix(dec, factors))
 
 
 def test_the_best_map_sees_its_inputs_only():
@@ -517,6 +603,8 @@ def test_fits_where_a_subdomain_has_no_weight():
     domain = domains.from_nodes(np.arange(16.0)[:, None].tolist(), np.repeat([1.0, 0.0], 8).tolist())
     dec = domains.decompose(domain, 4, 1.0)
     samples = np.random.default_rng(0).normal(size=(16, 3))
+    symmetric = attention.fit_schwarz(dec, samples, samples, rank=1, steps=1, symmetric=True)
+    assert np.isfinite(symmetric.errors).all()
     fit = attention.fit_schwarz(dec, samples, samples, rank=1, steps=1)
     assert np.isfinite(fit.errors).all()
     assert np.isfinite(fit.factors.local_query).all()

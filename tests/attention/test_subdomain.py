@@ -70,9 +70,9 @@ def test_constants_are_reproduced_and_the_derivative_in_large_domains_is_the_sam
     def loss(query):
         return jnp.sum(jnp.sin(subdomain_attention(query, key, value, cut)))
 
-    assert cut.subdomains * cut.size**2 < 1 << 15
+    assert cut.subdomains * cut.local_size**2 < 1 << 15
     together = jax.grad(loss)(query)
-    monkeypatch.setattr("jaxop.attention.subdomain._scores", lambda heads: 2 * cut.size**2)
+    monkeypatch.setattr("jaxop.attention.subdomain._scores", lambda heads: 2 * cut.local_size**2)
     np.testing.assert_allclose(jax.grad(loss)(query), together, rtol=1e-4, atol=1e-5)
 
 

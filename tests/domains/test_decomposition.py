@@ -164,7 +164,7 @@ def test_many_cores_add_up_in_single_precision():
 
 def test_one_overlap_per_axis():
     dec = domains.decompose(domains.box((16, 12), upper=(1, 2), rule="midpoint"), (4, 2), (1, 0.5))
-    assert dec.size == 6 * 9
+    assert dec.local_size == 6 * 9
     np.testing.assert_allclose((dec.upper - dec.lower)[2], [6 / 16, 1.5], rtol=1e-6)
 
 
@@ -283,7 +283,7 @@ ROWS = {
     "overlap in nodes": (lambda: domains.decompose(LINE, 8, 3), r"overlap=3 nodes is larger than a subdomain"),
     "overlap in length": (
         lambda: domains.decompose(LINE, 8, 4.0),
-        r"overlap=length 4.0; an integer counts nodes is la",
+        r"overlap=4.0 in length is la",
     ),
     "overlap around a circle": (
         lambda: domains.decompose(domains.interval(16, rule="periodic"), 2, 8),
@@ -337,7 +337,7 @@ ROWS = {
         lambda: domains.decompose(domains.from_nodes(jnp.zeros((4, 2)), jnp.ones(4)), 2, 0),
         r"coincide too often to be cut into 2 parts",
     ),
-    "stack": (lambda: domains.decompose(domains.stack([LINE, LINE])), r"dom is a stack"),
+    "stack": (lambda: domains.decompose(domains.stack([LINE, LINE])), r"this is a stack of domains"),
     "values": (
         lambda: domains.decompose(LINE, 2).restrict(jnp.ones((15, 1))),
         r"values must have shape \(16, c\), one row per node",
@@ -389,7 +389,28 @@ def test_overlap_of_another_type(unchecked):
         domains.decompose(LINE, 2, True)
     with pytest.raises(TypeError, match=r"subdomains must be integers, one or one per axis, got 8\.0"):
         domains.decompose(LINE, 8.0, 1)
-    with pytest.raises(TypeError, match="dom must be a Domain, got ndarray"):
+    with pytest.raises(TypeError, match="the domain must be a Domain, got ndarray"):
         domains.decompose(np.ones(5), 2, 1)
     with pytest.raises(TypeError, match="one integer on PointCloud"):
         domains.decompose(domains.monte_carlo(scattered(50, 2)), (2, 2))
+
+
+@pytest.mark.parametrize(("height", "coarse"), [(1.0, 9), (1e-3, 5), (1e-6, 5)])
+def test_thin_clouds_are_cut_as_lines(height, coarse):
+    points = np.random.default_rng(0).random((1000, 2)) * [1.0, height]
+    dec = domains.decompose(domains.monte_carlo(points.astype(np.float32), measure=height), 4, 4)
+    assert dec.coarse_size == coarse
+    assert 253 < dec.local_size < (420 if height == 1 else 262)
+
+
+def test_hats_on_other_clouds_sum_to_one():
+    dec = domains.decompose(domains.monte_carlo(scattered(60, 2)), 4, 1)
+    elsewhere = dec.on(domains.monte_carlo(1.2 * scattered(500, 2)))
+    np.testing.assert_allclose(np.asarray(elsewhere.coarse_basis()).sum(axis=1), 1, rtol=1e-6)
+
+
+def test_padding_of_uneven_nodes_is_cut_with_its_node():
+    dec = domains.decompose(domains.pad(domains.from_samples(np.linspace(0, 1, 20).tolist()), 30), 4, 1)
+    assert dec.subdomains == 4
+    covered = dec.prolong(dec.partition[..., None])
+    np.testing.assert_allclose(covered, 1, rtol=1e-6)

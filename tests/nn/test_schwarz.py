@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxop import domains, nn, operators
+from jaxop import data, domains, nn, operators, training
 
 SMALL = {"width": 8, "heads": 2, "layers": 1, "feedforward": 8, "norm": "pre"}
 GRID = SMALL | {"patches": 2, "modes": 2, "reference": 8}
@@ -97,23 +97,65 @@ def test_jit_and_training(kind):
     assert all("key_value" in name or "bias" in name for name in used), used  # a constant in all keys has no influence
 
 
-def test_meshes_and_clouds_outside_of_jit():
-    cloud = domains.monte_carlo(np.random.default_rng(0).random((60, 2), np.float32), measure=1.0)
-    model = operator("tno", nn.SchwarzAttentionConfig(4))
-    assert np.isfinite(model(cloud.points[:, :1], cloud)).all()
-    with pytest.raises(ValueError, match=r"must be known to be decomposed: call the operator outside jax\.jit"):
-        jax.jit(lambda d: model(cloud.points[:, :1], d))(cloud)
+def cloud(n, seed):
+    return domains.monte_carlo(np.random.default_rng(seed).random((n, 2), np.float32), measure=1.0)
+
+
+def test_a_decomposition_takes_the_place_of_the_domain():
+    domain, schwarz = cloud(60, 0), nn.SchwarzAttentionConfig(4)
+    model, u = operator("tno", schwarz), domain.points[:, :1]
+    with pytest.raises(ValueError, match=r"must be known to be decomposed: pass the decomposition"):
+        call(model, u, domain)
+    cut = schwarz.decompose(domain)
+    np.testing.assert_allclose(call(model, u, cut), model(u, domain), atol=1e-5)
+    np.testing.assert_array_equal(cut.points, domain.points)
+    assert cut.measure == domain.measure
+    assert schwarz.decompose(cut) is cut
+    assert domains.decompose(cut, 2, 0.1).domain is domain
+    finer = cut.on(cloud(90, 1))
+    assert call(model, finer.points[:, :1], finer).shape == (90, 1)
+    with pytest.raises(ValueError, match="decomposed without the coarse space of coarse='partition'"):
+        schwarz.decompose(domains.decompose(domain, 4, 0.1, coarse=None))
+
+
+@pytest.mark.optax
+def test_training_on_scattered_nodes(tmp_path):
+    schwarz = nn.SchwarzAttentionConfig(4)
+    cut = schwarz.decompose(cloud(60, 0))
+    model = operator("tno", schwarz)
+
+    def samples(cut):
+        u = np.sin(3 * np.asarray(cut.points)[None, :, :1] + np.arange(4)[:, None, None])
+        return data.Samples(u.astype(np.float32), (u**2).astype(np.float32), cut)
+
+    settings = training.TrainingConfig(steps=4, batch_size=2, eval_every=2, checkpoint_every=2, warmup_steps=1)
+    result = training.fit(model, samples(cut), {"val": samples(cut)}, settings, run_dir=tmp_path, progress=False)
+    assert result.stopped == "completed"
+    on_others = training.evaluate(result.model, samples(cut.on(cloud(90, 1))), batch_size=2)
+    assert np.isfinite(on_others.l2).all()
+
+
+def test_uneven_grids_have_the_subdomains_of_even_ones():
+    schwarz = nn.SchwarzAttentionConfig(4)
+    even = schwarz.decompose(domains.interval(64, rule="midpoint"))
+    uneven = schwarz.decompose(domains.from_samples((np.linspace(0, 1, 257) ** 2).tolist()))
+    np.testing.assert_allclose(uneven.lower, even.lower, atol=1e-6)
+    model = operators.build(operators.CONFIGS["tno"](1, 1, schwarz=schwarz, **SMALL), rngs=nnx.Rngs(0))
+    fine = schwarz.decompose(domains.interval(256, rule="midpoint"))
+    outputs = [np.asarray(call(model, jnp.sin(3 * cut.points), cut))[:, 0] for cut in (uneven, fine)]
+    there = np.interp(np.asarray(fine.points)[:, 0], np.asarray(uneven.points)[:, 0], outputs[0])
+    assert np.abs(there - outputs[1]).max() < 0.02 * np.ptp(outputs[1])
 
 
 def test_overlaps_follow_the_cores():
-    """A share of the side of a core: of each axis of a box, of the smallest core of uneven nodes, of one in a strip."""
+    """A share of the side of a core: of each axis of a box, of one in a strip, of what a cut leaves of a square."""
     oblong = nn.SchwarzAttentionConfig(2, 0.25).decompose(domains.box((8, 16), upper=(1, 2), rule="midpoint"))
     np.testing.assert_allclose((oblong.upper - oblong.lower)[0], [0.5 + 0.125, 1 + 0.25], rtol=1e-6)
-    uneven = nn.SchwarzAttentionConfig(4, 0.5).decompose(domains.from_samples((np.linspace(0, 1, 64) ** 3).tolist()))
-    assert 16 < uneven.size < 32
     points = np.random.default_rng(0).random((320, 2), np.float32) * np.asarray([1, 0.05], np.float32)
     strip = nn.SchwarzAttentionConfig(16, 0.25).decompose(domains.monte_carlo(points, measure=0.05))
-    assert 20 < strip.size <= 40
+    assert 20 < strip.local_size <= 40
+    halves = nn.SchwarzAttentionConfig(2, 0.5).decompose(cloud(400, 0))
+    assert 280 < halves.local_size < 320
 
 
 def test_settings_survive_json():
@@ -126,6 +168,11 @@ BAD = [
     (lambda: nn.SchwarzAttentionConfig(subdomains=0), "subdomains must be a positive integer, got 0"),
     (lambda: nn.SchwarzAttentionConfig(overlap=1.5), r"overlap must be a share in \[0, 1\)"),
     (lambda: nn.SchwarzAttentionConfig(coarse="hats"), "coarse='hats' is unknown"),
+    (
+        lambda: operator("tno", attention=nn.IntegralAttentionConfig(nn.GaussianConfig(0.1))),
+        "attention=.*is not used where schwarz is given",
+    ),
+    (lambda: operator("vitno", kernel=nn.GaussianConfig(0.1)), "kernel=.*is not used where schwarz is given"),
     (lambda: operator("tno", momentum=nn.MomentumConfig("H1")), "no connection is known for Schwarz attention"),
     (
         lambda: nn.SchwarzAttentionConfig().decompose(domains.stack([domains.interval(8)] * 2)),
