@@ -2,13 +2,14 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxop._pytree import register
-from jaxop._validation import as_float
+from jaxop._validation import accumulator, as_float
 from jaxop.attention.schwarz import SchwarzFactors, check_factors, schwarz_apply
 from jaxop.domains import Decomposition
 
@@ -26,7 +27,8 @@ def schwarz_preconditioner(
 
     Args:
         decomposition: see `domains.decompose`.
-        factors: without keys for `jax.scipy.sparse.linalg.cg`; any for `flexible_cg`.
+        factors: of a symmetric operator for `jax.scipy.sparse.linalg.cg` (no keys, or Galerkin blocks of a symmetric
+            matrix); any for `flexible_cg`.
 
     Returns:
         A function of (n,) or (n, c), a pytree, which may pass through `jax.jit`. Nodes of weight 0 return 0.
@@ -79,7 +81,7 @@ class CGResult:
 
 
 def flexible_cg(
-    matrix: Callable[[Float[Array, " n"]], Float[Array, " n"]],
+    matrix: Callable[[Float[Array, " n"]], Float[Array, " n"]] | Float[Array, "n n"],
     rhs: Float[Array, " n"],
     *,
     preconditioner: Callable[[Float[Array, " n"]], Float[Array, " n"]] | None = None,
@@ -92,17 +94,17 @@ def flexible_cg(
     symmetric (a fitted operator) or not quite linear keeps the search directions conjugate to the last one.
 
     Args:
-        matrix: A, a function of (n,).
+        matrix: A, a function of (n,) or an array (n, n).
         rhs: b, (n,).
         preconditioner: z = M⁻¹ r, a function of (n,); None: the identity.
         tolerance: stop at ‖r‖ ≤ tolerance·‖b‖; float32 reaches about 1e-6.
         max_iterations: most steps.
 
     Returns:
-        A `CGResult`.
+        A `CGResult`; of a ``rhs`` in half precision the steps are made in float32.
 
     Raises:
-        ValueError: if ``rhs`` is not a vector, or ``tolerance`` is not positive.
+        ValueError: if ``rhs`` is not a vector, ``tolerance`` is not positive, or a function does not return (n,).
 
     Cost: one product with A and one with M⁻¹ per step; memory O(n).
 
@@ -120,7 +122,19 @@ def flexible_cg(
         raise ValueError(f"rhs must have shape (n,), got {rhs.shape}; use jax.vmap for several right-hand sides.")
     if not tolerance > 0:
         raise ValueError(f"tolerance must be positive, got {tolerance}.")
-    apply = (lambda r: r) if preconditioner is None else preconditioner
+    dtype, n = rhs.dtype, rhs.size
+    wide = accumulator(dtype)
+
+    def product(name: str, function: Any, x: Array) -> Array:
+        out = jnp.asarray(function(x) if callable(function) else function @ x)
+        if out.shape != (n,):
+            raise ValueError(f"{name} must map (n,) = ({n},) to (n,), got {out.shape}.")
+        return out.astype(wide)
+
+    def apply(residual: Array) -> Array:
+        return residual if preconditioner is None else product("preconditioner", preconditioner, residual)
+
+    rhs = rhs.astype(wide)
     largest = jnp.max(jnp.abs(rhs), initial=0)
     unit = jnp.where(largest > 0, largest, 1)  # squares of the residual neither over- nor underflow
     rhs = rhs / unit
@@ -134,7 +148,7 @@ def flexible_cg(
 
     def advance(state: State) -> State:
         x, r, z, p, rho, k, _ = state
-        image = matrix(p)
+        image = product("matrix", matrix, p)
         curvature = jnp.vdot(p, image)
         sound = curvature > 0
         alpha = jnp.where(sound, rho / jnp.where(sound, curvature, 1), 0)
@@ -146,4 +160,4 @@ def flexible_cg(
     z = apply(rhs)
     start = (jnp.zeros_like(rhs), rhs, z, z, jnp.vdot(z, rhs), jnp.zeros((), jnp.int32), jnp.array(True))
     x, r, *_, k, _ = jax.lax.while_loop(unfinished, advance, start)
-    return CGResult(unit * x, k, jnp.linalg.norm(r) / size)
+    return CGResult((unit * x).astype(dtype), k, jnp.linalg.norm(r) / size)

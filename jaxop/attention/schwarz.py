@@ -69,10 +69,10 @@ def schwarz_apply(
         >>> attention.schwarz_apply(dec.domain.points, dec, factors).shape
         (63, 1)
     """
+    check_factors(decomposition, factors)
     values, n = as_float(values, "values"), decomposition.domain.size
     if values.ndim != 2 or values.shape[0] != n:
         raise ValueError(f"values must have shape (n, c) = ({n}, c), one row per node, got {values.shape}.")
-    check_factors(decomposition, factors)
     dtype = accumulator(values.dtype)
     v = values.astype(dtype)
     out = jnp.zeros_like(v) if factors.shift is None else jnp.asarray(factors.shift, dtype) * v
@@ -162,6 +162,7 @@ def random_factors(
         >>> attention.random_factors(jax.random.key(0), dec, rank=3).coarse_query.shape
         (7, 7)
     """
+    check_decomposition(decomposition)
     coarse_rank = decomposition.coarse_size if coarse_rank is None else coarse_rank
     check_ranks(decomposition, rank, coarse_rank)
     measure = jnp.sum(decomposition.domain.weights)
@@ -209,6 +210,7 @@ def sample_factors(
         >>> attention.sample_factors(coefficients, finer, features).local_query.shape
         (8, 24, 3)
     """
+    check_decomposition(decomposition)
     basis = jax.vmap(features)(decomposition.coordinates)
 
     def sample(coefficients: Array | None) -> Array | None:
@@ -350,8 +352,21 @@ def count_parameters(decomposition: Decomposition, factors: SchwarzFactors) -> i
     return count
 
 
+def check_decomposition(decomposition: Decomposition) -> None:
+    """A ``TypeError`` for anything else, a domain first of all."""
+    if not isinstance(decomposition, Decomposition):
+        raise TypeError(
+            f"decomposition must be a Decomposition, got {type(decomposition).__name__}; cut a domain with "
+            "domains.decompose."
+        )
+
+
 def check_ranks(decomposition: Decomposition, rank: int, coarse_rank: int, features: int | None = None) -> None:
     """Ranks that the smallest subdomain and the coarse space can hold."""
+    check_decomposition(decomposition)
+    for name, given in (("rank", rank), ("coarse_rank", coarse_rank)):
+        if isinstance(given, bool) or not isinstance(given, int | np.integer):
+            raise TypeError(f"{name} must be an integer, got {given!r}.")
     inside = decomposition.cover.inside
     # where the decomposition is traced only its shapes are known
     sizes = np.asarray(inside).sum(axis=1) if is_concrete(inside) else np.full(inside.shape[0], inside.shape[1])
@@ -369,6 +384,9 @@ def check_ranks(decomposition: Decomposition, rank: int, coarse_rank: int, featu
 
 def check_factors(decomposition: Decomposition, factors: SchwarzFactors) -> None:
     """Shapes that fit a decomposition and each other, or a ``ValueError``."""
+    check_decomposition(decomposition)
+    if not isinstance(factors, SchwarzFactors):
+        raise TypeError(f"factors must be SchwarzFactors, got {type(factors).__name__}; are the arguments in order?")
     shapes: dict[str, tuple[int, ...]] = {
         "coarse": (decomposition.coarse_size,),
         "local": decomposition.partition.shape,

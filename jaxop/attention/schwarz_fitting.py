@@ -10,7 +10,14 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxop._validation import check_name, first_index, float_dtype, host_real, is_concrete, require
-from jaxop.attention.schwarz import SchwarzFactors, as_factor, check_factors, check_ranks, schwarz_apply
+from jaxop.attention.schwarz import (
+    SchwarzFactors,
+    as_factor,
+    check_decomposition,
+    check_factors,
+    check_ranks,
+    schwarz_apply,
+)
 from jaxop.domains import Decomposition
 
 BLOCKS = ("interior", "overlap")
@@ -35,7 +42,8 @@ def galerkin_factors(
 
     ``blocks="interior"``: E_i are the nodes of a core that the matrix ties to no core of smaller number, so that
     blocks do not know each other. For a second-order operator in one dimension with nodes where cores meet and
-    hat functions the sum is A⁻¹ exactly. ``blocks="overlap"``: all nodes of a subdomain, which is the additive
+    hat functions the sum is A⁻¹ exactly; in several dimensions the nodes between cores are in no block, and the sum, of
+    many zero eigenvalues, is no preconditioner. ``blocks="overlap"``: all nodes of a subdomain, which is the additive
     Schwarz preconditioner of A, two-level with a coarse space and one-level without.
 
     Args:
@@ -65,6 +73,9 @@ def galerkin_factors(
         True
     """
     check_name(blocks, "blocks", BLOCKS)
+    check_decomposition(decomposition)
+    if shift is not None and not np.isfinite(shift):
+        raise ValueError(f"shift must be finite, got {shift}.")
     if not is_concrete(matrix, decomposition.domain.weights, decomposition.partition):
         raise ValueError("matrix and decomposition must be concrete: call galerkin_factors outside jax.jit.")
     n, p, s = decomposition.domain.size, decomposition.subdomains, decomposition.local_size
@@ -196,6 +207,9 @@ def fit_schwarz(
         >>> bool(fit.bound < fit.errors[-1] < 0.03)
         True
     """
+    check_decomposition(decomposition)
+    if steps < 0 or tolerance < 0:
+        raise ValueError(f"steps and tolerance must not be negative, got {steps} and {tolerance}.")
     problem = _Problem(decomposition, inputs, targets, features, shift, noise)
     coarse_rank = decomposition.coarse_size if coarse_rank is None else coarse_rank
     check_ranks(decomposition, rank, coarse_rank, None if features is None else problem.local_basis.shape[2])
@@ -369,6 +383,12 @@ class _Problem:
             self.local_basis = np.broadcast_to(np.eye(index.shape[1]), (index.shape[0], *(index.shape[1],) * 2))
         else:
             self.local_basis = np.asarray(jax.vmap(features)(decomposition.coordinates), np.float64)
+            shape = self.local_basis.shape
+            if len(shape) != 3 or shape[:2] != index.shape or not np.isfinite(self.local_basis).all():
+                raise ValueError(
+                    f"features must map (s, dim) local coordinates to (s, q) finite numbers, got {shape} for the p "
+                    f"subdomains of s nodes, (p, s) = {index.shape}."
+                )
         self.columns = [
             np.flatnonzero(row) if features is None else np.arange(self.local_basis.shape[2]) for row in inside
         ]

@@ -6,6 +6,7 @@ from jaxtyping import Array, Float
 
 from jaxop._validation import accumulator, as_float
 from jaxop.attention.integral import integral_attention
+from jaxop.attention.schwarz import check_decomposition
 from jaxop.domains import Decomposition
 from jaxop.kernels import Kernel
 
@@ -57,6 +58,7 @@ def subdomain_attention(
         >>> attention.subdomain_attention(q, k, v, cut).shape
         (256, 2, 4)
     """
+    check_decomposition(decomposition)
     query, key, value = (as_float(a, name) for a, name in ((query, "query"), (key, "key"), (value, "value")))
     n = decomposition.domain.size
     for name, array in (("query", query), ("key", key), ("value", value)):

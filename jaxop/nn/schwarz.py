@@ -166,6 +166,12 @@ class SchwarzAttention(nnx.Module):
     """
 
     def __init__(self, local: IntegralAttention, coarse: IntegralAttention | None = None):
+        for name, level in (("local", local), ("coarse", coarse)):
+            if not isinstance(level, IntegralAttention) and not (name == "coarse" and level is None):
+                raise TypeError(
+                    f"{name} must be an nn.IntegralAttention, got {level!r}; SchwarzAttentionConfig().make(width, "
+                    "heads, rngs=rngs) builds the layer from sizes."
+                )
         self.local = local
         self.coarse = coarse
 
@@ -179,8 +185,11 @@ class SchwarzAttention(nnx.Module):
         Raises:
             ValueError: for values that do not fit the decomposition.
         """
-        if x.ndim != 3:
-            raise ValueError(f"x must have shape (b, n, d), got {x.shape}; for a single sample pass x[None].")
+        if x.ndim != 3 or x.shape[1] != decomposition.domain.size:
+            raise ValueError(
+                f"x must have shape (b, n, d) with n = {decomposition.domain.size} nodes, got {x.shape}; for a single "
+                "sample pass x[None]."
+            )
         query, key, value = self.local.project(x, x)
         kernel, axis, how = self.local.kernel.value, self.local.kernel_axis, self.local.implementation
 

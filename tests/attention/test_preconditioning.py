@@ -156,3 +156,16 @@ def test_bad_input_is_named(unchecked):
         attention.flexible_cg(lambda x: x, jnp.ones((3, 1)))
     with pytest.raises(ValueError, match="tolerance must be positive, got 0"):
         attention.flexible_cg(lambda x: x, jnp.ones(3), tolerance=0)
+
+
+def test_matrices_and_functions_of_any_precision(unchecked):
+    matrix, ones = jnp.diag(jnp.asarray([1.0, 2.0, 4.0])), jnp.ones(3)
+    expected = [1.0, 0.5, 0.25]
+    np.testing.assert_allclose(attention.flexible_cg(matrix, ones).solution, expected, rtol=1e-5)
+    half = attention.flexible_cg(lambda x: matrix @ x, ones.astype(jnp.bfloat16), preconditioner=lambda r: r)
+    assert half.solution.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(half.solution, np.float32), expected, rtol=1e-2)
+    with pytest.raises(ValueError, match=r"preconditioner must map \(n,\) = \(3,\) to \(n,\), got \(3, 1\)"):
+        attention.flexible_cg(matrix, ones, preconditioner=lambda r: r[:, None])
+    with pytest.raises(ValueError, match=r"matrix must map \(n,\) = \(3,\) to \(n,\), got \(2,\)"):
+        attention.flexible_cg(matrix[:2], ones)

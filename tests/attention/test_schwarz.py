@@ -431,6 +431,11 @@ def bad(name):
         "nothing": lambda: attention.fit_schwarz(dec, identity, 0 * identity, rank=1),
         "noise": lambda: attention.fit_schwarz(dec, identity, identity, rank=1, noise=-1.0),
         "tracers": lambda: jax.jit(lambda f: attention.fit_schwarz(dec, f, f, rank=1).factors)(identity),
+        "NaN features": lambda: attention.fit_schwarz(
+            dec, identity, identity, rank=1, features=lambda x: jnp.nan * jnp.ones((x.shape[0], 3))
+        ),
+        "flat features": lambda: attention.fit_schwarz(dec, identity, identity, rank=1, features=lambda x: x[:, 0]),
+        "steps": lambda: attention.fit_schwarz(dec, identity, identity, rank=1, steps=-1),
         "NaN start": lambda: attention.fit_schwarz(
             dec,
             identity,
@@ -470,6 +475,9 @@ def bad(name):
         ("nothing", r"targets are 0 everywhere: there is nothing to fit"),
         ("noise", r"noise must be finite and not negative, got -1.0"),
         ("tracers", r"must be concrete to be fitted; call it outside jax.jit"),
+        ("NaN features", r"features must map \(s, dim\) local coordinates to \(s, q\) finite numbers"),
+        ("flat features", r"features must map .* got \(4, 12\)"),
+        ("steps", r"steps and tolerance must not be negative, got -1"),
         ("NaN start", r"initial.coarse_key must be finite"),
         ("shifts", r"shift must be one number, got shape \(31,\)"),
         ("weights", r"weights must be \(n,\) numbers that are not negative, got \(31, 1\)"),
@@ -485,6 +493,25 @@ def test_bad_input_is_named(name, message, unchecked):
     call = bad(name)
     with pytest.raises(ValueError, match=message):
         call()
+
+
+KINDS = [
+    (
+        lambda dec: attention.schwarz_apply(jnp.ones((31, 1)), dec.domain, attention.SchwarzFactors()),
+        "decomposition must",
+    ),
+    (lambda dec: attention.schwarz_apply(jnp.ones((31, 1)), dec, None), "factors must be SchwarzFactors, got NoneType"),
+    (lambda dec: attention.fit_schwarz(dec.domain, np.eye(31), np.eye(31), rank=1), "decomposition must be a Decomp"),
+    (lambda dec: attention.fit_schwarz(dec, np.eye(31), np.eye(31), rank=2.5), "rank must be an integer, got 2.5"),
+    (lambda dec: attention.random_factors(jax.random.key(0), dec, True), "rank must be an integer, got True"),
+    (lambda dec: attention.subdomain_attention(*[jnp.ones((31, 1, 2))] * 3, dec.domain), "decomposition must be a"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), KINDS)
+def test_arguments_of_another_kind(call, message, unchecked):
+    with pytest.raises(TypeError, match=message):
+        call(DECOMPOSITIONS["interior"]())
 
 
 @pytest.mark.parametrize("name", ["inputs", "matrix", "coarse"])
