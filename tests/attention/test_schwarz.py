@@ -537,9 +537,9 @@ def test_fits_leave_saddles(symmetric, factor, x64):
 def test_symmetric_fits_start_next_to_general_ones(x64):
     dec, _, inputs, targets = problem(63, 2, 2)
     inputs, targets = inputs[:, :16], targets[:, :16]
-    general = attention.fit_schwarz(dec, inputs, targets, rank=4)
+    general = attention.fit_schwarz(dec, inputs, targets, rank=4, steps=20)
     for initial in (None, general.factors):
-        fit = attention.fit_schwarz(dec, inputs, targets, rank=4, symmetric=True, initial=initial)
+        fit = attention.fit_schwarz(dec, inputs, targets, rank=4, symmetric=True, initial=initial, steps=20)
         assert fit.factors.local_key is None
         assert fit.errors[-1] < 1.2 * general.errors[-1]
     noise = attention.random_factors(jax.random.key(0), dec, 4)
@@ -548,7 +548,7 @@ def test_symmetric_fits_start_next_to_general_ones(x64):
 
 def test_errors_are_those_of_the_rounded_factors():
     dec, _, inputs, targets = problem(63, 4, 4)
-    fit = attention.fit_schwarz(dec, inputs[:, :12], targets[:, :12], rank=4, noise=0.0)
+    fit = attention.fit_schwarz(dec, inputs[:, :12], targets[:, :12], rank=4, noise=0.0, steps=5)
     measured = attention.operator_error(dec, fit.factors, inputs[:, :12], targets[:, :12])
     assert measured < 2 * fit.errors[-1]  # the operator itself rounds too
     assert measured < 1e-3
