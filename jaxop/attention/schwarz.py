@@ -363,7 +363,6 @@ def check_decomposition(decomposition: Decomposition) -> None:
 
 def check_ranks(decomposition: Decomposition, rank: int, coarse_rank: int, features: int | None = None) -> None:
     """Ranks that the smallest subdomain and the coarse space can hold."""
-    check_decomposition(decomposition)
     for name, given in (("rank", rank), ("coarse_rank", coarse_rank)):
         if isinstance(given, bool) or not isinstance(given, int | np.integer):
             raise TypeError(f"{name} must be an integer, got {given!r}.")

@@ -163,9 +163,9 @@ def fit_schwarz(
     First each block in turn takes the best factors of its rank for what the others leave (a singular value
     decomposition; the coarse one first, or only the local ones after a given start). Then all factors move at
     once by damped Gauss–Newton steps (Levenberg–Marquardt), and blocks again, which leave the saddles where these stop,
-    for as long as it helps. A symmetric fit starts from the symmetric factors next to
-    those of the general one, which is far from where its own blocks in turn get stuck. With ``inputs`` a factor F of a
-    covariance (FFᵀ = E f fᵀ) and ``targets`` A⁻¹F this is the fit of the population.
+    for as long as it helps. A symmetric fit starts from the symmetric factors next to those of the general one, which
+    is far from where its own blocks in turn get stuck. With ``inputs`` a factor F of a covariance (FFᵀ = E f fᵀ) and
+    ``targets`` A⁻¹F this is the fit of the population.
 
     Args:
         decomposition: see `domains.decompose`.
@@ -267,6 +267,7 @@ def operator_error(
         >>> attention.operator_error(dec, attention.SchwarzFactors(shift=1.0), np.eye(31), 2 * np.eye(31))
         0.5
     """
+    check_factors(decomposition, factors)
     inputs, targets = _samples(decomposition.domain.weights, inputs, targets)
     root = np.sqrt(np.asarray(decomposition.domain.weights, np.float64))[:, None]
     apply: Any = jax.jit(schwarz_apply)

@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxop._validation import check_name, is_concrete
+from jaxop.attention.schwarz import check_decomposition
 from jaxop.attention.subdomain import coarse_averages, subdomain_attention
 from jaxop.domains import COARSE_SPACES, PARTITIONS_OF_UNITY, Decomposition, Domain, Grid, box, decompose
 from jaxop.domains.decomposition import BoxCuts
@@ -183,8 +184,10 @@ class SchwarzAttention(nnx.Module):
             decomposition: of their domain, with a coarse space unless the layer has one level.
 
         Raises:
+            TypeError: for a domain that is not decomposed.
             ValueError: for values that do not fit the decomposition.
         """
+        check_decomposition(decomposition)
         if x.ndim != 3 or x.shape[1] != decomposition.domain.size:
             raise ValueError(
                 f"x must have shape (b, n, d) with n = {decomposition.domain.size} nodes, got {x.shape}; for a single "

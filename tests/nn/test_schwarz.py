@@ -158,6 +158,15 @@ def test_overlaps_follow_the_cores():
     assert 280 < halves.local_size < 320
 
 
+def test_layers_need_a_decomposition(unchecked):
+    domain = domains.interval(16, rule="midpoint")
+    layer = nn.SchwarzAttentionConfig(2).make(8, 2, rngs=nnx.Rngs(0))
+    with pytest.raises(TypeError, match="decomposition must be a Decomposition, got Grid"):
+        layer(jnp.ones((1, 16, 8)), domain)
+    with pytest.raises(ValueError, match=r"x must have shape \(b, n, d\) with n = 16 nodes, got \(1, 15, 8\)"):
+        layer(jnp.ones((1, 15, 8)), domains.decompose(domain, 2, 2, coarse="partition"))
+
+
 def test_settings_survive_json():
     config = operator("tno", nn.SchwarzAttentionConfig(3, kernel=nn.GaussianConfig(0.5))).config
     assert operators.from_dict(type(config), dataclasses.asdict(config)) == config
