@@ -18,6 +18,16 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES", "none")
 jaxtyping.install_import_hook("jaxop", "tests.shape_checks.check")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def few_programs():
+    """Forgets compiled programs: each takes some of the 65530 memory maps of a process, beyond which XLA crashes."""
+    import jax
+
+    yield
+    if len(jax.devices()[0].client.live_executables()) > 3000:
+        jax.clear_caches()
+
+
 @pytest.fixture(autouse=True)
 def strict_promotion(request):
     """No implicit dtype or rank promotion, except where Optax's own code relies on it (marker ``optax``)."""

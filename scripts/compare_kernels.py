@@ -11,13 +11,15 @@ and the training is short: these are comparisons, not records. Data: see real_da
 """
 
 import dataclasses
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import numpy as np
 import tyro
-from experiment import brief, new_run, parameters, tune_allocator
+from experiment import brief, new_run, parameters, report, tune_allocator
 from flax import nnx
 from real_data import CACHE, addresses, cifar10, eras, fetch, mnist
 
@@ -227,6 +229,11 @@ def main(name: tyro.conf.Positional[Name], options: Comparison = Comparison()) -
     run(name, task, options, *load(name, task, options.cache))
 
 
-if __name__ == "__main__":
+def command_line(arguments: Sequence[str]) -> None:
+    """Of `main`."""
     tune_allocator()
-    tyro.cli(main, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
+    tyro.cli(main, args=arguments, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
+
+
+if __name__ == "__main__":
+    sys.exit(report(command_line, sys.argv[1:]))

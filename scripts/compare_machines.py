@@ -11,16 +11,17 @@ and occupation; year and genres. Data: see real_data.py. The factorisation is th
 
 import dataclasses
 import itertools
+import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import tyro
-from experiment import tune_allocator
+from experiment import report, tune_allocator
 from real_data import CACHE, Ratings, fetch, movielens
 
 from jaxop import kernel_machines
@@ -223,6 +224,11 @@ def main(options: Comparison = Comparison()) -> None:
     run(movielens(fetch("movielens", options.cache)), options)
 
 
-if __name__ == "__main__":
+def command_line(arguments: Sequence[str]) -> None:
+    """Of `main`."""
     tune_allocator()
-    tyro.cli(main, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
+    tyro.cli(main, args=arguments, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
+
+
+if __name__ == "__main__":
+    sys.exit(report(command_line, sys.argv[1:]))

@@ -13,6 +13,8 @@ comparisons, not records. Data: see real_data.py.
 import dataclasses
 import functools
 import importlib
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +23,7 @@ import scipy.stats
 import tyro
 from equal_time import Contender, compare
 from experiment import CACHE as EXPERIMENT_CACHE
-from experiment import brief, new_run, parameters, tune_allocator
+from experiment import brief, new_run, parameters, report, tune_allocator
 from experiment import build as build_operator
 from flax import nnx
 from real_data import CACHE, addresses, fetch
@@ -176,6 +178,11 @@ def main(
     run(name, task, options, data.text_windows(train, task.context), data.text_windows(valid, task.context))
 
 
-if __name__ == "__main__":
+def command_line(arguments: Sequence[str]) -> None:
+    """Of `main`."""
     tune_allocator()
-    tyro.cli(main, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
+    tyro.cli(main, args=arguments, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
+
+
+if __name__ == "__main__":
+    sys.exit(report(command_line, sys.argv[1:]))

@@ -20,6 +20,7 @@ Parameters count both Q and K.
 import dataclasses
 import functools
 import math
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -32,7 +33,7 @@ import optax
 import scipy.sparse
 import tyro
 from equal_time import Contender, compare
-from experiment import build, tune_allocator
+from experiment import build, report, tune_allocator
 
 from jaxop import attention, domains, nn, operators, training
 from jaxop.data import Samples, gaussian_field, solve_darcy
@@ -447,6 +448,11 @@ def main(
             TABLES[table](study, seconds)
 
 
-if __name__ == "__main__":
+def command_line(arguments: Sequence[str]) -> None:
+    """Of `main`."""
     tune_allocator()
-    tyro.cli(main, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
+    tyro.cli(main, args=arguments, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
+
+
+if __name__ == "__main__":
+    sys.exit(report(command_line, sys.argv[1:]))

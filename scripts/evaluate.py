@@ -5,7 +5,8 @@
     python scripts/evaluate.py runs/cde_tno --grids dt=0.005 nodes=400
 
 Prints and saves relative L2 and H1 errors and the worst sample of every set, in physical units
-(RUN/evaluation/NAME.csv and .json), and pictures of the median and the worst sample (RUN/figures/).
+(RUN/evaluation/NAME.csv and .json), and pictures of the median and the worst sample (RUN/figures/). With --traceback an
+error shows where it came from.
 """
 
 import dataclasses
@@ -38,7 +39,6 @@ class Evaluation:
         inputs: name of the input functions in the files.
         targets: name of the target functions in the files.
         cache: where generated data are kept, by their parameters.
-        traceback: show the Python traceback of an error.
     """
 
     run: tyro.conf.Positional[Path]
@@ -50,7 +50,6 @@ class Evaluation:
     inputs: str | None = None
     targets: str | None = None
     cache: Path = CACHE
-    traceback: bool = False
 
 
 def main(arguments: Sequence[str]) -> None:

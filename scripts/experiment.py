@@ -54,7 +54,6 @@ class Experiment(Generic[Data, Model]):
         cache: where generated data are kept, by their parameters.
         tensorboard: also log to run_dir/tensorboard.
         wandb: also log to this Weights & Biases project.
-        traceback: show the Python traceback of an error.
     """
 
     data: Data
@@ -65,7 +64,6 @@ class Experiment(Generic[Data, Model]):
     cache: Path = CACHE
     tensorboard: bool = False
     wandb: str | None = None
-    traceback: bool = False
 
 
 def chosen_from_grid(operator: str) -> type:
@@ -296,9 +294,12 @@ def tune_allocator() -> None:
 
 
 def report(command: Callable[[Sequence[str]], object], arguments: Sequence[str]) -> int:
-    """Runs a command; what is wrong with its inputs is a message on stderr and exit status 2, no traceback."""
+    """Runs a command; what is wrong with its inputs is a message on stderr and exit status 2.
+
+    Where it came from is shown if ``--traceback`` is among the arguments, which the command does not get to see.
+    """
     try:
-        command(arguments)
+        command([argument for argument in arguments if argument != "--traceback"])
     except (*_INPUT_ERRORS, training.DamagedCheckpointError) as error:
         if "--traceback" in arguments:
             raise

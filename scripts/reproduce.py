@@ -11,11 +11,13 @@ allows; compilation, evaluation and saving not counted) on 1000 two-valued field
 
 import dataclasses
 import importlib
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import tyro
 from equal_time import Contender, compare
-from experiment import CACHE, build, tune_allocator
+from experiment import CACHE, build, report, tune_allocator
 
 from jaxop import training
 
@@ -72,6 +74,11 @@ def main(options: Comparison) -> None:
     )
 
 
-if __name__ == "__main__":
+def command_line(arguments: Sequence[str]) -> None:
+    """Of `main`."""
     tune_allocator()
-    main(tyro.cli(Comparison, description=__doc__))
+    main(tyro.cli(Comparison, args=arguments, description=__doc__))
+
+
+if __name__ == "__main__":
+    sys.exit(report(command_line, sys.argv[1:]))

@@ -2,12 +2,13 @@
 
     python scripts/train.py darcy_fano --training.steps 500 --model.width 64 --run-dir runs/wide
     python scripts/train.py custom --data.train a.npz --data.operator fano
+    python scripts/train.py darcy_schwarz model.schwarz:schwarz-attention-config --model.schwarz.subdomains 8
     python scripts/train.py darcy_fano --help
     python scripts/train.py resume runs/wide
 
 The first argument names a file of scripts/configs/; every field of its settings is an option. "resume" continues a run
 with the settings that it recorded, but for a time limit; that one, and how often it is evaluated and saved, may be
-given anew.
+given anew. With --traceback an error shows where it came from.
 """
 
 import ast

@@ -236,7 +236,7 @@ def legendre_features(coordinates: Float[Array, "s dim"], degree: int) -> Float[
         degree: largest degree along each axis.
 
     Raises:
-        ValueError: for a negative degree.
+        ValueError: for a negative degree, and coordinates without an axis for their dimension.
 
     Example:
         >>> import jax.numpy as jnp
@@ -246,6 +246,8 @@ def legendre_features(coordinates: Float[Array, "s dim"], degree: int) -> Float[
     """
     if degree < 0:
         raise ValueError(f"degree must not be negative, got {degree}.")
+    if coordinates.ndim != 2:
+        raise ValueError(f"coordinates must have shape (s, dim), got {coordinates.shape}; for a line pass x[:, None].")
     rows = [jnp.ones_like(coordinates), coordinates]
     for j in range(1, degree):
         rows.append(((2 * j + 1) * coordinates * rows[j] - j * rows[j - 1]) / (j + 1))

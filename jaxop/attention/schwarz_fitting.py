@@ -36,6 +36,7 @@ def galerkin_factors(
     rank: int | None = None,
     *,
     blocks: str = "interior",
+    symmetric: bool = False,
     shift: float | None = None,
 ) -> SchwarzFactors:
     """Q0 K0ᵀ = (Φᵀ W A Φ)⁻¹ and D_i^½ Q_i K_iᵀ D_i^½ = (E_iᵀ W A E_i)⁻¹, truncated to rank r.
@@ -51,6 +52,7 @@ def galerkin_factors(
         matrix: A with f = A u at the nodes, (n, n), dense or scipy.sparse.
         rank: r, by the singular value decomposition in L2; None keeps all of it.
         blocks: one of `BLOCKS`.
+        symmetric: K = Q, for an A that is symmetric and positive definite in L2, W A = Aᵀ W: half the numbers.
         shift: σ of the factors.
 
     Returns:
@@ -59,7 +61,8 @@ def galerkin_factors(
     Raises:
         TypeError: for complex entries.
         ValueError: for a shape that does not fit, an entry that is not finite, a block that is singular, D = 0 on a
-            block, an unknown name, a rank above the size of a subdomain, and inside `jax.jit`.
+            block, an unknown name, a rank above the size of a subdomain, a block that is not symmetric and positive
+            definite if it should be, and inside `jax.jit`.
 
     Cost: O(p s³ + n0³) time and O(p s² + n n0) memory on the host, in float64.
 
@@ -98,6 +101,12 @@ def galerkin_factors(
             f"the partition of unity is 0 on node {index[i, j]} of subdomain {i}, which no factor can undo; use "
             "partition='multiplicity'."
         )
+
+    def inverse(block: np.ndarray, where: str) -> np.ndarray:
+        if symmetric:
+            _check_definite(block, where)
+        return _inverse(block, where)
+
     order = np.argsort(row, kind="stable")
     row, column, value = row[order], column[order], value[order]
     start = np.searchsorted(row, np.arange(n + 1))
@@ -116,14 +125,16 @@ def galerkin_factors(
         np.add.at(block, (place[row[entries]], place[column[entries]]), value[entries])
         place[nodes] = -1
         root = np.sqrt(weights[nodes])
-        left, right = _truncate(root[:, None] * _inverse(block, f"subdomain {i}") * root, local_rank)
+        left, right = _truncate(root[:, None] * inverse(block, f"subdomain {i}") * root, local_rank, symmetric)
         undo = 1 / (root * np.sqrt(partition[i, where]))
         query[i, where, : left.shape[1]], key[i, where, : left.shape[1]] = undo[:, None] * left, undo[:, None] * right
     coarse = (None, None)
     if decomposition.coarse is not None:
         basis = _coarse_columns(decomposition)
         energy = basis.T @ (weights[:, None] * (matrix @ basis))
-        coarse = _truncate(_inverse(energy, "the coarse space"), decomposition.coarse_size)
+        coarse = _truncate(inverse(energy, "the coarse space"), decomposition.coarse_size, symmetric)
+    if symmetric:
+        coarse, key = (coarse[0], None), None
     return SchwarzFactors(*(as_factor(a) for a in (*coarse, query, key)), shift=shift)
 
 
@@ -136,11 +147,13 @@ class SchwarzFit:
         errors: ‖(M − A⁻¹)F‖ / ‖A⁻¹F‖ at the start and after every step, in L2 and the Frobenius norm over samples;
             the last is that of ``factors``, rounded to their dtype.
         bound: no operator of rank p·r + r0 (or shift and that) has a smaller error on these samples.
+        converged: whether the fit stopped because steps no longer helped, not because there were no more of them.
     """
 
     factors: SchwarzFactors
     errors: np.ndarray
     bound: float
+    converged: bool
 
 
 def fit_schwarz(
@@ -236,13 +249,13 @@ def fit_schwarz(
         order = range(0 if symmetric or begun < coarse_rank else 1, len(ranks))
     if symmetric:
         if initial is None:
-            pairs, _ = problem.minimise(pairs, ranks, order, False, steps, tolerance)
+            pairs, _, _ = problem.minimise(pairs, ranks, order, False, steps, tolerance)
         pairs = problem.symmetrised(pairs, ranks)
-    pairs, errors = problem.minimise(pairs, ranks, order, symmetric, steps, tolerance)
+    pairs, errors, converged = problem.minimise(pairs, ranks, order, symmetric, steps, tolerance)
     bound = problem.bound(sum(ranks))
     pairs = [(np.asarray(as_factor(q), np.float64), np.asarray(as_factor(k), np.float64)) for q, k in pairs]
     errors[-1] = problem.relative(problem.residual(pairs))
-    return SchwarzFit(problem.join(pairs, symmetric), np.asarray(errors), bound)
+    return SchwarzFit(problem.join(pairs, symmetric), np.asarray(errors), bound, converged)
 
 
 def operator_error(
@@ -509,7 +522,7 @@ class _Problem:
 
     def minimise(
         self, pairs: _Factors, ranks: list[int], order: range, symmetric: bool, steps: int, tolerance: float
-    ) -> tuple[_Factors, list[float]]:
+    ) -> tuple[_Factors, list[float], bool]:
         """Blocks in turn, then all together; again until it no longer helps: blocks leave saddles of the whole."""
         pairs, errors = self.gauss_newton(self.best_blocks(pairs, ranks, order, symmetric), symmetric, steps, tolerance)
         while len(errors) <= steps:
@@ -517,8 +530,8 @@ class _Problem:
             pairs, more = self.gauss_newton(moved, symmetric, steps + 1 - len(errors), tolerance)
             best, errors = errors[-1], errors + more[1:]
             if not errors[-1] < (1 - tolerance) * best:
-                break
-        return pairs, errors
+                return pairs, errors, True
+        return pairs, errors, False
 
     def gauss_newton(
         self, pairs: _Factors, symmetric: bool, steps: int, tolerance: float
@@ -727,11 +740,27 @@ def _svd(matrix: np.ndarray, cut: float = 1e-12) -> tuple[np.ndarray, np.ndarray
     return u[:, keep], s[keep], vt[keep]
 
 
-def _truncate(matrix: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
-    """L, R with L Rᵀ the best approximation of a rank, of equal sizes."""
+def _truncate(matrix: np.ndarray, rank: int, symmetric: bool) -> tuple[np.ndarray, np.ndarray]:
+    """L, R with L Rᵀ the best approximation of a rank, of equal sizes; L = R for positive definite matrices."""
+    if symmetric:
+        values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
+        query = (vectors * np.sqrt(values))[:, ::-1][:, :rank]
+        return query, query
     u, s, vt = np.linalg.svd(matrix)
     root = np.sqrt(s[:rank])
     return u[:, :rank] * root, vt[:rank].T * root
+
+
+def _check_definite(matrix: np.ndarray, where: str) -> None:
+    if np.linalg.norm(matrix - matrix.T) > 1e-6 * np.linalg.norm(matrix):
+        raise ValueError(
+            f"matrix must be symmetric in L2, W A = Aᵀ W, for symmetric=True, but is not on {where}; use "
+            "symmetric=False."
+        )
+    if (np.linalg.eigvalsh((matrix + matrix.T) / 2) <= 0).any():
+        raise ValueError(
+            f"matrix must be positive definite for symmetric=True, but is not on {where}; use symmetric=False, or -A."
+        )
 
 
 def _inverse(matrix: np.ndarray, where: str) -> np.ndarray:
@@ -745,7 +774,11 @@ def _inverse(matrix: np.ndarray, where: str) -> np.ndarray:
 def _entries(matrix: Any, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     shape = np.shape(matrix)
     if shape != (n, n):
-        raise ValueError(f"matrix must have shape (n, n) = ({n}, {n}), one row and column per node, got {shape}.")
+        what = type(matrix).__name__ if shape == () else shape
+        raise ValueError(
+            f"matrix must be dense or scipy.sparse, of shape (n, n) = ({n}, {n}), one row and column per node, got "
+            f"{what}."
+        )
     if hasattr(matrix, "tocoo"):
         sparse = matrix.tocoo()
         row, column, value = np.asarray(sparse.row), np.asarray(sparse.col), host_real(sparse.data, "matrix")

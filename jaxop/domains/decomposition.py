@@ -254,7 +254,7 @@ class Decomposition(Domain):
         Subdomains are intervals, boxes and cuts in coordinates, so a grid may become any other grid of the same box,
         periodic where it was, and scattered nodes or a mesh others of their kind. Coarse functions are those of the
         rule that was decomposed: hats of "interior" nodes vanish at the ends. On a mesh an overlap in layers counts the
-        layers of the new one.
+        layers of the new one. Cuts are float64 until `jax.jit` or a tree map has had the decomposition in its hands.
 
         Args:
             domain: the new nodes.
@@ -262,7 +262,7 @@ class Decomposition(Domain):
 
         Raises:
             ValueError: for subdomains that were given as node sets, a kind of domain that does not fit, Φ missing
-                or too many, a box of another size, and a subdomain without a node of ``domain``.
+                or too many or of other columns, a box of another size, and a subdomain without a node of ``domain``.
 
         Example:
             >>> from jaxop import domains
@@ -317,6 +317,11 @@ class Decomposition(Domain):
                 )
             found, hats = _on_boxes(domain, self.cuts, self.unity)
         space = kind if coarse is None else coarse
+        if coarse is not None and np.shape(coarse)[1:] != (self.coarse_size,):
+            raise ValueError(
+                f"coarse must have shape (n, n0) = ({domain.size}, {self.coarse_size}), the coarse functions that were "
+                f"decomposed with, got {np.shape(coarse)}."
+            )
         built = _assemble(domain, found, hats, space, self.cuts, self.unity)
         return dataclasses.replace(built, lower=self.lower, upper=self.upper)
 

@@ -27,7 +27,8 @@ class SchwarzAttentionConfig:
     """Which two-level attention a layer runs; `make` builds it, `decompose` cuts a domain for it.
 
     Attributes:
-        subdomains: along each axis of a grid; on scattered nodes and meshes their number in all.
+        subdomains: along each axis of a grid, one number per axis or one for all of them; on scattered nodes and
+            meshes their number in all.
         overlap: what a subdomain extends beyond its core on each side, as a share of the side of a core, below 1, and
             of two cores around a periodic axis at most a half; among scattered nodes and on meshes of the shortest
             side that a cut made, of the median core.
@@ -47,7 +48,7 @@ class SchwarzAttentionConfig:
         [(16, 144), (16, 576)]
     """
 
-    subdomains: int = 4
+    subdomains: int | tuple[int, ...] = 4
     overlap: float = 0.25
     partition: str = "ramp"
     coarse: str | None = "partition"
@@ -58,8 +59,11 @@ class SchwarzAttentionConfig:
         check_kernel_config(self.kernel)
         if isinstance(self.kernel, LINEAR):
             raise ValueError(f"{type(self.kernel).__name__} is signed and makes no averages inside a subdomain.")
-        if isinstance(self.subdomains, bool) or not isinstance(self.subdomains, int) or self.subdomains < 1:
-            raise ValueError(f"subdomains must be a positive integer, got {self.subdomains!r}.")
+        counts = self.subdomains if isinstance(self.subdomains, tuple) else (self.subdomains,)
+        if not counts or any(isinstance(p, bool) or not isinstance(p, int) or p < 1 for p in counts):
+            raise ValueError(
+                f"subdomains must be a positive integer, or a tuple of one per axis, got {self.subdomains!r}."
+            )
         if isinstance(self.overlap, bool) or not isinstance(self.overlap, int | float):
             raise TypeError(f"overlap must be a share in [0, 1) of the side of a core, got {self.overlap!r}.")
         if not 0 <= self.overlap < 1:
@@ -98,7 +102,8 @@ class SchwarzAttentionConfig:
 
         Raises:
             ValueError: for a stack of domains, scattered nodes and meshes that are traced by `jax.jit`, a
-                decomposition without the coarse space that the layer needs, and as `jaxop.domains.decompose`.
+                decomposition without the coarse space that the layer needs, numbers of subdomains that are not one per
+                axis, and as `jaxop.domains.decompose`.
         """
         if isinstance(domain, Decomposition):
             if self.coarse is not None and domain.coarse is None:
@@ -122,21 +127,25 @@ class SchwarzAttentionConfig:
             assert isinstance(cores.cuts, BoxCuts)
             made = np.isfinite(cores.cuts.lower) | np.isfinite(cores.cuts.upper)
             sides = np.min(cores.upper - cores.lower, axis=1, initial=np.inf, where=made)
-            side = float(np.median(sides)) if self.subdomains > 1 else 0.0
+            side = float(np.median(sides)) if cores.subdomains > 1 else 0.0
             return decompose(domain, self.subdomains, self.overlap * side, **options)
         ends = [
             (float(axis.nodes[0]), float(axis.nodes[-1])) if axis.rule == "samples" else axis.ends
             for axis in domain.axes
         ]
-        count = self.subdomains * _REFERENCE
+        counts = self.subdomains if isinstance(self.subdomains, tuple) else (self.subdomains,) * domain.dim
+        if len(counts) != domain.dim:
+            raise ValueError(f"subdomains must be one number or {domain.dim}, one per axis of the grid, got {counts}.")
         reference = box(
-            (count,) * domain.dim,
+            [count * _REFERENCE for count in counts],
             lower=[lower for lower, _ in ends],
             upper=[upper for _, upper in ends],
             rule=["periodic" if axis.rule == "periodic" else "midpoint" for axis in domain.axes],
         )
-        overlaps = [float(self.overlap * (upper - lower) / self.subdomains) for lower, upper in ends]
-        cut = decompose(reference, self.subdomains, overlaps, **options)
+        overlaps = [
+            float(self.overlap * (upper - lower) / count) for count, (lower, upper) in zip(counts, ends, strict=True)
+        ]
+        cut = decompose(reference, counts, overlaps, **options)
         return cut.on(domain)
 
 

@@ -36,7 +36,7 @@ def from_dict(kind: type[Config], values: Mapping[str, Any]) -> Config:
 
     Args:
         kind: the class of the config.
-        values: its fields; settings within settings are dicts, those of kernels carry their name.
+        values: its fields, through JSON or not; settings within settings are dicts, those of kernels carry their name.
 
     Raises:
         ValueError: for an unknown field or kernel, with the closest valid names.
@@ -55,6 +55,8 @@ def from_dict(kind: type[Config], values: Mapping[str, Any]) -> Config:
         check_name(name, "field", fields)
 
     def settle(name: str, value: Any) -> Any:
+        if isinstance(value, list):  # JSON has no tuples
+            return tuple(value)
         if not isinstance(value, Mapping):
             return value
         if name == "schwarz":

@@ -112,6 +112,29 @@ def test_galerkin_blocks_of_overlapping_subdomains_are_additive_schwarz(x64):
     np.testing.assert_allclose(attention.schwarz_matrix(dec, factors), expected, rtol=1e-8, atol=1e-10)
 
 
+def test_galerkin_blocks_of_a_definite_matrix_need_no_keys(x64):
+    dec, matrix = domains.decompose(domains.interval(63, rule="interior"), 8, 2), laplacian(63)
+    for rank in (None, 3):
+        pair = attention.galerkin_factors(dec, matrix, rank, blocks="overlap")
+        alone = attention.galerkin_factors(dec, matrix, rank, blocks="overlap", symmetric=True)
+        assert alone.local_key is alone.coarse_key is None
+        assert alone.local_query.shape == pair.local_query.shape
+        np.testing.assert_allclose(
+            attention.schwarz_matrix(dec, alone), attention.schwarz_matrix(dec, pair), rtol=1e-9, atol=1e-12
+        )
+    drift = matrix + scipy.sparse.eye_array(63, k=1)
+    with pytest.raises(ValueError, match=r"must be symmetric in L2, .* is not on subdomain 0"):
+        attention.galerkin_factors(dec, drift, symmetric=True)
+    with pytest.raises(ValueError, match=r"must be positive definite .* or -A"):
+        attention.galerkin_factors(dec, -matrix, symmetric=True)
+
+
+def test_a_fit_says_whether_it_stopped_by_itself(x64):
+    dec, _, inputs, targets = problem(31, 4, 2, 1)
+    assert not attention.fit_schwarz(dec, inputs, targets, rank=2, steps=2).converged
+    assert attention.fit_schwarz(dec, inputs, targets, rank=2, steps=200).converged
+
+
 @pytest.mark.parametrize(("decay", "gain", "distance"), [(1, 25, 2.0), (0, 8, 2.0)])
 def test_the_fit_comes_near_the_bound_and_far_below_the_global_optimum(x64, decay, gain, distance):
     dec, matrix, inputs, targets = problem(63, 4, 4, decay)
@@ -423,6 +446,7 @@ def bad(name):
             factors, dec, functools.partial(attention.legendre_features, degree=1)
         ),
         "matrix shape": lambda: attention.galerkin_factors(dec, np.eye(30)),
+        "matrix function": lambda: attention.galerkin_factors(dec, lambda u: u),
         "singular": lambda: attention.galerkin_factors(dec, np.zeros((31, 31))),
         "NaN matrix": lambda: attention.galerkin_factors(dec, np.full((31, 31), np.nan)),
         "blocks": lambda: attention.galerkin_factors(dec, identity, blocks="inner"),
@@ -466,7 +490,8 @@ def bad(name):
         ("key alone", r"coarse_key is given without coarse_query"),
         ("key shape", r"coarse_key must have the shape of coarse_query, \(3, 3\), got \(3, 1\)"),
         ("coefficients", r"coefficients must have shape \(p, q, r\) = \(4, 2, r\)"),
-        ("matrix shape", r"matrix must have shape \(n, n\) = \(31, 31\).*got \(30, 30\)"),
+        ("matrix shape", r"matrix must be dense or scipy.sparse, of shape \(n, n\) = \(31, 31\).*got \(30, 30\)"),
+        ("matrix function", r"matrix must be dense or scipy.sparse, .* got function"),
         ("singular", r"matrix is singular on subdomain 0"),
         ("NaN matrix", r"matrix must be finite, but matrix\[0, 0\] = nan"),
         ("blocks", r"blocks='inner' is unknown.*'interior'"),

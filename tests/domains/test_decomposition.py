@@ -117,7 +117,9 @@ def test_a_given_coarse_basis_comes_back(sparse):
     finer = domains.interval(127, rule="interior")
     with pytest.raises(ValueError, match="coarse must be Φ on the new domain"):
         dec.on(finer)
-    assert dec.on(finer, coarse=np.ones((127, 2))).coarse_size == 2
+    assert dec.on(finer, coarse=np.ones((127, 5))).coarse_size == 5
+    with pytest.raises(ValueError, match=r"coarse must have shape \(n, n0\) = \(127, 5\), .* got \(127, 3\)"):
+        dec.on(finer, coarse=np.ones((127, 3)))
 
 
 def test_integer_overlap_counts_nodes_on_each_side():

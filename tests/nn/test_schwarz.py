@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -151,6 +152,9 @@ def test_overlaps_follow_the_cores():
     """A share of the side of a core: of each axis of a box, of one in a strip, of what a cut leaves of a square."""
     oblong = nn.SchwarzAttentionConfig(2, 0.25).decompose(domains.box((8, 16), upper=(1, 2), rule="midpoint"))
     np.testing.assert_allclose((oblong.upper - oblong.lower)[0], [0.5 + 0.125, 1 + 0.25], rtol=1e-6)
+    squares = nn.SchwarzAttentionConfig((2, 4), 0.25).decompose(domains.box((8, 16), upper=(1, 2), rule="midpoint"))
+    assert squares.subdomains == 8
+    np.testing.assert_allclose((squares.upper - squares.lower)[0], [0.5 + 0.125, 0.5 + 0.125], rtol=1e-6)
     points = np.random.default_rng(0).random((320, 2), np.float32) * np.asarray([1, 0.05], np.float32)
     strip = nn.SchwarzAttentionConfig(16, 0.25).decompose(domains.monte_carlo(points, measure=0.05))
     assert 20 < strip.local_size <= 40
@@ -168,13 +172,22 @@ def test_layers_need_a_decomposition(unchecked):
 
 
 def test_settings_survive_json():
-    config = operator("tno", nn.SchwarzAttentionConfig(3, kernel=nn.GaussianConfig(0.5))).config
-    assert operators.from_dict(type(config), dataclasses.asdict(config)) == config
+    for subdomains in (3, (3,)):
+        config = operator("tno", nn.SchwarzAttentionConfig(subdomains, kernel=nn.GaussianConfig(0.5))).config
+        assert operators.from_dict(type(config), json.loads(json.dumps(dataclasses.asdict(config)))) == config
 
 
 BAD = [
     (lambda: nn.SchwarzAttentionConfig(kernel=nn.LinearConfig()), "LinearConfig is signed"),
-    (lambda: nn.SchwarzAttentionConfig(subdomains=0), "subdomains must be a positive integer, got 0"),
+    (
+        lambda: nn.SchwarzAttentionConfig(subdomains=0),
+        "subdomains must be a positive integer, or a tuple of one per axis, got 0",
+    ),
+    (lambda: nn.SchwarzAttentionConfig((2, 0)), r"subdomains must be .*, got \(2, 0\)"),
+    (
+        lambda: nn.SchwarzAttentionConfig((2, 2)).decompose(domains.interval(8)),
+        r"subdomains must be one number or 1, one per axis of the grid, got \(2, 2\)",
+    ),
     (lambda: nn.SchwarzAttentionConfig(overlap=1.5), r"overlap must be a share in \[0, 1\)"),
     (lambda: nn.SchwarzAttentionConfig(coarse="hats"), "coarse='hats' is unknown"),
     (
