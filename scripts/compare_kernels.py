@@ -19,7 +19,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 import tyro
-from experiment import brief, new_run, parameters, report, tune_allocator
+from experiment import brief, new_run, parameters, report, train_once, tune_allocator
 from flax import nnx
 from real_data import CACHE, addresses, cifar10, eras, fetch, mnist
 
@@ -195,7 +195,7 @@ def run(name: str, task: Task, options: Comparison, train: Examples, test: Examp
             model = build(task, kernel(label, task.radius), train, seed)
             settings = brief(task.steps, task.batch_size, task.learning_rate, seed)
             directory = new_run(options.run_dir, name, label, seed)
-            result = training.fit(model, train, {}, settings, run_dir=directory, progress=False)
+            result = train_once(model, train, settings, directory)
             scores = training.score(result.model, test, batch_size=task.batch_size)
             measure = scores.perplexity if is_text else float(np.mean(scores.accuracy))
             results.append(

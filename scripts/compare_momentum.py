@@ -23,7 +23,7 @@ import scipy.stats
 import tyro
 from equal_time import Contender, compare
 from experiment import CACHE as EXPERIMENT_CACHE
-from experiment import brief, new_run, parameters, report, tune_allocator
+from experiment import brief, new_run, parameters, report, train_once, tune_allocator
 from experiment import build as build_operator
 from flax import nnx
 from real_data import CACHE, addresses, fetch
@@ -135,7 +135,7 @@ def run(
             count = parameters(model)
             settings = brief(options.steps, task.batch_size, options.learning_rate, seed)
             directory = new_run(options.run_dir, name, block, seed)
-            result = training.fit(model, train, {}, settings, run_dir=directory, progress=False)
+            result = train_once(model, train, settings, directory)
             scores = training.score(result.model, test, batch_size=task.batch_size)
             losses[block].append(float(np.mean(scores.cross_entropy, dtype=np.float64)))
             seconds.append(result.seconds / options.steps)

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from experiment import new_run, parameters
+from experiment import new_run, parameters, train_once
 
 from jaxop import training
 from jaxop.data import Samples
@@ -76,9 +76,7 @@ def compare(
                 settings, steps=steps, warmup_steps=steps // 20, eval_every=steps, checkpoint_every=steps, seed=seed
             )
             directory = new_run(run_dir, task, label, seed)
-            result = training.fit(model, contender.train, {}, here, run_dir=directory, progress=False)
-            if result.stopped == "terminated":
-                raise SystemExit(f"terminated; {directory} holds what was trained")
+            result = train_once(model, contender.train, here, directory)
             spent.append(result.seconds)
             rows.append([training.evaluate(result.model, t, batch_size=4).l2.mean() for t in contender.tests.values()])
         errors[label] = np.asarray(rows)

@@ -309,6 +309,14 @@ def report(command: Callable[[Sequence[str]], object], arguments: Sequence[str])
     return 0
 
 
+def train_once(model: Any, train: Any, settings: training.TrainingConfig, directory: Path) -> training.Result:
+    """One of many runs of a comparison, which ends with it where it is told to."""
+    result = training.fit(model, train, {}, settings, run_dir=directory, progress=False)
+    if result.stopped == "terminated":
+        raise SystemExit(f"terminated; {directory} holds what was trained")
+    return result
+
+
 def brief(steps: int, batch_size: int, learning_rate: float, seed: int) -> training.TrainingConfig:
     """A short training by cross-entropy, saved at its end only."""
     return training.TrainingConfig(

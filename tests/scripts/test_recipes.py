@@ -6,12 +6,13 @@ import io
 import json
 import struct
 import tarfile
+import types
 
 import matplotlib.image
 import numpy as np
 import pytest
 
-from jaxop import data
+from jaxop import data, training
 from tests.scripts import conftest  # noqa: F401, its import puts the scripts on the path
 
 import compare_kernels  # isort: skip
@@ -154,6 +155,14 @@ def test_recipes_run_on_a_few_kilobytes(name, tmp_path, capsys):
         measure = np.mean([result[0] for result in row["results"]])
         assert measure < 100 if name == "text" else measure > 0.9
     assert "± " in capsys.readouterr().out
+
+
+def test_a_comparison_ends_with_the_run_that_was_terminated(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "fit", lambda *_, **__: types.SimpleNamespace(stopped="terminated"))
+    images = data.Examples(np.zeros((8, 8, 8, 1), np.float32), np.arange(8) % 2)
+    options = compare_kernels.Comparison(seeds=(0,), kernels=("softmax",), run_dir=tmp_path)
+    with pytest.raises(SystemExit, match=r"terminated; .*mnist-softmax-0.* holds what was trained"):
+        compare_kernels.run("mnist", compare_kernels.TASKS["mnist"], options, images, images)
 
 
 def test_consonants_are_what_is_left_of_a_text():
