@@ -63,6 +63,14 @@ class Study:
     steps: int = 30
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
 
+    def __post_init__(self):
+        if self.modes is not None and not 1 <= self.modes <= self.nodes:
+            raise ValueError(f"--modes must lie between 1 and the {self.nodes} nodes, got {self.modes}.")
+        if not math.isfinite(self.decay):
+            raise ValueError(f"--decay must be finite, got {self.decay}.")
+        if not self.seeds:
+            raise ValueError("--seeds must name at least one seed, got none.")
+
     def decompose(self, **options: Any) -> domains.Decomposition:
         return domains.decompose(
             domains.interval(self.nodes, rule="interior"), self.subdomains, self.overlap, **options
@@ -159,7 +167,11 @@ def ablation(study: Study) -> None:
 
 def descent(study: Study, seconds: float) -> None:
     """Adam from random factors, two levels and global, against the fit from the same samples, with a little noise."""
-    study = dataclasses.replace(study, modes=study.modes or 64)
+    study = dataclasses.replace(study, modes=study.modes or min(64, study.nodes // 2))
+    if study.modes == study.nodes:
+        raise ValueError(f"--modes must be below the {study.nodes} nodes here: some are left out of the band.")
+    if not seconds > 0:
+        raise ValueError(f"--seconds must be positive, got {seconds}.")
     results: dict[str, tuple[int, list[Any]]] = {}
     for seed in study.seeds:
         for label, size, numbers in trainings(study, seconds, seed):
@@ -249,7 +261,7 @@ def adam(operator: Any, parameters: Any, train: Any, seconds: float, seed: int) 
 
 def transfer(study: Study) -> None:
     """Fitted on the grid of the study, evaluated on finer ones with the same coefficients."""
-    study = dataclasses.replace(study, modes=study.modes or 64)
+    study = dataclasses.replace(study, modes=study.modes or min(64, study.nodes // 2))
     sizes = [study.nodes, 2 * study.nodes + 1, 4 * study.nodes + 3]
     print(
         "\n| Legendre degree, overlap | " + " | ".join(f"n = {n}" for n in sizes) + " | bound |\n|---|---|---|---|---|"
@@ -442,7 +454,15 @@ def main(
     study: Study = Study(),
     seconds: float = 20.0,
 ) -> None:
-    """Prints the table NAME, or all of them; SECONDS of training for each model that Adam trains."""
+    """Prints the table NAME, or all of them.
+
+    A table varies or fixes what it is about, whatever the study says: "cg" and "plane-cg" all sizes, "rank" the rank.
+
+    Args:
+        name: the table.
+        study: the setting.
+        seconds: of training, for each model that Adam trains.
+    """
     for table in TABLES if name == "all" else (name,):
         with jax.enable_x64(table != "coefficient"):
             TABLES[table](study, seconds)

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxop._pytree import register
@@ -57,10 +58,11 @@ def _precondition(decomposition: Decomposition, factors: SchwarzFactors, residua
     if residual.ndim not in (1, 2) or residual.shape[0] != n:
         raise ValueError(f"residual must have shape (n,) or (n, c) with n = {n} nodes, got {residual.shape}.")
     columns = residual[:, None] if residual.ndim == 1 else residual
-    weights = decomposition.domain.weights.astype(residual.dtype)[:, None]
-    density = jnp.where(weights > 0, columns / jnp.where(weights > 0, weights, 1), 0)
+    wide = accumulator(residual.dtype)  # densities overflow half precision
+    weights = decomposition.domain.weights.astype(wide)[:, None]
+    density = jnp.where(weights > 0, columns.astype(wide) / jnp.where(weights > 0, weights, 1), 0)
     out = jnp.where(weights > 0, schwarz_apply(density, decomposition, factors), 0)
-    return out.reshape(residual.shape)
+    return out.reshape(residual.shape).astype(residual.dtype)
 
 
 @register
@@ -94,7 +96,7 @@ def flexible_cg(
     symmetric (a fitted operator) or not quite linear keeps the search directions conjugate to the last one.
 
     Args:
-        matrix: A, a function of (n,) or an array (n, n).
+        matrix: A, a function of (n,), or an array (n, n), dense or a `jax.experimental.sparse.BCOO`.
         rhs: b, (n,).
         preconditioner: z = M⁻¹ r, a function of (n,); None: the identity.
         tolerance: stop at ‖r‖ ≤ tolerance·‖b‖; float32 reaches about 1e-6.
@@ -104,7 +106,9 @@ def flexible_cg(
         A `CGResult`; of a ``rhs`` in half precision the steps are made in float32.
 
     Raises:
-        ValueError: if ``rhs`` is not a vector, ``tolerance`` is not positive, or a function does not return (n,).
+        TypeError: for a matrix of scipy.sparse, and a preconditioner that is no function.
+        ValueError: if ``rhs`` is not a vector, ``tolerance`` is not positive, ``max_iterations`` is no integer of at
+            least 0, or a function does not return (n,).
 
     Cost: one product with A and one with M⁻¹ per step; memory O(n).
 
@@ -122,6 +126,18 @@ def flexible_cg(
         raise ValueError(f"rhs must have shape (n,), got {rhs.shape}; use jax.vmap for several right-hand sides.")
     if not tolerance > 0:
         raise ValueError(f"tolerance must be positive, got {tolerance}.")
+    if isinstance(max_iterations, bool) or not isinstance(max_iterations, int | np.integer) or max_iterations < 0:
+        raise ValueError(f"max_iterations must be an integer of at least 0, got {max_iterations!r}.")
+    if hasattr(matrix, "tocoo"):
+        raise TypeError(
+            "matrix is of scipy.sparse, which JAX cannot apply; pass jax.experimental.sparse.BCOO.from_scipy_sparse("
+            "matrix), matrix.toarray(), or a function."
+        )
+    if isinstance(preconditioner, SchwarzFactors):
+        raise TypeError(
+            "preconditioner must be a function of (n,), got SchwarzFactors; pass "
+            "attention.schwarz_preconditioner(decomposition, factors)."
+        )
     dtype, n = rhs.dtype, rhs.size
     wide = accumulator(dtype)
 

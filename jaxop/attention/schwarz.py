@@ -80,8 +80,9 @@ def schwarz_apply(
         query, key = _pair(factors.local_query, factors.local_key, dtype)
         inside = decomposition.cover.inside[..., None]
         key = jnp.where(inside, key, 0)
-        # 1 under the root of padding, where its slope is infinite
-        root = jnp.sqrt(jnp.where(inside, decomposition.partition.astype(dtype)[..., None], 1))
+        # 1 under the root where D = 0, as on padding: its slope is infinite there
+        unity = decomposition.partition.astype(dtype)[..., None]
+        root = jnp.where(unity > 0, jnp.sqrt(jnp.where(unity > 0, unity, 1)), 0)
         local = root * decomposition.restrict(decomposition.domain.weights.astype(dtype)[:, None] * v)
         moments = jnp.einsum("psr,psc->prc", key, local)
         out += decomposition.prolong(root * jnp.einsum("psr,prc->psc", query, moments))
@@ -123,7 +124,14 @@ def low_rank_apply(
     values = as_float(values, "values")
     if values.ndim != 2:
         raise ValueError(f"values must have shape (n, c), one row per node, got {values.shape}.")
-    for name, array in (("weights", weights), ("query", query), ("key", query if key is None else key)):
+    weights, query = as_float(weights, "weights"), as_float(query, "query")
+    key = query if key is None else as_float(key, "key")
+    if weights.ndim != 1 or query.ndim != 2 or key.shape != query.shape:
+        raise ValueError(
+            f"weights must have shape (n,), query and key one shape (n, r), got {weights.shape}, {query.shape} and "
+            f"{key.shape}."
+        )
+    for name, array in (("weights", weights), ("query", query)):
         if array.shape[:1] != values.shape[:1]:
             raise ValueError(f"{name} must have one row per row of values, {values.shape[0]}, got {array.shape}.")
     dtype = accumulator(values.dtype)
@@ -142,7 +150,7 @@ def random_factors(
     """Independent normal factors of variance √(p / (r |D|)), as of functions on p parts of the domain D.
 
     On a domain of measure 1 the coarse part maps a function of size 1 to one of about size 1. Local factors are white
-    noise at the nodes, whose quadratures shrink with their number: the local part maps it to about √(p/n), the more
+    noise at the nodes, whose quadratures shrink with their number: the local part maps it to about 1/√n, the more
     slowly trained the finer the grid. Draw coefficients for `sample_factors` where that matters.
 
     Args:
@@ -236,7 +244,7 @@ def legendre_features(coordinates: Float[Array, "s dim"], degree: int) -> Float[
         degree: largest degree along each axis.
 
     Raises:
-        ValueError: for a negative degree, and coordinates without an axis for their dimension.
+        ValueError: for a degree that is no integer of at least 0, and coordinates without an axis for their dimension.
 
     Example:
         >>> import jax.numpy as jnp
@@ -244,8 +252,9 @@ def legendre_features(coordinates: Float[Array, "s dim"], degree: int) -> Float[
         >>> print(attention.legendre_features(jnp.array([[0.5]]), 2))
         [[ 1.     0.5   -0.125]]
     """
-    if degree < 0:
-        raise ValueError(f"degree must not be negative, got {degree}.")
+    if isinstance(degree, bool) or not isinstance(degree, int | np.integer) or degree < 0:
+        raise ValueError(f"degree must be an integer of at least 0, got {degree!r}.")
+    coordinates = as_float(coordinates, "coordinates")
     if coordinates.ndim != 2:
         raise ValueError(f"coordinates must have shape (s, dim), got {coordinates.shape}; for a line pass x[:, None].")
     rows = [jnp.ones_like(coordinates), coordinates]
@@ -355,12 +364,14 @@ def count_parameters(decomposition: Decomposition, factors: SchwarzFactors) -> i
 
 
 def check_decomposition(decomposition: Decomposition) -> None:
-    """A ``TypeError`` for anything else, a domain first of all."""
+    """A ``TypeError`` for anything else, a domain first of all; a ``ValueError`` for a stack."""
     if not isinstance(decomposition, Decomposition):
         raise TypeError(
             f"decomposition must be a Decomposition, got {type(decomposition).__name__}; cut a domain with "
             "domains.decompose."
         )
+    if decomposition.is_batched:
+        raise ValueError("decomposition must be a single one, got a stack of them, one per sample; use jax.vmap.")
 
 
 def check_ranks(decomposition: Decomposition, rank: int, coarse_rank: int, features: int | None = None) -> None:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxop._validation import check_name, first_index, float_dtype, host_real, is_concrete, require
+from jaxop._validation import check_name, first_index, float_dtype, host_real, is_concrete, is_numeric, require
 from jaxop.attention.schwarz import (
     SchwarzFactors,
     as_factor,
@@ -18,7 +18,7 @@ from jaxop.attention.schwarz import (
     check_ranks,
     schwarz_apply,
 )
-from jaxop.domains import Decomposition
+from jaxop.domains import Decomposition, Domain
 
 BLOCKS = ("interior", "overlap")
 """Which nodes the local blocks of `galerkin_factors` take."""
@@ -42,10 +42,11 @@ def galerkin_factors(
     """Q0 K0ᵀ = (Φᵀ W A Φ)⁻¹ and D_i^½ Q_i K_iᵀ D_i^½ = (E_iᵀ W A E_i)⁻¹, truncated to rank r.
 
     ``blocks="interior"``: E_i are the nodes of a core that the matrix ties to no core of smaller number, so that
-    blocks do not know each other. For a second-order operator in one dimension with nodes where cores meet and
-    hat functions the sum is A⁻¹ exactly; in several dimensions the nodes between cores are in no block, and the sum, of
-    many zero eigenvalues, is no preconditioner. ``blocks="overlap"``: all nodes of a subdomain, which is the additive
-    Schwarz preconditioner of A, two-level with a coarse space and one-level without.
+    blocks do not know each other. In one dimension with nodes where cores meet the sum is A⁻¹ exactly if the coarse
+    functions solve A φ = 0 inside the cores: hats do for −u″, the columns of A⁻¹ at those nodes for any symmetric A
+    of second order; other sums may be far from it. In several dimensions the nodes between cores are in no block, and
+    the sum, of many zero eigenvalues, is no preconditioner. ``blocks="overlap"``: all nodes of a subdomain, which is
+    the additive Schwarz preconditioner of A, two-level with a coarse space and one-level without.
 
     Args:
         decomposition: see `domains.decompose`; D must be positive on the blocks.
@@ -60,9 +61,9 @@ def galerkin_factors(
 
     Raises:
         TypeError: for complex entries.
-        ValueError: for a shape that does not fit, an entry that is not finite, a block that is singular, D = 0 on a
-            block, an unknown name, a rank above the size of a subdomain, a block that is not symmetric and positive
-            definite if it should be, and inside `jax.jit`.
+        ValueError: for a shape that does not fit, an entry that is not finite, a block that is singular, D = 0 or a
+            weight of 0 on a block, an unknown name, a rank above the size of a subdomain, a block that is not symmetric
+            and positive definite if it should be, and inside `jax.jit`.
 
     Cost: O(p s³ + n0³) time and O(p s² + n n0) memory on the host, in float64.
 
@@ -77,8 +78,7 @@ def galerkin_factors(
     """
     check_name(blocks, "blocks", BLOCKS)
     check_decomposition(decomposition)
-    if shift is not None and not np.isfinite(shift):
-        raise ValueError(f"shift must be finite, got {shift}.")
+    _check_shift(shift)
     if not is_concrete(matrix, decomposition.domain.weights, decomposition.partition):
         raise ValueError("matrix and decomposition must be concrete: call galerkin_factors outside jax.jit.")
     n, p, s = decomposition.domain.size, decomposition.subdomains, decomposition.local_size
@@ -95,6 +95,9 @@ def galerkin_factors(
         tied[row[owner[column] < owner[row]]] = True
         tied[column[owner[row] < owner[column]]] = True
         member = inside & (owner[index] == np.arange(p)[:, None]) & ~tied[index]
+    if (weights[index[member]] <= 0).any():
+        node = index[member][first_index(weights[index[member]] <= 0)]
+        raise ValueError(f"weights must be positive on the blocks, but that of node {node} is 0; leave the node out.")
     if (partition[member] <= 0).any():
         i, j = first_index(member & (partition <= 0))  # pyright: ignore[reportGeneralTypeIssues]
         raise ValueError(
@@ -131,7 +134,9 @@ def galerkin_factors(
     coarse = (None, None)
     if decomposition.coarse is not None:
         basis = _coarse_columns(decomposition)
-        energy = basis.T @ (weights[:, None] * (matrix @ basis))
+        image = np.zeros_like(basis)
+        np.add.at(image, row, value[:, None] * basis[column])  # W A Φ
+        energy = basis.T @ image
         coarse = _truncate(inverse(energy, "the coarse space"), decomposition.coarse_size, symmetric)
     if symmetric:
         coarse, key = (coarse[0], None), None
@@ -221,8 +226,10 @@ def fit_schwarz(
         True
     """
     check_decomposition(decomposition)
-    if steps < 0 or tolerance < 0:
-        raise ValueError(f"steps and tolerance must not be negative, got {steps} and {tolerance}.")
+    if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or steps < 0:
+        raise ValueError(f"steps must be an integer of at least 0, got {steps!r}.")
+    if not is_numeric(tolerance) or not tolerance >= 0:
+        raise ValueError(f"tolerance must be a number of at least 0, got {tolerance!r}.")
     problem = _Problem(decomposition, inputs, targets, features, shift, noise)
     coarse_rank = decomposition.coarse_size if coarse_rank is None else coarse_rank
     check_ranks(decomposition, rank, coarse_rank, None if features is None else problem.local_basis.shape[2])
@@ -377,8 +384,7 @@ class _Problem:
         noise: float,
     ):
         inputs, targets = _samples(decomposition.domain.weights, inputs, targets)
-        if shift is not None and not np.isfinite(shift):
-            raise ValueError(f"shift must be finite, got {shift}.")
+        _check_shift(shift)
         if not 0 <= noise < np.inf:
             raise ValueError(f"noise must be finite and not negative, got {noise}; it is relative to the inputs.")
         n, self.shift = decomposition.domain.size, None if shift is None else float(shift)
@@ -398,10 +404,11 @@ class _Problem:
         else:
             self.local_basis = np.asarray(jax.vmap(features)(decomposition.coordinates), np.float64)
             shape = self.local_basis.shape
-            if len(shape) != 3 or shape[:2] != index.shape or not np.isfinite(self.local_basis).all():
+            finite = np.isfinite(self.local_basis).all()
+            if len(shape) != 3 or shape[:2] != index.shape or not finite:
                 raise ValueError(
                     f"features must map (s, dim) local coordinates to (s, q) finite numbers, got {shape} for the p "
-                    f"subdomains of s nodes, (p, s) = {index.shape}."
+                    f"subdomains of s nodes, (p, s) = {index.shape}{'' if finite else ', infinite or NaN'}."
                 )
         self.columns = [
             np.flatnonzero(row) if features is None else np.arange(self.local_basis.shape[2]) for row in inside
@@ -807,6 +814,11 @@ def _coarse_columns(decomposition: Decomposition) -> np.ndarray:
     return np.asarray(decomposition.coarse_basis(), np.float64)
 
 
+def _check_shift(shift: Any) -> None:
+    if shift is not None and (not is_numeric(shift) or np.ndim(shift) or not np.isfinite(shift)):
+        raise ValueError(f"shift must be one finite number or None, got {shift!r}.")
+
+
 def _check_targets(size: float) -> None:
     if not size > 0:
         raise ValueError("targets are 0 everywhere: there is no relative error.")
@@ -816,16 +828,18 @@ def _samples(weights: Any, inputs: Any, targets: Any) -> tuple[np.ndarray, np.nd
     """Samples on the host: finite, of one shape, a row for every weight."""
     if not is_concrete(inputs, targets, weights):
         raise ValueError("inputs, targets and decomposition must be concrete to be fitted; call it outside jax.jit.")
+    if isinstance(weights, Domain):
+        raise TypeError(f"weights must be an array (n,), got {type(weights).__name__}; pass domain.weights.")
     weights = np.asarray(weights)
     if weights.ndim != 1 or not (weights >= 0).all():
         raise ValueError(f"weights must be (n,) numbers that are not negative, got {weights.shape} or negative ones.")
     arrays = host_real(inputs, "inputs"), host_real(targets, "targets")
     n = weights.size
     for name, array in zip(("inputs", "targets"), arrays, strict=True):
-        if array.ndim != 2 or array.shape[0] != n or array.shape != arrays[0].shape:
+        if array.ndim != 2 or array.shape[0] != n or array.shape != arrays[0].shape or not array.shape[1]:
             raise ValueError(
-                f"{name} must have shape (n, m) = ({n}, m), one column per sample, alike for inputs and targets; got "
-                f"{arrays[0].shape} and {arrays[1].shape}."
+                f"{name} must have shape (n, m) = ({n}, m), one row per weight and one column per sample, alike for "
+                f"inputs and targets; got {arrays[0].shape} and {arrays[1].shape}."
             )
         if not np.isfinite(array).all():
             raise ValueError(f"{name} must be finite, but {name}[{first_index(~np.isfinite(array))}] is not.")

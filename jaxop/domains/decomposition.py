@@ -47,7 +47,7 @@ class Cover:
     @jax.jit
     def prolong(self, local: Float[Array, "p s c"]) -> Float[Array, "n c"]:
         """Rᵀ: the sum over all places of a node."""
-        flat = local.reshape(-1, local.shape[-1]).astype(accumulator(local.dtype))
+        flat = local.reshape(local.shape[0] * local.shape[1], local.shape[2]).astype(accumulator(local.dtype))
         places = range(self.slots.shape[1])
         summands = [jnp.take(flat, self.slots[:, k], axis=0, mode="fill", fill_value=0) for k in places]
         return functools.reduce(jnp.add, summands).astype(local.dtype)
@@ -133,8 +133,9 @@ class Decomposition(Domain):
     Build it with `decompose` or `from_subdomains`. p subdomains are padded to the s nodes of the largest;
     padding repeats a node, carries D = 0, restricts to 0 and is never prolonged. Every method is O(p s).
 
-    It is the domain too, with its nodes and weights, and goes wherever one goes: an operator with Schwarz attention
-    uses these subdomains instead of its own, which is how it is trained on scattered nodes and meshes.
+    It is the domain too, with its nodes and weights, for whatever asks for no more than those: a transformer neural
+    operator with Schwarz attention uses these subdomains instead of its own, which is how it is trained on scattered
+    nodes and meshes. What needs a grid (patches, spectral layers, `jaxop.data.save`) takes ``domain``.
 
     Attributes:
         domain: the whole.
@@ -164,12 +165,12 @@ class Decomposition(Domain):
         return self.partition.shape[0]
 
     @property
-    def points(self) -> Float[Array, "n dim"]:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def points(self) -> Float[Array, "*samples n dim"]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The nodes of the domain."""
         return self.domain.points
 
     @property
-    def weights(self) -> Float[Array, " n"]:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def weights(self) -> Float[Array, "*samples n"]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The quadrature weights of the domain."""
         return self.domain.weights
 
@@ -190,7 +191,8 @@ class Decomposition(Domain):
     def coordinates(self) -> Float[Array, "p s dim"]:
         """Local coordinates of the nodes: [−1, 1] along each axis is the box of their subdomain.
 
-        Along a periodic axis a subdomain that passes the end continues there.
+        Along a periodic axis a subdomain that passes the end continues there. On grids the box is that of the cut and
+        its overlap, of scattered nodes and meshes that of their nodes: other ones, of `on`, may lie a little outside.
         """
         return _coordinates(self)
 
@@ -404,9 +406,9 @@ def decompose(
     check_name(partition, "partition", PARTITIONS_OF_UNITY)
     if isinstance(dom, Grid):
         counts = _per_axis(subdomains, dom.dim)
-        overlaps = tuple(overlap) if isinstance(overlap, Sequence) else (overlap,) * dom.dim
+        overlaps: Any = (overlap,) * dom.dim if np.ndim(overlap) == 0 else overlap
         if len(overlaps) != dom.dim:
-            raise ValueError(f"overlap must be one number or {dom.dim}, one per axis of the grid, got {overlap}.")
+            raise ValueError(f"overlap must be one number or {dom.dim}, one per axis of the grid, got {overlap!r}.")
         cuts = tuple(_cut_axis(dom.axes[k], counts[k], _overlap(overlaps[k]), k) for k in range(dom.dim))
         found, hats = _on_grid(dom, cuts, partition)
         lower, upper = (
@@ -590,6 +592,8 @@ def _coarse_space(
 
 def _entries(matrix: Any, n: int) -> _Sparse:
     """Entries of a user's Φ."""
+    if not is_concrete(matrix):
+        raise ValueError("coarse must be concrete: decompose outside jax.jit and pass what it returns.")
     shape = np.shape(matrix)
     if len(shape) != 2 or shape[0] != n:
         raise ValueError(f"coarse must have shape (n, n0) = ({n}, n0), one row per node, got {shape}.")

@@ -33,12 +33,13 @@ class SchwarzAttentionConfig:
             of two cores around a periodic axis at most a half; among scattered nodes and on meshes of the shortest
             side that a cut made, of the median core.
         partition: of unity, ``"ramp"`` or ``"multiplicity"``.
-        coarse: the coarse space, ``"partition"``, ``"hat"``, or None: no coarse level.
+        coarse: the coarse space, ``"partition"``, ``"hat"``, or None: no coarse level. Hats do not vanish at the ends
+            of a grid, whatever its rule.
         kernel: the settings of the kernel, of both levels.
         implementation: of `jaxop.attention.integral_attention` inside a subdomain; None: ``"chunked"``.
 
     Raises:
-        TypeError: for a kernel that is no settings of one.
+        TypeError: for a kernel that is no settings of one, and coarse functions in place of the name of their space.
         ValueError: for a signed kernel, unknown names, no subdomain, and overlaps outside [0, 1).
 
     Example:
@@ -58,7 +59,10 @@ class SchwarzAttentionConfig:
     def __post_init__(self):
         check_kernel_config(self.kernel)
         if isinstance(self.kernel, LINEAR):
-            raise ValueError(f"{type(self.kernel).__name__} is signed and makes no averages inside a subdomain.")
+            raise ValueError(
+                f"kernel={type(self.kernel).__name__}() is signed and makes no averages inside a subdomain; choose a "
+                "positive kernel, such as ExpDotProductConfig()."
+            )
         counts = self.subdomains if isinstance(self.subdomains, tuple) else (self.subdomains,)
         if not counts or any(isinstance(p, bool) or not isinstance(p, int) or p < 1 for p in counts):
             raise ValueError(
@@ -69,6 +73,11 @@ class SchwarzAttentionConfig:
         if not 0 <= self.overlap < 1:
             raise ValueError(f"overlap must be a share in [0, 1) of the side of a core, got {self.overlap}.")
         check_name(self.partition, "partition", PARTITIONS_OF_UNITY)
+        if not isinstance(self.coarse, str | None):
+            raise TypeError(
+                f"coarse must be one of {COARSE_SPACES} or None, got {type(self.coarse).__name__}; given functions "
+                "belong to a decomposition that takes the place of the domain."
+            )
         if self.coarse is not None:
             check_name(self.coarse, "coarse", COARSE_SPACES)
 
@@ -105,6 +114,10 @@ class SchwarzAttentionConfig:
                 decomposition without the coarse space that the layer needs, numbers of subdomains that are not one per
                 axis, and as `jaxop.domains.decompose`.
         """
+        if not isinstance(domain, Domain):
+            raise TypeError(f"domain must be a Domain, got {type(domain).__name__}; build one: domains.box((8, 8)).")
+        if domain.is_batched:
+            raise ValueError("Schwarz attention needs one domain for all samples, got a stack; pass them one by one.")
         if isinstance(domain, Decomposition):
             if self.coarse is not None and domain.coarse is None:
                 raise ValueError(
@@ -112,8 +125,6 @@ class SchwarzAttentionConfig:
                     "coarse=None."
                 )
             return domain
-        if domain.is_batched:
-            raise ValueError("Schwarz attention needs one domain for all samples, got a stack.")
         options = {"partition": self.partition, "coarse": self.coarse}
         uneven = isinstance(domain, Grid) and any(axis.rule == "samples" for axis in domain.axes)
         if (uneven or not isinstance(domain, Grid)) and not is_concrete(*jax.tree.leaves(domain)):
@@ -123,6 +134,10 @@ class SchwarzAttentionConfig:
                 "to the Samples that train it."
             )
         if not isinstance(domain, Grid):
+            if isinstance(self.subdomains, tuple):
+                raise ValueError(
+                    f"subdomains must be one number on {type(domain).__name__}, without axes, got {self.subdomains}."
+                )
             cores = decompose(domain, self.subdomains, 0.0, coarse=None)
             assert isinstance(cores.cuts, BoxCuts)
             made = np.isfinite(cores.cuts.lower) | np.isfinite(cores.cuts.upper)

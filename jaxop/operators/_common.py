@@ -271,6 +271,10 @@ def _check_schwarz(config: Any) -> None:
         return
     if not isinstance(schwarz, SchwarzAttentionConfig):
         raise TypeError(f"schwarz must be nn.SchwarzAttentionConfig(...) or None, got {schwarz!r}.")
+    if isinstance(schwarz.subdomains, tuple) and len(schwarz.subdomains) != config.dim:
+        raise ValueError(
+            f"schwarz.subdomains must be one number or dim = {config.dim}, one per axis, got {schwarz.subdomains}."
+        )
     unread = {"kernel": getattr(config, "kernel", None)}
     if getattr(config, "decoder_layers", 1) == 0:
         unread["attention"] = config.attention

@@ -48,7 +48,8 @@ class FourierAttentionNeuralOperatorConfig:
             all modes, 2 m ≤ reference / patches. On a coarser grid the highest modes are dropped.
         smoothing_modes: modes of a final u + SpectralConv(u) on the whole grid; None: no smoothing.
         schwarz: two-level attention, inside subdomains of the whole grid and between coarse tokens, in place of
-            attention between patches, which then only say what grids fit; None: none.
+            attention between patches, which with their modes then only say what grids fit: but for the smoothing
+            it is the transformer neural operator with ``schwarz``; None: none.
         norm: ``"post"`` or ``"pre"``.
         momentum: whether tokens carry a velocity; its blocks need ``norm="pre"``.
         dropout: rate in training mode.

@@ -156,6 +156,12 @@ def test_bad_input_is_named(unchecked):
         attention.flexible_cg(lambda x: x, jnp.ones((3, 1)))
     with pytest.raises(ValueError, match="tolerance must be positive, got 0"):
         attention.flexible_cg(lambda x: x, jnp.ones(3), tolerance=0)
+    with pytest.raises(ValueError, match="max_iterations must be an integer of at least 0, got -1"):
+        attention.flexible_cg(lambda x: x, jnp.ones(3), max_iterations=-1)
+    with pytest.raises(TypeError, match=r"matrix is of scipy.sparse, which JAX cannot apply; pass"):
+        attention.flexible_cg(scipy.sparse.csr_array(np.eye(3)), jnp.ones(3))
+    with pytest.raises(TypeError, match=r"preconditioner must be a function .* got SchwarzFactors"):
+        attention.flexible_cg(lambda x: x, jnp.ones(3), preconditioner=attention.SchwarzFactors(shift=1.0))
 
 
 def test_matrices_and_functions_of_any_precision(unchecked):

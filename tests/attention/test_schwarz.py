@@ -122,11 +122,26 @@ def test_galerkin_blocks_of_a_definite_matrix_need_no_keys(x64):
         np.testing.assert_allclose(
             attention.schwarz_matrix(dec, alone), attention.schwarz_matrix(dec, pair), rtol=1e-9, atol=1e-12
         )
+    far = np.zeros((63, 63))
+    far[4, 60] = 64**2  # on no block
+    with pytest.raises(ValueError, match="is not on the coarse space"):
+        attention.galerkin_factors(dec, matrix.toarray() + far, blocks="overlap", symmetric=True)
     drift = matrix + scipy.sparse.eye_array(63, k=1)
     with pytest.raises(ValueError, match=r"must be symmetric in L2, .* is not on subdomain 0"):
         attention.galerkin_factors(dec, drift, symmetric=True)
     with pytest.raises(ValueError, match=r"must be positive definite .* or -A"):
         attention.galerkin_factors(dec, -matrix, symmetric=True)
+
+
+def test_galerkin_factors_of_matrices_of_any_kind():
+    dec = domains.decompose(domains.interval(255, rule="interior"), 8, 2)
+    conductivity = 1 + np.random.default_rng(0).random(256)
+    off = np.diag(-conductivity[1:-1], 1)
+    dense = (256**2 * (np.diag(conductivity[1:] + conductivity[:-1]) + off + off.T)).astype(np.float32)
+    expected = attention.galerkin_factors(dec, dense, symmetric=True)
+    for matrix in (jnp.asarray(dense), scipy.sparse.csr_matrix(dense), scipy.sparse.csr_matrix(dense).todense()):
+        found = attention.galerkin_factors(dec, matrix, symmetric=True)
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 def test_a_fit_says_whether_it_stopped_by_itself(x64):
@@ -502,7 +517,7 @@ def bad(name):
         ("tracers", r"must be concrete to be fitted; call it outside jax.jit"),
         ("NaN features", r"features must map \(s, dim\) local coordinates to \(s, q\) finite numbers"),
         ("flat features", r"features must map .* got \(4, 12\)"),
-        ("steps", r"steps and tolerance must not be negative, got -1"),
+        ("steps", r"steps must be an integer of at least 0, got -1"),
         ("NaN start", r"initial.coarse_key must be finite"),
         ("shifts", r"shift must be one number, got shape \(31,\)"),
         ("weights", r"weights must be \(n,\) numbers that are not negative, got \(31, 1\)"),
@@ -598,10 +613,29 @@ def test_small_inputs_count():
 
 
 def test_random_factors_have_the_variance_that_is_promised():
-    dec = domains.decompose(domains.interval(400, upper=3.0, rule="midpoint"), 4, 2, coarse="partition")
+    dec = domains.decompose(domains.interval(400, upper=3.0, rule="midpoint"), 40, 2, coarse="partition")
     factors = attention.random_factors(jax.random.key(0), dec, 5)
-    for array, parts in ((factors.local_query, 4), (factors.local_key, 4)):
-        assert np.var(np.asarray(array)) == pytest.approx(np.sqrt(parts / (5 * 3.0)), rel=0.1)
+    for part, rank in (("local", 5), ("coarse", 40)):
+        for side in ("query", "key"):
+            variance = np.var(np.asarray(getattr(factors, f"{part}_{side}")))
+            assert variance == pytest.approx(np.sqrt(40 / (rank * 3.0)), rel=0.1)
+
+
+def test_random_factors_make_functions_of_the_size_that_is_promised():
+    dec, sizes = domains.decompose(domains.interval(1024, rule="midpoint"), 16, 0, coarse="partition"), []
+    for seed in range(20):
+        factors = attention.random_factors(jax.random.key(seed), dec, 4)
+        coarse, local = (
+            attention.SchwarzFactors(
+                **{f"{part}_{side}": getattr(factors, f"{part}_{side}") for side in ("query", "key")}
+            )
+            for part in ("coarse", "local")
+        )
+        ones = jnp.ones((1024, 1))
+        sizes.append([float(dec.norm(attention.schwarz_apply(ones, dec, part))) for part in (coarse, local)])
+    coarse, local = np.sqrt(np.mean(np.square(sizes), axis=0))
+    assert coarse == pytest.approx(1, rel=0.3)
+    assert local == pytest.approx(1 / 32, rel=0.3)
 
 
 def test_factors_are_drawn_inside_jit():

@@ -111,6 +111,9 @@ def test_a_decomposition_takes_the_place_of_the_domain():
     np.testing.assert_allclose(call(model, u, cut), model(u, domain), atol=1e-5)
     np.testing.assert_array_equal(cut.points, domain.points)
     assert cut.measure == domain.measure
+    line = domains.interval(32)
+    wave = jnp.sin(3 * line.points)
+    assert domains.decompose(line, 4, 2).norm(wave, space="H1") == line.norm(wave, space="H1")
     assert schwarz.decompose(cut) is cut
     assert domains.decompose(cut, 2, 0.1).domain is domain
     finer = cut.on(cloud(90, 1))
@@ -172,16 +175,24 @@ def test_layers_need_a_decomposition(unchecked):
 
 
 def test_settings_survive_json():
-    for subdomains in (3, (3,)):
+    for subdomains in (3, (3, 2)):
         config = operator("tno", nn.SchwarzAttentionConfig(subdomains, kernel=nn.GaussianConfig(0.5))).config
         assert operators.from_dict(type(config), json.loads(json.dumps(dataclasses.asdict(config)))) == config
 
 
 BAD = [
-    (lambda: nn.SchwarzAttentionConfig(kernel=nn.LinearConfig()), "LinearConfig is signed"),
+    (lambda: nn.SchwarzAttentionConfig(kernel=nn.LinearConfig()), r"kernel=LinearConfig\(\) is signed"),
     (
         lambda: nn.SchwarzAttentionConfig(subdomains=0),
         "subdomains must be a positive integer, or a tuple of one per axis, got 0",
+    ),
+    (lambda: operator("tno", nn.SchwarzAttentionConfig((2, 2, 2))), r"schwarz.subdomains must be one number or dim"),
+    (lambda: nn.SchwarzAttentionConfig((2, 2)).decompose(cloud(60, 0)), "subdomains must be one number on PointCloud"),
+    (
+        lambda: nn.SchwarzAttentionConfig(2).decompose(
+            domains.stack([domains.decompose(domains.box((8, 8)), 2, 2)] * 2)
+        ),
+        "needs one domain for all samples, got a stack",
     ),
     (lambda: nn.SchwarzAttentionConfig((2, 0)), r"subdomains must be .*, got \(2, 0\)"),
     (
