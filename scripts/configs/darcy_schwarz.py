@@ -3,7 +3,7 @@
 Source: Köhler, Rheinbach, arXiv:2606.18525, for the two levels; entries that depend on the input are ours. The same
     4 × 4 overlapping subdomains and 16 coarse tokens on every grid.
 Hardware: 2 CPU cores. Time: five minutes after the data.
-Expected: relative L2 at 32² and 64² of 4.0 % after 1276 steps (4.2 % at 128²), one seed; 4.4 and 4.6 % after 1109, two.
+Expected: relative L2 of 4.0 ± 0.1 % at 32², 64² and 128² after 1300 steps, two seeds; 4.4 and 4.6 % after 1109.
 Command: python scripts/train.py darcy_schwarz
 """
 
