@@ -27,6 +27,11 @@ def is_numeric(value: Any) -> bool:
     return isinstance(value, numbers.Real | np.ndarray | jax.Array)
 
 
+def is_integer(value: Any) -> bool:
+    """Whether a value is an integer of Python or NumPy, and no truth value."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
 def float_dtype() -> np.dtype:
     """JAX's default floating dtype: float64 with x64 enabled, float32 otherwise."""
     return np.dtype(jnp.result_type(float))

@@ -12,14 +12,13 @@ and the training is short: these are comparisons, not records. Data: see real_da
 
 import dataclasses
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import numpy as np
 import tyro
-from experiment import brief, new_run, parameters, report, train_once, tune_allocator
+from experiment import brief, new_run, options_of, parameters, report, train_once
 from flax import nnx
 from real_data import CACHE, addresses, cifar10, eras, fetch, mnist
 
@@ -229,10 +228,7 @@ def main(name: tyro.conf.Positional[Name], options: Comparison = Comparison()) -
     run(name, task, options, *load(name, task, options.cache))
 
 
-def command_line(arguments: Sequence[str]) -> None:
-    """Of `main`."""
-    tune_allocator()
-    tyro.cli(main, args=arguments, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
+command_line = options_of(main, __doc__)
 
 
 if __name__ == "__main__":

@@ -14,14 +14,13 @@ import itertools
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import tyro
-from experiment import report, tune_allocator
+from experiment import options_of, report
 from real_data import CACHE, Ratings, fetch, movielens
 
 from jaxop import kernel_machines
@@ -224,10 +223,7 @@ def main(options: Comparison = Comparison()) -> None:
     run(movielens(fetch("movielens", options.cache)), options)
 
 
-def command_line(arguments: Sequence[str]) -> None:
-    """Of `main`."""
-    tune_allocator()
-    tyro.cli(main, args=arguments, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
+command_line = options_of(main, __doc__)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import dataclasses
 import functools
 import importlib
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +22,7 @@ import scipy.stats
 import tyro
 from equal_time import Contender, compare
 from experiment import CACHE as EXPERIMENT_CACHE
-from experiment import brief, new_run, parameters, report, train_once, tune_allocator
+from experiment import brief, new_run, options_of, parameters, report, train_once
 from experiment import build as build_operator
 from flax import nnx
 from real_data import CACHE, addresses, fetch
@@ -178,10 +177,7 @@ def main(
     run(name, task, options, data.text_windows(train, task.context), data.text_windows(valid, task.context))
 
 
-def command_line(arguments: Sequence[str]) -> None:
-    """Of `main`."""
-    tune_allocator()
-    tyro.cli(main, args=arguments, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
+command_line = options_of(main, __doc__)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ import optax
 import scipy.sparse
 import tyro
 from equal_time import Contender, compare
-from experiment import build, report, tune_allocator
+from experiment import build, options_of, report
 
 from jaxop import attention, domains, nn, operators, training
 from jaxop.data import Samples, gaussian_field, solve_darcy
@@ -70,6 +70,10 @@ class Study:
             raise ValueError(f"--decay must be finite, got {self.decay}.")
         if not self.seeds:
             raise ValueError("--seeds must name at least one seed, got none.")
+
+    def with_band(self) -> "Study":
+        """The modes that were asked for, or as many as leave others out."""
+        return dataclasses.replace(self, modes=self.modes or min(64, self.nodes // 2))
 
     def decompose(self, **options: Any) -> domains.Decomposition:
         return domains.decompose(
@@ -167,7 +171,7 @@ def ablation(study: Study) -> None:
 
 def descent(study: Study, seconds: float) -> None:
     """Adam from random factors, two levels and global, against the fit from the same samples, with a little noise."""
-    study = dataclasses.replace(study, modes=study.modes or min(64, study.nodes // 2))
+    study = study.with_band()
     if study.modes == study.nodes:
         raise ValueError(f"--modes must be below the {study.nodes} nodes here: some are left out of the band.")
     if not seconds > 0:
@@ -261,7 +265,7 @@ def adam(operator: Any, parameters: Any, train: Any, seconds: float, seed: int) 
 
 def transfer(study: Study) -> None:
     """Fitted on the grid of the study, evaluated on finer ones with the same coefficients."""
-    study = dataclasses.replace(study, modes=study.modes or min(64, study.nodes // 2))
+    study = study.with_band()
     sizes = [study.nodes, 2 * study.nodes + 1, 4 * study.nodes + 3]
     print(
         "\n| Legendre degree, overlap | " + " | ".join(f"n = {n}" for n in sizes) + " | bound |\n|---|---|---|---|---|"
@@ -468,10 +472,7 @@ def main(
             TABLES[table](study, seconds)
 
 
-def command_line(arguments: Sequence[str]) -> None:
-    """Of `main`."""
-    tune_allocator()
-    tyro.cli(main, args=arguments, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
+command_line = options_of(main, __doc__)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 
 import jax
 import numpy as np
+import tyro
 from flax import nnx
 from problems import PROBLEMS, FileData, Problem, Sets, grid_name
 from rich.console import Console
@@ -307,6 +308,16 @@ def report(command: Callable[[Sequence[str]], object], arguments: Sequence[str])
         sys.stderr.write(" ".join([f"error: {error}", *notes]) + "\n")
         return 2
     return 0
+
+
+def options_of(main: Callable[..., object], description: str | None) -> Callable[[Sequence[str]], None]:
+    """The command for `report` whose options are the parameters of ``main``."""
+
+    def command(arguments: Sequence[str]) -> None:
+        tune_allocator()
+        tyro.cli(main, args=arguments, description=description, config=(tyro.conf.OmitArgPrefixes,))
+
+    return command
 
 
 def train_once(model: Any, train: Any, settings: training.TrainingConfig, directory: Path) -> training.Result:

@@ -12,12 +12,10 @@ allows; compilation, evaluation and saving not counted) on 1000 two-valued field
 import dataclasses
 import importlib
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-import tyro
 from equal_time import Contender, compare
-from experiment import CACHE, build, report, tune_allocator
+from experiment import CACHE, build, options_of, report
 
 from jaxop import training
 
@@ -74,10 +72,7 @@ def main(options: Comparison) -> None:
     )
 
 
-def command_line(arguments: Sequence[str]) -> None:
-    """Of `main`."""
-    tune_allocator()
-    main(tyro.cli(Comparison, args=arguments, description=__doc__))
+command_line = options_of(main, __doc__)
 
 
 if __name__ == "__main__":

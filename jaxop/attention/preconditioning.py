@@ -6,11 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxop._pytree import register
-from jaxop._validation import accumulator, as_float
+from jaxop._validation import accumulator, as_float, is_integer
 from jaxop.attention.schwarz import SchwarzFactors, check_factors, schwarz_apply
 from jaxop.domains import Decomposition
 
@@ -126,7 +125,7 @@ def flexible_cg(
         raise ValueError(f"rhs must have shape (n,), got {rhs.shape}; use jax.vmap for several right-hand sides.")
     if not tolerance > 0:
         raise ValueError(f"tolerance must be positive, got {tolerance}.")
-    if isinstance(max_iterations, bool) or not isinstance(max_iterations, int | np.integer) or max_iterations < 0:
+    if not is_integer(max_iterations) or max_iterations < 0:
         raise ValueError(f"max_iterations must be an integer of at least 0, got {max_iterations!r}.")
     if hasattr(matrix, "tocoo"):
         raise TypeError(

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxop._pytree import register
-from jaxop._validation import accumulator, as_float, float_dtype, is_concrete
+from jaxop._validation import accumulator, as_float, float_dtype, is_concrete, is_integer
 from jaxop.domains import Decomposition
 
 
@@ -252,7 +252,7 @@ def legendre_features(coordinates: Float[Array, "s dim"], degree: int) -> Float[
         >>> print(attention.legendre_features(jnp.array([[0.5]]), 2))
         [[ 1.     0.5   -0.125]]
     """
-    if isinstance(degree, bool) or not isinstance(degree, int | np.integer) or degree < 0:
+    if not is_integer(degree) or degree < 0:
         raise ValueError(f"degree must be an integer of at least 0, got {degree!r}.")
     coordinates = as_float(coordinates, "coordinates")
     if coordinates.ndim != 2:
@@ -377,7 +377,7 @@ def check_decomposition(decomposition: Decomposition) -> None:
 def check_ranks(decomposition: Decomposition, rank: int, coarse_rank: int, features: int | None = None) -> None:
     """Ranks that the smallest subdomain and the coarse space can hold."""
     for name, given in (("rank", rank), ("coarse_rank", coarse_rank)):
-        if isinstance(given, bool) or not isinstance(given, int | np.integer):
+        if not is_integer(given):
             raise TypeError(f"{name} must be an integer, got {given!r}.")
     inside = decomposition.cover.inside
     # where the decomposition is traced only its shapes are known

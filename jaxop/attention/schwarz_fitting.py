@@ -9,7 +9,16 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxop._validation import check_name, first_index, float_dtype, host_real, is_concrete, is_numeric, require
+from jaxop._validation import (
+    check_name,
+    first_index,
+    float_dtype,
+    host_real,
+    is_concrete,
+    is_integer,
+    is_numeric,
+    require,
+)
 from jaxop.attention.schwarz import (
     SchwarzFactors,
     as_factor,
@@ -226,7 +235,7 @@ def fit_schwarz(
         True
     """
     check_decomposition(decomposition)
-    if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or steps < 0:
+    if not is_integer(steps) or steps < 0:
         raise ValueError(f"steps must be an integer of at least 0, got {steps!r}.")
     if not is_numeric(tolerance) or not tolerance >= 0:
         raise ValueError(f"tolerance must be a number of at least 0, got {tolerance!r}.")

@@ -13,7 +13,16 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxop._pytree import register
-from jaxop._validation import accumulator, as_float, check_name, first_index, float_dtype, host_real, is_concrete
+from jaxop._validation import (
+    accumulator,
+    as_float,
+    check_name,
+    first_index,
+    float_dtype,
+    host_real,
+    is_concrete,
+    is_integer,
+)
 from jaxop.domains.domain import Axis, Domain, Grid, TriangleMesh
 from jaxop.domains.rules import nodes_and_weights
 
@@ -673,7 +682,7 @@ def _per_axis(subdomains: Any, dim: int) -> tuple[int, ...]:
     if len(counts) != dim:
         raise ValueError(f"subdomains must be one number or {dim}, one per axis of the grid, got {counts}.")
     for count in counts:
-        if isinstance(count, bool) or not isinstance(count, int | np.integer):
+        if not is_integer(count):
             raise TypeError(f"subdomains must be integers, one or one per axis, got {subdomains!r}.")
     return tuple(operator.index(count) for count in counts)
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, Real
 
 from jaxop._pytree import register
-from jaxop._validation import as_float, check_name, is_concrete
+from jaxop._validation import as_float, check_name, is_concrete, is_integer
 from jaxop.kernel_machines import checks, solvers
 from jaxop.kernel_machines._blocks import in_blocks
 from jaxop.kernel_machines.landmarks import choose_landmarks
@@ -360,7 +360,7 @@ def _counts(landmarks: Landmarks, span: str, nx: int, ny: int) -> tuple[int, int
                 stacklevel=3,
             )
         count = n if count is None else count
-        if isinstance(count, bool) or not isinstance(count, int | np.integer):
+        if not is_integer(count):
             raise TypeError(f"landmarks must be a number or two of them, (p, q), got {landmarks!r}.")
         if not 1 <= count <= n:
             raise ValueError(f"landmarks must be between 1 and the number of rows of {name}, {n}, got {count}.")

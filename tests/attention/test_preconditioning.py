@@ -151,6 +151,16 @@ def test_flexible_cg_stops_at_zero_and_at_indefinite_matrices():
     assert float(result.residual) == 1.0
 
 
+def test_residuals_in_half_precision_do_not_overflow():
+    dec = domains.decompose(domains.interval(255, rule="interior"), 8, 2)
+    matrix = 256**2 * (2 * np.eye(255) - np.eye(255, k=1) - np.eye(255, k=-1))
+    inverse = attention.schwarz_preconditioner(dec, attention.galerkin_factors(dec, matrix, blocks="overlap"))
+    full = inverse(jnp.full(255, 300.0))
+    half = inverse(jnp.full(255, 300.0, jnp.float16))
+    assert half.dtype == jnp.float16
+    np.testing.assert_allclose(half.astype(jnp.float32), full, rtol=2e-3)
+
+
 def test_bad_input_is_named(unchecked):
     with pytest.raises(ValueError, match=r"rhs must have shape \(n,\), got \(3, 1\); use jax.vmap"):
         attention.flexible_cg(lambda x: x, jnp.ones((3, 1)))

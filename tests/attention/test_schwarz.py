@@ -489,6 +489,7 @@ def bad(name):
         "traced matrix": lambda: jax.jit(lambda a: attention.galerkin_factors(dec, a))(identity),
         "global samples": lambda: attention.optimal_low_rank(identity, identity[:, :3], np.ones(31), 2),
         "global rank": lambda: attention.optimal_low_rank(identity, identity, np.ones(31), 32),
+        "low rank weights": lambda: attention.low_rank_apply(ones, jnp.ones((31, 1)), jnp.ones((31, 2))),
         "low rank rows": lambda: attention.low_rank_apply(ones, jnp.ones(31), jnp.ones((30, 2))),
     }[name]
 
@@ -526,6 +527,7 @@ def bad(name):
         ("traced matrix", r"must be concrete: call galerkin_factors outside jax.jit"),
         ("global samples", r"targets must have shape \(n, m\)"),
         ("global rank", r"rank must lie between 0 and the 31 nodes, got 32"),
+        ("low rank weights", r"weights must have shape \(n,\), query and key one shape \(n, r\), got \(31, 1\)"),
         ("low rank rows", r"query must have one row per row of values, 31, got \(30, 2\)"),
     ],
 )
@@ -649,6 +651,17 @@ def test_factors_are_drawn_inside_jit():
         np.testing.assert_allclose(traced.local_query, drawn.local_query, rtol=1e-6)
     with pytest.raises(ValueError, match=r"count parameters outside jax\.jit"):
         jax.jit(lambda d: attention.count_parameters(d, drawn))(dec)
+
+
+def test_no_channels_and_a_partition_that_vanishes_on_a_node():
+    dec = domains.decompose(domains.interval(17), 2, 0.25, partition="ramp")
+    assert (np.asarray(dec.partition)[np.asarray(dec.cover.inside)] == 0).any()
+    factors = attention.random_factors(jax.random.key(0), dec, 2)
+    assert attention.schwarz_apply(jnp.ones((17, 0)), dec, factors).shape == (17, 0)
+    apply = lambda part: jnp.sum(  # noqa: E731
+        attention.schwarz_apply(jnp.ones((17, 1)), dataclasses.replace(dec, partition=part), factors) ** 2
+    )
+    assert np.isfinite(jax.grad(apply)(dec.partition)).all()
 
 
 def test_padding_has_neither_value_nor_derivative():
