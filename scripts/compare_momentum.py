@@ -56,6 +56,9 @@ TASKS = {
 }
 
 
+FLOW = "flow"
+"""The operator of `jaxop.operators.FlowNeuralOperator`, compared with the blocks where a TNO is."""
+
 OPERATORS: dict[str, tuple[str, dict[str, int]]] = {
     "cde": ("cde_tno", {"width": 32, "heads": 4, "layers": 4, "feedforward": 64}),
     "darcy": ("darcy_fano", {"layers": 4}),
@@ -72,7 +75,7 @@ class Comparison:
         steps: training steps of each language model.
         minutes: training time of each operator; every block makes as many steps as it can.
         learning_rate: peak learning rate of all.
-        blocks: which blocks, "none" among them; None: those of the task.
+        blocks: which blocks, "none" among them, and "flow" for the exact flow on the task cde; None: those of the task.
         test_examples: validation windows to judge by, from the start of the set.
         cache: where the package is kept.
         run_dir: where the runs are kept.
@@ -89,8 +92,9 @@ class Comparison:
 
     def __post_init__(self):
         for block in self.blocks or ():
-            if block not in BLOCKS:
-                raise SystemExit(f"blocks: {block!r} is none; choose from " + ", ".join(map(repr, BLOCKS)) + ".")
+            if block not in (*BLOCKS, FLOW):
+                known = ", ".join(map(repr, (*BLOCKS, FLOW)))
+                raise SystemExit(f"blocks: {block!r} is unknown; choose from {known}.")
         if self.blocks and "none" not in self.blocks:
             raise SystemExit("blocks: 'none' must be among them, for the differences.")
 
@@ -156,11 +160,25 @@ def run_operators(name: str, options: Comparison) -> None:
     sets = default.data.load(EXPERIMENT_CACHE)
     settings = dataclasses.replace(default.training, batch_size=4, learning_rate=options.learning_rate)
 
+    is_tno = isinstance(default.model, operators.TransformerNeuralOperatorConfig)
+    blocks = options.blocks or (*BLOCKS, FLOW)[: None if is_tno else -1]
+    if FLOW in blocks and not is_tno:
+        raise SystemExit(f"blocks: {FLOW!r} is compared with the blocks of a TNO, on the task cde; leave it out.")
+
     def operator(block: str, seed: int) -> Any:
-        config = dataclasses.replace(default.model, norm="pre", momentum=MomentumConfig(block=block), **sizes)
+        if block == FLOW:
+            config: Any = operators.FlowNeuralOperatorConfig(
+                default.model.in_channels,
+                default.model.out_channels,
+                dim=default.model.dim,
+                width=sizes["width"],
+                layers=sizes["layers"],
+                feedforward=sizes["feedforward"],
+            )
+        else:
+            config = dataclasses.replace(default.model, norm="pre", momentum=MomentumConfig(block=block), **sizes)
         return build_operator(config, sets.train, seed=seed)
 
-    blocks = options.blocks or ("none", "Y", "H0", "H1", "R2", "exact")
     contenders = {block: Contender(functools.partial(operator, block), sets.train, sets.test) for block in blocks}
     compare(contenders, settings, seconds=60 * options.minutes, seeds=options.seeds, run_dir=options.run_dir, task=name)
 

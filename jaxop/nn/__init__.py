@@ -13,6 +13,7 @@ from jaxop.nn.distillation import machine_of_head as machine_of_head
 from jaxop.nn.distillation import start_from_machine as start_from_machine
 from jaxop.nn.encoder import NORMS as NORMS
 from jaxop.nn.encoder import EncoderLayer as EncoderLayer
+from jaxop.nn.flow import FlowLayer as FlowLayer
 from jaxop.nn.kernels import KERNELS as KERNELS
 from jaxop.nn.kernels import PER as PER
 from jaxop.nn.kernels import EuclideanDistanceConfig as EuclideanDistanceConfig
@@ -26,12 +27,11 @@ from jaxop.nn.kernels import LearnedFeaturesConfig as LearnedFeaturesConfig
 from jaxop.nn.kernels import LinearConfig as LinearConfig
 from jaxop.nn.kernels import QuadraticConfig as QuadraticConfig
 from jaxop.nn.kernels import TruncatedExponentialConfig as TruncatedExponentialConfig
+from jaxop.nn.layers import run_layers as run_layers
 from jaxop.nn.momentum import BLOCKS as BLOCKS
 from jaxop.nn.momentum import VELOCITIES as VELOCITIES
-from jaxop.nn.momentum import FlowLayer as FlowLayer
 from jaxop.nn.momentum import MomentumConfig as MomentumConfig
 from jaxop.nn.momentum import MomentumLayer as MomentumLayer
-from jaxop.nn.momentum import run_layers as run_layers
 from jaxop.nn.patch import FourierPatchAttention as FourierPatchAttention
 from jaxop.nn.patch import PatchAttention as PatchAttention
 from jaxop.nn.pointwise import FeedForward as FeedForward
@@ -40,7 +40,6 @@ from jaxop.nn.pointwise import Linear as Linear
 from jaxop.nn.pointwise import affine as affine
 from jaxop.nn.pointwise import in_blocks as in_blocks
 from jaxop.nn.pointwise import layer_norm as layer_norm
-from jaxop.nn.schwarz import JoinedSchwarzAttention as JoinedSchwarzAttention
 from jaxop.nn.schwarz import SchwarzAttention as SchwarzAttention
 from jaxop.nn.schwarz import SchwarzAttentionConfig as SchwarzAttentionConfig
 from jaxop.nn.spectral import SpectralConvolution as SpectralConvolution

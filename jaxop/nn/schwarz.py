@@ -1,7 +1,6 @@
 """Two-level Schwarz attention as a module: attention inside subdomains plus attention between coarse tokens."""
 
 import dataclasses
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -234,40 +233,3 @@ class SchwarzAttention(nnx.Module):
             return out
         tokens, weights = jax.vmap(lambda u: coarse_averages(u, decomposition), out_axes=(0, None))(x)
         return out + jax.vmap(decomposition.refine)(self.coarse(tokens, weights))
-
-
-class JoinedSchwarzAttention(nnx.Module):
-    """`SchwarzAttention` between layers whose tokens are functions on patches: joined before, cut again after.
-
-    Args:
-        attention: the `SchwarzAttention`.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from flax import nnx
-        >>> from jaxop import domains, nn
-        >>> layer = nn.JoinedSchwarzAttention(nn.SchwarzAttentionConfig().make(8, 2, rngs=nnx.Rngs(0)))
-        >>> cut = domains.decompose(domains.interval(64, rule="midpoint"), 4, 2, coarse="partition")
-        >>> layer(jnp.ones((3, 2, 32, 8)), cut, lambda z: z.reshape(3, 64, 8), lambda u: u.reshape(3, 2, 32, 8)).shape
-        (3, 2, 32, 8)
-    """
-
-    def __init__(self, attention: SchwarzAttention):
-        self.attention = attention
-
-    def __call__(
-        self,
-        z: Float[Array, "..."],
-        decomposition: Decomposition,
-        join: Callable[[Array], Array],
-        split: Callable[[Array], Array],
-    ) -> Float[Array, "..."]:
-        """Attends on the whole domain.
-
-        Args:
-            z: functions on patches, in any layout.
-            decomposition: of the whole domain.
-            join: from that layout to functions on the whole domain, (b, n, d).
-            split: the way back.
-        """
-        return split(self.attention(join(z), decomposition))

@@ -1,14 +1,16 @@
 """Neural operators, all called as ``operator(values, domain)``, and transformers: one config, one thin module each.
 
-`TransformerNeuralOperator`, `ViTNeuralOperator`, `FourierAttentionNeuralOperator`, `FourierNeuralOperator`;
-`SequenceTransformer`, `SequenceClassifier`, `EncoderDecoderTransformer`, `VisionTransformer`; `Standardized` puts an
-operator into physical units.
+`TransformerNeuralOperator`, `ViTNeuralOperator`, `FourierAttentionNeuralOperator`, `FourierNeuralOperator`,
+`FlowNeuralOperator`; `SequenceTransformer`, `SequenceClassifier`, `EncoderDecoderTransformer`, `VisionTransformer`;
+`Standardized` puts an operator into physical units.
 """
 
 from jaxop.operators.encoder_decoder import EncoderDecoderTransformer as EncoderDecoderTransformer
 from jaxop.operators.encoder_decoder import EncoderDecoderTransformerConfig as EncoderDecoderTransformerConfig
 from jaxop.operators.fano import FourierAttentionNeuralOperator as FourierAttentionNeuralOperator
 from jaxop.operators.fano import FourierAttentionNeuralOperatorConfig as FourierAttentionNeuralOperatorConfig
+from jaxop.operators.flow import FlowNeuralOperator as FlowNeuralOperator
+from jaxop.operators.flow import FlowNeuralOperatorConfig as FlowNeuralOperatorConfig
 from jaxop.operators.fno import FourierNeuralOperator as FourierNeuralOperator
 from jaxop.operators.fno import FourierNeuralOperatorConfig as FourierNeuralOperatorConfig
 from jaxop.operators.registry import CONFIGS as CONFIGS

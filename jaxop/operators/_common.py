@@ -13,15 +13,13 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxop._validation import accumulator, as_float, check_name, is_concrete
-from jaxop.domains import Decomposition, Domain, Grid, Partition, partition
+from jaxop.domains import Domain, Grid, Partition, partition
 from jaxop.nn import (
     ACTIVATIONS,
     NORMS,
     EncoderLayer,
     ExpDotProductConfig,
-    FlowLayer,
     IntegralAttentionConfig,
-    JoinedSchwarzAttention,
     LinearConfig,
     MomentumConfig,
     MomentumLayer,
@@ -162,22 +160,9 @@ def join(values: Float[Array, "b p s c"], cut: Partition) -> Float[Array, "b n c
     return jax.vmap(cut.join)(values)
 
 
-def decomposition_of(schwarz: SchwarzAttentionConfig, functions: GridFunctions) -> Decomposition:
-    """Subdomains of the grid of a batch."""
-    if functions.weight.ndim:
-        raise ValueError("Schwarz attention needs one grid for all samples, got a stack.")
-    return schwarz.decompose(functions.grid)
-
-
-def joined_attention(config: Any, rngs: nnx.Rngs) -> JoinedSchwarzAttention:
-    """The two-level attention of a config, for tokens that are functions on patches."""
-    dtypes = {"dtype": config.dtype, "param_dtype": config.param_dtype}
-    return JoinedSchwarzAttention(config.schwarz.make(config.width, config.heads, rngs=rngs, **dtypes))
-
-
 def encoder_layer(
     config: Any, attention: Callable[[], Callable[..., Any]], rngs: nnx.Rngs, *, momentum: MomentumConfig | None = None
-) -> EncoderLayer | MomentumLayer | FlowLayer:
+) -> EncoderLayer | MomentumLayer:
     """The layer of a config (with its momentum, or the given one), around the attention that a function makes."""
     options = {
         "dropout": config.dropout,
@@ -190,8 +175,6 @@ def encoder_layer(
     chosen: MomentumConfig = config.momentum if momentum is None else momentum
     if chosen.block == "none":
         return EncoderLayer(attention(), *sizes, norm=config.norm, **options)
-    if chosen.block == "exact":
-        return FlowLayer(*sizes, method=chosen.method, **options)
     return MomentumLayer(attention(), *sizes, block=chosen.block, **options)
 
 
@@ -275,17 +258,12 @@ def _check_schwarz(config: Any) -> None:
         raise ValueError(
             f"schwarz.subdomains must be one number or dim = {config.dim}, one per axis, got {schwarz.subdomains}."
         )
-    unread = {"kernel": getattr(config, "kernel", None)}
-    if getattr(config, "decoder_layers", 1) == 0:
-        unread["attention"] = config.attention
-    defaults = {field.name: field.default for field in dataclasses.fields(config)}
-    for name, given in unread.items():
-        if given is not None and given != defaults[name]:
-            raise ValueError(
-                f"{name}={given!r} is not used where schwarz is given: the kernel of both levels is "
-                f"SchwarzAttentionConfig(kernel=...); leave {name} out."
-            )
-    if config.momentum.block in ("H1", "R2", "exact"):
+    if config.decoder_layers == 0 and config.attention != IntegralAttentionConfig():
+        raise ValueError(
+            f"attention={config.attention!r} is not used where schwarz is given: the kernel of both levels is "
+            "SchwarzAttentionConfig(kernel=...); leave attention out."
+        )
+    if config.momentum.block in ("H1", "R2"):
         raise ValueError(
             f"no connection is known for Schwarz attention: give block='Y' or 'H0' with schwarz, got "
             f"{config.momentum.block!r}."
@@ -305,15 +283,12 @@ def _check_momentum(config: Any) -> None:
         )
     chosen = getattr(config, "attention", IntegralAttentionConfig())
     kernel = getattr(config, "kernel", None) or chosen.kernel
-    known = {"H1": (ExpDotProductConfig, LinearConfig), "R2": (ExpDotProductConfig, LinearConfig)}
-    known |= {"exact": (ExpDotProductConfig,)}
-    if not isinstance(kernel, known.get(momentum.block, object)):
-        names = " and ".join(kind.__name__ for kind in known[momentum.block])
+    known = (ExpDotProductConfig, LinearConfig)
+    if momentum.block in ("H1", "R2") and not isinstance(kernel, known):
+        names = " and ".join(kind.__name__ for kind in known)
         raise ValueError(
             f"block={momentum.block!r} is made for {names}, got {type(kernel).__name__}; Y and H0 take any kernel."
         )
-    if momentum.block == "exact" and chosen != IntegralAttentionConfig():
-        raise ValueError("block='exact' has an attention of its own: leave attention at its default.")
 
 
 def check_same(at: Domain | None, domain: Domain, remedy: str) -> None:

@@ -8,10 +8,8 @@ from jaxtyping import Array, Float
 
 from jaxop.nn import (
     FourierPatchAttention,
-    JoinedSchwarzAttention,
     Linear,
     MomentumConfig,
-    SchwarzAttentionConfig,
     run_layers,
 )
 from jaxop.operators._common import (
@@ -20,10 +18,8 @@ from jaxop.operators._common import (
     check_config,
     check_patches,
     cut_grid,
-    decomposition_of,
     encoder_layer,
     join,
-    joined_attention,
     smooth,
     smoothing,
     split,
@@ -47,9 +43,6 @@ class FourierAttentionNeuralOperatorConfig:
         reference: nodes along each axis of the grid that the operator is made for: its patches must carry
             all modes, 2 m ≤ reference / patches. On a coarser grid the highest modes are dropped.
         smoothing_modes: modes of a final u + SpectralConv(u) on the whole grid; None: no smoothing.
-        schwarz: two-level attention, inside subdomains of the whole grid and between coarse tokens, in place of
-            attention between patches, which with their modes then only say what grids fit: but for the smoothing
-            it is the transformer neural operator with ``schwarz``; None: none.
         norm: ``"post"`` or ``"pre"``.
         momentum: whether tokens carry a velocity; its blocks need ``norm="pre"``.
         dropout: rate in training mode.
@@ -75,7 +68,6 @@ class FourierAttentionNeuralOperatorConfig:
     modes: int = 8
     reference: int = 64
     smoothing_modes: int | None = None
-    schwarz: SchwarzAttentionConfig | None = None
     norm: str = "post"
     momentum: MomentumConfig = MomentumConfig()
     dropout: float = 0.0
@@ -133,9 +125,7 @@ class FourierAttentionNeuralOperator(GridOperator):
 
         self.lift = lift()
 
-        def attend() -> FourierPatchAttention | JoinedSchwarzAttention:
-            if config.schwarz is not None:
-                return joined_attention(config, rngs)
+        def attend() -> FourierPatchAttention:
             return FourierPatchAttention(config.width, config.heads, config.modes, reference=patch, rngs=rngs, **dtypes)
 
         self.layers = nnx.List(encoder_layer(config, attend, rngs) for _ in range(config.layers))
@@ -154,22 +144,6 @@ class FourierAttentionNeuralOperator(GridOperator):
 
         x = lifted(self.lift)
         velocity = None if self.velocity is None else lifted(self.velocity)
-        if config.schwarz is not None:
-            decomposition = decomposition_of(config.schwarz, functions)
-            x = run_layers(
-                self.layers,
-                x,
-                decomposition,
-                lambda z: join(jnp.moveaxis(z, 0, 2), cut),
-                lambda u: jnp.moveaxis(split(u, cut), 2, 0),
-                velocity=velocity,
-            )
-            x = jnp.moveaxis(x, 0, 2)
-        elif config.momentum.block == "exact":
-            measure = jnp.broadcast_to(functions.weight[..., None], (*functions.weight.shape, x.shape[0]))
-            velocity = None if velocity is None else jnp.moveaxis(velocity, 0, 2)
-            x = run_layers(self.layers, jnp.moveaxis(x, 0, 2), velocity=velocity, measure=measure)
-        else:
-            x = jnp.moveaxis(run_layers(self.layers, x, cut.shape, functions.weight, velocity=velocity), 0, 2)
+        x = jnp.moveaxis(run_layers(self.layers, x, cut.shape, functions.weight, velocity=velocity), 0, 2)
         u = join(self.head(x), cut)
         return smooth(self.smoothing, u, functions.grid)

@@ -9,6 +9,7 @@ from flax import nnx
 from jaxop._validation import check_name
 from jaxop.nn import KERNELS, SchwarzAttentionConfig
 from jaxop.operators.fano import FourierAttentionNeuralOperator, FourierAttentionNeuralOperatorConfig
+from jaxop.operators.flow import FlowNeuralOperator, FlowNeuralOperatorConfig
 from jaxop.operators.fno import FourierNeuralOperator, FourierNeuralOperatorConfig
 from jaxop.operators.tno import TransformerNeuralOperator, TransformerNeuralOperatorConfig
 from jaxop.operators.vitno import ViTNeuralOperator, ViTNeuralOperatorConfig
@@ -20,6 +21,7 @@ CONFIGS: dict[str, type] = {
     "vitno": ViTNeuralOperatorConfig,
     "fano": FourierAttentionNeuralOperatorConfig,
     "fno": FourierNeuralOperatorConfig,
+    "flow": FlowNeuralOperatorConfig,
 }
 """The config of every operator by its short name."""
 
@@ -28,6 +30,7 @@ _OPERATORS: dict[type, type[nnx.Module]] = {
     ViTNeuralOperatorConfig: ViTNeuralOperator,
     FourierAttentionNeuralOperatorConfig: FourierAttentionNeuralOperator,
     FourierNeuralOperatorConfig: FourierNeuralOperator,
+    FlowNeuralOperatorConfig: FlowNeuralOperator,
 }
 
 

@@ -2,12 +2,9 @@
 
 import dataclasses
 
-import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxop._validation import accumulator, as_float
 from jaxop.domains import Domain
 from jaxop.nn import (
     IntegralAttention,
@@ -19,6 +16,7 @@ from jaxop.nn import (
     run_layers,
 )
 from jaxop.operators._common import check_config, check_same, encoder_layer
+from jaxop.operators.nodes import coordinates, node_functions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,33 +149,18 @@ class TransformerNeuralOperator(nnx.Module):
             NotImplementedError: for ``at`` another than ``domain`` in an operator without decoder layers.
         """
         config = self.config
-        values = as_float(values, "values")
-        for name, given in (("domain", domain), ("at", at)):
-            if given is not None and not isinstance(given, Domain):
-                raise TypeError(
-                    f"{name} must be a Domain, got {type(given).__name__}; build one, e.g. domains.from_samples(t)."
-                )
-        single = values.ndim == 2
-        if values.ndim not in (2, 3) or values.shape[-2:] != (domain.size, config.in_channels):
-            raise ValueError(
-                f"values must have shape (n, c_in) = ({domain.size}, {config.in_channels}), or (b, n, c_in), "
-                f"got {values.shape}."
-            )
-        values = values[None] if single else values
-        # half precision would merge neighbouring nodes
-        wide, dtype = accumulator(values.dtype), self.head.result_dtype(values.dtype)
-        points = _points(domain, values.shape[0], config.dim, "domain").astype(wide)
-        coordinates = jnp.concatenate([values.astype(wide), points], axis=-1)
-        x = self.lift(coordinates).astype(dtype)
-        velocity = None if self.velocity is None else self.velocity(coordinates).astype(dtype)
+        functions = node_functions(values, domain, at=at, in_channels=config.in_channels, dim=config.dim)
+        dtype, single = self.head.result_dtype(functions.dtype), functions.is_single
+        x = self.lift(functions.values).astype(dtype)
+        velocity = None if self.velocity is None else self.velocity(functions.values).astype(dtype)
         x = self._with_initial(x, initial, single)
-        weights = jax.vmap(lambda d: d.weights)(domain) if domain.is_batched else domain.weights
-        measure = weights if config.schwarz is None else config.schwarz.decompose(domain)
+        measure = functions.weights if config.schwarz is None else config.schwarz.decompose(domain)
         x = run_layers(self.layers, x, measure, velocity=velocity)
         if self.query is not None:
-            z = self.query(_points(at or domain, values.shape[0], config.dim, "at").astype(wide)).astype(dtype)
+            nodes = coordinates(at or domain, x.shape[0], config.dim, "at").astype(functions.values.dtype)
+            z = self.query(nodes).astype(dtype)
             for layer in self.decoder:
-                z = layer(z, weights, context=x)
+                z = layer(z, functions.weights, context=x)
             x = z
         else:
             check_same(
@@ -200,15 +183,3 @@ class TransformerNeuralOperator(nnx.Module):
             received = "None" if initial is None else initial.shape
             raise ValueError(f"initial must have shape {shape} = [u0, y0, t0] per sample, got {received}.")
         return x.at[:, 0].set(self.initial(initial[None] if single else initial).astype(x.dtype))
-
-
-def _points(domain: Domain, batch: int, dim: int, argument: str) -> Float[Array, "b n dim"]:
-    """The coordinates of a batch of samples on one domain or a stack of them."""
-    if domain.dim != dim:
-        raise ValueError(f"{argument} must have dim={dim} space dimensions like the config, got {domain.dim}.")
-    if not domain.is_batched:
-        return jnp.broadcast_to(domain.points[None], (batch, domain.size, dim))
-    points = jax.vmap(lambda d: d.points)(domain)
-    if points.shape[0] != batch:
-        raise ValueError(f"{argument} stacks {points.shape[0]} domains for {batch} samples; give one, or one each.")
-    return points

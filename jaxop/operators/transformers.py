@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Integer
 
 from jaxop._validation import as_float, is_concrete
 from jaxop.nn import IntegralAttentionConfig, LayerNorm, Linear, MomentumConfig, run_layers
-from jaxop.nn.momentum import start_layers
+from jaxop.nn.layers import start_layers
 from jaxop.operators._common import check_config, encoder_layer
 
 _POSITION_SCALE = 0.02
@@ -56,8 +56,6 @@ class SequenceTransformerConfig:
 
     def __post_init__(self):
         check_config(self)
-        if self.momentum.block == "exact":
-            raise ValueError("block='exact' lets every token see all others; sequences take Y, H0, H1 or R2.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,8 +121,6 @@ class _Transformer(nnx.Module):
         Source: the redundancy of heads in Nguyen et al., arXiv:2206.00206, up to the factor 1/√c.
         """
         inputs, distances = self.batch(inputs)[0], []
-        if self.config.momentum.block == "exact":
-            raise NotImplementedError("block='exact' has a single head of full width; there is no distance.")
         velocity = self.embed(inputs, self.velocity) if self.velocity is not None else None
         state, weights = start_layers(self.layers, self.embed(inputs, self.embedding), velocity), self.weights(inputs)
         for layer in self.layers:

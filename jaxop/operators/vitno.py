@@ -7,12 +7,10 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxop.nn import (
-    JoinedSchwarzAttention,
     KernelConfig,
     Linear,
     MomentumConfig,
     PatchAttention,
-    SchwarzAttentionConfig,
     SpectralConvolution,
     run_layers,
 )
@@ -23,10 +21,8 @@ from jaxop.operators._common import (
     check_config,
     check_patches,
     cut_grid,
-    decomposition_of,
     encoder_layer,
     join,
-    joined_attention,
     smooth,
     smoothing,
     split,
@@ -52,9 +48,6 @@ class ViTNeuralOperatorConfig:
         kernel: the settings of a kernel between functions on patches; None:
             exp ∫_patch Q·K dx, the published one.
         smoothing_modes: modes of the final u + SpectralConv(u) on the whole grid; None: no smoothing.
-        schwarz: two-level attention, inside subdomains of the whole grid and between coarse tokens, in place of
-            attention between patches, which with their modes then only say what grids fit: but for the smoothing
-            it is the transformer neural operator with ``schwarz``; None: none.
         norm: ``"post"`` or ``"pre"``.
         momentum: whether tokens carry a velocity; its blocks need ``norm="pre"``.
         dropout: rate in training mode.
@@ -81,7 +74,6 @@ class ViTNeuralOperatorConfig:
     reference: int = 64
     kernel: KernelConfig | None = None
     smoothing_modes: int | None = 16
-    schwarz: SchwarzAttentionConfig | None = None
     norm: str = "post"
     momentum: MomentumConfig = MomentumConfig()
     dropout: float = 0.0
@@ -150,9 +142,7 @@ class ViTNeuralOperator(GridOperator):
             kernel, axis = config.kernel.make(config.heads, config.width // config.heads, rngs=rngs)
         attention = {"kernel": kernel, "kernel_axis": axis, "rngs": rngs, **dtypes}
 
-        def attend() -> PatchAttention | JoinedSchwarzAttention:
-            if config.schwarz is not None:
-                return joined_attention(config, rngs)
+        def attend() -> PatchAttention:
             return PatchAttention(config.width, config.heads, **attention)
 
         self.layers = nnx.List(encoder_layer(config, attend, rngs) for _ in range(config.layers))
@@ -172,14 +162,6 @@ class ViTNeuralOperator(GridOperator):
         x = lifted(self.lift)
         velocity = None if self.velocity is None else lifted(self.velocity)
         weights = jnp.broadcast_to(functions.weight[..., None], (*functions.weight.shape, x.shape[2]))
-        if config.schwarz is not None:
-            decomposition = decomposition_of(config.schwarz, functions)
-            x = run_layers(
-                self.layers, x, decomposition, lambda z: join(z, cut), lambda u: split(u, cut), velocity=velocity
-            )
-        elif config.momentum.block == "exact":
-            x = run_layers(self.layers, x, velocity=velocity, measure=weights)
-        else:
-            x = run_layers(self.layers, x, weights, velocity=velocity)
+        x = run_layers(self.layers, x, weights, velocity=velocity)
         u = join(self.head(x), cut)
         return smooth(self.smoothing, u, functions.grid)

@@ -13,13 +13,11 @@ from flax import nnx
 from jaxop import data, domains, nn, operators, training
 
 SMALL = {"width": 8, "heads": 2, "layers": 1, "feedforward": 8, "norm": "pre"}
-GRID = SMALL | {"patches": 2, "modes": 2, "reference": 8}
 
 
-def operator(kind, schwarz=None, **options):
-    sizes = SMALL | {"dim": 2} if kind == "tno" else GRID | ({"smoothing_modes": 4} if kind == "vitno" else {})
-    config = operators.CONFIGS[kind](1, 1, schwarz=schwarz or nn.SchwarzAttentionConfig(2), **(sizes | options))
-    return operators.build(config, rngs=nnx.Rngs(0))
+def operator(schwarz=None, **options):
+    sizes = SMALL | {"dim": 2, "schwarz": schwarz or nn.SchwarzAttentionConfig(2)}
+    return operators.build(operators.TransformerNeuralOperatorConfig(1, 1, **(sizes | options)), rngs=nnx.Rngs(0))
 
 
 call = jax.jit(lambda model, *args: model(*args))
@@ -68,9 +66,8 @@ def test_functions_converge_on_finer_grids(is_two_level, x64):
     assert coarse / fine > 7
 
 
-@pytest.mark.parametrize("kind", ["tno", "vitno", "fano"])
-def test_operators_give_one_function_on_two_grids(kind):
-    model, outputs = operator(kind, nn.SchwarzAttentionConfig(2, coarse="hat")), []
+def test_operators_give_one_function_on_two_grids():
+    model, outputs = operator(nn.SchwarzAttentionConfig(2, coarse="hat")), []
 
     @jax.jit
     def evaluate(model, grid):
@@ -82,9 +79,8 @@ def test_operators_give_one_function_on_two_grids(kind):
     assert np.abs(outputs[1] - outputs[0]).max() < 0.02 * np.abs(outputs[1]).max()
 
 
-@pytest.mark.parametrize("kind", ["tno", "vitno", "fano"])
-def test_jit_and_training(kind):
-    model = operator(kind)
+def test_jit_and_training():
+    model = operator()
     grid = domains.box((8, 8), rule="midpoint")
     values = jnp.asarray(np.random.default_rng(0).normal(size=(2, 64, 1)))
 
@@ -104,7 +100,7 @@ def cloud(n, seed):
 
 def test_a_decomposition_takes_the_place_of_the_domain():
     domain, schwarz = cloud(60, 0), nn.SchwarzAttentionConfig(4)
-    model, u = operator("tno", schwarz), domain.points[:, :1]
+    model, u = operator(schwarz), domain.points[:, :1]
     with pytest.raises(ValueError, match=r"must be known to be decomposed: pass the decomposition"):
         call(model, u, domain)
     cut = schwarz.decompose(domain)
@@ -126,7 +122,7 @@ def test_a_decomposition_takes_the_place_of_the_domain():
 def test_training_on_scattered_nodes(tmp_path):
     schwarz = nn.SchwarzAttentionConfig(4)
     cut = schwarz.decompose(cloud(60, 0))
-    model = operator("tno", schwarz)
+    model = operator(schwarz)
 
     def samples(cut):
         u = np.sin(3 * np.asarray(cut.points)[None, :, :1] + np.arange(4)[:, None, None])
@@ -144,7 +140,7 @@ def test_uneven_grids_have_the_subdomains_of_even_ones():
     even = schwarz.decompose(domains.interval(64, rule="midpoint"))
     uneven = schwarz.decompose(domains.from_samples((np.linspace(0, 1, 257) ** 2).tolist()))
     np.testing.assert_allclose(uneven.lower, even.lower, atol=1e-6)
-    model = operators.build(operators.CONFIGS["tno"](1, 1, schwarz=schwarz, **SMALL), rngs=nnx.Rngs(0))
+    model = operator(schwarz, dim=1)
     fine = schwarz.decompose(domains.interval(256, rule="midpoint"))
     outputs = [np.asarray(call(model, jnp.sin(3 * cut.points), cut))[:, 0] for cut in (uneven, fine)]
     there = np.interp(np.asarray(fine.points)[:, 0], np.asarray(uneven.points)[:, 0], outputs[0])
@@ -176,7 +172,7 @@ def test_layers_need_a_decomposition(unchecked):
 
 def test_settings_survive_json():
     for subdomains in (3, (3, 2)):
-        config = operator("tno", nn.SchwarzAttentionConfig(subdomains, kernel=nn.GaussianConfig(0.5))).config
+        config = operator(nn.SchwarzAttentionConfig(subdomains, kernel=nn.GaussianConfig(0.5))).config
         assert operators.from_dict(type(config), json.loads(json.dumps(dataclasses.asdict(config)))) == config
 
 
@@ -186,7 +182,7 @@ BAD = [
         lambda: nn.SchwarzAttentionConfig(subdomains=0),
         "subdomains must be a positive integer, or a tuple of one per axis, got 0",
     ),
-    (lambda: operator("tno", nn.SchwarzAttentionConfig((2, 2, 2))), r"schwarz.subdomains must be one number or dim"),
+    (lambda: operator(nn.SchwarzAttentionConfig((2, 2, 2))), r"schwarz.subdomains must be one number or dim"),
     (lambda: nn.SchwarzAttentionConfig((2, 2)).decompose(cloud(60, 0)), "subdomains must be one number on PointCloud"),
     (
         lambda: nn.SchwarzAttentionConfig(2).decompose(
@@ -202,18 +198,17 @@ BAD = [
     (lambda: nn.SchwarzAttentionConfig(overlap=1.5), r"overlap must be a share in \[0, 1\)"),
     (lambda: nn.SchwarzAttentionConfig(coarse="hats"), "coarse='hats' is unknown"),
     (
-        lambda: operator("tno", attention=nn.IntegralAttentionConfig(nn.GaussianConfig(0.1))),
+        lambda: operator(attention=nn.IntegralAttentionConfig(nn.GaussianConfig(0.1))),
         "attention=.*is not used where schwarz is given",
     ),
-    (lambda: operator("vitno", kernel=nn.GaussianConfig(0.1)), "kernel=.*is not used where schwarz is given"),
-    (lambda: operator("tno", momentum=nn.MomentumConfig("H1")), "no connection is known for Schwarz attention"),
+    (lambda: operator(momentum=nn.MomentumConfig("H1")), "no connection is known for Schwarz attention"),
     (
         lambda: nn.SchwarzAttentionConfig().decompose(domains.stack([domains.interval(8)] * 2)),
         "needs one domain for all samples, got a stack",
     ),
     (
-        lambda: operator("vitno")(jnp.ones((2, 64, 1)), domains.stack([domains.box((8, 8), rule="midpoint")] * 2)),
-        "one grid for all samples",
+        lambda: operator()(jnp.ones((2, 64, 1)), domains.stack([domains.box((8, 8), rule="midpoint")] * 2)),
+        "one domain for all samples",
     ),
 ]
 

@@ -219,17 +219,17 @@ def test_momentum_blocks_are_compared_in_operators(tmp_path, monkeypatch, capsys
     monkeypatch.setattr(equal_time, "seconds_per_step", lambda *_: 1.0)
     errors = {}
     monkeypatch.setattr(compare_momentum, "compare", lambda *a, **k: errors.update(equal_time.compare(*a, **k)))
-    options = compare_momentum.Comparison(seeds=(0,), minutes=0.05, blocks=("none", "exact"), run_dir=tmp_path)
+    options = compare_momentum.Comparison(seeds=(0,), minutes=0.05, blocks=("none", "flow"), run_dir=tmp_path)
     compare_momentum.run_operators("cde", options)
-    assert set(errors) == {"none", "exact"}
+    assert set(errors) == {"none", "flow"}
     assert all(np.isfinite(values).all() for values in errors.values())
-    assert capsys.readouterr().out.splitlines()[-1].startswith("| exact | ")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("| flow | ")
 
 
 def test_momentum_comparison_needs_its_reference():
     with pytest.raises(SystemExit, match="'none' must be among them"):
         compare_momentum.Comparison(blocks=("Y",))
-    with pytest.raises(SystemExit, match="'R3' is none; choose from"):
+    with pytest.raises(SystemExit, match="'R3' is unknown; choose from"):
         compare_momentum.Comparison(blocks=("none", "R3"))
     with pytest.raises(SystemExit, match=r"'fourier R=0\.3' is none; choose from"):
         compare_kernels.Comparison(kernels=("fourier R=0.3",))
