@@ -183,6 +183,7 @@ def recorded(run: training.Run) -> Problem:
             f"{run.directory}/config.json is not of a run of scripts/train.py ({type(error).__name__}: {error})."
         ) from error
     if kind is FileData:
+        values.setdefault("faces", None)  # runs that do not say so took the vertices for a cloud
         values["train"] = Path(values["train"])
         values["valid"] = values["valid"] and Path(values["valid"])
         values["test"] = tuple(Path(path) for path in values["test"])

@@ -204,12 +204,16 @@ class FileData:
         inputs: name of the input functions in the files.
         targets: name of the target functions.
         coordinates: name of the coordinates, or one name per axis; used if the files have them, None ignores them.
-        weights: name of the quadrature weights; used if the files have them.
-        initial: name of the data given at the first node; used if the files have them.
+        weights: name of the quadrature weights; used if the files have them, None ignores them.
+        initial: name of the data given at the first node; used if the files have them, None ignores them.
+        faces: name of the triangles of a mesh, whose vertices are the coordinates; used if the files have them,
+            None ignores them.
         dim: space dimension, where the shapes leave it open.
         rule: quadrature rule of the grid, one or one per axis: "midpoint", "periodic", "trapezoid", ...
         lower: lower corner of the box, where there are no coordinates.
         upper: upper corner of the box, where there are no coordinates.
+        external: whether an HDF5 file may have its values in other files (external links, external storage, virtual
+            datasets).
         seed: of the choice of held-out samples.
     """
 
@@ -223,12 +227,14 @@ class FileData:
     inputs: str = "x"
     targets: str = "y"
     coordinates: tuple[str, ...] | None = ("coordinates",)
-    weights: str = "weights"
-    initial: str = "initial"
+    weights: str | None = "weights"
+    initial: str | None = "initial"
+    faces: str | None = "faces"
     dim: int | None = None
     rule: tuple[str, ...] | None = None
     lower: tuple[float, ...] | None = None
     upper: tuple[float, ...] | None = None
+    external: bool = False
     seed: int = 0
 
     def load(self, cache: Path) -> Sets:
@@ -259,10 +265,12 @@ class FileData:
             coordinates=_single(self.coordinates),
             weights=self.weights,
             initial=self.initial,
+            faces=self.faces,
             dim=self.dim,
             rule=_single(self.rule),
             lower=_single(self.lower),
             upper=_single(self.upper),
+            external=self.external,
         )
 
     def _split(self, samples: Samples) -> tuple[Samples, Samples]:

@@ -28,6 +28,7 @@ def from_arrays(
     *,
     weights: Any = None,
     initial: Any = None,
+    faces: Any = None,
     dim: int | None = None,
     rule: str | Sequence[str] | None = None,
     lower: float | Sequence[float] | None = None,
@@ -41,12 +42,12 @@ def from_arrays(
     * one array (n_k,) per axis, in a list or tuple, or a single array (n,) in one dimension: a grid with
       trapezoid weights over the actual gaps; with ``rule``, evenly spaced nodes of that rule, whose
       interval follows from them (spectral layers need ``"midpoint"`` or ``"periodic"``);
-    * (n, dim): nodes shared by all samples;
+    * (n, dim): nodes shared by all samples; with ``faces``, the vertices of a mesh of triangles;
     * (samples, n, dim), or (samples, n) in one dimension: nodes of each sample.
 
     Nodes in one dimension must increase and get trapezoid weights; in more they count equally, with a
-    total measure of 1; ``weights`` overrules both. Functions on nodes have shape (samples, n) or
-    (samples, n, channels).
+    total measure of 1; ``weights`` overrules both. A vertex of a mesh weighs a third of its triangles.
+    Functions on nodes have shape (samples, n) or (samples, n, channels).
 
     **Which axes are the grid.** Coordinates or ``dim`` say how many there are; one more axis holds
     channels. Without either the two shapes decide: if one array has an axis more, or only their last axes
@@ -61,6 +62,8 @@ def from_arrays(
         weights: quadrature weights, shape (n,) or (samples, n), with coordinates that are not a grid of
             several axes.
         initial: data given at the first node, shape (samples, channels).
+        faces: triangles of a mesh as indices of coordinates from 0, shape (f, 3); see
+            `jaxop.domains.triangle_mesh`.
         dim: space dimension.
         rule: quadrature rule, one or one per axis; see `jaxop.domains.interval`.
         lower: lower corner of the box, where there are no coordinates; 0 by default.
@@ -93,6 +96,10 @@ def from_arrays(
             "the first axis of both counts samples."
         )
     if coordinates is None:
+        if faces is not None:
+            raise ValueError(
+                "faces were given without coordinates; give the vertices as coordinates of shape (n, dim)."
+            )
         if weights is not None:
             raise ValueError("weights were given without coordinates; say where the nodes are that they belong to.")
         shape = _grid_shape(u.shape, v.shape, dim)
@@ -101,7 +108,10 @@ def from_arrays(
     else:
         if lower is not None or upper is not None:
             raise ValueError("lower and upper belong to grids without coordinates; leave them out or the coordinates.")
-        domain = _located(coordinates, weights, rule, u.shape)
+        if faces is None:
+            domain = _located(coordinates, weights, rule, u.shape)
+        else:
+            domain = _mesh(coordinates, faces, weights, rule)
         if dim is not None and dim != domain.dim:
             raise ValueError(f"dim={dim} but the coordinates have dimension {domain.dim}; leave dim out.")
         shape = domain.shape if isinstance(domain, Grid) and not domain.is_batched else (domain.size,)
@@ -229,6 +239,27 @@ def _located(coordinates: Any, weights: Any, rule: str | Sequence[str] | None, s
     if nodes.ndim == 2:
         return _shared(nodes, weights)
     return _stacked(nodes, weights)
+
+
+def _mesh(coordinates: Any, faces: Any, weights: Any, rule: str | Sequence[str] | None) -> Domain:
+    """The mesh of triangles between coordinates that all samples share."""
+    if weights is not None or rule is not None:
+        raise ValueError(
+            "faces already give weights, a third of the triangles at each vertex; leave weights and rule out, or faces."
+        )
+    if isinstance(coordinates, (list, tuple)) or np.ndim(coordinates) != 2:
+        received = f"{len(coordinates)} axes" if isinstance(coordinates, (list, tuple)) else np.shape(coordinates)
+        raise ValueError(
+            f"faces need coordinates of shape (n, 2) or (n, 3), the vertices that all samples share, got {received}; "
+            "leave faces out if the coordinates are no vertices."
+        )
+    triangles = np.asarray(faces)
+    if triangles.dtype.kind not in "iu" or triangles.ndim != 2 or triangles.shape[1] != 3:
+        raise ValueError(
+            f"faces must be integers of shape (f, 3), got {triangles.dtype} of shape {triangles.shape}; "
+            "leave faces out if they are no triangles."
+        )
+    return domains.triangle_mesh(_real(coordinates, "coordinates"), triangles)
 
 
 def _shared(nodes: np.ndarray, weights: Any) -> Domain:

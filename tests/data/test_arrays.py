@@ -178,3 +178,24 @@ def test_data_that_are_not_real_are_refused():
         data.from_arrays(ones(1, 2), np.array([["a", "b"]]))
     with pytest.raises(TypeError, match="coordinates must hold real numbers, got dtype complex64"):
         data.from_arrays(ones(1, 2), ones(1, 2), ones(2, dtype=np.complex64))
+
+
+def test_faces_make_a_mesh_of_the_coordinates():
+    corners, faces = [[0.0, 0.0], [2.0, 0.0], [2.0, 1.0], [0.0, 1.0]], np.array([[0, 1, 2], [0, 2, 3]])
+    u = np.ones((3, 4), np.float32)
+    domain = data.from_arrays(u, u, np.array(corners), faces=faces).domain
+    assert type(domain) is domains.TriangleMesh
+    np.testing.assert_allclose(domain.weights, [2 / 3, 1 / 3, 2 / 3, 1 / 3])
+    for settings, message in (
+        ({"coordinates": None}, "faces were given without coordinates"),
+        ({"coordinates": np.ones((3, 4, 2))}, r"shape \(n, 2\) or \(n, 3\), .* got \(3, 4, 2\)"),
+        ({"coordinates": [np.arange(2.0), np.arange(2.0)]}, "got 2 axes"),
+        ({"weights": np.ones(4)}, "faces already give weights"),
+        ({"rule": "midpoint"}, "faces already give weights"),
+        ({"faces": faces + 0.5}, r"faces must be integers of shape \(f, 3\), got float64"),
+        ({"faces": faces[:, :2]}, r"got int64 of shape \(2, 2\)"),
+        ({"faces": faces + 1}, "names no vertex"),
+        ({"faces": faces, "dim": 3}, "dim=3 but the coordinates have dimension 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            data.from_arrays(u, u, **({"coordinates": np.array(corners), "faces": faces} | settings))
