@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import math
 import os
+import struct
 import warnings
 import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -36,6 +37,8 @@ _SHOWN = 80  # characters of such a name
 _DEFLATE = 1032  # bytes that one compressed byte can stand for
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
+_MATRIX, _NUMERIC, _COMPLEX = 14, range(6, 16), 0x800  # in MATLAB 5: type of an element, classes, flag
+_TYPES = {*range(1, 8), 9, 12, 13, 16, 17, 18}  # of numbers and text there
 _MATLAB_NUMBERS = {"double": "f8", "single": "f4", "logical": "?"}
 _MATLAB_NUMBERS |= {f"{sign}int{bits}": f"{sign or 'i'}{bits // 8}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 _MATLAB_OTHERS = {  # class: what it is, what to store
@@ -379,10 +382,11 @@ def _open_mat(path: Path, start: bytes, *, external: bool) -> _Archive:
     # version 4 has no signature; others would be taken for it
     _check_type(path, start, _signature(start) in (None, "MATLAB 5"), "MATLAB")
     with reading(path, "MATLAB"):
+        is_version_5 = io.matlab.matfile_version(path)[0] == 1
         variables = {name: (shape, kind) for name, shape, kind in io.whosmat(path)}
 
     def get(name: str) -> ArraySource:
-        return _MatArray(path, name, *variables[name], is_compressed=start.startswith(b"MATLAB 5.0"))
+        return _MatArray(path, name, *variables[name], is_version_5=is_version_5)
 
     return _Archive(path, "MATLAB", variables.__contains__, _others(variables), get)
 
@@ -390,19 +394,45 @@ def _open_mat(path: Path, start: bytes, *, external: bool) -> _Archive:
 class _MatArray:
     """A variable of a MATLAB file up to version 7, of which the header was read."""
 
-    def __init__(self, path: Path, name: str, shape: Sequence[int], kind: str, *, is_compressed: bool):
-        self._path, self._name = path, name
+    def __init__(self, path: Path, name: str, shape: Sequence[int], kind: str, *, is_version_5: bool):
+        self._path, self._name, self._is_version_5 = path, name, is_version_5
         self.shape, self.dtype = tuple(shape), np.dtype(_MATLAB_NUMBERS.get(kind, object))
         self.matlab_class = None if kind in _MATLAB_NUMBERS else kind
-        # an entry takes a byte at least, whatever its class
-        stored = path.stat().st_size * (_DEFLATE if is_compressed else 1)
+        # an entry takes a byte at least, whatever its class, before compression
+        stored = path.stat().st_size * (_DEFLATE if is_version_5 else 1)
         if self.matlab_class is None:
             check_claim(path, name, self.shape, math.prod(self.shape), stored)
 
     def __getitem__(self, index: Any, /) -> Any:
         with reading(self._path, "MATLAB", f"its dataset {self._name!r}"):
+            if self._is_version_5:
+                _check_parts(self._path)
             value = require("scipy.io", f"reading {self._path}").loadmat(self._path, variable_names=[self._name])
             return value[self._name] if hasattr(value[self._name], "toarray") else value[self._name][index]
+
+
+def _check_parts(path: Path) -> None:
+    """Raises ``ValueError`` for arrays of version 5 without their parts: scipy would end the process."""
+    with path.open("rb") as file:
+        file.seek(126)
+        order = "<" if file.read(2) == b"IM" else ">"
+        size, start = file.seek(0, os.SEEK_END), 128
+
+        def words(offset: int) -> tuple[int, int]:
+            file.seek(offset)
+            return struct.unpack(order + "II", file.read(8))
+
+        while start + 24 <= size:
+            kind, length = words(start)
+            flags, parts, offset, end = words(start + 16)[0], [], start + 8, min(start + 8 + length, size)
+            while kind == _MATRIX and flags & 0xFF in _NUMERIC and offset + 8 <= end:
+                code, length_of_part = words(offset)
+                parts.append(code & 0xFFFF if code >> 16 else code)
+                offset += 8 if code >> 16 else 8 + length_of_part + -length_of_part % 8
+            # flags, shape, name, real and imaginary part
+            if parts and (len(parts) < 4 + bool(flags & _COMPLEX) or not _TYPES.issuperset(parts)):
+                raise ValueError(f"an array has parts of the types {parts[:5]}")
+            start += 8 + length
 
 
 class _Mat73Array:

@@ -17,7 +17,7 @@ import scipy.io
 import scipy.sparse
 
 from jaxop import _validation, data, domains
-from jaxop.data import _files, readers
+from jaxop.data import _files, _hdf5, readers
 
 U = np.arange(4 * 3 * 3, dtype=np.float32).reshape(4, 3, 3)
 V = -U
@@ -383,6 +383,16 @@ class TestCausesOfUnreadableFiles:
                 warnings.simplefilter("ignore")
                 data.read(path)
 
+    @pytest.mark.parametrize(("offset", "value"), [(0, 177), (-39, 0x08)])
+    def test_damage_that_scipy_does_not_survive(self, tmp_path, offset, value):
+        path = tmp_path / "set.mat"
+        write_mat(path, x=U, y=V)
+        content = bytearray(path.read_bytes())
+        tag = content.index(b"\x07\0\0\0" + np.int32(U.nbytes).tobytes())  # of the values: their type, then the flags
+        content[tag + offset] = value
+        path.write_bytes(content)
+        refuse(path, r"truncated or damaged: its dataset 'x' cannot be read \(ValueError: an array has parts")
+
 
 class TestWhatMatlabStores:
     @pytest.mark.parametrize("write", [write_mat, write_mat73])
@@ -569,11 +579,12 @@ class TestFillValues:
 class TestManyGroups:
     """Listing what a file has is bounded."""
 
-    def test_within_each_other(self, tmp_path):
+    def test_within_each_other(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(_hdf5, "_VISITED", 100)
         path = tmp_path / "set.h5"
         with h5py.File(path, "w") as file:
             group, file["y"] = file, V
-            for _ in range(1100):
+            for _ in range(2000):
                 group = group.create_group("g")
             file["g/" * 20 + "x"] = group["x"] = U
         refuse(path, r"has no dataset 'x'; it has 'y', 'g/g/.*/x', ….")

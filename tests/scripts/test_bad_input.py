@@ -1,12 +1,18 @@
 """What a user sees of wrong inputs: one message that names them, exit status 2, no traceback."""
 
+import dataclasses
+from types import SimpleNamespace
+
+import h5py
 import numpy as np
 import pytest
 
+from jaxop import domains
 from tests.scripts.conftest import custom, functions, write_hdf5, write_npz
 
 import evaluate  # isort: skip
 import train  # isort: skip
+from experiment import recorded as rebuild  # isort: skip
 from experiment import report  # isort: skip
 
 pytestmark = pytest.mark.optax
@@ -97,6 +103,30 @@ def test_nan_in_the_data(fails, tmp_path):
 def test_shapes_that_disagree(fails, tmp_path):
     file = write_npz(tmp_path / "a.npz", x=functions(9, 8)["x"], y=functions(8, 8)["y"])
     assert "inputs has 9 samples" in fails(train, custom(file, tmp_path / "run"))
+
+
+def test_values_in_other_files_are_read_if_asked_for(fails, files, tmp_path):
+    file = write_hdf5(tmp_path / "a.h5", y=functions(20, 16)["y"])
+    with h5py.File(file, "r+") as archive:
+        archive["x"] = h5py.ExternalLink(str(files / "a.h5"), "/x")
+    message = fails(train, custom(file, tmp_path / "run"))
+    assert "'x' is a link into another file" in message
+    assert "--data.external" in message
+    _, experiment = train.parse(custom(file, tmp_path / "run", "--data.external"))
+    assert len(experiment.data.load(tmp_path).train) == 18
+
+
+def test_faces_of_a_mesh(tmp_path):
+    corners, triangles = np.float32([[0, 0], [2, 0], [2, 1], [0, 1]]), np.array([[0, 1, 2], [0, 2, 3]])
+    u = np.ones((9, 4), np.float32)
+    file = write_npz(tmp_path / "mesh.npz", x=u, y=u, coordinates=corners, faces=triangles)
+    for options, kind in (([], domains.TriangleMesh), (["--data.faces", "None"], domains.PointCloud)):
+        _, experiment = train.parse(custom(file, tmp_path / "run", *options, operator="tno"))
+        assert type(experiment.data.load(tmp_path).train.domain) is kind
+        recorded = {"problem": "files", "data": dataclasses.asdict(experiment.data)}
+        assert rebuild(SimpleNamespace(config=recorded)) == experiment.data
+    del recorded["data"]["faces"]
+    assert rebuild(SimpleNamespace(config=recorded)).faces is None  # as that run was trained
 
 
 def test_patches_that_do_not_divide_the_grid(fails, files, tmp_path):
