@@ -13,6 +13,7 @@ import numpy as np
 from jaxop import data, training
 from jaxop.data import Samples
 from jaxop.domains import Grid
+from jaxop.training._files import local_path
 
 _VALID, _TEST = 1_000_000, 2_000_000  # first sample numbers: no set meets another, however large the training set
 _FORMAT = 1  # of the cache
@@ -291,7 +292,7 @@ PROBLEMS: dict[str, type] = {kind.name: kind for kind in (DarcyData, ControlledO
 def cached(cache: Path, label: str, parameters: Mapping[str, Any]) -> Path:
     """The file that holds what these parameters generate; its folder exists."""
     key = json.dumps(training.to_json(dict(parameters)) | {"format": _FORMAT}, sort_keys=True)
-    cache.mkdir(parents=True, exist_ok=True)
+    local_path(cache, "cache").mkdir(parents=True, exist_ok=True)
     return cache / f"{label}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
 
 
