@@ -156,12 +156,7 @@ def linear_connection(
         )
     a = None if bilinear is None else check_matrix(bilinear, "bilinear", x, symmetric=True, definite=True)
     if is_causal:
-        masses = shares if weights is None else check_masses(weights, x)
-        largest = jax.lax.stop_gradient(jax.lax.cummax(masses))
-        former = jnp.concatenate([largest[:1], largest[:-1]])
-        units = jnp.where(largest > 0, largest, 1)
-        shares = (masses / units).astype(x.dtype)
-        kept = jnp.where(former > 0, former / units, 1).astype(x.dtype)
+        shares, kept = _in_running_units(None if weights is None else check_masses(weights, x), x)
         if is_concrete(ridge, x, shares):
             least = 100 * float(jnp.finfo(x.dtype).eps * jnp.max(shares * jnp.sum(x * x, axis=1)))
             if ridge < least:
@@ -179,6 +174,16 @@ def linear_connection(
     return _connection(x, motion, a)
 
 
+def _in_running_units(masses: Array | None, x: Array) -> tuple[Array, Array | None]:
+    """Masses over the largest up to each, and the former unit over the new one; None: equal masses, one unit."""
+    if masses is None:
+        return jnp.ones_like(x[:, 0]), None
+    largest = jax.lax.stop_gradient(jax.lax.cummax(masses))
+    former = jnp.concatenate([largest[:1], largest[:-1]])
+    units = jnp.where(largest > 0, largest, 1)
+    return (masses / units).astype(x.dtype), jnp.where(former > 0, former / units, 1).astype(x.dtype)
+
+
 def _connection(x: Array, motion: Array, bilinear: Array | None) -> Array:
     """X (T Tᵀ − T T − A Tᵀ A⁻¹ T) of rows X."""
     forth = x @ motion
@@ -189,8 +194,10 @@ def _connection(x: Array, motion: Array, bilinear: Array | None) -> Array:
 
 
 @jax.jit
-def _causal_connection(x: Array, u: Array, weights: Array, kept: Array, bilinear: Array | None, ridge: Array) -> Array:
-    """By recursive least squares; ``weights`` in units of the largest so far, ``kept`` the former unit in the new."""
+def _causal_connection(
+    x: Array, u: Array, weights: Array, kept: Array | None, bilinear: Array | None, ridge: Array
+) -> Array:
+    """By recursive least squares; see `_in_running_units` for the weights."""
     identity = jnp.eye(x.shape[1], dtype=x.dtype)
 
     def in_new_units(inverse: Array, motion: Array, kept: Array) -> tuple[Array, Array]:
@@ -198,9 +205,11 @@ def _causal_connection(x: Array, u: Array, weights: Array, kept: Array, bilinear
         new = jax.scipy.linalg.solve(kept * identity + (1 - kept) * ridge * inverse, inverse, assume_a="pos")
         return new, motion - (1 - kept) * ridge * new @ motion
 
-    def advance(fit: tuple[Array, Array], token: tuple[Array, Array, Array, Array]):
+    def advance(fit: tuple[Array, Array], token: tuple[Array, Array, Array, Array | None]):
         x, u, weight, kept = token
-        inverse, motion = jax.lax.cond(kept < 1, in_new_units, lambda *fit: fit[:2], *fit, kept)
+        inverse, motion = fit
+        if kept is not None:
+            inverse, motion = jax.lax.cond(kept < 1, in_new_units, lambda *fit: fit[:2], *fit, kept)
         direction = inverse @ x
         gain = weight / (1 + weight * jnp.dot(x, direction)) * direction
         motion = motion + jnp.outer(gain, u - x @ motion)
