@@ -23,8 +23,8 @@ def is_concrete(*arrays: Any) -> bool:
 
 
 def is_numeric(value: Any) -> bool:
-    """Whether a value is a number or an array."""
-    return isinstance(value, numbers.Real | np.ndarray | jax.Array)
+    """Whether a value is a number or an array, and no truth value."""
+    return isinstance(value, numbers.Real | np.ndarray | jax.Array) and not isinstance(value, bool)
 
 
 def is_integer(value: Any) -> bool:

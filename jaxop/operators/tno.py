@@ -153,7 +153,7 @@ class TransformerNeuralOperator(nnx.Module):
         config = self.config
         values = as_float(values, "values")
         for name, given in (("domain", domain), ("at", at)):
-            if given is not None and not isinstance(given, Domain):
+            if not isinstance(given, Domain) and not (name == "at" and given is None):
                 raise TypeError(
                     f"{name} must be a Domain, got {type(given).__name__}; build one, e.g. domains.from_samples(t)."
                 )
