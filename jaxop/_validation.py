@@ -35,9 +35,12 @@ def is_integer(value: Any) -> TypeGuard[int]:
 
 def as_integer(value: Any, argument: str) -> int:
     """``value`` as an int, or a ``TypeError``: 2.0 and True are no counts."""
-    if isinstance(value, bool | np.bool_) or not hasattr(value, "__index__") or isinstance(value, np.timedelta64):
-        raise TypeError(f"{argument} must be an integer, got {value!r}.")
-    return operator.index(value)
+    try:
+        if isinstance(value, bool | np.timedelta64):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{argument} must be an integer, got {value!r}.") from None
 
 
 def as_number(value: Any, argument: str) -> float:
@@ -184,10 +187,8 @@ def check_distinct(points: Any, argument: str, dtype: np.dtype) -> None:
     That is, if they are further apart than its rounding of the extent of all nodes: those that are closer merge
     wherever the origin lies.
     """
-    if isinstance(points, jax.Array):
-        return
     given = np.asarray(points)
-    if given.dtype == dtype or given.size == 0:
+    if jax_dtype(given.dtype) == given.dtype or given.size == 0:
         return
     given = given.astype(np.float64).reshape(-1, *given.shape[-2:])
     smallest = np.finfo(dtype).eps * np.ptp(given, axis=1, keepdims=True)

@@ -56,6 +56,7 @@ def interval(n: int, *, lower: float = 0.0, upper: float = 1.0, rule: str = "tra
         A one-dimensional `Grid`.
 
     Raises:
+        TypeError: if ``n`` is not an integer or an end is not a number.
         ValueError: for an unknown rule, too few nodes, or ends out of order.
 
     Example:
@@ -85,7 +86,7 @@ def box(
         A `Grid` of Π shape nodes in row-major order.
 
     Raises:
-        TypeError: for a shape that is one number.
+        TypeError: for a shape that is one number, and as `interval`.
         ValueError: as `interval`, or when the lengths of the arguments disagree.
 
     Example:
@@ -203,6 +204,7 @@ def monte_carlo(
         A `PointCloud`.
 
     Raises:
+        TypeError: if ``measure`` is not a number, or as `from_nodes`.
         ValueError: if ``measure`` is not positive and finite, or as `from_nodes`.
 
     Example:
@@ -238,8 +240,9 @@ def triangle_mesh(
         A `TriangleMesh`, whose Σ w_i is the area of the mesh.
 
     Raises:
+        TypeError: as `from_nodes`.
         ValueError: for shapes or a dtype that do not fit, an index outside the vertices (the message names
-            the face), vertices that are not finite, or a mesh of area zero.
+            the face), vertices that are not finite or coincide only after rounding, or a mesh of area zero.
 
     Example:
         >>> from jaxop import domains
@@ -287,6 +290,7 @@ def stack(domains: Sequence[AnyDomain]) -> AnyDomain:
         A domain whose arrays carry a leading sample axis.
 
     Raises:
+        TypeError: for anything but a list of domains.
         ValueError: if there are none, one is a stack already, or they differ in kind, rule, box or size.
 
     Example:

@@ -199,6 +199,10 @@ ROWS = {
         lambda: domains.monte_carlo(STAMPS[:, None].astype(np.int64)),
         r"points\[1\] = \[1700000001\.0\] rounds in float32 to points\[0\]",
     ),
+    "integer time stamps in JAX": (
+        lambda: domains.monte_carlo(jnp.asarray(STAMPS[:, None].astype(np.int32))),
+        r"points\[1\] = \[1700000001\.0\] rounds in float32 to points\[0\]",
+    ),
     "points far from their origin": (
         lambda: domains.monte_carlo(np.array([[0.0, 3.0], [50.0, 3.0], [90.0, 3.0], [0.0, 3.1]]) + 1e8),
         r"points\[3\] = \[100000000\.0, 100000003\.1\] rounds in float32 to points\[0\]",
@@ -354,6 +358,7 @@ WRONG = {
     "half a node": (lambda: domains.interval(2.5), r"n must be an integer, got 2\.5"),
     "nodes of a float": (lambda: domains.interval(8.0), r"n must be an integer, got 8\.0"),
     "nodes of a truth value": (lambda: domains.interval(True), "n must be an integer, got True"),
+    "nodes of an array": (lambda: domains.interval(np.array([8])), r"n must be an integer, got array\(\[8\]\)"),
     "nodes of a string": (lambda: domains.interval("8"), "n must be an integer, got '8'"),
     "shape of floats": (lambda: domains.box((2.5, 3)), r"n must be an integer, got 2\.5"),
     "resampled by one number": (lambda: GRID.resample(8), "shape must hold the nodes along each of the 1 axes, got 8"),
