@@ -3,10 +3,11 @@
 import difflib
 import importlib
 import numbers
+import operator
 import warnings
 from collections.abc import Iterable
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import jax.core
@@ -23,13 +24,30 @@ def is_concrete(*arrays: Any) -> bool:
 
 
 def is_numeric(value: Any) -> bool:
-    """Whether a value is a number or an array."""
-    return isinstance(value, numbers.Real | np.ndarray | jax.Array)
+    """Whether a value is a number or an array, and no truth value."""
+    return isinstance(value, numbers.Real | np.ndarray | jax.Array) and not isinstance(value, bool)
 
 
-def is_integer(value: Any) -> bool:
+def is_integer(value: Any) -> TypeGuard[int]:
     """Whether a value is an integer of Python or NumPy, and no truth value."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def as_integer(value: Any, argument: str) -> int:
+    """``value`` as an int, or a ``TypeError``: 2.0 and True are no counts."""
+    try:
+        if isinstance(value, bool | np.timedelta64):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{argument} must be an integer, got {value!r}.") from None
+
+
+def as_number(value: Any, argument: str) -> float:
+    """``value`` as a float, or a ``TypeError``."""
+    if isinstance(value, bool | str | np.timedelta64) or not is_numeric(value) or np.ndim(value):
+        raise TypeError(f"{argument} must be a number, got {value!r}.")
+    return float(value)
 
 
 def float_dtype() -> np.dtype:
@@ -55,26 +73,143 @@ def warn_float64(array: Any, argument: str) -> None:
         )
 
 
+def check_plain(array: Any, argument: str) -> None:
+    """Raises ``TypeError`` for array-likes that carry more than numbers: a mask, or a unit, would be lost in silence.
+
+    A masked array without a masked entry is an array like any other. In a list or tuple every entry is looked at.
+    """
+    for part in array if isinstance(array, list | tuple) else (array,):
+        if isinstance(part, int | float | jax.Array) or type(part) is np.ndarray:
+            continue
+        if isinstance(part, np.ma.MaskedArray) and np.ma.is_masked(part):
+            masked = f"{np.ma.count_masked(part)} of its {part.size} entries are masked"
+            raise TypeError(
+                f"{argument} must hold numbers only, but {masked}; "
+                "leave the masked nodes out, or fill them as in numpy.ma.filled(array, 0.0) and give them weight 0."
+            )
+        for number, unit in (("magnitude", "units"), ("value", "unit"), ("value", "units")):
+            if hasattr(part, number) and hasattr(part, unit):
+                raise TypeError(
+                    f"{argument} must hold plain numbers, got a quantity in {getattr(part, unit)}; convert it to the "
+                    f"unit that you compute in and pass its .{number}."
+                )
+
+
+def check_real(dtype: Any, argument: str) -> None:
+    """Raises ``TypeError`` unless entries of this dtype are real numbers (or truth values)."""
+    # the last family holds bfloat16, which NumPy does not count as a number
+    if np.dtype(dtype).kind in "biuf" or jnp.issubdtype(dtype, jnp.floating):
+        return
+    if np.issubdtype(dtype, np.complexfloating):
+        raise TypeError(f"{argument} must be real, got dtype {dtype}; pass its real and imaginary parts.")
+    remedy = "convert them with numpy.asarray(array, dtype=float)"
+    if np.dtype(dtype).kind in "mM":
+        remedy = "count times from an origin, as in (t - t[0]) / numpy.timedelta64(1, 's')"
+    raise TypeError(f"{argument} must hold real numbers, got dtype {dtype}; {remedy}.")
+
+
+def plain_array(array: Any, argument: str) -> np.ndarray:
+    """``array`` as a NumPy array of any dtype, if that loses nothing."""
+    check_plain(array, argument)
+    try:
+        return np.asarray(array)
+    except ValueError as error:
+        raise ValueError(f"{argument} must be an array, got rows of different lengths: {error}") from error
+
+
+def host_array(array: Any, argument: str) -> np.ndarray:
+    """``array`` as a NumPy array of real numbers; what would lose a mask, a unit or an imaginary part is refused."""
+    result = plain_array(array, argument)
+    if result.dtype == object and (result.ndim == 0 or not hasattr(array, "dtype")):
+        raise TypeError(
+            f"{argument} must be an array of numbers, got {type(array).__name__}; are the arguments in order?"
+        )
+    check_real(result.dtype, argument)
+    return result
+
+
+def on_device(host: np.ndarray, dtype: Any = None) -> Array:
+    """A copy of a NumPy array as a JAX array; unlike ``jnp.asarray`` it compiles nothing, whatever the shape."""
+    return jax.device_put(host.astype(host.dtype if dtype is None else dtype))
+
+
 def as_float(array: Any, argument: str) -> Array:
     """``array`` as a JAX array of the default floating dtype (or its own, if it is a narrower float)."""
     warn_float64(array, argument)
-    try:
+    if isinstance(array, jax.Array | int | float) or hasattr(array, "__jax_array__"):
         result = jnp.asarray(array)
-    except TypeError as error:
-        raise TypeError(
-            f"{argument} must be an array of numbers, got {type(array).__name__}; are the arguments in order?"
-        ) from error
-    if jnp.issubdtype(result.dtype, jnp.complexfloating):
-        raise TypeError(f"{argument} must be real, got dtype {result.dtype}; pass its real and imaginary parts.")
-    return result if jnp.issubdtype(result.dtype, jnp.floating) else result.astype(float_dtype())
+        if jnp.issubdtype(result.dtype, jnp.complexfloating):
+            check_real(result.dtype, argument)
+        return result if jnp.issubdtype(result.dtype, jnp.floating) else result.astype(float_dtype())
+    try:
+        host = host_array(array, argument)
+    except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError):  # a list of traced numbers
+        return as_float(jnp.asarray(array), argument)
+    return on_device(host, jax_dtype(host.dtype))
+
+
+def jax_dtype(dtype: np.dtype) -> np.dtype:
+    """The floating dtype in which JAX holds entries of ``dtype``: its own for floats of at most the default's width."""
+    default = float_dtype()
+    fits = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize <= default.itemsize
+    return dtype.newbyteorder("=") if fits else default
 
 
 def host_real(array: Any, argument: str) -> np.ndarray:
     """``array`` on the host in float64; complex numbers are refused, not cut."""
-    array = np.asarray(array)
-    if np.iscomplexobj(array):
-        raise TypeError(f"{argument} must be real, got dtype {array.dtype}; pass its real and imaginary parts.")
-    return array.astype(np.float64)
+    return host_array(array, argument).astype(np.float64)
+
+
+def check_increasing(nodes: Any, argument: str, dtype: np.dtype) -> None:
+    """Raises ``ValueError`` unless nodes (..., n) increase strictly, also after rounding to ``dtype``."""
+    given = np.asarray(nodes, np.float64)
+    bad = np.diff(given.astype(dtype), axis=-1) <= 0
+    if not bad.any():
+        return
+    where = np.unravel_index(int(np.argmax(bad)), bad.shape)
+    *sample, i = (int(k) for k in where)
+    first, second = given[*sample, i], given[*sample, i + 1]
+    fault, remedy = "lies below", "sort them together with the values (numpy.argsort, numpy.unique)"
+    if second == first:
+        fault = "repeats"
+    elif second > first:
+        fault, remedy = f"rounds in {dtype} to", "subtract an origin, or enable x64"
+    before, at = (", ".join(map(str, (*sample, k))) for k in (i, i + 1))
+    raise ValueError(
+        f"{argument} must be strictly increasing, but {argument}[{at}] = {second} {fault} {argument}[{before}] = "
+        f"{first}; {remedy}."
+    )
+
+
+def check_distinct(points: Any, argument: str, dtype: np.dtype) -> None:
+    """Raises ``ValueError`` if nodes (..., n, dim) coincide in ``dtype`` that it would tell apart about another origin.
+
+    That is, if they are further apart than its rounding of the extent of all nodes: those that are closer merge
+    wherever the origin lies.
+    """
+    given = np.asarray(points)
+    if jax_dtype(given.dtype) == given.dtype or given.size == 0:
+        return
+    given = given.astype(np.float64).reshape(-1, *given.shape[-2:])
+    smallest = np.finfo(dtype).eps * np.ptp(given, axis=1, keepdims=True)
+    rounded = given.astype(dtype)
+    if (np.spacing(np.abs(rounded).max(axis=1, keepdims=True)) <= smallest).all(where=smallest > 0):
+        return
+    count, n, dim = given.shape
+    flat, key = given.reshape(-1, dim), rounded.reshape(-1, dim)
+    order = np.lexsort((*flat.T, *key.T, np.repeat(np.arange(count), n)))
+    before, after = order[:-1], order[1:]
+    apart = (np.abs(flat[after] - flat[before]) > smallest[before // n, 0]).any(axis=1)
+    merged = (key[after] == key[before]).all(axis=1) & (before // n == after // n) & apart
+    if merged.any():
+        where = np.flatnonzero(merged)
+        later = np.maximum(before[where], after[where])
+        j, i = int(later.min()), int(np.minimum(before[where], after[where])[later.argmin()])
+        first, second = (", ".join(map(str, np.unravel_index(k, np.shape(points)[:-1]))) for k in (i, j))
+        raise ValueError(
+            f"{argument}[{second}] = {flat[j].tolist()} rounds in {dtype} to {argument}[{first}] = {flat[i].tolist()}; "
+            "subtract an origin, or enable x64."
+        )
 
 
 def closest(name: str, allowed: Iterable[str]) -> str:

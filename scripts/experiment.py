@@ -1,11 +1,12 @@
 """What the scripts share: an experiment's settings, its model, its evaluation, and errors without tracebacks."""
 
+import contextlib
 import csv
 import ctypes
 import dataclasses
+import itertools
 import json
 import math
-import os
 import re
 import sys
 import time
@@ -161,6 +162,8 @@ def describe(problem: Problem, config: Any, train: Samples) -> dict[str, Any]:
     if isinstance(problem, FileData):
         located = {name: _absolute(settings[name]) for name in ("train", "valid", "test")}
         settings |= located
+        # runs of earlier versions do not have these fields, and read what they are without
+        settings = {name: value for name, value in settings.items() if value or name not in ("faces", "external")}
     return {
         "problem": problem.name,
         "data": settings,
@@ -173,20 +176,26 @@ def describe(problem: Problem, config: Any, train: Samples) -> dict[str, Any]:
 
 def recorded(run: training.Run) -> Problem:
     """The problem of a run, from what `describe` recorded."""
+    path = run.directory / "config.json"
+    if missing := {"problem", "data", "operator", "model", "resolution"} - run.config.keys():
+        raise ValueError(f"{path} is not of a run of scripts/train.py: it has no field {min(missing)!r}.")
     try:
+        check_name(run.config["problem"], "problem", PROBLEMS)
         kind = PROBLEMS[run.config["problem"]]
+        fields = [field.name for field in dataclasses.fields(kind)]
+        for name in run.config["data"]:
+            check_name(name, "field", fields)
         values: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in run.config["data"].items()
         }
-    except (KeyError, AttributeError) as error:
-        raise ValueError(
-            f"{run.directory}/config.json is not of a run of scripts/train.py ({type(error).__name__}: {error})."
-        ) from error
-    if kind is FileData:
-        values["train"] = Path(values["train"])
-        values["valid"] = values["valid"] and Path(values["valid"])
-        values["test"] = tuple(Path(path) for path in values["test"])
-    return kind(**values)
+        if kind is FileData:
+            values.setdefault("faces", None)  # runs that do not say so took the vertices for a cloud
+            values["train"] = Path(values["train"])
+            values["valid"] = values["valid"] and Path(values["valid"])
+            values["test"] = tuple(Path(path) for path in values["test"])
+        return kind(**values)
+    except (KeyError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: data cannot be read ({type(error).__name__}: {error}).") from error
 
 
 def check(model: operators.Standardized, sets: Mapping[str, Samples]) -> None:
@@ -344,9 +353,19 @@ def brief(steps: int, batch_size: int, learning_rate: float, seed: int) -> train
 
 
 def new_run(folder: Path, task: str, label: str, seed: int) -> Path:
-    """A run directory that no other run has."""
-    stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-    return folder / f"{task}-{re.sub('[^a-z0-9.]+', '-', label.lower())}-{seed}-{stamp}"
+    """Makes a run directory that no other run has."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    return new_directory(folder / f"{task}-{re.sub('[^a-z0-9.]+', '-', label.lower())}-{seed}-{stamp}")
+
+
+def new_directory(wanted: Path) -> Path:
+    """Makes a directory that was not there: the wanted one, or with a number behind its name."""
+    names = itertools.chain([wanted.name], (f"{wanted.name}-{number}" for number in itertools.count(2)))
+    while True:
+        directory = wanted.with_name(next(names))
+        with contextlib.suppress(FileExistsError):
+            directory.mkdir(parents=True)
+            return directory
 
 
 def parameters(model: nnx.Module) -> int:
@@ -365,4 +384,4 @@ def _file_name(label: str) -> str:
 def _absolute(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_absolute(path) for path in value]
-    return None if value is None else str(Path(value).resolve())
+    return None if value is None else Path(value).resolve()

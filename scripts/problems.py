@@ -13,6 +13,7 @@ import numpy as np
 from jaxop import data, training
 from jaxop.data import Samples
 from jaxop.domains import Grid
+from jaxop.training._files import local_path
 
 _VALID, _TEST = 1_000_000, 2_000_000  # first sample numbers: no set meets another, however large the training set
 _FORMAT = 1  # of the cache
@@ -204,12 +205,16 @@ class FileData:
         inputs: name of the input functions in the files.
         targets: name of the target functions.
         coordinates: name of the coordinates, or one name per axis; used if the files have them, None ignores them.
-        weights: name of the quadrature weights; used if the files have them.
-        initial: name of the data given at the first node; used if the files have them.
+        weights: name of the quadrature weights; used if the files have them, None ignores them.
+        initial: name of the data given at the first node; used if the files have them, None ignores them.
+        faces: name of the triangles of a mesh, whose vertices are the coordinates; used if the files have them,
+            None ignores them.
         dim: space dimension, where the shapes leave it open.
         rule: quadrature rule of the grid, one or one per axis: "midpoint", "periodic", "trapezoid", ...
         lower: lower corner of the box, where there are no coordinates.
         upper: upper corner of the box, where there are no coordinates.
+        external: whether an HDF5 file may have its values in other files (external links, external storage, virtual
+            datasets).
         seed: of the choice of held-out samples.
     """
 
@@ -223,12 +228,14 @@ class FileData:
     inputs: str = "x"
     targets: str = "y"
     coordinates: tuple[str, ...] | None = ("coordinates",)
-    weights: str = "weights"
-    initial: str = "initial"
+    weights: str | None = "weights"
+    initial: str | None = "initial"
+    faces: str | None = "faces"
     dim: int | None = None
     rule: tuple[str, ...] | None = None
     lower: tuple[float, ...] | None = None
     upper: tuple[float, ...] | None = None
+    external: bool = False
     seed: int = 0
 
     def load(self, cache: Path) -> Sets:
@@ -259,10 +266,12 @@ class FileData:
             coordinates=_single(self.coordinates),
             weights=self.weights,
             initial=self.initial,
+            faces=self.faces,
             dim=self.dim,
             rule=_single(self.rule),
             lower=_single(self.lower),
             upper=_single(self.upper),
+            external=self.external,
         )
 
     def _split(self, samples: Samples) -> tuple[Samples, Samples]:
@@ -283,7 +292,7 @@ PROBLEMS: dict[str, type] = {kind.name: kind for kind in (DarcyData, ControlledO
 def cached(cache: Path, label: str, parameters: Mapping[str, Any]) -> Path:
     """The file that holds what these parameters generate; its folder exists."""
     key = json.dumps(training.to_json(dict(parameters)) | {"format": _FORMAT}, sort_keys=True)
-    cache.mkdir(parents=True, exist_ok=True)
+    local_path(cache, "cache").mkdir(parents=True, exist_ok=True)
     return cache / f"{label}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
 
 

@@ -5,13 +5,15 @@
     python scripts/train.py darcy_schwarz model.schwarz:schwarz-attention-config --model.schwarz.subdomains 8
     python scripts/train.py darcy_fano --help
     python scripts/train.py resume runs/wide
+    python scripts/train.py resume runs/mine --data.train moved/a.npz
 
 The first argument names a file of scripts/configs/; every field of its settings is an option. "resume" continues a run
 with the settings that it recorded, but for a time limit; that one, and how often it is evaluated and saved, may be
-given anew. With --traceback an error shows where it came from.
+given anew, as may the places of files whose contents are the same. With --traceback an error shows where it came from.
 """
 
 import ast
+import contextlib
 import dataclasses
 import datetime
 import importlib
@@ -30,6 +32,7 @@ from experiment import (
     complete,
     describe,
     evaluate,
+    new_directory,
     parameters,
     recorded,
     report,
@@ -41,6 +44,7 @@ from rich.table import Table
 
 from jaxop import operators, training
 from jaxop._validation import check_name
+from jaxop.training._files import local_path
 
 
 def parse(arguments: Sequence[str]) -> tuple[str, Experiment[Any, Any]]:
@@ -71,26 +75,41 @@ def run(name: str, experiment: Experiment[Any, Any], console: Console) -> Path:
     """Trains, evaluates and returns the run directory."""
     directory = _run_dir(name, experiment)
     console.print(f"[bold]{name}[/bold]: reading or generating data")
-    sets = experiment.data.load(experiment.cache)
+    try:
+        sets = experiment.data.load(experiment.cache)
+    except FileNotFoundError as error:
+        if experiment.resume and isinstance(experiment.data, FileData):
+            error.add_note("(A file that has moved can be named anew: --data.train FILE, --data.valid FILE.)")
+        raise
     config, chosen = experiment.model, {}
     if isinstance(experiment.data, FileData) and type(config) not in operators.CONFIGS.values():
         config, chosen = complete(experiment.data.operator, config, sets)
     model = build(config, sets.train, seed=experiment.training.seed)
-    console.print(_summary(directory, sets, config, chosen, parameters(model)))
     check(model, sets.test)
+    if experiment.run_dir is None:
+        directory = new_directory(directory)
+    console.print(_summary(directory, sets, config, chosen, parameters(model)))
+    valid = sets.valid
+    if experiment.resume and len(known := training.load_run(directory).config["valid"]) == len(valid):
+        valid = dict(zip(known, valid.values(), strict=True))  # a file may have been renamed
     loggers: list[training.Logger] = [training.TensorBoard()] if experiment.tensorboard else []
     if experiment.wandb is not None:
         loggers.append(training.WeightsAndBiases(experiment.wandb))
-    result = training.fit(
-        model,
-        sets.train,
-        sets.valid,
-        experiment.training,
-        run_dir=directory,
-        settings=describe(experiment.data, config, sets.train),
-        resume=experiment.resume,
-        loggers=loggers,
-    )
+    try:
+        result = training.fit(
+            model,
+            sets.train,
+            valid,
+            experiment.training,
+            run_dir=directory,
+            settings=describe(experiment.data, config, sets.train),
+            resume=experiment.resume,
+            loggers=loggers,
+        )
+    finally:
+        if experiment.run_dir is None:
+            with contextlib.suppress(OSError):
+                directory.rmdir()  # nothing was written
     console.print(f"{result.stopped} after step {int(result.state.step)}, {result.seconds:.0f} s of training")
     if result.stopped == "terminated":
         console.print(f"saved; continue with: python scripts/train.py resume {directory}")
@@ -140,6 +159,7 @@ def _run_dir(name: str, experiment: Experiment[Any, Any]) -> Path:
         return directory
     if directory is None:
         return Path("runs") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    local_path(directory, "run_dir")
     if (directory / "config.json").exists():
         raise FileExistsError(
             f"{directory} already holds a run; continue it with `train.py resume {directory}`, "

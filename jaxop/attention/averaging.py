@@ -47,7 +47,8 @@ def averaging_operator(
     Raises:
         As `integral_attention`; some of it when the operator is applied.
 
-    Cost: dense: O(n m d) once, O(n m) memory as long as the operator lives, and O(n m c) per application.
+    Cost: dense: O(n m d) once, O(n m) memory as long as the operator lives, and O(n m c) per application; to values in
+        float64 of queries and keys in float32, O(n m (d + c)) per application.
 
     Example:
         >>> import jax.numpy as jnp
@@ -57,17 +58,25 @@ def averaging_operator(
         [1.5 1.5]
     """
     kernel = ExpDotProduct() if kernel is None else kernel
+    query, key, _, weights, mask = check_operands(query, key, key, weights, kernel, kernel_axis, mask)
     is_small = query.shape[0] * key.shape[0] <= dense_limit(kernel)
     dense = implementation == "dense" or (implementation is None and is_small)
-    query, key, _, weights, mask = check_operands(query, key, key, weights, kernel, kernel_axis, mask)
     if is_causal:
         check_causal(query, key)
     if kernel.sign == "signed":
         raise ValueError("a signed kernel makes no averages: its mass may vanish; use a positive one.")
+    options: dict[str, Any] = {"kernel_axis": kernel_axis, "is_causal": is_causal}
+    integrate = jax.tree_util.Partial(
+        functools.partial(_integrate, implementation="dense" if dense else implementation, **options),
+        query,
+        key,
+        weights,
+        kernel,
+        mask,
+    )
     if not dense or getattr(kernel, "epsilon", 0.0):
-        options: dict[str, Any] = {"kernel_axis": kernel_axis, "is_causal": is_causal, "implementation": implementation}
-        return jax.tree_util.Partial(functools.partial(_integrate, **options), query, key, weights, kernel, mask)
-    return jax.tree_util.Partial(_apply, *_densities(query, key, weights, kernel, kernel_axis, mask, is_causal))
+        return integrate
+    return jax.tree_util.Partial(_apply, integrate, *_densities(query, key, weights, kernel, mask, **options))
 
 
 def _integrate(
@@ -76,8 +85,10 @@ def _integrate(
     return integral_attention(query, key, value, weights, kernel=kernel, mask=mask, **how)
 
 
-def _apply(densities: Array, inverse: Array, value: Array) -> Array:
+def _apply(integrate: Callable[[Array], Array], densities: Array, inverse: Array, value: Array) -> Array:
     value = as_float(value, "value")
+    if accumulation_dtype(densities, value) != densities.dtype:
+        return integrate(value)  # in the precision of the values, which was not known before
     heads, _, m = densities.shape
     if value.ndim != 3 or value.shape[:2] != (m, heads):
         raise ValueError(f"value must have shape (m, h, c) = ({m}, {heads}, c), got {value.shape}.")
@@ -90,8 +101,9 @@ def _densities(
     key: Array,
     weights: Array | None,
     kernel: Kernel,
-    kernel_axis: int | None,
     mask: Array | None,
+    *,
+    kernel_axis: int | None,
     is_causal: bool,
 ) -> tuple[Array, Array]:
     """w_j k_ij up to a factor per row, (h, n, m), and one over the sum of each row, (n, h)."""

@@ -1,9 +1,13 @@
 """Linear attention: the dot product as kernel, through moments of keys and values."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxop._scaling import unit_of
+from jaxop._varying import varying_like
 from jaxop.attention.checks import accumulation_dtype, check_causal, check_operands
 from jaxop.attention.partial import relative_weights, uniform_weights
 from jaxop.kernels import ExpDotProduct
@@ -49,32 +53,47 @@ def linear_attention(
         check_causal(query, key)
     dtype, out_dtype = accumulation_dtype(query, key, value), value.dtype
     query, key, value = (a.astype(dtype) for a in (query, key, value))
-    weights = uniform_weights(key.shape[0], dtype) if weights is None else relative_weights(weights.astype(dtype))
-    if not is_causal:
-        mass = jnp.sum(weights)
-        share = jnp.where(mass > 0, weights / jnp.where(mass > 0, mass, 1), 0)
-        moment = jnp.einsum("mhd,mhc->hdc", key * share[:, None, None], value)
-        return jnp.einsum("nhd,hdc->nhc", query, moment).astype(out_dtype)
+    weights = uniform_weights(key.shape[0], dtype) if weights is None else weights.astype(dtype)
+    if is_causal:
+        return _causal_attention(query, key, value, weights).astype(out_dtype)
+    weights = relative_weights(weights)
+    mass = jnp.sum(weights)
+    share = jnp.where(mass > 0, weights / jnp.where(mass > 0, mass, 1), 0)
+    moment = jnp.einsum("mhd,mhc->hdc", key * share[:, None, None], value)
+    return jnp.einsum("nhd,hdc->nhc", query, moment).astype(out_dtype)
+
+
+@jax.jit
+def _causal_attention(query: Array, key: Array, value: Array, weights: Array) -> Array:
+    """Σ_{j≤i} w_j (q_i·k_j) v_j / Σ_{j≤i} w_j, row i in units of the largest weight up to it."""
     n = query.shape[0]
     chunk = min(n, _CHUNK)
-    query, weighted, value = (
-        jnp.pad(a, [(0, -n % chunk), (0, 0), (0, 0)]).reshape(-1, chunk, *a.shape[1:])
-        for a in (query, key * weights[:, None, None], value)
+    inputs: Any = query, key, value, weights, unit_of(jax.lax.cummax(jnp.abs(weights)))
+    inputs = tuple(
+        jnp.pad(a, [(0, -n % chunk), *[(0, 0)] * (a.ndim - 1)], mode="edge").reshape(-1, chunk, *a.shape[1:])
+        for a in inputs
     )
     causal = jnp.tri(chunk, dtype=bool)
 
-    def advance(moment: Array, inputs: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-        query, key, value = inputs
+    def advance(carry: tuple[Array, Array, Array], inputs: tuple[Array, Array, Array, Array, Array]):
+        moment, mass, unit = carry
+        query, key, value, weights, units = inputs
+        share = jnp.where(causal, weights[None, :] / units[:, None], 0)
+        former = unit / units
         # by selection: a later score that overflows must not meet a 0
-        scores = jnp.where(causal[None], jnp.einsum("nhd,mhd->hnm", query, key), 0)
-        out = jnp.einsum("hnm,mhc->nhc", scores, value) + jnp.einsum("nhd,hdc->nhc", query, moment)
-        return moment + jnp.einsum("mhd,mhc->hdc", key, value), out
+        scores = jnp.where(causal[None], jnp.einsum("nhd,mhd->hnm", query, key), 0) * share[None]
+        sums = jnp.einsum("hnm,mhc->nhc", scores, value)
+        sums = sums + former[:, None, None] * jnp.einsum("nhd,hdc->nhc", query, moment)
+        masses = jnp.sum(share, axis=1) + former * mass
+        moment = former[-1] * moment + jnp.einsum("mhd,mhc->hdc", key * share[-1][:, None, None], value)
+        return (moment, masses[-1], units[-1]), (sums, masses)
 
-    empty = jnp.zeros((query.shape[2], query.shape[3], value.shape[3]), dtype)
-    _, sums = jax.lax.scan(advance, empty, (query, weighted, value))
-    mass = jnp.cumsum(weights)[:, None, None]
-    sums = sums.reshape(-1, *sums.shape[2:])[:n]
-    return jnp.where(mass > 0, sums / jnp.where(mass > 0, mass, 1), 0).astype(out_dtype)
+    (_, heads, depth), channels, zero = query.shape, value.shape[2], jnp.zeros((), query.dtype)
+    start = jnp.zeros((heads, depth, channels), query.dtype), zero, unit_of(zero)
+    inputs = varying_like(inputs)
+    sums, masses = jax.lax.scan(advance, varying_like(start, inputs), inputs)[1]
+    sums, mass = sums.reshape(-1, heads, channels)[:n], masses.reshape(-1)[:n, None, None]
+    return jnp.where(mass > 0, sums / jnp.where(mass > 0, mass, 1), 0)
 
 
 _CHUNK = 64

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxop._pytree import register
+from jaxop._scaling import unit_of
 from jaxop.attention.checks import accumulation_dtype, cast_kernel, check_operands
 from jaxop.kernels import LOG_ZERO, Kernel
 
@@ -164,8 +165,8 @@ def uniform_weights(m: int, dtype: jnp.dtype) -> Float[Array, " m"]:
 
 def relative_weights(weights: Float[Array, " m"]) -> Float[Array, " m"]:
     """Weights in units of the largest: their sums neither over- nor underflow; none that is positive: as they are."""
-    largest = jax.lax.stop_gradient(jnp.max(weights))
-    return weights / jnp.where(largest > 0, largest, 1)
+    largest = jnp.max(weights)
+    return weights / jnp.where(largest > 0, unit_of(largest), 1)
 
 
 def split_weights(

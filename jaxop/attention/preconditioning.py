@@ -1,15 +1,19 @@
 """Schwarz attention as a preconditioner of the equation that it approximates the inverse of."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxop._pytree import register
-from jaxop._validation import accumulator, as_float, is_integer
+from jaxop._scaling import unit_of
+from jaxop._validation import accumulator, as_float, is_integer, is_numeric
+from jaxop._varying import varying_like
 from jaxop.attention.schwarz import SchwarzFactors, check_factors, schwarz_apply
 from jaxop.domains import Decomposition
 
@@ -109,7 +113,9 @@ def flexible_cg(
         ValueError: if ``rhs`` is not a vector, ``tolerance`` is not positive, ``max_iterations`` is no integer of at
             least 0, or a function does not return (n,).
 
-    Cost: one product with A and one with M⁻¹ per step; memory O(n).
+    Cost: one product with A and one with M⁻¹ per step; memory O(n). Called outside `jax.jit`, arrays and a
+        `jax.tree_util.Partial` of arrays (`schwarz_preconditioner`) compile once per shape, other functions at each
+        call.
 
     Source: Notay, "Flexible conjugate gradients", SIAM J. Sci. Comput. 22, 2000.
 
@@ -123,6 +129,8 @@ def flexible_cg(
     rhs = as_float(rhs, "rhs")
     if rhs.ndim != 1:
         raise ValueError(f"rhs must have shape (n,), got {rhs.shape}; use jax.vmap for several right-hand sides.")
+    if not is_numeric(tolerance) or np.ndim(tolerance):
+        raise TypeError(f"tolerance must be one positive number, got {tolerance!r}.")
     if not tolerance > 0:
         raise ValueError(f"tolerance must be positive, got {tolerance}.")
     if not is_integer(max_iterations) or max_iterations < 0:
@@ -137,23 +145,35 @@ def flexible_cg(
             "preconditioner must be a function of (n,), got SchwarzFactors; pass "
             "attention.schwarz_preconditioner(decomposition, factors)."
         )
-    dtype, n = rhs.dtype, rhs.size
-    wide = accumulator(dtype)
+    wide = accumulator(rhs.dtype)
+    arrays = jax.tree.leaves((matrix, preconditioner))
+    if all(isinstance(leaf, jax.Array | np.ndarray | float) for leaf in arrays):
+        solve = functools.partial(_compiled, matrix, preconditioner)
+    else:
+        # a function may close over what changes, so its program lives as long as this call
+        solve = jax.jit(lambda *arguments: _conjugate_gradients(matrix, preconditioner, *arguments))
+    solution, steps, residual = solve(rhs.astype(wide), float(tolerance), int(max_iterations))
+    return CGResult(solution.astype(rhs.dtype), steps, residual)
+
+
+def _conjugate_gradients(
+    matrix: Any, preconditioner: Any, rhs: Array, tolerance: Any, max_iterations: Any
+) -> tuple[Array, Array, Array]:
+    """x, the number of steps and the relative residual."""
+    n = rhs.size
 
     def product(name: str, function: Any, x: Array) -> Array:
         out = jnp.asarray(function(x) if callable(function) else function @ x)
         if out.shape != (n,):
             raise ValueError(f"{name} must map (n,) = ({n},) to (n,), got {out.shape}.")
-        return out.astype(wide)
+        return out.astype(rhs.dtype)
 
     def apply(residual: Array) -> Array:
         return residual if preconditioner is None else product("preconditioner", preconditioner, residual)
 
-    rhs = rhs.astype(wide)
-    largest = jnp.max(jnp.abs(rhs), initial=0)
-    unit = jnp.where(largest > 0, largest, 1)  # squares of the residual neither over- nor underflow
-    rhs = rhs / unit
-    size = jnp.linalg.norm(rhs)
+    unit = unit_of(jnp.max(jnp.abs(rhs), initial=0))  # squares of the residual neither over- nor underflow
+    scaled = rhs / unit
+    size = jnp.linalg.norm(scaled)
     size = jnp.where(size > 0, size, 1)
     State = tuple[Array, Array, Array, Array, Array, Array, Array]
 
@@ -172,7 +192,11 @@ def flexible_cg(
         beta = jnp.vdot(z, new - r) / jnp.where(rho == 0, 1, rho)
         return x + alpha * p, new, z, z + beta * p, jnp.vdot(z, new), k + 1, sound
 
-    z = apply(rhs)
-    start = (jnp.zeros_like(rhs), rhs, z, z, jnp.vdot(z, rhs), jnp.zeros((), jnp.int32), jnp.array(True))
+    z = apply(scaled)
+    start = (jnp.zeros_like(scaled), scaled, z, z, jnp.vdot(z, scaled), jnp.zeros((), jnp.int32), jnp.array(True))
+    start = varying_like(start, jax.eval_shape(advance, start))
     x, r, *_, k, _ = jax.lax.while_loop(unfinished, advance, start)
-    return CGResult((unit * x).astype(dtype), k, jnp.linalg.norm(r) / size)
+    return unit * x, k, jnp.linalg.norm(r) / size
+
+
+_compiled = jax.jit(_conjugate_gradients)

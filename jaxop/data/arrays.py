@@ -4,13 +4,23 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxop import domains
-from jaxop._validation import check_name, first_index, float_dtype
-from jaxop.data.samples import ArraySource, Samples, check_array
+from jaxop._validation import (
+    as_integer,
+    check_distinct,
+    check_increasing,
+    check_name,
+    first_index,
+    float_dtype,
+    host_array,
+    host_real,
+    on_device,
+)
+from jaxop.data.samples import ArraySource, Samples, check_array, plain_rows
 from jaxop.domains import RULES, Axis, Domain, Grid, PointCloud
+from jaxop.domains.rules import trapezoid_weights
 
 _RULES_OF_SPACING = {  # margins between the end nodes and the ends of the interval, in gaps
     "trapezoid": (0.0, 0.0),
@@ -28,6 +38,7 @@ def from_arrays(
     *,
     weights: Any = None,
     initial: Any = None,
+    faces: Any = None,
     dim: int | None = None,
     rule: str | Sequence[str] | None = None,
     lower: float | Sequence[float] | None = None,
@@ -41,12 +52,12 @@ def from_arrays(
     * one array (n_k,) per axis, in a list or tuple, or a single array (n,) in one dimension: a grid with
       trapezoid weights over the actual gaps; with ``rule``, evenly spaced nodes of that rule, whose
       interval follows from them (spectral layers need ``"midpoint"`` or ``"periodic"``);
-    * (n, dim): nodes shared by all samples;
+    * (n, dim): nodes shared by all samples; with ``faces``, the vertices of a mesh of triangles;
     * (samples, n, dim), or (samples, n) in one dimension: nodes of each sample.
 
     Nodes in one dimension must increase and get trapezoid weights; in more they count equally, with a
-    total measure of 1; ``weights`` overrules both. Functions on nodes have shape (samples, n) or
-    (samples, n, channels).
+    total measure of 1; ``weights`` overrules both. A vertex of a mesh weighs a third of its triangles.
+    Functions on nodes have shape (samples, n) or (samples, n, channels).
 
     **Which axes are the grid.** Coordinates or ``dim`` say how many there are; one more axis holds
     channels. Without either the two shapes decide: if one array has an axis more, or only their last axes
@@ -61,6 +72,8 @@ def from_arrays(
         weights: quadrature weights, shape (n,) or (samples, n), with coordinates that are not a grid of
             several axes.
         initial: data given at the first node, shape (samples, channels).
+        faces: triangles of a mesh as indices of coordinates from 0, shape (f, 3); see
+            `jaxop.domains.triangle_mesh`.
         dim: space dimension.
         rule: quadrature rule, one or one per axis; see `jaxop.domains.interval`.
         lower: lower corner of the box, where there are no coordinates; 0 by default.
@@ -70,8 +83,9 @@ def from_arrays(
         `Samples` in the dtypes of the arrays, with functions as (N, n, channels).
 
     Raises:
-        TypeError: for data that are not real numbers.
-        ValueError: for shapes that disagree or leave the grid open, and as `Samples` and the builders of
+        TypeError: for data that are not real numbers, and masked arrays.
+        ValueError: for shapes that disagree or leave the grid open, nodes that coincide only after rounding to
+            JAX's precision, and as `Samples` and the builders of
             `jaxop.domains`.
 
     Example:
@@ -93,6 +107,10 @@ def from_arrays(
             "the first axis of both counts samples."
         )
     if coordinates is None:
+        if faces is not None:
+            raise ValueError(
+                "faces were given without coordinates; give the vertices as coordinates of shape (n, dim)."
+            )
         if weights is not None:
             raise ValueError("weights were given without coordinates; say where the nodes are that they belong to.")
         shape = _grid_shape(u.shape, v.shape, dim)
@@ -101,7 +119,10 @@ def from_arrays(
     else:
         if lower is not None or upper is not None:
             raise ValueError("lower and upper belong to grids without coordinates; leave them out or the coordinates.")
-        domain = _located(coordinates, weights, rule, u.shape)
+        if faces is None:
+            domain = _located(coordinates, weights, rule, u.shape)
+        else:
+            domain = _mesh(coordinates, faces, weights, rule)
         if dim is not None and dim != domain.dim:
             raise ValueError(f"dim={dim} but the coordinates have dimension {domain.dim}; leave dim out.")
         shape = domain.shape if isinstance(domain, Grid) and not domain.is_batched else (domain.size,)
@@ -109,12 +130,13 @@ def from_arrays(
         _functions(u, shape, "inputs"),
         _functions(v, shape, "targets"),
         domain,
-        initial=None if initial is None else np.asarray(initial),
+        initial=None if initial is None else host_array(initial, "initial"),
     )
 
 
 def _source(array: Any, argument: str) -> ArraySource:
-    source = array if isinstance(array, ArraySource) and not isinstance(array, jax.Array) else np.asarray(array)
+    lazy = isinstance(array, ArraySource) and not isinstance(array, jax.Array | np.ndarray)
+    source = array if lazy else host_array(array, argument)
     check_array(source, argument)
     if len(source.shape) < 2:
         raise ValueError(
@@ -131,7 +153,7 @@ def _grid_shape(inputs: tuple[int, ...], targets: tuple[int, ...], dim: int | No
     """The common axes of the grid, by the rule stated in `from_arrays`."""
     if dim is None:
         dim = _infer_dim(inputs, targets)
-    elif dim < 1:
+    elif as_integer(dim, "dim") < 1:
         raise ValueError(f"dim must be at least 1, got {dim}.")
     for shape, argument in ((inputs, "inputs"), (targets, "targets")):
         if len(shape) - 1 - dim not in (0, 1):
@@ -176,14 +198,14 @@ def _functions(source: ArraySource, shape: tuple[int, ...], argument: str) -> Ar
     channels = source.shape[-1] if len(source.shape) == axes + 2 else 1
     if isinstance(source, np.ndarray):
         return source.reshape(len(source), size, channels)
-    return _Functions(source, (size, channels))
+    return _Functions(source, (size, channels), argument)
 
 
 class _Functions:
     """A lazily read array whose rows are reshaped."""
 
-    def __init__(self, source: ArraySource, row: tuple[int, int]):
-        self._source, self._row = source, row
+    def __init__(self, source: ArraySource, row: tuple[int, int], argument: str):
+        self._source, self._row, self._argument = source, row, argument
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -194,7 +216,7 @@ class _Functions:
         return self._source.dtype
 
     def __getitem__(self, index: Any, /) -> np.ndarray:
-        return np.asarray(self._source[index]).reshape(-1, *self._row)
+        return plain_rows(self._source, index, self._argument).reshape(-1, *self._row)
 
 
 def _located(coordinates: Any, weights: Any, rule: str | Sequence[str] | None, shape: tuple[int, ...]) -> Domain:
@@ -207,9 +229,9 @@ def _located(coordinates: Any, weights: Any, rule: str | Sequence[str] | None, s
                 "weights belong to nodes, not to a grid of several axes; give nodes of shape (n, dim), or a rule."
             )
         if len(coordinates) > 1:
-            return _grid([_real(axis, f"coordinates[{k}]") for k, axis in enumerate(coordinates)], rule)
+            return _grid([host_array(axis, f"coordinates[{k}]") for k, axis in enumerate(coordinates)], rule)
         coordinates = coordinates[0]
-    nodes = _real(coordinates, "coordinates")
+    nodes = host_array(coordinates, "coordinates")
     if nodes.ndim == 1 and weights is None:
         return _grid([nodes], rule)
     if rule is not None:
@@ -231,10 +253,39 @@ def _located(coordinates: Any, weights: Any, rule: str | Sequence[str] | None, s
     return _stacked(nodes, weights)
 
 
+def _mesh(coordinates: Any, faces: Any, weights: Any, rule: str | Sequence[str] | None) -> Domain:
+    """The mesh of triangles between coordinates that all samples share."""
+    if weights is not None or rule is not None:
+        raise ValueError(
+            "faces already give weights, a third of the triangles at each vertex; leave weights and rule out, or faces."
+        )
+    if isinstance(coordinates, (list, tuple)) or np.ndim(coordinates) != 2:
+        received = f"{len(coordinates)} axes" if isinstance(coordinates, (list, tuple)) else np.shape(coordinates)
+        raise ValueError(
+            f"faces need coordinates of shape (n, 2) or (n, 3), the vertices that all samples share, got {received}; "
+            "leave faces out if the coordinates are no vertices."
+        )
+    triangles = np.asarray(faces)
+    if triangles.dtype.kind not in "iu" or triangles.ndim != 2 or triangles.shape[1] != 3:
+        raise ValueError(
+            f"faces must be integers of shape (f, 3), got {triangles.dtype} of shape {triangles.shape}; "
+            "leave faces out if they are no triangles."
+        )
+    vertices = host_array(coordinates, "coordinates")
+    _check(np.isfinite(vertices), vertices, "coordinates", "must be finite")
+    check_distinct(vertices, "coordinates", float_dtype())
+    return domains.triangle_mesh(vertices.astype(float_dtype()), triangles)
+
+
 def _shared(nodes: np.ndarray, weights: Any) -> Domain:
+    if weights is None and nodes.shape[1] == 1:
+        return Grid((_axis(nodes[:, 0], "coordinates"),))
+    _check(np.isfinite(nodes), nodes, "coordinates", "must be finite")
+    check_distinct(nodes, "coordinates", float_dtype())
+    nodes = nodes.astype(float_dtype())
     if weights is None:
-        return domains.from_samples(nodes[:, 0]) if nodes.shape[1] == 1 else domains.monte_carlo(nodes)
-    array = _real(weights, "weights")
+        return domains.monte_carlo(nodes)
+    array = host_array(weights, "weights").astype(float_dtype())
     if array.shape != nodes.shape[:1]:
         raise ValueError(f"weights must have shape ({len(nodes)},), one for each node, got {array.shape}.")
     cloud = domains.from_nodes(nodes, array)
@@ -246,14 +297,12 @@ def _shared(nodes: np.ndarray, weights: Any) -> Domain:
 def _stacked(nodes: np.ndarray, weights: Any) -> Domain:
     count, n, dim = nodes.shape
     _check(np.isfinite(nodes), nodes, "coordinates", "must be finite")
-    if weights is None and dim > 1:
-        return PointCloud(jnp.asarray(nodes), jnp.full((count, n), 1 / n, nodes.dtype))
-    increasing = np.diff(nodes[..., 0], axis=1)
+    if weights is None and dim == 1:
+        return Grid((_axis(nodes[..., 0], "coordinates"),))
+    check_distinct(nodes, "coordinates", float_dtype())
     if weights is None:
-        later = np.concatenate([np.ones((count, 1), bool), increasing > 0], axis=1)
-        _check(later, nodes[..., 0], "coordinates", "must increase strictly along the nodes; sort them with the values")
-        return jax.vmap(domains.from_samples)(jnp.asarray(nodes[..., 0]))
-    array = _real(weights, "weights")
+        return PointCloud(on_device(nodes, float_dtype()), on_device(np.full((count, n), 1 / n), float_dtype()))
+    array = host_real(weights, "weights")
     if array.shape not in ((n,), (count, n)):
         raise ValueError(f"weights must have shape ({n},) or ({count}, {n}), one for each node, got {array.shape}.")
     _check(np.isfinite(array) & (array >= 0), array, "weights", "must be finite and not negative")
@@ -262,9 +311,10 @@ def _stacked(nodes: np.ndarray, weights: Any) -> Domain:
         raise ValueError(
             f"weights of sample {first_index(~(array > 0).any(axis=1))} are all zero; one must be positive."
         )
-    if dim == 1 and (increasing >= 0).all():
-        return Grid((Axis(jnp.asarray(nodes[..., 0]), jnp.asarray(array)),))
-    return PointCloud(jnp.asarray(nodes), jnp.asarray(array))
+    leaves = on_device(nodes, float_dtype()), on_device(array, float_dtype())
+    if dim == 1 and (np.diff(nodes[..., 0], axis=1) >= 0).all():
+        return Grid((Axis(on_device(nodes[..., 0], float_dtype()), leaves[1]),))
+    return PointCloud(*leaves)
 
 
 def _grid(axes: list[np.ndarray], rule: str | Sequence[str] | None) -> Grid:
@@ -276,9 +326,17 @@ def _grid(axes: list[np.ndarray], rule: str | Sequence[str] | None) -> Grid:
     for k, (nodes, name) in enumerate(zip(axes, rules, strict=True)):
         if nodes.ndim != 1 or len(nodes) < 2:
             raise ValueError(f"coordinates of axis {k} must have shape (n,) with n >= 2, got {nodes.shape}.")
-        axis = domains.from_samples(nodes).axes[0]
-        parts.append(axis if name is None else _even_axis(nodes, name, k))
+        axis = _axis(nodes, "coordinates" if len(axes) == 1 else f"coordinates[{k}]")
+        parts.append(axis if name is None else _even_axis(nodes.astype(float_dtype()), name, k))
     return Grid(tuple(parts))
+
+
+def _axis(nodes: np.ndarray, argument: str) -> Axis:
+    """Given nodes (..., n) with trapezoid weights, checked in their own precision and rounded to JAX's."""
+    _check(np.isfinite(nodes), nodes, argument, "must be finite")
+    check_increasing(nodes, argument, float_dtype())
+    rounded = nodes.astype(float_dtype())
+    return Axis(on_device(rounded), on_device(np.asarray(trapezoid_weights(rounded))))
 
 
 def _even_axis(nodes: np.ndarray, rule: str, k: int) -> Axis:
@@ -299,13 +357,6 @@ def _even_axis(nodes: np.ndarray, rule: str, k: int) -> Axis:
             f"spacing has {axis.nodes[i]}; leave rule out for trapezoid weights over the actual gaps."
         )
     return axis
-
-
-def _real(array: Any, argument: str) -> np.ndarray:
-    """Coordinates or weights in JAX's default floating dtype."""
-    result = np.asarray(array)
-    check_array(result, argument)
-    return result.astype(float_dtype())
 
 
 def _check(good: np.ndarray, values: np.ndarray, argument: str, requirement: str) -> None:

@@ -4,12 +4,12 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, SupportsIndex
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Integer, Num
 
 from jaxop._pytree import register
-from jaxop._validation import first_index, float_dtype
+from jaxop._validation import as_integer, first_index, float_dtype, on_device, plain_array
+from jaxop.data.samples import checked_indices
 
 
 @register
@@ -37,7 +37,7 @@ class Examples:
         labels: classes 0, 1, …, shape (N,) or (N, n).
 
     Raises:
-        TypeError: for labels that are no integers, or inputs that are no real numbers.
+        TypeError: for labels that are no integers, inputs that are no real numbers, and masked arrays.
         ValueError: for an empty set, different numbers of inputs and labels, negative labels, or inputs that
             are not finite (the message names the first).
 
@@ -54,10 +54,10 @@ class Examples:
 
     def __post_init__(self):
         for name in ("inputs", "labels"):
-            object.__setattr__(self, name, np.asarray(getattr(self, name)))
-        if not np.issubdtype(self.labels.dtype, np.integer):
+            object.__setattr__(self, name, plain_array(getattr(self, name), name))
+        if self.labels.dtype.kind not in "iu":
             raise TypeError(f"labels must be integers, got {self.labels.dtype}; number the classes 0, 1, ...")
-        if not (np.issubdtype(self.inputs.dtype, np.integer) or np.issubdtype(self.inputs.dtype, np.floating)):
+        if self.inputs.dtype.kind not in "iuf":
             raise TypeError(f"inputs must be integers or real numbers, got {self.inputs.dtype}.")
         if not self.inputs.ndim or not self.labels.ndim or self.inputs.shape[0] != self.labels.shape[0]:
             raise ValueError(
@@ -80,20 +80,19 @@ class Examples:
 
     def __getitem__(self, indices: slice | Sequence[SupportsIndex] | Int[np.ndarray | Array, " b"]) -> ExampleBatch:
         """The examples of the given numbers, in that order."""
-        index = self._index(indices)
+        index = checked_indices(indices, len(self), "examples")
 
         def to_jax(rows: np.ndarray) -> Any:
-            return jnp.asarray(rows.astype(np.int32 if np.issubdtype(rows.dtype, np.integer) else float_dtype()))
+            return on_device(rows, np.int32 if np.issubdtype(rows.dtype, np.integer) else float_dtype())
 
-        return ExampleBatch(to_jax(self.inputs[index]), to_jax(self.labels[index]), jnp.asarray(index, jnp.int32))
+        return ExampleBatch(to_jax(self.inputs[index]), to_jax(self.labels[index]), on_device(index, np.int32))
 
     def take(self, indices: slice | Sequence[SupportsIndex] | Int[np.ndarray | Array, " b"]) -> "Examples":
         """The set of the given examples."""
-        index = self._index(indices)
+        index = checked_indices(indices, len(self), "examples")
+        if not index.size:
+            raise ValueError(f"indices select none of the {len(self)} examples; a set needs at least one.")
         return Examples(self.inputs[index], self.labels[index])
-
-    def _index(self, indices: Any) -> np.ndarray:
-        return np.arange(len(self))[indices if isinstance(indices, slice) else np.asarray(indices)]
 
 
 def text_windows(tokens: Integer[np.ndarray, " n"], context: int) -> Examples:
@@ -109,7 +108,7 @@ def text_windows(tokens: Integer[np.ndarray, " n"], context: int) -> Examples:
         `Examples` with inputs t_0 … t_{n−1} and labels t_1 … t_n.
 
     Raises:
-        TypeError: for what is no row of integers, such as a string.
+        TypeError: for what is no row of integers, such as a string, and a ``context`` that is no integer.
         ValueError: for a text shorter than one window and its successor.
 
     Example:
@@ -119,8 +118,8 @@ def text_windows(tokens: Integer[np.ndarray, " n"], context: int) -> Examples:
         >>> windows.inputs.tolist(), windows.labels[1].tolist()
         ([[0, 1, 2, 3], [4, 5, 6, 7]], [5, 6, 7, 8])
     """
-    tokens = np.asarray(tokens)
-    if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
+    tokens, context = plain_array(tokens, "tokens"), as_integer(context, "context")
+    if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
         raise TypeError(
             f"tokens must be one row of integers, got {tokens.dtype} of shape {tokens.shape}; the bytes of a text are "
             "np.frombuffer(text.encode(), np.uint8)."

@@ -2,17 +2,24 @@
 
 import dataclasses
 import functools
-import operator
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, SupportsIndex, TypeVar, runtime_checkable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxop._pytree import register
-from jaxop._validation import first_index, float_dtype, warn_float64
+from jaxop._validation import (
+    as_integer,
+    check_plain,
+    check_real,
+    first_index,
+    jax_dtype,
+    on_device,
+    plain_array,
+    warn_float64,
+)
 from jaxop.data._support import seed_sequence
 from jaxop.domains import Domain, Grid
 
@@ -86,7 +93,8 @@ class Samples:
         initial: data given at the first node, shape (N, c0), for operators that take it.
 
     Raises:
-        TypeError: for something that is not a real array.
+        TypeError: for something that is not a real array or not a domain, and for masked arrays, arrays of times
+            and arrays with a unit: they carry more than numbers.
         ValueError: for an empty set, shapes that do not fit each other or the domain, domains of
             different dimensions, and values that are not finite (the message names the first).
 
@@ -109,11 +117,11 @@ class Samples:
     def __post_init__(self):
         for name in ("inputs", "targets", "initial"):
             value = getattr(self, name)
-            if isinstance(value, jax.Array):
-                value = np.asarray(value)
-                object.__setattr__(self, name, value)
-            if value is not None:
-                check_array(value, name)
+            if value is None and name == "initial":
+                continue
+            check_array(value, name)
+            if isinstance(value, jax.Array | np.ndarray):
+                object.__setattr__(self, name, np.asarray(value))
         check_functions(self.inputs, self.domain, "inputs", "domain")
         check_functions(self.targets, self.target_domain, "targets", "domain" if self.at is None else "at")
         count = self.inputs.shape[0]
@@ -144,14 +152,14 @@ class Samples:
 
     def __getitem__(self, indices: slice | Sequence[SupportsIndex] | Int[np.ndarray | Array, " b"]) -> Batch:
         """The samples of the given numbers, in that order, as a `Batch`; repeated numbers are allowed."""
-        index = self._index(indices)
+        index = checked_indices(indices, len(self), "samples")
         return Batch(
-            inputs=_to_jax(_rows(self.inputs, index)),
-            targets=_to_jax(_rows(self.targets, index)),
+            inputs=_to_jax(_rows(self.inputs, index, "inputs")),
+            targets=_to_jax(_rows(self.targets, index, "targets")),
             domain=self._domain_at(index, "domain"),
             at=None if self.at is None else self._domain_at(index, "at"),
-            initial=None if self.initial is None else _to_jax(_rows(self.initial, index)),
-            index=jnp.asarray(index, jnp.int32),
+            initial=None if self.initial is None else _to_jax(_rows(self.initial, index, "initial")),
+            index=on_device(index, np.int32),
         )
 
     @property
@@ -170,46 +178,27 @@ class Samples:
             >>> len(samples.take(slice(0, 6))), len(samples.take([6, 7]))
             (6, 2)
         """
-        index = self._index(indices)
+        index = checked_indices(indices, len(self), "samples")
         if not index.size:
             raise ValueError(f"indices select none of the {len(self)} samples; a set needs at least one.")
 
-        def part(source: ArraySource | None) -> ArraySource | None:
+        def part(source: ArraySource | None, name: str) -> ArraySource | None:
             if source is None or isinstance(source, np.ndarray):
                 return None if source is None else source[index]
-            return _Part(source, index)
+            return _Part(source, index, name)
 
         result = object.__new__(Samples)  # a part of a checked set needs no second scan
         for name in ("inputs", "targets", "initial"):
-            object.__setattr__(result, name, part(getattr(self, name)))
+            object.__setattr__(result, name, part(getattr(self, name), name))
         object.__setattr__(result, "domain", self._domain_at(index, "domain"))
         object.__setattr__(result, "at", None if self.at is None else self._domain_at(index, "at"))
         return result
-
-    def _index(self, indices: Any) -> np.ndarray:
-        """Sample numbers as a checked array of non-negative integers."""
-        count = len(self)
-        if isinstance(indices, slice):
-            return np.arange(count)[indices]
-        index = np.asarray(indices)
-        if index.size == 0:
-            index = index.astype(np.int64)
-        if index.ndim != 1 or not np.issubdtype(index.dtype, np.integer):
-            raise TypeError(
-                f"indices must be a slice or a sequence of integers, got {index.dtype} of shape {index.shape}; "
-                "one sample is samples[[i]]."
-            )
-        bad = (index < -count) | (index >= count)
-        if bad.any():
-            i = first_index(bad)
-            raise IndexError(f"indices[{i}] = {index[i]} is out of range: there are {count} samples.")
-        return np.where(index < 0, index + count, index)
 
     def _domain_at(self, index: np.ndarray, name: str) -> Domain:
         domain = getattr(self, name)
         if not domain.is_batched:
             return domain
-        return jax.tree.map(lambda leaf: jnp.asarray(leaf[index]), self._host_domains[name])
+        return jax.tree.map(lambda leaf: on_device(leaf[index]), self._host_domains[name])
 
     @functools.cached_property
     def _host_domains(self) -> dict[str, Any]:
@@ -244,7 +233,8 @@ def batch_indices(
         >>> sorted(int(i) for batch in epoch for i in batch)
         [0, 1, 2, 3, 4, 5]
     """
-    size, batch_size, seed, step = map(operator.index, (size, batch_size, seed, step))
+    size, batch_size = as_integer(size, "size"), as_integer(batch_size, "batch_size")
+    seed, step = as_integer(seed, "seed"), as_integer(step, "step")
     if size < 1:
         raise ValueError(f"size must be at least 1, got {size}: the dataset is empty.")
     if not 1 <= batch_size <= size:
@@ -275,6 +265,12 @@ def blocks(source: ArraySource) -> Iterator[slice]:
 
 def check_functions(values: ArraySource, domain: Domain, argument: str, domain_argument: str) -> None:
     """Raises unless ``values`` are N ≥ 1 functions (N, n, c) on a domain shared by all or stacked for each."""
+    check_array(values, argument)
+    if not isinstance(domain, Domain):
+        raise TypeError(
+            f"{domain_argument} must be a domain, got {type(domain).__name__}; build one, as in "
+            "jaxop.domains.interval(64)."
+        )
     shape = tuple(values.shape)
     if len(shape) != 3:
         raise ValueError(
@@ -299,22 +295,38 @@ def check_array(value: Any, argument: str) -> None:
     """Raises ``TypeError`` unless ``value`` is an array of real numbers."""
     if not isinstance(value, ArraySource):
         raise TypeError(f"{argument} must be an array, got {type(value).__name__}; convert it with numpy.asarray.")
-    if not _is_real(value.dtype):
+    check_plain(value, argument)
+    check_real(value.dtype, argument)
+
+
+def plain_rows(source: ArraySource, index: Any, argument: str) -> np.ndarray:
+    """Rows of an array as NumPy has them; files may mark missing entries by a mask, which is refused."""
+    return plain_array(source[index], argument)
+
+
+def checked_indices(indices: Any, count: int, what: str) -> np.ndarray:
+    """Numbers of samples as an array of non-negative integers below ``count``."""
+    if isinstance(indices, slice):
+        return np.arange(count)[indices]
+    index = plain_array(indices, "indices")
+    if index.size == 0:
+        index = index.astype(np.int64)
+    if index.ndim != 1 or index.dtype.kind not in "iu":
         raise TypeError(
-            f"{argument} must hold real numbers, got dtype {value.dtype}; "
-            "split complex values into real and imaginary channels."
+            f"indices must be a slice or a sequence of integers, got {index.dtype} of shape {index.shape}; "
+            f"one of the {what} is {what}[[i]]."
         )
-
-
-def _is_real(dtype: Any) -> bool:
-    # the last family holds bfloat16, which NumPy does not count as a number
-    return np.issubdtype(dtype, np.integer) or np.issubdtype(dtype, np.bool_) or jnp.issubdtype(dtype, jnp.floating)
+    bad = (index < -count) | (index >= count)
+    if bad.any():
+        i = first_index(bad)
+        raise IndexError(f"indices[{i}] = {index[i]} is out of range: there are {count} {what}.")
+    return np.where(index < 0, index + count, index)
 
 
 def _check_finite(source: ArraySource, argument: str, domain: Domain) -> None:
     """Raises ``ValueError`` naming the first entry that is NaN or infinite; files are read in blocks."""
     for rows in blocks(source):
-        block = np.asarray(source[rows])
+        block = plain_rows(source, rows, argument)
         bad = ~np.isfinite(block)
         if not bad.any():
             continue
@@ -333,27 +345,24 @@ def _check_finite(source: ArraySource, argument: str, domain: Domain) -> None:
         )
 
 
-def _rows(source: ArraySource, index: np.ndarray) -> np.ndarray:
+def _rows(source: ArraySource, index: np.ndarray, argument: str) -> np.ndarray:
     """Rows in any order, from sources that read strictly increasing indices."""
     if isinstance(source, np.ndarray):
         return source[index]
     increasing, inverse = np.unique(index, return_inverse=True)
-    return np.asarray(source[increasing])[inverse]
+    return plain_rows(source, increasing, argument)[inverse]
 
 
 def _to_jax(rows: np.ndarray) -> Array:
     """A JAX array of the rows' floating dtype, at most JAX's default precision; integers become floats."""
-    default = float_dtype()
-    dtype = rows.dtype.newbyteorder("=")
-    narrow = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize <= default.itemsize
-    return jnp.asarray(rows.astype(dtype if narrow else default))
+    return on_device(rows, jax_dtype(rows.dtype))
 
 
 class _Part:
     """Selected samples of a lazily read array."""
 
-    def __init__(self, source: ArraySource, index: np.ndarray):
-        self._source, self._index = source, index
+    def __init__(self, source: ArraySource, index: np.ndarray, argument: str):
+        self._source, self._index, self._argument = source, index, argument
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -364,4 +373,4 @@ class _Part:
         return self._source.dtype
 
     def __getitem__(self, index: Any, /) -> np.ndarray:
-        return _rows(self._source, self._index[index])
+        return _rows(self._source, self._index[index], self._argument)

@@ -7,20 +7,20 @@ from typing import Any
 import numpy as np
 
 from jaxop.data.samples import Samples
-from jaxop.domains import Domain, Grid, PointCloud
+from jaxop.domains import Domain, Grid, PointCloud, TriangleMesh
 
 
 def save(path: str | os.PathLike[str], samples: Samples) -> None:
     """Writes samples as .npz, which `read` turns into the same functions on the same nodes and weights.
 
     Functions are stored as ``x`` and ``y`` of shape (samples, *grid, channels), with the rule and box of
-    a grid or its ``coordinates`` and ``weights``, and with ``initial`` if there is any. The file appears
+    a grid or its ``coordinates`` with ``weights`` or ``faces``, and with ``initial`` if there is any. The file appears
     only when it is complete.
 
     Args:
         path: where to write; the suffix must be .npz. A file that is there is replaced.
         samples: a set whose targets live on the inputs' domain: a grid under rules, one-dimensional
-            given nodes, or scattered nodes.
+            given nodes, scattered nodes, or a mesh shared by all samples.
 
     Raises:
         ValueError: for another suffix or a domain that the file cannot describe.
@@ -64,9 +64,11 @@ def _described(domain: Domain) -> dict[str, Any]:
         if domain.rules == ("samples",):
             axis = domain.axes[0]
             return {"coordinates": np.asarray(axis.nodes)[..., None], "weights": np.asarray(axis.weights)}
+    if isinstance(domain, TriangleMesh) and not domain.is_batched:
+        return {"coordinates": np.asarray(domain.points), "faces": np.asarray(domain.faces)}
     if isinstance(domain, PointCloud):
         return {"coordinates": np.asarray(domain.points), "weights": np.asarray(domain.weights)}
     raise ValueError(
         f"the file cannot describe this domain ({type(domain).__name__} of dimension {domain.dim}); it can a grid "
-        "under rules, given nodes of one dimension, and scattered nodes (jaxop.domains.from_nodes)."
+        "under rules, given nodes of one dimension, scattered nodes (jaxop.domains.from_nodes), and a mesh."
     )

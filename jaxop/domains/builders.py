@@ -1,6 +1,6 @@
 """Functions that build validated domains."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -8,7 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Int, Real
 
-from jaxop._validation import accumulator, as_float, first_index, is_concrete
+from jaxop._validation import (
+    accumulator,
+    as_float,
+    as_integer,
+    as_number,
+    check_distinct,
+    check_increasing,
+    first_index,
+    host_array,
+    is_concrete,
+    jax_dtype,
+    on_device,
+    warn_float64,
+)
 from jaxop.domains.domain import (
     Axis,
     Domain,
@@ -19,6 +32,7 @@ from jaxop.domains.domain import (
     triangle_areas,
     triangle_edges,
 )
+from jaxop.domains.rules import trapezoid_weights
 
 AnyDomain = TypeVar("AnyDomain", bound=Domain)
 
@@ -42,6 +56,7 @@ def interval(n: int, *, lower: float = 0.0, upper: float = 1.0, rule: str = "tra
         A one-dimensional `Grid`.
 
     Raises:
+        TypeError: if ``n`` is not an integer or an end is not a number.
         ValueError: for an unknown rule, too few nodes, or ends out of order.
 
     Example:
@@ -71,7 +86,7 @@ def box(
         A `Grid` of Π shape nodes in row-major order.
 
     Raises:
-        TypeError: for a shape that is one number.
+        TypeError: for a shape that is one number, and as `interval`.
         ValueError: as `interval`, or when the lengths of the arguments disagree.
 
     Example:
@@ -109,6 +124,7 @@ def from_samples(nodes: Real[ArrayLike, " n"] | Sequence[float]) -> Grid:
         A one-dimensional `Grid` on (nodes[0], nodes[-1]).
 
     Raises:
+        TypeError: as `from_nodes`.
         ValueError: for fewer than two nodes, NaN or infinite ones, and unsorted or repeated ones, also
             those that coincide only after rounding to JAX's precision (the message names the first
             offending index).
@@ -123,25 +139,10 @@ def from_samples(nodes: Real[ArrayLike, " n"] | Sequence[float]) -> Grid:
         raise ValueError(
             f"nodes must have shape (n,) with n >= 2, got {array.shape}; use monte_carlo for points in space."
         )
-    if is_concrete(array):
-        values = np.asarray(array)
-        _check_finite(values, "nodes")
-        bad = np.diff(values) <= 0
-        if bad.any():
-            i = int(np.argmax(bad)) + 1
-            given = np.asarray(nodes, np.float64)
-            fault, remedy = "lies below", "sort them together with the values (numpy.argsort, numpy.unique)"
-            if given[i] == given[i - 1]:
-                fault = "repeats"
-            elif given[i] > given[i - 1]:
-                fault, remedy = f"rounds in {values.dtype} to", "subtract an origin, or enable x64"
-            raise ValueError(
-                f"nodes must be strictly increasing, but nodes[{i}] = {given[i]} {fault} nodes[{i - 1}] = "
-                f"{given[i - 1]}; {remedy}."
-            )
-    gaps = jnp.diff(array)
-    zero = jnp.zeros_like(gaps[:1])
-    return Grid((Axis(array, (jnp.concatenate([gaps, zero]) + jnp.concatenate([zero, gaps])) / 2),))
+    if isinstance(array, np.ndarray):
+        _check_finite(array, "nodes")
+        check_increasing(nodes, "nodes", array.dtype)
+    return Grid((Axis(_leaf(array, nodes), _leaf(trapezoid_weights(array))),))
 
 
 def from_nodes(
@@ -157,8 +158,10 @@ def from_nodes(
         A `PointCloud`.
 
     Raises:
-        ValueError: for weights of the wrong length, negative, NaN or all zero, and nodes that are not
-            finite; the message names the first bad index.
+        TypeError: for masked arrays, quantities with a unit, and what else is not an array of real numbers.
+        ValueError: for weights of the wrong length, negative, NaN or all zero, nodes that are not finite, and
+            those that coincide only after rounding to JAX's precision, as large coordinates far from their origin
+            do; the message names the first bad index.
 
     Example:
         >>> from jaxop import domains
@@ -173,18 +176,19 @@ def from_nodes(
     if array.shape != nodes.shape[:1]:
         entries = f"{array.shape[0]} entries" if array.ndim == 1 else f"shape {array.shape}"
         raise ValueError(f"weights has {entries} for {nodes.shape[0]} nodes; give one weight per node.")
-    if is_concrete(nodes, array):
-        _check_finite(np.asarray(nodes), "points")
-        values = np.asarray(array)
-        _check_finite(values, "weights")
-        if (values < 0).any():
-            i = first_index(values < 0)
+    if isinstance(nodes, np.ndarray):
+        _check_finite(nodes, "points")
+        check_distinct(points, "points", nodes.dtype)
+    if isinstance(array, np.ndarray):
+        _check_finite(array, "weights")
+        if (array < 0).any():
+            i = first_index(array < 0)
             raise ValueError(
-                f"weights must be non-negative, but weights[{i}] = {values[i]}; a quadrature weight is a measure."
+                f"weights must be non-negative, but weights[{i}] = {array[i]}; a quadrature weight is a measure."
             )
-        if not (values > 0).any():
+        if not (array > 0).any():
             raise ValueError("weights are all zero: the domain has no measure; at least one node must carry weight.")
-    return PointCloud(nodes, array)
+    return PointCloud(_leaf(nodes, points), _leaf(array, weights))
 
 
 def monte_carlo(
@@ -200,6 +204,7 @@ def monte_carlo(
         A `PointCloud`.
 
     Raises:
+        TypeError: if ``measure`` is not a number, or as `from_nodes`.
         ValueError: if ``measure`` is not positive and finite, or as `from_nodes`.
 
     Example:
@@ -209,12 +214,16 @@ def monte_carlo(
         >>> print(domain.weights[0])
         0.01
     """
-    if is_concrete(measure) and not 0 < float(measure) < float("inf"):
+    if is_concrete(measure) and not 0 < as_number(measure, "measure") < float("inf"):
         raise ValueError(f"measure must be positive and finite, got {measure}; it is the volume of the sampled domain.")
     nodes = _as_coordinates(points, "points")
     if nodes.ndim != 2 or nodes.shape[0] == 0:
         raise ValueError(f"points must have shape (n, dim) with n >= 1, got {nodes.shape}.")
-    return from_nodes(nodes, jnp.full(nodes.shape[0], measure / nodes.shape[0], nodes.dtype))
+    if isinstance(nodes, np.ndarray) and is_concrete(measure):
+        weights = np.full(nodes.shape[0], np.asarray(measure) / nodes.shape[0], nodes.dtype)
+    else:
+        weights = jnp.full(nodes.shape[0], measure / nodes.shape[0], nodes.dtype)
+    return from_nodes(points, weights)
 
 
 def triangle_mesh(
@@ -231,8 +240,9 @@ def triangle_mesh(
         A `TriangleMesh`, whose Σ w_i is the area of the mesh.
 
     Raises:
+        TypeError: as `from_nodes`.
         ValueError: for shapes or a dtype that do not fit, an index outside the vertices (the message names
-            the face), vertices that are not finite, or a mesh of area zero.
+            the face), vertices that are not finite or coincide only after rounding, or a mesh of area zero.
 
     Example:
         >>> from jaxop import domains
@@ -240,28 +250,33 @@ def triangle_mesh(
         >>> print(mesh.measure.round(3))
         1.0
     """
-    nodes, triangles = _as_coordinates(vertices, "vertices"), jnp.asarray(faces)
+    nodes, triangles = _as_coordinates(vertices, "vertices"), _as_indices(faces, "faces")
     if nodes.ndim != 2 or nodes.shape[1] not in (2, 3):
         raise ValueError(f"vertices must have shape (n, 2) or (n, 3), got {nodes.shape}.")
     if triangles.ndim != 2 or triangles.shape[1] != 3 or not jnp.issubdtype(triangles.dtype, jnp.integer):
         raise ValueError(f"faces must be integers of shape (f, 3), got {triangles.dtype} of shape {triangles.shape}.")
-    if is_concrete(nodes, triangles):
-        _check_finite(np.asarray(nodes), "vertices")
-        index = np.asarray(triangles)
-        bad = (index < 0) | (index >= nodes.shape[0])
+    if isinstance(nodes, np.ndarray):
+        _check_finite(nodes, "vertices")
+        check_distinct(vertices, "vertices", nodes.dtype)
+    if isinstance(triangles, np.ndarray):
+        bad = (triangles < 0) | (triangles >= nodes.shape[0])
         if bad.any():
             where = first_index(bad)
             raise ValueError(
-                f"faces[{_position(where)}] = {index[where]} names no vertex: indices run from 0 to "
+                f"faces[{_position(where)}] = {triangles[where]} names no vertex: indices run from 0 to "
                 f"{nodes.shape[0] - 1}."
             )
-    area = triangle_areas(*triangle_edges(nodes, triangles))
-    if is_concrete(area) and not np.asarray(area).any():
-        raise ValueError(
-            f"the {triangles.shape[0]} faces have area zero: at least one triangle must not be degenerate."
-        )
-    weights = jnp.zeros(nodes.shape[0], nodes.dtype).at[triangles].add(area[:, None] / 3)
-    return TriangleMesh(nodes, weights, triangles)
+    if isinstance(nodes, np.ndarray) and isinstance(triangles, np.ndarray):
+        area = triangle_areas(*triangle_edges(nodes.astype(np.float64), triangles))
+        weights = np.bincount(triangles.ravel(), np.repeat(area / 3, 3), nodes.shape[0]).astype(nodes.dtype)
+        if not weights.any():
+            raise ValueError(
+                f"the {triangles.shape[0]} faces have area zero: at least one triangle must not be degenerate."
+            )
+    else:
+        area = triangle_areas(*triangle_edges(jnp.asarray(nodes), jnp.asarray(triangles)))
+        weights = jnp.zeros(nodes.shape[0], nodes.dtype).at[triangles].add(area[:, None] / 3)
+    return TriangleMesh(_leaf(nodes, vertices), _leaf(weights), _leaf(triangles, faces))
 
 
 def stack(domains: Sequence[AnyDomain]) -> AnyDomain:
@@ -275,6 +290,7 @@ def stack(domains: Sequence[AnyDomain]) -> AnyDomain:
         A domain whose arrays carry a leading sample axis.
 
     Raises:
+        TypeError: for anything but a list of domains.
         ValueError: if there are none, one is a stack already, or they differ in kind, rule, box or size.
 
     Example:
@@ -283,66 +299,145 @@ def stack(domains: Sequence[AnyDomain]) -> AnyDomain:
         >>> batch.is_batched
         True
     """
+    if not isinstance(domains, Iterable):
+        raise TypeError(f"domains must be a list of domains, got {type(domains).__name__}; put it in a list.")
+    domains = list(domains)
     if not domains:
         raise ValueError("domains must hold at least one domain, got none.")
-    first = _layout(domains[0])
     for i, domain in enumerate(domains):
+        _check_domain(domain, f"domains[{i}]")
         if domain.is_batched:
             raise ValueError(f"domains[{i}] is a stack already; stack the single domains all at once.")
-        if _layout(domain) != first:
+    for i, domain in enumerate(domains):
+        if _layout(domain) != _layout(domains[0]):
             raise ValueError(
-                f"domains[{i}] ({_describe(domain)}) does not match domains[0] ({_describe(domains[0])}); bring them "
-                "to one size with pad, to one kind with from_nodes(domain.points, domain.weights)."
+                f"domains[{i}] ({_describe(domain)}) does not match domains[0] ({_describe(domains[0])}); "
+                f"{_advice(domains, i)}."
             )
+    if is_concrete(*jax.tree.leaves(domains)):
+        return jax.tree.map(lambda *arrays: on_device(np.stack(arrays)), *domains)
     return jax.tree.map(lambda *arrays: jnp.stack(arrays), *domains)
 
 
-def pad(domain: AnyDomain, size: int) -> AnyDomain:
-    """The same domain with nodes of weight 0 appended: no integral changes, and shapes can be bucketed.
+def pad(domain: AnyDomain, size: int, *, faces: int | None = None) -> AnyDomain:
+    """The same domain with nodes of weight 0 appended: no integral or norm changes, and shapes can be bucketed.
 
-    The padding repeats the last node, so that every entry stays finite and sorted. Pad the values with
-    any finite numbers.
+    The padding repeats the last node, so that every entry stays finite and sorted; faces of area 0 join it to
+    itself. Pad the values with any numbers.
 
     Args:
-        domain: scattered nodes or a one-dimensional grid of given nodes.
+        domain: scattered nodes, a one-dimensional grid of given nodes or a mesh.
         size: number of nodes afterwards.
+        faces: number of faces of a mesh afterwards; None leaves it as it is.
 
     Returns:
         A domain of the same kind with ``size`` nodes.
 
     Raises:
-        ValueError: if ``size`` is smaller than the domain, the domain is a stack, or it follows a rule or a
-            mesh, where padding would break its structure.
+        TypeError: if ``domain`` is not a domain, or ``size`` or ``faces`` is not an integer.
+        ValueError: if ``size`` is smaller than the domain or ``faces`` than its faces, ``faces`` is given without
+            a mesh, the domain is a stack, or it is a grid of several axes or under a rule, which padding would break.
 
     Example:
         >>> from jaxop import domains
         >>> print(domains.pad(domains.from_samples([0.0, 0.5, 2.0]), 5).weights)
         [0.25 1.   0.75 0.   0.  ]
+        >>> mesh = domains.triangle_mesh([[0, 0], [1, 0], [0, 1]], [[0, 1, 2]])
+        >>> print(domains.pad(mesh, 4, faces=2).faces)
+        [[0 1 2]
+         [3 3 3]]
     """
+    _check_domain(domain, "domain")
     if domain.is_batched:
         raise ValueError("pad takes single domains, got a stack of them; pad each one before stack.")
+    size = as_integer(size, "size")
     if size < domain.size:
         raise ValueError(f"size must be at least the {domain.size} nodes there are, got {size}.")
-    padding = (0, size - domain.size)
+    if faces is not None and not isinstance(domain, TriangleMesh):
+        raise ValueError(f"faces={faces} was given for a {type(domain).__name__}; leave it out, only a mesh has faces.")
+    extra = size - domain.size
 
     def extend(nodes: Array, weights: Array) -> tuple[Array, Array]:
-        edge = jnp.pad(nodes, [padding] + [(0, 0)] * (nodes.ndim - 1), mode="edge")
-        return edge, jnp.pad(weights, padding)
+        return _append(nodes, extra, mode="edge"), _append(weights, extra)
 
-    if isinstance(domain, PointCloud):
-        return PointCloud(*extend(domain.points, domain.weights))  # pyright: ignore[reportReturnType]
-    if isinstance(domain, Grid) and domain.rules == ("samples",):
+    if not _can_be_padded(domain):
+        raise ValueError(
+            "pad takes scattered nodes (from_nodes, monte_carlo), a one-dimensional grid of given nodes (from_samples) "
+            f"or a mesh, got {_describe(domain)}; convert others with from_nodes(domain.points, domain.weights), or a "
+            "trapezoid rule in one dimension with from_samples(domain.points[:, 0]), whose nodes stay neighbours."
+        )
+    if isinstance(domain, Grid):
         return Grid((Axis(*extend(domain.axes[0].nodes, domain.axes[0].weights)),))  # pyright: ignore[reportReturnType]
-    raise ValueError(
-        "pad takes scattered nodes (from_nodes, monte_carlo) or a one-dimensional grid of given nodes (from_samples); "
-        "convert others with from_nodes(domain.points, domain.weights)."
-    )
+    if isinstance(domain, TriangleMesh):
+        count = domain.faces.shape[0]
+        target = count if faces is None else as_integer(faces, "faces")
+        if target < count:
+            raise ValueError(f"faces must be at least the {count} faces there are, got {faces}.")
+        triangles = _append(domain.faces, target - count, constant_values=size - 1)
+        return TriangleMesh(*extend(domain.points, domain.weights), triangles)  # pyright: ignore[reportReturnType]
+    return PointCloud(*extend(domain.points, domain.weights))  # pyright: ignore[reportReturnType]
 
 
-def _as_coordinates(array: Any, argument: str) -> Array:
-    """``array`` in float32 at least: sums of narrower weights would miss the measure."""
-    result = as_float(array, argument)
-    return result.astype(accumulator(result.dtype))
+def _append(array: Array, count: int, **options: Any) -> Array:
+    """``array`` with ``count`` entries more along its first axis, as `numpy.pad` makes them."""
+    widths = [(0, count)] + [(0, 0)] * (array.ndim - 1)
+    if is_concrete(array):
+        return on_device(np.pad(np.asarray(array), widths, **options))
+    return jnp.pad(array, widths, **options)
+
+
+def _as_coordinates(array: Any, argument: str) -> Array | np.ndarray:
+    """``array`` in float32 at least: sums of narrower weights would miss the measure. On the host unless traced."""
+    warn_float64(array, argument)
+    try:
+        host = host_array(array, argument)
+    except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError):
+        traced = as_float(array, argument)
+        return traced.astype(accumulator(traced.dtype))
+    return host.astype(accumulator(jax_dtype(host.dtype)))
+
+
+def _as_indices(array: Any, argument: str) -> Array | np.ndarray:
+    if not is_concrete(array):
+        return array
+    host = host_array(array, argument)
+    return host.astype(jax.dtypes.canonicalize_dtype(host.dtype))
+
+
+def _leaf(values: Array | np.ndarray, given: Any = None) -> Array:
+    """``values`` as a JAX array, which is ``given`` if that holds them already."""
+    if isinstance(given, jax.Array) and given.dtype == values.dtype:
+        return given
+    return on_device(values) if isinstance(values, np.ndarray) else values
+
+
+def _check_domain(domain: Any, argument: str) -> None:
+    if not isinstance(domain, Domain):
+        raise TypeError(
+            f"{argument} must be a domain, got {type(domain).__name__}; build one, as in domains.interval(64)."
+        )
+
+
+def _advice(domains: Sequence[Domain], i: int) -> str:
+    """What makes domains[i] match domains[0]."""
+    first, other = domains[0], domains[i]
+    if first.dim != other.dim:
+        return "domains of different dimensions cannot be stacked"
+    size = max(domain.size for domain in domains)
+    if jax.tree.structure(first) != jax.tree.structure(other) or not _can_be_padded(first):
+        convert = "convert each with from_nodes(domain.points, domain.weights)"
+        sizes = "" if all(d.size == size for d in domains) else f", then bring it to one size by pad(domain, {size})"
+        return convert + sizes
+    if [leaf.dtype for leaf in jax.tree.leaves(first)] != [leaf.dtype for leaf in jax.tree.leaves(other)]:
+        return "build all of them from arrays of one dtype"
+    faces = ""
+    if isinstance(first, TriangleMesh):
+        faces = f", faces={max(d.faces.shape[0] for d in domains if isinstance(d, TriangleMesh))}"
+    return f"bring each to one size by pad(domain, {size}{faces})"
+
+
+def _can_be_padded(domain: Domain) -> bool:
+    return isinstance(domain, PointCloud | TriangleMesh) or (isinstance(domain, Grid) and domain.rules == ("samples",))
 
 
 def _layout(domain: Domain) -> tuple[Any, ...]:

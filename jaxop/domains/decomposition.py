@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -19,9 +19,11 @@ from jaxop._validation import (
     check_name,
     first_index,
     float_dtype,
+    host_array,
     host_real,
     is_concrete,
     is_integer,
+    on_device,
 )
 from jaxop.domains.domain import Axis, Domain, Grid, TriangleMesh
 from jaxop.domains.rules import nodes_and_weights
@@ -425,7 +427,7 @@ def decompose(
             for side in ("lower", "upper")
         )
     else:
-        if not isinstance(subdomains, int | np.integer):
+        if not is_integer(subdomains):
             raise TypeError(f"subdomains must be one integer on {type(dom).__name__}, got {subdomains}.")
         cuts = _cut_boxes(dom, int(subdomains), _overlap(overlap))
         found, hats = _on_boxes(dom, cuts, partition)
@@ -469,7 +471,9 @@ def from_subdomains(
     """
     dom = _whole(dom)
     n = dom.size
-    sets = [np.asarray(nodes) for nodes in indices]
+    if not isinstance(indices, Iterable):
+        raise TypeError(f"indices must hold one array of nodes per subdomain, got {type(indices).__name__}.")
+    sets = [host_array(nodes, f"indices[{i}]") for i, nodes in enumerate(indices)]
     sets = [nodes.astype(np.int64) if np.issubdtype(nodes.dtype, np.integer) else nodes for nodes in sets]
     if not sets:
         raise ValueError("indices must hold at least one subdomain, got none.")
@@ -496,6 +500,8 @@ def from_subdomains(
         check_name(partition, "partition", ("multiplicity",))
         weight = 1 / covered[node]
     else:
+        if not isinstance(partition, Iterable):
+            raise TypeError(f"partition must hold one array per subdomain, got {type(partition).__name__}.")
         given = [host_real(part, "partition") for part in partition]
         if [part.shape for part in given] != [nodes.shape for nodes in sets]:
             raise ValueError(
@@ -514,7 +520,7 @@ def from_subdomains(
             )
         weight = weight / total[node]
     found = _Members(sub, node, weight, len(sets))
-    lower, upper = _bounding_boxes(np.asarray(dom.points), found)
+    lower, upper = _bounding_boxes(_points(dom), found)
     if isinstance(coarse, str):
         check_name(coarse, "coarse", ("partition",))
     built = _assemble(dom, found, None, coarse, None, "given")
@@ -578,7 +584,7 @@ def _assemble(dom: Domain, found: _Members, hats: _Sparse | None, coarse: Any, c
         where = np.empty(n, np.int64)
         where[nodes] = place
         space = _coarse_space(entries, owner, where, cores.index.shape, kind)
-    empty = jnp.zeros((found.count, 0))
+    empty = _real(np.zeros((found.count, 0)))
     return Decomposition(dom, cover, cores, _real(partition), empty, empty, space, cuts, unity)
 
 
@@ -628,7 +634,7 @@ def _cover(group: np.ndarray, node: np.ndarray, count: int, n: int) -> tuple[Cov
         raise ValueError(f"{count} subdomains of {size} nodes pass the range of 32-bit indices; cut more evenly.")
     order = np.argsort(node, kind="stable")
     slots, _, _ = _pack(node[order], (group * size + position)[order], n, count * size)
-    return Cover(_integers(index), jnp.asarray(inside), _integers(slots)), position
+    return Cover(_integers(index), on_device(inside), _integers(slots)), position
 
 
 def _pack(
@@ -649,11 +655,11 @@ def _pack(
 
 
 def _integers(values: np.ndarray) -> Array:
-    return jnp.asarray(np.asarray(values, np.int32))
+    return on_device(values, np.int32)
 
 
 def _real(values: np.ndarray) -> Array:
-    return jnp.asarray(np.asarray(values, float_dtype()))
+    return on_device(values, float_dtype())
 
 
 def _whole(domain: Domain) -> Domain:
@@ -859,8 +865,12 @@ def _ramp(x: np.ndarray, lower: Any, upper: Any, left: Any, right: Any) -> np.nd
 
 
 def _points(dom: Domain) -> np.ndarray:
-    if not is_concrete(dom.points):
+    leaves = [axis.nodes for axis in dom.axes] if isinstance(dom, Grid) else [dom.points]
+    if not is_concrete(*leaves):
         raise ValueError("the nodes must be concrete to be decomposed; call decompose outside jax.jit.")
+    if isinstance(dom, Grid):  # its own points would be compiled for every shape
+        axes = np.meshgrid(*(np.asarray(nodes, np.float64) for nodes in leaves), indexing="ij")
+        return np.stack([axis.ravel() for axis in axes], axis=1)
     return np.asarray(dom.points, np.float64)
 
 

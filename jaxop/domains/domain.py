@@ -10,14 +10,20 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxop._pytree import register
-from jaxop._validation import accumulator, as_float, check_name, float_dtype
-from jaxop.domains.rules import EQUAL_WEIGHT_RULES, nodes_and_weights
+from jaxop._validation import accumulator, as_float, check_name, float_dtype, on_device
+from jaxop.domains.rules import EQUAL_WEIGHT_RULES, namespace, nodes_and_weights
 
 SPACES = ("L2", "H1")
 """Function spaces whose inner product a domain can compute."""
 
 # matrix units would round the factors of these sums to fewer bits than the values carry
 _contract = functools.partial(jnp.tensordot, axes=1, precision=jax.lax.Precision.HIGHEST)
+
+
+def _known(weights: Float[Array, " n"], values: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
+    """``values``, and 0 for what is not finite where the weight is 0, because 0·∞ is NaN."""
+    counts = (weights > 0).reshape(-1, *[1] * (values.ndim - 1))
+    return jnp.where(counts | jnp.isfinite(values), values, 0)
 
 
 class Domain:
@@ -30,7 +36,8 @@ class Domain:
     Attributes:
         points: nodes, shape (n, dim), in the units of the coordinates.
         weights: quadrature weights, shape (n,), non-negative, with Σ w_i = |D| in units of length^dim.
-            A node of weight 0 (padding) takes part in no integral.
+            A node of weight 0 (padding) takes part in no integral, inner product or norm, whatever the function is
+            there, and neighbours of positive weight are neighbours across it.
 
     Arrays of a stack of domains (`stack`) carry a leading sample axis. Integrals accumulate in float32 at
     least and return the dtype of the values.
@@ -91,7 +98,10 @@ class Domain:
         """⟨u, v⟩ = ∫ u·v dx for ``space="L2"``, plus ∫ ∇u : ∇v dx for ``space="H1"``; channels are summed.
 
         Gradients are taken in physical units: divided differences over the actual gaps of a grid, exact
-        derivatives of the piecewise linear interpolant on a triangle mesh.
+        derivatives of the piecewise linear interpolant on a triangle mesh. Along given nodes a cell spans the nodes
+        of weight 0 inside it, so that the result is that of the axis without them: to drop the cells that touch such
+        a node instead would lose the slope of linear functions. On a mesh, where no edge could take their place,
+        triangles that touch a vertex of weight 0 weigh nothing.
 
         Args:
             u: samples of the first function, shape (n, c).
@@ -133,8 +143,9 @@ class Domain:
     def norm(self, u: Float[Array, "n c"], *, space: str = "L2") -> Float[Array, ""]:
         """‖u‖ = ⟨u, u⟩^½ in ``space``; its gradient at u = 0 is 0.
 
-        Taken in units of max|u| over the nodes of positive weight, so that no square of a very large or
-        very small function leaves the range of its dtype. Values on nodes of weight 0 are not looked at.
+        Taken in units of about max|u| over the nodes of positive weight, so that no square of a very large or
+        very small function leaves the range of its dtype. Values on nodes of weight 0 are not looked at, and the
+        gradient there is 0.
 
         Example:
             >>> import jax.numpy as jnp
@@ -144,12 +155,26 @@ class Domain:
             3.0
         """
         u = self._samples(u, "u")
-        wide = jnp.where(self.weights[:, None] > 0, u, 0).astype(accumulator(u.dtype))
-        largest = jnp.max(jnp.abs(jax.lax.stop_gradient(wide)))
-        unit = jnp.where((largest > 0) & (largest < jnp.inf), largest, 1)  # also 1 for NaN, which must stay one
-        square = self.inner(wide / unit, wide / unit, space=space)
+        unit = self._unit(u)
+        wide = self._weighted(u).astype(unit.dtype) / unit
+        square = self.inner(wide, wide, space=space)
         vanishes = square <= 0
         return (unit * jnp.where(vanishes, 0, jnp.sqrt(jnp.where(vanishes, 1, square)))).astype(u.dtype)
+
+    def _weighted(self, values: Float[Array, "n c"]) -> Float[Array, "n c"]:
+        """``values``, and 0 on nodes of weight 0."""
+        return jnp.where(self.weights[:, None] > 0, values, 0)
+
+    def _unit(self, u: Float[Array, "n c"]) -> Float[Array, ""]:
+        """About max|u| over the nodes of positive weight, or 1 if that is 0 or not finite, in float32 at least.
+
+        A power of two, by which values are divided without rounding: a reciprocal, which XLA may multiply with
+        instead, would underflow to 0 for the largest numbers.
+        """
+        wide = self._weighted(jax.lax.stop_gradient(u)).astype(accumulator(u.dtype))
+        _, exponent = jnp.frexp(jnp.max(jnp.abs(wide), initial=0))
+        limit = -3 * jnp.finfo(wide.dtype).minexp // 4  # products of the unit and a weight stay in range
+        return jnp.ldexp(jnp.ones((), wide.dtype), jnp.clip(exponent, -limit, limit))
 
     def _samples(self, values: Array, argument: str) -> Array:
         """``values`` in floating point, one row per node, or a ``ValueError``."""
@@ -164,7 +189,7 @@ class Domain:
                 f"{argument} must have shape (n, c) = ({self.size}, c) on this domain, got {values.shape}; "
                 "reshape a function on a grid to one row per node, and use jax.vmap for a batch."
             )
-        return values
+        return _known(self.weights, values)
 
     def _pair(self, u: Array, v: Array) -> tuple[Array, Array, np.dtype]:
         """Both arguments of an inner product in the accumulator's dtype, and the dtype of its result."""
@@ -206,6 +231,7 @@ class TriangleMesh(Domain):
 
     def _energy(self, u: Float[Array, "n c"], v: Float[Array, "n c"]) -> Float[Array, ""]:
         """Piecewise linear: |T| ∇u·∇v = (δ_a u b − δ_b u a)·(δ_a v b − δ_b v a) / 4|T|, edges a, b of T."""
+        u, v = self._weighted(u), self._weighted(v)
         first, second = (edge.astype(u.dtype) for edge in triangle_edges(self.points, self.faces))
         area = triangle_areas(first, second)
 
@@ -214,22 +240,26 @@ class TriangleMesh(Domain):
             return (along_first - corner) * second[:, None, :] - (along_second - corner) * first[:, None, :]
 
         product = jnp.sum(rotated_gradient(u) * rotated_gradient(v), axis=(1, 2))
-        return _contract(1 / (4 * jnp.where(area > 0, area, jnp.inf)), product)
+        counts = (area > 0) & jnp.all(self.weights[self.faces] > 0, axis=1)
+        return _contract(1 / (4 * jnp.where(counts, area, jnp.inf)), product)
 
 
 def triangle_edges(
-    points: Float[Array, "n dim"], faces: Int[Array, "f 3"]
-) -> tuple[Float[Array, "f dim"], Float[Array, "f dim"]]:
+    points: Float[Array | np.ndarray, "n dim"], faces: Int[Array | np.ndarray, "f 3"]
+) -> tuple[Float[Array | np.ndarray, "f dim"], Float[Array | np.ndarray, "f dim"]]:
     """The two edges of every triangle that leave its first corner."""
     corner = points[faces[:, 0]]
     return points[faces[:, 1]] - corner, points[faces[:, 2]] - corner
 
 
-def triangle_areas(first: Float[Array, "f dim"], second: Float[Array, "f dim"]) -> Float[Array, " f"]:
+def triangle_areas(
+    first: Float[Array | np.ndarray, "f dim"], second: Float[Array | np.ndarray, "f dim"]
+) -> Float[Array | np.ndarray, " f"]:
     """½|a × b| of the edges a, b of every triangle; its gradient at a degenerate triangle is finite."""
-    a, b = (jnp.pad(edge, [(0, 0), (0, 3 - edge.shape[-1])]) for edge in (first, second))
-    normal = jnp.cross(a, b)
-    return jnp.hypot(jnp.hypot(normal[:, 0], normal[:, 1]), normal[:, 2]) / 2
+    xp = namespace(first, second)
+    a, b = (xp.pad(edge, [(0, 0), (0, 3 - edge.shape[-1])]) for edge in (first, second))
+    normal = xp.cross(a, b)
+    return xp.hypot(xp.hypot(normal[:, 0], normal[:, 1]), normal[:, 2]) / 2
 
 
 @functools.partial(register, static=("rule", "lower", "upper"))
@@ -267,7 +297,8 @@ class Axis:
         """Length of every difference quotient and the length of the cell that it stands for.
 
         The cells tile the interval: on rules without nodes at the ends, the outermost quotient also
-        covers the strip up to the end.
+        covers the strip up to the end. Along given nodes a cell spans the nodes of weight 0 inside it (the
+        nodes of named rules have positive weights).
         """
         if self.rule == "periodic":
             lower, upper = self.ends
@@ -277,7 +308,7 @@ class Axis:
             ends = jnp.array(self.ends, self.nodes.dtype)
             gaps = jnp.diff(jnp.concatenate([ends[:1], self.nodes, ends[1:]]))
             return gaps, gaps
-        gaps = jnp.diff(self.nodes)
+        gaps = jnp.diff(self._carried(self.nodes))
         if self.rule in ("midpoint", "gauss-legendre"):
             lower, upper = self.ends
             return gaps, gaps.at[0].add(self.nodes[0] - lower).at[-1].add(upper - self.nodes[-1])
@@ -289,7 +320,15 @@ class Axis:
             return jnp.roll(values, -1, axis=0) - values
         if self.rule == "interior":
             values = jnp.pad(values, [(1, 1)] + [(0, 0)] * (values.ndim - 1))
-        return jnp.diff(values, axis=0)
+        return jnp.diff(self._carried(values), axis=0)
+
+    def _carried(self, values: Array) -> Array:
+        """Along given nodes, what the last node of positive weight has: a node of weight 0 adds a cell of length 0."""
+        if self.rule != "samples":
+            return values
+        counts = self.weights > 0
+        last = jax.lax.cummax(jnp.where(counts, jnp.arange(self.size), jnp.argmax(counts)))
+        return values[last]
 
 
 def make_axis(n: int, lower: float, upper: float, rule: str) -> Axis:
@@ -301,7 +340,7 @@ def make_axis(n: int, lower: float, upper: float, rule: str) -> Axis:
             f"lower={lower} and upper={upper} are too close for {n} distinct nodes in {dtype}; "
             "subtract an origin, or enable x64."
         )
-    return Axis(jnp.asarray(nodes.astype(dtype)), jnp.asarray(weights.astype(dtype)), rule, float(lower), float(upper))
+    return Axis(on_device(nodes, dtype), on_device(weights, dtype), rule, float(lower), float(upper))
 
 
 @jax.jit
@@ -381,6 +420,8 @@ class Grid(Domain):
             >>> domains.box((32, 48), upper=(1, 2)).resample((64, 96)).shape
             (64, 96)
         """
+        if np.ndim(shape) != 1:
+            raise TypeError(f"shape must hold the nodes along each of the {self.dim} axes, got {shape!r}.")
         if len(shape) != self.dim:
             raise ValueError(f"shape must have {self.dim} entries, one per axis, got {shape}.")
         axes = [make_axis(n, *axis.ends, axis.rule) for n, axis in zip(shape, self.axes, strict=True)]
@@ -399,11 +440,11 @@ class Grid(Domain):
             if axis.size < 2 and axis.rule not in ("interior", "periodic"):
                 raise ValueError(f"the H1 inner product needs at least 2 nodes along axis {k}, got {axis.size}.")
             gaps, cells = axis.gaps()
-            # repeated nodes (padding) span a cell of length zero
+            # a repeated node adds a cell of length 0
             density = jnp.where(gaps > 0, cells / jnp.where(gaps > 0, gaps, 1) ** 2, 0)
             product = axis.differences(jnp.moveaxis(u, k, 0)) * axis.differences(jnp.moveaxis(v, k, 0))
             energy = _contract(density.astype(u.dtype), product)
             for other in self.axes[:k] + self.axes[k + 1 :]:
-                energy = _contract(other.weights.astype(u.dtype), energy)
+                energy = _contract(other.weights.astype(u.dtype), _known(other.weights, energy))
             total += jnp.sum(energy)
         return total

@@ -3,12 +3,14 @@
 import dataclasses
 import functools
 import math
-import operator
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 from jaxtyping import Array, Float
 
 from jaxop._pytree import register
+from jaxop._validation import as_float, as_integer, is_concrete, on_device
 from jaxop.domains.domain import Axis, Grid
 from jaxop.domains.rules import EQUAL_WEIGHT_RULES
 
@@ -48,6 +50,7 @@ class Partition:
             >>> cut.split(cut.domain.points).shape
             (6, 4, 2)
         """
+        values = as_float(values, "values")
         if values.ndim != 2 or values.shape[0] != self.domain.size:
             raise ValueError(
                 f"values must have shape (n, c) = ({self.domain.size}, c), one row per node of the grid, got "
@@ -68,6 +71,7 @@ class Partition:
         Raises:
             ValueError: if ``values`` does not have shape (P, s, c).
         """
+        values = as_float(values, "values")
         count, size = math.prod(self.patches), math.prod(self.shape)
         if values.ndim != 3 or values.shape[:2] != (count, size):
             raise ValueError(
@@ -96,12 +100,13 @@ class Partition:
         Raises:
             ValueError: if ``index`` lies outside the patches.
         """
+        index = _integers(index, "index")
         if len(index) != len(self.patches) or any(not 0 <= i < p for i, p in zip(index, self.patches, strict=False)):
-            raise ValueError(f"index must name a patch inside {self.patches}, got {tuple(index)}.")
+            raise ValueError(f"index must name a patch inside {self.patches}, got {index}.")
         axes = []
         for i, size, axis in zip(index, self.shape, self.domain.axes, strict=True):
             part = slice(i * size, (i + 1) * size)
-            nodes, weights = axis.nodes[part], axis.weights[part]
+            nodes, weights = (_slice(values, part) for values in (axis.nodes, axis.weights))
             if axis.rule in EQUAL_WEIGHT_RULES:
                 start, end = axis.ends
                 spacing = (end - start) / axis.size
@@ -138,7 +143,7 @@ def partition(grid: Grid, patches: Sequence[int]) -> Partition:
         raise TypeError(f"patches need a grid (interval, box, from_samples), got {type(grid).__name__}.")
     if grid.is_batched:
         raise ValueError("grid is a stack of grids, one per sample; partition a single one, inside jax.vmap.")
-    patches = tuple(operator.index(p) for p in patches)
+    patches = _integers(patches, "patches")
     if len(patches) != grid.dim:
         raise ValueError(f"patches must have {grid.dim} entries, one per axis of the grid, got {patches}.")
     for k, (n, p) in enumerate(zip(grid.shape, patches, strict=True)):
@@ -150,3 +155,13 @@ def partition(grid: Grid, patches: Sequence[int]) -> Partition:
                 f"{', '.join(map(str, nearest))}, or take a grid of {max(1, round(n / max(p, 1))) * max(p, 1)} nodes."
             )
     return Partition(grid, patches)
+
+
+def _integers(values: Any, argument: str) -> tuple[int, ...]:
+    if np.ndim(values) != 1:
+        raise TypeError(f"{argument} must hold one integer for each axis of the grid, got {values!r}.")
+    return tuple(as_integer(value, f"{argument}[{k}]") for k, value in enumerate(values))
+
+
+def _slice(values: Array, part: slice) -> Array:
+    return on_device(np.asarray(values)[part]) if is_concrete(values) else values[part]

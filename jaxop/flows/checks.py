@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxop._validation import accumulator, as_float, first_index, is_concrete
+from jaxop._validation import accumulator, as_float, first_index, is_concrete, is_numeric
 from jaxop.attention.partial import relative_weights
 
 
@@ -19,17 +19,7 @@ def check_ensemble(x: Any, weights: Any, **others: Any) -> tuple[Array, ...]:
     if weights is None:
         weights = jnp.full(x.shape[0], 1 / x.shape[0], x.dtype)
     else:
-        weights = as_float(weights, "weights")
-        weights = weights.astype(accumulator(weights.dtype))
-        if weights.shape != (x.shape[0],):
-            raise ValueError(f"weights must have one entry per particle, ({x.shape[0]},), got shape {weights.shape}.")
-        if is_concrete(weights):
-            values = np.asarray(weights)
-            bad = ~((values >= 0) & np.isfinite(values))
-            if bad.any() or not values.sum() > 0:
-                where = f"weights[{first_index(bad)}] = {values[first_index(bad)]}" if bad.any() else "all are 0"
-                raise ValueError(f"weights must be finite and at least 0 with a positive sum, but {where}.")
-        weights = relative_weights(weights)
+        weights = relative_weights(check_masses(weights, x))
         total = jnp.sum(weights)
         # traced weights may all be 0, of a sequence that is padding only: its particles then see nothing
         weights = jnp.where(total > 0, weights / jnp.where(total > 0, total, 1), 0).astype(x.dtype)
@@ -40,6 +30,27 @@ def check_ensemble(x: Any, weights: Any, **others: Any) -> tuple[Array, ...]:
             raise ValueError(f"{name} must have the shape of x, {x.shape}, got {array.shape}.")
         arrays.append(array.astype(x.dtype))
     return x, weights, *arrays
+
+
+def check_masses(weights: Any, x: Array) -> Array:
+    """The masses of the particles as they were given, in float32 at least."""
+    weights = as_float(weights, "weights")
+    weights = weights.astype(accumulator(weights.dtype))
+    if weights.shape != (x.shape[0],):
+        raise ValueError(f"weights must have one entry per particle, ({x.shape[0]},), got shape {weights.shape}.")
+    if is_concrete(weights):
+        values = np.asarray(weights)
+        bad = ~((values >= 0) & np.isfinite(values))
+        if bad.any() or not values.max() > 0:
+            where = f"weights[{first_index(bad)}] = {values[first_index(bad)]}" if bad.any() else "all are 0"
+            raise ValueError(f"weights must be finite and at least 0 with a positive sum, but {where}.")
+    return weights
+
+
+def check_number(value: Any, argument: str) -> None:
+    """Refuses what is not one number."""
+    if not is_numeric(value) or np.ndim(value):
+        raise TypeError(f"{argument} must be one number, got {value!r}.")
 
 
 def check_matrix(matrix: Any, name: str, x: Array, *, symmetric: bool = False, definite: bool = False) -> Array:

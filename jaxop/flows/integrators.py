@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxop._validation import accumulator, is_concrete, is_numeric
+from jaxop.flows.checks import check_number
 from jaxop.flows.system import Damping, State, System, evaluate, rates_of
 
 
@@ -70,12 +71,7 @@ def step(method: Method, system: System, state: State, schedule: Damping, dt: An
         >>> print(jax.lax.scan(advance, state, length=200)[0].time.round(2))
         11.0
     """
-    if isinstance(method, type) or not hasattr(method, "advance"):
-        names = ", ".join(f"flows.{kind.__name__}()" for kind in METHODS.values())
-        raise TypeError(f"method must be one of {names}, got {method!r}.")
-    if not isinstance(system, System):
-        raise TypeError(f"system must be a flows.System(rates), got {type(system).__name__}; see flows.first_order.")
-    h_x, h_y = check_step(schedule, state, dt)
+    h_x, h_y = check_step(method, system, state, schedule, dt)
     if jax.tree.structure(state.history) != jax.tree.structure(method.history(state)):
         raise TypeError(f"state was started with another method; use flows.start({method!r}, ...).")
     dtype = accumulator(state.position.dtype)
@@ -85,8 +81,13 @@ def step(method: Method, system: System, state: State, schedule: Damping, dt: An
     return jax.tree.map(lambda new, old: new.astype(old.dtype), new, state)
 
 
-def check_step(schedule: Damping, state: State, dt: Any) -> tuple[Any, Any]:
+def check_step(method: Any, system: Any, state: Any, schedule: Any, dt: Any) -> tuple[Any, Any]:
     """(h_x, h_y), after a look at what is known of them and of the time."""
+    if isinstance(method, type) or not hasattr(method, "advance"):
+        names = ", ".join(f"flows.{kind.__name__}()" for kind in METHODS.values())
+        raise TypeError(f"method must be one of {names}, got {method!r}.")
+    if not isinstance(system, System):
+        raise TypeError(f"system must be a flows.System(rates), got {type(system).__name__}; see flows.first_order.")
     if not isinstance(state, State):
         raise TypeError(f"state must come from flows.start(method, position), got {type(state).__name__}.")
     if not isinstance(schedule, Damping):
@@ -263,6 +264,7 @@ class TaoDoubling:
     coupling: float = 1.0
 
     def __post_init__(self):
+        check_number(self.coupling, "coupling")
         if not (np.isfinite(self.coupling) and self.coupling >= 0):
             raise ValueError(f"coupling must be finite and at least 0, got {self.coupling}.")
 

@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxop._validation import is_concrete
-from jaxop.attention.partial import relative_weights
-from jaxop.flows.checks import check_ensemble, check_matrix
+from jaxop._varying import varying_like
+from jaxop.flows.checks import check_ensemble, check_masses, check_matrix, check_number
 from jaxop.flows.system import State, System, first_order
 
 
@@ -119,10 +119,10 @@ def linear_connection(
     Args:
         x: particles, (n, d).
         velocity: U, (n, d); only its part X T counts.
-        weights: as in `linear_force`; causal: relative to the largest one.
+        weights: as in `linear_force`; causal: row i in units of the largest weight up to i.
         bilinear: A, symmetric and positive definite; None: the identity.
-        ridge: ε, in units of squared channels times the total weight, of the largest weight where causal. The exact
-            flow has none, which needs at least d independent particles.
+        ridge: ε, in units of squared channels times the total weight; causal: times the largest weight so far. The
+            exact flow has none, which needs at least d independent particles.
         is_causal: whether particle i sees j ≤ i only.
 
     Returns:
@@ -132,8 +132,8 @@ def linear_connection(
         ValueError: as `linear_force`; for a ridge that is negative, 0 where T would not be determined, or, causal, too
             small for the precision.
 
-    Cost: O(n d²) time and O(n d) memory; causal, n steps of O(d²) one after another; their derivatives take
-        O(n d²) memory.
+    Cost: O(n d²) time and O(n d) memory; causal, n steps of O(d²) one after another, of O(d³) where a weight exceeds
+        all before; their derivatives take O(n d²) memory.
 
     Source: Stein, Li, Steidl, arXiv:2603.16535, whose momentum form it rewrites.
 
@@ -146,7 +146,8 @@ def linear_connection(
          [ 0. -4.]
          [-4. -4.]]
     """
-    x, weights, u = check_ensemble(x, weights, velocity=velocity)
+    x, shares, u = check_ensemble(x, weights, velocity=velocity)
+    check_number(ridge, "ridge")
     enough = not is_causal and x.shape[0] >= x.shape[1]
     if is_concrete(ridge) and not (ridge > 0 or (ridge == 0 and enough)):
         raise ValueError(
@@ -155,22 +156,32 @@ def linear_connection(
         )
     a = None if bilinear is None else check_matrix(bilinear, "bilinear", x, symmetric=True, definite=True)
     if is_causal:
-        weights = relative_weights(weights)
-        if is_concrete(ridge, x, weights):
-            least = 100 * float(jnp.finfo(x.dtype).eps * jnp.max(weights * jnp.sum(x * x, axis=1)))
+        shares, kept = _in_running_units(None if weights is None else check_masses(weights, x), x)
+        if is_concrete(ridge, x, shares):
+            least = 100 * float(jnp.finfo(x.dtype).eps * jnp.max(shares * jnp.sum(x * x, axis=1)))
             if ridge < least:
                 raise ValueError(
                     f"ridge must be at least {least:.1e} for these particles in {x.dtype}, got {ridge}: recursive "
                     "least squares would lose all digits. Take a larger one, or float64."
                 )
-        return _causal_connection(x, u, weights, a, ridge)
-    second = moment(x, x, weights) + ridge * jnp.eye(x.shape[1], dtype=x.dtype)
+        return _causal_connection(x, u, shares, kept, a, jnp.asarray(ridge, x.dtype))
+    second = moment(x, x, shares) + ridge * jnp.eye(x.shape[1], dtype=x.dtype)
     if is_concrete(ridge, second) and ridge == 0 and (rank := np.linalg.matrix_rank(np.asarray(second))) < x.shape[1]:
         raise ValueError(
             f"ridge must be positive where particles of positive weight span {rank} of {x.shape[1]} dimensions only."
         )
-    motion = jax.scipy.linalg.solve(second, moment(x, u, weights), assume_a="pos")
+    motion = jax.scipy.linalg.solve(second, moment(x, u, shares), assume_a="pos")
     return _connection(x, motion, a)
+
+
+def _in_running_units(masses: Array | None, x: Array) -> tuple[Array, Array | None]:
+    """Masses over the largest up to each, and the former unit over the new one; None: equal masses, one unit."""
+    if masses is None:
+        return jnp.ones_like(x[:, 0]), None
+    largest = jax.lax.stop_gradient(jax.lax.cummax(masses))
+    former = jnp.concatenate([largest[:1], largest[:-1]])
+    units = jnp.where(largest > 0, largest, 1)
+    return (masses / units).astype(x.dtype), jnp.where(former > 0, former / units, 1).astype(x.dtype)
 
 
 def _connection(x: Array, motion: Array, bilinear: Array | None) -> Array:
@@ -182,20 +193,32 @@ def _connection(x: Array, motion: Array, bilinear: Array | None) -> Array:
     return forth @ motion.T - (forth + back) @ motion
 
 
-def _causal_connection(x: Array, u: Array, weights: Array, bilinear: Array | None, ridge: float) -> Array:
-    dim = x.shape[1]
+@jax.jit
+def _causal_connection(
+    x: Array, u: Array, weights: Array, kept: Array | None, bilinear: Array | None, ridge: Array
+) -> Array:
+    """By recursive least squares; see `_in_running_units` for the weights."""
+    identity = jnp.eye(x.shape[1], dtype=x.dtype)
 
-    def advance(fit: tuple[Array, Array], token: tuple[Array, Array, Array]):
+    def in_new_units(inverse: Array, motion: Array, kept: Array) -> tuple[Array, Array]:
+        # (P⁻¹ − ε) kept + ε is the new P⁻¹: the sum shrinks, the ridge does not
+        new = jax.scipy.linalg.solve(kept * identity + (1 - kept) * ridge * inverse, inverse, assume_a="pos")
+        return new, motion - (1 - kept) * ridge * new @ motion
+
+    def advance(fit: tuple[Array, Array], token: tuple[Array, Array, Array, Array | None]):
+        x, u, weight, kept = token
         inverse, motion = fit
-        x, u, weight = token
+        if kept is not None:
+            inverse, motion = jax.lax.cond(kept < 1, in_new_units, lambda *fit: fit[:2], *fit, kept)
         direction = inverse @ x
         gain = weight / (1 + weight * jnp.dot(x, direction)) * direction
         motion = motion + jnp.outer(gain, u - x @ motion)
         inverse = inverse - jnp.outer(gain, direction)
         return (inverse, motion), _connection(x[None], motion, bilinear)[0]
 
-    nothing = jnp.zeros((dim, dim), x.dtype)
-    return jax.lax.scan(advance, (jnp.eye(dim, dtype=x.dtype) / ridge, nothing), (x, u, weights))[1]
+    tokens = x, u, weights, kept
+    start = varying_like((identity / ridge, jnp.zeros_like(identity)), tokens, bilinear, ridge)
+    return jax.lax.scan(advance, start, varying_like(tokens, start))[1]
 
 
 def linear_energy(

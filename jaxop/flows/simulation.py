@@ -1,7 +1,6 @@
 """Running a flow for many steps, with a diagnosis if it blows up."""
 
 import functools
-import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxop._validation import first_index, is_concrete
+from jaxop._validation import first_index, is_concrete, is_integer
+from jaxop._varying import varying_like
 from jaxop.flows.integrators import Method, check_step, step
 from jaxop.flows.system import Damping, State, System
 
@@ -55,6 +55,7 @@ def simulate(
         The trajectory, with steps/every + 1 entries.
 
     Raises:
+        TypeError: for numbers of steps that are not integers, and as `step`.
         ValueError: for steps that are no multiple of ``every``, and as `step`.
         FloatingPointError: if the flow blows up; the message names the first step, time and particle that are not
             finite. Inside `jit` nothing can be raised: there the trajectory stays at the last finite state, and has no
@@ -73,15 +74,18 @@ def simulate(
             ...
         FloatingPointError: the flow blew up in step ... particle 0 is not finite ...
     """
+    _, h_y = check_step(method, system, state, schedule, dt)
     if is_concrete(state.position, state.velocity):
         for name in ("position", "velocity"):
             bad = ~np.isfinite(np.asarray(getattr(state, name)))
             if bad.any():
                 raise ValueError(f"{name} must be finite at the start, but {name}[{first_index(bad)}] is not.")
-    steps, every = operator.index(steps), operator.index(every)
+    for name, count in (("steps", steps), ("every", every)):
+        if not is_integer(count):
+            raise TypeError(f"{name} must be a positive integer, got {count!r}; dt comes first, then steps.")
+    steps, every = int(steps), int(every)
     if steps < 1 or every < 1 or steps % every:
         raise ValueError(f"steps must be a positive multiple of every = {every}, got {steps}.")
-    _, h_y = check_step(schedule, state, dt)
     final, failed, kept = _run(method, system, state, schedule, dt, steps=steps, every=every)
     if is_concrete(failed) and int(failed[0]) >= 0:
         number, index = (int(i) for i in failed)
@@ -121,5 +125,6 @@ def _run(
         return carry, (state.time, state.position, state.velocity)
 
     begin = state, jnp.full(2, -1, np.int32)
+    begin = varying_like(begin, jax.eval_shape(advance, begin, jax.ShapeDtypeStruct((), np.int32)))
     (final, failed), kept = jax.lax.scan(block, begin, jnp.arange(0, steps, every, dtype=np.int32))
     return final, failed, kept

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from jaxop._validation import is_concrete
 from jaxop.attention import integral_attention
 from jaxop.attention.checks import cast_kernel
-from jaxop.flows.checks import check_ensemble
+from jaxop.flows.checks import check_ensemble, check_number
 from jaxop.flows.linear import moment
 from jaxop.flows.system import System, first_order, second_order
 from jaxop.kernels import Bilinear, Kernel
@@ -58,13 +58,18 @@ def stein_force(
     if isinstance(kernel, Bilinear):
         features, form, embed = _features(x, kernel)
         return features @ (form @ moment(features, slopes, weights) + jnp.sum(weights) * form @ embed.T)
-    attraction = _integrate(x, slopes, weights, kernel)
+    return _integrate(x, slopes, weights, kernel) + _repulsion(x, weights, kernel)
 
-    def repulsion(point: Array) -> Array:
+
+@jax.jit
+def _repulsion(x: Array, weights: Array, kernel: Kernel) -> Array:
+    """Σ_j w_j ∇_{x_j} k(x_i, x_j)."""
+
+    def one(point: Array) -> Array:
         shifted = lambda shift: jnp.dot(weights, jax.vmap(lambda other: kernel(point, other + shift))(x))  # noqa: E731
         return jax.grad(shifted)(jnp.zeros_like(point))
 
-    return attraction + jax.lax.map(repulsion, x, batch_size=_ROWS)
+    return jax.lax.map(one, x, batch_size=_ROWS)
 
 
 def stein_rates(
@@ -109,6 +114,7 @@ def stein_rates(
         >>> flows.stein_rates(x, u, score=lambda x: -x, kernel=kernels.Gaussian()).shape
         (3, 2)
     """
+    check_number(regularization, "regularization")
     if is_concrete(regularization) and not regularization > 0:
         raise ValueError(f"regularization must be positive, got {regularization}; kernel matrices are nearly singular.")
     x, weights, u = check_ensemble(x, weights, velocity=velocity)
@@ -125,13 +131,27 @@ def stein_rates(
     pairs = jax.vmap(lambda a: jax.vmap(lambda b: kernel(a, b))(x))
     n = x.shape[0]
     y = jnp.linalg.solve(pairs(x) * weights[None, :] + regularization * jnp.eye(n, dtype=x.dtype), u)
+    bent = _pull(x, y, weights, kernel)
+    return force - _integrate(x, bent, weights, kernel) + _transport(x, u, y, weights, kernel)
 
-    def pull(inputs: tuple[Array, Array]) -> Array:
+
+@jax.jit
+def _pull(x: Array, y: Array, weights: Array, kernel: Kernel) -> Array:
+    """Σ_l w_l (y_j·y_l) ∇₁k(x_j, x_l)."""
+
+    def one(inputs: tuple[Array, Array]) -> Array:
         point, momentum = inputs
         potential = lambda point: jnp.dot(weights * (y @ momentum), jax.vmap(lambda b: kernel(point, b))(x))  # noqa: E731
         return jax.grad(potential)(point)
 
-    def transport(inputs: tuple[Array, Array]) -> Array:
+    return jax.lax.map(one, (x, y), batch_size=_ROWS)
+
+
+@jax.jit
+def _transport(x: Array, u: Array, y: Array, weights: Array, kernel: Kernel) -> Array:
+    """Σ_j w_j (∇₁k_ij·u_i + ∇₂k_ij·u_j) y_j."""
+
+    def one(inputs: tuple[Array, Array]) -> Array:
         point, direction = inputs
 
         def along(tau: Array) -> Array:
@@ -140,8 +160,7 @@ def stein_rates(
 
         return jax.jvp(along, (jnp.zeros((), x.dtype),), (jnp.ones((), x.dtype),))[1]
 
-    bent = jax.lax.map(pull, (x, y), batch_size=_ROWS)
-    return force - _integrate(x, bent, weights, kernel) + jax.lax.map(transport, (x, u), batch_size=_ROWS)
+    return jax.lax.map(one, (x, u), batch_size=_ROWS)
 
 
 def stein_momentum_rates(

@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxop._pytree import register
-from jaxop._validation import accumulator, as_float, is_concrete, is_numeric
+from jaxop._validation import accumulator, as_float, is_concrete
+from jaxop.flows.checks import check_number
 
 Drift = Array | Callable[[Array], Array]
 """ẋ, or the function y ↦ ẋ at the position where it was made."""
@@ -138,8 +139,7 @@ class Damping:
     def __post_init__(self):
         for name in ("logarithmic", "linear"):
             value = getattr(self, name)
-            if not is_numeric(value) or np.ndim(value):
-                raise TypeError(f"{name} must be one number, got {value!r}.")
+            check_number(value, name)
             if is_concrete(value) and not (np.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} must be finite and at least 0, got {value}; a negative damping adds energy.")
 
@@ -167,7 +167,7 @@ def start(method: Any, position: Array, velocity: Array | None = None, *, time: 
 
     Raises:
         ValueError: for a velocity of another shape.
-        TypeError: for a method that is none.
+        TypeError: for a method that is none, or a time that is not one number.
 
     Example:
         >>> import jax.numpy as jnp
@@ -181,6 +181,7 @@ def start(method: Any, position: Array, velocity: Array | None = None, *, time: 
     velocity = jnp.zeros_like(position) if velocity is None else as_float(velocity, "velocity")
     if velocity.shape != position.shape:
         raise ValueError(f"velocity must have the shape of position, {position.shape}, got {velocity.shape}.")
+    check_number(time, "time")
     time = jnp.asarray(time, accumulator(position.dtype))
     state = State(position, velocity.astype(position.dtype), time)
     return state._replace(history=method.history(state))

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxop._pytree import register
-from jaxop._validation import accumulator, as_float, first_index, is_concrete
+from jaxop._validation import accumulator, as_float, first_index, is_concrete, is_integer
 from jaxop.attention import accumulate, integral_attention
 from jaxop.kernel_machines._blocks import in_blocks
 from jaxop.kernels import FourierIntegral, Gaussian, Kernel
@@ -50,9 +50,9 @@ class _Fitted:
         x, dim = as_float(x, "x"), self.points.shape[1]
         if x.ndim != 2 or x.shape[1] != dim:
             raise ValueError(f"x must have shape (n, D) = (n, {dim}) like the sample, got {x.shape}; reshape to rows.")
-        if block_size is not None and (not isinstance(block_size, int) or block_size < 1):
+        if block_size is not None and (not is_integer(block_size) or block_size < 1):
             raise ValueError(
-                f"block_size must be a whole number of points, got {block_size}; None evaluates all at once."
+                f"block_size must be a whole number of points, got {block_size!r}; None evaluates all at once."
             )
         x = _apply(self.transform, x.astype(self.points.dtype) - self.centre[None, :])
         return in_blocks(evaluate, x, block_size)
@@ -345,9 +345,9 @@ def sinc_power_integral(power: int) -> float:
         >>> [round(sinc_power_integral(n) / math.pi, 6) for n in (1, 2, 4)]
         [1.0, 1.0, 0.666667]
     """
-    if not isinstance(power, int) or power < 1:
+    if not is_integer(power) or power < 1:
         raise ValueError(f"power must be a positive integer, got {power!r}.")
-    n = power
+    n = int(power)
     terms = ((-1) ** k * math.comb(n, k) * (n - 2 * k) ** (n - 1) for k in range(n // 2 + n % 2))
     return math.pi * float(fractions.Fraction(sum(terms), 2 ** (n - 1) * math.factorial(n - 1)))
 

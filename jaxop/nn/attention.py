@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -131,7 +132,7 @@ class IntegralAttention(nnx.Module):
         weights: Float[Array, " m"] | Float[Array, "b m"] | None = None,
         *,
         context: Float[Array, "b m d"] | None = None,
-        mask: Bool[Array, " m"] | Bool[Array, "n m"] | None = None,
+        mask: Bool[Array, "..."] | None = None,
         is_causal: bool = False,
     ) -> Float[Array, "b n d"]:
         """Attends, for each of b samples, from the nodes of ``x`` to those of ``context``.
@@ -140,8 +141,15 @@ class IntegralAttention(nnx.Module):
             x: samples of u, (b, n, d).
             weights: quadrature weights of the context's nodes, (m,), or one row per sample, (b, m); None: equal.
             context: samples of v, (b, m, d); None: u itself.
-            mask: True where a node of ``x`` may see one of the context, (m,) or (n, m), shared by the samples.
+            mask: True where a node of ``x`` may see one of the context. Shared by the samples: (m,), (n, m) or
+                (h, n, m); one per sample: (b, m), (b, n, m) or (b, h, n, m). With four axes each of b, h and n may be
+                1; what fits two of these shapes needs that form.
             is_causal: whether node i sees nodes j ≤ i only.
+
+        Raises:
+            ValueError: for arrays that do not fit, and a mask whose shape has two meanings.
+            TypeError: for weights that are not an array.
+            NotImplementedError: for a mask of linear attention.
         """
         mixed = self.mix(x, weights, context=context, mask=mask, is_causal=is_causal)
         return self.output(mixed.reshape(x.shape))
@@ -152,15 +160,14 @@ class IntegralAttention(nnx.Module):
         weights: Float[Array, " m"] | Float[Array, "b m"] | None = None,
         *,
         context: Float[Array, "b m d"] | None = None,
-        mask: Bool[Array, " m"] | Bool[Array, "n m"] | None = None,
+        mask: Bool[Array, "..."] | None = None,
         is_causal: bool = False,
     ) -> Float[Array, "b n h c"]:
         """The outputs of the heads, which `__call__` merges; arguments as there."""
         if x.ndim != 3:
             raise ValueError(f"x must have shape (b, n, d), got {x.shape}; for a single sample pass x[None].")
-        if weights is not None and not hasattr(weights, "ndim"):
-            raise TypeError(f"weights must be an array, got {type(weights).__name__}; of a domain pass domain.weights.")
         query, key, value = self.project(x, x if context is None else context)
+        check_weights(weights, *key.shape[:2])
         kernel = self.kernel.value
         if isinstance(kernel, DotProduct | LearnedFeatures):
             if mask is not None:
@@ -169,7 +176,9 @@ class IntegralAttention(nnx.Module):
             linear = functools.partial(linear_attention, is_causal=is_causal)
             return jax.vmap(linear, in_axes=(0, 0, 0, _batch_axis(weights)))(query, key, value, weights)
 
-        def attend(query: Array, key: Array, value: Array, weights: Array | None) -> Array:
+        mask, mask_axis = _mask_of_samples(mask, query, key)
+
+        def attend(query: Array, key: Array, value: Array, weights: Array | None, mask: Array | None) -> Array:
             return integral_attention(
                 query,
                 key,
@@ -182,7 +191,8 @@ class IntegralAttention(nnx.Module):
                 implementation=self.implementation,
             )
 
-        return jax.vmap(attend, in_axes=(0, 0, 0, _batch_axis(weights)))(query, key, value, weights)
+        axes = (0, 0, 0, _batch_axis(weights), mask_axis)
+        return jax.vmap(attend, in_axes=axes)(query, key, value, weights, mask)
 
     def with_connection(
         self,
@@ -190,7 +200,7 @@ class IntegralAttention(nnx.Module):
         velocity: Float[Array, "b n d"] | Callable[[Array], Array],
         weights: Float[Array, " n"] | Float[Array, "b n"] | None = None,
         *,
-        mask: Bool[Array, " n"] | Bool[Array, "n n"] | None = None,
+        mask: Bool[Array, "..."] | None = None,
         is_causal: bool = False,
     ) -> tuple[Float[Array, "b n d"], Float[Array, "b n d"]]:
         """F = Attn(z), and C(z; v)_i = a_i v_i − ½ (|v_i|² F_i + Σ_heads Σ_j P_ij |v_j|² V z_j O).
@@ -222,11 +232,17 @@ class IntegralAttention(nnx.Module):
             v = velocity(force) if callable(velocity) else velocity
             return force, self._linear_connection(z, v, weights, is_causal)
         kernel = check_dot_product(self.kernel.value)
-        options = {"kernel": kernel, "kernel_axis": self.kernel_axis, "mask": mask, "is_causal": is_causal}
         query, key, value = self.project(z, z)
+        check_weights(weights, *key.shape[:2])
+        mask, mask_axis = _mask_of_samples(mask, query, key)
         width = z.shape[-1]
-        operator = functools.partial(averaging_operator, implementation=self.implementation, **options)
-        operators = jax.vmap(operator, in_axes=(0, 0, _batch_axis(weights)))(query, key, weights)
+        options = {"kernel_axis": self.kernel_axis, "is_causal": is_causal, "implementation": self.implementation}
+        operators = jax.vmap(
+            lambda query, key, weights, mask: averaging_operator(
+                query, key, weights, kernel=kernel, mask=mask, **options
+            ),
+            in_axes=(0, 0, _batch_axis(weights), mask_axis),
+        )(query, key, weights, mask)
         # velocities pass the matrices of the projections and not their biases
         matrices = jnp.concatenate([self.query.kernel[...], self.key_value.kernel[:, :width]], axis=1)
 
@@ -281,6 +297,56 @@ class IntegralAttention(nnx.Module):
 
 _RIDGE = {False: 1e-2, True: 1.0}
 """Of `linear_connection` for normalised tokens; causal, as if one token had been seen at rest along every channel."""
+
+
+def check_weights(weights: Any, samples: int, nodes: int, *, argument: str = "weights") -> None:
+    """Refuses weights that are neither shared by the samples nor one row per sample."""
+    if weights is None:
+        return
+    if not hasattr(weights, "ndim"):
+        raise TypeError(f"{argument} must be an array, got {type(weights).__name__}; of a domain pass domain.weights.")
+    if weights.shape not in ((nodes,), (samples, nodes)):
+        raise ValueError(
+            f"{argument} must have shape ({nodes},) for all samples, or ({samples}, {nodes}), one row per sample, got "
+            f"{weights.shape}."
+        )
+
+
+def _mask_of_samples(mask: Any, query: Array, key: Array) -> tuple[Array | None, int | None]:
+    """The mask as `integral_attention` takes that of one sample, and the axis of the samples."""
+    if mask is None:
+        return None, None
+    mask = jnp.asarray(mask)
+    (b, n, heads, _), m = query.shape, key.shape[1]
+    forms = {
+        "(m,)": ((m,), (1, 1, 1, m)),
+        "(n, m)": ((n, m), (1, 1, n, m)),
+        "(b, m)": ((b, m), (b, 1, 1, m)),
+        "(h, n, m)": ((heads, n, m), (1, heads, n, m)),
+        "(b, n, m)": ((b, n, m), (b, 1, n, m)),
+    }
+    if mask.shape[3:] == (m,) and all(
+        size in (1, whole) for size, whole in zip(mask.shape, (b, heads, n), strict=False)
+    ):
+        forms = {"(b, h, n, m)": ((*mask.shape[:3], m), mask.shape)}
+    fitting = {name: full for name, (short, full) in forms.items() if short == mask.shape}
+    if not fitting:
+        raise ValueError(
+            f"mask must have shape (m,), (n, m), (h, n, m), (b, m), (b, n, m) or (b, h, n, m) with b, h, n, m = "
+            f"{b}, {heads}, {n}, {m}, where the last may have 1 for b, h and n, got {mask.shape}."
+        )
+    if len(set(fitting.values())) > 1:
+        names, (first, second) = " and as ".join(fitting), fitting.values()
+        raise ValueError(
+            f"mask of shape {mask.shape} can be read as {names}; pass mask.reshape({first}) for one mask that all "
+            f"samples share, or mask.reshape({second}) for one per sample."
+        )
+    mask = mask.reshape(next(iter(fitting.values())))
+    if mask.shape[1] > 1:
+        mask = jnp.broadcast_to(mask, (mask.shape[0], heads, n, m))
+    else:
+        mask = mask[:, 0, 0] if mask.shape[2] == 1 else mask[:, 0]
+    return (mask[0], None) if mask.shape[0] == 1 else (mask, 0)
 
 
 def _batch_axis(weights: Array | None) -> int | None:

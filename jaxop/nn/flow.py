@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from jaxop._validation import accumulator, check_name
 from jaxop.flows import METHODS, Damping, State, displace, second_order, start, step
 from jaxop.flows.softmax import function_rates
+from jaxop.nn.attention import check_weights
 from jaxop.nn.encoder import check_dropout
 from jaxop.nn.momentum import Positive
 from jaxop.nn.pointwise import FeedForward, LayerNorm, in_blocks
@@ -113,7 +114,15 @@ class FlowLayer(nnx.Module):
             weights: masses of the tokens, (n,) or (b, n); None: equal.
             measure: for functions, the quadrature weights of a patch, (s,) or (b, s).
         """
-        dtype = accumulator(state.position.dtype)
+        x = state.position
+        if x.ndim != (3 if measure is None else 4):
+            raise ValueError(
+                f"positions must have shape (b, n, d), or (b, n, s, d) with a measure (s,) of the patches, got "
+                f"{x.shape}; a single sample is x[None]."
+            )
+        check_weights(weights, *x.shape[:2])
+        check_weights(measure, x.shape[0], x.shape[2], argument="measure")
+        dtype = accumulator(x.dtype)
         score, mobility = (m.astype(dtype) for m in self.matrices())
 
         def acceleration(x: Array, u: Array) -> Array:
@@ -127,7 +136,6 @@ class FlowLayer(nnx.Module):
             axes = (0, 0, _batch_axis(weights), _batch_axis(measure))
             return jax.vmap(one, in_axes=axes)(x, u, weights, measure).astype(x.dtype)
 
-        x = state.position
         wide = jnp.zeros((), dtype)
         schedule = Damping(self.logarithmic(wide), self.linear(wide))
         h_x, h_y = self.position_step(wide), self.velocity_step(wide)

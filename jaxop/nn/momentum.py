@@ -173,6 +173,8 @@ class MomentumLayer(nnx.Module):
 
     def start(self, x: Float[Array, "*n d"], velocity: Float[Array, "*n d"] | None = None) -> State:
         """The state before the first layer; at rest without a velocity."""
+        if velocity is not None and velocity.shape != x.shape:
+            raise ValueError(f"velocity must have the shape of x, {x.shape}, got {velocity.shape}.")
         return State(x, jnp.zeros_like(x) if velocity is None else velocity.astype(x.dtype), jnp.ones((), jnp.float32))
 
     def attention_input(self, state: State) -> Float[Array, "*n d"]:

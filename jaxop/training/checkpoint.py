@@ -6,9 +6,11 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
+import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,10 +20,16 @@ import numpy as np
 from jaxtyping import Array
 from orbax.checkpoint import v1 as orbax
 
+from jaxop.training._files import local_path, read_json, set_aside
+
 PyTree = TypeVar("PyTree")
 
 _MANIFEST = "manifest.json"
 _ARRAYS = "arrays"
+_STEP = re.compile(r"step_([0-9]{8,})")
+_SCRATCH = re.compile(_STEP.pattern + r"\.tmp")
+_PATTERN = re.compile(r"[*?\[\]\\\ud800-\udfff]")  # what Orbax takes for a pattern, and bytes that are not UTF-8
+_RECORD = {"step", "seconds", "metrics", "leaves", "files"}
 
 
 class DamagedCheckpointError(Exception):
@@ -32,8 +40,8 @@ class DamagedCheckpointError(Exception):
 class Checkpoints:
     """The checkpoints of one run: ``step_00000200/`` and so on in one directory.
 
-    Each holds the arrays as Orbax writes them and a manifest: step, validation metrics, shape and dtype of
-    every leaf, and the SHA-256 of every file. A checkpoint is assembled under another name and renamed
+    Each holds the arrays as Orbax writes them and a manifest: step, validation metrics, settings, shape and
+    dtype of every leaf, and the SHA-256 of every file. A checkpoint is assembled under another name and renamed
     when it is complete and flushed to disk, so a run killed at any moment leaves whole checkpoints only.
     Loading compares every file with the manifest first: a truncated, altered or missing file is found
     whatever its place. One process writes to a directory at a time; any number may read.
@@ -60,11 +68,14 @@ class Checkpoints:
     keep_last: int = 2
     best_metric: str | None = None
 
+    def __post_init__(self):
+        local_path(self.directory, "directory")
+
     @property
     def steps(self) -> list[int]:
-        """Steps with a complete checkpoint, ascending."""
-        names = (path.name.removeprefix("step_") for path in Path(self.directory).glob("step_*") if path.is_dir())
-        return sorted(int(name) for name in names if name.isdigit())
+        """Steps with a complete checkpoint, ascending; what else the directory holds is ignored."""
+        found = (_STEP.fullmatch(path.name) for path in Path(self.directory).glob("step_*") if path.is_dir())
+        return sorted(int(match[1]) for match in found if match)
 
     @property
     def latest(self) -> int | None:
@@ -87,30 +98,46 @@ class Checkpoints:
         return Path(self.directory) / f"step_{step:08d}"
 
     def manifest(self, step: int) -> dict[str, Any]:
-        """What was recorded with a step: ``step``, ``seconds``, ``metrics``, ``leaves`` and ``files``.
+        """What was recorded with a step.
+
+        Returns:
+            ``step``, ``seconds``, ``metrics``, ``leaves``, ``files``, and ``settings`` if they were given.
 
         Raises:
-            DamagedCheckpointError: if the manifest is missing or altered.
+            DamagedCheckpointError: if the manifest is missing or altered, or that of another step.
         """
         path = self.path(step) / _MANIFEST
         try:
-            sealed = json.loads(path.read_bytes())
+            sealed = read_json(path)
             content = sealed["content"]
-            intact = sealed["sha256"] == _seal(content)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            intact = sealed["sha256"] == _seal(content) and content.keys() >= _RECORD
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DamagedCheckpointError(f"{path} cannot be read: {error}") from error
         if not intact:
             raise DamagedCheckpointError(f"{path} is not what was saved: its checksum differs.")
+        if content["step"] != step:
+            raise DamagedCheckpointError(f"{path} is not that of step {step}: it was saved at step {content['step']}.")
         return content
 
-    def save(self, step: int, state: Any, *, metrics: Mapping[str, float] | None = None, seconds: float = 0.0) -> None:
+    def save(
+        self,
+        step: int,
+        state: Any,
+        *,
+        metrics: Mapping[str, float] | None = None,
+        seconds: float = 0.0,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         """Saves a state and deletes the steps that are neither among the last ones nor the best.
+
+        A file or link that takes the place of the step is set aside, see `restore_latest`.
 
         Args:
             step: its step number; must be new.
             state: any pytree of arrays, random keys included.
             metrics: validation metrics at this step; those that are not finite are left out.
             seconds: time spent training so far.
+            settings: what the state belongs to, as JSON; kept in the manifest.
 
         Raises:
             FloatingPointError: if an array holds NaN or infinity: nothing is written.
@@ -119,7 +146,7 @@ class Checkpoints:
         Cost: one copy of the state to disk, read back once for the checksums.
         """
         final = self.path(step)
-        if final.exists():
+        if final.is_dir():
             raise FileExistsError(f"{final} exists; a saved step is never overwritten.")
         leaves = _named_leaves(state)
         bad = first_nonfinite(leaves)
@@ -128,10 +155,14 @@ class Checkpoints:
         root = Path(self.directory).resolve()
         root.mkdir(parents=True, exist_ok=True)
         for leftover in root.glob("step_*.tmp"):
-            shutil.rmtree(leftover)
+            if _SCRATCH.fullmatch(leftover.name):
+                _remove(leftover)
+        if os.path.lexists(final):
+            warnings.warn(f"{final} is not a directory; it was set aside as {set_aside(final)}.", stacklevel=2)
         scratch = root / f"{final.name}.tmp"
         scratch.mkdir()
-        orbax.save(str(scratch / _ARRAYS), leaves)
+        with _literal(scratch) as folder:
+            orbax.save(str(folder / _ARRAYS), leaves)
         content = {
             "step": step,
             "seconds": seconds,
@@ -139,6 +170,8 @@ class Checkpoints:
             "leaves": {name: _describe(leaf) for name, leaf in leaves.items()},
             "files": {name: _flush_and_hash(scratch / name) for name in _files(scratch)},
         }
+        if settings is not None:
+            content["settings"] = dict(settings)
         manifest = scratch / _MANIFEST
         manifest.write_text(json.dumps({"sha256": _seal(content), "content": content}, indent=1))
         _flush_and_hash(manifest)
@@ -159,6 +192,7 @@ class Checkpoints:
             DamagedCheckpointError: if a file is not what was saved.
             ValueError: if a leaf is unknown to ``like``, missing in the checkpoint, or of another shape or
                 dtype; the message names the leaves.
+            OSError: if Orbax cannot read files that are intact.
 
         Cost: the checkpoint is read twice, once for its checksums.
         """
@@ -179,9 +213,16 @@ class Checkpoints:
         self._check_fit(step, saved, {name: _describe(leaf) for name, leaf in wanted.items()})
         context = orbax.Context()
         context.pytree.loading.partial_load = parts is not None
-        with context:
-            source = str(self.path(step).resolve() / _ARRAYS)
-            loaded = orbax.load(source, {name: _abstract(leaf) for name, leaf in wanted.items()})
+        path = self.path(step).resolve()
+        try:
+            with context, _literal(path) as folder:
+                loaded = orbax.load(str(folder / _ARRAYS), {name: _abstract(leaf) for name, leaf in wanted.items()})
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            raise OSError(
+                f"{path} is intact, but Orbax cannot read it ({reason}); copy the run to a directory with a plain name "
+                "on another file system."
+            ) from error
         return jax.tree.unflatten(jax.tree.structure(like), [loaded[name] for name in wanted])
 
     def restore_latest(self, like: PyTree) -> tuple[int, PyTree]:
@@ -201,7 +242,7 @@ class Checkpoints:
             try:
                 return step, self.restore(like, step=step)
             except DamagedCheckpointError as error:
-                aside = self._set_aside(step)
+                aside = set_aside(self.path(step))
                 damaged.append(str(aside))
                 warnings.warn(
                     f"checkpoint of step {step} is damaged: {error} It was set aside as {aside}; "
@@ -210,9 +251,13 @@ class Checkpoints:
                     stacklevel=2,
                 )
         if damaged:
-            raise FileNotFoundError(f"no undamaged checkpoint in {self.directory}; set aside: {', '.join(damaged)}.")
+            raise FileNotFoundError(
+                f"no undamaged checkpoint in {self.directory}; set aside: {', '.join(damaged)}. "
+                "Start a new run in another directory."
+            )
         raise FileNotFoundError(
-            f"nothing to resume from: {self.directory} holds no checkpoint. Check the path, or start without resume."
+            f"nothing to resume from: {self.directory} holds no checkpoint. Check the path, or start a new run in "
+            "another directory."
         )
 
     def verify(self, step: int) -> dict[str, Any]:
@@ -250,22 +295,13 @@ class Checkpoints:
                 + f"{more}\nBuild them from the config that the run was started with."
             )
 
-    def _set_aside(self, step: int) -> Path:
-        path = self.path(step)
-        aside = path.with_name(f"{path.name}.damaged")
-        number = 1
-        while aside.exists():
-            number += 1
-            aside = path.with_name(f"{path.name}.damaged-{number}")
-        return path.rename(aside)
-
     def _delete_superseded(self) -> None:
         best = None if self.best_metric is None else self.best
         for step in self.steps[: -self.keep_last]:
             if step != best:
                 doomed = self.path(step).with_suffix(".tmp")  # out of sight in one go, then removed
                 self.path(step).rename(doomed)
-                shutil.rmtree(doomed)
+                _remove(doomed)
 
 
 def leaf_names(tree: Any) -> list[str]:
@@ -293,6 +329,31 @@ def _describe(leaf: Array | jax.ShapeDtypeStruct) -> str:
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
     sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+@contextlib.contextmanager
+def _literal(directory: Path) -> Iterator[Path]:
+    """A path of a directory that Orbax cannot take for a pattern: its own, or a link to it."""
+    if not _PATTERN.search(str(directory)):
+        yield directory
+        return
+    with tempfile.TemporaryDirectory(prefix="jaxop-") as folder:
+        if match := _PATTERN.search(folder):
+            raise ValueError(
+                f"the directory for temporary files, {tempfile.gettempdir()}, must not hold the character "
+                f"{match[0]!r}; set TMPDIR to another one."
+            )
+        link = Path(folder) / "checkpoint"
+        link.symlink_to(directory, target_is_directory=True)
+        yield link
+
+
+def _remove(path: Path) -> None:
+    """Removes a directory with all it holds, or a file or link."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _seal(content: Any) -> str:

@@ -5,7 +5,8 @@ import json
 import math
 import numbers
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -21,6 +22,8 @@ LOSSES = {"l2": "L2", "h1": "H1", "cross_entropy": "cross_entropy"}
 
 _MAY_CHANGE = ("eval_every", "checkpoint_every", "keep_last", "time_limit_s")
 """Fields of a run that may differ when it is resumed: none of them moves a parameter."""
+
+_CONTENTS = re.compile(r"train\..*\.contents|valid_sets\..*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,22 +182,41 @@ def to_json(value: Any, *, name: str = "settings") -> Any:
     )
 
 
-def check_same_settings(saved: Mapping[str, Any], current: Mapping[str, Any], source: str) -> None:
+def path_fields(value: Any, name: str = "") -> set[str]:
+    """Dotted names of the settings that are paths, or sequences of them: where something lies, not what it is."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        parts = (path_fields(item, f"{name}.{key}" if name else str(key)) for key, item in value.items())
+        return set().union(*parts)
+    items = value if isinstance(value, list | tuple) else [value]
+    return {name} if any(isinstance(item, os.PathLike) for item in items) else set()
+
+
+def check_same_settings(
+    saved: Mapping[str, Any], current: Mapping[str, Any], source: str, *, paths: Collection[str] = ()
+) -> None:
     """Raises ``ValueError`` listing every field in which a run's saved settings differ from the current ones.
 
     Fields of `TrainingConfig` that move no parameter may differ: how often to evaluate and to save, how many
-    checkpoints to keep, and the time limit.
+    checkpoints to keep, and the time limit. So may paths, if the contents of the samples were recorded. Contents that
+    were not, by earlier versions, are not compared.
 
     Args:
         saved: settings as JSON, as the run was started with.
         current: settings as JSON, as it is to be resumed with.
         source: file of the saved ones, for the message.
+        paths: names of the fields that are paths.
 
     Raises:
         ValueError: if they differ.
     """
     old, new = _flatten(saved), _flatten(current)
     free = {f"training.{name}" for name in _MAY_CHANGE}
+    if "train.inputs.contents" in old:
+        free |= {*paths}
+    else:
+        new = {name: value for name, value in new.items() if not _CONTENTS.fullmatch(name)}
     names = [name for name in sorted(old.keys() | new.keys()) if old.get(name, ...) != new.get(name, ...)]
     differences = [
         f"  {name}: {json.dumps(old[name]) if name in old else 'absent'} -> "
@@ -204,8 +226,8 @@ def check_same_settings(saved: Mapping[str, Any], current: Mapping[str, Any], so
     ]
     if differences:
         raise ValueError(
-            f"the run was started with other settings ({source} -> now):\n" + "\n".join(differences) + "\n"
-            "Resume with the settings it was started with, or start a new run in another directory."
+            f"the run was started with other settings or samples ({source} -> now):\n" + "\n".join(differences) + "\n"
+            "Resume with those it was started with, or start a new run in another directory."
         )
 
 

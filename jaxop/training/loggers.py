@@ -1,6 +1,5 @@
 """Where metrics go: JSON lines always; a progress display, TensorBoard and Weights & Biases if wanted."""
 
-import contextlib
 import json
 import math
 import os
@@ -9,6 +8,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, TextIO, runtime_checkable
+
+from jaxop.training._files import write_in_one_go
 
 METRICS_FILE = "metrics.jsonl"
 """Name of the metrics file in a run directory."""
@@ -38,8 +39,8 @@ class JsonLines:
     """One JSON object per row in ``metrics.jsonl``: ``{"step": 3, "loss": 0.21, ...}``.
 
     Every row reaches the operating system before the next step begins, and a resumed run first drops the
-    rows after the step it resumes from, so that no row is lost or doubled however a run ends. A value that
-    is not finite becomes null.
+    rows after the step it resumes from, so that no row is lost or doubled however a run ends. Lines that are
+    not rows stay where they are, except a last one that was cut off. A value that is not finite becomes null.
 
     Example:
         >>> import pathlib, tempfile
@@ -60,10 +61,11 @@ class JsonLines:
     def start(self, run_dir: Path, settings: Mapping[str, Any], step: int) -> None:
         """Drops the rows after ``step`` and opens the file to append."""
         path = run_dir / METRICS_FILE
-        kept = [row for row in read_metrics(run_dir) if row["step"] <= step]
-        scratch = path.with_suffix(".tmp")
-        scratch.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        os.replace(scratch, path)
+        *lines, last = _lines(path)
+        if _row(last) is not None:  # else it is empty or was cut off
+            lines.append(last)
+        kept = [line for line in lines if (row := _row(line)) is None or row["step"] <= step]
+        write_in_one_go(path, b"".join(line + b"\n" for line in kept))
         self._file = path.open("a")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -78,20 +80,31 @@ class JsonLines:
 
 
 def read_metrics(run_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The rows of a run's ``metrics.jsonl``; a line cut off by a crash is left out.
+    """The rows of a run's ``metrics.jsonl``; lines that are not rows, such as one cut off by a crash, are left out.
 
     Args:
         run_dir: the run directory; without a metrics file there are no rows.
 
     Returns:
-        One dict per row, each with the key ``"step"``.
+        One dict per row, each with the integer ``"step"``; the other values are numbers or None.
     """
-    path = Path(run_dir) / METRICS_FILE
-    rows = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        with contextlib.suppress(ValueError):
-            rows.append(json.loads(line))
-    return rows
+    return [row for line in _lines(Path(run_dir) / METRICS_FILE) if (row := _row(line)) is not None]
+
+
+def _lines(path: Path) -> list[bytes]:
+    """The lines of a file, of which the last one has no end."""
+    return path.read_bytes().split(b"\n") if path.is_file() else [b""]
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """The metrics in a line, or None if it is not a row of metrics."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        return None
+    return row if all(value is None or isinstance(value, int | float) for value in row.values()) else None
 
 
 class Progress:
@@ -210,13 +223,13 @@ class WeightsAndBiases:
         except ImportError as error:
             raise ImportError("WeightsAndBiases needs wandb: pip install 'jaxop[loggers]'.") from error
         id_file = run_dir / "wandb_id"
-        known = id_file.read_text() if step and id_file.is_file() else None
+        known = id_file.read_text(errors="replace").strip() if step and id_file.is_file() else None
         self._run = wandb.init(
             project=self._project,
             name=run_dir.name,
             dir=str(run_dir),
             config=dict(settings),
-            id=known,
+            id=known or None,
             resume="must" if known else None,
         )
         id_file.write_text(self._run.id)

@@ -17,13 +17,15 @@ import numpy as np
 from flax import nnx
 
 from jaxop.data import Batch, ExampleBatch, Examples, Samples, batch_indices
+from jaxop.training._files import local_path, writing
 from jaxop.training.checkpoint import Checkpoints, first_nonfinite, leaf_names
-from jaxop.training.config import TrainingConfig, check_same_settings, to_json
+from jaxop.training.config import TrainingConfig, check_same_settings, path_fields, to_json
 from jaxop.training.evaluation import check_classes, mean_errors, trace_errors
 from jaxop.training.loggers import JsonLines, Logger, Progress
 from jaxop.training.run import (
     describe_samples,
     error_name,
+    has_begun,
     open_checkpoints,
     read_settings,
     record_versions,
@@ -77,19 +79,22 @@ def fit(
     of the loss) and an empty ``figures/``. A run that is killed at any moment and resumed ends with the
     parameters of the uninterrupted run, bit for bit on one kind of machine: batches and random numbers are
     functions of (seed, step), and a checkpoint holds all the rest. SIGTERM lets the step finish, saves
-    and returns.
+    and returns. One process at a time writes to the directory. The first checkpoint is restored as soon as it is
+    saved, which proves that the rest will be readable.
 
     Args:
         model: an operator, called as ``model(inputs, domain, at=at, initial=initial)``, or for cross-entropy
             a model of `jaxop.data.Examples`, called as ``model(inputs)``; left as it was.
         train: training samples; a run is resumed only on those it was started with, as their sizes and
-            the checksums of a few of them tell.
-        valid: validation sets by name, on any grids; they may be empty.
+            the checksum of all of them tell.
+        valid: validation sets by name, on any grids, compared in the same way; they may be empty.
         config: see `TrainingConfig`.
-        run_dir: directory of the run; a new run needs one without checkpoints.
-        settings: what else describes the run (operator config, source of the data): dataclasses, numbers, strings, or
-            dicts and lists of them. Kept in ``config.json`` and compared when the run is resumed.
-        resume: whether to continue the run in ``run_dir`` from its newest undamaged checkpoint.
+        run_dir: directory of the run, in a local file system; a new run needs one without checkpoints.
+        settings: what else describes the run (operator config, source of the data): dataclasses, numbers, strings,
+            paths, or dicts and lists of them. Kept in ``config.json`` and in every checkpoint, and compared when
+            the run is resumed, but for paths: samples may move.
+        resume: whether to continue the run in ``run_dir`` from its newest undamaged checkpoint, or from
+            step 0 if it was interrupted before the first one.
         loggers: destinations of the metrics besides ``metrics.jsonl``.
         progress: whether to display progress.
 
@@ -103,6 +108,7 @@ def fit(
             checkpoint.
         FileNotFoundError: if there is nothing to resume.
         FileExistsError: if a new run would overwrite another.
+        BlockingIOError: if another process is writing to ``run_dir``; the message names it.
         FloatingPointError: at the first step whose loss or gradient is not finite; the message names the
             step, the samples of its batch and the first bad array. No such state is saved.
 
@@ -125,37 +131,61 @@ def fit(
         ('completed', True)
     """
     _check_samples(model, train, valid, config)
-    directory = Path(run_dir)
+    directory = local_path(run_dir, "run_dir")
     extra = to_json(settings or {})
-    if reserved := {"training", "train", "valid"} & extra.keys():
+    if reserved := {"training", "train", "valid", "valid_sets"} & extra.keys():
         raise ValueError(f"settings must not use the names {sorted(reserved)}: fit fills them in itself.")
-    described = {"training": to_json(config), "train": describe_samples(train), "valid": list(valid), **extra}
     checkpoints = open_checkpoints(directory, config, list(valid))
-    optimizer = make_optimizer(config)
-    graphdef, state = init_state(model, optimizer, config)
-    start, seconds, errors = 0, 0.0, {}
-    if resume:
-        if checkpoints.latest is not None:
-            check_same_settings(read_settings(directory), described, str(directory / "config.json"))
-        start, state = checkpoints.restore_latest(state)
-        seconds, errors = (checkpoints.manifest(start)[name] for name in ("seconds", "metrics"))
-    elif checkpoints.latest is not None:
-        raise FileExistsError(
-            f"{directory} already holds a run, saved up to step {checkpoints.latest}; "
-            "resume it, or give another run_dir."
-        )
-    outputs: list[Logger] = [JsonLines(), *([Progress()] if progress else []), *loggers]
-    training = _Training(model, train, valid, config, checkpoints, outputs, errors)
-    step = training.trace(make_step(graphdef, optimizer, config), state)
-
-    (directory / "figures").mkdir(parents=True, exist_ok=True)
-    write_settings(directory, described)
-    record_versions(directory, start, resume=resume)
+    if resume and not directory.is_dir():
+        raise FileNotFoundError(f"nothing to resume from: {directory} does not exist. Check the path.")
     with contextlib.ExitStack() as stack:
-        for output in outputs:
+        stack.enter_context(writing(directory))
+        if not resume and has_begun(directory):
+            saved = (
+                "without an undamaged checkpoint"
+                if checkpoints.latest is None
+                else f"saved up to step {checkpoints.latest}"
+            )
+            raise FileExistsError(f"{directory} already holds a run, {saved}; resume it, or give another run_dir.")
+        described = {
+            "training": to_json(config),
+            "train": describe_samples(train),
+            "valid": list(valid),
+            "valid_sets": {name: describe_samples(samples) for name, samples in valid.items()},
+            **extra,
+        }
+        optimizer = make_optimizer(config)
+        graphdef, state = init_state(model, optimizer, config)
+        start, seconds, errors = 0, 0.0, {}
+        if resume:
+            start, state, seconds, errors = _resumed(checkpoints, directory, state, described, path_fields(settings))
+        own: list[Logger] = [JsonLines(), *([Progress()] if progress else [])]
+        training = _Training(model, train, valid, config, described, checkpoints, [*own, *loggers], errors)
+        step = training.trace(make_step(graphdef, optimizer, config), state)
+
+        for output in (*loggers, *own):  # those that may be missing come first
             output.start(directory, described, start)
             stack.callback(output.close)
+        (directory / "figures").mkdir(exist_ok=True)
+        write_settings(directory, described)
+        record_versions(directory, start, resume=resume)
         return training.run(step, start, state, seconds)
+
+
+def _resumed(
+    checkpoints: Checkpoints, directory: Path, state: TrainState, described: Mapping[str, Any], paths: set[str]
+) -> tuple[int, TrainState, float, dict[str, float]]:
+    """Step, state, seconds and last errors of an interrupted run, if it had the settings described."""
+    config, begun = directory / "config.json", has_begun(directory)
+    if checkpoints.latest is not None or (config.exists() and not begun):
+        check_same_settings(read_settings(directory), described, str(config), paths=paths)
+    if config.exists() and not begun:  # interrupted before the first checkpoint
+        return 0, state, 0.0, {}
+    start, state = checkpoints.restore_latest(state)
+    manifest = checkpoints.manifest(start)
+    if "settings" in manifest:  # the config is in anyone's hands, the manifest is sealed
+        check_same_settings(manifest["settings"], described, str(checkpoints.path(start)), paths=paths)
+    return start, state, manifest["seconds"], manifest["metrics"]
 
 
 @dataclasses.dataclass
@@ -166,6 +196,7 @@ class _Training(Generic[Model]):
     train: Samples | Examples
     valid: Mapping[str, Samples] | Mapping[str, Examples]
     config: TrainingConfig
+    settings: Mapping[str, Any]
     checkpoints: Checkpoints
     outputs: Sequence[Logger]
     errors: dict[str, float]
@@ -182,7 +213,8 @@ class _Training(Generic[Model]):
         config, stopped = self.config, "completed"
         limit = config.time_limit_s or float("inf")
         if self.checkpoints.latest is None:  # a run killed early can be resumed, and a full disk shows now
-            self.checkpoints.save(0, state)
+            self.checkpoints.save(0, state, settings=self.settings)
+            self.checkpoints.restore(state, step=0)  # whatever cannot be read here could not be resumed
         ahead = range(start, config.steps)
         if ahead and seconds > limit:
             ahead, stopped = ahead[:0], "time limit"
@@ -208,7 +240,9 @@ class _Training(Generic[Model]):
                 with clock.paused():
                     errors = self._evaluate(step, state) if evaluated else {}
                     if last or step % config.checkpoint_every == 0 or self._improves(errors):
-                        self.checkpoints.save(step, state, metrics=errors, seconds=clock.seconds)
+                        self.checkpoints.save(
+                            step, state, metrics=errors, seconds=clock.seconds, settings=self.settings
+                        )
                 if last:
                     break
             return Result(self._current_model(state), state, stopped, clock.seconds, self.errors)

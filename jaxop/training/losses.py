@@ -14,7 +14,8 @@ def relative_norm(
     """‖p − t‖ / ‖t‖ in L2(D) or H1(D), with the quadrature weights of the domain.
 
     The norms are integrals over D with gradients in physical units, so the number means the same on
-    every grid. `Domain.norm` rescales, so very large and very small truths are compared like any other.
+    every grid. Both are taken in units of about max|t|, so very large and very small truths are compared like
+    any other; on nodes of weight 0 neither is looked at.
     Where ‖t‖ = 0 (a truth that vanishes on every node of positive weight) no ratio exists and the value
     is ‖p − t‖ itself: finite, 0 only for an exact prediction, and with a usable gradient. In H1, ‖t‖ is
     0 only for t = 0, so a constant truth is an ordinary one.
@@ -50,7 +51,8 @@ def relative_norm(
             "compare functions on the same nodes (see the operators' argument `at`)."
         )
     dtype = accumulator(target.dtype)
-    prediction, target = prediction.astype(dtype), target.astype(dtype)
+    unit = domain._unit(domain._samples(target.astype(dtype), "target"))
+    prediction, target = prediction.astype(dtype) / unit, target.astype(dtype) / unit
     truth = domain.norm(target, space=space)
     error = domain.norm(prediction - target, space=space)
     return error / jnp.where(truth == 0, 1, truth)

@@ -20,9 +20,10 @@ from flax import nnx
 
 import jaxop
 from jaxop.data import Examples, Samples
-from jaxop.data.samples import ArraySource
+from jaxop.data.samples import ArraySource, blocks
 from jaxop.domains import Domain, TriangleMesh
 from jaxop.operators import CONFIGS, Standardized, build, from_dict
+from jaxop.training._files import local_path, read_json, set_aside, write_in_one_go
 from jaxop.training.checkpoint import Checkpoints
 from jaxop.training.config import LOSSES, TrainingConfig, to_json
 from jaxop.training.loggers import read_metrics
@@ -42,7 +43,7 @@ class Run:
     Attributes:
         directory: the run directory.
         config: the settings it was started with: ``"training"``, ``"train"`` (the samples),
-            ``"valid"`` (names of the sets) and whatever was given to `fit`.
+            ``"valid"`` (names of the sets), ``"valid_sets"`` (their samples) and whatever was given to `fit`.
         checkpoints: its saved steps.
     """
 
@@ -91,16 +92,19 @@ class Run:
             DamagedCheckpointError: if its files are not what was saved.
             ValueError: if the model has other parameters than the run's; the message names them.
         """
-        self._compare(model)
+        step = self.step(checkpoint)
+        manifest = self.checkpoints.manifest(step)
+        self._compare(model, manifest.get("settings", self.config))
         graphdef, params, other = split_model(model, train=False)
-        name = "ema" if average and self.training.ema_decay else "params"
+        averaged = average and any(leaf.startswith("ema.") for leaf in manifest["leaves"])
+        name = "ema" if averaged else "params"
         like = {name: params, "other": other}
-        saved = self.checkpoints.restore(like, step=self.step(checkpoint), parts=tuple(like))
+        saved = self.checkpoints.restore(like, step=step, parts=tuple(like))
         return nnx.merge(graphdef, saved[name], saved["other"])
 
-    def _compare(self, model: nnx.Module) -> None:
+    def _compare(self, model: nnx.Module, settings: Mapping[str, Any]) -> None:
         """Warns of settings in which a model differs from the recorded one: its parameters may fit all the same."""
-        ours, recorded = getattr(model, "config", None), self.config.get("model")
+        ours, recorded = getattr(model, "config", None), settings.get("model")
         if not dataclasses.is_dataclass(ours) or not isinstance(recorded, dict):
             return
         given = to_json(ours)
@@ -127,11 +131,11 @@ class Run:
         """The operator that `model` restores, with shapes and dtypes in place of values."""
         try:
             config = from_dict(CONFIGS[self.config["operator"]], self.config["model"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(
-                f"{self.directory}/{_CONFIG} does not name an operator of jaxop and its settings; build the model "
-                "yourself, from recorded settings by operators.from_dict(Config, run.config['model']), and "
-                "call run.restore(model)."
+                f"{self.directory}/{_CONFIG} does not name an operator of jaxop and its settings "
+                f"({type(error).__name__}: {error}); build the model yourself, from recorded settings by "
+                "operators.from_dict(Config, run.config['model']), and call run.restore(model)."
             ) from error
         inputs, outputs = np.ones(config.in_channels), np.ones(config.out_channels)
         statistics = {"input_mean": inputs, "input_std": inputs, "output_mean": outputs, "output_std": outputs}
@@ -146,7 +150,7 @@ def load_run(directory: str | os.PathLike[str]) -> Run:
 
     Raises:
         FileNotFoundError: if there is no run; the message says which file is missing.
-        ValueError: if its config cannot be read.
+        ValueError: if its config cannot be read; the message names file and field.
 
     Example:
         >>> from jaxop import training
@@ -155,7 +159,10 @@ def load_run(directory: str | os.PathLike[str]) -> Run:
         FileNotFoundError: no/such/run is not a run directory: it has no config.json.
     """
     config = read_settings(directory)
-    settings = TrainingConfig.from_dict(config["training"])
+    try:
+        settings = TrainingConfig.from_dict(config["training"])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{Path(directory) / _CONFIG}: training: {error}") from error
     return Run(Path(directory), config, open_checkpoints(directory, settings, config["valid"]))
 
 
@@ -172,13 +179,22 @@ def error_name(name: str, space: str) -> str:
 
 def read_settings(directory: str | os.PathLike[str]) -> dict[str, Any]:
     """The settings in ``config.json``; raises as `load_run`."""
-    path = Path(directory) / _CONFIG
-    if not path.is_file():
+    path = local_path(directory, "directory") / _CONFIG
+    if not path.exists():
         raise FileNotFoundError(f"{os.fspath(directory)} is not a run directory: it has no {_CONFIG}.")
+    remedy = "restore it from a copy or start a new run in another directory."
     try:
-        return json.loads(path.read_text())
+        settings = read_json(path)
     except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); restore it from a copy or start a new run.") from error
+        raise ValueError(f"{error} It holds the settings of the run: {remedy}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} must hold an object, got {type(settings).__name__}: {remedy}")
+    for name, kind in {"training": dict, "valid": list}.items():
+        if name not in settings:
+            raise ValueError(f"{path} has no field {name!r}: {remedy}")
+        if not isinstance(settings[name], kind):
+            raise ValueError(f"{path}: {name} must be a {kind.__name__}, got {json.dumps(settings[name])}: {remedy}")
+    return settings
 
 
 def write_settings(directory: Path, settings: Mapping[str, Any]) -> None:
@@ -186,18 +202,31 @@ def write_settings(directory: Path, settings: Mapping[str, Any]) -> None:
     _write_json(directory / _CONFIG, settings)
 
 
-def describe_samples(samples: Samples | Examples) -> dict[str, Any]:
-    """What tells a set of samples from another, as JSON: sizes, dtypes, and CRC-32 sums of a few samples.
+def has_begun(directory: Path) -> bool:
+    """Whether a run directory holds a checkpoint, damaged or not, or a row of metrics."""
+    steps = (directory / "checkpoints").glob("step_*")
+    return any(path.suffix != ".tmp" for path in steps) or bool(read_metrics(directory))
 
-    The sums are over the first, middle and last sample and the nodes of their domains, so a large set in a
-    file costs three reads. A mesh counts with its vertices and faces; its weights follow from them.
+
+def describe_samples(samples: Samples | Examples) -> dict[str, Any]:
+    """What tells a set of samples from another, as JSON: sizes, dtypes, and CRC-32 sums of the contents.
+
+    ``contents`` is the sum over all samples, ``crc32`` over the first, middle and last one, which is all that
+    earlier versions recorded. A mesh counts with its vertices and faces; its weights follow from them.
+
+    Cost: every sample is read once, in blocks that fit in memory.
     """
     rows = np.unique([0, len(samples) // 2, len(samples) - 1])
 
     def array(source: ArraySource | None) -> dict[str, Any] | None:
         if source is None:
             return None
-        return {"shape": list(source.shape), "dtype": np.dtype(source.dtype).name, "crc32": _crc32([source[rows]])}
+        return {
+            "shape": list(source.shape),
+            "dtype": np.dtype(source.dtype).name,
+            "crc32": _crc32([source[rows]]),
+            "contents": _crc32(source[block] for block in blocks(source)),
+        }
 
     def nodes(domain: Domain | None) -> dict[str, Any] | None:
         if domain is None:
@@ -208,6 +237,7 @@ def describe_samples(samples: Samples | Examples) -> dict[str, Any]:
             "size": domain.size,
             "stacked": domain.is_batched,
             "crc32": _crc32([np.asarray(part)[rows] if domain.is_batched else part for part in parts]),
+            "contents": _crc32(parts),
         }
 
     if isinstance(samples, Examples):
@@ -223,14 +253,26 @@ def _crc32(parts: Iterable[Any]) -> str:
     """Checksum of the arrays' entries, the same whichever byte order they are kept in."""
     total = 0
     for part in map(np.asarray, parts):
-        total = zlib.crc32(part.astype(part.dtype.newbyteorder("<")).tobytes(), total)
+        entries = np.ascontiguousarray(part, part.dtype.newbyteorder("<")).reshape(-1)
+        total = zlib.crc32(entries.view(np.uint8).data, total)
     return f"{total:08x}"
 
 
 def record_versions(directory: Path, step: int, *, resume: bool) -> None:
-    """Adds an entry to ``versions.json``, or begins it anew: what this process runs on, and from which step."""
+    """Adds an entry to ``versions.json``, or begins it anew: what this process runs on, and from which step.
+
+    A file that cannot be read is set aside: it is no part of the state.
+    """
     path = directory / _VERSIONS
-    entries = json.loads(path.read_text()) if resume and path.is_file() else []
+    entries: Any = []
+    if resume and os.path.lexists(path):
+        try:
+            entries = read_json(path)
+        except (OSError, ValueError):
+            entries = None
+        if not isinstance(entries, list):
+            warnings.warn(f"{path} is damaged; it was set aside as {set_aside(path)}.", UserWarning, stacklevel=3)
+            entries = []
     device = jax.devices()[0]
     entry = {
         "from_step": step,
@@ -247,9 +289,7 @@ def record_versions(directory: Path, step: int, *, resume: bool) -> None:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(scratch, path)
+    write_in_one_go(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def _version(package: str) -> str | None:

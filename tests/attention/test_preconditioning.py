@@ -1,13 +1,17 @@
 """Schwarz attention inside conjugate gradients."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.sparse
 from jax.scipy.sparse.linalg import cg
+from jax.sharding import PartitionSpec
 
 from jaxop import attention, domains
+from jaxop.testing import count_compilations
 
 CORE = 16
 
@@ -93,8 +97,45 @@ def test_flexible_directions_bear_a_preconditioner_that_changes(x64):
 
 def test_any_size_of_right_hand_side():
     solve = jax.jit(lambda b: attention.flexible_cg(lambda x: jnp.arange(1.0, 9.0) * x, b).solution)
-    for size in (1e-30, 1e30):
-        np.testing.assert_allclose(solve(np.full(8, size, np.float32)), size / np.arange(1.0, 9.0), rtol=1e-4)
+    for size in (1.2e-37, 1e-30, 1e30, 1e38, 3e38):
+        rhs, expected = jnp.full(8, size), size / np.arange(1.0, 9.0)
+        for solution in (solve(rhs), attention.flexible_cg(lambda x: jnp.arange(1.0, 9.0) * x, rhs).solution):
+            np.testing.assert_allclose(np.asarray(solution, np.float64), expected, rtol=1e-4)
+
+
+def test_arrays_and_preconditioners_compile_once():
+    dec = domains.decompose(domains.interval(15, rule="interior"), 2, 2)
+    matrix = jnp.asarray(16**2 * (2 * np.eye(15) - np.eye(15, k=1) - np.eye(15, k=-1)), jnp.float32)
+
+    def solve(scale):
+        factors = attention.galerkin_factors(dec, np.asarray(matrix), blocks="overlap")
+        inverse = attention.schwarz_preconditioner(dec, factors)
+        return attention.flexible_cg(matrix, scale * jnp.ones(15), preconditioner=inverse)
+
+    solve(1.0)
+    with count_compilations() as compilations:
+        solve(2.0)
+    assert compilations() == 0
+
+
+def test_functions_are_read_at_every_call():
+    scale = [2.0]
+    matrix = lambda x: scale[0] * x  # noqa: E731
+    for scale[0] in (2.0, 4.0):
+        np.testing.assert_allclose(attention.flexible_cg(matrix, jnp.ones(3)).solution, 1 / scale[0], rtol=1e-6)
+
+
+def test_right_hand_sides_on_several_devices():
+    mesh = jax.make_mesh((1,), ("samples",), axis_types=(jax.sharding.AxisType.Auto,))
+    samples, shared = PartitionSpec("samples"), PartitionSpec()
+    for specs in ((samples, shared), (shared, samples)):
+
+        @jax.jit
+        @functools.partial(jax.shard_map, mesh=mesh, in_specs=specs, out_specs=samples)
+        def solve(diagonal, rhs):
+            return attention.flexible_cg(lambda x: diagonal * x, rhs).solution
+
+        np.testing.assert_allclose(solve(jnp.arange(1.0, 5.0), jnp.ones(4)), 1 / np.arange(1.0, 5.0), rtol=1e-5)
 
 
 def test_global_low_rank_needs_more_iterations_the_more_subdomains(x64):
@@ -166,6 +207,9 @@ def test_bad_input_is_named(unchecked):
         attention.flexible_cg(lambda x: x, jnp.ones((3, 1)))
     with pytest.raises(ValueError, match="tolerance must be positive, got 0"):
         attention.flexible_cg(lambda x: x, jnp.ones(3), tolerance=0)
+    for tolerance in ("1e-5", True, jnp.ones(2)):
+        with pytest.raises(TypeError, match="tolerance must be one positive number"):
+            attention.flexible_cg(lambda x: x, jnp.ones(3), tolerance=tolerance)
     with pytest.raises(ValueError, match="max_iterations must be an integer of at least 0, got -1"):
         attention.flexible_cg(lambda x: x, jnp.ones(3), max_iterations=-1)
     with pytest.raises(TypeError, match=r"matrix is of scipy.sparse, which JAX cannot apply; pass"):

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from jaxop import data, domains
+from jaxop.testing import count_compilations
 
 
 def ones(*shape, dtype=np.float32):
@@ -146,7 +147,7 @@ UNEVEN = np.array([0.0, 1.0, 2.5])
         ),
         ((ones(3, 3), ones(3, 3), UNEVEN), {"rule": "gauss-legendre"}, "leave the coordinates out"),
         ((ones(3, 3), ones(3, 3), UNEVEN), {"rule": ("midpoint", "midpoint")}, "rule has 2 entries for 1 axes"),
-        ((ones(3, 3), ones(3, 3), UNEVEN[::-1]), {}, r"nodes\[1\] = 1.0 lies below nodes\[0\] = 2.5"),
+        ((ones(3, 3), ones(3, 3), UNEVEN[::-1]), {}, r"coordinates\[1\] = 1.0 lies below coordinates\[0\] = 2.5; sort"),
         ((ones(3, 3), ones(3, 3), np.array([0.0, np.nan, 1.0])), {}, "must be finite"),
         ((ones(3, 4), ones(3, 4), UNEVEN), {}, r"shapes disagree: inputs has shape \(3, 4\) but the grid is \(3,\)"),
         ((ones(5, 4), ones(5, 4), ones(3, 2)), {}, r"coordinates have shape \(3, 2\) for functions of shape \(5, 4\)"),
@@ -176,5 +177,121 @@ def test_bad_arrays_say_what_is_wrong(arrays, settings, message):
 def test_data_that_are_not_real_are_refused():
     with pytest.raises(TypeError, match="targets must hold real numbers, got dtype <U1"):
         data.from_arrays(ones(1, 2), np.array([["a", "b"]]))
-    with pytest.raises(TypeError, match="coordinates must hold real numbers, got dtype complex64"):
+    with pytest.raises(TypeError, match="coordinates must be real, got dtype complex64"):
         data.from_arrays(ones(1, 2), ones(1, 2), ones(2, dtype=np.complex64))
+
+
+def test_faces_make_a_mesh_of_the_coordinates():
+    corners, faces = [[0.0, 0.0], [2.0, 0.0], [2.0, 1.0], [0.0, 1.0]], np.array([[0, 1, 2], [0, 2, 3]])
+    u = np.ones((3, 4), np.float32)
+    domain = data.from_arrays(u, u, np.array(corners), faces=faces).domain
+    assert type(domain) is domains.TriangleMesh
+    np.testing.assert_allclose(domain.weights, [2 / 3, 1 / 3, 2 / 3, 1 / 3])
+    for settings, message in (
+        ({"coordinates": None}, "faces were given without coordinates"),
+        ({"coordinates": np.ones((3, 4, 2))}, r"shape \(n, 2\) or \(n, 3\), .* got \(3, 4, 2\)"),
+        ({"coordinates": [np.arange(2.0), np.arange(2.0)]}, "got 2 axes"),
+        ({"weights": np.ones(4)}, "faces already give weights"),
+        ({"rule": "midpoint"}, "faces already give weights"),
+        ({"faces": faces + 0.5}, r"faces must be integers of shape \(f, 3\), got float64"),
+        ({"faces": faces[:, :2]}, r"got int64 of shape \(2, 2\)"),
+        ({"faces": faces + 1}, "names no vertex"),
+        ({"faces": faces, "dim": 3}, "dim=3 but the coordinates have dimension 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            data.from_arrays(u, u, **({"coordinates": np.array(corners), "faces": faces} | settings))
+
+
+STAMPS = 1.7e9 + np.arange(16.0)  # seconds: float32 holds every 128th
+FAR = 1e8 + np.random.default_rng(0).uniform(size=(16, 2))
+
+
+@pytest.mark.parametrize(
+    ("coordinates", "settings", "message"),
+    [
+        (
+            STAMPS,
+            {},
+            r"coordinates\[1\] = 1700000001\.0 rounds in float32 to coordinates\[0\] = 1700000000\.0; subtract",
+        ),
+        (STAMPS, {"rule": "midpoint"}, r"coordinates\[1\] = 1700000001\.0 rounds in float32 to"),
+        (STAMPS, {"weights": np.ones(16)}, r"coordinates\[1\] = \[1700000001\.0\] rounds in float32 to"),
+        (np.stack([STAMPS] * 3), {}, r"coordinates\[0, 1\] = 1700000001\.0 rounds in float32 to coordinates\[0, 0\]"),
+        (np.stack([STAMPS - STAMPS[0], STAMPS]).astype(np.int64), {}, r"coordinates\[1, 1\] = 1700000001\.0 rounds"),
+        (
+            np.stack([STAMPS] * 3),
+            {"weights": np.ones(16)},
+            r"coordinates\[0, 1\] = \[1700000001\.0\] rounds in float32",
+        ),
+        (
+            FAR,
+            {},
+            r"coordinates\[\d+\] = \[100000000.* rounds in float32 to coordinates\[\d+\].* origin, or enable x64",
+        ),
+        (np.stack([FAR] * 3), {}, r"coordinates\[0, \d+\] = .* rounds in float32 to coordinates\[0, \d+\]"),
+    ],
+)
+def test_nodes_that_round_to_one_are_told_from_unsorted_ones(coordinates, settings, message):
+    samples = 3 if coordinates.shape[0] == 16 else len(coordinates)
+    with pytest.raises(ValueError, match=message):
+        data.from_arrays(ones(samples, 16), ones(samples, 16), coordinates, **settings)
+
+
+def test_nodes_that_round_to_one_on_an_axis_of_a_grid():
+    with pytest.raises(ValueError, match=r"coordinates\[1\]\[1\] = 1700000001\.0 rounds in float32 to"):
+        data.from_arrays(ones(2, 3, 16), ones(2, 3, 16), [np.arange(3.0), STAMPS])
+
+
+def test_time_stamps_less_an_origin_or_in_double_precision_pass(x64):
+    assert data.from_arrays(ones(2, 16), ones(2, 16), STAMPS).domain.measure == 15
+
+
+MASKED = np.ma.masked_array(ones(2, 4), np.eye(2, 4), fill_value=1e37)
+SECONDS = np.arange(4).astype("timedelta64[s]")
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("arrays", "settings", "message"),
+    [
+        (
+            (MASKED, ones(2, 4)),
+            {},
+            r"inputs must hold numbers only, but 2 of its 8 entries are masked; leave the masked no",
+        ),
+        ((ones(2, 4), MASKED), {}, "targets must hold numbers only"),
+        ((ones(2, 4), ones(2, 4), MASKED), {}, "coordinates must hold numbers only"),
+        ((ones(2, 4), ones(2, 4), [MASKED[0]]), {}, "coordinates must hold numbers only"),
+        ((ones(2, 4, 4), ones(2, 4, 4), [MASKED[0], MASKED[1]]), {}, r"coordinates\[0\] must hold numbers only"),
+        ((ones(2, 4), ones(2, 4), np.arange(4.0)), {"weights": MASKED[0]}, "weights must hold numbers only"),
+        ((ones(2, 4), ones(2, 4)), {"initial": MASKED}, "initial must hold numbers only"),
+        (
+            (ones(2, 4), ones(2, 4), SECONDS),
+            {},
+            r"coordinates must hold real numbers, got dtype timedelta64\[s\]; count",
+        ),
+        ((ones(2, 4), ones(2, 4)), {"dim": 1.0}, r"dim must be an integer, got 1\.0"),
+        ((ones(2, 4), ones(2, 4)), {"dim": True}, "dim must be an integer, got True"),
+        ((ones(2, 4), ones(2, 4)), {"lower": "0"}, "lower must be a number, got '0'"),
+        ((None, ones(2, 4)), {}, "inputs must be an array of numbers, got NoneType"),
+        ((ones(2, 4), ones(2, 4), {"x": 1}), {}, "coordinates must be an array of numbers, got dict"),
+    ],
+)
+def test_what_is_not_a_number_is_a_type_error(arrays, settings, message):
+    with pytest.raises(TypeError, match=message):
+        data.from_arrays(*arrays, **settings)
+
+
+def test_domains_of_new_sizes_compile_nothing():
+    def call(n):
+        times = np.sort(np.random.default_rng(n).uniform(size=(3, n)).astype(np.float32), axis=1)
+        nodes = np.random.default_rng(n).uniform(size=(3, n, 2)).astype(np.float32)
+        u = ones(3, n)
+        for coordinates, weights in ((times, None), (times[0], None), (nodes, None), (nodes, u), (nodes[0], u[0])):
+            data.from_arrays(u, u, coordinates, weights=weights)[[0, 1]]
+
+    call(20)
+    with count_compilations() as compilations:
+        for n in (21, 22, 23, 25, 29):
+            call(n)
+    assert compilations() == 0

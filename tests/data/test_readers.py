@@ -1,14 +1,23 @@
+import contextlib
+import errno
+import fcntl
+import io
 import os
 import re
+import shutil
 import sys
+import warnings
+import zipfile
 
 import h5py
 import jax
 import numpy as np
 import pytest
 import scipy.io
+import scipy.sparse
 
 from jaxop import _validation, data, domains
+from jaxop.data import _files, _hdf5, readers
 
 U = np.arange(4 * 3 * 3, dtype=np.float32).reshape(4, 3, 3)
 V = -U
@@ -73,11 +82,13 @@ def test_coordinates_of_a_grid(kind):
     write, path = kind
     first, second = np.array([0.0, 1.0, 3.0]), np.array([0.0, 0.5, 1.0])
     write(path, x=U, y=V, coordinates_0=first, coordinates_1=second, p=first, q=second)
-    for settings in ({}, {"coordinates": ["p", "q"]}):
-        samples = data.read(path, **settings)
+    for settings, others in (({}, "'p', 'q'"), ({"coordinates": ["p", "q"]}, "'coordinates_0', 'coordinates_1'")):
+        with pytest.warns(UserWarning, match=f"nothing reads {others}; what is read is "):
+            samples = data.read(path, **settings)
         np.testing.assert_allclose(samples.domain.axes[0].nodes, first)
         np.testing.assert_allclose(samples.domain.axes[1].weights, [0.25, 0.5, 0.25])
-    assert data.read(path, coordinates=None).domain.rules == ("midpoint", "midpoint")
+    with pytest.warns(UserWarning, match="nothing reads 'p', 'q'; what is read is 'x', 'y'"):
+        assert data.read(path, coordinates=None).domain.rules == ("midpoint", "midpoint")
 
 
 def test_coordinates_of_one_axis(kind):
@@ -100,7 +111,8 @@ def test_times_of_each_sample(kind):
 def test_hdf5_is_read_lazily_from_groups(tmp_path):
     path = tmp_path / "set.h5"
     write_hdf5(path, **{"run/a": U, "run/deep/b": V, "c": U})
-    samples = data.read(path, inputs="run/a", targets="run/deep/b")
+    with pytest.warns(UserWarning, match="nothing reads 'c'; what is read is 'run/a', 'run/deep/b'"):
+        samples = data.read(path, inputs="run/a", targets="run/deep/b")
     assert not isinstance(samples.inputs, np.ndarray)
     assert samples.inputs.shape == (4, 9, 1)
     with h5py.File(path, "r+") as file:
@@ -239,8 +251,8 @@ def test_python_objects(tmp_path):
 def test_cells_and_text_of_matlab(tmp_path):
     path = tmp_path / "set.mat"
     write_mat(path, x=np.array([U, 1], dtype=object), y="text")
-    refuse(path, "dataset 'x' must hold real numbers, but holds dtype object", TypeError)
-    refuse(path, "dataset 'y' must hold real numbers", TypeError, inputs="y")
+    refuse(path, "dataset 'x' must hold real numbers, but holds a cell array; store one array", TypeError)
+    refuse(path, "dataset 'y' must hold real numbers, but holds text; store numbers", TypeError, inputs="y")
 
 
 def test_damage_found_while_reading_names_the_file(tmp_path):
@@ -265,6 +277,360 @@ def test_a_missing_package_names_the_extra(monkeypatch, tmp_path, suffix, packag
     refuse(path, rf"needs {package}; install it with: pip install 'jaxop\[data\]'", ImportError)
 
 
+class TestLinksOfHdf5:
+    """A dataset is whatever a path leads to."""
+
+    @pytest.fixture(params=["h5", "7.3.mat"])
+    def linked(self, request, tmp_path):
+        path = tmp_path / f"set.{request.param}"
+        FORMATS[request.param](path, **{"run/a": U, "y": V})
+        with h5py.File(path, "r+") as file:
+            file["soft"] = h5py.SoftLink("/run/a")
+            file["run/near"] = h5py.SoftLink("a")
+            file["hard"] = file["run/a"]
+            file["group"] = h5py.SoftLink("/run")
+            file["run/up"] = file["/"]
+            file["lost"] = h5py.SoftLink("/nowhere")
+            file["circle"] = h5py.SoftLink("/circle")
+            file["weights"] = h5py.SoftLink("/gone")
+        return path
+
+    @pytest.mark.parametrize(
+        "name", ["soft", "hard", "/run/a", "run/near", "group/a", "/run/up/run/up/soft", "run//a/"]
+    )
+    @pytest.mark.filterwarnings("ignore:.*nothing reads")
+    def test_are_followed(self, linked, name):
+        samples = data.read(linked, inputs=name, weights=None)
+        np.testing.assert_array_equal(samples[[2]].inputs[..., 0], U[[2]].reshape(1, 9))
+
+    def test_of_one_dataset_count_as_read(self, tmp_path):
+        path = tmp_path / "set.h5"
+        write_hdf5(path, a=U, y=V)
+        with h5py.File(path, "r+") as file:
+            file["x"], file["z"] = h5py.SoftLink("/a"), file["y"]
+        assert len(data.read(path)) == 4
+
+    def test_that_lead_nowhere_are_named(self, linked):
+        refuse(linked, "'lost' follows a link to something that is not in the file", inputs="lost", weights=None)
+        refuse(linked, "'circle' follows more than 100 links", inputs="circle", weights=None)
+        refuse(linked, "'weights' follows a link to something that is not in the file", inputs="hard")
+        refuse(linked, "no dataset 'run/a/b'|no dataset 'run'", inputs="run/a/b", weights=None)
+
+
+class TestCausesOfUnreadableFiles:
+    def test_open_for_writing(self, tmp_path):
+        path = tmp_path / "set.h5"
+        write_hdf5(path, x=U, y=V)
+        with path.open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            refuse(path, "is open for writing in another process; close it there", BlockingIOError)
+        assert len(data.read(path)) == 4
+
+    def test_not_closed_by_its_writer(self, tmp_path):
+        path, copy = tmp_path / "set.h5", tmp_path / "copy.h5"
+        with h5py.File(path, "w", libver="latest") as file:
+            file["x"] = U
+            file.flush()
+            shutil.copy(path, copy)
+        refuse(copy, "was opened for writing and not closed: .* h5clear -s")
+
+    def test_compressed_by_a_plugin_that_is_not_loaded(self, tmp_path):
+        path = tmp_path / "set.h5"
+        properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        properties.set_chunk((4, 9))
+        properties.set_filter(32001, h5py.h5z.FLAG_OPTIONAL, (1,))
+        with h5py.File(path, "w") as file:
+            space = h5py.h5s.create_simple((4, 9))
+            x = h5py.h5d.create(file.id, b"x", h5py.h5t.NATIVE_FLOAT, space, properties)
+            x.write_direct_chunk((0, 0), b"compressed")
+            file["y"] = V.reshape(4, 9)
+        refuse(path, "dataset 'x' is compressed by HDF5 filter 32001 .*not loaded; import hdf5plugin")
+
+    def test_permission_and_device(self, good, monkeypatch):
+        for code, error, message in (
+            (errno.EACCES, PermissionError, "permission is denied"),
+            (errno.ENOENT, FileNotFoundError, "does not exist any more"),
+            (errno.EIO, OSError, "the device reports an error"),
+        ):
+
+            def broken(*_, code=code, **__):
+                raise OSError(code, os.strerror(code))
+
+            with monkeypatch.context() as patch:
+                patch.setattr(type(good), "open", broken)
+                refuse(good, message, error)
+
+    def test_compression_that_python_lacks(self, tmp_path):
+        path = tmp_path / "set.npz"
+        write_npz(path, x=U, y=V)
+        content = bytearray(path.read_bytes())
+        for start, offset in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):
+            content[content.index(start) + offset] = 9  # Deflate64
+        path.write_bytes(content)
+        refuse(path, "its dataset 'x' cannot be read here .NotImplementedError: .*; store plain arrays")
+
+    @pytest.mark.parametrize("suffix", ["npz", "h5", "7.3.mat"])
+    def test_damage_of_any_kind(self, tmp_path, suffix):
+        path = tmp_path / f"set.{suffix}"
+        FORMATS[suffix](path, x=U, y=V)
+        content, rng = path.read_bytes(), np.random.default_rng(0)
+        for _ in range(15):
+            damaged = bytearray(content)
+            for place in rng.integers(0, len(content), 3):
+                damaged[place] = rng.integers(256)
+            path.write_bytes(damaged)
+            with warnings.catch_warnings(), contextlib.suppress(ValueError, TypeError):
+                warnings.simplefilter("ignore")
+                data.read(path)
+
+    @pytest.mark.parametrize(("offset", "value"), [(0, 177), (-39, 0x08)])
+    def test_damage_that_scipy_does_not_survive(self, tmp_path, offset, value):
+        path = tmp_path / "set.mat"
+        write_mat(path, x=U, y=V)
+        content = bytearray(path.read_bytes())
+        tag = content.index(b"\x07\0\0\0" + np.int32(U.nbytes).tobytes())  # of the values: their type, then the flags
+        content[tag + offset] = value
+        path.write_bytes(content)
+        refuse(path, r"truncated or damaged: its dataset 'x' cannot be read \(ValueError: an array has parts")
+
+
+class TestWhatMatlabStores:
+    @pytest.mark.parametrize("write", [write_mat, write_mat73])
+    def test_empty_options_are_absent(self, tmp_path, write):
+        path = tmp_path / "set.mat"
+        empty = np.zeros((0, 0))
+        write(path, x=U, y=V, coordinates=empty, weights=empty, initial=empty, faces=empty)
+        assert data.read(path).domain.rules == ("midpoint", "midpoint")
+        refuse(path, "inputs is empty", inputs="weights")
+
+    def test_empty_options_of_version_7_3_are_absent(self, tmp_path):
+        path = tmp_path / "set.mat"
+        write_mat73(path, x=U, y=V, weights=np.zeros(2, np.uint64))
+        with h5py.File(path, "r+") as file:
+            file["weights"].attrs["MATLAB_class"] = np.bytes_("double")
+            file["weights"].attrs["MATLAB_empty"] = np.uint8(1)
+        assert data.read(path).domain.rules == ("midpoint", "midpoint")
+
+    @pytest.mark.parametrize(
+        ("value", "message"),
+        [
+            (scipy.sparse.csc_matrix(np.eye(4)), r"a sparse matrix; store full\(x\)"),
+            (scipy.sparse.csc_matrix(np.eye(4, dtype=bool)), r"a sparse matrix; store full\(x\)"),
+            (np.array([U, 1], dtype=object), "a cell array; store one array"),
+            ({"a": 1.0}, "a struct; store its fields as variables"),
+            ("text", "text; store numbers"),
+            (1j * U, "complex numbers .complex64.; store real and imaginary parts"),
+        ],
+    )
+    def test_is_named_if_it_is_no_array(self, tmp_path, value, message):
+        path = tmp_path / "set.mat"
+        write_mat(path, x=value, y=V)
+        refuse(path, message, TypeError)
+
+    @pytest.mark.parametrize(
+        ("kind", "message"),
+        [("cell", "a cell array"), ("char", "text; store"), ("string", r"an object of MATLAB \(class string\)")],
+    )
+    def test_is_named_in_version_7_3(self, tmp_path, kind, message):
+        path = tmp_path / "set.mat"
+        write_mat73(path, x=U, y=V)
+        with h5py.File(path, "r+") as file:
+            file["x"].attrs["MATLAB_class"] = np.bytes_(kind)
+        refuse(path, message, TypeError)
+
+    def test_groups_of_version_7_3_are_named(self, tmp_path):
+        path = tmp_path / "set.mat"
+        write_mat73(path, **{"x/ir": U, "y/a": V, "z": U})
+        with h5py.File(path, "r+") as file:
+            file["x"].attrs["MATLAB_class"] = np.bytes_("double")
+            file["x"].attrs["MATLAB_sparse"] = np.uint64(4)
+            file["z2"] = np.zeros(4, np.dtype([("real", "f4"), ("imag", "f4")]))
+        refuse(path, r"dataset 'x' must hold real numbers, but holds a sparse matrix; store full\(x\)", TypeError)
+        refuse(path, "dataset 'y' must hold real numbers, but holds a struct", TypeError, inputs="y")
+        refuse(path, "dataset 'z2' must hold real numbers, but holds complex numbers", TypeError, inputs="z2")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.array(["a", "b"]), "holds text; store numbers"),
+        (np.array(["2026-11-27"], "M8[s]"), "holds times"),
+        (np.zeros(3, [("u", "f4"), ("v", "f4")]), "holds records with the fields 'u', 'v'"),
+    ],
+)
+def test_what_is_stored_instead_of_numbers(tmp_path, value, message):
+    path = tmp_path / "set.npz"
+    write_npz(path, x=value, y=V)
+    refuse(path, message, TypeError)
+
+
+class TestClaimedSizes:
+    def test_of_an_npz(self, tmp_path):
+        path = tmp_path / "set.npz"
+        header = io.BytesIO()
+        claim = {"descr": "<f4", "fortran_order": False, "shape": (4, 10**11)}
+        np.lib.format.write_array_header_1_0(header, claim)
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("x.npy", header.getvalue() + bytes(800))
+            file.writestr("y.npy", header.getvalue() + bytes(800))
+        refuse(path, r"dataset 'x' claims the shape \(4, 100000000000\), 1.6 TB, but the file has at most 800 bytes")
+
+    def test_of_hdf5_with_few_chunks(self, tmp_path):
+        path = tmp_path / "set.h5"
+        with h5py.File(path, "w") as file:
+            file.create_dataset("x", (10, 10**11), "f4", chunks=(1, 1000))[0, :10] = 1
+            file["y"] = V
+        refuse(path, r"dataset 'x' of shape \(10, 100000000000\) was written in part: 1 of its 1000000000 chunks")
+
+    @pytest.mark.parametrize("version", ["4", "5"])
+    def test_of_matlab(self, tmp_path, version):
+        path = tmp_path / "set.mat"
+        scipy.io.savemat(path, {"x": np.ones((4, 7)), "y": np.ones((4, 7))}, format=version)
+        seven, many = (np.int32(n).tobytes() for n in (7, 2 * 10**9))
+        rows = np.int32(4).tobytes()
+        path.write_bytes(path.read_bytes().replace(rows + seven, rows + many))
+        refuse(path, r"dataset 'x' claims the shape \(4, 2000000000\), 8 GB, but|x.*cannot be read")
+
+    def test_against_the_memory(self, kind, monkeypatch):
+        write, path = kind
+        write(path, x=U, y=V)
+        monkeypatch.setattr(_files, "memory", lambda: 30)
+        refuse(path, r"dataset 'x' claims the shape \(4, 3, 3\), .* on a machine with 30 bytes of memory")
+
+    def test_that_fit_sample_by_sample(self, tmp_path, monkeypatch):
+        write_hdf5(tmp_path / "set.h5", x=U, y=V)
+        monkeypatch.setattr(_files, "memory", lambda: 40)
+        assert len(data.read(tmp_path / "set.h5")) == 4
+
+    def test_memory_that_runs_out(self, good, monkeypatch):
+        def exhausted(*_, **__):
+            raise MemoryError
+
+        monkeypatch.setattr(readers, "from_arrays", exhausted)
+        refuse(good, "does not fit into memory")
+
+
+class TestFillValues:
+    """Values that nobody wrote are refused, and other files are read only where that is asked for."""
+
+    @pytest.fixture
+    def path(self, tmp_path):
+        for i in range(4):
+            write_hdf5(tmp_path / f"part{i}.h5", x=U[i])
+        path = tmp_path / "set.h5"
+        write_hdf5(path, y=V)
+        layout, half = h5py.VirtualLayout(U.shape, "f4"), h5py.VirtualLayout(U.shape, "f4")
+        for i in range(4):
+            layout[i] = h5py.VirtualSource(f"part{i}.h5", "x", U.shape[1:])
+        with h5py.File(path, "r+") as file:
+            own = h5py.VirtualLayout(U.shape, "f4")
+            own[...] = h5py.VirtualSource(file["y"])
+            half[:2] = h5py.VirtualSource(file["y"])[:2]
+            file.create_virtual_dataset("parts", layout)
+            file.create_virtual_dataset("own", own)
+            file.create_virtual_dataset("half", half)
+            file.create_dataset("never", U.shape, "f4")
+            file.create_dataset("chunks", U.shape, "f4", chunks=(1, 3, 3), compression="gzip")[:3] = 1.0
+            file.create_dataset("raw", U.shape, "f4", external=[(str(tmp_path / "raw"), 0, h5py.h5f.UNLIMITED)])[
+                ...
+            ] = U
+            file["link"] = h5py.ExternalLink("whole.h5", "/x")
+            file["lost"] = h5py.ExternalLink("gone.h5", "/x")
+        write_hdf5(tmp_path / "whole.h5", x=U)
+        return path
+
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("half", "'half' is virtual, and 18 of its values have no source"),
+            ("never", r"'never' of shape \(4, 3, 3\) was never written, and would read as fill values"),
+            ("chunks", "was written in part: 3 of its 4 chunks are in the file, .* fill values .0.0."),
+            ("parts", "'parts' is virtual, with values in another file, 'part0.h5'; pass external=True"),
+            ("raw", "'raw' has its values in another file, '.*raw'; pass external=True"),
+            ("link", "'link' is a link into another file, 'whole.h5'; pass external=True"),
+            ("lost", "'lost' is a link into another file, 'gone.h5'; pass external=True"),
+        ],
+    )
+    def test_are_refused(self, path, name, message):
+        refuse(path, message, inputs=name)
+
+    @pytest.mark.parametrize("name", ["parts", "raw", "link"])
+    @pytest.mark.filterwarnings("ignore:.*nothing reads")
+    def test_other_files_are_read_if_asked_for(self, path, name):
+        samples = data.read(path, inputs=name, external=True)
+        np.testing.assert_array_equal(samples[[3, 1]].inputs[..., 0], U[[3, 1]].reshape(2, 9))
+
+    @pytest.mark.filterwarnings("ignore:.*nothing reads")
+    def test_a_virtual_dataset_of_one_file_is_read(self, path):
+        np.testing.assert_array_equal(data.read(path, inputs="own")[[3]].inputs[..., 0], V[[3]].reshape(1, 9))
+
+    def test_other_files_must_be_there(self, path):
+        (path.parent / "part2.h5").unlink()
+        os.truncate(path.parent / "raw", 100)
+        refuse(path, "'parts' is virtual, and its source 'part2.h5' is missing", inputs="parts", external=True)
+        refuse(path, r"'raw' needs 144 bytes of the file .*raw, which has 100", inputs="raw", external=True)
+        refuse(path, "'lost' is a link to '/x' in 'gone.h5', which cannot be opened", inputs="lost", external=True)
+        with h5py.File(path.parent / "part3.h5", "w") as file:
+            file.create_dataset("x", U.shape[1:], "f4")
+        write_hdf5(path.parent / "part2.h5", x=U[2])
+        refuse(path, "'parts' .from 'x' in .*part3.h5. .* was never written", inputs="parts", external=True)
+
+
+class TestManyGroups:
+    """Listing what a file has is bounded."""
+
+    def test_within_each_other(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(_hdf5, "_VISITED", 100)
+        path = tmp_path / "set.h5"
+        with h5py.File(path, "w") as file:
+            group, file["y"] = file, V
+            for _ in range(2000):
+                group = group.create_group("g")
+            file["g/" * 20 + "x"] = group["x"] = U
+        refuse(path, r"has no dataset 'x'; it has 'y', 'g/g/.*/x', ….")
+        assert len(data.read(path, inputs="g/" * 20 + "x")) == 4
+
+    def test_next_to_each_other(self, tmp_path):
+        path = tmp_path / "set.h5"
+        write_hdf5(path, x=U, y=V, **{f"{i:04d}" + "z" * 500: np.float32(i) for i in range(30)})
+        with pytest.warns(UserWarning, match="nothing reads '0000") as caught:
+            data.read(path)
+        assert len(str(caught[0].message)) < 3000
+        with pytest.raises(ValueError, match="has no dataset 'w'") as error:
+            data.read(path, inputs="w")
+        assert len(str(error.value)) < 3000
+
+
+CORNERS = np.array([[0, 0], [2, 0], [2, 1], [0, 1]], np.float32)
+FACES = np.array([[0, 1, 2], [0, 2, 3]])
+
+
+class TestMeshes:
+    def test_are_read(self, kind):
+        write, path = kind
+        u = U.reshape(4, 9)[:, :4]
+        write(path, x=u, y=-u, coordinates=CORNERS, faces=FACES)
+        samples = data.read(path)
+        expected = domains.triangle_mesh(CORNERS, FACES)
+        assert type(samples.domain) is domains.TriangleMesh
+        np.testing.assert_array_equal(samples.domain.weights, expected.weights)
+        np.testing.assert_array_equal(samples.domain.faces, FACES)
+        assert type(data.read(path, faces=None).domain) is domains.PointCloud
+
+    @pytest.mark.parametrize("write", [write_mat, write_mat73])
+    def test_of_matlab_count_from_one(self, tmp_path, write):
+        path = tmp_path / "set.mat"
+        u = U.reshape(4, 9)[:, :4]
+        write(path, x=u, y=-u, coordinates=CORNERS, faces=FACES + 1.0)
+        np.testing.assert_array_equal(data.read(path).domain.faces, FACES)
+        write(path, x=u, y=-u, coordinates=CORNERS, faces=FACES[:1] + 0.5)
+        refuse(path, "faces must be integers")
+        write(path, x=u, y=-u, coordinates=CORNERS, faces=np.array([[1.0, 2.0, 3.0]]))
+        refuse(path, "faces has indices from 1 to 3 for 4 vertices, which may count from 0 or from 1")
+        write(path, x=u, y=-u, coordinates=CORNERS, faces=FACES + 2.0)
+        refuse(path, r"faces\[0, 2\] = 4 names no vertex")
+
+
 DOMAINS = {
     "midpoint box": lambda: domains.box((3, 3), lower=(0.0, -1.0), upper=(2.0, 1.0), rule="midpoint"),
     "mixed rules": lambda: domains.box((3, 3), rule=("trapezoid", "gauss-legendre")),
@@ -275,6 +641,7 @@ DOMAINS = {
         np.cumsum(1 + U.reshape(4, 9), axis=1).astype(np.float32)
     ),
     "scattered": lambda: domains.from_nodes(U.reshape(18, 2)[:9], np.arange(9, dtype=np.float32)),
+    "mesh": lambda: domains.triangle_mesh(U.reshape(18, 2)[:9] ** 2, np.arange(9).reshape(3, 3)),
     "scattered of each sample": lambda: domains.stack(
         [domains.monte_carlo(i + U.reshape(18, 2)[:9], measure=2.0) for i in range(4)]
     ),
@@ -303,11 +670,11 @@ def test_lazily_read_samples_are_saved(tmp_path):
 
 def test_what_cannot_be_saved_is_refused_and_leaves_nothing(tmp_path):
     u = U.reshape(4, 9, 1)
-    mesh = domains.triangle_mesh([[0, 0], [1, 0], [1, 1], [0, 1]], [[0, 1, 2], [0, 2, 3]])
+    mesh = domains.triangle_mesh(CORNERS, FACES)
     for path, samples, message in (
         ("set.h5", data.Samples(u, u, domains.interval(9)), "samples are written as .npz"),
         ("set.npz", data.Samples(u, u, domains.interval(9), at=domains.interval(9)), "a domain of their own"),
-        ("set.npz", data.Samples(u[:, :4], u[:, :4], mesh), "cannot describe this domain .TriangleMesh"),
+        ("set.npz", data.Samples(u[:, :4], u[:, :4], domains.stack([mesh] * 4)), "cannot describe .* .TriangleMesh"),
     ):
         with pytest.raises(ValueError, match=message):
             data.save(tmp_path / path, samples)

@@ -151,7 +151,7 @@ def test_the_first_bad_entry_is_named_on_its_grid_in_large_sets(monkeypatch):
 
 
 def test_complex_values_are_refused(grid):
-    with pytest.raises(TypeError, match="inputs must hold real numbers, got dtype complex64; split complex"):
+    with pytest.raises(TypeError, match="inputs must be real, got dtype complex64; pass its real and imaginary parts"):
         data.Samples(functions().astype(np.complex64), functions(), grid)
 
 
@@ -163,10 +163,11 @@ def test_complex_values_are_refused(grid):
         (np.array([[0]]), TypeError, "must be a slice or a sequence of integers"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_bad_indices_are_refused(grid, indices, error, message):
     samples = data.Samples(functions(), functions(), grid)
     with pytest.raises(Exception, match=message) as caught:
-        samples._index(indices)
+        samples[indices]
     assert caught.type is error
 
 
@@ -229,3 +230,61 @@ def test_bad_batches_are_refused(arguments, message):
     size, batch_size, seed, step = arguments
     with pytest.raises(ValueError, match=message):
         data.batch_indices(size, batch_size, seed=seed, step=step)
+
+
+class Masking(OnFile):
+    """A file that marks missing entries by a mask, as netCDF4 does."""
+
+    def __getitem__(self, index):
+        rows = super().__getitem__(index)
+        return np.ma.masked_array(rows, rows == 0)
+
+
+MASKED = np.ma.masked_array(np.ones((6, 8, 1), np.float32), np.arange(48).reshape(6, 8, 1) == 9)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((MASKED, functions()), "inputs must hold numbers only, but 1 of its 48 entries are masked"),
+        ((functions(), MASKED), "targets must hold numbers only"),
+        ((functions(), functions(), None, None, MASKED[:, 0]), "domain must be a domain, got NoneType"),
+        (
+            (functions().astype("timedelta64[s]"), functions()),
+            r"inputs must hold real numbers, got dtype timedelta64\[s\]",
+        ),
+        (
+            (functions(), functions().astype("datetime64[s]")),
+            r"targets must hold real numbers, got dtype datetime64\[s\]",
+        ),
+        ((functions().astype(object), functions()), "inputs must hold real numbers, got dtype object"),
+        ((None, functions()), "inputs must be an array, got NoneType"),
+        ((functions(), functions(), "x"), "domain must be a domain, got str"),
+    ],
+)
+def test_what_is_not_an_array_of_numbers_is_a_type_error(grid, arguments, message):
+    with pytest.raises(TypeError, match=message):
+        data.Samples(*(arguments if len(arguments) > 2 else (*arguments, grid)))
+
+
+def test_masks_of_files_are_refused(grid):
+    whole = data.Samples(Masking(1 + 0 * functions()), functions(), grid)  # not one entry is masked
+    assert whole[[1]].inputs.shape == (1, 8, 2)
+    with pytest.raises(TypeError, match="inputs must hold numbers only, but 96 of its 96 entries are masked"):
+        data.Samples(Masking(0 * functions()), functions(), grid)
+
+
+def test_a_masked_array_without_masked_entries_is_an_array(grid):
+    samples = data.Samples(np.ma.masked_array(functions()), functions(), grid)
+    assert type(samples.inputs) is np.ndarray
+    with pytest.raises(TypeError, match="values must hold numbers only"):
+        data.statistics(MASKED, grid)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_counts_are_integers():
+    with pytest.raises(TypeError, match=r"size must be an integer, got 8\.0"):
+        data.batch_indices(8.0, 2, seed=0, step=0)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match="step must be an integer, got True"):
+        data.batch_indices(8, 2, seed=0, step=True)

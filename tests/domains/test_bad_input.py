@@ -10,6 +10,8 @@ import pytest
 from jaxop import _validation, domains
 
 NAN, INF = float("nan"), float("inf")
+STAMPS = 1.7e9 + np.arange(16.0)  # seconds: float32 holds every 128th
+MESH = domains.triangle_mesh([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0]], [[0, 1, 2]])
 SQUARE = [[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]
 ROWS = {
     # from_nodes
@@ -184,6 +186,35 @@ ROWS = {
         lambda: domains.stack([domains.interval(4)] * 2).integrate(jnp.ones((4, 1))),
         r"a stack of domains, one per sample; map over it: jax\.vmap",
     ),
+    # nodes that coincide in float32
+    "time stamps": (
+        lambda: domains.from_samples(STAMPS),
+        r"nodes\[1\] = 1700000001\.0 rounds in float32 to nodes\[0\] = 1700000000\.0; subtract an origin, or",
+    ),
+    "a cloud of time stamps": (
+        lambda: domains.from_nodes(STAMPS[:, None], np.ones(16)),
+        r"points\[1\] = \[1700000001\.0\] rounds in float32 to points\[0\] = \[1700000000\.0\]; subtract an origin",
+    ),
+    "integer time stamps": (
+        lambda: domains.monte_carlo(STAMPS[:, None].astype(np.int64)),
+        r"points\[1\] = \[1700000001\.0\] rounds in float32 to points\[0\]",
+    ),
+    "integer time stamps in JAX": (
+        lambda: domains.monte_carlo(jnp.asarray(STAMPS[:, None].astype(np.int32))),
+        r"points\[1\] = \[1700000001\.0\] rounds in float32 to points\[0\]",
+    ),
+    "points far from their origin": (
+        lambda: domains.monte_carlo(np.array([[0.0, 3.0], [50.0, 3.0], [90.0, 3.0], [0.0, 3.1]]) + 1e8),
+        r"points\[3\] = \[100000000\.0, 100000003\.1\] rounds in float32 to points\[0\]",
+    ),
+    "vertices far from their origin": (
+        lambda: domains.triangle_mesh(np.array(SQUARE) + 1e9, [[0, 1, 2]]),
+        r"vertices\[1\] = \[1000000001\.0, 1000000000\.0\] rounds in float32 to vertices\[0\].*subtract an origin",
+    ),
+    "rows of different lengths": (
+        lambda: domains.from_nodes([[0.0], [1.0, 2.0]], [1.0, 1.0]),
+        r"points must be an array, got rows of different lengths",
+    ),
     # stack and pad
     "empty stack": (lambda: domains.stack([]), r"domains must hold at least one domain, got none"),
     "stack of two sizes": (
@@ -210,7 +241,23 @@ ROWS = {
         lambda: domains.stack(
             [domains.triangle_mesh(SQUARE, [[0, 1, 2]]), domains.triangle_mesh(SQUARE, [[0, 1, 2]] * 2)]
         ),
-        r"domains\[1\] \(TriangleMesh of 4 nodes and 2 faces.*domains\[0\] \(TriangleMesh of 4 nodes and 1 faces",
+        r"domains\[1\] \(TriangleMesh of 4 nodes and 2 faces.*domains\[0\] \(.* and 1 faces.*pad\(domain, 4, faces=2\)",
+    ),
+    "stack of clouds": (
+        lambda: domains.stack([domains.monte_carlo(SQUARE), domains.monte_carlo(SQUARE[:3])]),
+        r"bring each to one size by pad\(domain, 4\)\.$",
+    ),
+    "stack of rules of two sizes": (
+        lambda: domains.stack([domains.box((2, 3)), domains.box((4, 3))]),
+        r"convert each with from_nodes\(domain\.points, domain\.weights\), then bring it to one size by pad\(domain, 1",
+    ),
+    "stack of two dimensions": (
+        lambda: domains.stack([domains.monte_carlo(SQUARE), domains.monte_carlo(np.ones((4, 3), np.float32))]),
+        r"domains of different dimensions cannot be stacked",
+    ),
+    "stack of two dtypes": (
+        lambda: domains.stack([MESH, domains.TriangleMesh(MESH.points, MESH.weights.astype("float16"), MESH.faces)]),
+        r"build all of them from arrays of one dtype",
     ),
     "stack of stacks": (
         lambda: domains.stack([domains.stack([domains.interval(4)])] * 2),
@@ -222,7 +269,15 @@ ROWS = {
     ),
     "padded rule": (
         lambda: domains.pad(domains.interval(4), 6),
-        r"pad takes scattered nodes.*convert others with from_nodes",
+        r"pad takes scattered nodes.*convert others with from_nodes.*from_samples\(domain\.points\[:, 0\]\)",
+    ),
+    "faces of a cloud": (
+        lambda: domains.pad(domains.monte_carlo(SQUARE), 5, faces=2),
+        r"faces=2 was given for a PointCloud; leave it out, only a mesh has faces",
+    ),
+    "padded to fewer faces": (
+        lambda: domains.pad(MESH, 5, faces=0),
+        r"faces must be at least the 1 faces there are, got 0",
     ),
     "padded stack": (
         lambda: domains.pad(domains.stack([domains.from_samples([0.0, 1.0])]), 6),
@@ -265,6 +320,7 @@ ROWS = {
 
 
 @pytest.mark.usefixtures("unchecked")
+@pytest.mark.filterwarnings("ignore:.*is float64")
 @pytest.mark.parametrize("row", ROWS)
 def test_the_message_names_argument_fault_and_remedy(row):
     call, message = ROWS[row]
@@ -284,6 +340,109 @@ def test_wrong_kinds_are_type_errors():
         domains.monte_carlo(jnp.ones((2, 1), jnp.complex64))
     with pytest.raises(TypeError, match=r"values must be real"):
         domains.interval(4).integrate(jnp.ones((4, 1), jnp.complex64))
+
+
+SECONDS = np.arange(4).astype("timedelta64[s]")
+MASKED = np.ma.masked_array(np.arange(4.0), [False, False, True, False], fill_value=1e37)
+
+
+class Metres(np.ndarray):
+    """An array with a unit, as astropy has them."""
+
+    unit, value = "m", 0.0
+
+
+LENGTHS = np.arange(4.0).view(Metres)
+GRID = domains.interval(4)
+WRONG = {
+    "half a node": (lambda: domains.interval(2.5), r"n must be an integer, got 2\.5"),
+    "nodes of a float": (lambda: domains.interval(8.0), r"n must be an integer, got 8\.0"),
+    "nodes of a truth value": (lambda: domains.interval(True), "n must be an integer, got True"),
+    "nodes of an array": (lambda: domains.interval(np.array([8])), r"n must be an integer, got array\(\[8\]\)"),
+    "nodes of a string": (lambda: domains.interval("8"), "n must be an integer, got '8'"),
+    "shape of floats": (lambda: domains.box((2.5, 3)), r"n must be an integer, got 2\.5"),
+    "resampled by one number": (lambda: GRID.resample(8), "shape must hold the nodes along each of the 1 axes, got 8"),
+    "end of a string": (lambda: domains.interval(4, lower="0"), "lower must be a number, got '0'"),
+    "end of None": (lambda: domains.box((2, 3), upper=None), "upper must be a number, got None"),
+    "end of a duration": (lambda: domains.interval(4, upper=SECONDS[1]), "upper must be a number, got np.timedelta64"),
+    "measure of a string": (lambda: domains.monte_carlo(SQUARE, "1"), "measure must be a number, got '1'"),
+    "measure of an array": (lambda: domains.monte_carlo(SQUARE, np.ones(4)), "measure must be a number, got array"),
+    "nodes of None": (lambda: domains.from_samples(None), "nodes must be an array of numbers, got NoneType"),
+    "nodes of strings": (lambda: domains.from_samples(["0", "1"]), "nodes must hold real numbers, got dtype <U1"),
+    "nodes of objects": (lambda: domains.from_samples(np.array([0, None])), "must hold real numbers, got dtype object"),
+    "nodes of records": (
+        lambda: domains.from_samples(np.zeros(2, [("x", float)])),
+        "must hold real numbers, got dtype",
+    ),
+    "durations": (lambda: domains.from_samples(SECONDS), r"got dtype timedelta64\[s\]; count times from an origin"),
+    "dates": (lambda: domains.from_samples(SECONDS.astype("M8[s]")), r"got dtype datetime64\[s\]; count times from an"),
+    "lengths with a unit": (
+        lambda: domains.from_samples(LENGTHS),
+        "must hold plain numbers, got a quantity in m; conv",
+    ),
+    "masked nodes": (lambda: domains.from_samples(MASKED), "numbers only, but 1 of its 4 entries are masked; leave"),
+    "masked weights": (lambda: domains.from_nodes(SQUARE, MASKED), "weights must hold numbers only, but 1 of its 4"),
+    "rows with masks": (lambda: domains.monte_carlo([MASKED, MASKED]), "points must hold numbers only, but 1 of its 4"),
+    "masked vertices": (
+        lambda: domains.triangle_mesh(np.ma.masked_array(SQUARE, np.eye(4, 2)), [[0, 1, 2]]),
+        "vertices must hold numbers only, but 2 of its 8 entries are masked",
+    ),
+    "masked faces": (
+        lambda: domains.triangle_mesh(SQUARE, np.ma.masked_array([[0, 1, 2]], [[False, False, True]])),
+        "faces must hold numbers only",
+    ),
+    "faces of durations": (lambda: domains.triangle_mesh(SQUARE, SECONDS[None, :3]), "faces must hold real numbers"),
+    "masked values": (lambda: GRID.integrate(MASKED[:, None]), "values must hold numbers only, but 1 of its 4 entries"),
+    "a domain to stack": (lambda: domains.stack(GRID), "domains must be a list of domains, got Grid; put it in a list"),
+    "numbers to stack": (lambda: domains.stack([1, 2]), r"domains\[0\] must be a domain, got int"),
+    "a list to pad": (lambda: domains.pad([GRID], 5), "domain must be a domain, got list"),
+    "padded by a float": (lambda: domains.pad(MESH, 5.0), r"size must be an integer, got 5\.0"),
+    "faces of a float": (lambda: domains.pad(MESH, 5, faces=2.0), r"faces must be an integer, got 2\.0"),
+    "patches of one number": (lambda: domains.partition(GRID, 2), "patches must hold one integer for each axis.*got 2"),
+    "index of a float": (lambda: domains.partition(GRID, (2,)).subdomain((0.5,)), r"index\[0\] must be an integer"),
+    "split of None": (
+        lambda: domains.partition(GRID, (2,)).split(None),
+        "values must be an array of numbers, got None",
+    ),
+    "subdomains of True": (
+        lambda: domains.decompose(domains.monte_carlo(SQUARE), True),
+        "must be one integer on Point",
+    ),
+    "indices of a number": (lambda: domains.from_subdomains(GRID, 5), "indices must hold one array of nodes per subd"),
+    "indices of durations": (lambda: domains.from_subdomains(GRID, [SECONDS]), r"indices\[0\] must hold real numbers"),
+    "partition of None": (
+        lambda: domains.from_subdomains(GRID, [range(4)], partition=None),
+        "partition must hold one array per subdomain, got NoneType",
+    ),
+    "masked coarse functions": (
+        lambda: domains.decompose(GRID, 2, 1, coarse=MASKED[:, None]),
+        "coarse must hold numbers only, but 1 of its 4 entries are masked",
+    ),
+}
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.filterwarnings("ignore:.*is float64")
+@pytest.mark.parametrize("row", WRONG)
+def test_what_is_not_a_number_is_a_type_error(row):
+    call, message = WRONG[row]
+    with pytest.raises(TypeError, match=message):
+        call()
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_masked_array_without_masked_entries_is_an_array():
+    whole = np.ma.masked_array(np.arange(4.0, dtype=np.float32), np.zeros(4, bool))
+    np.testing.assert_array_equal(domains.from_samples(whole).points[:, 0], np.arange(4.0))
+
+
+@pytest.mark.filterwarnings("ignore:.*is float64")
+def test_nodes_that_no_origin_would_tell_apart_may_coincide_in_a_cloud():
+    near = np.array([[0.5], [0.5 + 1e-9], [1.0], [0.0]])
+    assert domains.monte_carlo(near).size == 4
+    assert domains.monte_carlo(np.repeat(STAMPS[:1, None], 4, axis=0)).size == 4  # the same node four times
+    shifted = STAMPS[:, None] - STAMPS[0]
+    assert domains.from_nodes(shifted, np.ones(16)).size == 16
 
 
 def test_bad_values_are_found_in_jax_and_numpy_arrays_alike():

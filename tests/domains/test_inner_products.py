@@ -1,5 +1,7 @@
 """L2 and H1: exact values, physical spacing, observed orders, and the gradient of the norm."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -222,6 +224,98 @@ def test_the_norm_does_not_look_at_nodes_without_weight(name, fill):
     assert ignored.any()
 
 
+def weightless(nodes, ignored):
+    """A grid of given nodes of which some have no weight, and the same grid without them."""
+    weights = np.where(ignored, 0, 1 + np.arange(nodes.size)).astype(np.float32)
+    whole = (nodes, weights)
+    return (
+        domains.Grid((domains.Axis(*(jnp.asarray(a) for a in part)),))
+        for part in (whole, tuple(a[~ignored] for a in whole))
+    )
+
+
+def test_a_constant_has_no_gradient_across_a_node_without_weight():
+    grid = domains.interval(9)
+    weights = np.where(np.arange(9) == 4, 0, grid.weights)
+    holed = domains.Grid((domains.Axis(grid.axes[0].nodes, jnp.asarray(weights)),))
+    ones = jnp.ones((9, 1))
+    np.testing.assert_allclose(holed.norm(ones, space="H1"), np.sqrt(weights.sum()), rtol=1e-6)  # 0.935
+    np.testing.assert_allclose(holed.inner(ones, ones, space="H1"), weights.sum(), rtol=1e-6)
+
+
+HOLES = {
+    "inside": [4],
+    "several": [2, 3, 5],
+    "first": [0, 1],
+    "last": [7, 8],
+    "all but two": [0, 2, 3, 4, 6, 7, 8],
+    "all but one": [0, 1, 2, 3, 5, 6, 7, 8],
+}
+
+
+@pytest.mark.parametrize("fill", [1e6, 3e38, np.inf, np.nan])
+@pytest.mark.parametrize("hole", HOLES)
+def test_nodes_without_weight_are_as_if_left_out(hole, fill):
+    ignored = np.isin(np.arange(9), HOLES[hole])
+    nodes = np.sort(np.random.default_rng(0).uniform(size=9)).astype(np.float32)
+    grid, without = weightless(nodes, ignored)
+    u = np.stack([np.sin(9 * nodes), nodes**2], axis=1)
+    filled = jnp.asarray(np.where(ignored[:, None], fill, u).astype(np.float32))
+    reduced = jnp.asarray(u[~ignored].astype(np.float32))
+    np.testing.assert_allclose(grid.integrate(filled), without.integrate(reduced), rtol=1e-6)
+    for space in domains.SPACES if hole != "all but one" else ("L2",):  # H1 asks for two nodes
+        value, gradient = jax.value_and_grad(norm, argnums=1)(grid, filled, space)
+        expected, direction = jax.value_and_grad(norm, argnums=1)(without, reduced, space)
+        np.testing.assert_allclose(value, expected, rtol=1e-6)
+        np.testing.assert_allclose(gradient[~ignored], direction, rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(gradient[ignored], 0)
+        np.testing.assert_allclose(inner(grid, filled, filled, space), value**2, rtol=1e-5)
+
+
+def test_nodes_without_weight_are_as_if_left_out_in_two_dimensions():
+    ignored = np.isin(np.arange(9), HOLES["several"])
+    even = domains.interval(4, rule="periodic").axes[0]
+    given = weightless(np.linspace(0, 1, 9, dtype=np.float32), ignored)
+    grid, without = (domains.Grid((part.axes[0], even)) for part in given)
+    dropped = np.repeat(ignored, 4)
+    u = values_on(grid)
+    filled = jnp.where(dropped[:, None], 1e30, u)
+    expected = norm(without, u[~dropped], "H1")
+    np.testing.assert_allclose(norm(grid, filled, "H1"), expected, rtol=1e-6)
+    np.testing.assert_allclose(inner(grid, filled, filled, "H1"), expected**2, rtol=1e-5)
+
+
+def test_triangles_at_a_vertex_without_weight_weigh_nothing():
+    mesh = square_mesh(2)
+    corner = jnp.arange(mesh.size) == 0
+    holed = dataclasses.replace(mesh, weights=jnp.where(corner, 0, mesh.weights))
+    rest = [face for face in mesh.faces.tolist() if 0 not in face]
+    expected = dirichlet(domains.triangle_mesh(mesh.points, rest), values_on(mesh))
+    np.testing.assert_allclose(
+        dirichlet(holed, jnp.where(corner[:, None], jnp.nan, values_on(mesh))), expected, rtol=1e-6
+    )
+    ones = jnp.where(corner[:, None], 7.0, jnp.ones((mesh.size, 1)))
+    np.testing.assert_allclose(norm(holed, ones, "H1") ** 2, jnp.sum(holed.weights), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("size", "dtype"),
+    [(1e38, "float32"), (3e38, "float32"), (2e-38, "float32"), (3e38, "bfloat16"), (6e4, "float16"), (6e-8, "float16")],
+)
+def test_the_norm_of_the_largest_and_smallest_numbers_is_the_same_with_and_without_jit(size, dtype):
+    domain = domains.interval(9)
+    u = jnp.full((9, 1), size).astype(dtype)
+    for value in (domain.norm(u), norm(domain, u), domain.norm(u, space="H1")):
+        assert value.dtype == u.dtype
+        np.testing.assert_allclose(value.astype(np.float32), u[0, 0].astype(np.float32), rtol=1e-6)
+    gradient = jax.grad(lambda u: domain.norm(u))(u).astype(np.float32)
+    np.testing.assert_allclose(gradient[:, 0], domain.weights, rtol=1e-2)
+
+
+def test_the_norm_of_no_channels_is_zero():
+    assert domains.interval(4).norm(jnp.ones((4, 0))) == 0
+
+
 def test_mesh_h1_norm_converges_at_second_order(x64):
     errors = []
     for size in (4, 8, 16):
@@ -252,7 +346,7 @@ def test_tilting_a_mesh_in_space_changes_no_norm():
     assert roof().dim == 3
 
 
-@pytest.mark.parametrize("name", ["uneven", "nodes", "random"])
+@pytest.mark.parametrize("name", ["uneven", "nodes", "random", "mesh", "surface"])
 @pytest.mark.parametrize("extra", [0, 3])
 def test_padding_changes_no_integral_no_norm_and_no_gradient(name, extra):
     domain = CASES[name].build()
@@ -267,6 +361,17 @@ def test_padding_changes_no_integral_no_norm_and_no_gradient(name, extra):
     np.testing.assert_array_equal(gradient[domain.size :], 0)
     assert padded.size == domain.size + extra
     assert type(padded) is type(domain)
+
+
+@pytest.mark.parametrize("name", ["mesh", "surface"])
+def test_faces_of_the_padding_change_no_digit(name):
+    domain = CASES[name].build()
+    padded = domains.pad(domain, domain.size + 2, faces=domain.faces.shape[0] + 3)
+    u = values_on(domain)
+    filled = jnp.concatenate([u, jnp.full((2, 2), 1e3)])
+    np.testing.assert_array_equal(norm(padded, filled, "H1"), norm(domain, u, "H1"))
+    np.testing.assert_array_equal(padded.integrate(filled), domain.integrate(u))
+    np.testing.assert_array_equal(jax.grad(norm, argnums=1)(padded, filled, "H1")[domain.size :], 0)
 
 
 def test_the_norm_can_be_differentiated_with_respect_to_the_nodes(x64):

@@ -7,7 +7,8 @@ import pytest
 
 from jaxop import domains
 from jaxop.domains import Domain, Grid
-from tests.domains.cases import CASES, UNEVEN, WITH_NEIGHBOURS, values_on
+from jaxop.testing import count_compilations
+from tests.domains.cases import CASES, UNEVEN, WITH_NEIGHBOURS, square_mesh, values_on
 
 
 def summary(domain: Domain, u: jax.Array, space: str = "L2") -> dict[str, jax.Array]:
@@ -157,6 +158,86 @@ def test_padding_repeats_the_last_node_with_weight_zero():
     grid = domains.pad(domains.from_samples([0.0, 1.0, 3.0]), 4)
     np.testing.assert_array_equal(grid.points[:, 0], [0, 1, 3, 3])
     np.testing.assert_array_equal(grid.weights, [0.5, 1.5, 1, 0])
+
+
+def test_padding_makes_meshes_of_any_size_stackable():
+    meshes = [square_mesh(2), square_mesh(3), triangle()]
+    size, faces = (max(counts) for counts in zip(*((m.size, m.faces.shape[0]) for m in meshes), strict=True))
+    stacked = domains.stack([domains.pad(mesh, size, faces=faces) for mesh in meshes])
+    np.testing.assert_allclose(stacked.measure, [1, 1, 0.5], rtol=1e-6)
+    energies = jax.vmap(lambda mesh: mesh.dirichlet(mesh.points, mesh.points))(stacked)
+    np.testing.assert_allclose(energies, [2, 2, 1], rtol=1e-5)
+
+
+def triangle():
+    return domains.triangle_mesh([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]], [[0, 1, 2]])
+
+
+def strip(n):
+    """n points in the plane and a strip of triangles between them."""
+    points = np.random.default_rng(n).uniform(size=(n, 2))
+    faces = np.stack([np.arange(n - 2), np.arange(1, n - 1), np.arange(2, n)], axis=1)
+    return points, faces
+
+
+BUILDERS = {
+    "interval": lambda n, dtype: domains.interval(n),
+    "box": lambda n, dtype: domains.box((n, 3), rule=("periodic", "midpoint")),
+    "resample": lambda n, dtype: domains.interval(4).resample((n,)),
+    "from_samples": lambda n, dtype: domains.pad(domains.from_samples(np.arange(n).astype(dtype)), 99),
+    "list": lambda n, dtype: domains.from_samples([float(i) for i in range(n)]),
+    "from_nodes": lambda n, dtype: domains.pad(domains.from_nodes(strip(n)[0].astype(dtype), np.ones(n, dtype)), 99),
+    "monte_carlo": lambda n, dtype: domains.monte_carlo(strip(n)[0].astype(dtype), 2.0),
+    "triangle_mesh": lambda n, dtype: domains.pad(
+        domains.triangle_mesh(strip(n)[0].astype(dtype), strip(n)[1]), 99, faces=99
+    ),
+    "stack": lambda n, dtype: domains.stack([domains.from_samples(np.arange(n).astype(dtype))] * 3),
+    "partition": lambda n, dtype: domains.partition(domains.interval(2 * n), (2,)).subdomain((1,)),
+    "decompose": lambda n, dtype: domains.decompose(domains.interval(n), 2, 1),
+    "decompose nodes": lambda n, dtype: domains.decompose(domains.monte_carlo(strip(n)[0].astype(dtype)), 2, 1),
+    "from_subdomains": lambda n, dtype: domains.from_subdomains(domains.box((n, 2)), [range(n), range(n, 2 * n)]),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
+@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.filterwarnings("ignore:.*is float64")
+def test_building_domains_compiles_nothing(name, dtype):
+    BUILDERS[name](20, dtype)
+    with count_compilations() as compilations:
+        built = [BUILDERS[name](n, dtype) for n in (21, 22, 23, 25, 29)]
+    assert compilations() == 0
+    leaves = jax.tree.leaves([domain for domain in built if not isinstance(domain, domains.Decomposition)])
+    assert all(isinstance(leaf, jax.Array) for leaf in leaves)
+
+
+def test_domains_share_no_memory_with_the_arrays_they_come_from():
+    raw = np.zeros(64 * 4 + 64, np.uint8)
+    start = -raw.ctypes.data % 64  # JAX takes aligned arrays over without a copy
+    nodes = raw[start : start + 64 * 4].view(np.float32)
+    nodes[:] = np.arange(64)
+    built = domains.from_samples(nodes), domains.from_nodes(nodes[:, None], nodes), domains.monte_carlo(nodes[:, None])
+    nodes[:] = -1
+    for domain in built:
+        np.testing.assert_array_equal(domain.points[:, 0], np.arange(64))
+    np.testing.assert_array_equal(built[1].weights, np.arange(64))
+
+
+def test_built_on_the_host_and_traced_domains_are_the_same():
+    points, faces = strip(9)
+    points = jnp.asarray(points.astype(np.float32))
+    calls = {
+        "samples": lambda p: domains.pad(domains.from_samples(jnp.sort(p[:, 0])), 12),
+        "nodes": lambda p: domains.pad(domains.from_nodes(p, p[:, 0]), 12),
+        "random": lambda p: domains.monte_carlo(p, 3.0),
+        "mesh": lambda p: domains.pad(domains.triangle_mesh(p, faces), 12, faces=9),
+        "stack": lambda p: domains.stack([domains.monte_carlo(p), domains.monte_carlo(2 * p)]),
+    }
+    for call in calls.values():
+        host, traced = call(points), jax.jit(call)(points)
+        assert jax.tree.structure(host) == jax.tree.structure(traced)
+        assert_close(host, traced, rtol=1e-6, atol=1e-9)
+        assert [leaf.dtype for leaf in jax.tree.leaves(host)] == [leaf.dtype for leaf in jax.tree.leaves(traced)]
 
 
 def test_padding_makes_samples_of_any_length_stackable():

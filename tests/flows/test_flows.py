@@ -242,20 +242,33 @@ def test_linear_connection_turns_momenta_into_velocities(ensemble, matrices):
 def test_causal_linear_connection_is_that_of_every_prefix(ensemble, matrices, with_matrix):
     x, u, weights = ensemble
     bilinear = matrices["mobility"] if with_matrix else None
-    at, relative = [0, 5, N - 1], weights / weights.max()
-    ridges = [0.3 / float(relative[: i + 1].sum()) for i in at]
+    at = [0, 5, N - 1]
+    ridges = [0.3 * weights[: i + 1].max() / weights[: i + 1].sum() for i in at]
 
     @jax.jit
-    def both(x, u, weights, relative):
+    def both(x, u, weights):
         options = {"bilinear": bilinear}
         prefixes = [
-            flows.linear_connection(x[: i + 1], u[: i + 1], relative[: i + 1], ridge=ridge, **options)[i]
+            flows.linear_connection(x[: i + 1], u[: i + 1], weights[: i + 1], ridge=ridge, **options)[i]
             for i, ridge in zip(at, ridges, strict=True)
         ]
         return flows.linear_connection(x, u, weights, ridge=0.3, is_causal=True, **options), prefixes
 
-    causal, expected = both(x, u, weights, relative)
+    causal, expected = both(x, u, weights)
     np.testing.assert_allclose(np.asarray(causal)[at], expected, rtol=1e-9)
+    later = both(x, u, np.append(weights[:-1], 1e9))[0]
+    np.testing.assert_array_equal(later[:-1], causal[:-1])
+
+
+@pytest.mark.parametrize("weights", [[1e-18, 1e20], [1e20, 1e-18], [3e38, 3e38], [0.0, 1e-30]])
+def test_causal_linear_connection_has_no_unit_of_weights(weights):
+    """One channel: T_i = Σ_{j≤i} w_j x_j u_j / (Σ_{j≤i} w_j x_j² + ε max w), C = −x T² where A is the identity."""
+    x, u, w = np.asarray([1.0, 2.0]), np.asarray([3.0, 1.0]), np.asarray(weights)
+    with np.errstate(invalid="ignore"):
+        motion = np.cumsum(w * x * u) / (np.cumsum(w * x * x) + 0.5 * np.maximum.accumulate(w))
+    arrays = (np.asarray(a, np.float32) for a in (x[:, None], u[:, None], w))
+    out = jax.jit(functools.partial(flows.linear_connection, ridge=0.5, is_causal=True))(*arrays)
+    np.testing.assert_allclose(out[:, 0], -x * np.nan_to_num(motion) ** 2, rtol=1e-5)
 
 
 def test_recursive_least_squares_stays_accurate(x64):

@@ -226,6 +226,11 @@ def test_bad_input(unchecked):
         flows.step(euler, OSCILLATOR, flows.start(euler, jnp.ones(2), time=0.0), flows.Damping(logarithmic=3.0), 0.1)
     with pytest.raises(ValueError, match="coupling must be finite"):
         flows.TaoDoubling(float("nan"))
+    with pytest.raises(TypeError, match="coupling must be one number, got '1'"):
+        flows.TaoDoubling("1")
+    for time in (None, "0", True, jnp.ones(2)):
+        with pytest.raises(TypeError, match="time must be one number"):
+            flows.start(euler, jnp.ones(2), time=time)
     for dt in (-0.1, 0.0, float("nan")):
         with pytest.raises(ValueError, match="dt must be a positive"):
             flows.simulate(euler, OSCILLATOR, state, flows.Damping(), dt, 5)
@@ -238,16 +243,34 @@ def test_bad_input(unchecked):
         flows.step(euler, flows.System(lambda state, t: -state.position), state, flows.Damping(), 0.1)
     with pytest.raises(ValueError, match="velocity must have the shape"):
         flows.start(euler, jnp.ones(2), jnp.ones(3))
-    for dt, error in (((0.1,) * 3, ValueError), ("0.1", TypeError), (None, TypeError)):
+    for dt, error in (((0.1,) * 3, ValueError), ("0.1", TypeError), (None, TypeError), (True, TypeError)):
         with pytest.raises(error, match="dt must be a"):
             flows.step(euler, OSCILLATOR, state, flows.Damping(), dt)
-    for coefficient in ("3", jnp.ones(2)):
+    for coefficient in ("3", True, jnp.ones(2)):
         with pytest.raises(TypeError, match="linear must be one number"):
             flows.Damping(linear=coefficient)
     with pytest.raises(TypeError, match=r"system must be a flows.System\(rates\), got function"):
         flows.step(euler, lambda state, t: state, state, flows.Damping(), 0.1)
     with pytest.raises(TypeError, match=r"state must come from flows.start\(method, position\), got"):
         flows.step(euler, OSCILLATOR, jnp.ones(2), flows.Damping(), 0.1)
+
+
+def test_simulations_name_their_bad_input(unchecked):
+    euler, schedule = flows.Euler(), flows.Damping()
+    state = flows.start(euler, jnp.ones(2))
+    for dt, steps in ((0.1, 10.0), (0.1, True), (0.1, None), (0.1, "10"), (100, 0.01)):
+        with pytest.raises(TypeError, match=f"steps must be a positive integer, got {steps!r}; dt comes first"):
+            flows.simulate(euler, OSCILLATOR, state, schedule, dt, steps)
+    with pytest.raises(TypeError, match=r"every must be a positive integer, got 2\.0"):
+        flows.simulate(euler, OSCILLATOR, state, schedule, 0.1, 4, every=2.0)
+    for steps in (0, 3):
+        with pytest.raises(ValueError, match=f"steps must be a positive multiple of every = 2, got {steps}"):
+            flows.simulate(euler, OSCILLATOR, state, schedule, 0.1, steps, every=2)
+    with pytest.raises(TypeError, match=r"state must come from flows.start\(method, position\), got System"):
+        flows.simulate(euler, OSCILLATOR, OSCILLATOR, schedule, 0.1, 4)
+    with pytest.raises(TypeError, match=r"method must be one of flows.Euler\(\)"):
+        flows.simulate(OSCILLATOR, euler, state, schedule, 0.1, 4)
+    assert flows.simulate(euler, OSCILLATOR, state, schedule, 0.1, np.int64(4)).position.shape == (5, 2)
 
 
 @pytest.mark.parametrize("method", [flows.AdamsBashforth2(), flows.LawsonAdamsBashforth2()])

@@ -189,6 +189,8 @@ BAD = [
     (lambda: km.FourierRegressor(1.0).fit(jnp.ones((2, 1)), jnp.ones((3, 1))), "one row per point"),
     (lambda: km.FourierDensity(1.0).fit(jnp.ones((2, 1))).predict(jnp.ones((2, 2))), r"x must have shape \(n, D\)"),
     (lambda: km.FourierDensity(1.0).fit(jnp.ones((2, 1))).predict(jnp.ones((2, 1)), block_size=0), "block_size"),
+    (lambda: km.FourierDensity(1.0).fit(jnp.ones((2, 1))).predict(jnp.ones((2, 1)), block_size=True), "got True"),
+    (lambda: km.sinc_power_integral(True), "power must be a positive integer, got True"),
 ]
 
 
@@ -196,6 +198,12 @@ BAD = [
 def test_bad_input(call, message, unchecked):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_sizes_may_be_integers_of_numpy(unchecked):
+    density = km.GaussianDensity(1.0).fit(jnp.ones((2, 1)))
+    np.testing.assert_allclose(density.predict(jnp.ones((3, 1)), block_size=np.int64(2)), 0.3989, rtol=1e-3)
+    assert km.sinc_power_integral(np.int64(2)) == pytest.approx(np.pi)
 
 
 @pytest.mark.parametrize("estimator", [*FITTED, km.GaussianDensity(0.05)], ids=lambda e: type(e).__name__)

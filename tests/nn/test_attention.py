@@ -73,3 +73,66 @@ def test_heads_must_divide_the_width():
 def test_unknown_implementation():
     with pytest.raises(ValueError, match="implementation='dens' is unknown: did you mean 'dense'"):
         nn.IntegralAttentionConfig(implementation="dens")
+
+
+SAMPLES, NODES, HEADS = 3, 4, 2
+FULL = np.random.default_rng(3).uniform(size=(SAMPLES, HEADS, NODES, NODES)) < 0.6
+MASKS = {
+    "(m,)": FULL[0, 0, 0],
+    "(n, m)": FULL[0, 0],
+    "(h, n, m)": FULL[0],
+    "(b, m)": FULL[:, 0, 0],
+    "(b, n, m)": FULL[:, 0],
+    "(b, h, n, m)": FULL,
+    "(b, 1, 1, m)": FULL[:, :1, :1],
+    "(1, h, n, m)": FULL[:1],
+    "(b, h, 1, m)": FULL[:, :, :1],
+}
+WITH_FOUR_AXES = {"(m,)": (1, 1, 1, -1), "(n, m)": (1, 1, NODES, -1), "(h, n, m)": (1, HEADS, NODES, -1)} | {
+    "(b, m)": (SAMPLES, 1, 1, -1),
+    "(b, n, m)": (SAMPLES, 1, NODES, -1),
+}
+
+
+def test_a_mask_per_sample_equals_one_by_one():
+    attention, chunked = layer(), layer(implementation="chunked")
+    x = random(SAMPLES, NODES, 8)
+
+    @jax.jit
+    def outputs(x, masks):
+        together = {name: attention(x, mask=mask) for name, mask in masks.items()}
+        full = {n: jnp.broadcast_to(m.reshape(WITH_FOUR_AXES.get(n, m.shape)), FULL.shape) for n, m in masks.items()}
+        alone = jax.vmap(lambda x, mask: attention(x[None], mask=mask[None])[0])
+        return together, {name: alone(x, mask) for name, mask in full.items()}, chunked(x, mask=masks["(b, n, m)"])
+
+    together, alone, in_chunks = outputs(x, MASKS)
+    for name in MASKS:
+        np.testing.assert_allclose(together[name], alone[name], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(in_chunks, alone["(b, n, m)"], rtol=1e-5, atol=1e-6)
+
+
+def test_connections_take_a_mask_per_sample():
+    attention, (x, v), mask = layer(), random(2, SAMPLES, NODES, 8), jnp.asarray(FULL[:, 0])
+
+    @jax.jit
+    def outputs(x, v):
+        alone = lambda x, v, mask: attention.with_connection(x[None], v[None], mask=mask)[1][0]  # noqa: E731
+        return attention.with_connection(x, v, mask=mask)[1], jax.vmap(alone)(x, v, mask)
+
+    np.testing.assert_allclose(*outputs(x, v), rtol=1e-5, atol=1e-6)
+
+
+def test_masks_with_two_meanings_are_refused(unchecked):
+    attention = layer()
+    two = r"\(2, 4, 4\) can be read as \(h, n, m\) and as \(b, n, m\); pass mask.reshape\(\(1, 2, 4, 4\)\) for one mask"
+    for call in (attention, lambda x, mask: attention.with_connection(x, x, mask=mask)):
+        with pytest.raises(ValueError, match=two):
+            call(jnp.ones((2, 4, 8)), mask=jnp.ones((2, 4, 4), bool))
+        with pytest.raises(ValueError, match=r"as \(n, m\) and as \(b, m\); .* mask.reshape\(\(4, 1, 1, 4\)\) for one"):
+            call(jnp.ones((4, 4, 8)), mask=jnp.ones((4, 4), bool))
+        with pytest.raises(ValueError, match=r"mask must have shape \(m,\), .* 3, 2, 4, 4, .* got \(2, 2, 4, 4\)"):
+            call(jnp.ones((3, 4, 8)), mask=jnp.ones((2, 2, 4, 4), bool))
+    attention(jnp.ones((1, 4, 8)), mask=jnp.ones((1, 4, 4), bool))  # of one sample all meanings are the same
+    for weights in (jnp.ones(3), jnp.ones((2, 4)), jnp.ones((3, 1, 4))):
+        with pytest.raises(ValueError, match=r"weights must have shape \(4,\) for all samples, or \(3, 4\), one row"):
+            attention(jnp.ones((3, 4, 8)), weights)

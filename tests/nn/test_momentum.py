@@ -634,6 +634,21 @@ def test_bad_input(call, message):
         call()
 
 
+def test_shapes_that_numpy_would_spread_are_refused(unchecked):
+    layer = nn.MomentumLayer(attention(), D, 16, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"velocity must have the shape of x, \(7, 7, 8\), got \(7, 8\)"):
+        layer.start(jnp.ones((N, N, D)), jnp.ones((N, D)))
+    flow = nn.FlowLayer(D, 16, rngs=nnx.Rngs(0))
+    tokens, functions = (flow.start(jnp.ones(shape)) for shape in ((B, N, D), (B, 3, N, D)))
+    for state, options in ((functions, {}), (tokens, {"measure": jnp.ones(N)}), (flow.start(jnp.ones((N, D))), {})):
+        with pytest.raises(ValueError, match=r"positions must have shape \(b, n, d\), or \(b, n, s, d\) with a"):
+            flow(state, **options)
+    with pytest.raises(ValueError, match=r"weights must have shape \(7,\) for all samples, or \(2, 7\)"):
+        flow(tokens, jnp.ones((N, B)))
+    with pytest.raises(ValueError, match=r"measure must have shape \(7,\) for all samples, or \(2, 7\)"):
+        flow(functions, measure=jnp.ones(3))
+
+
 def test_blocks_say_what_they_need():
     with pytest.raises(TypeError, match="block 'H1' needs an attention with a method with_connection, got Linear"):
         nn.MomentumLayer(nn.Linear(D, D, rngs=nnx.Rngs(0)), D, 16, block="H1", rngs=nnx.Rngs(0))

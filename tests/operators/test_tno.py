@@ -176,6 +176,8 @@ def test_bad_input(options, call, error, message):
 def test_swapped_arguments_are_seen():
     with pytest.raises(TypeError, match="values must be an array of numbers, got Grid; are the arguments in order"):
         make()(domains.interval(6), ones(6, 1))
+    with pytest.raises(TypeError, match="domain must be a Domain, got NoneType; build one"):
+        make()(ones(6, 1), None)
 
 
 @pytest.mark.parametrize(

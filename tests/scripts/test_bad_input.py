@@ -1,12 +1,20 @@
 """What a user sees of wrong inputs: one message that names them, exit status 2, no traceback."""
 
+import dataclasses
+import json
+import sys
+from types import SimpleNamespace
+
+import h5py
 import numpy as np
 import pytest
 
+from jaxop import domains, training
 from tests.scripts.conftest import custom, functions, write_hdf5, write_npz
 
 import evaluate  # isort: skip
 import train  # isort: skip
+from experiment import recorded as rebuild  # isort: skip
 from experiment import report  # isort: skip
 
 pytestmark = pytest.mark.optax
@@ -99,6 +107,30 @@ def test_shapes_that_disagree(fails, tmp_path):
     assert "inputs has 9 samples" in fails(train, custom(file, tmp_path / "run"))
 
 
+def test_values_in_other_files_are_read_if_asked_for(fails, files, tmp_path):
+    file = write_hdf5(tmp_path / "a.h5", y=functions(20, 16)["y"])
+    with h5py.File(file, "r+") as archive:
+        archive["x"] = h5py.ExternalLink(str(files / "a.h5"), "/x")
+    message = fails(train, custom(file, tmp_path / "run"))
+    assert "'x' is a link into another file" in message
+    assert "--data.external" in message
+    _, experiment = train.parse(custom(file, tmp_path / "run", "--data.external"))
+    assert len(experiment.data.load(tmp_path).train) == 18
+
+
+def test_faces_of_a_mesh(tmp_path):
+    corners, triangles = np.float32([[0, 0], [2, 0], [2, 1], [0, 1]]), np.array([[0, 1, 2], [0, 2, 3]])
+    u = np.ones((9, 4), np.float32)
+    file = write_npz(tmp_path / "mesh.npz", x=u, y=u, coordinates=corners, faces=triangles)
+    for options, kind in (([], domains.TriangleMesh), (["--data.faces", "None"], domains.PointCloud)):
+        _, experiment = train.parse(custom(file, tmp_path / "run", *options, operator="tno"))
+        assert type(experiment.data.load(tmp_path).train.domain) is kind
+        recorded = {"problem": "files", "data": dataclasses.asdict(experiment.data)}
+        assert rebuild(SimpleNamespace(config=recorded)) == experiment.data
+    del recorded["data"]["faces"]
+    assert rebuild(SimpleNamespace(config=recorded)).faces is None  # as that run was trained
+
+
 def test_patches_that_do_not_divide_the_grid(fails, files, tmp_path):
     message = fails(train, custom(files / "a.npz", tmp_path / "run", "--model.patches", "5"))
     assert "patches must divide reference = 16, got 5; valid numbers: [1, 2, 4, 8, 16]" in message
@@ -165,6 +197,62 @@ def test_resume_needs_a_run(arguments, expected, fails):
 
 def test_a_run_is_not_overwritten(fails, trained, files):
     assert "already holds a run" in fails(train, custom(files / "a.npz", trained))
+
+
+def test_a_missing_logger_leaves_no_run(fails, files, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    monkeypatch.chdir(tmp_path)
+    arguments = custom(files / "a.npz", tmp_path / "run", "--tensorboard")
+    assert "pip install 'jaxop[loggers]'" in fails(train, arguments)
+    unnamed = [argument for argument in arguments if argument not in ("--run-dir", str(tmp_path / "run"))]
+    assert "pip install 'jaxop[loggers]'" in fails(train, unnamed)
+    assert [str(path) for path in tmp_path.rglob("*")] == [str(tmp_path / "runs")]
+
+
+def test_a_run_without_its_first_checkpoint_can_be_resumed(fails, files, tmp_path, monkeypatch):
+    def save(*_, **__):
+        raise OSError("the disk is full")
+
+    arguments = custom(files / "a.npz", tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Checkpoints, "save", save)
+        assert "the disk is full" in fails(train, arguments)
+    assert "continue it with `train.py resume" in fails(train, arguments)
+    monkeypatch.setattr(train, "evaluate", lambda *_, **__: None)
+    train.main(["resume", str(tmp_path / "run")])
+    assert training.load_run(tmp_path / "run").checkpoints.latest == 3
+
+
+def test_remote_addresses(fails, files, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    message = fails(train, custom(files / "a.npz", "gs://bucket/run"))
+    assert "run_dir='gs:/bucket/run' is a remote address" in message
+    assert "cache='gs:/bucket' is a remote address" in fails(train, ["darcy_fno", "--cache", "gs://bucket"])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("resolution", None, "has no field 'resolution'"),
+        ("operator", None, "has no field 'operator'"),
+        ("problem", [], "problem=[] is unknown"),
+        ("data", [1], "data cannot be read"),
+        ("data", {"train": 5, "valid": None, "test": []}, "data cannot be read"),
+        ("data", {"train": "a.npz", "valid": None}, "data cannot be read (KeyError: 'test')"),
+        ("data", {"trian": "a.npz"}, "did you mean 'train'"),
+    ],
+)
+def test_a_record_that_was_edited(field, value, expected, fails, trained, tmp_path):
+    record = json.loads((trained / "config.json").read_text())
+    if value is None:
+        del record[field]
+    else:
+        record[field] = value
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    message = fails(evaluate, [tmp_path])
+    assert str(tmp_path / "config.json") in message
+    assert expected in message
 
 
 def test_evaluation_of_no_run(fails, tmp_path):

@@ -1,5 +1,6 @@
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -135,6 +136,28 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(trained, files, tmp_
     ]
     assert training.load_run(tmp_path / "run").checkpoints.latest == 3
     assert ends[0]["sets"] == ends[1]["sets"]
+
+
+def test_a_run_is_resumed_on_files_that_were_renamed(files, tmp_path, capsys):
+    first, second, run = tmp_path / "a.npz", tmp_path / "v.npz", tmp_path / "run"
+    for source, copy in (("a.npz", first), ("b.npz", second)):
+        shutil.copy(files / source, copy)
+    arguments = custom(first, run, "--data.valid", str(second), "--training.checkpoint-every", "1")
+    train.main([*arguments, "--training.time-limit-s", "1e-9"])
+    moved = [str(path.rename(tmp_path / f"moved-{path.name}")) for path in (first, second)]
+    assert experiment.report(train.main, ["resume", str(run)]) == 2
+    assert "can be named anew: --data.train FILE" in capsys.readouterr().err
+    train.main(["resume", str(run), "--data.train", moved[0], "--data.valid", moved[1]])
+    resumed = training.load_run(run)
+    assert resumed.checkpoints.latest == 3
+    assert resumed.config["valid"] == ["v.npz"]
+    assert [resumed.config["data"][name] for name in ("train", "valid")] == moved
+
+
+def test_directories_made_in_one_second_differ(tmp_path):
+    made = [experiment.new_run(tmp_path / "runs", "task", "Label [1]", 0) for _ in range(3)]
+    assert len({*made}) == 3
+    assert all(path.is_dir() for path in made)
 
 
 def test_a_generated_problem_is_made_once(tmp_path, monkeypatch):

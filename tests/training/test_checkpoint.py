@@ -1,7 +1,10 @@
 """Checkpoints are whole, verified and of the right model, or they are an error that says what is wrong."""
 
 import json
+import os
+import pathlib
 import shutil
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -182,6 +185,99 @@ def test_leftovers_of_a_killed_save_are_invisible_and_removed(checkpoints):
     assert checkpoints.latest == 30
     checkpoints.save(50, state())
     assert not leftover.exists()
+
+
+@pytest.mark.parametrize("name", ["run[1]", "run?", "run*", "back\\slash", "bytes\udcff"])
+def test_a_directory_named_like_a_pattern_is_written_and_read(tmp_path, name):
+    for directory, value in (("run1", 1.0), (name, 2.0)):  # run1 fits some of the patterns
+        training.Checkpoints(tmp_path / directory).save(10, state(value))
+    assert_same_bits(training.Checkpoints(tmp_path / name).restore(like(state())), state(2.0))
+
+
+def test_without_a_plain_directory_for_the_link_the_character_is_named(tmp_path, monkeypatch):
+    (tmp_path / "temporary[1]").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary[1]"))
+    with pytest.raises(ValueError, match=r"temporary\[1\], must not hold the character '\['; set TMPDIR"):
+        training.Checkpoints(tmp_path / "run[1]").save(10, state())
+
+
+def test_a_place_that_orbax_cannot_read_is_named_and_nothing_is_set_aside(checkpoints, monkeypatch):
+    def load(*_):
+        raise ValueError("NOT_FOUND: " + 2000 * "tensorstore ")
+
+    monkeypatch.setattr(training.checkpoint.orbax, "load", load)
+    with pytest.raises(OSError, match=r"step_00000030 is intact, but Orbax cannot read it .*NOT_FOUND") as error:
+        checkpoints.restore_latest(like(state()))
+    assert len(str(error.value)) < 600
+    assert checkpoints.steps == [10, 20, 30]
+
+
+def test_strangers_among_the_checkpoints_are_ignored(checkpoints, tmp_path):
+    directory, elsewhere = checkpoints.directory, tmp_path / "elsewhere"
+    for name in ("step_²", "step_5", "step_-0000001", "step_00000099.old", "notes", "step_mine.tmp"):
+        (directory / name).mkdir()
+    (directory / "step_00000041").touch()
+    (directory / "step_00000042.tmp").touch()
+    for name in ("step_00000043", "step_00000044.tmp", "step_00000050"):
+        (directory / name).symlink_to("nowhere")
+    checkpoints.path(10).rename(elsewhere)
+    checkpoints.path(10).symlink_to(elsewhere)
+    checkpoints.save(40, state())
+    assert checkpoints.steps == [20, 30, 40]
+    with pytest.warns(UserWarning, match=r"step_00000050 is not a directory; .*step_00000050\.damaged"):
+        checkpoints.save(50, state(), metrics={"error": 0.01})
+    assert checkpoints.steps == [30, 40, 50]
+    assert elsewhere.is_dir()
+    assert sorted(path.name for path in directory.glob("*.tmp")) == ["step_mine.tmp"]
+
+
+def deep(path):
+    path.write_text("[" * 100_000 + "]" * 100_000)
+
+
+def huge(path):
+    path.touch()
+    os.truncate(path, 2**40)
+
+
+@pytest.mark.parametrize(
+    "put",
+    [
+        lambda path: path.symlink_to("/dev/zero"),
+        os.mkfifo,
+        pathlib.Path.mkdir,
+        deep,
+        huge,
+        lambda path: path.write_text("[]"),
+        lambda path: path.write_text('{"sha256": null, "content": []}'),
+        lambda path: path.write_text(json.dumps({"sha256": training.checkpoint._seal([]), "content": []})),
+        lambda path: path.write_text(json.dumps({"sha256": training.checkpoint._seal({}), "content": {}})),
+        lambda path: path.write_bytes(b"\xff"),
+    ],
+    ids=["device", "pipe", "directory", "deep", "huge", "list", "seal", "no object", "no fields", "bytes"],
+)
+def test_promise_3_a_manifest_of_any_kind_is_damage(checkpoints, put):
+    manifest = checkpoints.path(30) / "manifest.json"
+    manifest.unlink()
+    put(manifest)
+    with pytest.warns(UserWarning, match=r"step 30 is damaged: .*manifest\.json .*set aside"):
+        assert checkpoints.restore_latest(like(state()))[0] == 20
+
+
+def test_promise_3_a_copy_under_another_step_is_damage(checkpoints):
+    shutil.copytree(checkpoints.path(30), checkpoints.path(50))
+    with pytest.warns(UserWarning, match=r"manifest\.json is not that of step 50: it was saved at step 30"):
+        assert checkpoints.restore_latest(like(state()))[0] == 30
+    with pytest.raises(FileNotFoundError, match="of step 50"):
+        checkpoints.restore(like(state()), step=50)
+
+
+@pytest.mark.parametrize("address", ["gs://bucket/run", "s3:/bucket/run"])
+def test_remote_addresses_are_refused(address, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=rf"directory='{address}' is a remote address.*local"):
+        training.Checkpoints(pathlib.PurePosixPath(address) if ":/b" in address else address)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_manifest_can_be_read_by_people(checkpoints):

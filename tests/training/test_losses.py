@@ -88,6 +88,32 @@ def test_does_not_depend_on_the_unit(scale, space):
     np.testing.assert_allclose(scaled, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("size", [1e38, 3e38, 3e-38])
+@pytest.mark.parametrize("upper", [1e-4, 1e4])
+def test_the_largest_and_smallest_numbers_have_errors_without_jit_too(size, upper):
+    domain = domains.interval(9, upper=upper)
+    truth = jnp.full((9, 1), size)
+    for prediction, error in ((0 * truth, 1.0), (truth / 2, 0.5), (truth, 0.0)):
+        for function in (training.relative_norm, relative_norm):
+            np.testing.assert_allclose(function(prediction, truth, domain), error, rtol=1e-5)
+    np.testing.assert_allclose(training.relative_norms((truth / 2)[None], truth[None], domain), [0.5], rtol=1e-5)
+    assert training.relative_norm(truth / 2, truth, domain, space="H1") > 0.49
+
+
+@pytest.mark.parametrize("fill", [1e6, 3e38, np.nan])
+def test_padding_at_later_times_has_no_say(fill):
+    prediction, truth, short = pair(9)
+    axis = short.axes[0]
+    later = jnp.concatenate([axis.nodes, axis.nodes[-1] + jnp.arange(1.0, 4.0)])
+    domain = domains.Grid((domains.Axis(later, jnp.concatenate([axis.weights, jnp.zeros(3)])),))
+    padded = (jnp.concatenate([values, jnp.full((3, 1), fill)]) for values in (prediction, truth))
+    error, gradient = value_and_gradient(*padded, domain, space="H1")
+    expected, direction = value_and_gradient(prediction, truth, short, space="H1")
+    np.testing.assert_allclose(error, expected, rtol=1e-6)
+    np.testing.assert_allclose(gradient[:9], direction, rtol=1e-5, atol=1e-7)
+    np.testing.assert_array_equal(gradient[9:], 0)
+
+
 @pytest.mark.parametrize("space", SPACES)
 def test_zero_truth_gives_the_absolute_error_and_a_finite_gradient(space):
     prediction, truth, domain = pair(12)

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,11 +18,13 @@ import pytest
 from flax import nnx
 
 from jaxop import data, domains, training
-from jaxop.training.run import describe_samples
+from jaxop.training._files import writing
+from jaxop.training.run import describe_samples, record_versions
 from tests.training.cases import CONFIG, Tiny, assert_same_bits, rows, run, samples, state_at, tiny
 from tests.training.run_tiny import LONG
 
 ROOT = pathlib.Path(__file__).parents[2]
+SHORT = dataclasses.replace(CONFIG, steps=2, warmup_steps=1)
 
 
 class Interrupt:
@@ -81,6 +84,9 @@ def test_promise_1_a_killed_and_resumed_run_ends_with_the_same_bits(tmp_path):
         before = metrics.stat().st_size if metrics.is_file() else 0
         running = wait_for(lambda before=before: metrics.is_file() and metrics.stat().st_size > before, process)
         assert running, process.communicate()
+        if signal_sent == signal.SIGTERM:
+            with pytest.raises(BlockingIOError, match=f"process {process.pid} on .* is writing to {directory}"):
+                run(directory, config=LONG, resume=True)
         if signal_sent == "in a save":
             assert wait_for(lambda: list(directory.glob("checkpoints/*.tmp")), process), process.communicate()
             process.kill()
@@ -137,6 +143,31 @@ def test_promise_3_a_run_survives_its_newest_checkpoint(whole, tmp_path):
         resumed = run(tmp_path, resume=True)
     assert_same_bits(resumed.state, whole[1].state)
     assert rows(tmp_path) == rows(whole[0])
+
+
+@pytest.mark.parametrize("content", ['[{"from_step": 0', "{}", "[" * 100_000])
+def test_promise_3_versions_that_cannot_be_read_are_set_aside(tmp_path, content):
+    (tmp_path / "versions.json").write_text(content)
+    with pytest.warns(UserWarning, match=r"versions\.json is damaged; .* as .*versions\.json\.damaged"):
+        record_versions(tmp_path, 5, resume=True)
+    assert (tmp_path / "versions.json.damaged").read_text() == content
+    assert len(json.loads((tmp_path / "versions.json").read_text())) == 1
+
+
+def test_promise_3_what_cannot_be_read_back_stops_before_the_first_step(tmp_path, monkeypatch):
+    def load(*_):
+        raise ValueError("NOT_FOUND")
+
+    monkeypatch.setattr(training.checkpoint.orbax, "load", load)
+    with pytest.raises(OSError, match="step_00000000 is intact, but Orbax cannot read it"):
+        run(tmp_path)
+    assert rows(tmp_path) == []
+
+
+def test_promise_3_a_directory_named_like_a_pattern_holds_a_run(whole, tmp_path):
+    directory = tmp_path / "run[1]"
+    interrupted(directory, 13)
+    assert_same_bits(run(directory, resume=True).state, whole[1].state)
 
 
 def state_like():
@@ -221,6 +252,40 @@ def test_promise_6_an_edited_config_is_caught_by_the_leaves(tmp_path):
         training.load_run(tmp_path).restore(tiny(width=16))
 
 
+def edited_settings(directory, old, new):
+    config = directory / "config.json"
+    assert old in config.read_text()
+    config.write_text(config.read_text().replace(old, new))
+
+
+def test_promise_6_an_edited_config_is_compared_with_the_sealed_one(tmp_path):
+    interrupted(tmp_path, 6)
+    edited_settings(tmp_path, '"learning_rate": 0.01', '"learning_rate": 0.1')
+    recorded = training.load_run(tmp_path)
+    with pytest.raises(ValueError, match=r"step_00000005 -> now.*\n  training\.learning_rate: 0\.01 -> 0\.1\n"):
+        run(tmp_path, resume=True, config=recorded.training)
+    assert recorded.checkpoints.latest == 5
+
+
+def test_a_run_of_an_earlier_version_can_be_resumed(whole, tmp_path):
+    """Its manifests hold no settings, its config no sums over all samples."""
+    interrupted(tmp_path, 13)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["valid_sets"]
+    for part in config["train"].values():
+        if isinstance(part, dict):
+            del part["contents"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for manifest in tmp_path.glob("checkpoints/*/manifest.json"):
+        content = json.loads(manifest.read_text())["content"]
+        del content["settings"]
+        manifest.write_text(json.dumps({"sha256": training.checkpoint._seal(content), "content": content}))
+    with pytest.raises(ValueError, match=r"file: absent -> "):
+        run(tmp_path, resume=True, settings={"operator": config["operator"], "file": pathlib.Path("a.npz")})
+    assert_same_bits(run(tmp_path, resume=True).state, whole[1].state)
+    assert "settings" in training.load_run(tmp_path).checkpoints.manifest(24)
+
+
 class Lazy:
     """An array that is read as one in a file is: by slices and increasing indices."""
 
@@ -244,6 +309,8 @@ def test_promise_6_resuming_on_other_samples_lists_what_differs(whole, tmp_path)
     u, v, grid = train.inputs, train.targets, train.domain
     moved = domains.from_samples(edited(grid.points[:, 0], -1))
     others = {
+        "inputs.contents": [data.Samples(Lazy(edited(u, (1, 4, 0))), v, grid)],
+        "targets.contents": [data.Samples(u, edited(v, (1, 4, 0)), grid)],
         "inputs.crc32": [data.Samples(edited(u, row), v, grid) for row in (0, 11, 21)],
         "targets.crc32": [data.Samples(u, Lazy(edited(v, row)), grid) for row in (0, 11, 21)],
         "inputs.dtype": [data.Samples(u.astype(np.float16), v, grid)],
@@ -274,6 +341,33 @@ def test_promise_6_domains_of_samples_are_told_apart():
     assert described[0] == describe_samples(data.Samples(values, values, mesh))
 
 
+def test_promise_6_one_grid_of_many_and_one_validation_value_are_told_apart(tmp_path):
+    grids = [domains.from_samples([0.0, 1.0, 2.0, end]) for end in (3.0, 4.0)]
+    values = np.ones((5, 4, 1), np.float32)
+    stacks = [domains.stack([grids[int(i == 1 and other)] for i in range(5)]) for other in (False, True)]
+    first, second = (describe_samples(data.Samples(values, values, stack)) for stack in stacks)
+    assert first["domain"]["crc32"] == second["domain"]["crc32"]
+    assert first["domain"]["contents"] != second["domain"]["contents"]
+    train, valid = samples(), {"set": samples(6, seed=1)}
+    training.fit(tiny(), train, valid, SHORT, run_dir=tmp_path, progress=False)
+    valid["set"].targets[1, 4, 0] += 1
+    with pytest.raises(ValueError, match=r"valid_sets\.set\.targets\.contents: .* -> "):
+        training.fit(tiny(), train, valid, SHORT, run_dir=tmp_path, progress=False, resume=True)
+
+
+def test_paths_among_the_settings_may_change(tmp_path):
+    def settings(*names):
+        return {"data": {"train": pathlib.Path(names[0]), "test": [pathlib.Path(name) for name in names], "rule": "a"}}
+
+    run(tmp_path, config=SHORT, settings=settings("a.npz"))
+    run(tmp_path, config=SHORT, settings=settings("moved/a.npz", "b.npz"), resume=True)
+    assert training.load_run(tmp_path).config["data"]["train"] == "moved/a.npz"
+    other = settings("a.npz")
+    other["data"]["rule"] = "b"
+    with pytest.raises(ValueError, match=r"now\):\n  data\.rule: \"a\" -> \"b\"\nResume"):
+        run(tmp_path, config=SHORT, settings=other, resume=True)
+
+
 def test_settings_that_move_no_parameter_may_change(whole, tmp_path):
     interrupted(tmp_path, 12)
     config = dataclasses.replace(CONFIG, checkpoint_every=7, keep_last=4, time_limit_s=1e6)
@@ -284,6 +378,60 @@ def test_settings_that_move_no_parameter_may_change(whole, tmp_path):
 def test_promise_7_resuming_nothing_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing to resume from"):
         run(tmp_path, resume=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_promise_7_a_run_that_ended_before_its_first_checkpoint_starts_at_step_0(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Checkpoints, "save", lambda *_, **__: crash())
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, config=SHORT)
+    assert (tmp_path / "config.json").is_file()
+    with pytest.raises(ValueError, match=r"learning_rate: 0\.01 -> 1\.0"):
+        run(tmp_path, config=dataclasses.replace(SHORT, learning_rate=1.0), resume=True)
+    assert run(tmp_path, config=SHORT, resume=True).stopped == "completed"
+    assert [row["step"] for row in rows(tmp_path) if "loss" in row] == [1, 2]
+
+
+def test_promise_7_a_run_without_its_checkpoints_is_neither_resumed_nor_overwritten(tmp_path):
+    run(tmp_path, config=SHORT)
+    shutil.rmtree(tmp_path / "checkpoints")
+    before = rows(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"nothing to resume from.*start a new run in another directory"):
+        run(tmp_path, config=SHORT, resume=True)
+    with pytest.raises(FileExistsError, match=r"without an undamaged checkpoint; .* give another run_dir"):
+        run(tmp_path, config=SHORT)
+    assert rows(tmp_path) == before
+
+
+@pytest.mark.parametrize("module", ["tensorboardX", "wandb"])
+def test_a_logger_without_its_package_leaves_nothing(tmp_path, monkeypatch, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    logger = training.TensorBoard() if module == "tensorboardX" else training.WeightsAndBiases("project")
+    with pytest.raises(ImportError, match="pip install"):
+        run(tmp_path / "run", config=SHORT, loggers=[logger])
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_writer_at_a_time(tmp_path):
+    (tmp_path / "writer.lock").write_text("999999 on elsewhere")  # of a process that was killed
+    with (
+        writing(tmp_path),
+        pytest.raises(BlockingIOError, match=f"process {os.getpid()} on .* is writing to .*; wait until"),
+    ):
+        run(tmp_path, config=SHORT)
+    assert not list(tmp_path.iterdir())
+    run(tmp_path, config=SHORT)
+    assert not (tmp_path / "writer.lock").exists()
+
+
+@pytest.mark.parametrize("address", ["gs://bucket/run", pathlib.Path("s3://bucket/run")])
+def test_remote_addresses_are_refused_before_anything_is_written(address, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"run_dir='.*' is a remote address"):
+        run(address, config=SHORT)
+    with pytest.raises(ValueError, match=r"directory='.*' is a remote address"):
+        training.load_run(address)
     assert not list(tmp_path.iterdir())
 
 

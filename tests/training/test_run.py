@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import os
 import re
 import sys
 import types
@@ -35,7 +36,7 @@ def test_the_directory_holds_what_a_reader_needs(finished):
     assert config["training"] == dataclasses.asdict(CONFIG)
     assert config["operator"] == {"name": "tiny", "width": 8}
     assert config["train"]["samples"] == 22
-    assert config["train"]["inputs"].keys() == {"shape", "dtype", "crc32"}
+    assert config["train"]["inputs"].keys() == {"shape", "dtype", "crc32", "contents"}
     (versions,) = json.loads((directory / "versions.json").read_text())
     assert versions["jax"] == jax.__version__
     assert {"python", "flax", "device", "git_revision", "command", "from_step"} <= versions.keys()
@@ -100,7 +101,62 @@ def test_unknown_checkpoints_and_runs_are_named(finished, tmp_path):
         training.load_run(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["training", "train", "valid"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[" * 100_000, "is nested too deeply"),
+        ("{", "is not valid JSON"),
+        ("[1]", "must hold an object, got list"),
+        ('{"valid": []}', "has no field 'training'"),
+        ('{"training": {}}', "has no field 'valid'"),
+        ('{"training": [], "valid": []}', r"training must be a dict, got \[\]"),
+        ('{"training": {}, "valid": "9"}', 'valid must be a list, got "9"'),
+        ('{"training": {"stepps": 1}, "valid": []}', "training: training has no field 'stepps'"),
+        ('{"training": {"steps": 0}, "valid": []}', "training: steps=0 must be at least 1"),
+        ('{"training": {"learning_rate": [1]}, "valid": []}', "training: "),
+    ],
+    ids=["deep", "cut", "list", "field", "sets", "fields", "names", "unknown", "impossible", "type"],
+)
+def test_a_config_that_cannot_be_used_is_named_with_its_field(content, message, tmp_path, unchecked):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"config\.json.*{message}"):
+        training.load_run(tmp_path)
+
+
+@pytest.mark.parametrize("model", ["[]", "{}", "1", '{"width": 8, "depth": 1}'])
+def test_a_config_without_its_operator_is_named(model, tmp_path, unchecked):
+    (tmp_path / "config.json").write_text(f'{{"training": {{}}, "valid": [], "operator": "fno", "model": {model}}}')
+    with pytest.raises(ValueError, match=r"config\.json does not name an operator.*Error: "):
+        training.load_run(tmp_path).blank_model()
+
+
+def test_a_config_that_is_a_pipe_is_no_config(tmp_path):
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(ValueError, match=r"config\.json is not a regular file"):
+        training.load_run(tmp_path)
+
+
+def test_an_edited_record_of_the_model_is_compared_with_the_sealed_one(tmp_path):
+    @dataclasses.dataclass(frozen=True)
+    class Settings:
+        heads: int
+
+    config = dataclasses.replace(CONFIG, steps=1, warmup_steps=0)
+    run(tmp_path, config=config, settings={"model": Settings(2)})
+    recorded = tmp_path / "config.json"
+    edited = recorded.read_text().replace('"heads": 2', '"heads": 4').replace('"ema_decay": 0.9', '"ema_decay": 0.0')
+    recorded.write_text(edited)
+    model = tiny()
+    model.config = Settings(4)
+    with pytest.warns(UserWarning, match="heads=4 and not 2"):
+        restored = training.load_run(tmp_path).restore(model, checkpoint=1)
+    saved = training.load_run(tmp_path).checkpoints.restore(
+        {"ema": nnx.to_pure_dict(nnx.state(tiny(), nnx.Param))}, step=1, parts=["ema"]
+    )
+    assert_same_bits(nnx.to_pure_dict(nnx.state(restored, nnx.Param)), saved["ema"])
+
+
+@pytest.mark.parametrize("name", ["training", "train", "valid", "valid_sets"])
 def test_reserved_settings_are_refused(tmp_path, name):
     with pytest.raises(ValueError, match="must not use the names"):
         run(tmp_path, settings={name: 1})
@@ -189,6 +245,19 @@ def test_json_lines_drop_what_was_lost_and_torn(tmp_path):
     logger.log(2, {"loss": float("inf")})
     logger.close()
     assert training.read_metrics(tmp_path) == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": None}]
+
+
+def test_json_lines_keep_what_they_cannot_read(tmp_path):
+    feed(training.JsonLines(), tmp_path)
+    odd = [b"\xff\xfe", b"[1]", b"7", b'{"loss": 1}', b'{"step": "a"}', b'{"step": 1, "loss": []}', b"[" * 100_000, b""]
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b"\n".join(odd) + b"\n" + path.read_bytes() + b"cut off")
+    assert [row["step"] for row in training.read_metrics(tmp_path)] == [1, 2, 2]
+    logger = training.JsonLines()
+    logger.start(tmp_path, {}, 1)
+    logger.log(2, {"loss": 0.5})
+    logger.close()
+    assert path.read_bytes().split(b"\n") == [*odd, b'{"step": 1, "loss": 1.0}', b'{"step": 2, "loss": 0.5}', b""]
 
 
 def test_tensorboard_writes_scalars(tmp_path):

@@ -1,0 +1,124 @@
+"""What goes wrong while a file is read: the cause, and what to do about it."""
+
+import contextlib
+import errno
+import math
+import os
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+_Errors = tuple[type[Exception], ...]
+_DAMAGE: dict[str, _Errors] = {  # what the libraries raise on damaged bytes
+    ".npz": (OSError, EOFError, ValueError, KeyError, zlib.error, zipfile.BadZipFile),
+    "HDF5": (OSError, RuntimeError, ValueError, KeyError),
+    "MATLAB": (Exception,),  # scipy checks little: IndexError, ZeroDivisionError and UnboundLocalError were met
+}
+_UNSUPPORTED = (NotImplementedError, RuntimeError, TypeError)
+_CAUSES = {
+    errno.EACCES: "may not be read: permission is denied; ask for it or change it (chmod u+r)",
+    errno.EPERM: "may not be read: permission is denied; ask for it or change it (chmod u+r)",
+    errno.ENOENT: "does not exist any more; put it back",
+    errno.EAGAIN: "is open for writing in another process; close it there, or wait until it is written",
+    errno.EIO: "cannot be read: the device reports an error; copy the file to another one",
+    errno.ESTALE: "cannot be read: the network file system lost it; mount it again",
+    errno.EMFILE: "cannot be opened: this process has too many open files; close some or raise the limit (ulimit -n)",
+}
+_WRITTEN = "already open for write"  # HDF5's words for a mark that only closing the file removes
+_LOCK = "unable to lock file"
+
+
+class FileError(ValueError):
+    """A fault of a file whose message is complete."""
+
+
+@contextlib.contextmanager
+def reading(path: Path, kind: str, part: str = "it") -> Iterator[None]:
+    """Says which file could not be read and why, when the format's library raises; not to be nested.
+
+    Args:
+        path: the file.
+        kind: its format, one of ``_DAMAGE``.
+        part: what is read.
+    """
+    try:
+        yield
+    except (FileError, ImportError):
+        raise
+    except MemoryError as error:
+        raise FileError(
+            f"{path} ({kind}): {part} does not fit into memory; store fewer samples in a file, or use HDF5, which is "
+            "read in pieces."
+        ) from error
+    except OSError as error:
+        if error.errno in _CAUSES:
+            raise type(error)(f"{path} {_CAUSES[error.errno]}.") from error
+        if _WRITTEN in str(error):
+            raise FileError(
+                f"{path} ({kind}) was opened for writing and not closed: another process writes it, or died while it "
+                "did; close it there, or, if nothing writes it any more, run h5clear -s on it."
+            ) from error
+        if _LOCK in str(error):
+            raise FileError(
+                f"{path} ({kind}) is on a file system that cannot lock it; if nothing writes it, set the environment "
+                "variable HDF5_USE_FILE_LOCKING=FALSE."
+            ) from error
+        raise _damaged(path, kind, part, error) from error
+    except _DAMAGE[kind] as error:
+        raise _damaged(path, kind, part, error) from error
+    except _UNSUPPORTED as error:
+        raise FileError(
+            f"{path} ({kind}): {part} cannot be read here ({_summary(error)}); store plain arrays of numbers in a "
+            "file written anew."
+        ) from error
+
+
+def check_memory(path: Path, name: str, shape: Sequence[int], itemsize: int, *, axis: int = 0) -> None:
+    """Raises ``FileError`` for an array, or a row of one if ``axis`` is 1, that is larger than the memory."""
+    size = math.prod(shape[axis:]) * itemsize
+    if size > memory():
+        raise FileError(
+            f"{path}: dataset {name!r} claims the shape {tuple(shape)}, {amount(size)}{' a sample' if axis else ''}, "
+            f"in a file of {amount(path.stat().st_size)} on a machine with {amount(memory())} of memory; check the "
+            "file, or store smaller arrays."
+        )
+
+
+def check_claim(path: Path, name: str, shape: Sequence[int], claimed: int, stored: int) -> None:
+    """Raises ``FileError`` for an array of more bytes than the file can hold."""
+    if claimed > stored:
+        raise FileError(
+            f"{path} is truncated or damaged: dataset {name!r} claims the shape {tuple(shape)}, {amount(claimed)}, but "
+            f"the file has at most {amount(stored)} for it; copy or write the file again."
+        )
+
+
+def memory() -> float:
+    """Bytes of physical memory, infinite where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return math.inf
+
+
+def amount(size: float) -> str:
+    """A number of bytes in a unit that suits it."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.4g} {unit}"
+        size /= 1000
+    return f"{size:.4g} TB"
+
+
+def _damaged(path: Path, kind: str, part: str, error: Exception) -> FileError:
+    size = path.stat().st_size if path.exists() else 0
+    return FileError(
+        f"{path} ({kind}, {size} bytes) is truncated or damaged: {part} cannot be read ({_summary(error)}); "
+        "copy or write the file again."
+    )
+
+
+def _summary(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}"

@@ -1,0 +1,118 @@
+"""The files of a run: read with bounds, written in one go, set aside rather than lost, by one process at a time."""
+
+import contextlib
+import json
+import os
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+_REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # one slash: pathlib has dropped the other
+_LARGEST = 2**28  # bytes of a JSON file
+_LOCK = "writer.lock"
+
+
+def local_path(path: str | os.PathLike[str], argument: str) -> Path:
+    """The path, if it lies in the local file system.
+
+    Raises:
+        ValueError: for the address of a remote store, such as ``gs://bucket/run``.
+    """
+    if _REMOTE.match(os.fspath(path)):
+        raise ValueError(
+            f"{argument}={os.fspath(path)!r} is a remote address, but metrics, locks and checkpoints need a local "
+            "file system; give a local directory and copy it to the remote store afterwards."
+        )
+    return Path(path)
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        OSError: if there is no such file, or it may not be read.
+        ValueError: for a device, pipe or directory, for a file of more than 256 MiB, and for contents that are
+            not JSON or nested too deeply; the message names the file.
+    """
+    size = path.stat().st_size
+    if not path.is_file():
+        raise ValueError(f"{path} is not a regular file.")
+    if size > _LARGEST:
+        raise ValueError(f"{path} has {size} bytes, more than the {_LARGEST} that are read.")
+    try:
+        return json.loads(path.read_bytes())
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested too deeply.") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}).") from error
+
+
+def write_in_one_go(path: Path, content: bytes) -> None:
+    """Replaces a file by one with this content, on the disk; a reader sees the old one or the new one."""
+    scratch = path.with_suffix(".tmp")
+    with scratch.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(scratch, path)
+
+
+def set_aside(path: Path) -> Path:
+    """Renames a file or directory to ``NAME.damaged``, or with a number behind it, and returns the new path."""
+    aside, number = path.with_name(f"{path.name}.damaged"), 1
+    while os.path.lexists(aside):
+        number += 1
+        aside = path.with_name(f"{path.name}.damaged-{number}")
+    return path.rename(aside)
+
+
+@contextlib.contextmanager
+def writing(directory: Path) -> Iterator[None]:
+    """Makes a directory and keeps other writers out of it while the context lasts.
+
+    The lock belongs to the operating system, which releases it however the process ends; the file
+    ``writer.lock`` is for the message. A file system without locks keeps nobody out. A directory that was made
+    here and is empty in the end is removed.
+
+    Raises:
+        BlockingIOError: if another process, or another thread of this one, is writing there.
+    """
+    made = not directory.exists()
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / _LOCK
+    with _locked(path) as file:
+        try:
+            file.truncate(0)
+            file.write(f"{os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            yield
+        finally:
+            path.unlink(missing_ok=True)  # before it is unlocked: nobody else's
+            if made:
+                with contextlib.suppress(OSError):
+                    directory.rmdir()
+
+
+def _locked(path: Path) -> Any:
+    """The open file at a path, locked."""
+    import fcntl  # POSIX only
+
+    while True:
+        file = path.open("a+", encoding="utf-8", errors="replace")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with file:
+                file.seek(0)
+                writer = file.read(200)
+            raise BlockingIOError(
+                f"{f'process {writer}' if writer else 'another process'} is writing to {path.parent}; "
+                "wait until it has ended, or give another run directory."
+            ) from None
+        except OSError:  # the file system has no locks
+            return file
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            return file
+        file.close()  # the one who held it has removed it meanwhile
