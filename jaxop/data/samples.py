@@ -312,10 +312,12 @@ def _is_real(dtype: Any) -> bool:
 
 
 def _check_finite(source: ArraySource, argument: str, domain: Domain) -> None:
-    """Raises ``ValueError`` naming the first entry that is NaN or infinite; files are read in blocks."""
+    """Raises ``ValueError`` naming the first entry that is no finite number to JAX; files are read in blocks."""
+    dtype = _jax_dtype(source.dtype)
     for rows in blocks(source):
         block = np.asarray(source[rows])
-        bad = ~np.isfinite(block)
+        with np.errstate(over="ignore"):
+            bad = ~np.isfinite(block.astype(dtype, copy=False))
         if not bad.any():
             continue
         where = first_index(bad)
@@ -327,9 +329,9 @@ def _check_finite(source: ArraySource, argument: str, domain: Domain) -> None:
             if isinstance(domain, Grid) and domain.dim > 1:
                 place += f", grid index {tuple(int(i) for i in np.unravel_index(where[1], domain.shape))}"
             place += f", channel {where[2]}"
+        entry = f"{argument}[{', '.join(map(str, (sample, *where[1:])))}]"
         raise ValueError(
-            f"{argument} must be finite, but {argument}[{', '.join(map(str, (sample, *where[1:])))}] = {value} "
-            f"({place}); remove or repair this sample."
+            f"{argument} must be finite in {dtype}, but {entry} = {value} ({place}); remove or repair this sample."
         )
 
 
@@ -342,11 +344,14 @@ def _rows(source: ArraySource, index: np.ndarray) -> np.ndarray:
 
 
 def _to_jax(rows: np.ndarray) -> Array:
-    """A JAX array of the rows' floating dtype, at most JAX's default precision; integers become floats."""
-    default = float_dtype()
-    dtype = rows.dtype.newbyteorder("=")
-    narrow = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize <= default.itemsize
-    return jnp.asarray(rows.astype(dtype if narrow else default))
+    """The rows as a JAX array."""
+    return jnp.asarray(rows.astype(_jax_dtype(rows.dtype)))
+
+
+def _jax_dtype(dtype: Any) -> np.dtype:
+    """The floating dtype in which JAX gets data, at most its default precision; integers become floats."""
+    default, native = float_dtype(), np.dtype(dtype).newbyteorder("=")
+    return native if jnp.issubdtype(native, jnp.floating) and native.itemsize <= default.itemsize else default
 
 
 class _Part:
