@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -247,6 +248,8 @@ class FileData:
 
     def files(self, paths: Sequence[Path]) -> dict[str, Samples]:
         """The samples of each file, by the shortest names that tell them apart."""
+        if repeated := [path for i, path in enumerate(paths) if path in paths[:i]]:
+            raise ValueError(f"{repeated[0]} is given more than once; name every file once.")
         names = [path.name for path in paths]
         unique = len(set(names)) == len(names)
         return {path.name if unique else str(path): self._read(path) for path in paths}
@@ -272,6 +275,8 @@ class FileData:
                 f"held_out={self.held_out} of the {len(samples)} samples in {self.train} leaves one of the two parts "
                 "empty; take a fraction between 0 and 1 and at least two samples, or give a file by --data.valid."
             )
+        if self.seed < 0:
+            raise ValueError(f"seed must be a non-negative integer, got {self.seed}.")
         order = np.random.default_rng(self.seed).permutation(len(samples))
         return samples.take(np.sort(order[count:])), samples.take(np.sort(order[:count]))
 
@@ -280,9 +285,19 @@ PROBLEMS: dict[str, type] = {kind.name: kind for kind in (DarcyData, ControlledO
 """The data settings by the name under which a run records them."""
 
 
+def check_directory(option: str, directory: Path) -> None:
+    """Raises where a directory does not exist and cannot be made, or cannot be written to."""
+    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise NotADirectoryError(f"{option} {directory}: {existing} is a file; give the name of a directory.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise PermissionError(f"{option} {directory}: {existing} cannot be written to; give another directory.")
+
+
 def cached(cache: Path, label: str, parameters: Mapping[str, Any]) -> Path:
     """The file that holds what these parameters generate; its folder exists."""
     key = json.dumps(training.to_json(dict(parameters)) | {"format": _FORMAT}, sort_keys=True)
+    check_directory("--cache", cache)
     cache.mkdir(parents=True, exist_ok=True)
     return cache / f"{label}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
 
