@@ -65,9 +65,11 @@ def main(arguments: Sequence[str]) -> None:
     sets: dict[str, Samples] = {}
     if settings.grids:
         sets |= problem.at(settings.grids, settings.cache)
+    names = {name: value for name in ("inputs", "targets") if (value := getattr(settings, name)) is not None}
+    if names and not settings.data:
+        raise ValueError(f"--{' and --'.join(names)} needs --data, the files whose arrays have this name.")
     if settings.data:
         files = problem if isinstance(problem, FileData) else FileData(train=settings.data[0])
-        names = {name: value for name in ("inputs", "targets") if (value := getattr(settings, name)) is not None}
         sets |= dataclasses.replace(files, **names).files(settings.data)
     if not sets:
         sets = problem.load(settings.cache).test

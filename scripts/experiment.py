@@ -54,7 +54,7 @@ _INPUT_ERRORS = (
     ImportError,
     MemoryError,
     NotImplementedError,
-    FloatingPointError,
+    ArithmeticError,
     jax.errors.JaxRuntimeError,  # out of memory, usually
     training.DamagedCheckpointError,
 )
@@ -369,6 +369,18 @@ def _check_not_empty(arguments: Sequence[str]) -> None:
         option, is_option, value = argument.partition("=")
         if not argument or (option.startswith("--") and is_option and not value):
             raise ValueError(f"{option or before} got an empty value; give one, or leave the option out.")
+
+
+def check_options(options: Any) -> None:
+    """Refuses numbers that no comparison can use, before anything is fetched or made."""
+    for name, value in vars(options).items():
+        option = f"--{name.replace('_', '-')}"
+        if isinstance(value, tuple) and not value:
+            raise ValueError(f"{option} must have at least one value, got none.")
+        if name == "seeds" and min(value) < 0:
+            raise ValueError(f"{option} must not be negative, got {min(value)}.")
+        if isinstance(value, int | float) and not 0 < value < math.inf:
+            raise ValueError(f"{option} must be positive and finite, got {value}.")
 
 
 def options_of(main: Callable[..., object], description: str | None) -> Callable[[Sequence[str]], None]:

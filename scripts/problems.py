@@ -131,11 +131,15 @@ class _Trajectories:
         kind, _, value = sampling.partition("=")
         try:
             when = {"dt": float, "nodes": int}[kind](value)
-        except (KeyError, ValueError):
+            if not math.isfinite(when):
+                raise ValueError
+        except (KeyError, ValueError, OverflowError):
             raise ValueError(
                 f"a sampling is 'dt=STEP' (even) or 'nodes=COUNT' (uneven, other times for every sample), "
                 f"got {sampling!r}."
             ) from None
+        if not math.isfinite(self.final_time):
+            raise ValueError(f"final_time must be positive and finite, got {self.final_time}.")
         common = {"samples": samples, "first": first, "seed": self.seed, "final_time": self.final_time, kind: when}
         common |= self._options()
         path = cached(cache, f"{self.name}-{part}-{sampling}", common)

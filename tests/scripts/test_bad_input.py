@@ -7,7 +7,11 @@ from flax import nnx
 from jaxop import operators
 from tests.scripts.conftest import custom, functions, write_hdf5, write_npz
 
+import compare_kernels  # isort: skip
+import compare_machines  # isort: skip
+import compare_momentum  # isort: skip
 import evaluate  # isort: skip
+import reproduce  # isort: skip
 import experiment  # isort: skip
 import train  # isort: skip
 from experiment import report  # isort: skip
@@ -223,6 +227,37 @@ def test_a_file_given_twice(fails, trained, files):
 def test_nothing_to_evaluate_on():
     with pytest.raises(ValueError, match="nothing to evaluate on"):
         experiment.check(None, {})
+
+
+def test_names_of_arrays_without_files(fails, trained):
+    assert "--inputs needs --data" in fails(evaluate, [trained, "--inputs", "y"])
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("sampling", "dt=nan"), ("sampling", "nodes=inf"), ("sampling", "10"), ("final-time", "nan")]
+)
+def test_impossible_times(option, value, fails, tmp_path):
+    message = fails(train, ["cde_tno", "--cache", tmp_path / "cache", f"--data.{option}", value])
+    assert "'dt=STEP'" in message or "final_time must be positive and finite" in message
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("comparison", "option", "message"),
+    [
+        (reproduce.Comparison, {"operators": ("fna",)}, "operators='fna' is unknown: did you mean 'fno' or 'fano'"),
+        (reproduce.Comparison, {"operators": ()}, "--operators must have at least one value"),
+        (reproduce.Comparison, {"minutes": float("nan")}, "--minutes must be positive and finite, got nan"),
+        (reproduce.Comparison, {"test_samples_tno": 0}, "--test-samples-tno must be positive"),
+        (compare_kernels.Comparison, {"steps": 0}, "--steps must be positive"),
+        (compare_momentum.Comparison, {"seeds": ()}, "--seeds must have at least one value"),
+        (compare_momentum.Comparison, {"learning_rate": -1.0}, "--learning-rate must be positive"),
+        (compare_machines.Comparison, {"seeds": (0, -1)}, "--seeds must not be negative, got -1"),
+    ],
+)
+def test_comparisons_refuse_what_they_cannot_use_at_once(comparison, option, message):
+    with pytest.raises(ValueError, match=message):
+        comparison(**option)
 
 
 def test_a_negative_seed(fails, files, tmp_path):
