@@ -328,7 +328,8 @@ def evaluate(
         try:
             training.save_figure(draw(), path)
         except Exception as error:  # of whatever kind: the table is what was asked for
-            console.print(f"warning: {path} was not drawn ({type(error).__name__}: {error})")
+            reason = next(iter(str(error).splitlines()), "")
+            console.print(f"warning: {path} was not drawn ({type(error).__name__}: {reason})")
     console.print(f"table: {run.directory / 'evaluation' / name}.csv and .json; pictures: {run.directory / 'figures'}/")
     return rows
 

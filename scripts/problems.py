@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -291,6 +292,11 @@ PROBLEMS: dict[str, type] = {kind.name: kind for kind in (DarcyData, ControlledO
 
 def check_directory(option: str, directory: Path) -> None:
     """Raises where a directory does not exist and cannot be made, or cannot be written to."""
+    if any("\udc80" <= c <= "\udcff" for c in str(directory)):  # a byte that Python could not decode
+        raise ValueError(
+            f"{option} {directory}: the name is not in the encoding {sys.getfilesystemencoding()} of this system; "
+            "give another name, or set LC_ALL=C.UTF-8."
+        )
     existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
     if not existing.is_dir():
         raise NotADirectoryError(f"{option} {directory}: {existing} is a file; give the name of a directory.")

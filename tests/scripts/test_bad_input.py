@@ -209,6 +209,10 @@ def test_a_file_in_place_of_the_run_directory(place, fails, files):
     assert "a.npz is a file" in fails(train, custom(files / "a.npz", files / place))
 
 
+def test_a_run_directory_that_is_no_text(fails, files, tmp_path):
+    assert "is not in the encoding" in fails(train, custom(files / "a.npz", tmp_path / "run \udcff"))
+
+
 def test_a_file_in_place_of_the_cache(fails, files, tmp_path):
     message = fails(train, ["darcy_fno", "--cache", files / "a.npz", "--run-dir", tmp_path / "run"])
     assert "--cache" in message
