@@ -50,6 +50,11 @@ def as_number(value: Any, argument: str) -> float:
     return float(value)
 
 
+def divisors(number: int) -> list[int]:
+    """The divisors of a number up to 10000, for messages: looking for all of those of a huge one takes hours."""
+    return [d for d in range(1, min(number, 10_000) + 1) if number % d == 0]
+
+
 def float_dtype() -> np.dtype:
     """JAX's default floating dtype: float64 with x64 enabled, float32 otherwise."""
     return np.dtype(jnp.result_type(float))

@@ -15,7 +15,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxop._validation import accumulator, check_name
+from jaxop._validation import accumulator, check_name, divisors
 from jaxop.nn.activations import ACTIVATIONS
 
 # sums written as products keep float32, which a matrix unit would otherwise round to 10 bits
@@ -258,6 +258,5 @@ class FeedForward(nnx.Module):
 def check_heads(width: int, heads: int) -> int:
     """Refuses heads that do not divide the channels evenly."""
     if heads < 1 or width % heads:
-        divisors = [h for h in range(1, width + 1) if width % h == 0]
-        raise ValueError(f"heads must divide the width {width}, got {heads}; valid numbers: {divisors}.")
+        raise ValueError(f"heads must divide the width {width}, got {heads}; valid numbers: {divisors(width)}.")
     return heads

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxop._validation import accumulator, as_float, check_name, is_concrete
+from jaxop._validation import accumulator, as_float, check_name, divisors, is_concrete
 from jaxop.domains import Decomposition, Domain, Grid, Partition, partition
 from jaxop.nn import (
     ACTIVATIONS,
@@ -224,8 +224,9 @@ def cut_grid(grid: Grid, patches: int) -> Partition:
 def check_patches(patches: int, reference: int, modes: int, dim: int) -> tuple[int, ...]:
     """The shape of a patch of the reference grid, after checking that it can carry the modes."""
     if patches < 1 or reference % patches:
-        divisors = [p for p in range(1, reference + 1) if reference % p == 0]
-        raise ValueError(f"patches must divide reference = {reference}, got {patches}; valid numbers: {divisors}.")
+        raise ValueError(
+            f"patches must divide reference = {reference}, got {patches}; valid numbers: {divisors(reference)}."
+        )
     shape = (reference // patches,) * dim
     check_modes(modes, shape)
     return shape

@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Integer
 
-from jaxop._validation import as_float, is_concrete
+from jaxop._validation import as_float, divisors, is_concrete
 from jaxop.nn import IntegralAttentionConfig, LayerNorm, Linear, MomentumConfig, run_layers
 from jaxop.nn.momentum import start_layers
 from jaxop.operators._common import check_config, encoder_layer
@@ -360,8 +360,9 @@ class VisionTransformerConfig:
     def __post_init__(self):
         check_config(self)
         if self.side % self.patch:
-            divisors = [p for p in range(1, self.side + 1) if self.side % p == 0]
-            raise ValueError(f"patch must divide side = {self.side}, got {self.patch}; valid numbers: {divisors}.")
+            raise ValueError(
+                f"patch must divide side = {self.side}, got {self.patch}; valid numbers: {divisors(self.side)}."
+            )
 
 
 class VisionTransformer(_Transformer):

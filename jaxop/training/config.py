@@ -90,6 +90,7 @@ class TrainingConfig:
             self._check(name, isinstance(getattr(self, name), numbers.Integral), "must be an integer")
         for name in counts:
             self._check(name, getattr(self, name) >= 1, "must be at least 1")
+        self._check("steps", self.steps < 2**31, "must lie below 2^31: steps are counted in 32 bits")
         check_name(self.schedule, "schedule", SCHEDULES)
         check_name(self.loss, "loss", LOSSES)
         for name in ("learning_rate", "final_learning_rate", "weight_decay", "clip_norm"):
@@ -116,7 +117,8 @@ class TrainingConfig:
         self._check("ema_decay", 0 <= self.ema_decay < 1, "must lie in [0, 1)")
         self._check("seed", 0 <= self.seed < 2**32, "must lie in [0, 2^32)")
         if self.time_limit_s is not None:
-            self._check("time_limit_s", self.time_limit_s > 0, "must be positive, or None for no limit")
+            positive = math.isfinite(self.time_limit_s) and self.time_limit_s > 0
+            self._check("time_limit_s", positive, "must be positive and finite, or None for no limit")
 
     def _check(self, name: str, valid: bool, rule: str) -> None:
         if not valid:
