@@ -24,7 +24,7 @@ from rich.table import Table
 from jaxop import data, operators, training
 from jaxop._validation import check_name
 from jaxop.data import Samples
-from jaxop.domains import Grid
+from jaxop.domains import Grid, monte_carlo
 from jaxop.training.evaluation import trace_errors
 
 Data = TypeVar("Data")
@@ -142,9 +142,8 @@ def build(config: Any, train: Samples, *, seed: int) -> operators.Standardized:
     outputs = data.statistics(train.targets, train.target_domain)
     initial = {}
     if train.initial is not None:
-        values = np.asarray(train.initial[:])
-        spread = np.std(values, axis=0)
-        initial = {"initial_mean": np.mean(values, axis=0), "initial_std": np.where(spread > 0, spread, 1)}
+        at_one_node = data.statistics(np.asarray(train.initial[:])[:, None], monte_carlo(np.zeros((1, 1))))
+        initial = {"initial_mean": at_one_node.mean, "initial_std": at_one_node.std}
     return operators.Standardized(
         operators.build(config, rngs=nnx.Rngs(seed)),
         input_mean=inputs.mean,

@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Integer
 
-from jaxop._validation import as_float, is_concrete
+from jaxop._validation import accumulator, as_float, is_concrete
 from jaxop.nn import IntegralAttentionConfig, LayerNorm, Linear, MomentumConfig, run_layers
 from jaxop.nn.momentum import start_layers
 from jaxop.operators._common import check_config, encoder_layer
@@ -130,7 +130,7 @@ class _Transformer(nnx.Module):
         for layer in self.layers:
             heads = layer.attention.mix(layer.attention_input(state), weights, is_causal=self.is_causal)
             pairs = heads[:, :, :, None] - heads[:, :, None, :]
-            norms = jnp.sqrt(jnp.mean(pairs.astype(jnp.float32) ** 2, axis=-1))
+            norms = jnp.sqrt(jnp.mean(pairs.astype(accumulator(pairs.dtype)) ** 2, axis=-1))
             count = heads.shape[2]
             distances.append(jnp.mean(norms) * count / max(count - 1, 1))
             state = layer(state, weights, is_causal=self.is_causal)
