@@ -229,7 +229,8 @@ class _Training(Generic[Model]):
         bad = first_nonfinite({f"batch.{name}": array for name, array in arrays.items() if array is not None})
         if bad is None and values["culprit"] >= 0:
             params = leaf_names(split_model(self.model, train=True)[1])
-            bad = f"the gradient of {params[values['culprit']]}"
+            kind, number = divmod(values["culprit"], len(params))
+            bad = f"{('the gradient', 'the new value')[kind]} of {params[number]}"
         return (
             f"step {step}: the loss is {values['loss']} and the gradient norm {values['grad_norm']}, on samples "
             f"{np.asarray(batch.index).tolist()}; first array that is not finite: {bad or 'the loss'}. "
