@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import numbers
+import operator
 import warnings
 from collections.abc import Iterable
 from types import ModuleType
@@ -30,6 +31,64 @@ def is_numeric(value: Any) -> bool:
 def is_integer(value: Any) -> bool:
     """Whether a value is an integer of Python or NumPy, and no truth value."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def as_integer(value: Any, argument: str) -> int:
+    """``value`` as an int, or a ``TypeError``: 2.0 and True are no counts."""
+    if isinstance(value, bool | np.bool_) or not hasattr(value, "__index__") or isinstance(value, np.timedelta64):
+        raise TypeError(f"{argument} must be an integer, got {value!r}.")
+    return operator.index(value)
+
+
+def as_number(value: Any, argument: str) -> float:
+    """``value`` as a float, or a ``TypeError``."""
+    if isinstance(value, bool | str | np.timedelta64) or not is_numeric(value) or np.ndim(value):
+        raise TypeError(f"{argument} must be a number, got {value!r}.")
+    return float(value)
+
+
+def check_size(value: Any, argument: str, least: int = 1) -> None:
+    """Raises unless ``value`` is an integer, of Python or NumPy, of at least ``least``."""
+    if not is_integer(value):
+        raise TypeError(f"{argument} must be an integer of at least {least}, got {value!r}.")
+    if value < least:
+        raise ValueError(f"{argument} must be at least {least}, got {value}.")
+
+
+def check_type(value: Any, argument: str, kind: type | tuple[type, ...], expected: str) -> None:
+    """Raises ``TypeError`` unless ``value`` is an instance of ``kind``; ``expected`` says in words what is, and how."""
+    if not isinstance(value, kind):
+        received = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+        raise TypeError(f"{argument} must be {expected}, got {received}.")
+
+
+def check_rng_key(value: Any, argument: str = "rng_key") -> None:
+    """Raises ``TypeError`` unless ``value`` is a random key of JAX, of either style."""
+    dtype = getattr(value, "dtype", None)
+    if dtype is None or not (jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) or dtype == np.uint32):
+        raise TypeError(f"{argument} must be a random key such as jax.random.key(0), got {value!r}.")
+
+
+_DTYPES = {
+    "bfloat16": ("bf16", "bfloat", "brain"),
+    "float16": ("f16", "fp16", "half"),
+    "float32": ("f32", "fp32", "float", "single"),
+    "float64": ("f64", "fp64", "double"),
+}
+
+
+def check_dtype(value: Any, argument: str, *, optional: bool = False) -> None:
+    """Raises ``ValueError`` unless ``value`` is a floating dtype of JAX, by its full name if it is a string."""
+    try:
+        dtype = None if value is None else jnp.dtype(value)
+    except TypeError:
+        dtype = None
+    known = dtype is not None and jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize <= 8
+    if (optional and value is None) or (known and (not isinstance(value, str) or dtype.name == value)):
+        return
+    meant = [name for name, others in _DTYPES.items() if isinstance(value, str) and value.lower() in (name, *others)]
+    hint = f"did you mean {meant[0]!r}?" if meant else closest(str(value), _DTYPES)
+    raise ValueError(f"{argument} must be the name of a floating dtype such as 'float32', got {value!r}: {hint}")
 
 
 def float_dtype() -> np.dtype:

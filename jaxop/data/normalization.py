@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Array, Float, Real
 
 from jaxop._pytree import register
-from jaxop._validation import accumulator, first_index, float_dtype
-from jaxop.data.samples import ArraySource, blocks, check_functions
+from jaxop._validation import accumulator, as_float, check_type, first_index, float_dtype
+from jaxop.data.samples import ArraySource, blocks, check_array, check_functions
 from jaxop.domains import Domain
 
 
@@ -58,6 +58,8 @@ def statistics(values: ArraySource, domain: Domain) -> Statistics:
         >>> print(data.statistics(values, grid).mean)
         [1.5]
     """
+    check_array(values, "values")
+    check_type(domain, "domain", Domain, "the Domain of the functions, such as domains.interval(64)")
     check_functions(values, domain, "values", "domain")
     weights = np.atleast_2d(np.asarray(domain.weights, np.float64))
     shift = np.asarray(values[:1]).astype(np.float64)[0, np.argmax(weights[0] > 0)]
@@ -146,9 +148,8 @@ def denormalize(values: Real[Array | np.ndarray, "... c"], statistics: Statistic
 
 def _prepare(values: Array | np.ndarray, statistics: Statistics) -> tuple[np.dtype, Array, Array, Array]:
     """The floating dtype of the values; values and statistics, in one precision and rank."""
-    result = jnp.asarray(values)
-    if not jnp.issubdtype(result.dtype, jnp.floating):
-        result = result.astype(float_dtype())
+    check_type(statistics, "statistics", Statistics, "data.Statistics, such as data.statistics(values, domain)")
+    result = as_float(values, "values")
     channels = statistics.mean.shape[0]
     if result.ndim == 0 or result.shape[-1] != channels:
         raise ValueError(

@@ -8,7 +8,7 @@ from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from jaxop._validation import accumulator, as_float, float_dtype
+from jaxop._validation import accumulator, as_float, first_index, float_dtype, is_concrete
 from jaxop.domains import Domain
 
 
@@ -34,7 +34,9 @@ class Standardized(nnx.Module):
         initial_std: of ``initial``, shape (c0,); None: 1.
 
     Raises:
-        ValueError: for statistics whose length is not the number of channels.
+        TypeError: for an operator without a config, and statistics that are not numbers.
+        ValueError: for statistics whose length is not the number of channels, that are not finite, and deviations
+            that are not positive.
 
     Example:
         >>> import jax.numpy as jnp
@@ -67,8 +69,13 @@ class Standardized(nnx.Module):
         initial_mean: ArrayLike | list[float] | None = None,
         initial_std: ArrayLike | list[float] | None = None,
     ):
+        config: Any = getattr(operator, "config", None)
+        if not isinstance(operator, nnx.Module) or config is None:
+            raise TypeError(
+                f"operator must be a neural operator with a config, such as operators.build(config, rngs=rngs), got "
+                f"{type(operator).__name__}."
+            )
         self.operator = operator
-        config: Any = operator.config  # pyright: ignore[reportAttributeAccessIssue]
         initial_channels = getattr(config, "initial_channels", 0)
         statistics = {
             "input_mean": (input_mean, config.in_channels),
@@ -83,10 +90,7 @@ class Standardized(nnx.Module):
         elif initial_mean is not None or initial_std is not None:
             raise ValueError("initial_mean and initial_std must be None: this operator has no initial condition.")
         for name, (value, channels) in statistics.items():
-            array = jnp.asarray(value, float_dtype())
-            if array.shape != (channels,):
-                raise ValueError(f"{name} must have shape ({channels},), one entry per channel, got {array.shape}.")
-            setattr(self, name, Statistic(array))
+            setattr(self, name, Statistic(_statistic(value, name, channels)))
 
     @property
     def config(self) -> Any:
@@ -109,6 +113,24 @@ class Standardized(nnx.Module):
         outputs = self.operator(standardized, domain, at=at, initial=initial)  # pyright: ignore[reportCallIssue]
         outputs, mean, std = _in_one_precision(outputs, self.output_mean, self.output_std)
         return outputs * std + mean
+
+
+def _statistic(value: Any, name: str, channels: int) -> Array:
+    """A statistic in the precision in force: one finite number per channel, positive if it is a deviation."""
+    try:
+        array = jnp.asarray(value, float_dtype())
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be an array of numbers, one per channel, got {value!r}.") from error
+    if array.shape != (channels,):
+        raise ValueError(f"{name} must have shape ({channels},), one entry per channel, got {array.shape}.")
+    if is_concrete(array):
+        known = np.asarray(array)
+        good = np.isfinite(known) & (known > 0 if name.endswith("_std") else True)
+        if not good.all():
+            channel = first_index(~good)
+            rule = "positive and finite; that of a constant channel is 1" if name.endswith("_std") else "finite"
+            raise ValueError(f"{name}[{channel}] = {known[channel]} must be {rule}.")
+    return array
 
 
 def _standardize(values: Array, mean: Statistic, std: Statistic) -> Array:
