@@ -64,8 +64,8 @@ def check_type(value: Any, argument: str, kind: type | tuple[type, ...], expecte
 
 def check_rng_key(value: Any, argument: str = "rng_key") -> None:
     """Raises ``TypeError`` unless ``value`` is a random key of JAX, of either style."""
-    dtype = getattr(value, "dtype", None)
-    if dtype is None or not (jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) or dtype == np.uint32):
+    dtype = value.dtype if isinstance(value, jax.Array | np.ndarray) else None
+    if dtype is None or not (jnp.issubdtype(dtype, jax.dtypes.prng_key) or dtype == np.uint32):
         raise TypeError(f"{argument} must be a random key such as jax.random.key(0), got {value!r}.")
 
 
@@ -79,16 +79,20 @@ _DTYPES = {
 
 def check_dtype(value: Any, argument: str, *, optional: bool = False) -> None:
     """Raises ``ValueError`` unless ``value`` is a floating dtype of JAX, by its full name if it is a string."""
-    try:
-        dtype = None if value is None else jnp.dtype(value)
-    except TypeError:
-        dtype = None
-    known = dtype is not None and jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize <= 8
-    if (optional and value is None) or (known and (not isinstance(value, str) or dtype.name == value)):
+    if (optional and value is None) or _is_floating(value):
         return
     meant = [name for name, others in _DTYPES.items() if isinstance(value, str) and value.lower() in (name, *others)]
     hint = f"did you mean {meant[0]!r}?" if meant else closest(str(value), _DTYPES)
     raise ValueError(f"{argument} must be the name of a floating dtype such as 'float32', got {value!r}: {hint}")
+
+
+def _is_floating(value: Any) -> bool:
+    try:
+        dtype = jnp.dtype(value)
+    except TypeError:
+        return False
+    named = dtype.name == value if isinstance(value, str) else value is not None
+    return named and jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize <= 8
 
 
 def float_dtype() -> np.dtype:

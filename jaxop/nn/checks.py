@@ -23,8 +23,8 @@ def check_kernel(kernel: Any) -> None:
     """Refuses what is not a kernel itself."""
     if not isinstance(kernel, Kernel) or isinstance(kernel, type):
         raise TypeError(
-            f"kernel must be a Kernel, such as kernels.Gaussian(), got {kernel!r}; settings and names of kernels belong "
-            "to nn.IntegralAttentionConfig(kernel=...), whose make(...) builds the layer."
+            f"kernel must be a Kernel, such as kernels.Gaussian(), got {kernel!r}; settings and names of kernels "
+            "belong to nn.IntegralAttentionConfig(kernel=...), whose make(...) builds the layer."
         )
 
 

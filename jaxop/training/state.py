@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jaxop._pytree import register
+from jaxop._validation import check_type
 from jaxop.nn.kernels import KERNEL_LEAVES
 from jaxop.training.checkpoint import leaf_names
 from jaxop.training.config import TrainingConfig
@@ -55,6 +56,7 @@ def split_model(model: nnx.Module, *, train: bool) -> tuple[nnx.GraphDef, Tree, 
     Returns:
         What `flax.nnx.merge` puts together again; the trees hold the model's own arrays.
     """
+    check_type(model, "model", nnx.Module, "a flax.nnx.Module, such as operators.build(config, rngs=nnx.Rngs(0))")
     copy = nnx.clone(model)
     copy.train() if train else copy.eval()
     graphdef, params, other = nnx.split(copy, nnx.Param, ...)
@@ -70,6 +72,7 @@ def learning_rate(config: TrainingConfig, step: Int[Array, ""] | int) -> Float[A
         >>> print(*[training.learning_rate(config, t).round(4) for t in (0, 3, 4, 54, 104)])
         0.125 0.5 0.5 0.25 0.0
     """
+    TrainingConfig.check(config)
     time = jnp.asarray(step, jnp.float32)
     peak, final, warmup = config.learning_rate, config.final_learning_rate, config.warmup_steps
     rate = jnp.full((), peak, jnp.float32)
@@ -137,6 +140,7 @@ def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
         >>> print(updates["kernel"][0].round(3))
         [-0.1 -0.1]
     """
+    TrainingConfig.check(config)
 
     def rate(step: Any) -> Array:
         return learning_rate(config, jnp.asarray(step))
@@ -144,6 +148,12 @@ def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
     adamw = optax.adamw(rate, weight_decay=config.weight_decay, mask=decays)
     optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw) if config.clip_norm else adamw
     return optax.GradientTransformationExtraArgs(optimizer.init, ScheduledUpdate(optimizer.update, rate))
+
+
+def check_optimizer(optimizer: Any) -> None:
+    """Raises ``TypeError`` unless this is an optimiser of Optax."""
+    expected = "an optax.GradientTransformation, such as training.make_optimizer(config) or optax.adam(1e-3)"
+    check_type(optimizer, "optimizer", optax.GradientTransformation, expected)
 
 
 def used_learning_rate(
@@ -188,6 +198,8 @@ def init_state(
         >>> sorted(state.params), int(state.step)
         (['bias', 'kernel'], 0)
     """
+    TrainingConfig.check(config)
+    check_optimizer(optimizer)
     graphdef, params, other = split_model(model, train=True)
     if not jax.tree.leaves(params):
         raise ValueError(f"model ({type(model).__name__}) has no nnx.Param to train.")

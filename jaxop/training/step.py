@@ -10,10 +10,10 @@ import optax
 from flax import nnx
 from jaxtyping import Array
 
-from jaxop._validation import float_dtype
+from jaxop._validation import check_type, float_dtype
 from jaxop.training.config import LOSSES, TrainingConfig
 from jaxop.training.losses import cross_entropy, relative_norms
-from jaxop.training.state import TrainState, Tree, used_learning_rate
+from jaxop.training.state import TrainState, Tree, check_optimizer, used_learning_rate
 
 Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]
 """(state, batch) -> (state, metrics)."""
@@ -62,6 +62,9 @@ def make_step(graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation, c
         >>> int(state.step), bool(metrics["finite"])
         (1, True)
     """
+    TrainingConfig.check(config)
+    check_optimizer(optimizer)
+    check_type(graphdef, "graphdef", nnx.GraphDef, "the graph definition that training.init_state returns")
 
     def losses(model: Any, batch: dict[str, Any]) -> Array:
         if config.loss == "cross_entropy":
