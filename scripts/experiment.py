@@ -142,7 +142,7 @@ def build(config: Any, train: Samples, *, seed: int) -> operators.Standardized:
     outputs = data.statistics(train.targets, train.target_domain)
     initial = {}
     if train.initial is not None:
-        at_one_node = data.statistics(np.asarray(train.initial[:])[:, None], monte_carlo(np.zeros((1, 1))))
+        at_one_node = data.statistics(np.asarray(train.initial[:])[:, None], monte_carlo(np.zeros((1, 1), np.float32)))
         initial = {"initial_mean": at_one_node.mean, "initial_std": at_one_node.std}
     return operators.Standardized(
         operators.build(config, rngs=nnx.Rngs(seed)),

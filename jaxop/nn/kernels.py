@@ -318,10 +318,6 @@ def check_kernel_config(choice: Any) -> None:
         )
 
 
-KERNEL_LEAVES = "leaves"
-"""The attribute of `KernelParameters` below which the parameters of kernels are found in the state of a model."""
-
-
 class KernelParameters(nnx.Module):
     """A kernel whose leaves are trainable parameters of a module: `value` is the kernel at its present ones.
 

@@ -13,12 +13,14 @@ from jaxtyping import Array, Float, Int
 
 from jaxop._pytree import register
 from jaxop._validation import check_type
-from jaxop.nn.kernels import KERNEL_LEAVES
 from jaxop.training.checkpoint import leaf_names
 from jaxop.training.config import TrainingConfig
 
 Tree = Any
 """Nested dicts of arrays, the pure form of an NNX state."""
+
+_KERNEL = "leaves"
+"""Where `jaxop.nn.KernelParameters` holds the parameters of a kernel."""
 
 
 @register
@@ -95,8 +97,8 @@ def decays(params: Tree) -> Tree:
         *modules, name = (str(getattr(entry, "key", entry)) for entry in path)
         if name.endswith(("bias", "scale")):
             return False
-        shared = not modules or modules[-1] != KERNEL_LEAVES or name.endswith(("matrix", "map"))
-        return leaf.ndim >= (2 if shared else 3)
+        per_head = modules[-1:] == [_KERNEL] and not name.endswith(("matrix", "map"))
+        return leaf.ndim >= (3 if per_head else 2)
 
     return jax.tree_util.tree_map_with_path(decay, params)
 
