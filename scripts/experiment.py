@@ -28,7 +28,8 @@ from terminal import print_anywhere
 from jaxop import data, operators, training
 from jaxop._validation import check_name
 from jaxop.data import Samples
-from jaxop.domains import Grid
+from jaxop.data._files import memory
+from jaxop.domains import Grid, monte_carlo
 from jaxop.training.evaluation import trace_errors
 
 if TYPE_CHECKING:
@@ -158,8 +159,8 @@ def operator_name(config: Any) -> str:
 def check_memory(config: Any) -> None:
     """Raises ``ValueError`` for an operator whose training cannot fit into memory, without making it."""
     size, count = size_of(config)
-    needed, memory = _COPIES * size, _memory()
-    if needed <= memory:
+    needed, available = _COPIES * size, _memory()
+    if needed <= available:
         return
     sizes = {f.name: (getattr(config, f.name), f.default) for f in dataclasses.fields(config)}
     sizes = {name: pair for name, pair in sizes.items() if all(isinstance(n, int) for n in pair)}
@@ -167,7 +168,7 @@ def check_memory(config: Any) -> None:
     raise ValueError(
         f"the operator has {count:,} parameters of {size / 2**30:,.1f} GiB. Training needs {_COPIES} times as much "
         f"({needed / 2**30:,.1f} GiB: the parameters twice, their gradient, two moments), and there are "
-        f"{memory / 2**30:,.1f} GiB of memory. Make the operator smaller: {', '.join(large or sizes)}."
+        f"{available / 2**30:,.1f} GiB of memory. Make the operator smaller: {', '.join(large or sizes)}."
     )
 
 
@@ -185,15 +186,10 @@ def size_of(config: Any) -> tuple[int, int]:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves), sum(leaf.size for leaf in leaves)
 
 
-def _memory() -> int:
+def _memory() -> float:
     """Bytes of the accelerator's memory, or of this machine's."""
     statistics = jax.local_devices()[0].memory_stats() or {}
-    if "bytes_limit" in statistics:
-        return statistics["bytes_limit"]
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # unknown to this system
-        return sys.maxsize
+    return statistics.get("bytes_limit", memory())
 
 
 def build(config: Any, train: Samples, *, seed: int) -> operators.Standardized:
@@ -202,9 +198,8 @@ def build(config: Any, train: Samples, *, seed: int) -> operators.Standardized:
     outputs = data.statistics(train.targets, train.target_domain)
     initial = {}
     if train.initial is not None:
-        values = np.asarray(train.initial[:])
-        spread = np.std(values, axis=0)
-        initial = {"initial_mean": np.mean(values, axis=0), "initial_std": np.where(spread > 0, spread, 1)}
+        at_one_node = data.statistics(np.asarray(train.initial[:])[:, None], monte_carlo(np.zeros((1, 1), np.float32)))
+        initial = {"initial_mean": at_one_node.mean, "initial_std": at_one_node.std}
     return operators.Standardized(
         operators.build(config, rngs=nnx.Rngs(seed)),
         input_mean=inputs.mean,

@@ -10,10 +10,11 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxop._validation import accumulator, check_name
+from jaxop._validation import accumulator, check_name, check_size
 from jaxop.flows import METHODS, Damping, State, displace, second_order, start, step
 from jaxop.flows.softmax import function_rates
 from jaxop.nn.attention import check_weights
+from jaxop.nn.checks import check_attention
 from jaxop.nn.encoder import check_dropout
 from jaxop.nn.pointwise import FeedForward, LayerNorm, in_blocks
 
@@ -157,6 +158,8 @@ class MomentumLayer(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        check_attention(attention)
+        check_size(feedforward, "feedforward")
         check_name(block, "block", [b for b in BLOCKS if b not in ("none", "exact")])
         check_dropout(dropout)
         if block in ("H1", "R2") and not hasattr(attention, "with_connection"):
@@ -296,6 +299,8 @@ class FlowLayer(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        check_size(width, "width")
+        check_size(feedforward, "feedforward")
         check_name(method, "method", METHODS)
         check_dropout(dropout)
         self.method = METHODS[method]()

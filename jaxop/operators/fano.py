@@ -19,6 +19,7 @@ from jaxop.operators._common import (
     GridOperator,
     check_config,
     check_patches,
+    checked,
     cut_grid,
     decomposition_of,
     encoder_layer,
@@ -124,7 +125,7 @@ class FourierAttentionNeuralOperator(GridOperator):
     """
 
     def __init__(self, config: FourierAttentionNeuralOperatorConfig, *, rngs: nnx.Rngs):
-        self.config = config
+        self.config = checked(config, FourierAttentionNeuralOperatorConfig, rngs)
         patch = check_patches(config.patches, config.reference, config.modes, config.dim)
         dtypes = {"dtype": config.dtype, "param_dtype": config.param_dtype}
 

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from flax import nnx
 
-from jaxop._validation import check_name
+from jaxop._validation import check_name, check_type
 from jaxop.nn import KERNELS, SchwarzAttentionConfig
 from jaxop.operators.fano import FourierAttentionNeuralOperator, FourierAttentionNeuralOperatorConfig
 from jaxop.operators.fno import FourierNeuralOperator, FourierNeuralOperatorConfig
@@ -50,9 +50,15 @@ def from_dict(kind: type[Config], values: Mapping[str, Any]) -> Config:
         >>> operators.from_dict(type(config), dataclasses.asdict(config)) == config
         True
     """
-    fields = {field.name: field for field in dataclasses.fields(kind)}  # pyright: ignore[reportArgumentType]
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+        raise TypeError(f"kind must be the class of a config, such as operators.CONFIGS['tno'], got {kind!r}.")
+    check_type(values, "values", Mapping, f"a dict of the fields of {kind.__name__}")
+    fields = {field.name: field for field in dataclasses.fields(kind)}
     for name in values:
         check_name(name, "field", fields)
+    required = [name for name, field in fields.items() if field.default is dataclasses.MISSING]
+    if missing := [name for name in required if name not in values]:
+        raise TypeError(f"values must hold all fields of {kind.__name__} without a default, but {missing} are missing.")
 
     def settle(name: str, value: Any) -> Any:
         if isinstance(value, list):  # JSON has no tuples
@@ -64,6 +70,8 @@ def from_dict(kind: type[Config], values: Mapping[str, Any]) -> Config:
         if name == "kernel":
             check_name(value.get("name"), "kernel", KERNELS)
             return from_dict(KERNELS[value["name"]], value)
+        if not dataclasses.is_dataclass(fields[name].default):
+            raise TypeError(f"{name} of {kind.__name__} must not be a dict, got {value!r}.")
         return from_dict(type(fields[name].default), value)
 
     return kind(**{name: settle(name, value) for name, value in values.items()})

@@ -22,6 +22,7 @@ from jaxop.operators._common import (
     GridOperator,
     check_config,
     check_patches,
+    checked,
     cut_grid,
     decomposition_of,
     encoder_layer,
@@ -136,7 +137,7 @@ class ViTNeuralOperator(GridOperator):
     """
 
     def __init__(self, config: ViTNeuralOperatorConfig, *, rngs: nnx.Rngs):
-        self.config = config
+        self.config = checked(config, ViTNeuralOperatorConfig, rngs)
         patch = check_patches(config.patches, config.reference, config.modes, config.dim)
         dtypes = {"dtype": config.dtype, "param_dtype": config.param_dtype}
 
