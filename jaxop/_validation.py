@@ -35,12 +35,9 @@ def is_integer(value: Any) -> TypeGuard[int]:
 
 def as_integer(value: Any, argument: str) -> int:
     """``value`` as an int, or a ``TypeError``: 2.0 and True are no counts."""
-    try:
-        if isinstance(value, bool | np.timedelta64):
-            raise TypeError
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"{argument} must be an integer, got {value!r}.") from None
+    if isinstance(value, bool | np.bool_) or not hasattr(value, "__index__") or isinstance(value, np.timedelta64):
+        raise TypeError(f"{argument} must be an integer, got {value!r}.")
+    return operator.index(value)
 
 
 def as_number(value: Any, argument: str) -> float:
@@ -48,6 +45,59 @@ def as_number(value: Any, argument: str) -> float:
     if isinstance(value, bool | str | np.timedelta64) or not is_numeric(value) or np.ndim(value):
         raise TypeError(f"{argument} must be a number, got {value!r}.")
     return float(value)
+
+
+def divisors(number: int) -> list[int]:
+    """The divisors of a number up to 10000, for messages: looking for all of those of a huge one takes hours."""
+    return [d for d in range(1, min(number, 10_000) + 1) if number % d == 0]
+
+
+def check_size(value: Any, argument: str, least: int = 1) -> None:
+    """Raises unless ``value`` is an integer, of Python or NumPy, of at least ``least``."""
+    if not is_integer(value):
+        raise TypeError(f"{argument} must be an integer of at least {least}, got {value!r}.")
+    if value < least:
+        raise ValueError(f"{argument} must be at least {least}, got {value}.")
+
+
+def check_type(value: Any, argument: str, kind: type | tuple[type, ...], expected: str) -> None:
+    """Raises ``TypeError`` unless ``value`` is an instance of ``kind``; ``expected`` says in words what is, and how."""
+    if not isinstance(value, kind):
+        received = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+        raise TypeError(f"{argument} must be {expected}, got {received}.")
+
+
+def check_rng_key(value: Any, argument: str = "rng_key") -> None:
+    """Raises ``TypeError`` unless ``value`` is a random key of JAX, of either style."""
+    dtype = value.dtype if isinstance(value, jax.Array | np.ndarray) else None
+    if dtype is None or not (jnp.issubdtype(dtype, jax.dtypes.prng_key) or dtype == np.uint32):
+        raise TypeError(f"{argument} must be a random key such as jax.random.key(0), got {value!r}.")
+
+
+_DTYPES = {
+    "bfloat16": ("bf16", "bfloat", "brain"),
+    "float16": ("f16", "fp16", "half"),
+    "float32": ("f32", "fp32", "float", "single"),
+    "float64": ("f64", "fp64", "double"),
+}
+
+
+def check_dtype(value: Any, argument: str, *, optional: bool = False) -> None:
+    """Raises ``ValueError`` unless ``value`` is a floating dtype of JAX, by its full name if it is a string."""
+    if (optional and value is None) or _is_floating(value):
+        return
+    meant = [name for name, others in _DTYPES.items() if isinstance(value, str) and value.lower() in (name, *others)]
+    hint = f"did you mean {meant[0]!r}?" if meant else closest(str(value), _DTYPES)
+    raise ValueError(f"{argument} must be the name of a floating dtype such as 'float32', got {value!r}: {hint}")
+
+
+def _is_floating(value: Any) -> bool:
+    try:
+        dtype = jnp.dtype(value)
+    except TypeError:
+        return False
+    named = dtype.name == value if isinstance(value, str) else value is not None
+    return named and jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize <= 8
 
 
 def float_dtype() -> np.dtype:

@@ -687,7 +687,9 @@ def everything() -> None:
 
 def main() -> None:
     import tyro
+    from terminal import print_anywhere
 
+    print_anywhere()
     if len(sys.argv) == 1:
         everything()
     else:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 import tyro
-from experiment import brief, new_run, options_of, parameters, report, train_once
+from experiment import brief, check_options, new_run, options_of, parameters, report, train_once
 from flax import nnx
 from real_data import CACHE, addresses, cifar10, eras, fetch, mnist
 
@@ -106,6 +106,7 @@ class Comparison:
     run_dir: Path = Path("runs/compare_kernels")
 
     def __post_init__(self):
+        check_options(self)
         for name in self.kernels:
             kernel(name, 1.0)
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from experiment import options_of, report
+from experiment import check_options, options_of, report
 from real_data import CACHE, Ratings, fetch, movielens
 
 from jaxop import kernel_machines
@@ -48,6 +48,7 @@ class Comparison:
     cache: Path = CACHE
 
     def __post_init__(self):
+        check_options(self)
         for name in self.splits:
             if name not in SPLITS:
                 raise SystemExit(f"splits: {name!r} is none; choose from " + ", ".join(map(repr, SPLITS)) + ".")

@@ -22,7 +22,7 @@ import scipy.stats
 import tyro
 from equal_time import Contender, compare
 from experiment import CACHE as EXPERIMENT_CACHE
-from experiment import brief, new_run, options_of, parameters, report, train_once
+from experiment import brief, check_options, new_run, options_of, parameters, report, train_once
 from experiment import build as build_operator
 from flax import nnx
 from real_data import CACHE, addresses, fetch
@@ -91,6 +91,7 @@ class Comparison:
     run_dir: Path = Path("runs/compare_momentum")
 
     def __post_init__(self):
+        check_options(self)
         for block in self.blocks or ():
             if block not in (*BLOCKS, FLOW):
                 known = ", ".join(map(repr, (*BLOCKS, FLOW)))

@@ -17,7 +17,7 @@ from pathlib import Path
 import tyro
 from experiment import CACHE, check, evaluate, recorded, report, tune_allocator
 from problems import FileData
-from rich.console import Console
+from terminal import make_console
 
 from jaxop import training
 from jaxop.data import Samples
@@ -56,6 +56,8 @@ def main(arguments: Sequence[str]) -> None:
     """The command line."""
     tune_allocator()
     settings = tyro.cli(Evaluation, args=arguments, prog="evaluate.py", description=__doc__)
+    if Path(settings.name).name != settings.name:
+        raise ValueError(f"--name must be the beginning of a file's name, without directories, got {settings.name!r}.")
     run = training.load_run(settings.run)
     problem = recorded(run)
     checkpoint = int(settings.checkpoint) if settings.checkpoint.isdecimal() else settings.checkpoint
@@ -63,9 +65,11 @@ def main(arguments: Sequence[str]) -> None:
     sets: dict[str, Samples] = {}
     if settings.grids:
         sets |= problem.at(settings.grids, settings.cache)
+    names = {name: value for name in ("inputs", "targets") if (value := getattr(settings, name)) is not None}
+    if names and not settings.data:
+        raise ValueError(f"--{' and --'.join(names)} needs --data, the files whose arrays have this name.")
     if settings.data:
         files = problem if isinstance(problem, FileData) else FileData(train=settings.data[0])
-        names = {name: value for name in ("inputs", "targets") if (value := getattr(settings, name)) is not None}
         sets |= dataclasses.replace(files, **names).files(settings.data)
     if not sets:
         sets = problem.load(settings.cache).test
@@ -74,7 +78,7 @@ def main(arguments: Sequence[str]) -> None:
             raise ValueError(f"samples must be at least 1, got {settings.samples}.")
         sets = {name: samples.take(slice(settings.samples)) for name, samples in sets.items()}
     check(run.blank_model(), sets)
-    evaluate(run, run.model(checkpoint=step), sets, name=settings.name, checkpoint=step, console=Console())
+    evaluate(run, run.model(checkpoint=step), sets, name=settings.name, checkpoint=step, console=make_console())
 
 
 if __name__ == "__main__":

@@ -1,18 +1,20 @@
 """What the scripts share: an experiment's settings, its model, its evaluation, and errors without tracebacks."""
 
+import collections
 import contextlib
 import csv
 import ctypes
 import dataclasses
+import functools
 import itertools
 import json
 import math
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import jax
 import numpy as np
@@ -21,12 +23,17 @@ from flax import nnx
 from problems import PROBLEMS, FileData, Problem, Sets, grid_name
 from rich.console import Console
 from rich.table import Table
+from terminal import print_anywhere
 
 from jaxop import data, operators, training
 from jaxop._validation import check_name
 from jaxop.data import Samples
-from jaxop.domains import Grid
+from jaxop.data._files import memory
+from jaxop.domains import Grid, monte_carlo
 from jaxop.training.evaluation import trace_errors
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Data = TypeVar("Data")
 Model = TypeVar("Model")
@@ -39,8 +46,20 @@ CONFIGS = Path(__file__).parent / "configs"
 
 _FROM_DATA = ("in_channels", "out_channels", "dim", "reference", "initial_channels")
 _FROM_GRID = ("patches", "modes", "smoothing_modes")
+_COPIES = 5  # of the parameters, during training
+_DEPTH = 3  # layers beyond which operators are not made to count their parameters
 _EVALUATION_NODES = 2**16  # at once: keeps the working memory of an evaluation small on fine grids
-_INPUT_ERRORS = (ValueError, TypeError, OSError, ImportError, NotImplementedError, FloatingPointError)
+_INPUT_ERRORS = (
+    ValueError,
+    TypeError,
+    OSError,
+    ImportError,
+    MemoryError,
+    NotImplementedError,
+    ArithmeticError,
+    jax.errors.JaxRuntimeError,  # out of memory, usually
+    training.DamagedCheckpointError,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,15 +156,50 @@ def operator_name(config: Any) -> str:
     return next(name for name, kind in operators.CONFIGS.items() if type(config) is kind)
 
 
+def check_memory(config: Any) -> None:
+    """Raises ``ValueError`` for an operator whose training cannot fit into memory, without making it."""
+    size, count = size_of(config)
+    needed, available = _COPIES * size, _memory()
+    if needed <= available:
+        return
+    sizes = {f.name: (getattr(config, f.name), f.default) for f in dataclasses.fields(config)}
+    sizes = {name: pair for name, pair in sizes.items() if all(isinstance(n, int) for n in pair)}
+    large = [f"{name}={given} (default {default})" for name, (given, default) in sizes.items() if given > default]
+    raise ValueError(
+        f"the operator has {count:,} parameters of {size / 2**30:,.1f} GiB. Training needs {_COPIES} times as much "
+        f"({needed / 2**30:,.1f} GiB: the parameters twice, their gradient, two moments), and there are "
+        f"{available / 2**30:,.1f} GiB of memory. Make the operator smaller: {', '.join(large or sizes)}."
+    )
+
+
+def size_of(config: Any) -> tuple[int, int]:
+    """Bytes and number of an operator's parameters; both are linear in the depth, so none is made deep."""
+    for name in ("layers", "decoder_layers"):
+        depth = getattr(config, name, 0)
+        if depth > _DEPTH:
+            less, more = (
+                np.array(size_of(dataclasses.replace(config, **{name: n})), object) for n in (_DEPTH - 1, _DEPTH)
+            )
+            size, count = more + (depth - _DEPTH) * (more - less)
+            return size, count
+    leaves = jax.tree.leaves(nnx.state(nnx.eval_shape(lambda: operators.build(config, rngs=nnx.Rngs(0))), nnx.Param))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves), sum(leaf.size for leaf in leaves)
+
+
+def _memory() -> float:
+    """Bytes of the accelerator's memory, or of this machine's."""
+    statistics = jax.local_devices()[0].memory_stats() or {}
+    return statistics.get("bytes_limit", memory())
+
+
 def build(config: Any, train: Samples, *, seed: int) -> operators.Standardized:
     """The operator in physical units, standardised by the statistics of the training set."""
     inputs = data.statistics(train.inputs, train.domain)
     outputs = data.statistics(train.targets, train.target_domain)
     initial = {}
     if train.initial is not None:
-        values = np.asarray(train.initial[:])
-        spread = np.std(values, axis=0)
-        initial = {"initial_mean": np.mean(values, axis=0), "initial_std": np.where(spread > 0, spread, 1)}
+        at_one_node = data.statistics(np.asarray(train.initial[:])[:, None], monte_carlo(np.zeros((1, 1), np.float32)))
+        initial = {"initial_mean": at_one_node.mean, "initial_std": at_one_node.std}
     return operators.Standardized(
         operators.build(config, rngs=nnx.Rngs(seed)),
         input_mean=inputs.mean,
@@ -200,6 +254,8 @@ def recorded(run: training.Run) -> Problem:
 
 def check(model: operators.Standardized, sets: Mapping[str, Samples]) -> None:
     """Raises where the model cannot run on a set or does not return what the set holds, naming the set."""
+    if not sets:
+        raise ValueError("there is nothing to evaluate on; name at least one grid or file.")
     config = model.config
     for label, samples in sets.items():
         for what, expected, received in (
@@ -227,7 +283,9 @@ def evaluate(
     checkpoint: int | str,
     console: Console,
 ) -> list[dict[str, Any]]:
-    """Errors on every set: a table printed and saved under ``evaluation/``, pictures under ``figures/``.
+    """Errors on every set: a table printed and saved under ``evaluation/``, then pictures under ``figures/``.
+
+    A picture that cannot be drawn is a warning.
 
     Args:
         run: the run that the model belongs to.
@@ -240,8 +298,9 @@ def evaluate(
     Returns:
         The rows of the table.
     """
-    pictures, rows = run.directory / "figures", []
-    for label, samples in sets.items():
+    rows: list[dict[str, Any]] = []
+    figures: dict[str, Callable[[], Figure]] = {}
+    for (label, samples), file in zip(sets.items(), file_names(sets), strict=True):
         size = max(1, min(16, _EVALUATION_NODES // samples.target_domain.size))
         errors = training.evaluate(model, samples, batch_size=size)
         order = np.argsort(errors.l2, kind="stable")
@@ -257,37 +316,25 @@ def evaluate(
             "worst_sample": shown["worst"],
         }
         rows.append(row)
+        labels = [f"{word} (sample {i}), {errors.l2[i]:.2%}" for word, i in shown.items()]
         chosen = samples.take(list(shown.values()))
-        figure = training.plot_predictions(
-            chosen,
-            training.predict(model, chosen, batch_size=1),
-            labels=[f"{word} (sample {i}), {errors.l2[i]:.2%}" for word, i in shown.items()],
-            title=f"{label}: {row['grid']}",
-        )
-        training.save_figure(figure, pictures / f"{name}-{_file_name(label)}.png")
-    table = Table("set", "grid", "samples", "relative L2", "relative H1", "worst L2", "sample", title=_title(run))
-    for row in rows:
-        h1 = "–" if row["rel_h1"] is None else f"{row['rel_h1']:.3e}"
-        worst = f"{row['worst_rel_l2']:.3e}"
-        count, sample = str(row["samples"]), str(row["worst_sample"])
-        table.add_row(row["set"], row["grid"], count, f"{row['rel_l2']:.3e}", h1, worst, sample)
-    console.print(table)
-    folder = run.directory / "evaluation"
-    folder.mkdir(exist_ok=True)
-    record = {"run": str(run.directory), "step": checkpoint, "units": "physical", "sets": rows}
-    (folder / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
-    with (folder / f"{name}.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+        title = f"{label}: {row['grid']}"
+        figures[f"{name}-{file}"] = functools.partial(_predictions, model, chosen, labels=labels, title=title)
+    console.print(error_table(run, rows))
+    _save(run.directory / "evaluation", name, {"run": str(run.directory), "step": checkpoint}, rows)
     grids = [samples.target_domain for samples in sets.values()]
-    errors = {
-        title: [row[key] for row in rows] for key, title in (("rel_l2", "relative L2"), ("rel_h1", "relative H1"))
-    }
-    compared = training.plot_errors(grids, errors, trained_on=run.config["resolution"])
-    training.save_figure(compared, pictures / f"{name}-errors.png")
-    training.save_figure(training.plot_learning_curves(run.metrics), pictures / "learning-curves.png")
-    console.print(f"table: {folder / name}.csv and .json; pictures: {pictures}/")
+    means = {title: [row[key] for row in rows] for key, title in (("rel_l2", "relative L2"), ("rel_h1", "relative H1"))}
+    trained_on = run.config.get("resolution")
+    figures[f"{name}-errors"] = functools.partial(training.plot_errors, grids, means, trained_on=trained_on)
+    figures["learning-curves"] = functools.partial(training.plot_learning_curves, run.metrics)
+    for file, draw in figures.items():
+        path = run.directory / "figures" / f"{file}.png"
+        try:
+            training.save_figure(draw(), path)
+        except Exception as error:  # of whatever kind: the table is what was asked for
+            reason = next(iter(str(error).splitlines()), "")
+            console.print(f"warning: {path} was not drawn ({type(error).__name__}: {reason})")
+    console.print(f"table: {run.directory / 'evaluation' / name}.csv and .json; pictures: {run.directory / 'figures'}/")
     return rows
 
 
@@ -308,15 +355,37 @@ def report(command: Callable[[Sequence[str]], object], arguments: Sequence[str])
 
     Where it came from is shown if ``--traceback`` is among the arguments, which the command does not get to see.
     """
+    print_anywhere()
     try:
+        _check_not_empty(arguments)
         command([argument for argument in arguments if argument != "--traceback"])
-    except (*_INPUT_ERRORS, training.DamagedCheckpointError) as error:
+    except _INPUT_ERRORS as error:
         if "--traceback" in arguments:
             raise
         notes = [note for note in getattr(error, "__notes__", ()) if note.startswith("(")]  # others are JAX's own
-        sys.stderr.write(" ".join([f"error: {error}", *notes]) + "\n")
+        sys.stderr.write(" ".join([f"error: {error or type(error).__name__}", *notes]) + "\n")
         return 2
     return 0
+
+
+def _check_not_empty(arguments: Sequence[str]) -> None:
+    """Refuses "" among the arguments: as a path it would mean the current directory."""
+    for before, argument in zip(["the command", *arguments], arguments, strict=False):
+        option, is_option, value = argument.partition("=")
+        if not argument or (option.startswith("--") and is_option and not value):
+            raise ValueError(f"{option or before} got an empty value; give one, or leave the option out.")
+
+
+def check_options(options: Any) -> None:
+    """Refuses numbers that no comparison can use, before anything is fetched or made."""
+    for name, value in vars(options).items():
+        option = f"--{name.replace('_', '-')}"
+        if isinstance(value, tuple) and not value:
+            raise ValueError(f"{option} must have at least one value, got none.")
+        if name == "seeds" and min(value) < 0:
+            raise ValueError(f"{option} must not be negative, got {min(value)}.")
+        if isinstance(value, int | float) and not 0 < value < math.inf:
+            raise ValueError(f"{option} must be positive and finite, got {value}.")
 
 
 def options_of(main: Callable[..., object], description: str | None) -> Callable[[Sequence[str]], None]:
@@ -373,12 +442,42 @@ def parameters(model: nnx.Module) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
-def _title(run: training.Run) -> str:
-    return f"{run.config['operator']} · {run.directory.name} · errors in physical units"
+def file_names(labels: Iterable[str]) -> list[str]:
+    """A short name for the files of each label, all of them different."""
+    names, times = [], collections.Counter()
+    for label in labels:
+        name = "".join(c if c.isalnum() or c in "-_." else "-" for c in label.replace("²", ""))[:100]
+        times[name] += 1
+        names.append(name if times[name] == 1 else f"{name}-{times[name]}")
+    return names
 
 
-def _file_name(label: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in label.replace("²", ""))
+def _predictions(model: nnx.Module, samples: Samples, *, labels: Sequence[str], title: str) -> "Figure":
+    return training.plot_predictions(
+        samples, training.predict(model, samples, batch_size=1), labels=labels, title=title
+    )
+
+
+def error_table(run: training.Run, rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The errors on every set."""
+    title = f"{run.config['operator']} · {run.directory.name} · errors in physical units"
+    table = Table("set", "grid", "samples", "relative L2", "relative H1", "worst L2", "sample", title=title)
+    for row in rows:
+        h1 = "–" if row["rel_h1"] is None else f"{row['rel_h1']:.3e}"
+        errors = f"{row['rel_l2']:.3e}", h1, f"{row['worst_rel_l2']:.3e}"
+        table.add_row(row["set"], row["grid"], str(row["samples"]), *errors, str(row["worst_sample"]))
+    return table
+
+
+def _save(folder: Path, name: str, about: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+    folder.mkdir(exist_ok=True)
+    record = {**about, "units": "physical", "sets": rows}
+    (folder / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
+    # names of files need not be Unicode
+    with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def _absolute(value: Any) -> Any:

@@ -4,6 +4,8 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -131,11 +133,15 @@ class _Trajectories:
         kind, _, value = sampling.partition("=")
         try:
             when = {"dt": float, "nodes": int}[kind](value)
-        except (KeyError, ValueError):
+            if not math.isfinite(when):
+                raise ValueError
+        except (KeyError, ValueError, OverflowError):
             raise ValueError(
                 f"a sampling is 'dt=STEP' (even) or 'nodes=COUNT' (uneven, other times for every sample), "
                 f"got {sampling!r}."
             ) from None
+        if not math.isfinite(self.final_time):
+            raise ValueError(f"final_time must be positive and finite, got {self.final_time}.")
         common = {"samples": samples, "first": first, "seed": self.seed, "final_time": self.final_time, kind: when}
         common |= self._options()
         path = cached(cache, f"{self.name}-{part}-{sampling}", common)
@@ -254,6 +260,8 @@ class FileData:
 
     def files(self, paths: Sequence[Path]) -> dict[str, Samples]:
         """The samples of each file, by the shortest names that tell them apart."""
+        if repeated := [path for i, path in enumerate(paths) if path in paths[:i]]:
+            raise ValueError(f"{repeated[0]} is given more than once; name every file once.")
         names = [path.name for path in paths]
         unique = len(set(names)) == len(names)
         return {path.name if unique else str(path): self._read(path) for path in paths}
@@ -281,6 +289,8 @@ class FileData:
                 f"held_out={self.held_out} of the {len(samples)} samples in {self.train} leaves one of the two parts "
                 "empty; take a fraction between 0 and 1 and at least two samples, or give a file by --data.valid."
             )
+        if self.seed < 0:
+            raise ValueError(f"seed must be a non-negative integer, got {self.seed}.")
         order = np.random.default_rng(self.seed).permutation(len(samples))
         return samples.take(np.sort(order[count:])), samples.take(np.sort(order[:count]))
 
@@ -289,9 +299,24 @@ PROBLEMS: dict[str, type] = {kind.name: kind for kind in (DarcyData, ControlledO
 """The data settings by the name under which a run records them."""
 
 
+def check_directory(option: str, directory: Path) -> None:
+    """Raises where a directory does not exist and cannot be made, or cannot be written to."""
+    if any("\udc80" <= c <= "\udcff" for c in str(directory)):  # a byte that Python could not decode
+        raise ValueError(
+            f"{option} {directory}: the name is not in the encoding {sys.getfilesystemencoding()} of this system; "
+            "give another name, or set LC_ALL=C.UTF-8."
+        )
+    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise NotADirectoryError(f"{option} {directory}: {existing} is a file; give the name of a directory.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise PermissionError(f"{option} {directory}: {existing} cannot be written to; give another directory.")
+
+
 def cached(cache: Path, label: str, parameters: Mapping[str, Any]) -> Path:
     """The file that holds what these parameters generate; its folder exists."""
     key = json.dumps(training.to_json(dict(parameters)) | {"format": _FORMAT}, sort_keys=True)
+    check_directory("--cache", cache)
     local_path(cache, "cache").mkdir(parents=True, exist_ok=True)
     return cache / f"{label}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
 

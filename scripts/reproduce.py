@@ -15,11 +15,13 @@ import sys
 from pathlib import Path
 
 from equal_time import Contender, compare
-from experiment import CACHE, build, options_of, report
+from experiment import CACHE, CONFIGS, build, check_options, options_of, report
 
 from jaxop import training
+from jaxop._validation import check_name
 
 GRIDS = (32, 64, 128)
+OPERATORS = [path.stem.removeprefix("darcy_") for path in CONFIGS.glob("darcy_*.py")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +47,11 @@ class Comparison:
     test_samples: int = 100
     test_samples_tno: int = 8
     run_dir: Path = Path("runs/reproduce")
+
+    def __post_init__(self):
+        check_options(self)
+        for name in self.operators:
+            check_name(name, "operators", OPERATORS)
 
 
 def contender(name: str, options: Comparison) -> Contender:

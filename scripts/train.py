@@ -28,6 +28,7 @@ from experiment import (
     Experiment,
     build,
     check,
+    check_memory,
     chosen_from_grid,
     complete,
     describe,
@@ -38,9 +39,10 @@ from experiment import (
     report,
     tune_allocator,
 )
-from problems import FileData, Sets, grid_name
+from problems import FileData, Sets, check_directory, grid_name
 from rich.console import Console
 from rich.table import Table
+from terminal import make_console
 
 from jaxop import operators, training
 from jaxop._validation import check_name
@@ -61,6 +63,7 @@ def parse(arguments: Sequence[str]) -> tuple[str, Experiment[Any, Any]]:
     default = module.CONFIG
     if isinstance(default.data, FileData):
         default = _for_operator(default, arguments)
+    default = _for_steps(default, arguments)
     kind = Experiment[type(default.data), type(default.model)]
     return name, tyro.cli(
         kind,
@@ -74,16 +77,20 @@ def parse(arguments: Sequence[str]) -> tuple[str, Experiment[Any, Any]]:
 def run(name: str, experiment: Experiment[Any, Any], console: Console) -> Path:
     """Trains, evaluates and returns the run directory."""
     directory = _run_dir(name, experiment)
-    console.print(f"[bold]{name}[/bold]: reading or generating data")
+    console.print(f"{name}: reading or generating data", style="bold")
+    config, chosen = experiment.model, {}
+    is_complete = type(config) in operators.CONFIGS.values()
+    if is_complete:
+        check_memory(config)  # before data are made
     try:
         sets = experiment.data.load(experiment.cache)
     except FileNotFoundError as error:
         if experiment.resume and isinstance(experiment.data, FileData):
             error.add_note("(A file that has moved can be named anew: --data.train FILE, --data.valid FILE.)")
         raise
-    config, chosen = experiment.model, {}
-    if isinstance(experiment.data, FileData) and type(config) not in operators.CONFIGS.values():
+    if not is_complete:
         config, chosen = complete(experiment.data.operator, config, sets)
+        check_memory(config)
     model = build(config, sets.train, seed=experiment.training.seed)
     check(model, sets.test)
     if experiment.run_dir is None:
@@ -124,7 +131,7 @@ def main(arguments: Sequence[str]) -> None:
     """The command line."""
     tune_allocator()
     name, experiment = parse(arguments)
-    run(name, experiment, Console())
+    run(name, experiment, make_console())
 
 
 def _recorded(arguments: Sequence[str]) -> tuple[str, Experiment[Any, Any]]:
@@ -141,12 +148,27 @@ def _recorded(arguments: Sequence[str]) -> tuple[str, Experiment[Any, Any]]:
 
 def _for_operator(default: Experiment[Any, Any], arguments: Sequence[str]) -> Experiment[Any, Any]:
     """The settings for files with the model's options of the operator that the arguments name."""
-    operator = default.data.operator
-    for i, argument in enumerate(arguments):
-        option, _, value = argument.partition("=")
-        if option == "--data.operator":
-            operator = value or (arguments[i + 1] if i + 1 < len(arguments) else operator)
+    operator = _given("--data.operator", arguments) or default.data.operator
     return Experiment(default.data, chosen_from_grid(operator)(), default.training)
+
+
+def _for_steps(default: Experiment[Any, Any], arguments: Sequence[str]) -> Experiment[Any, Any]:
+    """The settings with the same share of warm-up steps, if the arguments name fewer steps than their number."""
+    steps, settings = _given("--training.steps", arguments) or "", default.training
+    if not steps.isdecimal() or int(steps) >= settings.warmup_steps:
+        return default
+    warmup = int(steps) * settings.warmup_steps // settings.steps
+    return dataclasses.replace(default, training=dataclasses.replace(settings, warmup_steps=warmup))
+
+
+def _given(option: str, arguments: Sequence[str]) -> str | None:
+    """The value that the arguments give to an option, before they are parsed."""
+    found = None
+    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
+        name, is_joined, value = argument.partition("=")
+        if name == option:
+            found = value if is_joined else following
+    return found
 
 
 def _run_dir(name: str, experiment: Experiment[Any, Any]) -> Path:
@@ -158,13 +180,13 @@ def _run_dir(name: str, experiment: Experiment[Any, Any]) -> Path:
         training.load_run(directory)
         return directory
     if directory is None:
-        return Path("runs") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-    local_path(directory, "run_dir")
-    if (directory / "config.json").exists():
+        directory = Path("runs") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    elif (local_path(directory, "run_dir") / "config.json").exists():
         raise FileExistsError(
             f"{directory} already holds a run; continue it with `train.py resume {directory}`, "
             "or give another --run-dir."
         )
+    check_directory("--run-dir", directory)
     return directory
 
 
@@ -185,11 +207,11 @@ def _summary(directory: Path, sets: Sets, config: Any, chosen: dict[str, int], c
 
 
 def _list(names: Sequence[str]) -> None:
-    console = Console()
+    console = make_console()
     console.print(__doc__)
     for name in names:
-        about = ast.get_docstring(ast.parse((CONFIGS / f"{name}.py").read_text())) or ""
-        console.print(f"  [bold]{name}[/bold]: {about.splitlines()[0]}")
+        about = ast.get_docstring(ast.parse((CONFIGS / f"{name}.py").read_text(encoding="utf-8"))) or ""
+        console.print(f"  {name}: {about.splitlines()[0]}")
 
 
 if __name__ == "__main__":

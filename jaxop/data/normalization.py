@@ -1,14 +1,15 @@
 """Mean and standard deviation of a set of functions, and the normalisation made of them."""
 
 import dataclasses
+import warnings
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Real
 
 from jaxop._pytree import register
-from jaxop._validation import float_dtype
-from jaxop.data.samples import ArraySource, blocks, check_functions
+from jaxop._validation import accumulator, as_float, check_type, first_index, float_dtype
+from jaxop.data.samples import ArraySource, blocks, check_array, check_functions
 from jaxop.domains import Domain
 
 
@@ -33,7 +34,8 @@ def statistics(values: ArraySource, domain: Domain) -> Statistics:
     weight 0, does not change the statistics. Accumulated in float64 by blocks of samples, relative to
     the first value and merged by Chan's update, so that a large mean costs no accuracy. A channel
     whose σ is at the rounding level of its dtype, σ ≤ ε |μ|, is constant: its σ is given as 1, so that
-    normalising it yields 0 and never NaN.
+    normalising it yields 0 and never NaN. If only JAX's default dtype, to which the values will be rounded,
+    is too coarse for a channel, a warning says so.
 
     Args:
         values: samples of functions, shape (N, n, c); may be read lazily, in blocks.
@@ -56,6 +58,8 @@ def statistics(values: ArraySource, domain: Domain) -> Statistics:
         >>> print(data.statistics(values, grid).mean)
         [1.5]
     """
+    check_array(values, "values")
+    check_type(domain, "domain", Domain, "the Domain of the functions, such as domains.interval(64)")
     check_functions(values, domain, "values", "domain")
     weights = np.atleast_2d(np.asarray(domain.weights, np.float64))
     shift = np.asarray(values[:1]).astype(np.float64)[0, np.argmax(weights[0] > 0)]
@@ -75,14 +79,25 @@ def statistics(values: ArraySource, domain: Domain) -> Statistics:
     mean = mean + shift
     std = np.sqrt(square / mass)
     dtype = float_dtype()
-    source = values.dtype if np.issubdtype(values.dtype, np.floating) else dtype
-    smallest = np.maximum(np.finfo(source).eps * np.abs(mean), np.finfo(dtype).tiny)
-    std = np.where(std > smallest, std, 1.0)
+    varies, resolved = (
+        std > np.maximum(np.finfo(kind).eps * np.abs(mean), np.finfo(dtype).tiny)
+        for kind in (values.dtype if np.issubdtype(values.dtype, np.floating) else dtype, dtype)
+    )
+    if (lost := varies & ~resolved).any():
+        channel = first_index(lost)
+        warnings.warn(
+            f"channel {channel} of values varies by {std[channel]:.3g} around {mean[channel]:.9g}, which {dtype} "
+            f"cannot resolve: it counts as constant. Subtract {mean[channel]:.3g} from it beforehand, or call "
+            "jax.config.update('jax_enable_x64', True) first.",
+            UserWarning,
+            stacklevel=2,
+        )
+    std = np.where(varies & resolved, std, 1.0)
     return Statistics(jnp.asarray(mean, dtype), jnp.asarray(std, dtype))
 
 
 def normalize(values: Real[Array | np.ndarray, "... c"], statistics: Statistics) -> Float[Array, "... c"]:
-    """(u − μ)/σ for every channel, in the dtype of the values.
+    """(u − μ)/σ for every channel, in the dtype of the values; computed in float32 at least.
 
     Args:
         values: shape (..., c).
@@ -101,19 +116,21 @@ def normalize(values: Real[Array | np.ndarray, "... c"], statistics: Statistics)
         >>> print(data.normalize(jnp.array([[5.0]]), known))
         [[2.]]
     """
-    values, mean, std = _prepare(values, statistics)
-    return (values - mean) / std
+    dtype, values, mean, std = _prepare(values, statistics)
+    return ((values - mean) / std).astype(dtype)
 
 
 def denormalize(values: Real[Array | np.ndarray, "... c"], statistics: Statistics) -> Float[Array, "... c"]:
     """μ + σ u for every channel: the inverse of `normalize`.
+
+    Physical units need digits: 101325 and 101625 are the same number in bfloat16 and none in float16.
 
     Args:
         values: shape (..., c), without units.
         statistics: of the training set.
 
     Returns:
-        Values in the units of the statistics.
+        Values in the units of the statistics, in float32 or the widest of the dtypes of both.
 
     Raises:
         ValueError: if the numbers of channels differ.
@@ -125,20 +142,20 @@ def denormalize(values: Real[Array | np.ndarray, "... c"], statistics: Statistic
         >>> print(data.denormalize(jnp.array([[2.0]]), known))
         [[5.]]
     """
-    values, mean, std = _prepare(values, statistics)
+    _, values, mean, std = _prepare(values, statistics)
     return mean + std * values
 
 
-def _prepare(values: Array | np.ndarray, statistics: Statistics) -> tuple[Array, Array, Array]:
-    """Values as a floating array, and the statistics in their dtype and rank."""
-    result = jnp.asarray(values)
-    if not jnp.issubdtype(result.dtype, jnp.floating):
-        result = result.astype(float_dtype())
+def _prepare(values: Array | np.ndarray, statistics: Statistics) -> tuple[np.dtype, Array, Array, Array]:
+    """The floating dtype of the values; values and statistics, in one precision and rank."""
+    check_type(statistics, "statistics", Statistics, "data.Statistics, such as data.statistics(values, domain)")
+    result = as_float(values, "values")
     channels = statistics.mean.shape[0]
     if result.ndim == 0 or result.shape[-1] != channels:
         raise ValueError(
             f"values must have {channels} channels on the last axis, as the statistics have, got shape {result.shape}."
         )
     shape = (1,) * (result.ndim - 1) + (channels,)
-    mean, std = (array.astype(result.dtype).reshape(shape) for array in (statistics.mean, statistics.std))
-    return result, mean, std
+    dtype = np.promote_types(accumulator(result.dtype), accumulator(statistics.mean.dtype))
+    mean, std = (array.astype(dtype).reshape(shape) for array in (statistics.mean, statistics.std))
+    return result.dtype, result.astype(dtype), mean, std

@@ -324,10 +324,12 @@ def checked_indices(indices: Any, count: int, what: str) -> np.ndarray:
 
 
 def _check_finite(source: ArraySource, argument: str, domain: Domain) -> None:
-    """Raises ``ValueError`` naming the first entry that is NaN or infinite; files are read in blocks."""
+    """Raises ``ValueError`` naming the first entry that is no finite number to JAX; files are read in blocks."""
+    dtype = jax_dtype(np.dtype(source.dtype))
     for rows in blocks(source):
         block = plain_rows(source, rows, argument)
-        bad = ~np.isfinite(block)
+        with np.errstate(over="ignore"):
+            bad = ~np.isfinite(block.astype(dtype, copy=False))
         if not bad.any():
             continue
         where = first_index(bad)
@@ -339,9 +341,9 @@ def _check_finite(source: ArraySource, argument: str, domain: Domain) -> None:
             if isinstance(domain, Grid) and domain.dim > 1:
                 place += f", grid index {tuple(int(i) for i in np.unravel_index(where[1], domain.shape))}"
             place += f", channel {where[2]}"
+        entry = f"{argument}[{', '.join(map(str, (sample, *where[1:])))}]"
         raise ValueError(
-            f"{argument} must be finite, but {argument}[{', '.join(map(str, (sample, *where[1:])))}] = {value} "
-            f"({place}); remove or repair this sample."
+            f"{argument} must be finite in {dtype}, but {entry} = {value} ({place}); remove or repair this sample."
         )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, Real
 
 from jaxop._pytree import register
-from jaxop._validation import as_float, check_name, is_concrete, is_integer
+from jaxop._validation import as_float, as_integer, as_number, check_name, check_rng_key, is_concrete, is_integer
 from jaxop.kernel_machines import checks, solvers
 from jaxop.kernel_machines._blocks import in_blocks
 from jaxop.kernel_machines.landmarks import choose_landmarks
@@ -243,8 +243,13 @@ def fit(
     checks.labels(observations, loss)
     solver = checks.solver(solver, loss, observations)
     regularization = checks.regularization(regularization, loss, observations)
+    if rng_key is not None:
+        check_rng_key(rng_key)
+    if not (progress is None or callable(progress)):
+        raise TypeError(f"progress must be called with the number of steps and the residual, got {progress!r}.")
     enough = _GAP if solver == "lagrangian" else float(jnp.finfo(dtype).eps) ** (2 / 3)
-    enough, most = enough if tolerance is None else tolerance, _MAX_STEPS[solver] if max_steps is None else max_steps
+    enough = enough if tolerance is None else as_number(tolerance, "tolerance")
+    most = _MAX_STEPS[solver] if max_steps is None else as_integer(max_steps, "max_steps")
     if most < 1 or not enough > 0:
         raise ValueError(f"max_steps and tolerance must be positive, got {most} and {enough}.")
     limits = jnp.asarray(enough, dtype), jnp.asarray(most, np.int32)
@@ -330,7 +335,7 @@ def _maps(
     if isinstance(maps, str):
         check_name(maps, "maps", ("kernel",))
         return None, None
-    if isinstance(maps, int) and not isinstance(maps, bool):
+    if isinstance(maps, int | np.integer) and not isinstance(maps, bool):
         return leading_directions(x, y, observations, maps)
     if not isinstance(maps, tuple | list) or len(maps) != 2:
         raise ValueError(f"maps must be None, a rank, 'kernel' or two matrices (W_x, W_y), got {maps!r}.")

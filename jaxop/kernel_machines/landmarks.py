@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from jaxop._validation import as_integer, check_rng_key
+
 
 def choose_landmarks(
     points: Float[Array, "n d"], count: int, rng_key: Key[Array, ""] | None = None
@@ -25,7 +27,8 @@ def choose_landmarks(
         Different indices, in the order of their choice; ``arange(n)`` where all rows are wanted.
 
     Raises:
-        ValueError: for a count that is not in 1 … n.
+        TypeError: for a count that is not an integer, or a key that is not random.
+        ValueError: for a count that is not in 1 … n, and points that are not rows.
 
     Cost: O(n p d) operations, O(n + d) memory.
 
@@ -38,7 +41,11 @@ def choose_landmarks(
         >>> kernel_machines.choose_landmarks(jnp.asarray([[0.0], [0.1], [1.0], [3.0]]), 2)
         Array([2, 3], dtype=int32)
     """
-    n = points.shape[0]
+    if points.ndim != 2:
+        raise ValueError(f"points must have shape (n, d), one row per point, got {points.shape}.")
+    if rng_key is not None:
+        check_rng_key(rng_key)
+    n, count = points.shape[0], as_integer(count, "count")
     if not 1 <= count <= n:
         raise ValueError(f"landmarks must be between 1 and the number of points, {n}, got {count}; lower it.")
     if count == n:

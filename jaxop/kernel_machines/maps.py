@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from jaxop._pytree import register
-from jaxop._validation import as_float
+from jaxop._validation import as_float, as_integer
 from jaxop.kernel_machines.observations import Observations, moment, observe
 
 
@@ -76,7 +76,7 @@ def leading_directions(
     x: Float[Array, "nx a"], y: Float[Array, "ny b"], observations: Observations, rank: int
 ) -> tuple[AffineMap, AffineMap]:
     """`partial_least_squares` of responses that have been checked."""
-    most = min(x.shape[1], y.shape[1])
+    most, rank = min(x.shape[1], y.shape[1]), as_integer(rank, "rank")
     if not 1 <= rank <= most:
         raise ValueError(f"maps must be a rank between 1 and min(a, b) = {most}, got {rank}.")
     return _leading_directions(*jax.lax.stop_gradient((x, y, observations)), rank)

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Key, PyTree, Real
 
-from jaxop._validation import as_float, check_name
+from jaxop._validation import as_float, as_integer, check_name, check_rng_key, check_size
 from jaxop.kernel_machines import checks, solvers
 from jaxop.kernel_machines.binary import BinaryMachine, Kernels, Responses, fit
 from jaxop.kernel_machines.observations import Grid, observe
@@ -98,6 +98,8 @@ def split(
     from jax.experimental.sparse import BCOO
 
     check_name(over, "over", FOLDS)
+    check_rng_key(rng_key)
+    folds = as_integer(folds, "folds")
     x, y = np.asarray(as_float(X, "X")), np.asarray(as_float(Y, "Y"))
     seen = observe(responses, mask, len(x), len(y), as_float(x, "X").dtype)
     if isinstance(seen, Grid):
@@ -249,6 +251,9 @@ def tune(
         >>> bool(tuned.losses.min() < tuned.losses[0])
         True
     """
+    if not callable(build):
+        raise TypeError(f"build must be a function from parameters to a kernel, got {build!r}.")
+    check_size(steps, "steps")
     optimizer = optimizer or optax.adam(0.1)
     start = jax.tree.map(lambda leaf: as_float(leaf, "params"), params)
     point = start, jnp.log(as_float(regularization, "regularization"))

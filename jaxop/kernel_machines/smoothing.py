@@ -16,6 +16,7 @@ from jaxop._validation import accumulator, as_float, first_index, is_concrete, i
 from jaxop.attention import accumulate, integral_attention
 from jaxop.kernel_machines._blocks import in_blocks
 from jaxop.kernels import FourierIntegral, Gaussian, Kernel
+from jaxop.kernels.base import check_numbers
 
 _TILE = 1 << 22
 """Kernel values that are held at a time."""
@@ -397,6 +398,7 @@ def _apply(transform: Array | None, points: Array) -> Array:
 def _check_bandwidth(bandwidth: Any) -> None:
     if not is_concrete(bandwidth):
         return
+    check_numbers(bandwidth, "bandwidth")
     matrix = np.asarray(bandwidth, np.float64)
     if matrix.ndim not in (0, 2) or (matrix.ndim == 2 and matrix.shape[0] != matrix.shape[1]):
         raise ValueError(f"bandwidth must be a number σ or a square matrix (D, D), got shape {matrix.shape}.")

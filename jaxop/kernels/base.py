@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxop._pytree import register
-from jaxop._validation import check_name, is_concrete
+from jaxop._validation import check_name, check_size, is_concrete
 
 SIGNS = ("positive", "nonnegative", "signed")
 """What `Kernel.sign` may be; attention normalises the first two and refuses the third."""
@@ -167,14 +167,25 @@ def _is_real(value: Any) -> bool:
     return isinstance(value, numbers.Real | np.ndarray | np.generic | jax.Array)
 
 
+def check_numbers(value: Any, argument: str) -> None:
+    """Refuses a parameter that is neither a real number nor an array of them."""
+    dtype = value.dtype if hasattr(value, "dtype") else np.asarray(value).dtype
+    if dtype.kind not in "iuf" and not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"{argument} must be a real number or an array of them, got {value!r}.")
+
+
+def check_depth(depth: Any) -> None:
+    """Refuses a d in √d that is not the length of a vector."""
+    if depth is not None:
+        check_size(depth, "depth")
+
+
 def check_positive(value: Any, argument: str, meaning: str) -> None:
     """Refuses a parameter whose values can be read and are not all positive and finite."""
     if not is_concrete(*jax.tree.leaves(value)):
         return
-    values = np.asarray(value)
-    if values.dtype.kind not in "iuf" and not jnp.issubdtype(values.dtype, jnp.floating):
-        raise TypeError(f"{argument} must be a real number or an array of them, got {value!r}.")
-    values = values.astype(np.float64)
+    check_numbers(value, argument)
+    values = np.asarray(value).astype(np.float64)
     if not (np.all(np.isfinite(values)) and np.all(values > 0)):
         raise ValueError(f"{argument} must be positive and finite, got {values}: {meaning}.")
 
@@ -197,6 +208,7 @@ def from_pair(
         calls of ``fn``, fused by XLA.
 
     Raises:
+        TypeError: for what is not a function.
         ValueError: for an unknown sign, or a signed kernel given by its logarithm.
 
     Example:
@@ -206,6 +218,8 @@ def from_pair(
         >>> print(laplace(jnp.zeros(2), jnp.ones(2)).round(4))
         0.1353
     """
+    if not callable(fn) or isinstance(fn, type):
+        raise TypeError(f"fn must be a function (query, key) -> number, or (params, query, key), got {fn!r}.")
     sign = sign or ("positive" if log else "nonnegative")
     check_name(sign, "sign", SIGNS)
     if log and sign == "signed":

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from jaxop._pytree import register
 from jaxop._validation import check_name, is_concrete
-from jaxop.kernels.base import LOG_ZERO, SIGNS, BaseKernel, Kernel, log_power, matrix, with_depth
+from jaxop.kernels.base import LOG_ZERO, SIGNS, BaseKernel, Kernel, check_numbers, log_power, matrix, with_depth
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,10 +157,8 @@ class Scaled(BaseKernel):
         _parts((self.kernel,))
         negative = False
         if is_concrete(*jax.tree.leaves(self.factor)):
-            values = np.asarray(self.factor)
-            if values.dtype.kind not in "iuf" and not jnp.issubdtype(values.dtype, jnp.floating):
-                raise TypeError(f"factor must be a real number or an array of them, got {self.factor!r}.")
-            negative = bool(np.any(values.astype(np.float64) < 0))
+            check_numbers(self.factor, "factor")
+            negative = bool(np.any(np.asarray(self.factor).astype(np.float64) < 0))
         elif self.sign is None and self.kernel.sign != "signed":
             raise ValueError(
                 "the sign of a kernel times a traced factor is not known; pass "
@@ -226,6 +224,8 @@ class Projected(BaseKernel):
 
     def __post_init__(self):
         _check_kernel(self.kernel)
+        check_numbers(self.query_map, "query_map")
+        check_numbers(self.key_map, "key_map")
         shapes = jnp.shape(self.query_map), jnp.shape(self.key_map)
         if min(map(len, shapes)) < 2 or shapes[0][-1] != shapes[1][-1]:
             raise ValueError(
@@ -302,6 +302,8 @@ def _check_kernel(kernel: Any) -> None:
 
 def _parts(kernels: Any) -> tuple[Kernel, ...]:
     """Kernels that may be summed and multiplied, as a tuple."""
+    if isinstance(kernels, Kernel) or not isinstance(kernels, Iterable):
+        raise TypeError(f"kernels must be a tuple of kernels, such as (kernels.Gaussian(),), got {kernels!r}.")
     kernels = tuple(kernels)
     if not kernels:
         raise ValueError("kernels is empty; give at least one kernel.")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxop._pytree import register
-from jaxop.kernels.base import BaseKernel
+from jaxop.kernels.base import BaseKernel, check_depth, check_numbers
 
 
 class ScaledProduct(BaseKernel):
@@ -16,6 +16,11 @@ class ScaledProduct(BaseKernel):
 
     scale: float | Array | None
     depth: int | None
+
+    def __post_init__(self):
+        if self.scale is not None:
+            check_numbers(self.scale, "scale")
+        check_depth(self.depth)
 
     def scaled(self, query: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
         """Scale · query: multiplying the shorter side once keeps the scale out of the n × m matrix."""

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxop._pytree import register
-from jaxop._validation import accumulator
+from jaxop._validation import accumulator, is_integer
 from jaxop.kernels.base import BaseKernel, check_positive
 
 _NEAR = 0.25
@@ -76,7 +76,7 @@ class FourierIntegral(BaseKernel):
     epsilon: float = 0.0
 
     def __post_init__(self):
-        if not isinstance(self.power, int) or isinstance(self.power, bool):
+        if not is_integer(self.power):
             raise TypeError(f"power must be an integer, got {self.power!r}; attention takes 2, 4, 6, ...")
         if self.power != 1 and (self.power < 2 or self.power % 2):
             raise ValueError(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxop._pytree import register
-from jaxop.kernels.base import LOG_ZERO, BaseKernel, check_positive, log_power
+from jaxop.kernels.base import LOG_ZERO, BaseKernel, check_depth, check_positive, log_power
 from jaxop.kernels.channels import sum_over_channels
 
 
@@ -48,6 +48,7 @@ class Gaussian(BaseKernel):
 
     def __post_init__(self):
         check_positive(self.inverse_width, "inverse_width", "the larger, the narrower the kernel")
+        check_depth(self.depth)
 
     def __call__(self, a: Float[Array, " d"], b: Float[Array, " d"]) -> Float[Array, ""]:
         """exp(−τ |a − b|² / √d)."""
@@ -109,6 +110,7 @@ class EuclideanDistance(BaseKernel):
     def __post_init__(self):
         if self.inverse_width is not None:
             check_positive(self.inverse_width, "inverse_width", "one over the distance at which k is 1/√d")
+        check_depth(self.depth)
 
     def __call__(self, a: Float[Array, " d"], b: Float[Array, " d"]) -> Float[Array, ""]:
         """τ |a − b| / √d."""

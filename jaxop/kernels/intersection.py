@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxop._pytree import register
-from jaxop.kernels.base import BaseKernel
+from jaxop.kernels.base import BaseKernel, check_numbers
 from jaxop.kernels.channels import sum_over_channels
 
 
@@ -47,6 +47,9 @@ class Intersection(BaseKernel):
     sign = "positive"
     is_additive = True
     """Log k is a sum over the channels."""
+
+    def __post_init__(self):
+        check_numbers(self.scale, "scale")
 
     def __call__(self, a: Float[Array, " d"], b: Float[Array, " d"]) -> Float[Array, ""]:
         """exp(scale · Σ_l min(a_l, b_l))."""

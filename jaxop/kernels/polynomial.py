@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxop._pytree import register
-from jaxop._validation import accumulator
-from jaxop.kernels.base import LOG_ZERO, log_power
+from jaxop._validation import accumulator, is_integer
+from jaxop.kernels.base import LOG_ZERO, check_numbers, log_power
 from jaxop.kernels.dot_product import ScaledProduct
 from jaxop.kernels.fourier import LAYOUT, split_bits
 
@@ -47,6 +47,10 @@ class Quadratic(ScaledProduct):
     depth: int | None = None
 
     sign = "nonnegative"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_numbers(self.offset, "offset")
 
     def __call__(self, a: Float[Array, " d"], b: Float[Array, " d"]) -> Float[Array, ""]:
         """(scale · a·b + γ)²."""
@@ -105,7 +109,8 @@ class TruncatedExponential(ScaledProduct):
     depth: int | None = None
 
     def __post_init__(self):
-        if not isinstance(self.degree, int) or isinstance(self.degree, bool):
+        super().__post_init__()
+        if not is_integer(self.degree):
             raise TypeError(f"degree must be an integer, got {self.degree!r}; even ones are positive kernels.")
         if not 1 <= self.degree <= MAX_DEGREE:
             raise ValueError(

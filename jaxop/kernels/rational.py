@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxop._pytree import register
-from jaxop.kernels.base import BaseKernel
+from jaxop.kernels.base import BaseKernel, check_numbers, check_positive
 from jaxop.kernels.gaussian import squared_distances
 
 
@@ -31,6 +31,9 @@ class InverseMultiquadric(BaseKernel):
     inverse_width: float | Array = 1.0
 
     sign = "positive"
+
+    def __post_init__(self):
+        check_positive(self.inverse_width, "inverse_width", "the larger, the narrower the kernel")
 
     def __call__(self, a: Float[Array, " d"], b: Float[Array, " d"]) -> Float[Array, ""]:
         """(1 + τ |a − b|²)^(−1/2)."""
@@ -66,6 +69,15 @@ class Bilinear(BaseKernel):
     offset: float | Array | None = 1.0
 
     sign = "signed"
+
+    def __post_init__(self):
+        check_numbers(self.matrix, "matrix")
+        if self.offset is not None:
+            check_numbers(self.offset, "offset")
+        if jnp.ndim(self.matrix) < 2:
+            raise ValueError(
+                f"matrix must have shape (d, d), or (h, d, d) with one per head, got {jnp.shape(self.matrix)}."
+            )
 
     def __call__(self, a: Float[Array, " d"], b: Float[Array, " d"]) -> Float[Array, ""]:
         """aᵀ A b + c."""

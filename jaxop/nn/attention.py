@@ -16,6 +16,7 @@ from jaxop.attention import IMPLEMENTATIONS, averaging_operator, integral_attent
 from jaxop.attention.checks import cast_kernel
 from jaxop.flows import linear_connection
 from jaxop.kernels import DotProduct, ExpDotProduct, Kernel, LearnedFeatures
+from jaxop.nn.checks import check_kernel_axis
 from jaxop.nn.connection import check_dot_product, connection, scaled
 from jaxop.nn.kernels import LINEAR, ExpDotProductConfig, KernelConfig, KernelParameters, check_kernel_config
 from jaxop.nn.pointwise import Linear, check_heads
@@ -119,6 +120,7 @@ class IntegralAttention(nnx.Module):
             if isinstance(kernel, DotProduct | LearnedFeatures):
                 raise ValueError("linear attention has one implementation: leave implementation=None.")
         self.heads = check_heads(width, heads)
+        check_kernel_axis(kernel_axis)
         self.kernel_axis = kernel_axis
         self.implementation = implementation
         self.kernel = KernelParameters(ExpDotProduct() if kernel is None else kernel, param_dtype=param_dtype)

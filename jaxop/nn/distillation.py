@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxop._validation import as_float
+from jaxop._validation import as_float, as_integer, check_type
 from jaxop.attention.checks import accumulation_dtype, cast_kernel
 from jaxop.kernel_machines import BinaryMachine, fit
 from jaxop.kernels import ExpDotProduct, Gaussian, Kernel
@@ -92,6 +92,7 @@ def head_kernel(attention: IntegralAttention, head: int) -> Kernel:
 
     Raises:
         IndexError: for a head that is none.
+        TypeError: for another layer, or a head that is not an integer.
 
     Example:
         >>> from flax import nnx
@@ -99,7 +100,8 @@ def head_kernel(attention: IntegralAttention, head: int) -> Kernel:
         >>> nn.head_kernel(nn.IntegralAttention(8, 2, rngs=nnx.Rngs(0)), 1)
         ExpDotProduct(scale=None, depth=None)
     """
-    if not 0 <= head < attention.heads:
+    check_type(attention, "attention", IntegralAttention, "an nn.IntegralAttention, such as model.layers[0].attention")
+    if not 0 <= as_integer(head, "head") < attention.heads:
         raise IndexError(f"head must lie between 0 and {attention.heads - 1}, got {head}.")
     kernel = attention.kernel.value
     return kernel if attention.kernel_axis is None else jax.tree.map(lambda leaf: leaf[head], kernel)

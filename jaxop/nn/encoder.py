@@ -8,7 +8,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxop._validation import check_name
+from jaxop._validation import as_number, check_name, check_size
+from jaxop.nn.checks import check_attention
 from jaxop.nn.pointwise import FeedForward, LayerNorm, in_blocks
 
 NORMS = ("post", "pre")
@@ -60,6 +61,8 @@ class EncoderLayer(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        check_attention(attention)
+        check_size(feedforward, "feedforward")
         check_name(norm, "norm", NORMS)
         check_dropout(dropout)
         self.norm = norm
@@ -94,7 +97,7 @@ class EncoderLayer(nnx.Module):
         return branch if self.dropout is None else self.dropout(branch)
 
 
-def check_dropout(rate: float) -> None:
+def check_dropout(rate: Any) -> None:
     """Refuses what is not a rate in [0, 1)."""
-    if not 0 <= rate < 1:
+    if not 0 <= as_number(rate, "dropout") < 1:
         raise ValueError(f"dropout must be a rate in [0, 1), got {rate}.")

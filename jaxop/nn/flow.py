@@ -7,7 +7,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxop._validation import accumulator, check_name
+from jaxop._validation import accumulator, check_name, check_size
 from jaxop.flows import METHODS, Damping, State, displace, second_order, start, step
 from jaxop.flows.softmax import function_rates
 from jaxop.nn.attention import check_weights
@@ -67,6 +67,8 @@ class FlowLayer(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        check_size(width, "width")
+        check_size(feedforward, "feedforward")
         check_name(method, "method", METHODS)
         check_dropout(dropout)
         self.method = METHODS[method]()

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from jaxop._validation import check_name
+from jaxop._validation import as_number, check_dtype, check_name, check_size, is_integer
 from jaxop.kernels import (
     DotProduct,
     EuclideanDistance,
@@ -25,6 +25,7 @@ from jaxop.kernels import (
     TruncatedExponential,
 )
 from jaxop.nn.activations import ACTIVATIONS
+from jaxop.nn.checks import check_kernel, check_rngs
 
 PER = ("layer", "head", "channel")
 """What may have a parameter of its own in a `FourierIntegralConfig`."""
@@ -73,7 +74,8 @@ class GaussianConfig:
 
     def make(self, heads: int, depth: int, *, rngs: nnx.Rngs) -> tuple[Kernel, int | None]:
         """The kernel of a layer with ``heads`` heads of ``depth`` channels, and its ``kernel_axis``."""
-        del depth, rngs
+        _check_heads(heads, depth)
+        del rngs
         return Gaussian(jnp.full(heads, self.inverse_width)), 0
 
 
@@ -110,6 +112,7 @@ class FourierIntegralConfig:
 
     def make(self, heads: int, depth: int, *, rngs: nnx.Rngs) -> tuple[Kernel, int | None]:
         """The kernel of a layer with ``heads`` heads of ``depth`` channels, and its ``kernel_axis``."""
+        _check_heads(heads, depth)
         del rngs
         shape = {"layer": (), "head": (heads, 1), "channel": (heads, depth)}[self.per]
         radius = 0.7 * depth**-0.25 if self.radius is None else self.radius
@@ -150,6 +153,7 @@ class IntersectionConfig:
 
     def make(self, heads: int, depth: int, *, rngs: nnx.Rngs) -> tuple[Kernel, int | None]:
         """The kernel of a layer with ``heads`` heads of ``depth`` channels, and its ``kernel_axis``."""
+        _check_heads(heads, depth)
         del rngs
         return Intersection(jnp.full(heads, depth**-0.5 if self.scale is None else self.scale)), 0
 
@@ -169,12 +173,13 @@ class QuadraticConfig:
     name: Literal["quadratic"] = "quadratic"
 
     def __post_init__(self):
-        if not math.isfinite(self.offset):
+        if not math.isfinite(as_number(self.offset, "offset")):
             raise ValueError(f"offset must be finite, got {self.offset}; 1 starts with nearly equal weights.")
 
     def make(self, heads: int, depth: int, *, rngs: nnx.Rngs) -> tuple[Kernel, int | None]:
         """The kernel of a layer with ``heads`` heads of ``depth`` channels, and its ``kernel_axis``."""
-        del depth, rngs
+        _check_heads(heads, depth)
+        del rngs
         return Quadratic(jnp.full(heads, self.offset)), 0
 
 
@@ -232,11 +237,13 @@ class LearnedFeaturesConfig:
         check_name(self.activation, "activation", ACTIVATIONS)
         for name in ("features", "hidden"):
             size = getattr(self, name)
-            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            if not is_integer(size) or size < 1:
                 raise ValueError(f"{name} must be an integer of at least 1, got {size!r}.")
 
     def make(self, heads: int, depth: int, *, rngs: nnx.Rngs) -> tuple[Kernel, int | None]:
         """The kernel of a layer with ``heads`` heads of ``depth`` channels, and its ``kernel_axis``."""
+        _check_heads(heads, depth)
+        check_rngs(rngs)
 
         def parameters() -> dict[str, jax.Array]:
             inner = jax.random.normal(rngs.params(), (heads, depth, self.hidden)) * depth**-0.5
@@ -261,8 +268,13 @@ def _network(activation: str) -> Callable[[Any, jax.Array], jax.Array]:
     return network
 
 
-def _check_positive(value: float, name: str) -> None:
-    if not (math.isfinite(value) and value > 0):
+def _check_heads(heads: Any, depth: Any) -> None:
+    check_size(heads, "heads")
+    check_size(depth, "depth")
+
+
+def _check_positive(value: Any, name: str) -> None:
+    if not 0 < as_number(value, name) < math.inf:
         raise ValueError(f"{name} must be positive and finite, got {value}.")
 
 
@@ -320,6 +332,8 @@ class KernelParameters(nnx.Module):
     """
 
     def __init__(self, kernel: Kernel, *, param_dtype: DTypeLike = jnp.float32):
+        check_kernel(kernel)
+        check_dtype(param_dtype, "param_dtype")
         leaves, self.structure = jax.tree_util.tree_flatten_with_path(kernel)
         # nnx sorts the entries of a Dict when it puts a module together again: the order is kept apart
         self.names = tuple(jax.tree_util.keystr(path, simple=True, separator="_") for path, _ in leaves)

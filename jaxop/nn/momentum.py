@@ -10,8 +10,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxop._validation import check_name
+from jaxop._validation import check_name, check_size
 from jaxop.flows import State
+from jaxop.nn.checks import check_attention
 from jaxop.nn.encoder import check_dropout
 from jaxop.nn.pointwise import FeedForward, LayerNorm, in_blocks
 
@@ -147,6 +148,8 @@ class MomentumLayer(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        check_attention(attention)
+        check_size(feedforward, "feedforward")
         check_name(block, "block", BLOCKS[1:])
         check_dropout(dropout)
         if block in ("H1", "R2") and not hasattr(attention, "with_connection"):

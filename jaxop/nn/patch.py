@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from jaxop._validation import accumulator
 from jaxop.attention.patch import patch_attention, spectral_patch_attention
 from jaxop.kernels import ExpDotProduct, Kernel
+from jaxop.nn.checks import check_dtypes, check_kernel_axis, check_rngs
 from jaxop.nn.connection import check_dot_product, connection, scaled
 from jaxop.nn.kernels import KernelParameters
 from jaxop.nn.pointwise import Linear, add_to_rows, check_heads
@@ -66,6 +67,7 @@ class PatchAttention(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.heads = check_heads(width, heads)
+        check_kernel_axis(kernel_axis)
         self.kernel = None if kernel is None else KernelParameters(kernel, param_dtype=param_dtype)
         self.kernel_axis = kernel_axis
         self.projection = Linear(width, 3 * width, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
@@ -190,6 +192,8 @@ class FourierPatchAttention(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.heads = check_heads(width, heads)
+        check_dtypes(dtype, param_dtype)
+        check_rngs(rngs)
         self.modes = check_modes(modes, reference)
         multipliers = initial_multipliers(
             rngs.params(), self.modes, width, width // heads, groups=3 * heads, dtype=jnp.dtype(param_dtype)

@@ -15,8 +15,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxop._validation import accumulator, check_name
+from jaxop._validation import accumulator, check_name, check_size, divisors, is_integer
 from jaxop.nn.activations import ACTIVATIONS
+from jaxop.nn.checks import check_dtypes, check_rngs
 
 # sums written as products keep float32, which a matrix unit would otherwise round to 10 bits
 _PRECISION = jax.lax.Precision.HIGHEST
@@ -163,6 +164,10 @@ class Linear(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        check_size(width, "width")
+        check_size(out, "out")
+        check_dtypes(dtype, param_dtype)
+        check_rngs(rngs)
         self.dtype = dtype
         kernel = nnx.initializers.lecun_normal()(rngs.params(), (width, out), jnp.dtype(param_dtype))
         self.kernel = nnx.Param(kernel)
@@ -199,6 +204,8 @@ class LayerNorm(nnx.Module):
     """
 
     def __init__(self, width: int, *, dtype: DTypeLike | None = None, param_dtype: DTypeLike = jnp.float32):
+        check_size(width, "width")
+        check_dtypes(dtype, param_dtype)
         self.dtype = dtype
         self.scale = nnx.Param(jnp.ones(width, param_dtype))
         self.bias = nnx.Param(jnp.zeros(width, param_dtype))
@@ -246,6 +253,7 @@ class FeedForward(nnx.Module):
         rngs: nnx.Rngs,
     ):
         check_name(activation, "activation", ACTIVATIONS)
+        check_size(hidden, "hidden")
         self.activation = activation
         self.inner = Linear(width, hidden, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.outer = Linear(hidden, width if out is None else out, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
@@ -257,7 +265,9 @@ class FeedForward(nnx.Module):
 
 def check_heads(width: int, heads: int) -> int:
     """Refuses heads that do not divide the channels evenly."""
+    check_size(width, "width")
+    if not is_integer(heads):
+        raise TypeError(f"heads must be an integer that divides the width {width}, got {heads!r}.")
     if heads < 1 or width % heads:
-        divisors = [h for h in range(1, width + 1) if width % h == 0]
-        raise ValueError(f"heads must divide the width {width}, got {heads}; valid numbers: {divisors}.")
+        raise ValueError(f"heads must divide the width {width}, got {heads}; valid numbers: {divisors(width)}.")
     return heads

@@ -9,7 +9,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxop._validation import check_name, is_concrete
+from jaxop._validation import check_name, is_concrete, is_integer
 from jaxop.attention.schwarz import check_decomposition
 from jaxop.attention.subdomain import coarse_averages, subdomain_attention
 from jaxop.domains import COARSE_SPACES, PARTITIONS_OF_UNITY, Decomposition, Domain, Grid, box, decompose
@@ -63,7 +63,7 @@ class SchwarzAttentionConfig:
                 "positive kernel, such as ExpDotProductConfig()."
             )
         counts = self.subdomains if isinstance(self.subdomains, tuple) else (self.subdomains,)
-        if not counts or any(isinstance(p, bool) or not isinstance(p, int) or p < 1 for p in counts):
+        if not counts or any(not is_integer(p) or p < 1 for p in counts):
             raise ValueError(
                 f"subdomains must be a positive integer, or a tuple of one per axis, got {self.subdomains!r}."
             )

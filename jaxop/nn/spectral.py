@@ -7,6 +7,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from jaxop._validation import check_dtype, check_size
+from jaxop.nn.checks import check_rngs
 from jaxop.spectral import check_modes, fourier_integral, initial_multipliers
 
 
@@ -44,6 +46,10 @@ class SpectralConvolution(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        check_size(in_features, "in_features")
+        check_size(out_features, "out_features")
+        check_dtype(param_dtype, "param_dtype")
+        check_rngs(rngs)
         modes = check_modes(modes, reference)
         self.multipliers = nnx.Param(
             initial_multipliers(rngs.params(), modes, in_features, out_features, dtype=jnp.dtype(param_dtype))

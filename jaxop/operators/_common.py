@@ -2,9 +2,8 @@
 
 import dataclasses
 import math
-import numbers
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,16 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxop._validation import accumulator, as_float, check_name, is_concrete
+from jaxop._validation import (
+    accumulator,
+    as_float,
+    check_dtype,
+    check_name,
+    check_size,
+    check_type,
+    divisors,
+    is_concrete,
+)
 from jaxop.domains import Domain, Grid, Partition, partition
 from jaxop.nn import (
     ACTIVATIONS,
@@ -26,9 +34,12 @@ from jaxop.nn import (
     SchwarzAttentionConfig,
     SpectralConvolution,
 )
+from jaxop.nn.checks import check_rngs
 from jaxop.nn.encoder import check_dropout
 from jaxop.nn.pointwise import check_heads
 from jaxop.spectral import check_grid, check_modes
+
+Config = TypeVar("Config")
 
 _POSITIVE = (
     "in_channels",
@@ -207,11 +218,19 @@ def cut_grid(grid: Grid, patches: int) -> Partition:
 def check_patches(patches: int, reference: int, modes: int, dim: int) -> tuple[int, ...]:
     """The shape of a patch of the reference grid, after checking that it can carry the modes."""
     if patches < 1 or reference % patches:
-        divisors = [p for p in range(1, reference + 1) if reference % p == 0]
-        raise ValueError(f"patches must divide reference = {reference}, got {patches}; valid numbers: {divisors}.")
+        raise ValueError(
+            f"patches must divide reference = {reference}, got {patches}; valid numbers: {divisors(reference)}."
+        )
     shape = (reference // patches,) * dim
     check_modes(modes, shape)
     return shape
+
+
+def checked(config: Any, kind: type[Config], rngs: Any) -> Config:
+    """The config of a new operator, if it is of its kind and the operator can draw its parameters."""
+    check_type(config, "config", kind, f"operators.{kind.__name__}(...), made by operators.from_dict from a dict")
+    check_rngs(rngs)
+    return config
 
 
 def check_config(config: Any) -> None:
@@ -220,10 +239,7 @@ def check_config(config: Any) -> None:
         size, least = getattr(config, name, None), 1 if name in _POSITIVE else 0
         if size is None and (name == "smoothing_modes" or not hasattr(config, name)):
             continue
-        if isinstance(size, bool) or not isinstance(size, numbers.Integral):
-            raise TypeError(f"{name} must be an integer of at least {least}, got {size!r}.")
-        if size < least:
-            raise ValueError(f"{name} must be at least {least}, got {size}.")
+        check_size(size, name, least)
     check_name(config.activation, "activation", ACTIVATIONS)
     if hasattr(config, "heads"):
         check_heads(config.width, config.heads)
@@ -236,14 +252,8 @@ def check_config(config: Any) -> None:
         )
     _check_momentum(config)
     _check_schwarz(config)
-    for name in ("dtype", "param_dtype"):
-        given = getattr(config, name)
-        try:
-            is_floating = given is None or jnp.issubdtype(jnp.dtype(given), jnp.floating)
-        except TypeError:
-            is_floating = False
-        if not is_floating or (given is None and name == "param_dtype"):
-            raise ValueError(f"{name} must be the name of a floating dtype such as 'float32', got {given!r}.")
+    check_dtype(config.dtype, "dtype", optional=True)
+    check_dtype(config.param_dtype, "param_dtype")
     if getattr(config, "smoothing_modes", None) is not None:
         check_modes(config.smoothing_modes, (config.reference,) * config.dim, argument="smoothing_modes")
 

@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Integer
 
 from jaxop.nn import IntegralAttention, IntegralAttentionConfig, LayerNorm, Linear, MomentumConfig
-from jaxop.operators._common import check_config, encoder_layer
+from jaxop.operators._common import check_config, checked, encoder_layer
 from jaxop.operators.transformers import TokenEmbedding, check_padding, check_sequences, check_vocabulary, token_weights
 
 
@@ -90,7 +90,7 @@ class EncoderDecoderTransformer(nnx.Module):
     """
 
     def __init__(self, config: EncoderDecoderTransformerConfig, *, rngs: nnx.Rngs):
-        self.config = config
+        self.config = checked(config, EncoderDecoderTransformerConfig, rngs)
         dtypes: dict[str, Any] = {"dtype": config.dtype, "param_dtype": config.param_dtype}
 
         def attention() -> IntegralAttention:

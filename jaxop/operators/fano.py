@@ -17,6 +17,7 @@ from jaxop.operators._common import (
     GridOperator,
     check_config,
     check_patches,
+    checked,
     cut_grid,
     encoder_layer,
     join,
@@ -116,7 +117,7 @@ class FourierAttentionNeuralOperator(GridOperator):
     """
 
     def __init__(self, config: FourierAttentionNeuralOperatorConfig, *, rngs: nnx.Rngs):
-        self.config = config
+        self.config = checked(config, FourierAttentionNeuralOperatorConfig, rngs)
         patch = check_patches(config.patches, config.reference, config.modes, config.dim)
         dtypes = {"dtype": config.dtype, "param_dtype": config.param_dtype}
 

@@ -10,7 +10,7 @@ from jaxop.domains import Domain
 from jaxop.flows import METHODS
 from jaxop.nn import VELOCITIES, FlowLayer, Linear, run_layers
 from jaxop.nn.encoder import check_dropout
-from jaxop.operators._common import check_config, check_same
+from jaxop.operators._common import check_config, check_same, checked
 from jaxop.operators.nodes import node_functions
 
 
@@ -88,7 +88,7 @@ class FlowNeuralOperator(nnx.Module):
     """
 
     def __init__(self, config: FlowNeuralOperatorConfig, *, rngs: nnx.Rngs):
-        self.config = config
+        self.config = checked(config, FlowNeuralOperatorConfig, rngs)
         dtypes = {"dtype": config.dtype, "param_dtype": config.param_dtype}
 
         def lift() -> Linear:

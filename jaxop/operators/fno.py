@@ -7,7 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxop.nn import ACTIVATIONS, FeedForward, Linear, SpectralConvolution
-from jaxop.operators._common import GridFunctions, GridOperator, check_config
+from jaxop.operators._common import GridFunctions, GridOperator, check_config, checked
 from jaxop.spectral import check_modes
 
 
@@ -78,7 +78,7 @@ class FourierNeuralOperator(GridOperator):
     """
 
     def __init__(self, config: FourierNeuralOperatorConfig, *, rngs: nnx.Rngs):
-        self.config = config
+        self.config = checked(config, FourierNeuralOperatorConfig, rngs)
         reference, width = (config.reference,) * config.dim, config.width
         dtypes = {"dtype": config.dtype, "param_dtype": config.param_dtype}
         self.lift = Linear(config.in_channels + config.dim, width, param_dtype=config.param_dtype, rngs=rngs)

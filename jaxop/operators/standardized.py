@@ -3,11 +3,12 @@
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from jaxop._validation import as_float
+from jaxop._validation import accumulator, as_float, first_index, float_dtype, is_concrete
 from jaxop.domains import Domain
 
 
@@ -19,7 +20,9 @@ class Standardized(nnx.Module):
     """u ↦ σ_out · G((u − μ_in)/σ_in) + μ_out, channel by channel, around an operator G.
 
     The statistics are those of the training set, whatever data the operator meets later. They live in
-    the model as `Statistic` variables, so that checkpoints carry them and optimisers leave them alone.
+    the model as `Statistic` variables of JAX's default floating dtype, so that checkpoints carry them and
+    optimisers leave them alone. Both affine maps are computed in that precision, and so are the outputs: in
+    half precision 101325 Pa and 101625 Pa are the same number. G sees channels in the dtype of ``values``.
 
     Args:
         operator: any operator of the library.
@@ -31,7 +34,9 @@ class Standardized(nnx.Module):
         initial_std: of ``initial``, shape (c0,); None: 1.
 
     Raises:
-        ValueError: for statistics whose length is not the number of channels.
+        TypeError: for an operator without a config, and statistics that are not numbers.
+        ValueError: for statistics whose length is not the number of channels, that are not finite, and deviations
+            that are not positive.
 
     Example:
         >>> import jax.numpy as jnp
@@ -64,8 +69,13 @@ class Standardized(nnx.Module):
         initial_mean: ArrayLike | list[float] | None = None,
         initial_std: ArrayLike | list[float] | None = None,
     ):
+        config: Any = getattr(operator, "config", None)
+        if not isinstance(operator, nnx.Module) or config is None:
+            raise TypeError(
+                f"operator must be a neural operator with a config, such as operators.build(config, rngs=rngs), got "
+                f"{type(operator).__name__}."
+            )
         self.operator = operator
-        config: Any = operator.config  # pyright: ignore[reportAttributeAccessIssue]
         initial_channels = getattr(config, "initial_channels", 0)
         statistics = {
             "input_mean": (input_mean, config.in_channels),
@@ -80,10 +90,7 @@ class Standardized(nnx.Module):
         elif initial_mean is not None or initial_std is not None:
             raise ValueError("initial_mean and initial_std must be None: this operator has no initial condition.")
         for name, (value, channels) in statistics.items():
-            array = jnp.asarray(value, jnp.float32)
-            if array.shape != (channels,):
-                raise ValueError(f"{name} must have shape ({channels},), one entry per channel, got {array.shape}.")
-            setattr(self, name, Statistic(array))
+            setattr(self, name, Statistic(_statistic(value, name, channels)))
 
     @property
     def config(self) -> Any:
@@ -98,16 +105,42 @@ class Standardized(nnx.Module):
         at: Domain | None = None,
         initial: Float[Array, " c0"] | Float[Array, "b c0"] | None = None,
     ) -> Float[Array, "k c_out"] | Float[Array, "b k c_out"]:
-        """The output function in physical units; arguments as for the operator inside."""
+        """The output function in physical units, in float32 at least; arguments as for the operator inside."""
         values = as_float(values, "values")
         if initial is not None and getattr(self.config, "initial_channels", 0):
-            initial = as_float(initial, "initial")
-            initial = (initial - _like(self.initial_mean, initial)) / _like(self.initial_std, initial)
-        standardized = (values - _like(self.input_mean, values)) / _like(self.input_std, values)
+            initial = _standardize(as_float(initial, "initial"), self.initial_mean, self.initial_std)
+        standardized = _standardize(values, self.input_mean, self.input_std)
         outputs = self.operator(standardized, domain, at=at, initial=initial)  # pyright: ignore[reportCallIssue]
-        return outputs * _like(self.output_std, outputs) + _like(self.output_mean, outputs)
+        outputs, mean, std = _in_one_precision(outputs, self.output_mean, self.output_std)
+        return outputs * std + mean
 
 
-def _like(statistic: Statistic, values: Array) -> Array:
-    """A statistic of the last axis, ready to broadcast against ``values``."""
-    return statistic[...].astype(values.dtype).reshape((1,) * (values.ndim - 1) + (-1,))
+def _statistic(value: Any, name: str, channels: int) -> Array:
+    """A statistic in the precision in force: one finite number per channel, positive if it is a deviation."""
+    try:
+        array = jnp.asarray(value, float_dtype())
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be an array of numbers, one per channel, got {value!r}.") from error
+    if array.shape != (channels,):
+        raise ValueError(f"{name} must have shape ({channels},), one entry per channel, got {array.shape}.")
+    if is_concrete(array):
+        known = np.asarray(array)
+        good = np.isfinite(known) & (known > 0 if name.endswith("_std") else True)
+        if not good.all():
+            channel = first_index(~good)
+            rule = "positive and finite; that of a constant channel is 1" if name.endswith("_std") else "finite"
+            raise ValueError(f"{name}[{channel}] = {known[channel]} must be {rule}.")
+    return array
+
+
+def _standardize(values: Array, mean: Statistic, std: Statistic) -> Array:
+    """(u − μ)/σ, in the dtype of u: half precision has digits enough for what is of size 1."""
+    wide, centre, scale = _in_one_precision(values, mean, std)
+    return ((wide - centre) / scale).astype(values.dtype)
+
+
+def _in_one_precision(values: Array, mean: Statistic, std: Statistic) -> tuple[Array, Array, Array]:
+    """Values and the statistics of their last axis, ready to broadcast, in float32 or the widest of their dtypes."""
+    dtype = np.promote_types(accumulator(values.dtype), accumulator(mean[...].dtype))
+    centre, scale = (s[...].astype(dtype).reshape((1,) * (values.ndim - 1) + (-1,)) for s in (mean, std))
+    return values.astype(dtype), centre, scale

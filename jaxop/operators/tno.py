@@ -15,7 +15,7 @@ from jaxop.nn import (
     SchwarzAttentionConfig,
     run_layers,
 )
-from jaxop.operators._common import check_config, check_same, encoder_layer
+from jaxop.operators._common import check_config, check_same, checked, encoder_layer
 from jaxop.operators.nodes import coordinates, node_functions
 
 
@@ -103,7 +103,7 @@ class TransformerNeuralOperator(nnx.Module):
     """
 
     def __init__(self, config: TransformerNeuralOperatorConfig, *, rngs: nnx.Rngs):
-        self.config = config
+        self.config = checked(config, TransformerNeuralOperatorConfig, rngs)
         dtypes = {"dtype": config.dtype, "param_dtype": config.param_dtype}
 
         def layers(

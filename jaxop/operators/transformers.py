@@ -8,10 +8,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Integer
 
-from jaxop._validation import as_float, is_concrete
+from jaxop._validation import accumulator, as_float, divisors, is_concrete, is_integer
 from jaxop.nn import IntegralAttentionConfig, LayerNorm, Linear, MomentumConfig, run_layers
 from jaxop.nn.layers import start_layers
-from jaxop.operators._common import check_config, encoder_layer
+from jaxop.operators._common import check_config, checked, encoder_layer
 
 _POSITION_SCALE = 0.02
 
@@ -126,7 +126,7 @@ class _Transformer(nnx.Module):
         for layer in self.layers:
             heads = layer.attention.mix(layer.attention_input(state), weights, is_causal=self.is_causal)
             pairs = heads[:, :, :, None] - heads[:, :, None, :]
-            norms = jnp.sqrt(jnp.mean(pairs.astype(jnp.float32) ** 2, axis=-1))
+            norms = jnp.sqrt(jnp.mean(pairs.astype(accumulator(pairs.dtype)) ** 2, axis=-1))
             count = heads.shape[2]
             distances.append(jnp.mean(norms) * count / max(count - 1, 1))
             state = layer(state, weights, is_causal=self.is_causal)
@@ -199,7 +199,7 @@ class SequenceTransformer(_OfTokens):
     is_causal = True
 
     def __init__(self, config: SequenceTransformerConfig, *, rngs: nnx.Rngs):
-        self.config = config
+        self.config = checked(config, SequenceTransformerConfig, rngs)
         dtypes = {"dtype": config.dtype, "param_dtype": config.param_dtype}
         self.embedding = TokenEmbedding(config, rngs)
         self.layers = _layers(config, rngs)
@@ -252,7 +252,7 @@ class SequenceClassifier(_OfTokens):
     """
 
     def __init__(self, config: SequenceClassifierConfig, *, rngs: nnx.Rngs):
-        self.config = config
+        self.config = checked(config, SequenceClassifierConfig, rngs)
         dtypes = {"dtype": config.dtype, "param_dtype": config.param_dtype}
         self.embedding = TokenEmbedding(config, rngs)
         self.layers = _layers(config, rngs)
@@ -285,6 +285,8 @@ class SequenceClassifier(_OfTokens):
 
 def check_padding(config: Any) -> None:
     """Refuses a padding that is no token."""
+    if config.padding is not None and not is_integer(config.padding):
+        raise TypeError(f"padding must be a token, an integer, or None, got {config.padding!r}.")
     if config.padding is not None and not 0 <= config.padding < config.vocabulary:
         raise ValueError(
             f"padding must be a token, 0 to vocabulary - 1 = {config.vocabulary - 1}, or None, got {config.padding}."
@@ -356,8 +358,9 @@ class VisionTransformerConfig:
     def __post_init__(self):
         check_config(self)
         if self.side % self.patch:
-            divisors = [p for p in range(1, self.side + 1) if self.side % p == 0]
-            raise ValueError(f"patch must divide side = {self.side}, got {self.patch}; valid numbers: {divisors}.")
+            raise ValueError(
+                f"patch must divide side = {self.side}, got {self.patch}; valid numbers: {divisors(self.side)}."
+            )
 
 
 class VisionTransformer(_Transformer):
@@ -384,7 +387,7 @@ class VisionTransformer(_Transformer):
     """
 
     def __init__(self, config: VisionTransformerConfig, *, rngs: nnx.Rngs):
-        self.config = config
+        self.config = checked(config, VisionTransformerConfig, rngs)
         dtypes = {"dtype": config.dtype, "param_dtype": config.param_dtype}
         tokens = (config.side // config.patch) ** 2
         self.embedding = PatchEmbedding(config, tokens, rngs)

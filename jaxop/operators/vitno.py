@@ -20,6 +20,7 @@ from jaxop.operators._common import (
     GridOperator,
     check_config,
     check_patches,
+    checked,
     cut_grid,
     encoder_layer,
     join,
@@ -128,7 +129,7 @@ class ViTNeuralOperator(GridOperator):
     """
 
     def __init__(self, config: ViTNeuralOperatorConfig, *, rngs: nnx.Rngs):
-        self.config = config
+        self.config = checked(config, ViTNeuralOperatorConfig, rngs)
         patch = check_patches(config.patches, config.reference, config.modes, config.dim)
         dtypes = {"dtype": config.dtype, "param_dtype": config.param_dtype}
 

@@ -125,6 +125,10 @@ def check_modes(modes: int | Sequence[int], reference: Sequence[int], *, argumen
         >>> spectral.check_modes(8, (16, 16))
         (8, 8)
     """
+    if not isinstance(reference, Sequence):
+        raise TypeError(
+            f"reference must be one number of nodes per axis, such as (16, 16), got {reference!r}; one axis is (16,)."
+        )
     result = modes_per_axis(modes, len(reference))
     for axis, (m, n) in enumerate(zip(result, reference, strict=True)):
         if n < 2:

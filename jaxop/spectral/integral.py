@@ -129,7 +129,7 @@ def initial_multipliers(
         (8, 4, 2, 3, 5)
     """
     shape = (*multiplier_shape(tuple(modes)), 2, c_in, groups * c_out)
-    return jax.random.uniform(rng_key, shape, dtype) / (c_in * c_out)
+    return jax.random.uniform(rng_key, shape, dtype) / float(c_in * c_out)  # integers overflow beyond 2^31
 
 
 def _band(values: Array, multipliers: Array, grid_shape: tuple[int, ...]) -> Band:

@@ -191,7 +191,9 @@ class Checkpoints:
             FileNotFoundError: if there is no such step.
             DamagedCheckpointError: if a file is not what was saved.
             ValueError: if a leaf is unknown to ``like``, missing in the checkpoint, or of another shape or
-                dtype; the message names the leaves.
+                dtype; the message names the leaves. Variables that are not trained (the part ``other``, such as the
+                statistics of `jaxop.operators.Standardized`) are cast between float32 and float64, since they take
+                the precision that is in force.
             OSError: if Orbax cannot read files that are intact.
 
         Cost: the checkpoint is read twice, once for its checksums.
@@ -285,7 +287,7 @@ class Checkpoints:
         faults += [
             f"  {name}: saved as {saved[name]}, expected {wanted[name]}"
             for name in wanted
-            if name in saved and saved[name] != wanted[name]
+            if name in saved and not _fits(name, saved[name], wanted[name])
         ]
         if faults:
             more = f"\n  and {len(faults) - 10} more" if len(faults) > 10 else ""
@@ -324,6 +326,14 @@ def _named_leaves(tree: Any) -> dict[str, Any]:
 
 def _describe(leaf: Array | jax.ShapeDtypeStruct) -> str:
     return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+
+
+def _fits(name: str, saved: str, wanted: str) -> bool:
+    """Whether a leaf can be restored: as it was saved, or a constant of the model in the precision now in force."""
+    precisions = {"float32", "float64"}
+    both = {description.partition("[")[0] for description in (saved, wanted)}
+    same_shape = saved.partition("[")[2] == wanted.partition("[")[2]
+    return saved == wanted or (name.startswith("other.") and same_shape and both == precisions)
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:

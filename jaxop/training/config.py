@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxop._validation import check_name, closest
+from jaxop._validation import check_name, check_type, closest, is_integer
 
 SCHEDULES = ("cosine", "constant")
 """Courses of the learning rate after the warm-up."""
@@ -87,9 +87,15 @@ class TrainingConfig:
     def __post_init__(self):
         counts = ("steps", "batch_size", "accumulate", "eval_every", "checkpoint_every", "keep_last")
         for name in (*counts, "warmup_steps", "seed"):
-            self._check(name, isinstance(getattr(self, name), numbers.Integral), "must be an integer")
+            self._check(name, is_integer(getattr(self, name)), "must be an integer")
+        for name in ("learning_rate", "final_learning_rate", "weight_decay", "clip_norm", "ema_decay", "time_limit_s"):
+            value = getattr(self, name)
+            optional = name == "time_limit_s" and value is None
+            is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+            self._check(name, optional or is_number, "must be a number")
         for name in counts:
             self._check(name, getattr(self, name) >= 1, "must be at least 1")
+        self._check("steps", self.steps < 2**31, "must lie below 2^31: steps are counted in 32 bits")
         check_name(self.schedule, "schedule", SCHEDULES)
         check_name(self.loss, "loss", LOSSES)
         for name in ("learning_rate", "final_learning_rate", "weight_decay", "clip_norm"):
@@ -116,7 +122,14 @@ class TrainingConfig:
         self._check("ema_decay", 0 <= self.ema_decay < 1, "must lie in [0, 1)")
         self._check("seed", 0 <= self.seed < 2**32, "must lie in [0, 2^32)")
         if self.time_limit_s is not None:
-            self._check("time_limit_s", self.time_limit_s > 0, "must be positive, or None for no limit")
+            positive = math.isfinite(self.time_limit_s) and self.time_limit_s > 0
+            self._check("time_limit_s", positive, "must be positive and finite, or None for no limit")
+
+    @classmethod
+    def check(cls, config: Any) -> None:
+        """Raises ``TypeError`` unless ``config`` is a `TrainingConfig`."""
+        expected = "a training.TrainingConfig, which TrainingConfig(steps=..., ...) or TrainingConfig.from_dict makes"
+        check_type(config, "config", cls, expected)
 
     def _check(self, name: str, valid: bool, rule: str) -> None:
         if not valid:
@@ -130,6 +143,7 @@ class TrainingConfig:
             values: field names and values, as in the ``"training"`` entry of a run's ``config.json``.
 
         Raises:
+            TypeError: for what is not a dict.
             ValueError: for an unknown field (the message names the closest ones) or an impossible value.
 
         Example:
@@ -138,10 +152,11 @@ class TrainingConfig:
             Traceback (most recent call last):
             ValueError: training has no field 'stepps': did you mean 'steps' or 'warmup_steps'?
         """
+        check_type(values, "training", Mapping, "a dict of the fields of TrainingConfig")
         known = [field.name for field in dataclasses.fields(cls)]
         for name in values:
             if name not in known:
-                raise ValueError(f"training has no field {name!r}: {closest(name, known)}")
+                raise ValueError(f"training has no field {name!r}: {closest(str(name), known)}")
         return cls(**values)
 
 

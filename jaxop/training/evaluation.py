@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jaxop._validation import check_size, check_type
 from jaxop.data import Batch, ExampleBatch, Examples, Samples
 from jaxop.domains import SPACES, Domain
 from jaxop.training.losses import cross_entropy, relative_norms
@@ -63,8 +64,7 @@ def evaluate(model: nnx.Module, samples: Samples, *, batch_size: int = 16) -> Er
         >>> errors.l2
         array([0.5, 0.5, 0.5, 0.5, 0.5], dtype=float32)
     """
-    if isinstance(samples, Examples):
-        raise TypeError("evaluate takes Samples of functions; use training.score for Examples.")
+    _check_samples(samples, "evaluate")
     graphdef, params, other = split_model(model, train=False)
     spaces = _spaces(samples.target_domain)
     columns = [_errors(graphdef, spaces, params, other, batch) for batch in _batches(samples, batch_size)]
@@ -116,6 +116,7 @@ def score(model: nnx.Module, examples: Examples, *, batch_size: int = 16) -> Sco
         >>> round(training.score(Undecided(), examples, batch_size=2).perplexity, 4)
         4.0
     """
+    check_type(examples, "examples", Examples, "data.Examples; training.evaluate takes Samples of functions")
     check_classes(model, examples)
     graphdef, params, other = split_model(model, train=False)
     columns = [_scores(graphdef, params, other, batch) for batch in _batches(examples, batch_size)]
@@ -167,6 +168,7 @@ def predict(model: nnx.Module, samples: Samples, *, batch_size: int = 16) -> Flo
         >>> training.predict(Double(), data.Samples(u, u, domains.interval(9)), batch_size=2).shape
         (5, 9, 1)
     """
+    _check_samples(samples, "predict")
     graphdef, params, other = split_model(model, train=False)
     outputs = [np.asarray(_outputs(graphdef, params, other, batch)) for batch in _batches(samples, batch_size)]
     return np.concatenate(outputs)[: len(samples)]
@@ -192,9 +194,14 @@ def mean_errors(model: nnx.Module, samples: Samples | Examples, *, batch_size: i
     return {name: float(np.mean(value, dtype=np.float64)) for name, value in values.items()}
 
 
+def _check_samples(samples: Any, function: str) -> None:
+    if isinstance(samples, Examples):
+        raise TypeError(f"{function} takes Samples of functions; use training.score for Examples.")
+    check_type(samples, "samples", Samples, "data.Samples, such as data.Samples(inputs, targets, domain)")
+
+
 def _batches(samples: Any, batch_size: int) -> Iterator[Any]:
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    check_size(batch_size, "batch_size")
     size = min(batch_size, len(samples))
     for start in range(0, len(samples), size):
         yield samples[np.minimum(np.arange(start, start + size), len(samples) - 1)]

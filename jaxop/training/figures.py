@@ -39,8 +39,8 @@ def plot_predictions(
     Args:
         samples: the samples to show; `jaxop.data.Samples.take` picks some of a set.
         predictions: what a model makes of them, see `jaxop.training.predict`, shape (N, k, c).
-        labels: a name for each sample.
-        title: above everything.
+        labels: a name for each sample, shown as it is: "$" starts no formula.
+        title: above everything, shown as it is.
 
     Returns:
         The figure.
@@ -82,11 +82,11 @@ def plot_predictions(
                 _draw(row[1], place, truth, style=scale)
                 _draw(row[2], place, guess, style=scale)
             _draw(row[3], place, np.abs(guess - truth), kind="error")
-            row[0].set_ylabel(label if channels == 1 else f"{label}\nchannel {c}")
+            row[0].set_ylabel(label if channels == 1 else f"{label}\nchannel {c}", parse_math=False)
     for panel, heading in zip(panels[0], ("input", "truth", "prediction", "|error|"), strict=True):
         panel.set_title(heading)
     if title:
-        figure.suptitle(title)
+        figure.suptitle(title, parse_math=False)
     return figure
 
 
@@ -125,7 +125,8 @@ def plot_learning_curves(metrics: Sequence[Mapping[str, Any]]) -> "Figure":
     axes.set(xlabel="step", ylabel="relative error", yscale="log")
     axes.grid(alpha=0.3)
     if axes.lines:
-        axes.legend()
+        for name in axes.legend(handles=axes.lines).get_texts():  # sets are called like files: "_a.npz", "b$2$.npz"
+            name.set_parse_math(False)
     return figure
 
 

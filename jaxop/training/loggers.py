@@ -166,10 +166,17 @@ class Progress:
 
     def _print(self, line: str) -> None:
         if self._bar is not None:
-            self._bar.console.print(line, highlight=False)
+            console = self._bar.console
+            console.print(_printable(line, console.encoding), highlight=False, markup=False, emoji=False)
         else:
-            sys.stdout.write(line + "\n")
+            sys.stdout.write(_printable(line, getattr(sys.stdout, "encoding", None)) + "\n")
             sys.stdout.flush()
+
+
+def _printable(line: str, encoding: str | None) -> str:
+    """The line without what a terminal cannot show: validation sets may be called anything."""
+    encoding = encoding or "utf-8"
+    return line.encode(encoding, "replace").decode(encoding)
 
 
 def _clock(seconds: int) -> str:

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from jaxop._validation import check_type
 from jaxop.data import Batch, ExampleBatch, Examples, Samples, batch_indices
 from jaxop.training._files import local_path, writing
 from jaxop.training.checkpoint import Checkpoints, first_nonfinite, leaf_names
@@ -26,6 +27,7 @@ from jaxop.training.run import (
     describe_samples,
     error_name,
     has_begun,
+    in_present_terms,
     open_checkpoints,
     read_settings,
     record_versions,
@@ -102,7 +104,7 @@ def fit(
         A `Result`.
 
     Raises:
-        TypeError: for samples of another kind than the loss takes.
+        TypeError: for arguments of another kind, such as samples that the loss does not take.
         ValueError: for samples that do not fit each other or the config, settings or training samples that differ
             from those of the run to resume (every differing field is named), or a model that does not fit its
             checkpoint.
@@ -130,6 +132,7 @@ def fit(
         >>> result.stopped, result.errors["same/l2"] < 0.05
         ('completed', True)
     """
+    _check_arguments(model, valid, config, run_dir, settings, loggers)
     _check_samples(model, train, valid, config)
     directory = local_path(run_dir, "run_dir")
     extra = to_json(settings or {})
@@ -178,13 +181,14 @@ def _resumed(
     """Step, state, seconds and last errors of an interrupted run, if it had the settings described."""
     config, begun = directory / "config.json", has_begun(directory)
     if checkpoints.latest is not None or (config.exists() and not begun):
-        check_same_settings(read_settings(directory), described, str(config), paths=paths)
+        check_same_settings(in_present_terms(read_settings(directory)), described, str(config), paths=paths)
     if config.exists() and not begun:  # interrupted before the first checkpoint
         return 0, state, 0.0, {}
     start, state = checkpoints.restore_latest(state)
     manifest = checkpoints.manifest(start)
     if "settings" in manifest:  # the config is in anyone's hands, the manifest is sealed
-        check_same_settings(manifest["settings"], described, str(checkpoints.path(start)), paths=paths)
+        saved = in_present_terms(manifest["settings"])
+        check_same_settings(saved, described, str(checkpoints.path(start)), paths=paths)
     return start, state, manifest["seconds"], manifest["metrics"]
 
 
@@ -263,7 +267,8 @@ class _Training(Generic[Model]):
         bad = first_nonfinite({f"batch.{name}": array for name, array in arrays.items() if array is not None})
         if bad is None and values["culprit"] >= 0:
             params = leaf_names(split_model(self.model, train=True)[1])
-            bad = f"the gradient of {params[values['culprit']]}"
+            kind, number = divmod(values["culprit"], len(params))
+            bad = f"{('the gradient', 'the new value')[kind]} of {params[number]}"
         return (
             f"step {step}: the loss is {values['loss']} and the gradient norm {values['grad_norm']}, on samples "
             f"{np.asarray(batch.index).tolist()}; first array that is not finite: {bad or 'the loss'}. "
@@ -360,6 +365,21 @@ def _prefetched(load: Callable[[int], Any], steps: range) -> Iterator[Iterator[A
             yield batches()
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _check_arguments(model: Any, valid: Any, config: Any, run_dir: Any, settings: Any, loggers: Any) -> None:
+    """Refuses what is not of its kind, before anything else is looked at."""
+    check_type(model, "model", nnx.Module, "a flax.nnx.Module, such as operators.build(config, rngs=nnx.Rngs(0))")
+    TrainingConfig.check(config)
+    check_type(valid, "valid", Mapping, "a dict of validation sets by name, such as {'valid': samples}, or {}")
+    for name in valid:
+        check_type(name, "every name in valid", str, f"a string, such as {str(name)!r}")
+    check_type(run_dir, "run_dir", (str, os.PathLike), "the path of a directory")
+    if settings is not None:
+        check_type(settings, "settings", Mapping, "a dict of what describes the run, or None")
+    check_type(loggers, "loggers", Sequence, "a sequence of loggers, such as [training.TensorBoard()]")
+    for logger in loggers:
+        check_type(logger, "every one of loggers", Logger, "a training.Logger with start, log and close")
 
 
 def _check_samples(

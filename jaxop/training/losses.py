@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxop._validation import accumulator
+from jaxop._validation import accumulator, check_type
 from jaxop.domains import Domain
 
 
@@ -45,6 +45,7 @@ def relative_norm(
         >>> print(training.relative_norm(truth, jnp.zeros_like(truth), domain).round(4))
         0.7071
     """
+    check_type(domain, "domain", Domain, "the Domain on which both functions are given")
     if prediction.shape != target.shape:
         raise ValueError(
             f"prediction and target must have one shape (k, c), got {prediction.shape} and {target.shape}; "
@@ -104,12 +105,20 @@ def cross_entropy(logits: Float[Array, "b *n v"], labels: Int[Array, "b *n"]) ->
     Returns:
         Shape (b,).
 
+    Raises:
+        ValueError: for labels that are not integers, or do not fit the logits.
+
     Example:
         >>> import jax.numpy as jnp
         >>> from jaxop import training
         >>> print(training.cross_entropy(jnp.zeros((1, 4)), jnp.array([2])))  # log 4
         [1.3862944]
     """
+    if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"labels must be numbers of classes, integers of shape {logits.shape[:-1]} for logits of shape "
+            f"{logits.shape}, got {labels.dtype} of shape {labels.shape}."
+        )
     logits = logits.astype(accumulator(logits.dtype))
     logs = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], axis=-1)[..., 0]
     return -jnp.mean(logs.reshape(labels.shape[0], -1), axis=1)

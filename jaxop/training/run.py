@@ -1,5 +1,6 @@
 """The run directory: what a run was, with which versions, and its parameters back in a model."""
 
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -194,6 +195,14 @@ def read_settings(directory: str | os.PathLike[str]) -> dict[str, Any]:
             raise ValueError(f"{path} has no field {name!r}: {remedy}")
         if not isinstance(settings[name], kind):
             raise ValueError(f"{path}: {name} must be a {kind.__name__}, got {json.dumps(settings[name])}: {remedy}")
+    return settings
+
+
+def in_present_terms(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Recorded settings with the operator's fields as this version has them; as they are if they cannot be read."""
+    settings = dict(settings)
+    with contextlib.suppress(KeyError, TypeError, ValueError):
+        settings["model"] = to_json(from_dict(CONFIGS[settings["operator"]], settings["model"]))
     return settings
 
 

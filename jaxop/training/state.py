@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,10 +12,15 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jaxop._pytree import register
+from jaxop._validation import check_type
+from jaxop.training.checkpoint import leaf_names
 from jaxop.training.config import TrainingConfig
 
 Tree = Any
 """Nested dicts of arrays, the pure form of an NNX state."""
+
+_KERNEL = "leaves"
+"""Where `jaxop.nn.KernelParameters` holds the parameters of a kernel."""
 
 
 @register
@@ -52,6 +58,7 @@ def split_model(model: nnx.Module, *, train: bool) -> tuple[nnx.GraphDef, Tree, 
     Returns:
         What `flax.nnx.merge` puts together again; the trees hold the model's own arrays.
     """
+    check_type(model, "model", nnx.Module, "a flax.nnx.Module, such as operators.build(config, rngs=nnx.Rngs(0))")
     copy = nnx.clone(model)
     copy.train() if train else copy.eval()
     graphdef, params, other = nnx.split(copy, nnx.Param, ...)
@@ -67,6 +74,7 @@ def learning_rate(config: TrainingConfig, step: Int[Array, ""] | int) -> Float[A
         >>> print(*[training.learning_rate(config, t).round(4) for t in (0, 3, 4, 54, 104)])
         0.125 0.5 0.5 0.25 0.0
     """
+    TrainingConfig.check(config)
     time = jnp.asarray(step, jnp.float32)
     peak, final, warmup = config.learning_rate, config.final_learning_rate, config.warmup_steps
     rate = jnp.full((), peak, jnp.float32)
@@ -77,18 +85,46 @@ def learning_rate(config: TrainingConfig, step: Int[Array, ""] | int) -> Float[A
 
 
 def decays(params: Tree) -> Tree:
-    """Which parameters weight decay applies to: arrays of two or more axes not called "bias" or "scale"."""
+    """Which parameters weight decay applies to: the weight matrices.
 
-    def decay(path: tuple[Any, ...], leaf: Array) -> bool:
-        return leaf.ndim >= 2 and getattr(path[-1], "key", None) not in ("bias", "scale")
+    These are the arrays of two or more axes, stacks of matrices and embeddings included, whose name does not end in
+    "bias" or "scale". Kernels (`jaxop.nn.KernelParameters`) stack the parameters of their heads along a first axis, so
+    radii, widths and biases may have two axes as well. Of a kernel only arrays of three axes decay, and the arrays of
+    two that `jaxop.kernels` calls a matrix or a map.
+    """
+
+    def decay(path: tuple[Any, ...], leaf: Any) -> bool:
+        *modules, name = (str(getattr(entry, "key", entry)) for entry in path)
+        if name.endswith(("bias", "scale")):
+            return False
+        per_head = modules[-1:] == [_KERNEL] and not name.endswith(("matrix", "map"))
+        return leaf.ndim >= (3 if per_head else 2)
 
     return jax.tree_util.tree_map_with_path(decay, params)
+
+
+@dataclasses.dataclass(frozen=True)
+class ScheduledUpdate:
+    """The update of an optimiser whose learning rate is known at every step.
+
+    Attributes:
+        update: of an `optax.GradientTransformation`.
+        learning_rate: of the step with a given number.
+    """
+
+    update: Callable[..., Any]
+    learning_rate: Callable[[Any], Array]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The update."""
+        return self.update(*args, **kwargs)
 
 
 def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
     """AdamW after clipping by the global norm, with the learning rate of `learning_rate`.
 
-    Weight decay pulls on matrices and higher tensors; biases, norm scales and other vectors are exempt.
+    Weight decay pulls on weight matrices, stacks of them and embeddings. Biases, norm scales, the radii and widths of
+    kernels and other vectors are exempt.
 
     Args:
         config: reads ``clip_norm``, ``weight_decay`` and the fields of the schedule.
@@ -106,10 +142,35 @@ def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
         >>> print(updates["kernel"][0].round(3))
         [-0.1 -0.1]
     """
-    adamw = optax.adamw(
-        lambda step: learning_rate(config, jnp.asarray(step)), weight_decay=config.weight_decay, mask=decays
-    )
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw) if config.clip_norm else adamw
+    TrainingConfig.check(config)
+
+    def rate(step: Any) -> Array:
+        return learning_rate(config, jnp.asarray(step))
+
+    adamw = optax.adamw(rate, weight_decay=config.weight_decay, mask=decays)
+    optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw) if config.clip_norm else adamw
+    return optax.GradientTransformationExtraArgs(optimizer.init, ScheduledUpdate(optimizer.update, rate))
+
+
+def check_optimizer(optimizer: Any) -> None:
+    """Raises ``TypeError`` unless this is an optimiser of Optax."""
+    expected = "an optax.GradientTransformation, such as training.make_optimizer(config) or optax.adam(1e-3)"
+    check_type(optimizer, "optimizer", optax.GradientTransformation, expected)
+
+
+def used_learning_rate(
+    optimizer: optax.GradientTransformation, opt_state: Any, step: Int[Array, ""]
+) -> Float[Array, ""] | None:
+    """The learning rate of the step after which the optimiser is in this state, or None if it cannot be told.
+
+    `make_optimizer` knows its schedule, and `optax.inject_hyperparams` keeps the rate in the state. Other
+    transformations hide theirs.
+    """
+    if isinstance(optimizer.update, ScheduledUpdate):
+        return optimizer.update.learning_rate(step)
+    found = [value for _, value in optax.tree.get_all_with_path(opt_state, "learning_rate")]
+    rates = [value for value in found if isinstance(value, jax.Array) and value.ndim == 0]
+    return rates[0] if len(rates) == 1 else None
 
 
 def init_state(
@@ -117,7 +178,10 @@ def init_state(
 ) -> tuple[nnx.GraphDef, TrainState]:
     """The graph definition in training mode and the state at step 0, in buffers of its own.
 
-    A step may therefore donate the state without touching the model.
+    A step may therefore donate the state without touching the model. The parameters must be in float32 at least:
+    updates, gradients of micro-batches, moments and the moving average are summed in their dtype, and in
+    half precision 1 + 0.001 = 1. To compute in half precision, give operators ``dtype="bfloat16"`` and leave
+    ``param_dtype="float32"``.
 
     Args:
         model: any NNX module with at least one `nnx.Param`.
@@ -125,7 +189,7 @@ def init_state(
         config: reads ``ema_decay``.
 
     Raises:
-        ValueError: if the model has no parameters.
+        ValueError: if the model has no parameters, or has some in half precision.
 
     Example:
         >>> from flax import nnx
@@ -136,9 +200,18 @@ def init_state(
         >>> sorted(state.params), int(state.step)
         (['bias', 'kernel'], 0)
     """
+    TrainingConfig.check(config)
+    check_optimizer(optimizer)
     graphdef, params, other = split_model(model, train=True)
     if not jax.tree.leaves(params):
         raise ValueError(f"model ({type(model).__name__}) has no nnx.Param to train.")
+    for name, leaf in zip(leaf_names(params), jax.tree.leaves(params), strict=True):
+        if jnp.issubdtype(leaf.dtype, jnp.floating) and jnp.finfo(leaf.dtype).bits < 32:
+            raise ValueError(
+                f"parameters must be float32 or float64 to be trained, but {name} is {leaf.dtype}, in which small "
+                'updates vanish: build the model with param_dtype="float32". Operators still compute in half precision '
+                f'with dtype="{leaf.dtype}".'
+            )
 
     def own(tree: Tree) -> Tree:  # of definite dtype, as a restored state is
         return jax.tree.map(lambda leaf: jnp.array(leaf, leaf.dtype), tree)

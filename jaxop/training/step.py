@@ -10,9 +10,10 @@ import optax
 from flax import nnx
 from jaxtyping import Array
 
+from jaxop._validation import check_type, float_dtype
 from jaxop.training.config import LOSSES, TrainingConfig
 from jaxop.training.losses import cross_entropy, relative_norms
-from jaxop.training.state import TrainState, Tree, learning_rate
+from jaxop.training.state import TrainState, Tree, check_optimizer, used_learning_rate
 
 Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]
 """(state, batch) -> (state, metrics)."""
@@ -30,15 +31,17 @@ def make_step(graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation, c
     Args:
         graphdef: of the model in training mode, as `init_state` returns it. The model is called as
             ``model(inputs, domain, at=at, initial=initial)``.
-        optimizer: as `make_optimizer` makes it.
-        config: reads ``loss``, ``accumulate``, ``ema_decay``, ``seed`` and the fields of the schedule.
+        optimizer: as `make_optimizer` makes it, or any other transformation of Optax.
+        config: reads ``loss``, ``accumulate``, ``ema_decay`` and ``seed``.
 
     Returns:
         A jitted function from (state, batch) to (state, metrics). A batch is a `jaxop.data.Batch`, or for
         cross-entropy a `jaxop.data.ExampleBatch`, whose model is called as ``model(inputs)``; the
-        metrics are scalars on the device: ``loss``, ``grad_norm`` (before clipping), ``learning_rate``,
-        ``finite`` (whether loss and gradient are) and ``culprit`` (number of the first parameter whose
-        gradient is not, −1 if none). The state passed in must not be used again.
+        metrics are scalars on the device: ``loss``, ``grad_norm`` (before clipping), ``learning_rate`` (where the
+        optimiser tells it: that of `make_optimizer`, or one in `optax.inject_hyperparams`), ``finite`` (whether loss,
+        gradient and new parameters are) and ``culprit`` (number of the first array that is not among the gradients of
+        all parameters followed by all new parameters, −1 if they are finite). The state passed in must not be used
+        again.
 
     Cost: one forward and one backward pass of the model; no temporary copy of the state.
 
@@ -59,6 +62,9 @@ def make_step(graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation, c
         >>> int(state.step), bool(metrics["finite"])
         (1, True)
     """
+    TrainingConfig.check(config)
+    check_optimizer(optimizer)
+    check_type(graphdef, "graphdef", nnx.GraphDef, "the graph definition that training.init_state returns")
 
     def losses(model: Any, batch: dict[str, Any]) -> Array:
         if config.loss == "cross_entropy":
@@ -101,19 +107,23 @@ def make_step(graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation, c
             field.name: getattr(batch, field.name) for field in dataclasses.fields(batch) if field.name != "index"
         }
         (value, other), gradients = accumulated(state, fields)
-        squares = jnp.stack([jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(gradients)])
+        squares = jnp.stack([jnp.sum(jnp.square(g.astype(float_dtype()))) for g in jax.tree.leaves(gradients)])
         norm = jnp.sqrt(jnp.sum(squares))
         with jax.numpy_dtype_promotion("standard"):  # Optax mixes dtypes
             updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
         ema = None if state.ema is None else _average(state.ema, params, config.ema_decay, state.step)
+        moved = jnp.stack([jnp.all(jnp.isfinite(p)) for p in jax.tree.leaves(params)])
+        good = jnp.concatenate([jnp.isfinite(squares), moved])
         metrics = {
             "loss": value,
             "grad_norm": norm,
-            "learning_rate": learning_rate(config, state.step),
-            "finite": jnp.isfinite(value) & jnp.isfinite(norm),
-            "culprit": jnp.where(jnp.all(jnp.isfinite(squares)), -1, jnp.argmin(jnp.isfinite(squares))),
+            "finite": jnp.isfinite(value) & jnp.isfinite(norm) & jnp.all(moved),
+            "culprit": jnp.where(jnp.all(good), -1, jnp.argmin(good)),
         }
+        rate = used_learning_rate(optimizer, opt_state, state.step)
+        if rate is not None:
+            metrics["learning_rate"] = rate
         return TrainState(state.step + 1, params, other, opt_state, ema), metrics
 
     return jax.jit(step, donate_argnums=0)

@@ -108,6 +108,34 @@ def test_the_dtype_of_values_is_kept():
     assert data.normalize(np.ones((2, 1), np.int32), known).dtype == jnp.float32
 
 
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_physical_units_are_in_float32_at_least(dtype):
+    """Pressures of 101325 ± 300 Pa: beyond float16, two numbers in bfloat16."""
+    known = data.Statistics(mean=jnp.array([101325.0]), std=jnp.array([300.0]))
+    standard = jnp.asarray(np.linspace(-1, 1, 9), dtype)[:, None]
+    physical = data.denormalize(standard, known)
+    assert physical.dtype == jnp.float32
+    np.testing.assert_allclose(physical, 101325 + 300 * np.asarray(standard, np.float64), rtol=1e-6)
+    np.testing.assert_array_equal(data.normalize(physical, known).astype(dtype), standard)
+
+
+def test_statistics_have_the_precision_in_force(x64):
+    """A deviation of 1e-2 on 5e6: float32 numbers lie 0.5 apart there."""
+    values = 5e6 + 0.3 + 1e-2 * np.random.default_rng(0).standard_normal((20, 9, 1))
+    found = data.statistics(values, domains.interval(9, rule="midpoint"))
+    np.testing.assert_allclose(found.mean, values.mean(), rtol=1e-15)
+    standard = data.normalize(values, found)
+    np.testing.assert_allclose(standard, (values - values.mean()) / values.std(), atol=1e-6)
+    np.testing.assert_allclose(data.denormalize(standard.astype(jnp.float32), found), values, atol=1e-8)
+
+
+def test_a_deviation_that_only_float64_resolves_is_named():
+    values = 5e6 + 0.3 + 1e-2 * np.random.default_rng(0).standard_normal((20, 9, 1))
+    with pytest.warns(UserWarning, match=r"channel 0 .* around 5000000.3, which float32 cannot resolve"):
+        found = data.statistics(values, domains.interval(9, rule="midpoint"))
+    np.testing.assert_array_equal(found.std, 1.0)
+
+
 def test_lazily_read_values_are_read_in_slices():
     class Rows:
         shape, dtype = (4, 9, 1), np.dtype(np.float32)

@@ -107,7 +107,7 @@ def test_float64_is_rounded_with_one_warning(grid, monkeypatch):
 
 
 def test_float64_is_kept_under_x64(x64):
-    u = functions(dtype=np.float64)
+    u = with_entry(functions(dtype=np.float64), (0, 0, 0), 1e300)
     np.testing.assert_array_equal(data.Samples(u, u, domains.interval(8))[[1]].inputs[0], u[1])
 
 
@@ -131,6 +131,10 @@ def with_entry(array, index, value):
         ({"initial": functions()}, r"initial must have shape \(samples, channels\) = \(6, channels\), got \(6, 8, 2\)"),
         ({"initial": functions()[:5, 0]}, r"initial must have shape .* got \(5, 2\)"),
         ({"inputs": with_entry(functions(), (3, 5, 1), np.nan)}, r"inputs\[3, 5, 1\] = nan \(sample 3, channel 1\)"),
+        (
+            {"inputs": with_entry(functions(dtype=np.float64), (3, 5, 1), 1e300)},
+            r"inputs must be finite in float32, but inputs\[3, 5, 1\] = 1e\+300 \(sample 3, channel 1\)",
+        ),
         ({"targets": with_entry(functions(), (2, 0, 0), -np.inf)}, r"targets\[2, 0, 0\] = -inf"),
         ({"initial": with_entry(functions()[:, 0], (4, 1), np.nan)}, r"initial\[4, 1\] = nan \(sample 4\)"),
     ],

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxop import domains, operators, testing
+from jaxop import domains, operators, testing, training
 from jaxop.operators import TransformerNeuralOperator, TransformerNeuralOperatorConfig
+from jaxop.training.state import split_model
 
 
 @functools.cache
@@ -219,6 +220,19 @@ def test_at_may_be_the_domain_of_the_input_or_its_equal():
         operator(values, domain, at=domains.interval(6, upper=2.0))
 
 
+class Echo(nnx.Module):
+    """Returns its input and the initial condition (or the input again) as its two channels, in a dtype."""
+
+    config = TransformerNeuralOperatorConfig(1, 2, initial_channels=1)
+
+    def __init__(self, dtype=None):
+        self.dtype = dtype
+
+    def __call__(self, values, domain, *, at=None, initial=None):
+        other = values if initial is None else jnp.broadcast_to(initial[None], values.shape)
+        return jnp.stack([values[:, 0], other[:, 0]], axis=-1).astype(self.dtype or values.dtype)
+
+
 class TestStandardized:
     def standardized(self):
         return operators.Standardized(
@@ -245,6 +259,57 @@ class TestStandardized:
         params = nnx.state(model, nnx.Param)
         assert "input_mean" not in params
         assert nnx.state(model, operators.Statistic)["output_std"][...].tolist() == [0.5, 10.0]
+
+    @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+    def test_physical_units_are_in_float32_whatever_the_operator_computes_in(self, dtype):
+        """Pressures of 101325 ± 300 Pa: beyond float16, and two numbers in bfloat16."""
+        pressure = {"input_mean": [0.0], "input_std": [1.0], "output_mean": [101325.0] * 2, "output_std": [300.0] * 2}
+        values = jnp.asarray(np.linspace(-1, 1, 32, dtype=np.float32)[:, None])
+        out = operators.Standardized(Echo(dtype), **pressure)(values, domains.interval(32))
+        assert out.dtype == jnp.float32
+        np.testing.assert_allclose(out[:, :1], 101325 + 300 * np.asarray(values.astype(dtype), np.float64), rtol=1e-6)
+
+    def test_half_precision_values_are_standardised_in_float32(self):
+        """No number between 101.5 and 102 is a bfloat16, but 102 − 101.75 is."""
+        known = {"input_mean": [101.75], "input_std": [0.5], "initial_mean": [101.75], "initial_std": [0.5]}
+        model = operators.Standardized(Echo(), **known, output_mean=[0.0, 0.0], output_std=[1.0, 1.0])
+        values = jnp.full((4, 1), 102.0, jnp.bfloat16)
+        np.testing.assert_array_equal(model(values, domains.interval(4), initial=values[0]), 0.5)
+
+    def test_statistics_have_the_precision_in_force(self, x64):
+        """A deviation of 1e-2 on 5e6: float32 numbers lie 0.5 apart there. The operator may compute in float32."""
+        mean, std, standardized = 5e6 + 0.3, 1e-2, np.linspace(-1, 1, 6)[:, None]
+        statistics = {"input_mean": [mean], "input_std": [std], "output_mean": [mean] * 2, "output_std": [std] * 2}
+        out = operators.Standardized(Echo(jnp.float32), **statistics)(
+            jnp.asarray(mean + std * standardized), domains.interval(6)
+        )
+        assert out.dtype == jnp.float64
+        np.testing.assert_allclose((out[:, :1] - mean) / std, standardized, atol=1e-6)
+
+    def test_statistics_of_checkpoints_are_cast_to_the_precision_in_force(self, tmp_path):
+        """Runs from before statistics had it are float32 under x64 as well; runs under x64 open without it."""
+
+        def parts(model):
+            _, params, other = split_model(model, train=False)
+            return {"params": params, "other": other}
+
+        checkpoints = training.Checkpoints(tmp_path)
+        checkpoints.save(1, parts(self.standardized()))
+        jax.config.update("jax_enable_x64", True)  # in Orbax's threads too
+        try:
+            wide = parts(self.standardized())
+            restored = checkpoints.restore(wide, step=1)
+            assert restored["other"]["output_std"].dtype == jnp.float64
+            assert restored["other"]["output_std"].tolist() == [0.5, 10.0]
+            checkpoints.save(2, wide)
+        finally:
+            jax.config.update("jax_enable_x64", False)
+        restored = checkpoints.restore(parts(self.standardized()), step=2)
+        assert restored["other"]["output_std"].dtype == jnp.float32
+        assert restored["other"]["output_std"].tolist() == [0.5, 10.0]
+        half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), parts(make())["params"])
+        with pytest.raises(ValueError, match=r"saved as float32\[2\], expected bfloat16\[2\]"):
+            checkpoints.restore({"params": {"operator": half}}, step=2, parts=["params"])
 
     def test_statistics_must_match_the_channels(self):
         with pytest.raises(ValueError, match=r"output_std must have shape \(2,\), one entry per channel, got \(1,\)"):

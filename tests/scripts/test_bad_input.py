@@ -8,11 +8,17 @@ from types import SimpleNamespace
 import h5py
 import numpy as np
 import pytest
+from flax import nnx
 
-from jaxop import domains, training
+from jaxop import domains, operators, training
 from tests.scripts.conftest import custom, functions, write_hdf5, write_npz
 
+import compare_kernels  # isort: skip
+import compare_machines  # isort: skip
+import compare_momentum  # isort: skip
 import evaluate  # isort: skip
+import reproduce  # isort: skip
+import experiment  # isort: skip
 import train  # isort: skip
 from experiment import recorded as rebuild  # isort: skip
 from experiment import report  # isort: skip
@@ -266,6 +272,109 @@ def test_grids_of_a_run_on_files(fails, trained):
 def test_unknown_checkpoint(fails, trained):
     assert "has no checkpoint 77" in fails(evaluate, [trained, "--checkpoint", "77"])
     assert "'best', 'last'" in fails(evaluate, [trained, "--checkpoint", "latest"])
+
+
+def test_a_number_beyond_single_precision(fails, tmp_path):
+    arrays = {name: array.astype(np.float64) for name, array in functions(9, 8).items()}
+    arrays["x"][3, 2, 5] = 1e300
+    message = fails(train, custom(write_npz(tmp_path / "huge.npz", **arrays), tmp_path / "run"))
+    assert "huge.npz" in message
+    assert "finite in float32" in message
+    assert "sample 3" in message
+
+
+@pytest.mark.parametrize("option", [["--run-dir", ""], ["--run-dir="], ["--cache", ""], ["--data.test", ""]])
+def test_empty_values(option, fails, files, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = custom(files / "a.npz", tmp_path / "run", *option)
+    assert f"{option[0].rstrip('=')} got an empty value" in fails(train, arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", ["a.npz", "a.npz/run"])
+def test_a_file_in_place_of_the_run_directory(place, fails, files):
+    assert "a.npz is a file" in fails(train, custom(files / "a.npz", files / place))
+
+
+def test_a_run_directory_that_is_no_text(fails, files, tmp_path):
+    assert "is not in the encoding" in fails(train, custom(files / "a.npz", tmp_path / "run \udcff"))
+
+
+def test_a_file_in_place_of_the_cache(fails, files, tmp_path):
+    message = fails(train, ["darcy_fno", "--cache", files / "a.npz", "--run-dir", tmp_path / "run"])
+    assert "--cache" in message
+    assert "a.npz is a file" in message
+
+
+@pytest.mark.parametrize("name", ["../../x", "/x", "a/", ".", "a/b"])
+def test_evaluations_are_written_inside_the_run(name, fails, trained):
+    assert "--name" in fails(evaluate, [trained, "--name", name])
+
+
+def test_a_file_given_twice(fails, trained, files):
+    assert "b.npz is given more than once" in fails(evaluate, [trained, "--data", files / "b.npz", files / "b.npz"])
+
+
+def test_nothing_to_evaluate_on():
+    with pytest.raises(ValueError, match="nothing to evaluate on"):
+        experiment.check(None, {})
+
+
+def test_names_of_arrays_without_files(fails, trained):
+    assert "--inputs needs --data" in fails(evaluate, [trained, "--inputs", "y"])
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("sampling", "dt=nan"), ("sampling", "nodes=inf"), ("sampling", "10"), ("final-time", "nan")]
+)
+def test_impossible_times(option, value, fails, tmp_path):
+    message = fails(train, ["cde_tno", "--cache", tmp_path / "cache", f"--data.{option}", value])
+    assert "'dt=STEP'" in message or "final_time must be positive and finite" in message
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("comparison", "option", "message"),
+    [
+        (reproduce.Comparison, {"operators": ("fna",)}, "operators='fna' is unknown: did you mean 'fno' or 'fano'"),
+        (reproduce.Comparison, {"operators": ()}, "--operators must have at least one value"),
+        (reproduce.Comparison, {"minutes": float("nan")}, "--minutes must be positive and finite, got nan"),
+        (reproduce.Comparison, {"test_samples_tno": 0}, "--test-samples-tno must be positive"),
+        (compare_kernels.Comparison, {"steps": 0}, "--steps must be positive"),
+        (compare_momentum.Comparison, {"seeds": ()}, "--seeds must have at least one value"),
+        (compare_momentum.Comparison, {"learning_rate": -1.0}, "--learning-rate must be positive"),
+        (compare_machines.Comparison, {"seeds": (0, -1)}, "--seeds must not be negative, got -1"),
+    ],
+)
+def test_comparisons_refuse_what_they_cannot_use_at_once(comparison, option, message):
+    with pytest.raises(ValueError, match=message):
+        comparison(**option)
+
+
+def test_a_negative_seed(fails, files, tmp_path):
+    assert "seed must be" in fails(train, custom(files / "a.npz", tmp_path / "run", "--data.seed", "-1"))
+
+
+@pytest.mark.parametrize(("option", "value"), [("width", "100000"), ("layers", "100000000")])
+def test_an_operator_larger_than_the_memory(option, value, fails, files, tmp_path):
+    message = fails(train, custom(files / "a.npz", tmp_path / "run", f"--model.{option}", value))
+    assert "GiB of memory" in message
+    assert f"{option}={value} (default" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_heads_of_a_huge_width(fails, files, tmp_path):
+    message = fails(train, custom(files / "a.npz", tmp_path / "run", "--model.width", "9" * 20))
+    assert "heads must divide the width" in message
+
+
+@pytest.mark.parametrize("name", sorted(operators.CONFIGS))
+def test_parameters_are_counted_without_their_layers(name):
+    deep = {"layers": 5} | ({"decoder_layers": 4} if name == "tno" else {})
+    config = operators.CONFIGS[name](1, 1, width=8, **deep)
+    model = nnx.eval_shape(lambda: operators.build(config, rngs=nnx.Rngs(0)))
+    count = experiment.parameters(model)
+    assert experiment.size_of(config) == (4 * count, count)
 
 
 def test_a_traceback_is_shown_on_request(files, tmp_path):

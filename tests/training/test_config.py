@@ -19,6 +19,7 @@ from jaxop.training.config import check_same_settings
         ("schedule", "cosin", "did you mean 'cosine'"),
         ("loss", "l1", "did you mean"),
         ("steps", 0, "steps=0 must be at least 1"),
+        ("steps", 3_000_000_000, "steps=3000000000 must lie below 2\\^31"),
         ("keep_last", 0, "at least 1"),
         ("batch_size", 6, "multiple of accumulate=4; the nearest are 4 and 8"),
         ("learning_rate", 0.0, "must be positive"),
@@ -30,6 +31,7 @@ from jaxop.training.config import check_same_settings
         ("ema_decay", 1.0, r"\[0, 1\)"),
         ("seed", -1, "2\\^32"),
         ("time_limit_s", 0.0, "None for no limit"),
+        ("time_limit_s", float("inf"), "None for no limit"),
     ],
 )
 def test_impossible_values_are_refused(field, value, message):

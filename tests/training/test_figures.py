@@ -91,6 +91,19 @@ def test_no_metrics_give_an_empty_plot(tmp_path):
     training.save_figure(training.plot_learning_curves([]), tmp_path / "empty.png")
 
 
+@pytest.mark.parametrize("name", ["we$ird^$_.npz", "_$x$.npz"])
+def test_names_of_files_are_no_formulas(name, tmp_path):
+    samples = samples_on(CASES["interval"], count=1)
+    predictions = training.plot_predictions(samples, samples.targets, labels=[name], title=name)
+    curves = training.plot_learning_curves([{"step": t, f"{name}/l2": 1 / t} for t in (1, 2)])
+    for i, figure in enumerate((predictions, curves)):
+        training.save_figure(figure, tmp_path / f"{i}.png")
+    (entry,) = curves.axes[0].get_legend().get_texts()
+    for text in (entry, predictions.axes[0].yaxis.label, *predictions.texts):
+        assert not text.get_parse_math()
+    assert entry.get_text() == f"{name}/l2"
+
+
 def test_even_and_uneven_grids_form_their_own_curves():
     grids = [CASES["square"], CASES["interval"], CASES["uneven interval"]]
     figure = training.plot_errors(grids, {"relative L2": [0.1, 0.2, 0.3], "relative H1": [None, 0.4, None]})

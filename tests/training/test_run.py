@@ -1,6 +1,7 @@
 """A run directory explains itself, reports to whoever listens, and gives the parameters back."""
 
 import dataclasses
+import io
 import itertools
 import json
 import os
@@ -228,11 +229,24 @@ def test_progress_on_a_terminal_is_a_bar(tmp_path, capsys, monkeypatch):
         assert part in output
 
 
-def feed(logger, directory, *, step=0):
+@pytest.mark.parametrize("bar", [False, True])
+def test_progress_prints_names_that_are_markup_or_beyond_the_terminal(bar, tmp_path, monkeypatch):
+    pytest.importorskip("rich")
+    if bar:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("TERM", "xterm")
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    feed(training.Progress(interval_s=0), tmp_path, name="[/b] 64² :smile:")
+    terminal.flush()
+    assert b"[/b] 64? :smile:/l2 2.500e-01" in terminal.buffer.getvalue()
+
+
+def feed(logger, directory, *, step=0, name="set"):
     logger.start(directory, {"training": dataclasses.asdict(CONFIG)}, step)
     logger.log(step + 1, {"loss": 1.0})
     logger.log(step + 2, {"loss": 0.5})
-    logger.log(step + 2, {"set/l2": 0.25})
+    logger.log(step + 2, {f"{name}/l2": 0.25})
     logger.close()
 
 

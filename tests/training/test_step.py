@@ -9,7 +9,9 @@ import optax
 import pytest
 from flax import nnx
 
-from jaxop import testing, training
+from jaxop import kernels, nn, operators, testing, training
+from jaxop.training.checkpoint import leaf_names
+from jaxop.training.state import decays, split_model
 from tests.training.cases import CONFIG, assert_same_bits, batch, leaves, samples, stacked_samples, tiny
 
 PLAIN = dataclasses.replace(CONFIG, accumulate=1, warmup_steps=0, ema_decay=0.0, batch_size=8)
@@ -128,6 +130,76 @@ def test_decay_spares_biases_and_norms():
     assert not updates["norm"]["scale"].any()
 
 
+WEIGHTS = {"kernel", "embedding", "positions", "multipliers", "score", "mobility"}
+WEIGHTS |= {f"params_{i}_{layer}" for i in (0, 1) for layer in ("inner", "outer")}
+SMALL = {"width": 8, "heads": 2, "layers": 1}
+
+
+def tno(kernel=None, **options):
+    attention = nn.IntegralAttentionConfig(kernel=kernel or nn.ExpDotProductConfig())
+    return operators.TransformerNeuralOperatorConfig(1, 1, **SMALL, attention=attention, **options)
+
+
+def models():
+    """A config of every operator, of every kernel and of every block."""
+    for kernel in nn.KERNELS.values():
+        yield operators.TransformerNeuralOperator, tno(kernel(), decoder_layers=1, initial_channels=2)
+    for per in nn.PER:
+        yield operators.TransformerNeuralOperator, tno(nn.FourierIntegralConfig(per=per))
+    for block in nn.BLOCKS:
+        momentum = nn.MomentumConfig(block=block)
+        yield operators.TransformerNeuralOperator, tno(norm="pre", momentum=momentum)
+    radii = nn.FourierIntegralConfig(per="channel")
+    yield operators.ViTNeuralOperator, operators.ViTNeuralOperatorConfig(1, 1, **SMALL, kernel=radii)
+    yield operators.TransformerNeuralOperator, tno(schwarz=nn.SchwarzAttentionConfig(kernel=radii))
+    smooth = operators.FourierAttentionNeuralOperatorConfig(1, 1, **SMALL, smoothing_modes=2)
+    yield operators.FourierAttentionNeuralOperator, smooth
+    yield operators.FourierNeuralOperator, operators.FourierNeuralOperatorConfig(1, 1, width=8)
+    yield operators.FlowNeuralOperator, operators.FlowNeuralOperatorConfig(1, 1, width=8, layers=1, feedforward=8)
+    yield operators.SequenceTransformer, operators.SequenceTransformerConfig(5, **SMALL)
+    yield operators.SequenceClassifier, operators.SequenceClassifierConfig(5, **SMALL)
+    yield operators.EncoderDecoderTransformer, operators.EncoderDecoderTransformerConfig(5, 4, 3, **SMALL)
+    yield operators.VisionTransformer, operators.VisionTransformerConfig(8, **SMALL)
+
+
+def decayed(model) -> tuple[set[str], set[str]]:
+    """Names of the parameters that decay, and of the others."""
+    _, params, _ = split_model(model, train=True)
+    flags = list(zip(leaf_names(params), jax.tree.leaves(decays(params)), strict=True))
+    return {name for name, flag in flags if flag}, {name for name, flag in flags if not flag}
+
+
+def test_weight_matrices_of_every_operator_decay_and_nothing_else():
+    for kind, config in models():
+        pulled, spared = decayed(nnx.eval_shape(lambda kind=kind, config=config: kind(config, rngs=nnx.Rngs(0))))
+        assert pulled, config
+        assert {name.split(".")[-1] for name in pulled} <= WEIGHTS, config
+        assert not {name.split(".")[-1] for name in spared} & WEIGHTS, config
+
+
+def test_weight_matrices_of_given_kernels_decay():
+    def layer(kernel, axis=None):
+        return nn.IntegralAttention(8, 2, kernel=kernel, kernel_axis=axis, rngs=nnx.Rngs(0)).kernel
+
+    maps = jnp.ones((4, 3))
+    projected = kernels.Projected(kernels.FourierIntegral(jnp.ones(3)), maps, maps)
+    assert decayed(layer(projected)) == ({"leaves.query_map", "leaves.key_map"}, {"leaves.kernel_radius"})
+    bilinear = kernels.Bilinear(jnp.ones((2, 4, 4)), jnp.ones(2))
+    assert decayed(layer(bilinear, 0)) == ({"leaves.matrix"}, {"leaves.offset"})
+
+
+def test_per_head_radii_keep_their_size_under_weight_decay():
+    """The gradient is 0, so that only the decay moves parameters."""
+    config = dataclasses.replace(PLAIN, weight_decay=0.5, clip_norm=0.0, schedule="constant", learning_rate=0.1)
+    optimizer = training.make_optimizer(config)
+    model = tno(nn.FourierIntegralConfig(radius=2.0)).attention.make(8, 2, rngs=nnx.Rngs(0))
+    _, params, _ = split_model(model, train=True)
+    with jax.numpy_dtype_promotion("standard"):
+        updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    assert not updates["kernel"]["leaves"]["radius"].any()
+    np.testing.assert_allclose(updates["query"]["kernel"], -0.05 * params["query"]["kernel"], rtol=1e-5)
+
+
 def test_long_gradients_are_clipped():
     def moments(clip):
         optimizer = training.make_optimizer(dataclasses.replace(PLAIN, clip_norm=clip))
@@ -138,6 +210,56 @@ def test_long_gradients_are_clipped():
 
     np.testing.assert_allclose(moments(0.0), 5.0, rtol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(moments(1.0)), 0.1, rtol=1e-6)
+
+
+class Gain(nnx.Module):
+    """One number."""
+
+    def __init__(self):
+        self.gain = nnx.Param(jnp.ones(()))
+
+    def __call__(self, values, domain, *, at=None, initial=None):
+        return values * self.gain[...]
+
+
+def gained(optimizer, steps=1):
+    """The last state and the metrics of the steps of a model of one number."""
+    graphdef, state = training.init_state(Gain(), optimizer, PLAIN)
+    step, metrics = training.make_step(graphdef, optimizer, PLAIN), []
+    for _ in range(steps):
+        state, found = step(state, batch(8))
+        metrics.append(found)
+    return state, metrics
+
+
+def test_reported_learning_rate_is_that_of_the_optimiser():
+    falling = optax.linear_schedule(0.5, 0.0, 2)
+    chained = optax.chain(optax.clip(1.0), optax.inject_hyperparams(optax.sgd)(falling))
+    for optimizer, expected in (
+        (training.make_optimizer(PLAIN), [training.learning_rate(PLAIN, t) for t in (0, 1)]),
+        (optax.lion(3e-4), [None, None]),
+        (chained, [0.5, 0.25]),
+    ):
+        _, metrics = gained(optimizer, steps=2)
+        assert [row.get("learning_rate") for row in metrics] == expected
+
+
+def test_new_parameters_that_are_not_finite_are_reported():
+    state, (metrics,) = gained(optax.scale(jnp.inf))
+    assert np.isfinite(metrics["loss"])
+    assert np.isfinite(metrics["grad_norm"])
+    assert not np.isfinite(state.params["gain"])
+    assert not metrics["finite"]
+    assert metrics["culprit"] == 1  # after the gradient of the only parameter
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_parameters_are_refused(dtype):
+    """Their sums stall: an average of 3 stays at 2.953, 1024 micro-batches lose half of the gradient."""
+    model = tiny(dtype=dtype)
+    message = rf"layers\.0\.bias is {dtype.dtype}, in which small updates vanish.*param_dtype=\"float32\""
+    with pytest.raises(ValueError, match=message):
+        training.init_state(model, training.make_optimizer(CONFIG), CONFIG)
 
 
 @pytest.mark.parametrize(
