@@ -47,8 +47,10 @@ def chunked_attention(
     dtype = accumulation_dtype(query, key, value)
     chunks = _chunks(n, QUERY_CHUNK), _chunks(m, KEY_CHUNK)
     shapes = [(length, depth) for _, length in chunks]
-    kernel, operands = close(kernel, kernel_axis, (query, key, value, weights, mask), heads, shapes, dtype)
-    return _chunked(*operands, kernel, kernel_axis, normalize, is_causal, chunks)
+    kernel, (query, key, value, weights, mask) = close(
+        kernel, kernel_axis, (query, key, value, weights, mask), heads, shapes, dtype
+    )
+    return _chunked(query, key, value, weights, mask, kernel, kernel_axis, normalize, is_causal, chunks)
 
 
 @compiled(static=("kernel_axis", "normalize", "is_causal", "chunks"))

@@ -71,7 +71,8 @@ def close(
     if kernel_axis is not None:
         constants = [jnp.broadcast_to(c[None], (heads, *c.shape)) for c in constants]
     text = closed.jaxpr.pretty_print(use_color=False, custom_pp_eqn_rules=False)
-    return _Closed(arrays, constants, _Program(closed.jaxpr, text, (structure, *others)), kernel.sign), operands
+    program = _Program(closed.jaxpr, text, (structure, *others))
+    return _Closed(arrays, constants, program, kernel.sign), operands
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -104,6 +105,9 @@ class _Closed(Kernel):
     constants: list[Array]
     program: _Program
     sign: str
+
+    def __call__(self, a: Float[Array, " d"], b: Float[Array, " d"]) -> Float[Array, ""]:
+        raise NotImplementedError
 
     def tile(self, query: Float[Array, "n d"], key: Float[Array, "m d"]) -> Float[Array, "n m"]:
         closed = jax.extend.core.ClosedJaxpr(self.program.jaxpr, self.constants)

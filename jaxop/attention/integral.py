@@ -43,7 +43,9 @@ def integral_attention(
     Rows without mass (every key masked, of weight zero, or beyond the support of the kernel) are
     exactly 0 with gradient 0. A node of weight 0 influences nothing, yet its own derivative is the true
     one, ∂A_i/∂w_j = k_ij (v_j − A_i)/Z_i; where its logit lies so far above the others that
-    exp(l_ij − log Z_i) exceeds the square root of the largest float, that factor is clipped there.
+    exp(l_ij − log Z_i) exceeds the square root of the largest float, that factor is clipped there. Without
+    normalisation it is k_ij v_j, clipped where k_ij exceeds the largest float; other derivatives overflow only where
+    they do not fit themselves, whatever k_ij.
 
     Args:
         query: q_i at the nodes where the output is wanted, shape (n, h, d).

@@ -32,6 +32,7 @@ def library_attention(
     carries it to 16 bits. Everything is padded with zeros to the depth the backend wants.
     """
     _refuse(backend, query, key, value, kernel, kernel_axis, normalize, mask)
+    assert isinstance(kernel, ExpDotProduct)  # or refused
     scale = kernel.factor(query.shape[-1])
     fixed, trained = (None, scale) if isinstance(scale, jax.Array) else (float(scale), None)
     return _program(backend, is_causal, fixed, query, key, value, weights, trained, mask)

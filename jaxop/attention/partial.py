@@ -153,6 +153,9 @@ def combine(a: Partial, b: Partial) -> Partial:
 def finish(part: Partial, normalize: bool = True) -> Float[Array, "*n c"]:
     """moment/mass, exactly 0 where there is no mass; or the integral ∫ k v dy itself if not ``normalize``.
 
+    Without normalisation the derivative in the moment is exp(shift): where that overflows and ∫ k v dy does not,
+    differentiate `integral_attention`, which never forms it.
+
     Example:
         >>> import jax.numpy as jnp
         >>> from jaxop import attention

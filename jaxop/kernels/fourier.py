@@ -118,13 +118,13 @@ class FourierIntegral(BaseKernel):
         return self.power * log_sinc(query, key, radius)
 
     def _radii(self, x: Float[Array, "*n d"]) -> Float[Array, " d"]:
-        shape, depth = jnp.shape(self.radius), x.shape[-1]
-        if shape not in ((), (1,), (depth,)):
+        radius, depth = jnp.asarray(self.radius, x.dtype), x.shape[-1]
+        if radius.shape not in ((), (1,), (depth,)):
             raise ValueError(
-                f"radius must be a number or have one entry per channel, ({depth},), got shape {shape}; for one per "
+                f"radius must be a number or have one entry per channel, ({depth},), got shape {radius.shape}; for one per "
                 "head pass (h, 1) or (h, d) with kernel_axis=0."
             )
-        return jnp.broadcast_to(jnp.asarray(self.radius, x.dtype), (depth,))
+        return jnp.broadcast_to(radius, (depth,))
 
 
 def log_sinc(query: Float[Array, "n d"], key: Float[Array, "m d"], radius: Float[Array, " d"]) -> Float[Array, "n m"]:
