@@ -164,6 +164,9 @@ def _augment(query, key, value, log_weights, scale, floor, dtype, sizes):
 
 
 def _xla(query, key, value, mask, scale, is_causal):
+    if query.dtype == jnp.float16 and jax.default_backend() != "gpu":
+        # jax.nn asks for float16 products summed in float32, which GPUs alone compile
+        query, key, value = (a.astype(jnp.float32) for a in (query, key, value))
     with jax.numpy_dtype_promotion("standard"):  # on which its mixed precision relies
         return jax.nn.dot_product_attention(
             query[None], key[None], value[None], mask=mask[None], scale=scale, is_causal=is_causal, implementation="xla"

@@ -121,8 +121,8 @@ class FourierIntegral(BaseKernel):
         radius, depth = jnp.asarray(self.radius, x.dtype), x.shape[-1]
         if radius.shape not in ((), (1,), (depth,)):
             raise ValueError(
-                f"radius must be a number or have one entry per channel, ({depth},), got shape {radius.shape}; for one per "
-                "head pass (h, 1) or (h, d) with kernel_axis=0."
+                f"radius must be a number or have one entry per channel, ({depth},), got shape {radius.shape}; for one "
+                "per head pass (h, 1) or (h, d) with kernel_axis=0."
             )
         return jnp.broadcast_to(radius, (depth,))
 

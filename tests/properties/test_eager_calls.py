@@ -171,7 +171,7 @@ def test_a_pair_function_is_never_stale(rates):
 
 
 @pytest.mark.parametrize("radius", [[1.0, 0.5, 1.0, 0.5, 1.0], (1.0, 0.5, 1.0, 0.5, 1.0)], ids=["list", "tuple"])
-def test_numbers_of_a_kernel_may_be_lists(radius):
+def test_numbers_of_a_kernel_may_be_lists(radius, unchecked):
     arrays = tuple(map(jnp.asarray, inputs()))
     ours, theirs = (attend(*arrays, kernel=kernels.FourierIntegral(r)) for r in (radius, jnp.asarray(radius)))
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
