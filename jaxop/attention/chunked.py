@@ -6,17 +6,20 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.extend.core
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
+from jaxop._eager import compiled
+from jaxop._varying import varying_like
 from jaxop.attention.checks import accumulation_dtype, cast_kernel
+from jaxop.attention.closing import close
 from jaxop.attention.partial import (
     Partial,
     accumulate_tile,
     combine,
     finish,
+    half_shift,
+    halved_densities,
     log_clip,
     split_weights,
     uniform_weights,
@@ -40,11 +43,22 @@ def chunked_attention(
     is_causal: bool,
 ) -> Array:
     """`integral_attention` by accumulating `Partial` integrals; see there. O(n + m) memory, gradients included."""
+    (n, heads, depth), m = query.shape, key.shape[0]
+    dtype = accumulation_dtype(query, key, value)
+    chunks = _chunks(n, QUERY_CHUNK), _chunks(m, KEY_CHUNK)
+    shapes = [(length, depth) for _, length in chunks]
+    kernel, (query, key, value, weights, mask) = close(
+        kernel, kernel_axis, (query, key, value, weights, mask), heads, shapes, dtype
+    )
+    return _chunked(query, key, value, weights, mask, kernel, kernel_axis, normalize, is_causal, chunks)
+
+
+@compiled(static=("kernel_axis", "normalize", "is_causal", "chunks"))
+def _chunked(query, key, value, weights, mask, kernel, kernel_axis, normalize, is_causal, chunks):
     n, m = query.shape[0], key.shape[0]
     dtype = accumulation_dtype(query, key, value)
     weights = uniform_weights(m, dtype) if weights is None else weights.astype(dtype)
-    rows, row_chunk = _chunks(n, QUERY_CHUNK)
-    columns, column_chunk = _chunks(m, KEY_CHUNK)
+    (rows, row_chunk), (columns, column_chunk) = chunks
 
     key_mask = mask if mask is not None and mask.ndim == 1 else None
     log_weights, signs = split_weights(weights if key_mask is None else jnp.where(key_mask, weights, 0), key_mask)
@@ -55,43 +69,16 @@ def chunked_attention(
         padding = [(0, rows * row_chunk - n), (0, columns * column_chunk - m)]
         pair_mask = jnp.pad(mask, [(0, 0)] * (mask.ndim - 2) + padding)
 
-    examples = [jax.ShapeDtypeStruct((size, query.shape[2]), dtype) for size in (row_chunk, column_chunk)]
-    tile, params, fixed = _close(cast_kernel(kernel, dtype), kernel_axis, examples)
-    sizes = rows, row_chunk, columns, column_chunk
-    plan = _Plan(tile, kernel.sign, normalize, is_causal, kernel_axis, *sizes, dtype, value.dtype)
-    return _attend(plan, params, fixed, query, key, value, log_weights, signs, pair_mask)
-
-
-def _close(kernel: Kernel, kernel_axis: int | None, examples: list[Any]) -> tuple[Callable[..., Array], Any, Any]:
-    """The tile of a kernel as a function of all arrays it depends on: a custom derivative must see them.
-
-    These are the kernel's leaves and whatever its pair function closes over, traced arrays included.
-
-    Returns:
-        ``tile(params, fixed, query, key)``, and the arrays that are differentiated and those that are not
-        (integers), each as (leaves, constants). Only the leaves may carry a head axis.
-    """
-    leaves, structure = jax.tree.flatten(kernel)
-    is_array = [isinstance(leaf, jax.Array | np.ndarray | np.generic) for leaf in leaves]
-    arrays = [jnp.asarray(leaf) for leaf, here in zip(leaves, is_array, strict=True) if here]
-
-    def evaluate(arrays: list[Array], query: Array, key: Array) -> Array:
-        remaining = iter(arrays)
-        full = [next(remaining) if here else leaf for leaf, here in zip(leaves, is_array, strict=True)]
-        return jax.tree.unflatten(structure, full).tile(query, key)
-
-    shapes = [jax.ShapeDtypeStruct(a.shape if kernel_axis is None else a.shape[1:], a.dtype) for a in arrays]
-    closed = jax.make_jaxpr(evaluate)(shapes, *examples)
-    split_leaves, merge_leaves = _by_differentiability(arrays)
-    split_constants, merge_constants = _by_differentiability(closed.consts)
+    leaves, structure = jax.tree.flatten(cast_kernel(kernel, dtype))
+    (params, fixed), merge = _by_differentiability([jnp.asarray(leaf) for leaf in leaves])
 
     def tile(params: Any, fixed: Any, query: Array, key: Array) -> Array:
-        constants = merge_constants(params[1], fixed[1])
-        function = jax.extend.core.jaxpr_as_fun(jax.extend.core.ClosedJaxpr(closed.jaxpr, constants))
-        return function(*merge_leaves(params[0], fixed[0]), query, key)[0]
+        return jax.tree.unflatten(structure, merge(params, fixed)).tile(query, key)
 
-    (leaf_params, leaf_fixed), (constant_params, constant_fixed) = split_leaves, split_constants
-    return tile, (leaf_params, constant_params), (leaf_fixed, constant_fixed)
+    sizes = rows, row_chunk, columns, column_chunk
+    plan = _Plan(tile, kernel.sign, normalize, is_causal, kernel_axis, *sizes, dtype, value.dtype)
+    operands = query, key, value, *varying_like((log_weights, signs), query), pair_mask
+    return _attend(plan, params, fixed, *operands)
 
 
 def _by_differentiability(arrays: list[Any]) -> tuple[tuple[list[Any], list[Any]], Callable[..., list[Any]]]:
@@ -161,41 +148,36 @@ def _attend(plan, params, fixed, query, key, value, log_weights, signs, pair_mas
 
 
 def _forward(plan, params, fixed, query, key, value, log_weights, signs, pair_mask):
-    def one_head(leaves, fixed_leaves, query, key, value, pair_mask):
-        head_params, head_fixed = (leaves, params[1]), (fixed_leaves, fixed[1])
-        return _forward_head(plan, head_params, head_fixed, query, key, value, log_weights, signs, pair_mask)
+    def one_head(params, fixed, query, key, value, pair_mask):
+        return _forward_head(plan, params, fixed, query, key, value, log_weights, signs, pair_mask)
 
     mask_axis = 0 if pair_mask is not None and pair_mask.ndim == 3 else None
-    out, log_mass = _map_heads(
+    out, shift = _map_heads(
         one_head,
-        (params[0], fixed[0], query, key, value, pair_mask),
+        (params, fixed, query, key, value, pair_mask),
         (plan.kernel_axis, plan.kernel_axis, 1, 1, 1, mask_axis),
         (1, 1),
         heads=query.shape[1],
     )
-    return out, (params, fixed, query, key, value, log_weights, signs, pair_mask, out, log_mass)
+    return out, (params, fixed, query, key, value, log_weights, signs, pair_mask, out, shift)
 
 
 def _backward(plan, residuals, cotangent):
-    params, fixed, query, key, value, log_weights, signs, pair_mask, out, log_mass = residuals
+    params, fixed, query, key, value, log_weights, signs, pair_mask, out, shift = residuals
 
-    def one_head(leaves, fixed_leaves, query, key, value, pair_mask, *row_data):
-        head_params, head_fixed = (leaves, params[1]), (fixed_leaves, fixed[1])
-        return _backward_head(
-            plan, head_params, head_fixed, query, key, value, log_weights, signs, pair_mask, *row_data
-        )
+    def one_head(params, fixed, query, key, value, pair_mask, *row_data):
+        return _backward_head(plan, params, fixed, query, key, value, log_weights, signs, pair_mask, *row_data)
 
     mask_axis = 0 if pair_mask is not None and pair_mask.ndim == 3 else None
-    (d_leaves, d_constants), d_signs, d_query, d_key, d_value = _map_heads(
+    d_params, d_signs, d_query, d_key, d_value = _map_heads(
         one_head,
-        (params[0], fixed[0], query, key, value, pair_mask, out, log_mass, cotangent),
+        (params, fixed, query, key, value, pair_mask, out, shift, cotangent),
         (plan.kernel_axis, plan.kernel_axis, 1, 1, 1, mask_axis, 1, 1, 1),
         (0, 0, 1, 1, 1),
         heads=query.shape[1],
     )
     over_heads = functools.partial(jnp.sum, axis=0)
-    d_leaves = d_leaves if plan.kernel_axis == 0 else jax.tree.map(over_heads, d_leaves)
-    d_params = d_leaves, jax.tree.map(over_heads, d_constants)
+    d_params = d_params if plan.kernel_axis == 0 else jax.tree.map(over_heads, d_params)
     return d_params, None, d_query, d_key, d_value, None, over_heads(d_signs), None
 
 
@@ -225,7 +207,8 @@ def _map_heads(f, arguments, in_axes, out_axes, *, heads):
         values = f(*(read(a, axis, head) for a, axis in zip(arguments, in_axes, strict=True)))
         return tuple(write(r, axis, head, v) for r, axis, v in zip(results, out_axes, values, strict=True)), None
 
-    empty = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(vmapped, *arguments))
+    shapes = jax.eval_shape(vmapped, *arguments)
+    empty = jax.tree.map(lambda s: varying_like(jnp.zeros(s.shape, s.dtype), s), shapes)
     return jax.lax.scan(step, empty, jnp.arange(heads))[0]
 
 
@@ -255,26 +238,32 @@ def _forward_head(plan, params, fixed, query, key, value, log_weights, signs, pa
         zero = jnp.zeros(plan.row_chunk, query.dtype)
         floor = zero if plan.sign == "signed" else zero + LOG_ZERO / 2
         empty = Partial(floor, zero, jnp.zeros((plan.row_chunk, value.shape[1]), query.dtype))
+        empty = varying_like(empty, query, params, fixed)
         part, _ = jax.lax.scan(column, empty, (jnp.arange(plan.columns), *columns))
-        alive = part.mass != 0
-        # an empty row must find exp(logit - log_mass) = 0 in the backward pass
-        log_mass = jnp.where(alive, part.shift + jnp.log(jnp.where(alive, part.mass, 1)), -LOG_ZERO)
-        return carry, (finish(part, plan.normalize).astype(plan.out_dtype), log_mass)
+        shift = part.shift
+        if plan.normalize:
+            alive = part.mass != 0
+            # an empty row must find exp(logit - shift) = 0 in the backward pass
+            shift = jnp.where(alive, shift + jnp.log(jnp.where(alive, part.mass, 1)), -LOG_ZERO)
+        return carry, (finish(part, plan.normalize).astype(plan.out_dtype), shift)
 
-    _, (out, log_mass) = jax.lax.scan(row, None, (jnp.arange(plan.rows), queries))
-    return out.reshape(-1, value.shape[1])[:n], log_mass.reshape(-1)[:n]
+    _, (out, shift) = jax.lax.scan(row, None, (jnp.arange(plan.rows), queries))
+    return out.reshape(-1, value.shape[1])[:n], shift.reshape(-1)[:n]
 
 
-def _backward_head(plan, params, fixed, query, key, value, log_weights, signs, pair_mask, out, log_mass, cotangent):
+def _backward_head(plan, params, fixed, query, key, value, log_weights, signs, pair_mask, out, shift, cotangent):
     n, m = query.shape[0], key.shape[0]
     queries, columns = _chunked_operands(plan, query, key, value, log_weights, signs)
-    rows = [queries, *map(plan.rows_of, (cotangent, out, log_mass))]
+    rows = [queries, *map(plan.rows_of, (cotangent, out, shift))]
     dtype = rows[0].dtype
 
     def row(carry, inputs):
-        i, query, cotangent, out, log_mass = inputs
-        average = jnp.sum(cotangent * out, axis=1) if plan.normalize else jnp.zeros(plan.row_chunk, dtype)
-        shift = log_mass if plan.normalize else jnp.zeros_like(log_mass)
+        i, query, cotangent, out, shift = inputs
+        if plan.normalize:
+            average = jnp.sum(cotangent * out, axis=1)
+        else:
+            average, shift = jnp.zeros(plan.row_chunk, dtype), half_shift(shift)
+            cotangent = jnp.exp(shift)[:, None] * cotangent
 
         def column(carry, inputs):
             j, key, value, log_weights, signs = inputs
@@ -290,29 +279,35 @@ def _backward_head(plan, params, fixed, query, key, value, log_weights, signs, p
                     density = density if mask is None else jnp.where(mask, density, 0)
                     d_tile = signs[None, :] * density * slope
                     density = density * tile
-                    d_signs = jnp.sum(density * slope, axis=0)
                 else:
                     logits = tile + log_weights[None, :]
                     logits = logits if mask is None else jnp.where(mask, logits, LOG_ZERO)
-                    density = jnp.exp(jnp.minimum(logits - shift[:, None], plan.clip))
-                    weighted = density * slope
-                    d_tile, d_signs = signs[None, :] * weighted, jnp.sum(weighted, axis=0)
-                d_value = signs[None, :] * (cotangent.T @ density)
+                    if plan.normalize:
+                        density = jnp.exp(jnp.minimum(logits - shift[:, None], plan.clip))
+                    else:
+                        density = halved_densities(logits, shift, signs)
+                    # density · slope, the derivative of a weightless node in its own weight, may overflow
+                    d_tile = signs[None, :] * density * slope
+                d_signs = jnp.sum(density * slope, axis=0)
+                d_value = cotangent.T @ density
+                d_value = signs[None, :] * jnp.where((signs != 0)[None, :] | jnp.isfinite(d_value), d_value, 0)
                 step_params, step_query, d_key = pull_back(d_tile)
                 d_columns = [d.at[j].add(step) for d, step in zip(d_columns, (d_key, d_value, d_signs), strict=True)]
                 return d_query + step_query, jax.tree.map(jnp.add, d_params, step_params), d_columns
 
             return plan.skip_future(i, j, differentiate, carry), None
 
-        (d_query, *carry), _ = jax.lax.scan(
-            column, (jnp.zeros_like(query), *carry), (jnp.arange(plan.columns), *columns)
-        )
+        start = varying_like(jnp.zeros_like(query), query)
+        (d_query, *carry), _ = jax.lax.scan(column, (start, *carry), (jnp.arange(plan.columns), *columns))
         return tuple(carry), d_query
 
     def zeros(*shape):
         return jnp.zeros((plan.columns, *shape, plan.column_chunk), dtype)
 
-    start = jax.tree.map(jnp.zeros_like, params), [zeros(key.shape[1]), zeros(value.shape[1]), zeros()]
+    start = (
+        jax.tree.map(lambda p: varying_like(jnp.zeros_like(p), p), params),
+        varying_like([zeros(key.shape[1]), zeros(value.shape[1]), zeros()], queries),
+    )
     (d_params, (d_key, d_value, d_signs)), d_query = jax.lax.scan(row, start, (jnp.arange(plan.rows), *rows))
 
     def columns_back(array, like):

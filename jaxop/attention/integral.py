@@ -5,11 +5,13 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jaxop._eager import compiled
 from jaxop._validation import check_name
 from jaxop.attention.checks import accumulation_dtype, causal_mask, check_causal, check_operands
 from jaxop.attention.chunked import chunked_attention
+from jaxop.attention.closing import is_closed
 from jaxop.attention.library import library_attention
-from jaxop.attention.partial import accumulate_heads, finish, log_clip, relative_weights
+from jaxop.attention.partial import accumulate_heads, finish, integrate_heads, relative_weights
 from jaxop.kernels import ExpDotProduct, Kernel
 
 IMPLEMENTATIONS = ("dense", "chunked", "xla", "cudnn", "tpu")
@@ -41,7 +43,9 @@ def integral_attention(
     Rows without mass (every key masked, of weight zero, or beyond the support of the kernel) are
     exactly 0 with gradient 0. A node of weight 0 influences nothing, yet its own derivative is the true
     one, ∂A_i/∂w_j = k_ij (v_j − A_i)/Z_i; where its logit lies so far above the others that
-    exp(l_ij − log Z_i) exceeds the square root of the largest float, that factor is clipped there.
+    exp(l_ij − log Z_i) exceeds the square root of the largest float, that factor is clipped there. Without
+    normalisation it is k_ij v_j, clipped where k_ij exceeds the largest float; other derivatives overflow only where
+    they do not fit themselves, whatever k_ij.
 
     Args:
         query: q_i at the nodes where the output is wanted, shape (n, h, d).
@@ -121,7 +125,8 @@ def integral_attention(
         sums = integral_attention(query, key, with_mass, weights, **options)
         return (sums[..., :-1] / (sums[..., -1:] + epsilon)).astype(value.dtype)
     if implementation == "dense":
-        out = _dense_attention(query, key, value, weights, **options)
+        attend = _dense_program if is_closed(kernel) else _dense_attention
+        out = attend(query, key, value, weights, **options)
     elif implementation == "chunked":
         out = chunked_attention(query, key, value, weights, **options)
     else:
@@ -138,6 +143,10 @@ def dense_limit(kernel: Kernel) -> int:
 def _dense_attention(query, key, value, weights, *, kernel, kernel_axis, normalize, mask, is_causal):
     if is_causal:
         mask = causal_mask(query.shape[0], mask)
-    clip = log_clip(accumulation_dtype(query, key, value), normalize=normalize)
-    part = accumulate_heads(query, key, value, weights, kernel=kernel, kernel_axis=kernel_axis, mask=mask, clip=clip)
-    return finish(part, normalize)
+    options = {"kernel": kernel, "kernel_axis": kernel_axis, "mask": mask}
+    if not normalize and kernel.sign != "signed":
+        return integrate_heads(query, key, value, weights, **options)
+    return finish(accumulate_heads(query, key, value, weights, **options), normalize)
+
+
+_dense_program = compiled(static=("kernel_axis", "normalize", "is_causal"))(_dense_attention)

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxop._eager import compiled
+from jaxop._varying import varying_like
 from jaxop.attention.chunked import chunked_attention
 from jaxop.attention.partial import uniform_weights
 from jaxop.kernels import ExpDotProduct, Kernel
@@ -30,30 +32,37 @@ def library_attention(
     carries it to 16 bits. Everything is padded with zeros to the depth the backend wants.
     """
     _refuse(backend, query, key, value, kernel, kernel_axis, normalize, mask)
+    assert isinstance(kernel, ExpDotProduct)  # or refused
+    scale = kernel.factor(query.shape[-1])
+    fixed, trained = (None, scale) if isinstance(scale, jax.Array) else (float(scale), None)
+    return _program(backend, is_causal, fixed, query, key, value, weights, trained, mask)
+
+
+@compiled(static=("backend", "is_causal", "fixed_scale"))
+def _program(backend, is_causal, fixed_scale, query, key, value, weights, scale, mask):
     m = key.shape[0]
     weights = uniform_weights(m, jnp.dtype("float32")) if weights is None else weights.astype(jnp.float32)
     key_mask, pair_mask = (mask, None) if mask is not None and mask.ndim == 1 else (None, mask)
-    arguments = weights, query, key, value, kernel, key_mask, pair_mask
-    return _attend(backend, is_causal, *arguments)
+    arguments = varying_like((weights, query, key, value, scale, key_mask, pair_mask))
+    return _attend(backend, is_causal, fixed_scale, *arguments)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _attend(backend, is_causal, *arguments):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _attend(backend, is_causal, fixed_scale, *arguments):
     """The backend's value and derivatives, except in the weights: its logarithms miss nodes of weight 0."""
-    return _value(backend, is_causal, *arguments)
+    return _value(backend, is_causal, fixed_scale, *arguments)
 
 
-def _value(backend, is_causal, weights, query, key, value, kernel, key_mask, pair_mask):
+def _value(backend, is_causal, fixed_scale, weights, query, key, value, scale, key_mask, pair_mask):
     n, m, channels = query.shape[0], key.shape[0], value.shape[-1]
     dtype = jnp.result_type(query.dtype, key.dtype, value.dtype)
     alive_keys = weights > 0 if key_mask is None else (weights > 0) & key_mask
-    scale = kernel.factor(query.shape[-1])
-    if isinstance(scale, jax.Array) or scale <= 0:
-        query, scale = query * jnp.asarray(scale, query.dtype), 1.0
+    if fixed_scale is None or fixed_scale <= 0:
+        query, fixed_scale = query * jnp.asarray(scale if fixed_scale is None else fixed_scale, query.dtype), 1.0
     # far below any logit, and still finite after division by the scale in half precision
-    floor = max(-1e9, float(jnp.finfo(dtype).min) * min(float(scale), 1.0) / 2)
+    floor = max(-1e9, float(jnp.finfo(dtype).min) * min(fixed_scale, 1.0) / 2)
     log_weights = jnp.where(alive_keys, jnp.log(jnp.where(alive_keys, weights, 1)), floor)
-    operands = _augment(query, key, value, log_weights, float(scale), floor, dtype, _SIZES[backend])
+    operands = _augment(query, key, value, log_weights, fixed_scale, floor, dtype, _SIZES[backend])
 
     seen = None  # (h or 1, n or 1, m)
     if pair_mask is not None:
@@ -62,7 +71,7 @@ def _value(backend, is_causal, weights, query, key, value, kernel, key_mask, pai
         seen = alive_keys[None, None, :]
     appended = operands[1].shape[0] - m
     mask = None if seen is None else jnp.pad(seen, [(0, 0), (0, 0), (0, appended)])
-    out = _BACKENDS[backend](*operands, mask, float(scale), is_causal)[:n, :, :channels]
+    out = _BACKENDS[backend](*operands, mask, fixed_scale, is_causal)[:n, :, :channels]
 
     seen = alive_keys[None, None, :] if seen is None else seen
     seen = seen & jnp.tri(n, m, dtype=bool)[None] if is_causal else seen
@@ -70,17 +79,17 @@ def _value(backend, is_causal, weights, query, key, value, kernel, key_mask, pai
     return jnp.where(alive[..., None], out, 0).astype(value.dtype)
 
 
-def _forward(backend, is_causal, weights, query, key, value, kernel, key_mask, pair_mask):
-    def differentiable(query, key, value, kernel):
-        return _value(backend, is_causal, weights, query, key, value, kernel, key_mask, pair_mask)
+def _forward(backend, is_causal, fixed_scale, weights, query, key, value, scale, key_mask, pair_mask):
+    def differentiable(query, key, value, scale):
+        return _value(backend, is_causal, fixed_scale, weights, query, key, value, scale, key_mask, pair_mask)
 
-    out, pull_back = jax.vjp(differentiable, query, key, value, kernel)
-    return out, (pull_back, weights, query, key, value, kernel, key_mask, pair_mask)
+    out, pull_back = jax.vjp(differentiable, query, key, value, scale)
+    return out, (pull_back, weights, query, key, value, scale, key_mask, pair_mask)
 
 
-def _backward(backend, is_causal, residuals, cotangent):
+def _backward(backend, is_causal, fixed_scale, residuals, cotangent):
     del backend
-    pull_back, weights, query, key, value, kernel, key_mask, pair_mask = residuals
+    pull_back, weights, query, key, value, scale, key_mask, pair_mask = residuals
 
     # where the weights are constants nothing uses this, and XLA removes it
     def attend(weights: Array) -> Array:
@@ -89,7 +98,7 @@ def _backward(backend, is_causal, residuals, cotangent):
             key,
             value,
             weights,
-            kernel=kernel,
+            kernel=ExpDotProduct(scale if fixed_scale is None else fixed_scale),
             kernel_axis=None,
             normalize=True,
             mask=key_mask if pair_mask is None else pair_mask,
@@ -155,6 +164,9 @@ def _augment(query, key, value, log_weights, scale, floor, dtype, sizes):
 
 
 def _xla(query, key, value, mask, scale, is_causal):
+    if query.dtype == jnp.float16 and jax.default_backend() != "gpu":
+        # jax.nn asks for float16 products summed in float32, which GPUs alone compile
+        query, key, value = (a.astype(jnp.float32) for a in (query, key, value))
     with jax.numpy_dtype_promotion("standard"):  # on which its mixed precision relies
         return jax.nn.dot_product_attention(
             query[None], key[None], value[None], mask=mask[None], scale=scale, is_causal=is_causal, implementation="xla"

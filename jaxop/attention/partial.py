@@ -2,14 +2,17 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jaxop._eager import compiled
 from jaxop._pytree import register
 from jaxop._scaling import unit_of
 from jaxop.attention.checks import accumulation_dtype, cast_kernel, check_operands
+from jaxop.attention.closing import is_closed
 from jaxop.kernels import LOG_ZERO, Kernel
 
 
@@ -79,20 +82,28 @@ def accumulate(
             f"epsilon = {epsilon} of the kernel belongs to the whole integral, which a part does not know; use "
             "epsilon=0, or integral_attention."
         )
-    return accumulate_heads(
-        query,
-        key,
-        value,
-        weights,
-        kernel=kernel,
-        kernel_axis=kernel_axis,
-        mask=mask,
-        clip=log_clip(accumulation_dtype(query, key, value)),
-    )
+    run = _accumulate_program if is_closed(kernel) else accumulate_heads
+    return run(query, key, value, weights, kernel=kernel, kernel_axis=kernel_axis, mask=mask)
 
 
-def accumulate_heads(query, key, value, weights, *, kernel, kernel_axis, mask, clip) -> Partial:
-    """`accumulate` without its checks and with a given bound for weightless nodes."""
+def accumulate_heads(query, key, value, weights, *, kernel, kernel_axis, mask) -> Partial:
+    """`accumulate` without its checks."""
+    clip = log_clip(accumulation_dtype(query, key, value))
+
+    def accumulate(tile, value, log_weights, signs, mask):
+        return accumulate_tile(tile, value, log_weights, signs, mask, kernel.sign, clip)
+
+    return map_heads(accumulate, query, key, value, weights, kernel=kernel, kernel_axis=kernel_axis, mask=mask)
+
+
+def integrate_heads(query, key, value, weights, *, kernel, kernel_axis, mask) -> Float[Array, "n h c"]:
+    """∫ k v dy of a kernel that is not signed."""
+    of_head = integrate_tile
+    return map_heads(of_head, query, key, value, weights, kernel=kernel, kernel_axis=kernel_axis, mask=mask)
+
+
+def map_heads(of_head, query, key, value, weights, *, kernel, kernel_axis, mask):
+    """``of_head(tile, value, log_weights, signs, mask)`` of the whole matrix of each head, with heads on axis 1."""
     m, heads = key.shape[:2]
     dtype = accumulation_dtype(query, key, value)
     weights = uniform_weights(m, dtype) if weights is None else weights.astype(dtype)
@@ -103,13 +114,16 @@ def accumulate_heads(query, key, value, weights, *, kernel, kernel_axis, mask, c
         key_mask = None
     log_weights, signs = split_weights(weights, key_mask)
 
-    def one_head(kernel: Kernel, query: Array, key: Array, value: Array, mask: Array | None) -> Partial:
-        return accumulate_tile(kernel.tile(query, key), value, log_weights, signs, mask, kernel.sign, clip)
+    def one_head(kernel: Kernel, query: Array, key: Array, value: Array, mask: Array | None) -> Any:
+        return of_head(kernel.tile(query, key), value, log_weights, signs, mask)
 
     mask_axis = 0 if mask is not None and mask.ndim == 3 else None
     return jax.vmap(one_head, in_axes=(kernel_axis, 1, 1, 1, mask_axis), out_axes=1, axis_size=heads)(
         kernel, query.astype(dtype), key.astype(dtype), value.astype(dtype), mask
     )
+
+
+_accumulate_program = compiled(static=("kernel_axis",))(accumulate_heads)
 
 
 def combine(a: Partial, b: Partial) -> Partial:
@@ -139,6 +153,9 @@ def combine(a: Partial, b: Partial) -> Partial:
 
 def finish(part: Partial, normalize: bool = True) -> Float[Array, "*n c"]:
     """moment/mass, exactly 0 where there is no mass; or the integral ∫ k v dy itself if not ``normalize``.
+
+    Without normalisation the derivative in the moment is exp(shift): where that overflows and ∫ k v dy does not,
+    differentiate `integral_attention`, which never forms it.
 
     Example:
         >>> import jax.numpy as jnp
@@ -222,6 +239,34 @@ def accumulate_tile(
     return Partial(shift, sums[:, -1], sums[:, :-1])
 
 
+def integrate_tile(
+    tile: Float[Array, "n m"],
+    value: Float[Array, "m c"],
+    log_weights: Float[Array, " m"],
+    signs: Float[Array, " m"],
+    mask: Bool[Array, "n m"] | None,
+) -> Float[Array, "n c"]:
+    """Σ_j w_j k_ij v_j of one head from its matrix of log kernel values, with derivatives as large as the result."""
+    shift, logits = shifted_logits(tile, log_weights, signs, mask)
+    half = half_shift(shift)
+    densities = halved_densities(logits, half, signs) * signs[None, :]
+    return jnp.exp(half)[:, None] * (densities @ value)
+
+
+def half_shift(shift: Float[Array, " n"]) -> Float[Array, " n"]:
+    """The exponent of exp(shift/2), a factor on either side of a sum: neither overflows where the whole does not."""
+    return jax.lax.stop_gradient(jnp.minimum(shift / 2, log_clip(shift.dtype, normalize=False)))
+
+
+def halved_densities(
+    logits: Float[Array, "n m"], half: Float[Array, " n"], signs: Float[Array, " m"]
+) -> Float[Array, "n m"]:
+    """exp(l_ij − half_i); of a weightless node exp(l_ij) is bounded, which only its own derivative meets."""
+    clip = log_clip(logits.dtype, normalize=False)
+    bound = jnp.where(signs[None, :] == 0, clip - jnp.maximum(half, 0)[:, None], clip)
+    return jnp.exp(jnp.minimum(logits - half[:, None], bound))
+
+
 def tile_densities(
     tile: Float[Array, "n m"],
     log_weights: Float[Array, " m"],
@@ -230,6 +275,17 @@ def tile_densities(
     clip: float,
 ) -> tuple[Float[Array, " n"], Float[Array, "n m"]]:
     """A shift per row and |w_j| k_ij exp(−shift_i), from a matrix of log kernel values."""
+    shift, logits = shifted_logits(tile, log_weights, signs, mask)
+    return shift, jnp.exp(jnp.minimum(logits - shift[:, None], clip))
+
+
+def shifted_logits(
+    tile: Float[Array, "n m"],
+    log_weights: Float[Array, " m"],
+    signs: Float[Array, " m"],
+    mask: Bool[Array, "n m"] | None,
+) -> tuple[Float[Array, " n"], Float[Array, "n m"]]:
+    """The largest log(|w_j| k_ij) of each row that carries weight, and all of them."""
     logits = tile + log_weights[None, :]
     if mask is not None:
         logits = jnp.where(mask, logits, LOG_ZERO)
@@ -237,5 +293,4 @@ def tile_densities(
     # where nothing that a row sees has weight, all of it counts: for the derivative
     largest = jnp.where(largest > LOG_ZERO / 2, largest, jnp.max(logits, axis=1))
     # the floor keeps exp(LOG_ZERO - shift) = 0 in rows where every key is masked
-    shift = jax.lax.stop_gradient(jnp.maximum(largest, LOG_ZERO / 2))
-    return shift, jnp.exp(jnp.minimum(logits - shift[:, None], clip))
+    return jax.lax.stop_gradient(jnp.maximum(largest, LOG_ZERO / 2)), logits

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxop._pytree import register
 from jaxop._validation import as_float, is_concrete
+from jaxop._varying import varying_like
 from jaxop.attention.checks import accumulation_dtype
 from jaxop.attention.integral import DENSE_LIMIT, integral_attention
 from jaxop.domains import Partition
@@ -208,7 +209,9 @@ class _OverPatch(Kernel):
         def nodes(x: Array) -> Array:
             return jnp.moveaxis(x.reshape(x.shape[0], self.weights.size, -1), 1, 0)
 
-        start = jnp.zeros((query.shape[0], key.shape[0]), query.dtype)
+        start = varying_like(
+            jnp.zeros((query.shape[0], key.shape[0]), query.dtype), query, key, self.weights, self.kernel
+        )
         return jax.lax.scan(add, start, (self.weights, nodes(query), nodes(key)))[0]
 
 

@@ -1,14 +1,18 @@
 """Two-level Schwarz attention that depends on its input: local attention inside subdomains, and coarse tokens."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxop._eager import compiled, in_turn
 from jaxop._validation import accumulator, as_float
+from jaxop.attention.closing import is_closed
 from jaxop.attention.integral import integral_attention
 from jaxop.attention.schwarz import check_decomposition
 from jaxop.domains import Decomposition
-from jaxop.kernels import Kernel
+from jaxop.kernels import ExpDotProduct, Kernel
 
 
 def subdomain_attention(
@@ -78,6 +82,7 @@ def subdomain_attention(
     operands = *(restrict(a) for a in (query, key, value)), weights
 
     how = implementation or "chunked"
+    kernel = ExpDotProduct() if kernel is None else kernel
 
     def one(operands: tuple[Array, Array, Array, Array]) -> Array:
         return integral_attention(*operands, kernel=kernel, kernel_axis=kernel_axis, implementation=how)
@@ -86,8 +91,10 @@ def subdomain_attention(
     if together >= decomposition.subdomains:
         local = jax.vmap(lambda *arrays: one(arrays))(*operands)
     else:
-        one = one if how == "chunked" else jax.checkpoint(one)
-        local = jax.lax.map(one, operands, batch_size=together if together > 1 else None)
+        if how != "chunked":
+            recomputed = functools.partial(_recomputed, kernel=kernel, kernel_axis=kernel_axis, implementation=how)
+            one = recomputed if is_closed(kernel) else jax.checkpoint(one)
+        local = in_turn(one, operands, batch_size=together if together > 1 else None)
     blended = local * decomposition.partition.astype(local.dtype)[:, :, None, None]
     return decomposition.prolong(blended.reshape(*local.shape[:2], -1)).reshape(n, heads, -1)
 
@@ -125,6 +132,17 @@ def coarse_averages(
     seen = measure > 0  # on another grid a narrow function may meet no node
     means = jnp.where(seen, decomposition.coarsen(wide) / jnp.where(seen, measure, 1), 0)
     return means.astype(values.dtype), jnp.maximum(measure[:, 0], 0)  # half precision would lose small ones
+
+
+@compiled(static=("kernel_axis", "implementation"))
+def _recomputed(operands, kernel, kernel_axis, implementation):
+    """Attention whose scores are computed again for the derivative."""
+
+    @jax.checkpoint
+    def attend(operands: tuple[Array, Array, Array, Array], kernel: Kernel) -> Array:
+        return integral_attention(*operands, kernel=kernel, kernel_axis=kernel_axis, implementation=implementation)
+
+    return attend(operands, kernel)
 
 
 def _scores(heads: int) -> int:

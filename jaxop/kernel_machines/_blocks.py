@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxop._eager import in_turn
+
 
 def in_blocks(evaluate: Callable[[Any], Array], rows: Any, block_size: int | None) -> Array:
     """``evaluate`` of arrays with a common leading axis (a pytree), ``block_size`` rows at a time.
@@ -31,5 +33,5 @@ def in_blocks(evaluate: Callable[[Any], Array], rows: Any, block_size: int | Non
         padding = [(0, -n % block_size), *[(0, 0)] * (array.ndim - 1)]
         return jnp.pad(array, padding, mode="edge").reshape(-1, block_size, *array.shape[1:])
 
-    out = jax.lax.map(evaluate, jax.tree.map(blocks, rows))
+    out = in_turn(evaluate, jax.tree.map(blocks, rows))
     return out.reshape(-1, *out.shape[2:])[:n]

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxop._eager import compiled
 from jaxop._pytree import register
 from jaxop._validation import accumulator, as_float, first_index, is_concrete, is_integer
 from jaxop.attention import accumulate, integral_attention
@@ -113,15 +114,9 @@ class Density(_Fitted):
         """
         if self.kernel.sign == "signed":
             raise ValueError("log_predict needs a density that is nowhere negative; power=1 is signed: use predict.")
-        key, ones = self.points[:, None], jnp.ones_like(self.weights)[:, None, None]
         rows = max(1, _TILE // self.points.shape[0]) if block_size is None else block_size
-
-        @jax.checkpoint
-        def evaluate(block: Array) -> Array:
-            part = accumulate(block[:, None], key, ones, self.weights, kernel=self.kernel)
-            return (part.shift + jnp.log(part.mass))[:, 0]
-
-        return self._in_blocks(evaluate, x, rows) + self.log_constant
+        log_mass = self._in_blocks(lambda block: _log_mass(block, self.points, self.weights, self.kernel), x, rows)
+        return log_mass + self.log_constant
 
 
 @register
@@ -351,6 +346,15 @@ def sinc_power_integral(power: int) -> float:
     n = int(power)
     terms = ((-1) ** k * math.comb(n, k) * (n - 2 * k) ** (n - 1) for k in range(n // 2 + n % 2))
     return math.pi * float(fractions.Fraction(sum(terms), 2 ** (n - 1) * math.factorial(n - 1)))
+
+
+@compiled()
+@jax.checkpoint
+def _log_mass(x: Array, points: Array, weights: Array, kernel: Kernel) -> Array:
+    """Log ∫ k(x, ·), whose matrix of kernel values is computed again for the derivative."""
+    ones = jnp.ones_like(weights)[:, None, None]
+    part = accumulate(x[:, None], points[:, None], ones, weights, kernel=kernel)
+    return (part.shift + jnp.log(part.mass))[:, 0]
 
 
 def _centred(points: Array, weights: Array) -> tuple[Array, Array]:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxop._eager import compiled
 from jaxop._pytree import register
 from jaxop._validation import is_concrete
 from jaxop.kernel_machines.observations import Elementwise, Observations, moment
@@ -240,6 +241,14 @@ def differentiable(
         return coefficients
     if solver == "lagrangian":
         return _without_derivative(coefficients, sources)
+    return _implicit(
+        coefficients, c, features, observations, x, y, regularization, tolerance, max_steps, loss=loss, solver=solver
+    )
+
+
+@compiled(static=("loss", "solver"))
+def _implicit(coefficients, c, features, observations, x, y, regularization, tolerance, max_steps, *, loss, solver):
+    """The coefficients A, as the root that they are."""
     fixed = jax.lax.stop_gradient((observations, regularization))
     problem = _Problem.of(fixed[0], x, y, fixed[1], loss)
     complete = features.left_metric is not None  # B spans the space of A

@@ -6,17 +6,22 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxop._eager import compiled
+from jaxop._varying import varying_like
+
 _BLOCK = 4
 """Channels that are written out; longer vectors are scanned block by block."""
 
 
+@compiled(static=("term",))
 def sum_over_channels(
     term: Callable[..., Array], queries: list[Float[Array, "n d"]], keys: list[Float[Array, "m d"]]
 ) -> Float[Array, "n m"]:
     """Σ_l term(x_il, …, y_jl, …), with derivatives to be given by the caller.
 
     Args:
-        term: a function of numbers, one per array, that is 0 where all are 0.
+        term: a function of numbers, one per array, that is 0 where all are 0. Eager calls compile once for each, so it
+            is one object at every call.
         queries: x, ….
         keys: y, ….
 
@@ -44,4 +49,5 @@ def sum_over_channels(
         return jnp.pad(x.T, [(0, -depth % block), (0, 0)]).reshape(-1, block, x.shape[0])
 
     start = jnp.zeros((queries[0].shape[0], keys[0].shape[0]), queries[0].dtype)
+    start = varying_like(start, queries, keys)
     return jax.lax.scan(add, start, ([blocks(x) for x in queries], [blocks(y) for y in keys]))[0]

@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxop._eager import compiled
 from jaxop._pytree import register
 from jaxop._validation import accumulator, is_integer
+from jaxop._varying import varying_like
 from jaxop.kernels.base import BaseKernel, check_positive
 
 _NEAR = 0.25
@@ -116,16 +118,15 @@ class FourierIntegral(BaseKernel):
         return self.power * log_sinc(query, key, radius)
 
     def _radii(self, x: Float[Array, "*n d"]) -> Float[Array, " d"]:
-        shape, depth = jnp.shape(self.radius), x.shape[-1]
-        if shape not in ((), (1,), (depth,)):
+        radius, depth = jnp.asarray(self.radius, x.dtype), x.shape[-1]
+        if radius.shape not in ((), (1,), (depth,)):
             raise ValueError(
-                f"radius must be a number or have one entry per channel, ({depth},), got shape {shape}; for one per "
-                "head pass (h, 1) or (h, d) with kernel_axis=0."
+                f"radius must be a number or have one entry per channel, ({depth},), got shape {radius.shape}; for one "
+                "per head pass (h, 1) or (h, d) with kernel_axis=0."
             )
-        return jnp.broadcast_to(jnp.asarray(self.radius, x.dtype), (depth,))
+        return jnp.broadcast_to(radius, (depth,))
 
 
-@jax.custom_vjp
 def log_sinc(query: Float[Array, "n d"], key: Float[Array, "m d"], radius: Float[Array, " d"]) -> Float[Array, "n m"]:
     """Σ_d log|sinc(R_d (q_id − k_jd))|; nothing but the arguments is kept for the backward pass.
 
@@ -135,7 +136,12 @@ def log_sinc(query: Float[Array, "n d"], key: Float[Array, "m d"], radius: Float
         >>> print(log_sinc(jnp.ones((1, 2)), jnp.zeros((1, 2)), jnp.ones(2)).round(4))
         [[-0.3452]]
     """
+    return _log_sinc(*varying_like((query, key, radius)))
 
+
+@jax.custom_vjp
+@compiled()
+def _log_sinc(query: Array, key: Array, radius: Array) -> Array:
     def add(total: Array, x: Any, y: Any) -> Array:
         mantissa, exponent = jnp.ones_like(total), jnp.zeros(total.shape, LAYOUT[total.dtype.name].integer)
         for start in range(0, len(x[0]), _GROUP):
@@ -150,6 +156,7 @@ def log_sinc(query: Float[Array, "n d"], key: Float[Array, "m d"], radius: Float
     return _over_blocks(add, poison, query, key, radius)
 
 
+@compiled()
 def sinc_product(
     query: Float[Array, "n d"], key: Float[Array, "m d"], radius: Float[Array, " d"]
 ) -> Float[Array, "n m"]:
@@ -167,7 +174,7 @@ def sinc_product(
         sines, differences = _fraction(x, y)
         return product * (sines / differences)
 
-    start = jnp.ones((query.shape[0], key.shape[0]), query.dtype)
+    start = varying_like(jnp.ones((query.shape[0], key.shape[0]), query.dtype), query, key, radius)
     return _over_blocks(multiply, start, query, key, radius, block=_GROUP)
 
 
@@ -307,9 +314,10 @@ def _blocks(query: Array, key: Array, radius: Array, block: int = _BLOCK) -> tup
 
 
 def _log_sinc_forward(query: Array, key: Array, radius: Array):
-    return log_sinc(query, key, radius), (query, key, radius)
+    return _log_sinc(query, key, radius), (query, key, radius)
 
 
+@compiled()
 def _log_sinc_backward(residuals: Any, cotangent: Array):
     query, key, radius = residuals
     n, depth = query.shape
@@ -328,7 +336,7 @@ def _log_sinc_backward(residuals: Any, cotangent: Array):
 
         cut = [jnp.moveaxis(jnp.pad(p, [(0, 0), (0, padding)]).reshape(-1, strips, rows), 1, 0) for p in x[:3]]
         cut.append(jnp.broadcast_to(x[3][None], (strips, *x[3].shape)))
-        d_b, d_a = jax.lax.scan(strip, jnp.zeros_like(y[0]), (cut, cotangents))
+        d_b, d_a = jax.lax.scan(strip, varying_like(jnp.zeros_like(y[0]), cotangents), (cut, cotangents))
         return jnp.moveaxis(d_a, 0, 1).reshape(-1, strips * rows)[:, :n], d_b
 
     gradients = jax.lax.map(lambda xy: differentiate(*xy), _blocks(query, key, radius))
@@ -353,4 +361,4 @@ def _slope(
     return jnp.where(square < _NEAR, difference * _horner(_COTANGENT, square), jnp.where(usable, far, 0))
 
 
-log_sinc.defvjp(_log_sinc_forward, _log_sinc_backward)
+_log_sinc.defvjp(_log_sinc_forward, _log_sinc_backward)

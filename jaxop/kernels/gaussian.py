@@ -177,7 +177,11 @@ def sum_of_squares(query: Float[Array, "n d"], key: Float[Array, "m d"]) -> Floa
         >>> print(sum_of_squares(jnp.full((1, 8), 1e4), jnp.full((1, 8), 1e4 + 0.5)))
         [[2.]]
     """
-    return sum_over_channels(lambda x, y: (x - y) ** 2, [query], [key])
+    return sum_over_channels(_squared_difference, [query], [key])
+
+
+def _squared_difference(x: Array, y: Array) -> Array:
+    return (x - y) ** 2
 
 
 squared_distances.defjvp(_squared_distances_jvp(squared_distances))

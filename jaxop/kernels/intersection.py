@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxop._eager import compiled
 from jaxop._pytree import register
+from jaxop._varying import varying_like
 from jaxop.kernels.base import BaseKernel, check_numbers
 from jaxop.kernels.channels import sum_over_channels
 
@@ -64,7 +66,6 @@ class Intersection(BaseKernel):
         return self.scale * sums_of_minima(query, key)
 
 
-@jax.custom_vjp
 def sums_of_minima(query: Float[Array, "n d"], key: Float[Array, "m d"]) -> Float[Array, "n m"]:
     """Σ_l min(q_il, k_jl); nothing but the arguments is kept for the backward pass.
 
@@ -74,16 +75,26 @@ def sums_of_minima(query: Float[Array, "n d"], key: Float[Array, "m d"]) -> Floa
         >>> print(sums_of_minima(jnp.array([[1.0, 5.0]]), jnp.array([[2.0, 0.0]])))
         [[1.]]
     """
+    return _sums_of_minima(*varying_like((query, key)))
+
+
+@jax.custom_vjp
+def _sums_of_minima(query: Array, key: Array) -> Array:
     return sum_over_channels(jnp.minimum, [query], [key])
 
 
 @jax.custom_vjp
 def _selected(u: Array, v: Array, query: Array, key: Array) -> Array:
     """Σ_l (u_il where q_il ≤ k_jl, else v_jl): linear in u and v."""
-    return sum_over_channels(lambda u, q, v, k: jnp.where(q <= k, u, v), [u, query], [v, key])
+    return sum_over_channels(_select, [u, query], [v, key])
+
+
+def _select(u: Array, q: Array, v: Array, k: Array) -> Array:
+    return jnp.where(q <= k, u, v)
 
 
 @jax.custom_vjp
+@compiled()
 def _shares(cotangent: Array, query: Array, key: Array) -> tuple[Array, Array]:
     """Σ_j g_ij where q_il ≤ k_jl, and Σ_i g_ij elsewhere: (n, d) and (m, d), the transpose of `_selected`."""
 
@@ -100,7 +111,7 @@ def _keep(function):
     return lambda *arguments: (function(*arguments), arguments)
 
 
-sums_of_minima.defvjp(_keep(sums_of_minima), lambda residuals, g: _shares(g, *residuals))
+_sums_of_minima.defvjp(_keep(_sums_of_minima), lambda residuals, g: _shares(g, *residuals))
 _selected.defvjp(
     _keep(_selected), lambda residuals, g: (*_shares(g, *residuals[2:]), *map(jnp.zeros_like, residuals[2:]))
 )

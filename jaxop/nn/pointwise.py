@@ -15,6 +15,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from jaxop._eager import in_turn
 from jaxop._validation import accumulator, check_name, check_size, divisors, is_integer
 from jaxop.nn.activations import ACTIVATIONS
 from jaxop.nn.checks import check_dtypes, check_rngs
@@ -56,10 +57,11 @@ def in_blocks(fn: Callable[..., Array], *arrays: Float[Array, "*n _"]) -> Float[
     else:
         whole = n - n % size
         blocks = [array[:whole].reshape(-1, size, array.shape[1]) for array in rows]
-        out = jax.lax.map(lambda block: jax.checkpoint(fn)(*block), tuple(blocks))
+        block_fn = jax.checkpoint(fn)
+        out = in_turn(lambda block: block_fn(*block), tuple(blocks))
         out = out.reshape(whole, out.shape[-1])
         if whole < n:
-            out = jnp.concatenate([out, jax.checkpoint(fn)(*(array[whole:] for array in rows))])
+            out = jnp.concatenate([out, block_fn(*(array[whole:] for array in rows))])
     return out.reshape(*leading, out.shape[-1])
 
 

@@ -9,6 +9,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from jaxop._eager import in_turn
 from jaxop._validation import check_name, is_concrete, is_integer
 from jaxop.attention.schwarz import check_decomposition
 from jaxop.attention.subdomain import coarse_averages, subdomain_attention
@@ -225,7 +226,7 @@ class SchwarzAttention(nnx.Module):
             )
 
         if jax.default_backend() == "cpu":  # the scores of one sample stay in the cache
-            mixed = jax.lax.map(lambda arrays: local(*arrays), (query, key, value))
+            mixed = in_turn(lambda arrays: local(*arrays), (query, key, value))
         else:
             mixed = jax.vmap(local)(query, key, value)
         out = self.local.output(mixed.reshape(x.shape))

@@ -126,6 +126,14 @@ class TestNothingFallsBack:
             np.asarray(out, np.float32), np.asarray(truth, np.float32), atol=1e-5 if dtype == jnp.float32 else 1e-2
         )
 
+    def test_half_precision_under_jit(self):
+        q, k, v = arrays(dtype=jnp.float16)
+        out, truth = (
+            jax.jit(integral_attention, static_argnames="implementation")(q, k, v, implementation=i)
+            for i in ("xla", "dense")
+        )
+        np.testing.assert_allclose(np.asarray(out, np.float32), np.asarray(truth, np.float32), atol=1e-2)
+
     def test_mixed_second_derivatives(self):
         q, k, v = arrays()
 

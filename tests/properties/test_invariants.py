@@ -227,6 +227,46 @@ def test_unnormalised_integral_of_zero_with_large_logits(implementation):
     np.testing.assert_allclose(total(np.full((2, 1, 1), 1e-20, np.float32))[0], np.exp(100.0) * 1e-20, rtol=1e-4)
 
 
+LARGE_EXPONENTS = {
+    "one-node": ([100.0], [1.0], [1e-20], [1.0]),
+    "weights": ([100.0, 3.0], [1.0, 0.9, 0.5], [1e-20, 2e-20, -1e-21], [1.0, 0.5, 0.2]),
+    "largest": ([150.0], [1.0], [1e-30], [1.0]),
+    "smallest": ([-150.0, 3.0], [1.0, 0.9, 0.5], [1e30, 2e30, 1e30], [1.0, 0.5, 0.2]),
+    "weightless-above": ([50.0, 3.0], [1.0, 0.9, 1.2], [1e-5, 2e-5, 1e-5], [1.0, 0.5, 0.0]),
+    "weightless-far-above": ([100.0, 3.0], [1.0, 0.9, 50.0], [1e-20, 2e-20, 1e-20], [1.0, 0.5, 0.0]),
+}
+
+
+@pytest.mark.parametrize("implementation", ["dense", "chunked"])
+def test_unnormalised_derivatives_where_the_exponential_alone_overflows(implementation):
+    """The derivatives of Σ_j w_j exp(s q k_j) v_j in float32, wherever float32 holds them."""
+
+    @jax.jit
+    def derivatives(*arguments):
+        def total(query, key, value, weights, scale):
+            options = {"kernel": kernels.ExpDotProduct(scale), "normalize": False, "implementation": implementation}
+            return jnp.sum(integral_attention(query, key, value, weights, **options))
+
+        return jax.grad(total, argnums=range(5))(*arguments)
+
+    for name, (q, k, v, w) in LARGE_EXPONENTS.items():
+        q, k, v, w = map(np.asarray, (q, k, v, w))
+        exponents = np.outer(q, k)
+        matrix = np.exp(np.minimum(exponents, 700))
+        true = [
+            (matrix * w * v * k).sum(axis=1),
+            (matrix * w * v * q[:, None]).sum(axis=0),
+            matrix.sum(axis=0) * w,
+            matrix.sum(axis=0) * v,
+            (matrix * w * v * exponents).sum(),
+        ]
+        arrays = [a.astype(np.float32).reshape(-1, 1, 1) for a in (q, k, v)]
+        for ours, exact in zip(derivatives(*arrays, w.astype(np.float32), np.float32(1)), true, strict=True):
+            assert not np.isnan(ours).any(), name
+            held = np.abs(exact).ravel() < 3e38
+            np.testing.assert_allclose(np.ravel(ours)[held], np.ravel(exact)[held], rtol=1e-5, err_msg=name)
+
+
 @pytest.mark.parametrize("implementation", ["dense", "chunked"])
 def test_unnormalised_derivative_where_only_weightless_nodes_are_seen(implementation, x64):
     """∂/∂w_j Σ_j w_j k_ij v_j = k_ij v_j in causal rows whose first nodes weigh nothing."""

@@ -1,0 +1,114 @@
+"""Kernels as functions of arguments only: what compiled programs, which outlive a call, may depend on."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.extend.core
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxop._pytree import register
+from jaxop._varying import varying_like
+from jaxop.attention.checks import cast_kernel
+from jaxop.kernels import FunctionKernel, Kernel, LearnedFeatures
+
+
+def is_closed(kernel: Kernel) -> bool:
+    """Whether a kernel depends on nothing but its structure and its leaves, which are numbers or arrays.
+
+    True of the kernels of this library, unless they call functions of the user: these may close over arrays, traced
+    ones included, and over what changes from call to call.
+    """
+    library = __name__.partition(".")[0]
+
+    def is_open(part: Any) -> bool:
+        return isinstance(part, FunctionKernel | LearnedFeatures) or (
+            isinstance(part, Kernel) and type(part).__module__.partition(".")[0] != library
+        )
+
+    leaves = jax.tree.leaves(kernel, is_leaf=is_open)
+    return all(isinstance(leaf, int | float | jax.Array | np.ndarray | np.generic) for leaf in leaves)
+
+
+def close(
+    kernel: Kernel, kernel_axis: int | None, operands: Any, heads: int, shapes: Sequence[tuple[int, int]], dtype: Any
+) -> tuple[Kernel, Any]:
+    """A kernel that `is_closed`, for tiles of one size, and arrays that go with it, all varying over the same devices.
+
+    Args:
+        kernel: any kernel.
+        kernel_axis: 0 if its leaves carry a leading axis of heads; those of the result then do.
+        operands: arrays that the tiles will be combined with.
+        heads: number of heads.
+        shapes: of the queries and the keys of a tile.
+        dtype: theirs, and that of the floating leaves.
+    """
+    if is_closed(kernel):
+        return varying_like((kernel, operands))
+    leaves, structure = jax.tree.flatten(cast_kernel(kernel, dtype))
+    is_array = [isinstance(leaf, jax.Array | np.ndarray | np.generic) for leaf in leaves]
+    arrays = [jnp.asarray(leaf) for leaf, here in zip(leaves, is_array, strict=True) if here]
+    others = [leaf for leaf, here in zip(leaves, is_array, strict=True) if not here]
+
+    def evaluate(arrays: list[Array], query: Array, key: Array) -> Array:
+        sources = iter(others), iter(arrays)
+        return jax.tree.unflatten(structure, [next(sources[here]) for here in is_array]).tile(query, key)
+
+    def trace(*varying: Any) -> Any:
+        one_head = [jnp.zeros(a.shape if kernel_axis is None else a.shape[1:], a.dtype) for a in arrays]
+        nodes = [jnp.zeros(shape, dtype) for shape in shapes]
+        return jax.make_jaxpr(evaluate)(*varying_like((one_head, *nodes), arrays, operands, *varying))
+
+    closed = trace()
+    if varying_like(closed.consts) is not closed.consts:
+        closed = trace(closed.consts)  # arguments that vary like the arrays that functions close over
+    constants = [jnp.asarray(c) for c in closed.consts]
+    arrays, operands = varying_like((arrays, operands), constants)
+    if kernel_axis is not None:
+        constants = [jnp.broadcast_to(c[None], (heads, *c.shape)) for c in constants]
+    text = closed.jaxpr.pretty_print(use_color=False, custom_pp_eqn_rules=False)
+    program = _Program(closed.jaxpr, text, (structure, *others))
+    return _Closed(arrays, constants, program, kernel.sign), operands
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Program:
+    """What the tile of a kernel computes; equal for equal computations of the same functions.
+
+    Attributes:
+        jaxpr: from (constants, leaves, query, key) to the tile.
+        text: the same in full, with every number.
+        source: the structure of the kernel, with its functions, and its leaves that are not arrays.
+    """
+
+    jaxpr: Any
+    text: str
+    source: tuple[Any, ...]
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+    def __eq__(self, other: Any) -> bool:
+        return isinstance(other, _Program) and self.text == other.text and self.source == other.source
+
+
+@functools.partial(register, static=("program", "sign"))
+@dataclasses.dataclass(frozen=True)
+class _Closed(Kernel):
+    """A kernel as the program of its tiles."""
+
+    leaves: list[Array]
+    constants: list[Array]
+    program: _Program
+    sign: str
+
+    def __call__(self, a: Float[Array, " d"], b: Float[Array, " d"]) -> Float[Array, ""]:
+        raise NotImplementedError
+
+    def tile(self, query: Float[Array, "n d"], key: Float[Array, "m d"]) -> Float[Array, "n m"]:
+        closed = jax.extend.core.ClosedJaxpr(self.program.jaxpr, self.constants)
+        return jax.extend.core.jaxpr_as_fun(closed)(*self.leaves, query, key)[0]
