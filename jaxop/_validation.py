@@ -35,9 +35,12 @@ def is_integer(value: Any) -> TypeGuard[int]:
 
 def as_integer(value: Any, argument: str) -> int:
     """``value`` as an int, or a ``TypeError``: 2.0 and True are no counts."""
-    if isinstance(value, bool | np.bool_) or not hasattr(value, "__index__") or isinstance(value, np.timedelta64):
-        raise TypeError(f"{argument} must be an integer, got {value!r}.")
-    return operator.index(value)
+    try:
+        if isinstance(value, bool | np.bool_ | np.timedelta64):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{argument} must be an integer, got {value!r}.") from None
 
 
 def as_number(value: Any, argument: str) -> float:
