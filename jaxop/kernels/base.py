@@ -205,7 +205,8 @@ def from_pair(
 
     Returns:
         A kernel for `jaxop.attention.integral_attention`, evaluated pair by pair under `jax.vmap`: n·m
-        calls of ``fn``, fused by XLA.
+        calls of ``fn``, fused by XLA. Eager calls trace ``fn`` each time and compile once per shape, as long as it is
+        the same object and computes the same.
 
     Raises:
         TypeError: for what is not a function.

@@ -129,6 +129,10 @@ SIGNED = [
     KernelCase("signed-composed", _signed_composed),
 ]
 
+# of kernels that differ in a detail one stands for all where programs are compared rather than numbers
+_DETAILS = ("exp-dot-product-scaled", "exp-dot-product-per-head", "fourier-per-head", "cosine-pair", "laplace-pair")
+DISTINCT = [case for case in [*KERNELS, *SIGNED] if case.name not in _DETAILS]
+
 IMPLEMENTATIONS = ["dense", "chunked", "xla"]
 PAIRS = [
     (kernel, implementation)

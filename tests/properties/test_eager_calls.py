@@ -16,7 +16,7 @@ from jaxop.attention import (
     patch_attention,
     subdomain_attention,
 )
-from tests.properties.cases import KERNELS, SIGNED, inputs
+from tests.properties.cases import DISTINCT, SIGNED, inputs
 
 
 def value_and_derivative(function, arguments):
@@ -38,15 +38,12 @@ def assert_compiles_once(function, arguments):
     assert compilations() == 0
 
 
-# of kernels that differ in a detail one stands for all
-DETAILS = ("exp-dot-product-scaled", "exp-dot-product-per-head", "fourier-per-head", "cosine-pair", "laplace-pair")
 LOOPS = ("euclidean-distance", "fourier", "composed", "signed-composed")
 
 
 @pytest.mark.parametrize(
     ("case", "implementation"),
-    [(case, "chunked") for case in [*KERNELS, *SIGNED] if case.name not in DETAILS]
-    + [(case, "dense") for case in [*KERNELS, *SIGNED] if case.name in LOOPS],
+    [(case, "chunked") for case in DISTINCT] + [(case, "dense") for case in DISTINCT if case.name in LOOPS],
     ids=str,
 )
 def test_every_kernel(case, implementation):

@@ -22,7 +22,7 @@ from jaxop.attention import (
     spectral_patch_attention,
     subdomain_attention,
 )
-from tests.properties.cases import KERNELS, SIGNED, inputs
+from tests.properties.cases import DISTINCT, SIGNED, inputs
 
 ONE, ALL = PartitionSpec("devices"), PartitionSpec()
 
@@ -73,7 +73,7 @@ def test_attention_and_its_derivatives(implementation, specs):
 
 @pytest.mark.parametrize("specs", [QUERIES, KEYS, PARAMETERS], ids=["queries", "keys", "parameters"])
 @pytest.mark.parametrize("implementation", ["dense", "chunked"])
-@pytest.mark.parametrize("case", [*KERNELS, *SIGNED], ids=str)
+@pytest.mark.parametrize("case", DISTINCT, ids=str)
 def test_every_kernel(case, implementation, specs):
     """Marks are checked when a program is traced; nothing is compiled."""
     options = {"kernel_axis": case.axis, "implementation": implementation, "normalize": case not in SIGNED}
