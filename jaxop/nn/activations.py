@@ -16,8 +16,20 @@ def gelu(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
         >>> print(f"{nn.gelu(jnp.array(1.0)):.4f}")
         0.8413
     """
+    return x * _normal_distribution(x)
+
+
+@jax.custom_jvp
+def _normal_distribution(x: Array) -> Array:
+    """Φ, with Φ' written out: that of erf does not run inside jax.shard_map in jax 0.12."""
     # by erf rather than erfc: four times cheaper, with the same absolute error
-    return x * (0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5))))
+    return 0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5)))
+
+
+@_normal_distribution.defjvp
+def _normal_distribution_jvp(primals, tangents):
+    (x,), (change,) = primals, tangents
+    return _normal_distribution(x), math.sqrt(0.5 / math.pi) * jnp.exp(-0.5 * x * x) * change
 
 
 def gelu_tanh(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
