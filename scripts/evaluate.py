@@ -38,6 +38,7 @@ class Evaluation:
         name: prefix of the files that are written.
         inputs: name of the input functions in the files.
         targets: name of the target functions in the files.
+        external: whether HDF5 files may have their values in other files.
         cache: where generated data are kept, by their parameters.
     """
 
@@ -49,6 +50,7 @@ class Evaluation:
     name: str = "evaluation"
     inputs: str | None = None
     targets: str | None = None
+    external: bool = False
     cache: Path = CACHE
 
 
@@ -60,6 +62,8 @@ def main(arguments: Sequence[str]) -> None:
         raise ValueError(f"--name must be the beginning of a file's name, without directories, got {settings.name!r}.")
     run = training.load_run(settings.run)
     problem = recorded(run)
+    if isinstance(problem, FileData):
+        problem = dataclasses.replace(problem, external=settings.external)
     checkpoint = int(settings.checkpoint) if settings.checkpoint.isdecimal() else settings.checkpoint
     step = run.step(checkpoint)
     sets: dict[str, Samples] = {}
@@ -69,7 +73,7 @@ def main(arguments: Sequence[str]) -> None:
     if names and not settings.data:
         raise ValueError(f"--{' and --'.join(names)} needs --data, the files whose arrays have this name.")
     if settings.data:
-        files = problem if isinstance(problem, FileData) else FileData(train=settings.data[0])
+        files = problem if isinstance(problem, FileData) else FileData(settings.data[0], external=settings.external)
         sets |= dataclasses.replace(files, **names).files(settings.data)
     if not sets:
         sets = problem.load(settings.cache).test

@@ -216,8 +216,9 @@ def describe(problem: Problem, config: Any, train: Samples) -> dict[str, Any]:
     if isinstance(problem, FileData):
         located = {name: _absolute(settings[name]) for name in ("train", "valid", "test")}
         settings |= located
-        # runs of earlier versions do not have these fields, and read what they are without
-        settings = {name: value for name, value in settings.items() if value or name not in ("faces", "external")}
+        del settings["external"]  # a permission, to be given each time
+        if settings["faces"] is None:  # as in runs of earlier versions
+            del settings["faces"]
     return {
         "problem": problem.name,
         "data": settings,

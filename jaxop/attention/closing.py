@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+import jaxop
 from jaxop._pytree import register
 from jaxop._varying import varying_like
 from jaxop.attention.checks import cast_kernel
@@ -71,7 +73,7 @@ def close(
     if kernel_axis is not None:
         constants = [jnp.broadcast_to(c[None], (heads, *c.shape)) for c in constants]
     text = closed.jaxpr.pretty_print(use_color=False, custom_pp_eqn_rules=False)
-    program = _Program(closed.jaxpr, text, (structure, *others))
+    program = _Program(closed.jaxpr, text, (structure, *others), _is_written_out(closed.jaxpr))
     return _Closed(arrays, constants, program, kernel.sign), operands
 
 
@@ -83,17 +85,46 @@ class _Program:
         jaxpr: from (constants, leaves, query, key) to the tile.
         text: the same in full, with every number.
         source: the structure of the kernel, with its functions, and its leaves that are not arrays.
+        is_written_out: whether the text says all. If it does not, the program is equal to itself only, and is compiled
+            at every eager call.
     """
 
     jaxpr: Any
     text: str
     source: tuple[Any, ...]
+    is_written_out: bool
 
     def __hash__(self) -> int:
         return hash(self.text)
 
     def __eq__(self, other: Any) -> bool:
-        return isinstance(other, _Program) and self.text == other.text and self.source == other.source
+        if self is other or not (isinstance(other, _Program) and self.is_written_out and other.is_written_out):
+            return self is other
+        return self.text == other.text and self.source == other.source
+
+
+_RULES = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr", "custom_lin")
+_PACKAGES = tuple(str(Path(module.__file__ or "").parent) for module in (jax, jaxop))
+
+
+def _is_written_out(jaxpr: Any) -> bool:
+    """Whether the text of a jaxpr tells its values and derivatives.
+
+    It does not show derivatives that a function of the user was given by `jax.custom_jvp` or `jax.custom_vjp`, nor what
+    a callback does. Those of JAX and of this library do not change.
+    """
+    for equation in jaxpr.eqns:
+        if any("callback" in name for name in (equation.primitive.name, *equation.params)):
+            return False
+        for value in jax.tree.leaves(equation.params, is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")):
+            inner = getattr(value, "jaxpr", value)
+            if not hasattr(inner, "eqns"):
+                continue
+            if equation.primitive.name in _RULES and not str(inner.debug_info.func_filename).startswith(_PACKAGES):
+                return False
+            if not _is_written_out(inner):
+                return False
+    return True
 
 
 @functools.partial(register, static=("program", "sign"))

@@ -15,7 +15,10 @@ from jaxop.data._files import FileError, check_claim, reading
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _VISITED = 1000  # links looked at for a list of datasets
 _HOPS = 100  # soft and external links that one path may follow
-_PERMISSION = "pass external=True to read from other files (--data.external), or copy the values into this one"
+_PERMISSION = (
+    "pass external=True to read from other files (train.py --data.external, evaluate.py --external), or copy the "
+    "values into this one"
+)
 
 
 class Hdf5Array:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxop._pytree import register
-from jaxop._validation import check_name, check_size, is_concrete
+from jaxop._validation import check_name, check_plain, check_size, is_concrete
 
 SIGNS = ("positive", "nonnegative", "signed")
 """What `Kernel.sign` may be; attention normalises the first two and refuses the third."""
@@ -169,6 +169,7 @@ def _is_real(value: Any) -> bool:
 
 def check_numbers(value: Any, argument: str) -> None:
     """Refuses a parameter that is neither a real number nor an array of them."""
+    check_plain(value, argument)
     dtype = value.dtype if hasattr(value, "dtype") else np.asarray(value).dtype
     if dtype.kind not in "iuf" and not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"{argument} must be a real number or an array of them, got {value!r}.")

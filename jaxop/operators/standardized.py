@@ -8,7 +8,7 @@ from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from jaxop._validation import accumulator, as_float, first_index, float_dtype, is_concrete
+from jaxop._validation import accumulator, as_float, check_plain, first_index, float_dtype, is_concrete
 from jaxop.domains import Domain
 
 
@@ -117,6 +117,7 @@ class Standardized(nnx.Module):
 
 def _statistic(value: Any, name: str, channels: int) -> Array:
     """A statistic in the precision in force: one finite number per channel, positive if it is a deviation."""
+    check_plain(value, name)
     try:
         array = jnp.asarray(value, float_dtype())
     except (TypeError, ValueError) as error:

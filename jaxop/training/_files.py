@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from jaxop._validation import check_type
+
 _REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # one slash: pathlib has dropped the other
 _LARGEST = 2**28  # bytes of a JSON file
 _LOCK = "writer.lock"
@@ -18,8 +20,12 @@ def local_path(path: str | os.PathLike[str], argument: str) -> Path:
     """The path, if it lies in the local file system.
 
     Raises:
-        ValueError: for the address of a remote store, such as ``gs://bucket/run``.
+        TypeError: for anything but a path.
+        ValueError: for an empty path, or the address of a remote store, such as ``gs://bucket/run``.
     """
+    check_type(path, argument, (str, os.PathLike), "a path")
+    if not os.fspath(path):
+        raise ValueError(f"{argument} is empty; give the name of a directory, '.' for the current one.")
     if _REMOTE.match(os.fspath(path)):
         raise ValueError(
             f"{argument}={os.fspath(path)!r} is a remote address, but metrics, locks and checkpoints need a local "

@@ -144,12 +144,9 @@ def fit(
     with contextlib.ExitStack() as stack:
         stack.enter_context(writing(directory))
         if not resume and has_begun(directory):
-            saved = (
-                "without an undamaged checkpoint"
-                if checkpoints.latest is None
-                else f"saved up to step {checkpoints.latest}"
-            )
-            raise FileExistsError(f"{directory} already holds a run, {saved}; resume it, or give another run_dir.")
+            latest = checkpoints.latest
+            what = "without an undamaged checkpoint;" if latest is None else f"saved up to step {latest}; resume it, or"
+            raise FileExistsError(f"{directory} already holds a run, {what} give another run_dir.")
         described = {
             "training": to_json(config),
             "train": describe_samples(train),

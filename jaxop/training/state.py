@@ -19,6 +19,9 @@ from jaxop.training.config import TrainingConfig
 Tree = Any
 """Nested dicts of arrays, the pure form of an NNX state."""
 
+Optimizer = optax.GradientTransformation | optax.MultiSteps
+"""What has Optax's ``init`` and ``update``."""
+
 _KERNEL = "leaves"
 """Where `jaxop.nn.KernelParameters` holds the parameters of a kernel."""
 
@@ -154,13 +157,14 @@ def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
 
 def check_optimizer(optimizer: Any) -> None:
     """Raises ``TypeError`` unless this is an optimiser of Optax."""
-    expected = "an optax.GradientTransformation, such as training.make_optimizer(config) or optax.adam(1e-3)"
-    check_type(optimizer, "optimizer", optax.GradientTransformation, expected)
+    if not all(callable(getattr(optimizer, name, None)) for name in ("init", "update")) or isinstance(optimizer, type):
+        raise TypeError(
+            "optimizer must be an optax.GradientTransformation, such as training.make_optimizer(config) or "
+            f"optax.adam(1e-3), got {type(optimizer).__name__}."
+        )
 
 
-def used_learning_rate(
-    optimizer: optax.GradientTransformation, opt_state: Any, step: Int[Array, ""]
-) -> Float[Array, ""] | None:
+def used_learning_rate(optimizer: Optimizer, opt_state: Any, step: Int[Array, ""]) -> Float[Array, ""] | None:
     """The learning rate of the step after which the optimiser is in this state, or None if it cannot be told.
 
     `make_optimizer` knows its schedule, and `optax.inject_hyperparams` keeps the rate in the state. Other
@@ -173,9 +177,7 @@ def used_learning_rate(
     return rates[0] if len(rates) == 1 else None
 
 
-def init_state(
-    model: nnx.Module, optimizer: optax.GradientTransformation, config: TrainingConfig
-) -> tuple[nnx.GraphDef, TrainState]:
+def init_state(model: nnx.Module, optimizer: Optimizer, config: TrainingConfig) -> tuple[nnx.GraphDef, TrainState]:
     """The graph definition in training mode and the state at step 0, in buffers of its own.
 
     A step may therefore donate the state without touching the model. The parameters must be in float32 at least:

@@ -13,13 +13,13 @@ from jaxtyping import Array
 from jaxop._validation import check_type, float_dtype
 from jaxop.training.config import LOSSES, TrainingConfig
 from jaxop.training.losses import cross_entropy, relative_norms
-from jaxop.training.state import TrainState, Tree, check_optimizer, used_learning_rate
+from jaxop.training.state import Optimizer, TrainState, Tree, check_optimizer, used_learning_rate
 
 Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]
 """(state, batch) -> (state, metrics)."""
 
 
-def make_step(graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation, config: TrainingConfig) -> Step:
+def make_step(graphdef: nnx.GraphDef, optimizer: Optimizer, config: TrainingConfig) -> Step:
     """θ ← θ + AdamW(∇_θ (1/b) Σ_i L_i), L_i = ‖f_θ(u_i) − y_i‖ / ‖y_i‖ or the cross-entropy, compiled, state donated.
 
     With ``accumulate`` = a the batch is split into a micro-batches of b/a samples whose gradients are

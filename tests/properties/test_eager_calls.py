@@ -167,6 +167,40 @@ def test_a_pair_function_is_never_stale(rates):
         np.testing.assert_allclose(chunked, dense, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("rule", ["jvp", "vjp", "callback"])
+def test_a_rule_of_the_user_is_never_stale(rule):
+    """What a jaxpr does not show: derivatives that a function was given, and callbacks."""
+    query, key, value, weights = map(jnp.asarray, inputs())
+    scale = [1.0]
+
+    def pair(a, b):
+        factor, square = scale[0], jnp.sum((a - b) ** 2)
+        if rule == "callback":
+            result = jax.ShapeDtypeStruct((), square.dtype)
+            host = functools.partial(jax.pure_callback, vmap_method="expand_dims")
+            fixed = jax.lax.stop_gradient(square)
+            return jax.lax.stop_gradient(host(lambda x: np.asarray(-factor * x), result, fixed)) - square
+        negated = (jax.custom_jvp if rule == "jvp" else jax.custom_vjp)(lambda x: -x)
+        if rule == "jvp":
+            negated.defjvp(lambda primals, tangents: (negated(*primals), -factor * tangents[0]))
+        else:
+            negated.defvjp(lambda x: (-x, None), lambda _, cotangent: (-factor * cotangent,))
+        return negated(square)
+
+    kernel = kernels.from_pair(pair, log=True)
+
+    def both(implementation):
+        def loss(query):
+            return jnp.sum(attend(query, key, value, weights, kernel=kernel, implementation=implementation) ** 2)
+
+        return jax.value_and_grad(loss)(query)
+
+    for factor in (1.0, 5.0):
+        scale[0] = factor
+        for chunked, dense in zip(both("chunked"), both("dense"), strict=True):
+            np.testing.assert_allclose(chunked, dense, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("radius", [[1.0, 0.5, 1.0, 0.5, 1.0], (1.0, 0.5, 1.0, 0.5, 1.0)], ids=["list", "tuple"])
 def test_numbers_of_a_kernel_may_be_lists(radius, unchecked):
     arrays = tuple(map(jnp.asarray, inputs()))

@@ -19,6 +19,7 @@ SMALL = {"width": 8, "heads": 2, "layers": 1}
 CONFIG = training.TrainingConfig(steps=2, batch_size=4)
 GAUSSIAN = kernels.Gaussian()
 ROWS = np.random.default_rng(0).normal(size=(6, 2)).astype(np.float32)
+MASKED = np.ma.masked_array([1.0], mask=[True])
 
 
 class Pointwise(nnx.Linear):
@@ -61,6 +62,11 @@ TRAINING = [
     ),
     (lambda: fit(model=None), TypeError, "got NoneType"),
     (lambda: fit(run_dir=None), TypeError, "run_dir must be the path of a directory, got NoneType"),
+    (lambda: kernels.Gaussian(MASKED), TypeError, "inverse_width must hold numbers only, but 1 of its 1 entries"),
+    (lambda: standardized(input_mean=MASKED), TypeError, "input_mean must hold numbers only, but 1 of its 1 entries"),
+    (lambda: fit(run_dir=""), ValueError, "run_dir is empty; give the name of a directory"),
+    (lambda: training.load_run(3), TypeError, "directory must be a path, got int"),
+    (lambda: training.Checkpoints(3), TypeError, "directory must be a path, got int"),
     (lambda: fit(settings=[1]), TypeError, "settings must be a dict of what describes the run, or None, got list"),
     (lambda: fit(loggers=training.JsonLines()), TypeError, "loggers must be a sequence of loggers"),
     (lambda: training.make_optimizer({}), TypeError, "config must be a training.TrainingConfig"),

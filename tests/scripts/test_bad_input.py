@@ -113,13 +113,15 @@ def test_shapes_that_disagree(fails, tmp_path):
     assert "inputs has 9 samples" in fails(train, custom(file, tmp_path / "run"))
 
 
-def test_values_in_other_files_are_read_if_asked_for(fails, files, tmp_path):
+def test_values_in_other_files_are_read_if_asked_for(fails, files, trained, tmp_path):
     file = write_hdf5(tmp_path / "a.h5", y=functions(20, 16)["y"])
     with h5py.File(file, "r+") as archive:
         archive["x"] = h5py.ExternalLink(str(files / "a.h5"), "/x")
     message = fails(train, custom(file, tmp_path / "run"))
     assert "'x' is a link into another file" in message
     assert "--data.external" in message
+    assert "--external" in fails(evaluate, [str(trained), "--data", str(file)])
+    evaluate.main([str(trained), "--data", str(file), "--external", "--name", "links"])
     _, experiment = train.parse(custom(file, tmp_path / "run", "--data.external"))
     assert len(experiment.data.load(tmp_path).train) == 18
 

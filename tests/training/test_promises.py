@@ -399,7 +399,7 @@ def test_promise_7_a_run_without_its_checkpoints_is_neither_resumed_nor_overwrit
     before = rows(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"nothing to resume from.*start a new run in another directory"):
         run(tmp_path, config=SHORT, resume=True)
-    with pytest.raises(FileExistsError, match=r"without an undamaged checkpoint; .* give another run_dir"):
+    with pytest.raises(FileExistsError, match=r"without an undamaged checkpoint; give another run_dir"):
         run(tmp_path, config=SHORT)
     assert rows(tmp_path) == before
 

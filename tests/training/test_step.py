@@ -238,6 +238,7 @@ def test_reported_learning_rate_is_that_of_the_optimiser():
     for optimizer, expected in (
         (training.make_optimizer(PLAIN), [training.learning_rate(PLAIN, t) for t in (0, 1)]),
         (optax.lion(3e-4), [None, None]),
+        (optax.MultiSteps(optax.sgd(0.1), 2), [None, None]),
         (chained, [0.5, 0.25]),
     ):
         _, metrics = gained(optimizer, steps=2)
