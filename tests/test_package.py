@@ -16,7 +16,7 @@ ALLOWED = {
     "flows": {"kernels", "attention"},
     "kernel_machines": {"kernels", "attention"},
     "nn": {"domains", "kernels", "spectral", "attention", "flows", "kernel_machines"},
-    "operators": {"domains", "kernels", "spectral", "attention", "nn"},
+    "operators": {"domains", "kernels", "spectral", "attention", "flows", "nn"},
     "data": {"domains"},
     "training": {"domains", "data", "operators"},
 }

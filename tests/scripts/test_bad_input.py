@@ -133,10 +133,12 @@ def test_faces_of_a_mesh(tmp_path):
     for options, kind in (([], domains.TriangleMesh), (["--data.faces", "None"], domains.PointCloud)):
         _, experiment = train.parse(custom(file, tmp_path / "run", *options, operator="tno"))
         assert type(experiment.data.load(tmp_path).train.domain) is kind
-        recorded = {"problem": "files", "data": dataclasses.asdict(experiment.data)}
-        assert rebuild(SimpleNamespace(config=recorded)) == experiment.data
+        other = dict.fromkeys(("operator", "model", "resolution"))
+        recorded = {"problem": "files", "data": dataclasses.asdict(experiment.data), **other}
+        run = SimpleNamespace(config=recorded, directory=tmp_path)
+        assert rebuild(run) == experiment.data
     del recorded["data"]["faces"]
-    assert rebuild(SimpleNamespace(config=recorded)).faces is None  # as that run was trained
+    assert rebuild(run).faces is None  # as that run was trained
 
 
 def test_patches_that_do_not_divide_the_grid(fails, files, tmp_path):
