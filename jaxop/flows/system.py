@@ -167,7 +167,7 @@ def start(method: Any, position: Array, velocity: Array | None = None, *, time: 
 
     Raises:
         ValueError: for a velocity of another shape.
-        TypeError: for a method that is none, or a time that is not one number.
+        TypeError: if the method is not one of `jaxop.flows`, or the time is not one number.
 
     Example:
         >>> import jax.numpy as jnp

@@ -231,7 +231,8 @@ def test_under_other_transformations():
         jax.jacrev(jax.jacrev(lambda weights, f=f: jnp.sum(f(*arrays[:3], weights) ** 2)))(arrays[3])
         for f in (chunked, dense)
     ]
-    np.testing.assert_allclose(*hessians, rtol=1e-4, atol=1e-5)
+    # float32 rounds sums of terms as large as the largest entry
+    np.testing.assert_allclose(*hessians, rtol=1e-4, atol=3e-7 * np.abs(hessians[1]).max())
     with jax.enable_x64(True):
         wide = tuple(map(jnp.asarray, inputs(jnp.float64)))
         assert chunked(*wide).dtype == jnp.float64
