@@ -590,17 +590,17 @@ def schwarz(repeats: int = 9) -> None:
     """Two-level Schwarz attention, √n subdomains of rank 4, against global low rank of equal error for −u″ = f."""
     import jax
 
-    from jaxop import attention, domains, testing
+    from jaxop import domains, schwarz, testing
 
     print("\n| n, N, coarse rank | two levels | per node | scratch | global of rank N(r + 1) | ratio | its factors |")
     print("|---|---|---|---|---|---|---|")
     rank, rows = 4, []
     for power in (7, 8, 9, 10):
         subdomains, n = 2**power, 4**power - 1
-        dec = domains.decompose(domains.interval(n, rule="interior"), subdomains, 8)
-        factors = attention.random_factors(jax.random.key(0), dec, rank)
+        dec = schwarz.decompose(domains.interval(n, rule="interior"), subdomains, 8)
+        factors = schwarz.random_factors(jax.random.key(0), dec, rank)
         values = jax.random.normal(jax.random.key(1), (n, 1))
-        apply: Any = jax.jit(attention.schwarz_apply)
+        apply: Any = jax.jit(schwarz.schwarz_apply)
         program = apply.lower(values, dec, factors).compile()
         seconds = median_seconds(lambda f=program, a=(values, dec, factors): f(*a), repeats)
         rows.append((n, seconds))
@@ -609,7 +609,7 @@ def schwarz(repeats: int = 9) -> None:
         size, cells = 2 * 4 * n * equal, ["not run", ""]
         if size < SKIP_ABOVE // 8:
             query, key = jax.random.normal(jax.random.key(2), (2, n, equal))
-            flat: Any = jax.jit(attention.low_rank_apply)
+            flat: Any = jax.jit(schwarz.low_rank_apply)
             arguments = values, dec.domain.weights, query, key
             compiled = flat.lower(*arguments).compile()
             other = median_seconds(lambda f=compiled, a=arguments: f(*a), repeats)
@@ -634,14 +634,14 @@ def two_level(repeats: int = 3, global_nodes: int = 65536) -> None:
     import jax.numpy as jnp
     from flax import nnx
 
-    from jaxop import domains, nn, testing
+    from jaxop import domains, nn, schwarz, testing
 
     print("\n| nodes | Schwarz attention | per node | scratch | global attention, chunked | ratio |")
     print("|---|---|---|---|---|---|")
     width, heads, core, rows = 64, 4, 16, []
     for side in (64, 128, 256, 512):
         grid, n = domains.box((side, side), rule="midpoint"), side**2
-        cut = domains.decompose(grid, side // core, core // 4, partition="ramp", coarse="partition")
+        cut = schwarz.decompose(grid, side // core, core // 4, partition="ramp", coarse="partition")
         values = jax.random.normal(jax.random.key(0), (1, n, width))
 
         def slope(layer: Any, values: Any, measure: Any) -> Any:

@@ -22,7 +22,7 @@ from experiment import brief, check_options, new_run, options_of, parameters, re
 from flax import nnx
 from real_data import CACHE, addresses, cifar10, eras, fetch, mnist
 
-from jaxop import data, operators, training
+from jaxop import data, training, transformers
 from jaxop.data import Examples
 from jaxop.nn import (
     EuclideanDistanceConfig,
@@ -169,17 +169,19 @@ def build(task: Task, choice: KernelConfig, train: Examples, seed: int) -> Any:
         "attention": IntegralAttentionConfig(kernel=choice),
     }
     if task.model == "language":
-        return operators.SequenceTransformer(operators.SequenceTransformerConfig(256, task.context, **sizes), rngs=rngs)
+        return transformers.SequenceTransformer(
+            transformers.SequenceTransformerConfig(256, task.context, **sizes), rngs=rngs
+        )
     classes = int(train.labels.max()) + 1
     if task.model == "text classifier":
-        config = operators.SequenceClassifierConfig(256, task.context, classes=classes, **sizes)
-        return operators.SequenceClassifier(config, rngs=rngs)
+        config = transformers.SequenceClassifierConfig(256, task.context, classes=classes, **sizes)
+        return transformers.SequenceClassifier(config, rngs=rngs)
     if task.model == "encoder-decoder":
-        config = operators.EncoderDecoderTransformerConfig(256, task.context, task.context, padding=0, **sizes)
-        return operators.EncoderDecoderTransformer(config, rngs=rngs)
+        config = transformers.EncoderDecoderTransformerConfig(256, task.context, task.context, padding=0, **sizes)
+        return transformers.EncoderDecoderTransformer(config, rngs=rngs)
     side, channels = train.inputs.shape[1], train.inputs.shape[-1]
-    config = operators.VisionTransformerConfig(side, channels, classes, patch=task.patch, **sizes)
-    return operators.VisionTransformer(config, rngs=rngs)
+    config = transformers.VisionTransformerConfig(side, channels, classes, patch=task.patch, **sizes)
+    return transformers.VisionTransformer(config, rngs=rngs)
 
 
 def run(name: str, task: Task, options: Comparison, train: Examples, test: Examples) -> list[dict[str, Any]]:

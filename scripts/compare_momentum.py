@@ -27,7 +27,7 @@ from experiment import build as build_operator
 from flax import nnx
 from real_data import CACHE, addresses, fetch
 
-from jaxop import data, operators, training
+from jaxop import data, operators, training, transformers
 from jaxop.nn import BLOCKS, ExpDotProductConfig, IntegralAttentionConfig, KernelConfig, LinearConfig, MomentumConfig
 
 
@@ -102,7 +102,7 @@ class Comparison:
 
 def build(task: Task, block: str, seed: int) -> Any:
     """The language model of a task with one of the blocks; equal seeds share the parameters that all have."""
-    config = operators.SequenceTransformerConfig(
+    config = transformers.SequenceTransformerConfig(
         256,
         task.context,
         width=64,
@@ -112,7 +112,7 @@ def build(task: Task, block: str, seed: int) -> Any:
         attention=IntegralAttentionConfig(kernel=task.kernel),
         momentum=MomentumConfig(block=block),
     )
-    return operators.SequenceTransformer(config, rngs=nnx.Rngs(seed))
+    return transformers.SequenceTransformer(config, rngs=nnx.Rngs(seed))
 
 
 def interval(values: Any) -> str:

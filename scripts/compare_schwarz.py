@@ -35,7 +35,7 @@ import tyro
 from equal_time import Contender, compare
 from experiment import build, options_of, report
 
-from jaxop import attention, domains, nn, operators, training
+from jaxop import domains, nn, operators, schwarz, training
 from jaxop.data import Samples, gaussian_field, solve_darcy
 
 
@@ -75,8 +75,8 @@ class Study:
         """The modes that were asked for, or as many as leave others out."""
         return dataclasses.replace(self, modes=self.modes or min(64, self.nodes // 2))
 
-    def decompose(self, **options: Any) -> domains.Decomposition:
-        return domains.decompose(
+    def decompose(self, **options: Any) -> schwarz.Decomposition:
+        return schwarz.decompose(
             domains.interval(self.nodes, rule="interior"), self.subdomains, self.overlap, **options
         )
 
@@ -105,21 +105,21 @@ def second_differences(n: int) -> scipy.sparse.csr_array:
 HEADER = "parameters | error | bound | error / bound | global | global / error | seconds |"
 
 
-def cells(dec: domains.Decomposition, fit: attention.SchwarzFit, seconds: float, data: Any) -> str:
+def cells(dec: schwarz.Decomposition, fit: schwarz.SchwarzFit, seconds: float, data: Any) -> str:
     """The columns of `HEADER`."""
-    count = attention.count_parameters(dec, fit.factors)
+    count = schwarz.count_parameters(dec, fit.factors)
     inputs, targets = data
-    best = attention.low_rank_errors(inputs, targets, np.asarray(dec.domain.weights))
+    best = schwarz.low_rank_errors(inputs, targets, np.asarray(dec.domain.weights))
     glob, error = best[min(math.ceil(count / (2 * dec.domain.size)), best.size - 1)], fit.errors[-1]
     to_bound = f"{error / fit.bound:.2f}" if fit.bound > 1e-12 else "bound is 0"
     return f"{count} | {error:.2e} | {fit.bound:.2e} | {to_bound} | {glob:.2e} | {glob / error:.3g} | {seconds:.1f} |"
 
 
-def fitted(study: Study, dec: domains.Decomposition, data: Any, **options: Any) -> tuple[attention.SchwarzFit, float]:
+def fitted(study: Study, dec: schwarz.Decomposition, data: Any, **options: Any) -> tuple[schwarz.SchwarzFit, float]:
     """A fit that starts at the Galerkin blocks of A."""
     begin = time.perf_counter()
-    options = {"initial": attention.galerkin_factors(dec, study.matrix, study.rank), "rank": study.rank} | options
-    fit = attention.fit_schwarz(dec, *data, steps=study.steps, **options)
+    options = {"initial": schwarz.galerkin_factors(dec, study.matrix, study.rank), "rank": study.rank} | options
+    fit = schwarz.fit_schwarz(dec, *data, steps=study.steps, **options)
     return fit, time.perf_counter() - begin
 
 
@@ -157,13 +157,13 @@ def ablation(study: Study) -> None:
     for label, options in rows.items():
         fit, seconds = fitted(study, dec, data, **options)
         print(f"| {label} | {cells(dec, fit, seconds, data)}", flush=True)
-    galerkin = attention.galerkin_factors(dec, study.matrix, study.rank)
-    error = attention.operator_error(dec, galerkin, *data)
+    galerkin = schwarz.galerkin_factors(dec, study.matrix, study.rank)
+    error = schwarz.operator_error(dec, galerkin, *data)
     count = sum(int(np.count_nonzero(leaf)) for leaf in jax.tree.leaves(galerkin))
     print(f"| Galerkin blocks, truncated | {count} | {error:.2e} | | | | | |")
     print("\n| two levels | asymmetry | smallest eigenvalue | largest |\n|---|---|---|---|")
     for label, options in (("free", {}), ("K = Q", {"symmetric": True})):
-        report = attention.symmetry_report(dec, fitted(study, dec, data, **options)[0].factors)
+        report = schwarz.symmetry_report(dec, fitted(study, dec, data, **options)[0].factors)
         print(
             f"| {label} | {report.asymmetry:.1e} | {report.smallest_eigenvalue:.1e} | {report.largest_eigenvalue:.3f} |"
         )
@@ -197,17 +197,17 @@ def trainings(study: Study, seconds: float, seed: int) -> Iterator[tuple[str, in
     train, test = ((inputs @ c, targets @ c) for c in (coefficients[0], coefficients[1, :, :512]))
     beyond = study.covariance(first=inputs.shape[1] + 1, last=study.nodes)
     weights = dec.domain.weights
-    factors = attention.random_factors(jax.random.key(seed), dec, study.rank)
-    count = attention.count_parameters(dec, factors)
+    factors = schwarz.random_factors(jax.random.key(seed), dec, study.rank)
+    count = schwarz.count_parameters(dec, factors)
     rank = math.ceil(count / (2 * study.nodes))
     keys = jax.random.split(jax.random.key(seed + 1))
     flat = [rank**-0.25 * jax.random.normal(key, (study.nodes, rank), weights.dtype) for key in keys]
 
     def two_levels(parameters: Any, v: jax.Array) -> jax.Array:
-        return attention.schwarz_apply(v, dec, parameters)
+        return schwarz.schwarz_apply(v, dec, parameters)
 
     def one_level(parameters: Any, v: jax.Array) -> jax.Array:
-        return attention.low_rank_apply(v, weights, *parameters)
+        return schwarz.low_rank_apply(v, weights, *parameters)
 
     def error(operator: Any, parameters: Any, pair: Any) -> float:
         out = np.asarray(operator(parameters, jnp.asarray(pair[0])))
@@ -220,7 +220,7 @@ def trainings(study: Study, seconds: float, seed: int) -> Iterator[tuple[str, in
     alone, _ = fitted(study, dec, train, initial=None, noise=1e-4)
     rows += [("two levels, fit from data alone", two_levels, alone.factors, time.perf_counter() - begin)]
     begin = time.perf_counter()
-    best = attention.optimal_low_rank(*train, np.asarray(weights), rank)
+    best = schwarz.optimal_low_rank(*train, np.asarray(weights), rank)
     rows += [("global, optimum", one_level, best, time.perf_counter() - begin)]
     for label, operator, start in (("two levels, Adam", two_levels, factors), ("global, Adam", one_level, flat)):
         rows.append((label, operator, *adam(operator, start, train, seconds, seed)))
@@ -257,7 +257,7 @@ def adam(operator: Any, parameters: Any, train: Any, seconds: float, seed: int) 
         key, one = jax.random.split(key)
         parameters, state = jax.block_until_ready(epoch(parameters, state, one))
     spent = time.perf_counter() - begin
-    if isinstance(parameters, attention.SchwarzFactors):
+    if isinstance(parameters, schwarz.SchwarzFactors):
         queries = {name: getattr(parameters, name) / scale for name in ("coarse_query", "local_query")}
         return dataclasses.replace(parameters, **queries), spent
     return (parameters[0] / scale, parameters[1]), spent
@@ -271,24 +271,22 @@ def transfer(study: Study) -> None:
         "\n| Legendre degree, overlap | " + " | ".join(f"n = {n}" for n in sizes) + " | bound |\n|---|---|---|---|---|"
     )
     for degree, overlap, unity in ((5, 0, "multiplicity"), (9, 0, "multiplicity"), (9, study.overlap, "ramp")):
-        features = functools.partial(attention.legendre_features, degree=degree)
+        features = functools.partial(schwarz.legendre_features, degree=degree)
         dec = dataclasses.replace(study, overlap=overlap).decompose(partition=unity)
-        fit = attention.fit_schwarz(dec, *study.covariance(), rank=study.rank, features=features, steps=study.steps)
+        fit = schwarz.fit_schwarz(dec, *study.covariance(), rank=study.rank, features=features, steps=study.steps)
         errors = []
         for nodes in sizes:
             there = dec.on(domains.interval(nodes, rule="interior"))
             data = dataclasses.replace(study, nodes=nodes).covariance()
-            errors.append(
-                attention.operator_error(there, attention.sample_factors(fit.factors, there, features), *data)
-            )
+            errors.append(schwarz.operator_error(there, schwarz.sample_factors(fit.factors, there, features), *data))
         row = " | ".join(f"{error:.2e}" for error in errors)
         print(f"| {degree}, {overlap} ({unity}) | {row} | {fit.bound:.2e} |", flush=True)
 
 
 def iterations(matrix: Any, rhs: jax.Array, *form: Any) -> str:
     """Of conjugate gradients to a residual of 1e-8, preconditioned by a decomposition and its factors, if given."""
-    inverse = attention.schwarz_preconditioner(*form) if form else None
-    result = attention.flexible_cg(matrix, rhs, preconditioner=inverse, tolerance=1e-8, max_iterations=5000)
+    inverse = schwarz.schwarz_preconditioner(*form) if form else None
+    result = schwarz.flexible_cg(matrix, rhs, preconditioner=inverse, tolerance=1e-8, max_iterations=5000)
     return str(int(result.iterations)) if result.residual <= 1e-8 else "stalled"
 
 
@@ -301,18 +299,18 @@ def cg(study: Study, core: int = 32) -> None:
         h = 1 / (here.nodes + 1)
         two, one, matrix = here.decompose(), here.decompose(coarse=None), here.matrix
         shift = (core * h / ((here.rank + 1) * np.pi)) ** 2  # the largest eigenvalue that a block leaves out
-        start = attention.galerkin_factors(two, matrix, here.rank, shift=shift)
+        start = schwarz.galerkin_factors(two, matrix, here.rank, shift=shift)
         forms: list[Any] = [
             (),
-            best_global(here.nodes, math.ceil(attention.count_parameters(two, start) / (2 * here.nodes))),
-            (one, attention.galerkin_factors(one, matrix, blocks="overlap")),
-            (two, attention.galerkin_factors(two, matrix, blocks="overlap")),
+            best_global(here.nodes, math.ceil(schwarz.count_parameters(two, start) / (2 * here.nodes))),
+            (one, schwarz.galerkin_factors(one, matrix, blocks="overlap")),
+            (two, schwarz.galerkin_factors(two, matrix, blocks="overlap")),
             (two, start),
         ]
         if subdomains <= 16:  # beyond, the joint least squares take too many unknowns
             data = dataclasses.replace(here, decay=0.0).covariance()
             for symmetric in (True, False):
-                fit = attention.fit_schwarz(
+                fit = schwarz.fit_schwarz(
                     two, *data, rank=here.rank, initial=start, shift=shift, steps=5, symmetric=symmetric
                 )
                 forms.append((two, fit.factors))
@@ -326,14 +324,14 @@ def cg(study: Study, core: int = 32) -> None:
         print(f"| {subdomains} | " + " | ".join(counts) + " |", flush=True)
 
 
-def best_global(nodes: int, rank: int) -> tuple[domains.Decomposition, attention.SchwarzFactors]:
+def best_global(nodes: int, rank: int) -> tuple[schwarz.Decomposition, schwarz.SchwarzFactors]:
     """The leading eigenfunctions of A⁻¹ and, times the identity, its next eigenvalue: one subdomain without a cut."""
     k, h = np.arange(1, rank + 2), 1 / (nodes + 1)
     values = (h / (2 * np.sin(np.pi * k * h / 2))) ** 2
     modes = np.sqrt(2) * np.sin(np.pi * h * np.outer(np.arange(1, nodes + 1), k[:-1]))
-    whole = domains.decompose(domains.interval(nodes, rule="interior"), 1, 0, coarse=None)
+    whole = schwarz.decompose(domains.interval(nodes, rule="interior"), 1, 0, coarse=None)
     query = jnp.asarray((modes * np.sqrt(values[:-1] - values[-1]))[None])
-    return whole, attention.SchwarzFactors(local_query=query, shift=float(values[-1]))
+    return whole, schwarz.SchwarzFactors(local_query=query, shift=float(values[-1]))
 
 
 def poisson(
@@ -342,15 +340,15 @@ def poisson(
     """−Δu = f on the unit square, five-point differences, f of variance (k² + l²)^(−s), k, l ≤ 16."""
     print(f"\n| interior nodes, subdomains | Galerkin | {HEADER}\n" + "|---" * 9 + "|")
     for side in sides:
-        dec = domains.decompose(domains.box((side, side), rule="interior"), (side + 1) // core, core // 4)
+        dec = schwarz.decompose(domains.box((side, side), rule="interior"), (side + 1) // core, core // 4)
         h, k = 1 / (side + 1), np.arange(1, waves + 1)
         sines = np.sin(np.pi * h * np.outer(np.arange(1, side + 1), k))
         values = (2 - 2 * np.cos(np.pi * k * h)) / h**2
         inputs = np.einsum("ik,jl->ijkl", sines, sines) * (k[:, None] ** 2 + k**2) ** (-study.decay / 2)
         data = tuple(a.reshape(side**2, -1) for a in (inputs, inputs / (values[:, None] + values)))
-        galerkin = attention.operator_error(dec, attention.galerkin_factors(dec, laplacian(side), rank), *data)
+        galerkin = schwarz.operator_error(dec, schwarz.galerkin_factors(dec, laplacian(side), rank), *data)
         begin = time.perf_counter()
-        fit = attention.fit_schwarz(dec, *data, rank=rank, steps=5)
+        fit = schwarz.fit_schwarz(dec, *data, rank=rank, steps=5)
         row = cells(dec, fit, time.perf_counter() - begin, data)
         print(f"| {side}², {(side + 1) // core}² | {galerkin:.2e} | {row}", flush=True)
 
@@ -376,8 +374,8 @@ def plane_cg(study: Study, sides: Sequence[int] = (31, 63, 127, 255), core: int 
 
         counts = [iterations(apply, rhs)]
         for coarse in (None, "hat"):
-            dec = domains.decompose(square, count, core // 4, coarse=coarse)
-            counts.append(iterations(apply, rhs, dec, attention.galerkin_factors(dec, matrix, blocks="overlap")))
+            dec = schwarz.decompose(square, count, core // 4, coarse=coarse)
+            counts.append(iterations(apply, rhs, dec, schwarz.galerkin_factors(dec, matrix, blocks="overlap")))
         print(f"| {side}², {count}² | " + " | ".join(counts) + " |", flush=True)
 
 

@@ -28,7 +28,7 @@ from terminal import print_anywhere
 from jaxop import data, operators, training
 from jaxop._validation import check_name
 from jaxop.data import Samples
-from jaxop.data._files import memory
+from jaxop.data.files._reading import memory
 from jaxop.domains import Grid, monte_carlo
 from jaxop.training.evaluation import trace_errors
 

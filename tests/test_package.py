@@ -7,18 +7,24 @@ from pathlib import Path
 
 import pytest
 
+import jaxop
+
 PACKAGE = Path(__file__).parent.parent / "jaxop"
 ALLOWED = {
     "domains": set(),
     "kernels": set(),
     "spectral": {"domains", "kernels"},
     "attention": {"domains", "kernels", "spectral"},
+    "schwarz": {"domains", "kernels", "attention"},
     "flows": {"kernels", "attention"},
     "kernel_machines": {"kernels", "attention"},
-    "nn": {"domains", "kernels", "spectral", "attention", "flows", "kernel_machines"},
-    "operators": {"domains", "kernels", "spectral", "attention", "flows", "nn"},
+    "nn": {"domains", "kernels", "spectral", "attention", "schwarz", "flows", "kernel_machines"},
+    "operators": {"domains", "kernels", "spectral", "attention", "schwarz", "flows", "nn"},
+    "transformers": {"domains", "kernels", "nn", "operators"},
+    "distillation": {"kernels", "attention", "kernel_machines", "nn"},
     "data": {"domains"},
-    "training": {"domains", "data", "operators"},
+    "training": {"domains", "schwarz", "data", "operators", "transformers"},
+    "testing": {"domains", "kernels"},
 }
 EXTRAS = (
     "scipy",
@@ -35,8 +41,17 @@ EXTRAS = (
 )
 
 
+def files_of(layer):
+    return [PACKAGE / f"{layer}.py"] if (PACKAGE / f"{layer}.py").exists() else sorted((PACKAGE / layer).rglob("*.py"))
+
+
 def imported_layers(path):
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    for_checkers = [
+        node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+    ]
+    unseen = {inner for node in for_checkers for inner in ast.walk(node)}
+    for node in set(ast.walk(tree)) - unseen:
         names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         for name in names:
@@ -47,13 +62,34 @@ def imported_layers(path):
 
 @pytest.mark.parametrize("layer", sorted(ALLOWED))
 def test_imports_point_one_way(layer):
-    for path in (PACKAGE / layer).rglob("*.py"):
+    for path in files_of(layer):
         for other in imported_layers(path):
             assert other == layer or other in ALLOWED[layer], f"{path.name} of {layer} imports {other}"
 
 
 def test_every_layer_is_listed():
-    assert {p.name for p in PACKAGE.iterdir() if p.is_dir() and not p.name.startswith("_")} == set(ALLOWED)
+    layers = {p.stem for p in PACKAGE.iterdir() if (p.is_dir() or p.suffix == ".py") and not p.name.startswith("_")}
+    assert layers == set(ALLOWED) == set(jaxop._PARTS)
+
+
+def test_parts_are_loaded_when_they_are_used():
+    code = (
+        "import importlib.metadata, sys, jaxop; print('jax' in sys.modules, 'jaxop.attention' in sys.modules); "
+        "print(jaxop.attention.__name__, jaxop.__version__ == importlib.metadata.version('jaxop'))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["False", "False", "jaxop.attention", "True"]
+
+
+@pytest.mark.parametrize(
+    "name", ["attention.fit_schwarz", "domains.Cover", "nn.fidelity", "operators.SequenceTransformer"]
+)
+def test_names_that_have_moved_are_found_and_say_where(name):
+    part, _, attribute = name.partition(".")
+    with pytest.warns(DeprecationWarning, match=rf"jaxop.{name} is jaxop\.\w+\.{attribute} now"):
+        found = getattr(getattr(jaxop, part), attribute)
+    assert found.__module__.split(".")[1] != part
+    assert jaxop.domains.decompose is jaxop.schwarz.decompose
 
 
 def test_import_needs_the_core_dependencies_only():

@@ -1,35 +1,42 @@
 """Attention as quadrature: the integral operator and its implementations."""
 
-from jaxop.attention.averaging import averaging_operator as averaging_operator
+from jaxop._moved import moved
+from jaxop.attention.averages import averaging_operator as averaging_operator
 from jaxop.attention.integral import IMPLEMENTATIONS as IMPLEMENTATIONS
 from jaxop.attention.integral import integral_attention as integral_attention
 from jaxop.attention.linear import linear_attention as linear_attention
-from jaxop.attention.partial import Partial as Partial
-from jaxop.attention.partial import accumulate as accumulate
-from jaxop.attention.partial import combine as combine
-from jaxop.attention.partial import finish as finish
+from jaxop.attention.monoid import Partial as Partial
+from jaxop.attention.monoid import accumulate as accumulate
+from jaxop.attention.monoid import combine as combine
+from jaxop.attention.monoid import finish as finish
 from jaxop.attention.patch import patch_attention as patch_attention
 from jaxop.attention.patch import patch_weights as patch_weights
 from jaxop.attention.patch import spectral_patch_attention as spectral_patch_attention
-from jaxop.attention.preconditioning import CGResult as CGResult
-from jaxop.attention.preconditioning import flexible_cg as flexible_cg
-from jaxop.attention.preconditioning import schwarz_preconditioner as schwarz_preconditioner
-from jaxop.attention.schwarz import SchwarzFactors as SchwarzFactors
-from jaxop.attention.schwarz import SymmetryReport as SymmetryReport
-from jaxop.attention.schwarz import count_parameters as count_parameters
-from jaxop.attention.schwarz import legendre_features as legendre_features
-from jaxop.attention.schwarz import low_rank_apply as low_rank_apply
-from jaxop.attention.schwarz import random_factors as random_factors
-from jaxop.attention.schwarz import sample_factors as sample_factors
-from jaxop.attention.schwarz import schwarz_apply as schwarz_apply
-from jaxop.attention.schwarz import schwarz_matrix as schwarz_matrix
-from jaxop.attention.schwarz import symmetry_report as symmetry_report
-from jaxop.attention.schwarz_fitting import BLOCKS as BLOCKS
-from jaxop.attention.schwarz_fitting import SchwarzFit as SchwarzFit
-from jaxop.attention.schwarz_fitting import fit_schwarz as fit_schwarz
-from jaxop.attention.schwarz_fitting import galerkin_factors as galerkin_factors
-from jaxop.attention.schwarz_fitting import low_rank_errors as low_rank_errors
-from jaxop.attention.schwarz_fitting import operator_error as operator_error
-from jaxop.attention.schwarz_fitting import optimal_low_rank as optimal_low_rank
-from jaxop.attention.subdomain import coarse_averages as coarse_averages
-from jaxop.attention.subdomain import subdomain_attention as subdomain_attention
+
+__getattr__ = moved(
+    __name__,
+    {
+        "CGResult": "jaxop.schwarz.CGResult",
+        "flexible_cg": "jaxop.schwarz.flexible_cg",
+        "schwarz_preconditioner": "jaxop.schwarz.schwarz_preconditioner",
+        "SchwarzFactors": "jaxop.schwarz.SchwarzFactors",
+        "SymmetryReport": "jaxop.schwarz.SymmetryReport",
+        "count_parameters": "jaxop.schwarz.count_parameters",
+        "legendre_features": "jaxop.schwarz.legendre_features",
+        "low_rank_apply": "jaxop.schwarz.low_rank_apply",
+        "random_factors": "jaxop.schwarz.random_factors",
+        "sample_factors": "jaxop.schwarz.sample_factors",
+        "schwarz_apply": "jaxop.schwarz.schwarz_apply",
+        "schwarz_matrix": "jaxop.schwarz.schwarz_matrix",
+        "symmetry_report": "jaxop.schwarz.symmetry_report",
+        "BLOCKS": "jaxop.schwarz.BLOCKS",
+        "SchwarzFit": "jaxop.schwarz.SchwarzFit",
+        "fit_schwarz": "jaxop.schwarz.fit_schwarz",
+        "galerkin_factors": "jaxop.schwarz.galerkin_factors",
+        "low_rank_errors": "jaxop.schwarz.low_rank_errors",
+        "operator_error": "jaxop.schwarz.operator_error",
+        "optimal_low_rank": "jaxop.schwarz.optimal_low_rank",
+        "coarse_averages": "jaxop.schwarz.coarse_averages",
+        "subdomain_attention": "jaxop.schwarz.subdomain_attention",
+    },
+)

@@ -13,7 +13,7 @@ from jaxop._eager import compiled
 from jaxop._varying import varying_like
 from jaxop.attention.checks import accumulation_dtype, cast_kernel
 from jaxop.attention.closing import close
-from jaxop.attention.partial import (
+from jaxop.attention.monoid import (
     Partial,
     accumulate_tile,
     combine,

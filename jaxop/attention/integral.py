@@ -10,8 +10,8 @@ from jaxop._validation import check_name
 from jaxop.attention.checks import accumulation_dtype, causal_mask, check_causal, check_operands
 from jaxop.attention.chunked import chunked_attention
 from jaxop.attention.closing import is_closed
-from jaxop.attention.library import library_attention
-from jaxop.attention.partial import accumulate_heads, finish, integrate_heads, relative_weights
+from jaxop.attention.fused import fused_attention
+from jaxop.attention.monoid import accumulate_heads, finish, integrate_heads, relative_weights
 from jaxop.kernels import ExpDotProduct, Kernel
 
 IMPLEMENTATIONS = ("dense", "chunked", "xla", "cudnn", "tpu")
@@ -130,7 +130,7 @@ def integral_attention(
     elif implementation == "chunked":
         out = chunked_attention(query, key, value, weights, **options)
     else:
-        out = library_attention(implementation, query, key, value, weights, **options)
+        out = fused_attention(implementation, query, key, value, weights, **options)
     return out.astype(value.dtype)
 
 

@@ -1,5 +1,12 @@
-"""Discretised domains: nodes, quadrature weights and the function-space geometry that goes with them."""
+"""Discretised domains: nodes, quadrature weights and the function-space geometry that goes with them.
 
+`decompose` is `jaxop.schwarz.decompose`, loaded when it is first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from jaxop._moved import moved
 from jaxop.domains.builders import box as box
 from jaxop.domains.builders import from_nodes as from_nodes
 from jaxop.domains.builders import from_samples as from_samples
@@ -8,13 +15,6 @@ from jaxop.domains.builders import monte_carlo as monte_carlo
 from jaxop.domains.builders import pad as pad
 from jaxop.domains.builders import stack as stack
 from jaxop.domains.builders import triangle_mesh as triangle_mesh
-from jaxop.domains.decomposition import COARSE_SPACES as COARSE_SPACES
-from jaxop.domains.decomposition import PARTITIONS_OF_UNITY as PARTITIONS_OF_UNITY
-from jaxop.domains.decomposition import CoarseSpace as CoarseSpace
-from jaxop.domains.decomposition import Cover as Cover
-from jaxop.domains.decomposition import Decomposition as Decomposition
-from jaxop.domains.decomposition import decompose as decompose
-from jaxop.domains.decomposition import from_subdomains as from_subdomains
 from jaxop.domains.domain import SPACES as SPACES
 from jaxop.domains.domain import Axis as Axis
 from jaxop.domains.domain import Domain as Domain
@@ -25,3 +25,27 @@ from jaxop.domains.patches import Partition as Partition
 from jaxop.domains.patches import partition as partition
 from jaxop.domains.rules import EQUAL_WEIGHT_RULES as EQUAL_WEIGHT_RULES
 from jaxop.domains.rules import RULES as RULES
+
+if TYPE_CHECKING:
+    from jaxop.schwarz import decompose as decompose
+
+_moved = moved(
+    __name__,
+    {
+        name: f"jaxop.schwarz.{name}"
+        for name in (
+            "COARSE_SPACES",
+            "PARTITIONS_OF_UNITY",
+            "CoarseSpace",
+            "Cover",
+            "Decomposition",
+            "from_subdomains",
+        )
+    },
+)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "decompose":
+        return importlib.import_module("jaxop.schwarz").decompose
+    return _moved(name)

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxop._validation import accumulator, as_float, first_index, is_concrete, is_numeric
-from jaxop.attention.partial import relative_weights
+from jaxop.attention.monoid import relative_weights
 
 
 def check_ensemble(x: Any, weights: Any, **others: Any) -> tuple[Array, ...]:

@@ -165,7 +165,7 @@ class BinaryKernelClassifier(ClassifierMixin, _BinaryEstimator):
 
     Example:
         >>> import numpy as np
-        >>> from jaxop import kernel_machines, kernels
+        >>> from jaxop import kernel_machines
         >>> X, Y = np.random.default_rng(0).uniform(-1, 1, size=(2, 30, 2))
         >>> labels = np.where(X[:, :1] * Y[:, 1] > X[:, 1:] * Y[:, 0], "left", "right")
         >>> classifier = kernel_machines.BinaryKernelClassifier(regularization=0.1)

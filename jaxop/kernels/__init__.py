@@ -33,12 +33,12 @@ from jaxop.kernels.composition import Product as Product
 from jaxop.kernels.composition import Projected as Projected
 from jaxop.kernels.composition import Scaled as Scaled
 from jaxop.kernels.composition import Sum as Sum
+from jaxop.kernels.distance import EuclideanDistance as EuclideanDistance
+from jaxop.kernels.distance import Gaussian as Gaussian
 from jaxop.kernels.dot_product import DotProduct as DotProduct
 from jaxop.kernels.dot_product import ExpDotProduct as ExpDotProduct
 from jaxop.kernels.features import LearnedFeatures as LearnedFeatures
 from jaxop.kernels.fourier import FourierIntegral as FourierIntegral
-from jaxop.kernels.gaussian import EuclideanDistance as EuclideanDistance
-from jaxop.kernels.gaussian import Gaussian as Gaussian
 from jaxop.kernels.intersection import Intersection as Intersection
 from jaxop.kernels.polynomial import Quadratic as Quadratic
 from jaxop.kernels.polynomial import TruncatedExponential as TruncatedExponential

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from jaxop._pytree import register
 from jaxop.kernels.base import BaseKernel, check_numbers, check_positive
-from jaxop.kernels.gaussian import squared_distances
+from jaxop.kernels.distance import squared_distances
 
 
 @register

@@ -1,32 +1,27 @@
 """Thin NNX modules: parameters, and calls of the pure functions of `jaxop.attention` and `jaxop.spectral`."""
 
+from jaxop._moved import moved
 from jaxop.nn.activations import ACTIVATIONS as ACTIVATIONS
 from jaxop.nn.activations import gelu as gelu
 from jaxop.nn.activations import gelu_tanh as gelu_tanh
 from jaxop.nn.attention import IntegralAttention as IntegralAttention
 from jaxop.nn.attention import IntegralAttentionConfig as IntegralAttentionConfig
-from jaxop.nn.distillation import Fidelity as Fidelity
-from jaxop.nn.distillation import fidelity as fidelity
-from jaxop.nn.distillation import head_kernel as head_kernel
-from jaxop.nn.distillation import head_logits as head_logits
-from jaxop.nn.distillation import machine_of_head as machine_of_head
-from jaxop.nn.distillation import start_from_machine as start_from_machine
 from jaxop.nn.encoder import NORMS as NORMS
 from jaxop.nn.encoder import EncoderLayer as EncoderLayer
 from jaxop.nn.flow import FlowLayer as FlowLayer
-from jaxop.nn.kernels import KERNELS as KERNELS
-from jaxop.nn.kernels import PER as PER
-from jaxop.nn.kernels import EuclideanDistanceConfig as EuclideanDistanceConfig
-from jaxop.nn.kernels import ExpDotProductConfig as ExpDotProductConfig
-from jaxop.nn.kernels import FourierIntegralConfig as FourierIntegralConfig
-from jaxop.nn.kernels import GaussianConfig as GaussianConfig
-from jaxop.nn.kernels import IntersectionConfig as IntersectionConfig
-from jaxop.nn.kernels import KernelConfig as KernelConfig
-from jaxop.nn.kernels import KernelParameters as KernelParameters
-from jaxop.nn.kernels import LearnedFeaturesConfig as LearnedFeaturesConfig
-from jaxop.nn.kernels import LinearConfig as LinearConfig
-from jaxop.nn.kernels import QuadraticConfig as QuadraticConfig
-from jaxop.nn.kernels import TruncatedExponentialConfig as TruncatedExponentialConfig
+from jaxop.nn.kernel_configs import KERNELS as KERNELS
+from jaxop.nn.kernel_configs import PER as PER
+from jaxop.nn.kernel_configs import EuclideanDistanceConfig as EuclideanDistanceConfig
+from jaxop.nn.kernel_configs import ExpDotProductConfig as ExpDotProductConfig
+from jaxop.nn.kernel_configs import FourierIntegralConfig as FourierIntegralConfig
+from jaxop.nn.kernel_configs import GaussianConfig as GaussianConfig
+from jaxop.nn.kernel_configs import IntersectionConfig as IntersectionConfig
+from jaxop.nn.kernel_configs import KernelConfig as KernelConfig
+from jaxop.nn.kernel_configs import KernelParameters as KernelParameters
+from jaxop.nn.kernel_configs import LearnedFeaturesConfig as LearnedFeaturesConfig
+from jaxop.nn.kernel_configs import LinearConfig as LinearConfig
+from jaxop.nn.kernel_configs import QuadraticConfig as QuadraticConfig
+from jaxop.nn.kernel_configs import TruncatedExponentialConfig as TruncatedExponentialConfig
 from jaxop.nn.layers import run_layers as run_layers
 from jaxop.nn.momentum import BLOCKS as BLOCKS
 from jaxop.nn.momentum import VELOCITIES as VELOCITIES
@@ -43,3 +38,15 @@ from jaxop.nn.pointwise import layer_norm as layer_norm
 from jaxop.nn.schwarz import SchwarzAttention as SchwarzAttention
 from jaxop.nn.schwarz import SchwarzAttentionConfig as SchwarzAttentionConfig
 from jaxop.nn.spectral import SpectralConvolution as SpectralConvolution
+
+__getattr__ = moved(
+    __name__,
+    {
+        "Fidelity": "jaxop.distillation.Fidelity",
+        "fidelity": "jaxop.distillation.fidelity",
+        "head_kernel": "jaxop.distillation.head_kernel",
+        "head_logits": "jaxop.distillation.head_logits",
+        "machine_of_head": "jaxop.distillation.machine_of_head",
+        "start_from_machine": "jaxop.distillation.start_from_machine",
+    },
+)

@@ -14,11 +14,11 @@ from jaxtyping import Array, Bool, Float
 from jaxop._validation import check_name
 from jaxop.attention import IMPLEMENTATIONS, averaging_operator, integral_attention, linear_attention
 from jaxop.attention.checks import cast_kernel
+from jaxop.attention.connection import check_dot_product, connection, scaled
 from jaxop.flows import linear_connection
 from jaxop.kernels import DotProduct, ExpDotProduct, Kernel, LearnedFeatures
 from jaxop.nn.checks import check_kernel_axis
-from jaxop.nn.connection import check_dot_product, connection, scaled
-from jaxop.nn.kernels import LINEAR, ExpDotProductConfig, KernelConfig, KernelParameters, check_kernel_config
+from jaxop.nn.kernel_configs import LINEAR, ExpDotProductConfig, KernelConfig, KernelParameters, check_kernel_config
 from jaxop.nn.pointwise import Linear, check_heads
 
 

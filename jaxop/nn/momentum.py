@@ -36,9 +36,9 @@ class MomentumConfig:
         ValueError: for an unknown name; the message has the closest ones.
 
     Example:
-        >>> from jaxop import nn, operators
+        >>> from jaxop import nn, transformers
         >>> momentum = nn.MomentumConfig(block="R2")
-        >>> config = operators.SequenceTransformerConfig(256, width=32, heads=4, momentum=momentum)
+        >>> config = transformers.SequenceTransformerConfig(256, width=32, heads=4, momentum=momentum)
         >>> config.momentum.initial
         'learned'
     """

@@ -11,11 +11,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxop._validation import accumulator
+from jaxop.attention.connection import check_dot_product, connection, scaled
 from jaxop.attention.patch import patch_attention, spectral_patch_attention
 from jaxop.kernels import ExpDotProduct, Kernel
 from jaxop.nn.checks import check_dtypes, check_kernel_axis, check_rngs
-from jaxop.nn.connection import check_dot_product, connection, scaled
-from jaxop.nn.kernels import KernelParameters
+from jaxop.nn.kernel_configs import KernelParameters
 from jaxop.nn.pointwise import Linear, add_to_rows, check_heads
 from jaxop.spectral import (
     Band,

@@ -11,12 +11,13 @@ from jaxtyping import Array, Float
 
 from jaxop._eager import in_turn
 from jaxop._validation import check_name, is_concrete, is_integer
-from jaxop.attention.schwarz import check_decomposition
-from jaxop.attention.subdomain import coarse_averages, subdomain_attention
-from jaxop.domains import COARSE_SPACES, PARTITIONS_OF_UNITY, Decomposition, Domain, Grid, box, decompose
-from jaxop.domains.decomposition import BoxCuts
+from jaxop.domains import Domain, Grid, box
 from jaxop.nn.attention import IntegralAttention, IntegralAttentionConfig
-from jaxop.nn.kernels import LINEAR, ExpDotProductConfig, KernelConfig, check_kernel_config
+from jaxop.nn.kernel_configs import LINEAR, ExpDotProductConfig, KernelConfig, check_kernel_config
+from jaxop.schwarz import COARSE_SPACES, PARTITIONS_OF_UNITY, Decomposition, decompose
+from jaxop.schwarz.decomposition import BoxCuts
+from jaxop.schwarz.local_attention import coarse_averages, subdomain_attention
+from jaxop.schwarz.operator import check_decomposition
 
 _REFERENCE = 4
 """Nodes of a subdomain of the grid on which cuts are placed, along each axis: they then lie at equal distances."""
@@ -43,7 +44,7 @@ class SchwarzAttentionConfig:
         ValueError: for a signed kernel, unknown names, no subdomain, and overlaps outside [0, 1).
 
     Example:
-        >>> from jaxop import domains, nn
+        >>> from jaxop import domains, nn, schwarz
         >>> schwarz = nn.SchwarzAttentionConfig(subdomains=4, overlap=0.25)
         >>> [schwarz.decompose(domains.box((n, n))).partition.shape for n in (32, 64)]
         [(16, 144), (16, 576)]
@@ -112,7 +113,7 @@ class SchwarzAttentionConfig:
         Raises:
             ValueError: for a stack of domains, scattered nodes and meshes that are traced by `jax.jit`, a
                 decomposition without the coarse space that the layer needs, numbers of subdomains that are not one per
-                axis, and as `jaxop.domains.decompose`.
+                axis, and as `jaxop.schwarz.decompose`.
         """
         if not isinstance(domain, Domain):
             raise TypeError(f"domain must be a Domain, got {type(domain).__name__}; build one: domains.box((8, 8)).")
@@ -167,7 +168,7 @@ class SchwarzAttentionConfig:
 class SchwarzAttention(nnx.Module):
     """u ↦ O A(u) + Φ A₀(ū): attention A inside overlapping subdomains, and attention A₀ between coarse averages ū.
 
-    A is `jaxop.attention.subdomain_attention`; ū are the averages of u against the coarse functions, tokens with the
+    A is `jaxop.schwarz.subdomain_attention`; ū are the averages of u against the coarse functions, tokens with the
     quadrature weights ∫ φ_I; Φ interpolates the answers of A₀ to the nodes. Both levels have their own Q, K, V and O.
 
     Args:
@@ -182,10 +183,10 @@ class SchwarzAttention(nnx.Module):
     Example:
         >>> import jax.numpy as jnp
         >>> from flax import nnx
-        >>> from jaxop import domains, nn
+        >>> from jaxop import domains, nn, schwarz
         >>> rngs = nnx.Rngs(0)
         >>> layer = nn.SchwarzAttention(nn.IntegralAttention(8, 2, rngs=rngs), nn.IntegralAttention(8, 2, rngs=rngs))
-        >>> cut = domains.decompose(domains.interval(64), 4, 2, partition="ramp", coarse="partition")
+        >>> cut = schwarz.decompose(domains.interval(64), 4, 2, partition="ramp", coarse="partition")
         >>> layer(jnp.ones((3, 64, 8)), cut).shape
         (3, 64, 8)
     """

@@ -5,8 +5,7 @@
 `Standardized` puts an operator into physical units.
 """
 
-from jaxop.operators.encoder_decoder import EncoderDecoderTransformer as EncoderDecoderTransformer
-from jaxop.operators.encoder_decoder import EncoderDecoderTransformerConfig as EncoderDecoderTransformerConfig
+from jaxop._moved import moved
 from jaxop.operators.fano import FourierAttentionNeuralOperator as FourierAttentionNeuralOperator
 from jaxop.operators.fano import FourierAttentionNeuralOperatorConfig as FourierAttentionNeuralOperatorConfig
 from jaxop.operators.flow import FlowNeuralOperator as FlowNeuralOperator
@@ -20,11 +19,19 @@ from jaxop.operators.standardized import Standardized as Standardized
 from jaxop.operators.standardized import Statistic as Statistic
 from jaxop.operators.tno import TransformerNeuralOperator as TransformerNeuralOperator
 from jaxop.operators.tno import TransformerNeuralOperatorConfig as TransformerNeuralOperatorConfig
-from jaxop.operators.transformers import SequenceClassifier as SequenceClassifier
-from jaxop.operators.transformers import SequenceClassifierConfig as SequenceClassifierConfig
-from jaxop.operators.transformers import SequenceTransformer as SequenceTransformer
-from jaxop.operators.transformers import SequenceTransformerConfig as SequenceTransformerConfig
-from jaxop.operators.transformers import VisionTransformer as VisionTransformer
-from jaxop.operators.transformers import VisionTransformerConfig as VisionTransformerConfig
 from jaxop.operators.vitno import ViTNeuralOperator as ViTNeuralOperator
 from jaxop.operators.vitno import ViTNeuralOperatorConfig as ViTNeuralOperatorConfig
+
+__getattr__ = moved(
+    __name__,
+    {
+        "EncoderDecoderTransformer": "jaxop.transformers.EncoderDecoderTransformer",
+        "EncoderDecoderTransformerConfig": "jaxop.transformers.EncoderDecoderTransformerConfig",
+        "SequenceClassifier": "jaxop.transformers.SequenceClassifier",
+        "SequenceClassifierConfig": "jaxop.transformers.SequenceClassifierConfig",
+        "SequenceTransformer": "jaxop.transformers.SequenceTransformer",
+        "SequenceTransformerConfig": "jaxop.transformers.SequenceTransformerConfig",
+        "VisionTransformer": "jaxop.transformers.VisionTransformer",
+        "VisionTransformerConfig": "jaxop.transformers.VisionTransformerConfig",
+    },
+)

@@ -6,12 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxop.nn import (
-    FourierPatchAttention,
-    Linear,
-    MomentumConfig,
-    run_layers,
-)
+from jaxop.nn import FourierPatchAttention, Linear, MomentumConfig, run_layers
 from jaxop.operators._common import (
     GridFunctions,
     GridOperator,

@@ -138,7 +138,7 @@ class TransformerNeuralOperator(nnx.Module):
         Args:
             values: u(x_i), shape (n, c_in), or a batch (b, n, c_in).
             domain: where ``values`` were sampled; for a batch, one for all or a stack, one for each;
-                with ``schwarz``, one for all, or its `jaxop.domains.Decomposition`, which is used as it is:
+                with ``schwarz``, one for all, or its `jaxop.schwarz.Decomposition`, which is used as it is:
                 scattered nodes and meshes need it inside `jax.jit`.
             at: where the output is wanted, one domain or a stack; None: on ``domain``.
             initial: [u0, y0, t0] for operators with ``initial_channels``, shape (c0,) or (b, c0).

@@ -6,15 +6,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxop.nn import (
-    KernelConfig,
-    Linear,
-    MomentumConfig,
-    PatchAttention,
-    SpectralConvolution,
-    run_layers,
-)
-from jaxop.nn.kernels import LINEAR, check_kernel_config
+from jaxop.nn import KernelConfig, Linear, MomentumConfig, PatchAttention, SpectralConvolution, run_layers
+from jaxop.nn.kernel_configs import LINEAR, check_kernel_config
 from jaxop.operators._common import (
     GridFunctions,
     GridOperator,

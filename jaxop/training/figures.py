@@ -14,7 +14,8 @@ import numpy as np
 from jaxtyping import Real
 
 from jaxop.data import Samples
-from jaxop.domains import Decomposition, Domain, Grid, TriangleMesh
+from jaxop.domains import Domain, Grid, TriangleMesh
+from jaxop.schwarz import Decomposition
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""Validation, dispatch, memory and the library backends of `integral_attention`."""
+"""Validation, dispatch, memory and the fused backends of `integral_attention`."""
 
 import re
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxop import attention, kernels
-from jaxop.attention import IMPLEMENTATIONS, integral, integral_attention, library
+from jaxop.attention import IMPLEMENTATIONS, fused, integral, integral_attention
 from jaxop.kernels import ExpDotProduct
 
 
@@ -215,7 +215,7 @@ class TestBackends:
     @pytest.mark.parametrize("backend", ["cudnn", "tpu"])
     @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
     def test_augmented_operands_give_weighted_attention(self, backend, dtype, monkeypatch):
-        monkeypatch.setitem(library._SIZES, "xla", library._SIZES[backend])
+        monkeypatch.setitem(fused._SIZES, "xla", fused._SIZES[backend])
         q, k, v = arrays(n=5, m=7, dtype=dtype)
         weights = jnp.linspace(0.0, 3.0, 7) ** 3
         out = integral_attention(q, k, v, weights, implementation="xla")
@@ -230,7 +230,7 @@ class TestBackends:
         q, k, v = arrays(n=5, m=7)
         weights = jnp.linspace(0.0, 3.0, 7)
         with pltpu.force_tpu_interpret_mode(), jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-            out = library.library_attention(
+            out = fused.fused_attention(
                 "tpu",
                 q,
                 k,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxop import _validation, domains
+from jaxop import _validation, domains, schwarz
 
 NAN, INF = float("nan"), float("inf")
 STAMPS = 1.7e9 + np.arange(16.0)  # seconds: float32 holds every 128th
@@ -405,17 +405,17 @@ WRONG = {
         "values must be an array of numbers, got None",
     ),
     "subdomains of True": (
-        lambda: domains.decompose(domains.monte_carlo(SQUARE), True),
+        lambda: schwarz.decompose(domains.monte_carlo(SQUARE), True),
         "must be one integer on Point",
     ),
-    "indices of a number": (lambda: domains.from_subdomains(GRID, 5), "indices must hold one array of nodes per subd"),
-    "indices of durations": (lambda: domains.from_subdomains(GRID, [SECONDS]), r"indices\[0\] must hold real numbers"),
+    "indices of a number": (lambda: schwarz.from_subdomains(GRID, 5), "indices must hold one array of nodes per subd"),
+    "indices of durations": (lambda: schwarz.from_subdomains(GRID, [SECONDS]), r"indices\[0\] must hold real numbers"),
     "partition of None": (
-        lambda: domains.from_subdomains(GRID, [range(4)], partition=None),
+        lambda: schwarz.from_subdomains(GRID, [range(4)], partition=None),
         "partition must hold one array per subdomain, got NoneType",
     ),
     "masked coarse functions": (
-        lambda: domains.decompose(GRID, 2, 1, coarse=MASKED[:, None]),
+        lambda: schwarz.decompose(GRID, 2, 1, coarse=MASKED[:, None]),
         "coarse must hold numbers only, but 1 of its 4 entries are masked",
     ),
 }

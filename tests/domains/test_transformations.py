@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxop import domains
+from jaxop import domains, schwarz
 from jaxop.domains import Domain, Grid
 from jaxop.testing import count_compilations
 from tests.domains.cases import CASES, UNEVEN, WITH_NEIGHBOURS, square_mesh, values_on
@@ -193,9 +193,9 @@ BUILDERS = {
     ),
     "stack": lambda n, dtype: domains.stack([domains.from_samples(np.arange(n).astype(dtype))] * 3),
     "partition": lambda n, dtype: domains.partition(domains.interval(2 * n), (2,)).subdomain((1,)),
-    "decompose": lambda n, dtype: domains.decompose(domains.interval(n), 2, 1),
-    "decompose nodes": lambda n, dtype: domains.decompose(domains.monte_carlo(strip(n)[0].astype(dtype)), 2, 1),
-    "from_subdomains": lambda n, dtype: domains.from_subdomains(domains.box((n, 2)), [range(n), range(n, 2 * n)]),
+    "decompose": lambda n, dtype: schwarz.decompose(domains.interval(n), 2, 1),
+    "decompose nodes": lambda n, dtype: schwarz.decompose(domains.monte_carlo(strip(n)[0].astype(dtype)), 2, 1),
+    "from_subdomains": lambda n, dtype: schwarz.from_subdomains(domains.box((n, 2)), [range(n), range(n, 2 * n)]),
 }
 
 
@@ -207,7 +207,7 @@ def test_building_domains_compiles_nothing(name, dtype):
     with count_compilations() as compilations:
         built = [BUILDERS[name](n, dtype) for n in (21, 22, 23, 25, 29)]
     assert compilations() == 0
-    leaves = jax.tree.leaves([domain for domain in built if not isinstance(domain, domains.Decomposition)])
+    leaves = jax.tree.leaves([domain for domain in built if not isinstance(domain, schwarz.Decomposition)])
     assert all(isinstance(leaf, jax.Array) for leaf in leaves)
 
 

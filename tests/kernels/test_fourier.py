@@ -12,7 +12,7 @@ import scipy.integrate
 from jaxop import kernel_machines, kernels, testing
 from jaxop.attention import accumulate, integral_attention
 from jaxop.kernels import fourier
-from tests.properties.cases import Compiled
+from tests.laws.cases import Compiled
 
 POINTS = np.asarray([0.0, 1e-6, 0.3, 0.4999, 0.5001, 1.0, 2.0, math.pi, 2 * math.pi, 50.0], np.float32)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxop import kernels
-from tests.properties.cases import KERNELS, SIGNED
+from tests.laws.cases import KERNELS, SIGNED
 
 SHARED = [case for case in [*KERNELS, *SIGNED] if case.axis is None]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxop import domains, flows, nn, operators
+from jaxop import domains, flows, nn, operators, transformers
 from jaxop.attention import averaging_operator, integral_attention, linear_attention
 from jaxop.kernels import DotProduct, ExpDotProduct, FourierIntegral
 from jaxop.spectral import Band, synthesis
@@ -327,8 +327,8 @@ def language_model(block, initial="learned", kernel=None, **options):
     attention = nn.IntegralAttentionConfig(kernel=kernel or nn.ExpDotProductConfig())
     momentum = nn.MomentumConfig(block=block, initial=initial)
     sizes = {"width": 16, "heads": 2, "layers": 2, "feedforward": 16}
-    config = operators.SequenceTransformerConfig(11, 12, attention=attention, momentum=momentum, **sizes, **options)
-    return operators.SequenceTransformer(config, rngs=nnx.Rngs(0))
+    config = transformers.SequenceTransformerConfig(11, 12, attention=attention, momentum=momentum, **sizes, **options)
+    return transformers.SequenceTransformer(config, rngs=nnx.Rngs(0))
 
 
 @blocks
@@ -542,8 +542,10 @@ def test_every_parameter_is_trained(block):
         model = operators.FlowNeuralOperator(operators.FlowNeuralOperatorConfig(1, 3, **sizes), rngs=nnx.Rngs(0))
         arguments = arrays(3, 16, 1), domains.interval(16)
     else:
-        config = operators.VisionTransformerConfig(8, 1, 3, heads=2, momentum=nn.MomentumConfig(block=block), **sizes)
-        model, arguments = operators.VisionTransformer(config, rngs=nnx.Rngs(0)), (arrays(3, 8, 8, 1),)
+        config = transformers.VisionTransformerConfig(
+            8, 1, 3, heads=2, momentum=nn.MomentumConfig(block=block), **sizes
+        )
+        model, arguments = transformers.VisionTransformer(config, rngs=nnx.Rngs(0)), (arrays(3, 8, 8, 1),)
     for _, param in nnx.iter_graph(model):
         if isinstance(param, nnx.Param):
             noise = arrays(*param.shape, seed=param[...].size)
@@ -662,8 +664,8 @@ def test_a_sequence_of_padding_only_harms_no_other(block):
     momentum = nn.MomentumConfig(block=block)
     linear = nn.IntegralAttentionConfig(kernel=nn.LinearConfig())
     sizes = {"width": 8, "heads": 2, "layers": 1, "feedforward": 8, "padding": 0}
-    config = operators.SequenceClassifierConfig(11, 4, classes=3, momentum=momentum, attention=linear, **sizes)
-    model = operators.SequenceClassifier(config, rngs=nnx.Rngs(0))
+    config = transformers.SequenceClassifierConfig(11, 4, classes=3, momentum=momentum, attention=linear, **sizes)
+    model = transformers.SequenceClassifier(config, rngs=nnx.Rngs(0))
     tokens = np.asarray([[4, 2, 7, 0], [0, 0, 0, 0]], np.int32)
 
     def loss(model):

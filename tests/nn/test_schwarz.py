@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxop import data, domains, nn, operators, training
+from jaxop import data, domains, nn, operators, schwarz, training
 
 SMALL = {"width": 8, "heads": 2, "layers": 1, "feedforward": 8, "norm": "pre"}
 
@@ -25,7 +25,7 @@ call = jax.jit(lambda model, *args: model(*args))
 
 def test_levels_are_what_they_say():
     layer, domain = nn.SchwarzAttentionConfig().make(8, 2, rngs=nnx.Rngs(0)), domains.interval(32, rule="midpoint")
-    cut = domains.decompose(domain, 4, 2, coarse="partition")
+    cut = schwarz.decompose(domain, 4, 2, coarse="partition")
 
     @jax.jit
     def levels(layer, u, cut):
@@ -42,7 +42,7 @@ def test_levels_are_what_they_say():
 @pytest.mark.parametrize("coarse", ["hat", "partition"])
 def test_the_coarse_level_carries_information_across_the_domain(coarse):
     domain = domains.interval(64, rule="midpoint")
-    cut = domains.decompose(domain, 8, 2, coarse=coarse)
+    cut = schwarz.decompose(domain, 8, 2, coarse=coarse)
     u = np.random.default_rng(0).normal(size=(1, 64, 8))
     moved = u + 5.0 * (np.arange(64) == 0)[:, None]
     for is_two_level in (True, False):
@@ -109,13 +109,13 @@ def test_a_decomposition_takes_the_place_of_the_domain():
     assert cut.measure == domain.measure
     line = domains.interval(32)
     wave = jnp.sin(3 * line.points)
-    assert domains.decompose(line, 4, 2).norm(wave, space="H1") == line.norm(wave, space="H1")
+    assert schwarz.decompose(line, 4, 2).norm(wave, space="H1") == line.norm(wave, space="H1")
     assert schwarz.decompose(cut) is cut
-    assert domains.decompose(cut, 2, 0.1).domain is domain
+    assert schwarz.decompose(cut, 2, 0.1).domain is domain
     finer = cut.on(cloud(90, 1))
     assert call(model, finer.points[:, :1], finer).shape == (90, 1)
     with pytest.raises(ValueError, match="decomposed without the coarse space of coarse='partition'"):
-        schwarz.decompose(domains.decompose(domain, 4, 0.1, coarse=None))
+        schwarz.decompose(schwarz.decompose(domain, 4, 0.1, coarse=None))
 
 
 @pytest.mark.optax
@@ -167,7 +167,7 @@ def test_layers_need_a_decomposition(unchecked):
     with pytest.raises(TypeError, match="decomposition must be a Decomposition, got Grid"):
         layer(jnp.ones((1, 16, 8)), domain)
     with pytest.raises(ValueError, match=r"x must have shape \(b, n, d\) with n = 16 nodes, got \(1, 15, 8\)"):
-        layer(jnp.ones((1, 15, 8)), domains.decompose(domain, 2, 2, coarse="partition"))
+        layer(jnp.ones((1, 15, 8)), schwarz.decompose(domain, 2, 2, coarse="partition"))
 
 
 def test_settings_survive_json():
@@ -186,7 +186,7 @@ BAD = [
     (lambda: nn.SchwarzAttentionConfig((2, 2)).decompose(cloud(60, 0)), "subdomains must be one number on PointCloud"),
     (
         lambda: nn.SchwarzAttentionConfig(2).decompose(
-            domains.stack([domains.decompose(domains.box((8, 8)), 2, 2)] * 2)
+            domains.stack([schwarz.decompose(domains.box((8, 8)), 2, 2)] * 2)
         ),
         "needs one domain for all samples, got a stack",
     ),

@@ -9,7 +9,7 @@ import optax
 import pytest
 from flax import nnx
 
-from jaxop import kernels, nn, operators, testing, training
+from jaxop import kernels, nn, operators, testing, training, transformers
 from jaxop.training.checkpoint import leaf_names
 from jaxop.training.state import decays, split_model
 from tests.training.cases import CONFIG, assert_same_bits, batch, leaves, samples, stacked_samples, tiny
@@ -156,10 +156,10 @@ def models():
     yield operators.FourierAttentionNeuralOperator, smooth
     yield operators.FourierNeuralOperator, operators.FourierNeuralOperatorConfig(1, 1, width=8)
     yield operators.FlowNeuralOperator, operators.FlowNeuralOperatorConfig(1, 1, width=8, layers=1, feedforward=8)
-    yield operators.SequenceTransformer, operators.SequenceTransformerConfig(5, **SMALL)
-    yield operators.SequenceClassifier, operators.SequenceClassifierConfig(5, **SMALL)
-    yield operators.EncoderDecoderTransformer, operators.EncoderDecoderTransformerConfig(5, 4, 3, **SMALL)
-    yield operators.VisionTransformer, operators.VisionTransformerConfig(8, **SMALL)
+    yield transformers.SequenceTransformer, transformers.SequenceTransformerConfig(5, **SMALL)
+    yield transformers.SequenceClassifier, transformers.SequenceClassifierConfig(5, **SMALL)
+    yield transformers.EncoderDecoderTransformer, transformers.EncoderDecoderTransformerConfig(5, 4, 3, **SMALL)
+    yield transformers.VisionTransformer, transformers.VisionTransformerConfig(8, **SMALL)
 
 
 def decayed(model) -> tuple[set[str], set[str]]:

@@ -1,0 +1,193 @@
+"""Fused attention of the stack (XLA, cuDNN, Pallas on TPU), taught about quadrature weights."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxop._eager import compiled
+from jaxop._varying import varying_like
+from jaxop.attention.chunked import chunked_attention
+from jaxop.attention.monoid import uniform_weights
+from jaxop.kernels import ExpDotProduct, Kernel
+
+
+def fused_attention(
+    backend: str,
+    query: Array,
+    key: Array,
+    value: Array,
+    weights: Array | None,
+    *,
+    kernel: Kernel,
+    kernel_axis: int | None,
+    normalize: bool,
+    mask: Array | None,
+    is_causal: bool,
+) -> Array:
+    """`integral_attention` by a kernel that knows no weights: q' = [q, 1, 1], k' = [k, log w / scale].
+
+    The logarithm takes two channels, its rounding and the remainder, so that a bfloat16 product still
+    carries it to 16 bits. Everything is padded with zeros to the depth the backend wants.
+    """
+    _refuse(backend, query, key, value, kernel, kernel_axis, normalize, mask)
+    assert isinstance(kernel, ExpDotProduct)  # or refused
+    scale = kernel.factor(query.shape[-1])
+    fixed, trained = (None, scale) if isinstance(scale, jax.Array) else (float(scale), None)
+    return _program(backend, is_causal, fixed, query, key, value, weights, trained, mask)
+
+
+@compiled(static=("backend", "is_causal", "fixed_scale"))
+def _program(backend, is_causal, fixed_scale, query, key, value, weights, scale, mask):
+    m = key.shape[0]
+    weights = uniform_weights(m, jnp.dtype("float32")) if weights is None else weights.astype(jnp.float32)
+    key_mask, pair_mask = (mask, None) if mask is not None and mask.ndim == 1 else (None, mask)
+    arguments = varying_like((weights, query, key, value, scale, key_mask, pair_mask))
+    return _attend(backend, is_causal, fixed_scale, *arguments)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _attend(backend, is_causal, fixed_scale, *arguments):
+    """The backend's value and derivatives, except in the weights: its logarithms miss nodes of weight 0."""
+    return _value(backend, is_causal, fixed_scale, *arguments)
+
+
+def _value(backend, is_causal, fixed_scale, weights, query, key, value, scale, key_mask, pair_mask):
+    n, m, channels = query.shape[0], key.shape[0], value.shape[-1]
+    dtype = jnp.result_type(query.dtype, key.dtype, value.dtype)
+    alive_keys = weights > 0 if key_mask is None else (weights > 0) & key_mask
+    if fixed_scale is None or fixed_scale <= 0:
+        query, fixed_scale = query * jnp.asarray(scale if fixed_scale is None else fixed_scale, query.dtype), 1.0
+    # far below any logit, and still finite after division by the scale in half precision
+    floor = max(-1e9, float(jnp.finfo(dtype).min) * min(fixed_scale, 1.0) / 2)
+    log_weights = jnp.where(alive_keys, jnp.log(jnp.where(alive_keys, weights, 1)), floor)
+    operands = _augment(query, key, value, log_weights, fixed_scale, floor, dtype, _SIZES[backend])
+
+    seen = None  # (h or 1, n or 1, m)
+    if pair_mask is not None:
+        seen = jnp.reshape(pair_mask, (-1, n, m)) & alive_keys[None, None, :]
+    elif backend == "xla":
+        seen = alive_keys[None, None, :]
+    appended = operands[1].shape[0] - m
+    mask = None if seen is None else jnp.pad(seen, [(0, 0), (0, 0), (0, appended)])
+    out = _BACKENDS[backend](*operands, mask, fixed_scale, is_causal)[:n, :, :channels]
+
+    seen = alive_keys[None, None, :] if seen is None else seen
+    seen = seen & jnp.tri(n, m, dtype=bool)[None] if is_causal else seen
+    alive = jnp.any(seen, axis=-1).T
+    return jnp.where(alive[..., None], out, 0).astype(value.dtype)
+
+
+def _forward(backend, is_causal, fixed_scale, weights, query, key, value, scale, key_mask, pair_mask):
+    def differentiable(query, key, value, scale):
+        return _value(backend, is_causal, fixed_scale, weights, query, key, value, scale, key_mask, pair_mask)
+
+    out, pull_back = jax.vjp(differentiable, query, key, value, scale)
+    return out, (pull_back, weights, query, key, value, scale, key_mask, pair_mask)
+
+
+def _backward(backend, is_causal, fixed_scale, residuals, cotangent):
+    del backend
+    pull_back, weights, query, key, value, scale, key_mask, pair_mask = residuals
+
+    # where the weights are constants nothing uses this, and XLA removes it
+    def attend(weights: Array) -> Array:
+        out = chunked_attention(
+            query,
+            key,
+            value,
+            weights,
+            kernel=ExpDotProduct(scale if fixed_scale is None else fixed_scale),
+            kernel_axis=None,
+            normalize=True,
+            mask=key_mask if pair_mask is None else pair_mask,
+            is_causal=is_causal,
+        )
+        return out.astype(value.dtype)
+
+    (d_weights,) = jax.vjp(attend, weights)[1](cotangent)
+    return d_weights, *pull_back(cotangent), None, None
+
+
+_attend.defvjp(_forward, _backward)
+
+
+def _refuse(backend, query, key, value, kernel, kernel_axis, normalize, mask):
+    def refuse(what: str, remedy: str):
+        raise NotImplementedError(f"implementation={backend!r} {what}; {remedy}.")
+
+    dtypes = {str(a.dtype) for a in (query, key, value)}
+    others = "use implementation='chunked' or 'dense'"
+    if not isinstance(kernel, ExpDotProduct) or kernel_axis is not None:
+        refuse(f"computes one exponentiated dot product for all heads, not {type(kernel).__name__} per head", others)
+    if not normalize:
+        refuse("always normalises", others)
+    if "float64" in dtypes:
+        refuse("rounds logits to float32, but the inputs are float64", others)
+    if backend != "xla":
+        platform = {"cudnn": "gpu", "tpu": "tpu"}[backend]
+        if jax.default_backend() != platform:
+            refuse(f"needs a {platform.upper()}, but JAX runs on {jax.default_backend()}", others)
+        if mask is not None and mask.ndim > 1:
+            refuse("takes a mask over keys, shape (m,), only", others)
+    if backend == "cudnn" and dtypes != {"bfloat16"}:
+        # float16 has no number far enough below its logits to stand for the logarithm of a zero weight
+        refuse(f"takes bfloat16, got {', '.join(sorted(dtypes))}", "cast the inputs, or " + others)
+    if backend == "tpu" and "float16" in dtypes:
+        refuse("takes float32 or bfloat16, got float16", "cast the inputs, or " + others)
+
+
+def _augment(query, key, value, log_weights, scale, floor, dtype, sizes):
+    """Operands with the log weights as two more channels, nodes and depth padded to multiples of ``sizes``."""
+    nodes, channels = sizes
+    exact = log_weights / scale
+    high = exact.astype(dtype)
+    low = (exact - high.astype(jnp.float32)).astype(dtype)
+    appended = -key.shape[0] % nodes
+    weight_channels = jnp.pad(jnp.stack([high, low], axis=-1), [(0, appended), (0, 0)])
+    weight_channels = weight_channels.at[key.shape[0] :, 0].set(floor / scale)
+
+    def extend(array, extra, appended):
+        padded = jnp.pad(array.astype(dtype), [(0, appended), (0, 0), (0, 0)])
+        depth = max(query.shape[-1] + 2, value.shape[-1])
+        filling = -(-depth // channels) * channels - array.shape[-1] - extra.shape[-1]
+        extra = jnp.broadcast_to(extra[:, None, :], (*padded.shape[:2], extra.shape[-1]))
+        return jnp.concatenate([padded, extra, jnp.zeros((*padded.shape[:2], filling), dtype)], axis=-1)
+
+    rows = -query.shape[0] % nodes
+    return (
+        extend(query, jnp.ones((query.shape[0] + rows, 2), dtype), rows),
+        extend(key, weight_channels, appended),
+        extend(value, jnp.zeros((key.shape[0] + appended, 0), dtype), appended),
+    )
+
+
+def _xla(query, key, value, mask, scale, is_causal):
+    if query.dtype == jnp.float16 and jax.default_backend() != "gpu":
+        # jax.nn asks for float16 products summed in float32, which GPUs alone compile
+        query, key, value = (a.astype(jnp.float32) for a in (query, key, value))
+    with jax.numpy_dtype_promotion("standard"):  # on which its mixed precision relies
+        return jax.nn.dot_product_attention(
+            query[None], key[None], value[None], mask=mask[None], scale=scale, is_causal=is_causal, implementation="xla"
+        )[0]
+
+
+def _cudnn(query, key, value, mask, scale, is_causal):
+    del mask
+    # cuDNN's batching rule wants all operands batched as soon as one is: make each depend on all
+    zero = jnp.where(jnp.isnan(query[0, 0, 0] + key[0, 0, 0] + value[0, 0, 0]), 0, 0).astype(query.dtype)
+    operands = [(a + zero)[None] for a in (query, key, value)]
+    return jax.nn.dot_product_attention(*operands, scale=scale, is_causal=is_causal, implementation="cudnn")[0]
+
+
+def _tpu(query, key, value, mask, scale, is_causal):
+    from jax.experimental.pallas.ops.tpu.flash_attention import flash_attention
+
+    del mask
+    heads_first = [jnp.moveaxis(a, 1, 0)[None] for a in (query, key, value)]
+    return jnp.moveaxis(flash_attention(*heads_first, causal=is_causal, sm_scale=scale)[0], 0, 1)
+
+
+_BACKENDS = {"xla": _xla, "cudnn": _cudnn, "tpu": _tpu}
+_SIZES = {"xla": (1, 8), "cudnn": (8, 8), "tpu": (128, 128)}

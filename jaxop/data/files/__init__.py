@@ -1,0 +1,1 @@
+"""Files of samples: opened, understood and written."""

@@ -1,0 +1,488 @@
+"""Readers of a user's files: .npz, HDF5 and MATLAB."""
+
+import contextlib
+import dataclasses
+import difflib
+import math
+import os
+import struct
+import warnings
+import zipfile
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxop._validation import closest, require
+from jaxop.data.files import _hdf5
+from jaxop.data.files._reading import FileError, check_claim, check_memory, reading
+from jaxop.data.files.layout import from_arrays
+from jaxop.data.samples import ArraySource, Samples
+
+FORMATS = (".npz", ".h5", ".hdf5", ".mat")
+"""Suffixes that `read` knows."""
+
+_SIGNATURES = {
+    b"\x89HDF\r\n\x1a\n": "HDF5",
+    b"PK\x03\x04": "a ZIP archive, as .npz is",
+    b"\x93NUMPY": "a single NumPy array (.npy)",
+    b"MATLAB 5.0": "MATLAB 5",
+    b"MATLAB 7.3": "MATLAB 7.3",
+    b"CDF": "netCDF-3",
+    b"\x1f\x8b": "gzip",
+}
+_LISTED = 20  # datasets named in a message
+_SHOWN = 80  # characters of such a name
+_DEFLATE = 1032  # bytes that one compressed byte can stand for
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+_MATRIX, _NUMERIC, _COMPLEX = 14, range(6, 16), 0x800  # in MATLAB 5: type of an element, classes, flag
+_TYPES = {*range(1, 8), 9, 12, 13, 16, 17, 18}  # of numbers and text there
+_MATLAB_NUMBERS = {"double": "f8", "single": "f4", "logical": "?"}
+_MATLAB_NUMBERS |= {f"{sign}int{bits}": f"{sign or 'i'}{bits // 8}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
+_MATLAB_OTHERS = {  # class: what it is, what to store
+    "sparse": "a sparse matrix; store full({name})",
+    "cell": "a cell array; store one array, such as cat(1, {name}{{:}})",
+    "struct": "a struct; store its fields as variables (save with '-struct')",
+    "char": "text; store numbers",
+}
+_MATLAB_OBJECT = "an object of MATLAB (class {kind}); store a plain array of numbers"
+
+
+def read(
+    path: str | os.PathLike[str],
+    *,
+    inputs: str = "x",
+    targets: str = "y",
+    coordinates: str | Sequence[str] | None = "coordinates",
+    weights: str | None = "weights",
+    initial: str | None = "initial",
+    faces: str | None = "faces",
+    dim: int | None = None,
+    rule: str | Sequence[str] | None = None,
+    lower: float | Sequence[float] | None = None,
+    upper: float | Sequence[float] | None = None,
+    external: bool = False,
+) -> Samples:
+    """Pairs of functions from a file: .npz, HDF5 (.h5, .hdf5; read lazily), MATLAB (.mat, all versions).
+
+    The arrays mean what they mean in `from_arrays`. Names of datasets inside HDF5 groups are paths,
+    "run/a". Coordinates, weights, initial data and faces are optional: those of the default names are used
+    if the file has them and they are not empty, any other name must be there, and None leaves them out.
+    Coordinates may be spread over one dataset per axis: name them in a sequence, or call them coordinates_0,
+    coordinates_1, … in the file. A file written by `save` also holds its rule and box. A warning names the
+    datasets that nothing reads.
+
+    Inputs and targets in HDF5 stay in the file, which is opened anew for every batch and scanned once,
+    in blocks, for values that are not finite; chunks that hold single samples read fastest. Every value must
+    have been written, since HDF5 would return fill values for the others. MATLAB files are read into memory
+    (those of version 7.3 are HDF5 with the axes reversed, which is undone); indices of faces that MATLAB
+    counts from 1 are counted from 0.
+
+    Args:
+        path: the file; its suffix must be one of `FORMATS`.
+        inputs: name of the input functions.
+        targets: name of the target functions.
+        coordinates: name or names of the coordinates.
+        weights: name of the quadrature weights of the nodes.
+        initial: name of the data given at the first node.
+        faces: name of the triangles of a mesh, whose vertices are the coordinates.
+        dim: space dimension, where the shapes leave it open.
+        rule: quadrature rule of the grid, one or one per axis.
+        lower: lower corner of the box.
+        upper: upper corner of the box.
+        external: whether HDF5 may read from other files than this one: through external links, external
+            storage and virtual datasets.
+
+    Returns:
+        `Samples`.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ImportError: without h5py or scipy where the format needs it.
+        OSError: if the operating system does not let the file be read, or another process writes it.
+        TypeError: for data that are not real numbers.
+        ValueError: for an unknown suffix; a file that is empty, truncated or of another type than
+            its suffix says; a missing dataset (the message lists those present); an array larger than the
+            file or the memory; values that were never written or that lie in other files; anything
+            `from_arrays` objects to. Every message names the file.
+
+    Example:
+        >>> import tempfile, numpy as np
+        >>> from jaxop import data
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     u = np.ones((10, 32, 32), np.float32)
+        ...     np.savez(folder + "/flow.npz", a=u, p=2 * u)
+        ...     samples = data.read(folder + "/flow.npz", inputs="a", targets="p")
+        >>> samples.inputs.shape, samples.domain.rules
+        ((10, 1024, 1), ('midpoint', 'midpoint'))
+    """
+    archive = _open(Path(path), external=external)
+    given: dict[str, Any] = {
+        default: archive.optional(name, default)
+        for name, default in ((weights, "weights"), (initial, "initial"), (faces, "faces"))
+    }
+    nodes = _coordinates(archive, coordinates)
+    if given["weights"] is not None:
+        given["weights"] = archive.vector(given["weights"])
+    if given["faces"] is not None and archive.is_matlab and isinstance(nodes, np.ndarray):
+        given["faces"] = _counted_from_zero(archive.path, given["faces"], len(nodes))
+    box = {"rule": rule, "lower": lower, "upper": upper}
+    if nodes is None and archive.kind == ".npz" and all(map(archive.has, box)):
+        written = {name: archive.source(name)[...].tolist() for name in box}
+        dim = len(written["lower"]) if dim is None and isinstance(written["lower"], list) else dim
+        box = {name: written[name] if value is None else value for name, value in box.items()}
+    u, v = archive.array(inputs, lazily=True), archive.array(targets, lazily=True)
+    with _naming(archive.path, f"inputs: {inputs!r}, targets: {targets!r}"):
+        samples = from_arrays(u, v, nodes, dim=dim, **box, **given)
+    archive.warn_of_unread()
+    return samples
+
+
+@dataclasses.dataclass(frozen=True)
+class _Archive:
+    """A file: which datasets it has and how to read one.
+
+    Attributes:
+        path: the file.
+        kind: its format.
+        has: whether a name is that of a dataset.
+        others: some datasets besides those of the given names, and whether these are all.
+        get: the dataset of a name that is there; its values are read when they are asked for.
+        is_lazy: whether a part of a dataset can be read.
+        read: names asked for.
+        left_out: default names that are not to be read.
+    """
+
+    path: Path
+    kind: str
+    has: Callable[[str], bool]
+    others: Callable[[Collection[str]], tuple[list[str], bool]]
+    get: Callable[[str], ArraySource]
+    is_lazy: bool = False
+    read: set[str] = dataclasses.field(default_factory=set)
+    left_out: set[str] = dataclasses.field(default_factory=set)
+
+    @property
+    def is_matlab(self) -> bool:
+        """Whether MATLAB's conventions hold."""
+        return self.kind.startswith("MATLAB")
+
+    def source(self, name: str) -> ArraySource:
+        """The dataset, not yet read."""
+        self.read.add(name)
+        if self.has(name):
+            return self.get(name)
+        names, complete = self.others(())
+        if not names:
+            raise ValueError(f"{self.path} ({self.kind}) holds no datasets, so none named {_shown(name)}.")
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+        hint = ": did you mean " + " or ".join(map(_shown, near)) + "?" if near else "."
+        raise ValueError(
+            f"{self.path} ({self.kind}) has no dataset {_shown(name)}; it has {_listed(names, complete)}{hint}"
+        )
+
+    def array(self, name: str, *, lazily: bool = False) -> Any:
+        """The dataset, checked to be an array of real numbers; read now unless ``lazily``, where the format can."""
+        source = self.source(name)
+        _check_real(self.path, name, source)
+        if lazily and self.is_lazy:
+            check_memory(self.path, name, source.shape, source.dtype.itemsize, axis=1)
+            return source
+        check_memory(self.path, name, source.shape, source.dtype.itemsize)
+        array = source[...]
+        _check_real(self.path, name, array)
+        return array
+
+    def optional(self, name: str | None, default: str) -> np.ndarray | None:
+        """The dataset; None if it is left out, or if it has its default name and is missing or empty."""
+        if name is None or (name == default and (not self.has(name) or 0 in self.get(name).shape)):
+            self.left_out.add(default)
+            return None
+        return self.array(name)
+
+    def vector(self, array: np.ndarray) -> np.ndarray:
+        """MATLAB has no arrays of one axis: its rows and columns are vectors."""
+        return array.ravel() if self.is_matlab and array.ndim == 2 and 1 in array.shape else array
+
+    def warn_of_unread(self) -> None:
+        """Names the datasets that nothing reads."""
+        unread, complete = self.others(self.read | self.left_out)
+        if unread:
+            warnings.warn(
+                f"{self.path}: nothing reads {_listed(unread, complete)}; what is read is "
+                f"{_listed(sorted(self.read), True)}. Name what else belongs to the samples by inputs, targets, "
+                "coordinates, weights, initial or faces.",
+                UserWarning,
+                stacklevel=3,
+            )
+
+
+def _check_real(path: Path, name: str, array: Any) -> None:
+    kind = getattr(array, "matlab_class", None)
+    dtype = np.dtype(array.dtype)
+    if hasattr(array, "toarray"):
+        kind = "sparse"
+    if kind is not None:
+        holds = _MATLAB_OTHERS.get(kind, _MATLAB_OBJECT).format(name=name, kind=kind)
+    elif dtype.kind in "fiub":
+        return
+    elif dtype.kind == "c" or set(dtype.names or ()) == {"real", "imag"}:
+        holds = f"complex numbers ({dtype}); store real and imaginary parts as two channels"
+    elif dtype.kind in "SU" or (dtype.metadata or {}).get("vlen") in (str, bytes):
+        holds = "text; store numbers"
+    elif dtype.kind in "mM":
+        holds = f"times ({dtype}); store them as numbers of seconds or days"
+    elif dtype.names:
+        holds = f"records with the fields {_listed(dtype.names, True)}; store each field as an array of its own"
+    else:
+        holds = f"dtype {dtype}; store a plain array of numbers"
+    raise TypeError(f"{path}: dataset {name!r} must hold real numbers, but holds {holds}.")
+
+
+def _listed(names: Sequence[str], complete: bool) -> str:
+    """The first few of the names."""
+    return ", ".join(map(_shown, names[:_LISTED])) + ("" if complete and len(names) <= _LISTED else ", …")
+
+
+def _shown(name: str) -> str:
+    return repr(name if len(name) <= _SHOWN else name[:_SHOWN] + "…")
+
+
+def _coordinates(archive: _Archive, names: str | Sequence[str] | None) -> Any:
+    """The coordinates of a file: None, an array, or one array per axis."""
+    if names is None or (isinstance(names, str) and not archive.has(names)):
+        prefix, numbered = names or "coordinates", []
+        while archive.has(f"{prefix}_{len(numbered)}"):
+            numbered.append(f"{prefix}_{len(numbered)}")
+        if names is None:
+            archive.left_out.update(("coordinates", *numbered))
+            return None
+        if numbered or names == "coordinates":
+            return [archive.vector(archive.array(name)) for name in numbered] or None
+    if isinstance(names, str):
+        nodes = archive.optional(names, "coordinates")
+        return None if nodes is None else archive.vector(nodes)
+    return [archive.vector(archive.array(name)) for name in names]
+
+
+def _counted_from_zero(path: Path, faces: np.ndarray, count: int) -> np.ndarray:
+    """Faces of a MATLAB file, where indices are floating numbers and start at 1 if MATLAB made them."""
+    index = faces.astype(np.int64)
+    if (index != faces).any() or 0 in index or index.max() > count:
+        return index if (index == faces).all() else faces
+    if count in index:
+        return index - 1
+    raise FileError(
+        f"{path}: faces has indices from {index.min()} to {index.max()} for {count} vertices, which may count from 0 "
+        "or from 1; remove the vertices that belong to no face."
+    )
+
+
+def _open(path: Path, *, external: bool) -> _Archive:
+    suffix = path.suffix.lower()
+    if suffix not in FORMATS:
+        raise ValueError(
+            f"{path} has the suffix {path.suffix!r}, expected one of {', '.join(FORMATS)}; convert the file, or "
+            "read it yourself and pass the arrays to jaxop.data.from_arrays."
+        )
+    kind = {".npz": ".npz", ".mat": "MATLAB"}.get(suffix, "HDF5")
+    with reading(path, kind):
+        exists, is_file = path.exists(), path.is_file()
+        start = b""
+        if is_file:
+            with path.open("rb") as file:
+                start = file.read(16)
+    if not exists:
+        folder = path.parent
+        near = [file.name for file in folder.iterdir() if file.suffix.lower() in FORMATS] if folder.is_dir() else []
+        hint = closest(path.name, near) if near else f"the folder {folder} has no file that could be read."
+        raise FileNotFoundError(f"{path} does not exist; {hint}")
+    if not is_file:
+        raise FileError(f"{path} is not a file; give the path of a {suffix} file.")
+    if not start:
+        raise FileError(f"{path} is empty (0 bytes): whatever wrote it did not finish; write it again.")
+    if kind == ".npz":
+        return _open_npz(path, start)
+    return _open_mat(path, start, external=external) if kind == "MATLAB" else _open_hdf5(path, start, external=external)
+
+
+def _open_npz(path: Path, start: bytes) -> _Archive:
+    _check_type(path, start, start.startswith(b"PK"), ".npz")
+    with reading(path, ".npz"), zipfile.ZipFile(path) as file:
+        members = {member.removesuffix(".npy"): member for member in file.namelist()}
+    return _Archive(path, ".npz", members.__contains__, _others(members), lambda name: _NpzArray(path, name, members))
+
+
+class _NpzArray:
+    """An array in an .npz, of which only the header is read at first."""
+
+    def __init__(self, path: Path, name: str, members: dict[str, str]):
+        self._path, self._name, self._member = path, name, members[name]
+        with self._opened() as (file, size):
+            magic = file.read(len(np.lib.format.MAGIC_PREFIX))
+            if magic != np.lib.format.MAGIC_PREFIX:
+                raise FileError(f"{path}: {self._member!r} is not an array (.npy); write the file with numpy.savez.")
+            version = file.read(2)
+            read_header = _HEADERS.get((version[0], version[1]))
+            if read_header is None:
+                raise FileError(f"{path}: dataset {name!r} has version {tuple(version)} of .npy; store plain numbers.")
+            self.shape, _, self.dtype = read_header(file)
+            left = size - file.tell()
+        if self.dtype.hasobject:
+            raise FileError(
+                f"{path}: dataset {name!r} holds Python objects, which are not loaded; store an array of numbers."
+            )
+        check_claim(path, name, self.shape, math.prod(self.shape) * self.dtype.itemsize, left)
+
+    def __getitem__(self, index: Any, /) -> np.ndarray:
+        with self._opened() as (file, _):
+            return np.lib.format.read_array(file, allow_pickle=False)[index]
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[tuple[Any, int]]:
+        part = f"its dataset {self._name!r}"
+        with (
+            reading(self._path, ".npz", part),
+            zipfile.ZipFile(self._path) as archive,
+            archive.open(self._member) as file,
+        ):
+            yield file, archive.getinfo(self._member).file_size
+
+
+def _open_hdf5(path: Path, start: bytes, *, external: bool) -> _Archive:
+    require("h5py", f"reading {path}")
+    with reading(path, "HDF5"):
+        fits = _hdf5.has_signature(path)
+    _check_type(path, start, fits, "HDF5")
+
+    def has(name: str) -> bool:
+        return _hdf5.is_dataset(path, name, external=external) is True
+
+    def get(name: str) -> ArraySource:
+        return _hdf5.Hdf5Array(path, name, external=external)
+
+    return _Archive(path, "HDF5", has, lambda names: _hdf5.others(path, names), get, is_lazy=True)
+
+
+def _open_mat(path: Path, start: bytes, *, external: bool) -> _Archive:
+    if start.startswith(b"MATLAB 7.3"):
+        require("h5py", f"reading {path} (MATLAB 7.3)")
+
+        def has(name: str) -> bool:
+            return _hdf5.is_dataset(path, name, external=external) is not None
+
+        def others(names: Collection[str]) -> tuple[list[str], bool]:
+            found, complete = _hdf5.others(path, names)
+            return [name for name in found if not name.startswith("#")], complete
+
+        return _Archive(path, "MATLAB 7.3", has, others, lambda name: _Mat73Array(path, name, external=external))
+    io = require("scipy.io", f"reading {path}")
+    # version 4 has no signature; others would be taken for it
+    _check_type(path, start, _signature(start) in (None, "MATLAB 5"), "MATLAB")
+    with reading(path, "MATLAB"):
+        is_version_5 = io.matlab.matfile_version(path)[0] == 1
+        variables = {name: (shape, kind) for name, shape, kind in io.whosmat(path)}
+
+    def get(name: str) -> ArraySource:
+        return _MatArray(path, name, *variables[name], is_version_5=is_version_5)
+
+    return _Archive(path, "MATLAB", variables.__contains__, _others(variables), get)
+
+
+class _MatArray:
+    """A variable of a MATLAB file up to version 7, of which the header was read."""
+
+    def __init__(self, path: Path, name: str, shape: Sequence[int], kind: str, *, is_version_5: bool):
+        self._path, self._name, self._is_version_5 = path, name, is_version_5
+        self.shape, self.dtype = tuple(shape), np.dtype(_MATLAB_NUMBERS.get(kind, object))
+        self.matlab_class = None if kind in _MATLAB_NUMBERS else kind
+        # an entry takes a byte at least, whatever its class, before compression
+        stored = path.stat().st_size * (_DEFLATE if is_version_5 else 1)
+        if self.matlab_class is None:
+            check_claim(path, name, self.shape, math.prod(self.shape), stored)
+
+    def __getitem__(self, index: Any, /) -> Any:
+        with reading(self._path, "MATLAB", f"its dataset {self._name!r}"):
+            if self._is_version_5:
+                _check_parts(self._path)
+            value = require("scipy.io", f"reading {self._path}").loadmat(self._path, variable_names=[self._name])
+            return value[self._name] if hasattr(value[self._name], "toarray") else value[self._name][index]
+
+
+def _check_parts(path: Path) -> None:
+    """Raises ``ValueError`` for arrays of version 5 without their parts: scipy would end the process."""
+    with path.open("rb") as file:
+        file.seek(126)
+        order = "<" if file.read(2) == b"IM" else ">"
+        size, start = file.seek(0, os.SEEK_END), 128
+
+        def words(offset: int) -> tuple[int, int]:
+            file.seek(offset)
+            return struct.unpack(order + "II", file.read(8))
+
+        while start + 24 <= size:
+            kind, length = words(start)
+            flags, parts, offset, end = words(start + 16)[0], [], start + 8, min(start + 8 + length, size)
+            while kind == _MATRIX and flags & 0xFF in _NUMERIC and offset + 8 <= end:
+                code, length_of_part = words(offset)
+                parts.append(code & 0xFFFF if code >> 16 else code)
+                offset += 8 if code >> 16 else 8 + length_of_part + -length_of_part % 8
+            # flags, shape, name, real and imaginary part
+            if parts and (len(parts) < 4 + bool(flags & _COMPLEX) or not _TYPES.issuperset(parts)):
+                raise ValueError(f"an array has parts of the types {parts[:5]}")
+            start += 8 + length
+
+
+class _Mat73Array:
+    """A variable of a MATLAB 7.3 file, which is HDF5 with the axes reversed and marks for what is not an array."""
+
+    def __init__(self, path: Path, name: str, *, external: bool):
+        is_group, marks = _hdf5.matlab_marks(path, name, external=external)
+        kind = marks.get("MATLAB_class", "double")
+        self._source, self.shape, self.dtype = None, (), np.dtype(object)
+        if is_group:
+            kind = "sparse" if "MATLAB_sparse" in marks else "struct"
+        else:
+            self._source = _hdf5.Hdf5Array(path, name, external=external)
+            # the shape of an empty array is stored in its place
+            shape = self._source[...].tolist() if "MATLAB_empty" in marks else self._source.shape[::-1]
+            self.shape, self.dtype = tuple(shape), self._source.dtype
+        self.matlab_class = None if kind in _MATLAB_NUMBERS else kind
+
+    def __getitem__(self, index: Any, /) -> np.ndarray:
+        if self._source is None or 0 in self.shape:
+            return np.zeros(self.shape, self.dtype)[index]
+        return self._source[...].T[index]
+
+
+def _others(names: Iterable[str]) -> Callable[[Collection[str]], tuple[list[str], bool]]:
+    return lambda without: ([name for name in names if name not in without], True)
+
+
+def _signature(start: bytes) -> str | None:
+    """The type that the first bytes of a file tell, if any."""
+    return next((kind for signature, kind in _SIGNATURES.items() if start.startswith(signature)), None)
+
+
+def _check_type(path: Path, start: bytes, fits: bool, expected: str) -> None:
+    if not fits:
+        detected = _signature(start) or "of no type known here"
+        raise FileError(
+            f"{path} is not {expected} though its name says so: by its first bytes it is {detected}; "
+            "give it the suffix of its type, or write it again."
+        )
+
+
+@contextlib.contextmanager
+def _naming(path: Path, names: str) -> Iterator[None]:
+    """Adds the file to what is wrong with its contents."""
+    try:
+        yield
+    except FileError:
+        raise
+    except MemoryError as error:
+        raise FileError(f"{path} ({names}): it does not fit into memory; store fewer samples in a file.") from error
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{path} ({names}): {error}") from error

@@ -1,0 +1,1 @@
+"""Problems whose samples are generated from a seed."""

@@ -1,0 +1,188 @@
+"""Kernels of the distance between query and key: Gaussian and Euclidean distance."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxop._pytree import register
+from jaxop.kernels.base import LOG_ZERO, BaseKernel, check_depth, check_positive, log_power
+from jaxop.kernels.channels import sum_over_channels
+
+
+@functools.partial(register, static=("depth",))
+@dataclasses.dataclass(frozen=True)
+class Gaussian(BaseKernel):
+    """k(q, k') = exp(−τ |q − k'|² / √d).
+
+    Normalised over the keys it is the exponentiated dot product with scale 2 τ/√d under the quadrature weights
+    w_j exp(−τ |k_j|² / √d).
+
+    Attributes:
+        inverse_width: τ, in units of one over the squared channels; a number or scalar array (trainable).
+            With one per head, (h,), pass ``kernel_axis=0``.
+        depth: d in √d; None: the length of a query.
+
+    Raises:
+        ValueError: for an inverse width that is not positive and finite.
+
+    Source: Wright, Gonzalez, "Transformers are Deep Infinite-Dimensional Non-Mercer Binary Kernel Machines",
+        arXiv:2106.01506.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxop import kernels
+        >>> print(f"{kernels.Gaussian()(jnp.zeros(4), jnp.ones(4)):.4f}")  # exp(−4/2)
+        0.1353
+    """
+
+    inverse_width: float | Array = 1.0
+    _: dataclasses.KW_ONLY
+    depth: int | None = None
+
+    sign = "positive"
+
+    def __post_init__(self):
+        check_positive(self.inverse_width, "inverse_width", "the larger, the narrower the kernel")
+        check_depth(self.depth)
+
+    def __call__(self, a: Float[Array, " d"], b: Float[Array, " d"]) -> Float[Array, ""]:
+        """exp(−τ |a − b|² / √d)."""
+        return jnp.exp(self.log(a, b))
+
+    def log(self, a: Float[Array, " d"], b: Float[Array, " d"]) -> Float[Array, ""]:
+        """−τ |a − b|² / √d."""
+        difference = a - b
+        return -self.inverse_width / math.sqrt(self.depth or a.size) * jnp.dot(difference, difference)
+
+    def tile(self, query: Float[Array, "n d"], key: Float[Array, "m d"]) -> Float[Array, "n m"]:
+        """−τ/√d (|q|² + |k|² − 2 q·k), one matrix product; for up to 4 channels by differences.
+
+        The product errs by ε (|q|² + |k|²): centre data that lie far from 0, as the density estimators do.
+        """
+        scale = -self.inverse_width / math.sqrt(self.depth or query.shape[1])
+        return scale * squared_distances(query, key)
+
+    def with_depth(self, depth: int) -> "Gaussian":
+        """The kernel of vectors that sample functions of ``depth`` channels: that many count in its √d."""
+        return dataclasses.replace(self, depth=depth)
+
+
+@functools.partial(register, static=("depth",))
+@dataclasses.dataclass(frozen=True)
+class EuclideanDistance(BaseKernel):
+    """k(q, k') = τ |q − k'| / √d, a dissimilarity: far keys weigh more, and a key at the query weighs nothing.
+
+    The cone has no derivative at q = k'; there it is defined as 0, the mean over all directions. A row all of whose
+    keys lie at the query has no mass. Normalised over the keys, τ cancels.
+
+    Attributes:
+        inverse_width: τ > 0, in units of one over the channels; a number or scalar array (trainable; where a traced
+            one is not positive the kernel is 0). With one per head, (h,), pass ``kernel_axis=0``. None: 1, with
+            nothing to train.
+        depth: d in √d; None: the length of a query.
+
+    Raises:
+        ValueError: for an inverse width that is not positive and finite.
+
+    Cost: `tile` two operations per pair and channel and one logarithm per pair, by differences: a distance errs by a
+        few ε |q − k'|, however small it is. Its derivatives are matrix products, which err by ε |q| / |q − k'|.
+
+    Source: Wright, Gonzalez, arXiv:2106.01506.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxop import kernels
+        >>> print(kernels.EuclideanDistance()(jnp.zeros(4), jnp.ones(4)))  # √4 / √4
+        1.0
+    """
+
+    inverse_width: float | Array | None = 1.0
+    _: dataclasses.KW_ONLY
+    depth: int | None = None
+
+    sign = "nonnegative"
+
+    def __post_init__(self):
+        if self.inverse_width is not None:
+            check_positive(self.inverse_width, "inverse_width", "one over the distance at which k is 1/√d")
+        check_depth(self.depth)
+
+    def __call__(self, a: Float[Array, " d"], b: Float[Array, " d"]) -> Float[Array, ""]:
+        """τ |a − b| / √d."""
+        square = jnp.sum((a - b) ** 2)
+        apart = square > 0
+        norm = jnp.where(apart, jnp.sqrt(jnp.where(apart, square, 1)), 0)
+        return self._factor(a) * norm
+
+    def tile(self, query: Float[Array, "n d"], key: Float[Array, "m d"]) -> Float[Array, "n m"]:
+        """The matrix log τ/√d + ½ log |q − k|²; `LOG_ZERO` with derivative 0 where they coincide."""
+        log_distance = log_power(sum_of_squares(query, key), 0.5)
+        return jnp.where(log_distance > LOG_ZERO / 2, log_power(self._factor(query)) + log_distance, LOG_ZERO)
+
+    def _factor(self, x: Float[Array, "*n d"]) -> Float[Array, ""]:
+        width = jnp.asarray(1 if self.inverse_width is None else self.inverse_width, x.dtype)
+        return jnp.maximum(width, 0) / math.sqrt(self.depth or x.shape[-1])
+
+    def with_depth(self, depth: int) -> "EuclideanDistance":
+        """The kernel of vectors that sample functions of ``depth`` channels: that many count in its √d."""
+        return dataclasses.replace(self, depth=depth)
+
+
+_FEW = 4
+"""Channels up to which differences are as fast as a matrix product, and exact."""
+
+
+def _squared_distances_jvp(function: Callable[[Array, Array], Array]):
+    """The derivative of |q_i − k_j|² as two matrix products, sums over rows and columns of a cotangent included."""
+
+    def jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+        (q, k), (dq, dk) = primals, tangents
+        # no origin near the keys: one far key, perhaps of weight 0, would cost all others their digits
+        one = jnp.ones_like(q[:, :1]), jnp.ones_like(k.T[:1])
+        by_query = jnp.concatenate([q, -one[0]], axis=1) @ jnp.concatenate([dk.T, jnp.sum(k * dk, axis=1)[None]])
+        by_key = jnp.concatenate([dq, -jnp.sum(q * dq, axis=1)[:, None]], axis=1) @ jnp.concatenate([k.T, one[1]])
+        return function(q, k), -2 * (by_query + by_key)
+
+    return jvp
+
+
+@jax.custom_jvp
+def squared_distances(query: Float[Array, "n d"], key: Float[Array, "m d"]) -> Float[Array, "n m"]:
+    """|q_i − k_j|² ≥ 0, by a matrix product; for up to 4 channels by differences.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxop.kernels.distance import squared_distances
+        >>> print(squared_distances(jnp.ones((1, 2)), jnp.zeros((1, 2))))
+        [[2.]]
+    """
+    if query.shape[1] <= _FEW:
+        return sum_of_squares(query, key)
+    squares = jnp.sum(query * query, axis=1)[:, None] + jnp.sum(key * key, axis=1)[None, :]
+    return jnp.maximum(squares - 2 * (query @ key.T), 0)
+
+
+@jax.custom_jvp
+def sum_of_squares(query: Float[Array, "n d"], key: Float[Array, "m d"]) -> Float[Array, "n m"]:
+    """|q_i − k_j|² by differences, to a few ε of itself.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxop.kernels.distance import sum_of_squares
+        >>> print(sum_of_squares(jnp.full((1, 8), 1e4), jnp.full((1, 8), 1e4 + 0.5)))
+        [[2.]]
+    """
+    return sum_over_channels(_squared_difference, [query], [key])
+
+
+def _squared_difference(x: Array, y: Array) -> Array:
+    return (x - y) ** 2
+
+
+squared_distances.defjvp(_squared_distances_jvp(squared_distances))
+sum_of_squares.defjvp(_squared_distances_jvp(sum_of_squares))

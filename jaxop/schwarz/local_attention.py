@@ -1,0 +1,150 @@
+"""Two-level Schwarz attention that depends on its input: local attention inside subdomains, and coarse tokens."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxop._eager import compiled, in_turn
+from jaxop._validation import accumulator, as_float
+from jaxop.attention.closing import is_closed
+from jaxop.attention.integral import integral_attention
+from jaxop.kernels import ExpDotProduct, Kernel
+from jaxop.schwarz import Decomposition
+from jaxop.schwarz.operator import check_decomposition
+
+
+def subdomain_attention(
+    query: Float[Array, "n h d"],
+    key: Float[Array, "n h d"],
+    value: Float[Array, "n h c"],
+    decomposition: Decomposition,
+    *,
+    kernel: Kernel | None = None,
+    kernel_axis: int | None = None,
+    implementation: str | None = None,
+) -> Float[Array, "n h c"]:
+    """A(x) = Σ_i D_i(x) ∫ k(q(x), k(y)) v(y) D_i(y) dy / ∫ k(q(x), k(y)) D_i(y) dy, D the partition of unity.
+
+    `integral_attention` inside every overlapping subdomain, in the measure D_i dy, and blended by D_i: the local level
+    of two-level Schwarz attention. All subdomains together share the measure of the domain, and where D_i falls to 0
+    smoothly ("ramp") quadratures keep their order on grids that know nothing of the subdomains. With one subdomain it
+    is attention on the whole domain; constants are reproduced for any number of them, at every node of positive weight.
+    A kernel with ε > 0 takes its mean over the s places of the largest subdomain.
+
+    Args:
+        query: q at the nodes of the domain, (n, h, d).
+        key: k, (n, h, d).
+        value: v, (n, h, c).
+        decomposition: of the domain, see `jaxop.schwarz.decompose`.
+        kernel: as in `integral_attention`.
+        kernel_axis: as in `integral_attention`.
+        implementation: as in `integral_attention`, inside a subdomain; None: ``"chunked"``.
+
+    Returns:
+        Shape (n, h, c), in the dtype of ``value``.
+
+    Raises:
+        ValueError: for shapes that do not fit, and as `integral_attention`.
+
+    Cost: O(n s h (d + c)) time for subdomains of s nodes, linear in n at fixed s; O(n (d + c) h) memory beyond one
+        group of subdomains.
+
+    Source: Köhler, Rheinbach, "Hierarchical Attention via Domain Decomposition", arXiv:2606.18525, whose linear
+        operator it follows; that its entries depend on the input is ours.
+
+    Example:
+        >>> import jax
+        >>> from jaxop import domains, schwarz
+        >>> cut = schwarz.decompose(domains.box((16, 16), rule="midpoint"), 4, 2, partition="ramp")
+        >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 256, 2, 4))
+        >>> schwarz.subdomain_attention(q, k, v, cut).shape
+        (256, 2, 4)
+    """
+    check_decomposition(decomposition)
+    query, key, value = (as_float(a, name) for a, name in ((query, "query"), (key, "key"), (value, "value")))
+    n = decomposition.domain.size
+    for name, array in (("query", query), ("key", key), ("value", value)):
+        if array.ndim != 3 or array.shape[0] != n or array.shape[1] != query.shape[1]:
+            raise ValueError(
+                f"{name} must have shape (n, h, c) = ({n}, h, c) with the heads of query, one row per node of the "
+                f"decomposed domain, got {array.shape}; use jax.vmap for a batch."
+            )
+
+    heads = query.shape[1]
+
+    def restrict(array: Array) -> Array:
+        local = decomposition.restrict(array.reshape(n, -1))
+        return local.reshape(*local.shape[:2], heads, -1)
+
+    weights = decomposition.restrict(decomposition.domain.weights[:, None])[..., 0] * decomposition.partition
+    operands = *(restrict(a) for a in (query, key, value)), weights
+
+    how = implementation or "chunked"
+    kernel = ExpDotProduct() if kernel is None else kernel
+
+    def one(operands: tuple[Array, Array, Array, Array]) -> Array:
+        return integral_attention(*operands, kernel=kernel, kernel_axis=kernel_axis, implementation=how)
+
+    together = max(1, _scores(heads) // decomposition.local_size**2)
+    if together >= decomposition.subdomains:
+        local = jax.vmap(lambda *arrays: one(arrays))(*operands)
+    else:
+        if how != "chunked":
+            recomputed = functools.partial(_recomputed, kernel=kernel, kernel_axis=kernel_axis, implementation=how)
+            one = recomputed if is_closed(kernel) else jax.checkpoint(one)
+        local = in_turn(one, operands, batch_size=together if together > 1 else None)
+    blended = local * decomposition.partition.astype(local.dtype)[:, :, None, None]
+    return decomposition.prolong(blended.reshape(*local.shape[:2], -1)).reshape(n, heads, -1)
+
+
+def coarse_averages(
+    values: Float[Array, "n c"], decomposition: Decomposition
+) -> tuple[Float[Array, "n0 c"], Float[Array, " n0"]]:
+    """∫ φ_I v / ∫ φ_I of every coarse function φ_I, and ∫ φ_I itself: coarse tokens and their quadrature weights.
+
+    Where ∫ φ_I is not positive, of a function that meets no node or of a given signed one, both are 0.
+
+    Args:
+        values: v at the nodes of the domain, (n, c).
+        decomposition: with a coarse space.
+
+    Returns:
+        Tokens (n0, c) and weights (n0,), in units of length^dim.
+
+    Raises:
+        ValueError: without a coarse space, or for values that do not fit.
+
+    Cost: O(n c).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxop import domains, schwarz
+        >>> cut = schwarz.decompose(domains.interval(64), 4, 2, coarse="partition")
+        >>> tokens, weights = schwarz.coarse_averages(jnp.full((64, 1), 3.0), cut)
+        >>> print(tokens.round(4).ravel(), weights.sum().round(4))
+        [3. 3. 3. 3.] 1.0
+    """
+    values = as_float(values, "values")
+    wide = values.astype(accumulator(values.dtype))
+    measure = decomposition.coarsen(jnp.ones_like(wide[:, :1]))
+    seen = measure > 0  # on another grid a narrow function may meet no node
+    means = jnp.where(seen, decomposition.coarsen(wide) / jnp.where(seen, measure, 1), 0)
+    return means.astype(values.dtype), jnp.maximum(measure[:, 0], 0)  # half precision would lose small ones
+
+
+@compiled(static=("kernel_axis", "implementation"))
+def _recomputed(operands, kernel, kernel_axis, implementation):
+    """Attention whose scores are computed again for the derivative."""
+
+    @jax.checkpoint
+    def attend(operands: tuple[Array, Array, Array, Array], kernel: Kernel) -> Array:
+        return integral_attention(*operands, kernel=kernel, kernel_axis=kernel_axis, implementation=implementation)
+
+    return attend(operands, kernel)
+
+
+def _scores(heads: int) -> int:
+    """Scores per head that several subdomains hold at a time: on a CPU, one head after the other, in its cache."""
+    return 1 << 15 if jax.default_backend() == "cpu" else (1 << 22) // heads

@@ -1,0 +1,432 @@
+"""Two-level Schwarz attention: low rank inside overlapping subdomains, low rank on a coarse space."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jaxop._pytree import register
+from jaxop._validation import accumulator, as_float, float_dtype, is_concrete, is_integer
+from jaxop.schwarz import Decomposition
+
+
+@register
+@dataclasses.dataclass(frozen=True, eq=False)
+class SchwarzFactors:
+    """Parameters of `schwarz_apply`; the arrays of a gradient descent, a fit or a network.
+
+    Factors are samples of functions: on the nodes of the subdomains (padding is not looked at) and on the coarse
+    functions. The operator maps values in units of f to units of f·Q·K·length^dim.
+
+    Attributes:
+        coarse_query: Q0, (n0, r0), or None for no coarse part.
+        coarse_key: K0, (n0, r0); None: K0 = Q0.
+        local_query: Q_i, (p, s, r), or None for no local part.
+        local_key: K_i, (p, s, r); None: K_i = Q_i.
+        shift: σ of σ·v, added to the rest; with σ > 0 and no keys the operator is positive definite. None: 0.
+    """
+
+    coarse_query: Float[Array, "n0 r0"] | None = None
+    coarse_key: Float[Array, "n0 r0"] | None = None
+    local_query: Float[Array, "p s r"] | None = None
+    local_key: Float[Array, "p s r"] | None = None
+    shift: Float[Array, ""] | float | None = None
+
+
+def schwarz_apply(
+    values: Float[Array, "n c"], decomposition: Decomposition, factors: SchwarzFactors
+) -> Float[Array, "n c"]:
+    """M⁻¹ v = Φ Q0 K0ᵀ Φᵀ W v + Σ_i R_iᵀ D_i^½ Q_i K_iᵀ D_i^½ R_i W v + σ v.
+
+    Inner products with keys are quadratures, so that factors which are samples of functions give the same
+    operator on every grid. Where keys are left out the operator is symmetric in L2 and positive semi-definite.
+
+    Args:
+        values: samples of v, (n, c), on the domain that was decomposed.
+        decomposition: see `schwarz.decompose`.
+        factors: Q, K and σ.
+
+    Returns:
+        (n, c), in the dtype of ``values``, accumulated in float32 at least.
+
+    Raises:
+        ValueError: for shapes that do not fit.
+
+    Cost: O(n m r c) for nodes that lie in m subdomains, plus O(n0 r0 c); memory O(n m (r + c)).
+
+    Source: Köhler, Rheinbach, "Hierarchical Attention via Domain Decomposition", arXiv:2606.18525. Weights and
+        scalings are ours.
+
+    Example:
+        >>> import jax
+        >>> from jaxop import domains, schwarz
+        >>> dec = schwarz.decompose(domains.interval(63, rule="interior"), 8, 2)
+        >>> factors = schwarz.random_factors(jax.random.key(0), dec, rank=4)
+        >>> schwarz.schwarz_apply(dec.domain.points, dec, factors).shape
+        (63, 1)
+    """
+    check_factors(decomposition, factors)
+    values, n = as_float(values, "values"), decomposition.domain.size
+    if values.ndim != 2 or values.shape[0] != n:
+        raise ValueError(f"values must have shape (n, c) = ({n}, c), one row per node, got {values.shape}.")
+    dtype = accumulator(values.dtype)
+    v = values.astype(dtype)
+    out = jnp.zeros_like(v) if factors.shift is None else jnp.asarray(factors.shift, dtype) * v
+    if factors.local_query is not None:
+        query, key = _pair(factors.local_query, factors.local_key, dtype)
+        inside = decomposition.cover.inside[..., None]
+        key = jnp.where(inside, key, 0)
+        # 1 under the root where D = 0, as on padding: its slope is infinite there
+        unity = decomposition.partition.astype(dtype)[..., None]
+        root = jnp.where(unity > 0, jnp.sqrt(jnp.where(unity > 0, unity, 1)), 0)
+        local = root * decomposition.restrict(decomposition.domain.weights.astype(dtype)[:, None] * v)
+        moments = jnp.einsum("psr,psc->prc", key, local)
+        out += decomposition.prolong(root * jnp.einsum("psr,prc->psc", query, moments))
+    if factors.coarse_query is not None:
+        query, key = _pair(factors.coarse_query, factors.coarse_key, dtype)
+        out += decomposition.refine(query @ (key.T @ decomposition.coarsen(v)))
+    return out.astype(values.dtype)
+
+
+def low_rank_apply(
+    values: Float[Array, "n c"],
+    weights: Float[Array, " n"],
+    query: Float[Array, "n r"],
+    key: Float[Array, "n r"] | None = None,
+) -> Float[Array, "n c"]:
+    """Q Kᵀ W v: global attention of rank r without softmax, what two levels are compared with.
+
+    Args:
+        values: samples of v, (n, c).
+        weights: quadrature weights, (n,).
+        query: Q, (n, r).
+        key: K, (n, r); None: K = Q.
+
+    Returns:
+        (n, c), in the dtype of ``values``.
+
+    Raises:
+        ValueError: for shapes that do not fit.
+
+    Cost: O(n r c).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxop import domains, schwarz
+        >>> domain = domains.interval(5)
+        >>> print(schwarz.low_rank_apply(domain.points, domain.weights, jnp.ones((5, 1)))[0])  # the mean
+        [0.5]
+    """
+    values = as_float(values, "values")
+    if values.ndim != 2:
+        raise ValueError(f"values must have shape (n, c), one row per node, got {values.shape}.")
+    weights, query = as_float(weights, "weights"), as_float(query, "query")
+    key = query if key is None else as_float(key, "key")
+    if weights.ndim != 1 or query.ndim != 2 or key.shape != query.shape:
+        raise ValueError(
+            f"weights must have shape (n,), query and key one shape (n, r), got {weights.shape}, {query.shape} and "
+            f"{key.shape}."
+        )
+    for name, array in (("weights", weights), ("query", query)):
+        if array.shape[:1] != values.shape[:1]:
+            raise ValueError(f"{name} must have one row per row of values, {values.shape[0]}, got {array.shape}.")
+    dtype = accumulator(values.dtype)
+    q, k = _pair(query, key, dtype)
+    return (q @ (k.T @ (weights.astype(dtype)[:, None] * values.astype(dtype)))).astype(values.dtype)
+
+
+def random_factors(
+    rng_key: PRNGKeyArray,
+    decomposition: Decomposition,
+    rank: int,
+    coarse_rank: int | None = None,
+    *,
+    symmetric: bool = False,
+) -> SchwarzFactors:
+    """Independent normal factors of variance √(p / (r |D|)), as of functions on p parts of the domain D.
+
+    On a domain of measure 1 the coarse part maps a function of size 1 to one of about size 1. Local factors are white
+    noise at the nodes, whose quadratures shrink with their number: the local part maps it to about 1/√n, the more
+    slowly trained the finer the grid. Draw coefficients for `sample_factors` where that matters.
+
+    Args:
+        rng_key: random key.
+        decomposition: see `schwarz.decompose`.
+        rank: r of every subdomain; 0 for no local part.
+        coarse_rank: r0; None for n0, 0 for no coarse part.
+        symmetric: whether to leave the keys out.
+
+    Raises:
+        ValueError: for a rank above the size of a subdomain or of the coarse space.
+
+    Example:
+        >>> import jax
+        >>> from jaxop import domains, schwarz
+        >>> dec = schwarz.decompose(domains.interval(63, rule="interior"), 8, 2)
+        >>> schwarz.random_factors(jax.random.key(0), dec, rank=3).coarse_query.shape
+        (7, 7)
+    """
+    check_decomposition(decomposition)
+    coarse_rank = decomposition.coarse_size if coarse_rank is None else coarse_rank
+    check_ranks(decomposition, rank, coarse_rank)
+    measure = jnp.sum(decomposition.domain.weights)
+    keys = jax.random.split(rng_key, 4)
+
+    def draw(rng_key: Array, shape: tuple[int, ...], parts: int) -> Array | None:
+        if shape[-1] == 0:
+            return None
+        # √(|D|/p) ‖v‖ is the size of a moment
+        scale = (parts / measure / shape[-1]) ** 0.25
+        return scale * jax.random.normal(rng_key, shape, decomposition.partition.dtype)
+
+    coarse, local = (decomposition.coarse_size, coarse_rank), (*decomposition.partition.shape, rank)
+    shapes = (coarse, coarse, local, local)
+    parts = (max(coarse[0], 1),) * 2 + (decomposition.subdomains,) * 2
+    drawn = [draw(k, shape, p) for k, shape, p in zip(keys, shapes, parts, strict=True)]
+    return SchwarzFactors(drawn[0], None if symmetric else drawn[1], drawn[2], None if symmetric else drawn[3])
+
+
+def sample_factors(
+    coefficients: SchwarzFactors,
+    decomposition: Decomposition,
+    features: Callable[[Float[Array, "s dim"]], Float[Array, "s q"]],
+) -> SchwarzFactors:
+    """Q_i(x) = B(ξ_i(x)) C_i: factors that are functions, on the nodes of any decomposition with the same subdomains.
+
+    ξ_i(x) are the local coordinates of subdomain i, in which it is a part of [−1, 1]^dim. What was learned on one
+    grid is carried to another by `Decomposition.on` and this function; coarse factors do not change.
+
+    Args:
+        coefficients: factors whose local parts are coefficients, (p, q, r).
+        decomposition: on the nodes wanted.
+        features: B, a function of local coordinates, (s, dim) to (s, q), such as `legendre_features`.
+
+    Raises:
+        ValueError: if the numbers of features and coefficients disagree.
+
+    Example:
+        >>> import functools, jax
+        >>> from jaxop import domains, schwarz
+        >>> features = functools.partial(schwarz.legendre_features, degree=5)
+        >>> dec = schwarz.decompose(domains.interval(63, rule="interior"), 8, 2)
+        >>> coefficients = schwarz.SchwarzFactors(local_query=jax.random.normal(jax.random.key(0), (8, 6, 3)))
+        >>> finer = dec.on(domains.interval(127, rule="interior"))
+        >>> schwarz.sample_factors(coefficients, finer, features).local_query.shape
+        (8, 24, 3)
+    """
+    check_decomposition(decomposition)
+    basis = jax.vmap(features)(decomposition.coordinates)
+
+    def sample(coefficients: Array | None) -> Array | None:
+        if coefficients is None:
+            return None
+        if coefficients.shape[:2] != (basis.shape[0], basis.shape[2]):
+            raise ValueError(
+                f"coefficients must have shape (p, q, r) = ({basis.shape[0]}, {basis.shape[2]}, r) for these features, "
+                f"got {coefficients.shape}."
+            )
+        return jnp.einsum("psq,pqr->psr", basis.astype(coefficients.dtype), coefficients)
+
+    return dataclasses.replace(
+        coefficients, local_query=sample(coefficients.local_query), local_key=sample(coefficients.local_key)
+    )
+
+
+def legendre_features(coordinates: Float[Array, "s dim"], degree: int) -> Float[Array, "s q"]:
+    """Π_k P_{j_k}(ξ_k), j_k ≤ degree: q = (degree + 1)^dim tensor products of Legendre polynomials.
+
+    Args:
+        coordinates: ξ, (s, dim).
+        degree: largest degree along each axis.
+
+    Raises:
+        ValueError: for a degree that is no integer of at least 0, and coordinates without an axis for their dimension.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxop import schwarz
+        >>> print(schwarz.legendre_features(jnp.array([[0.5]]), 2))
+        [[ 1.     0.5   -0.125]]
+    """
+    if not is_integer(degree) or degree < 0:
+        raise ValueError(f"degree must be an integer of at least 0, got {degree!r}.")
+    coordinates = as_float(coordinates, "coordinates")
+    if coordinates.ndim != 2:
+        raise ValueError(f"coordinates must have shape (s, dim), got {coordinates.shape}; for a line pass x[:, None].")
+    rows = [jnp.ones_like(coordinates), coordinates]
+    for j in range(1, degree):
+        rows.append(((2 * j + 1) * coordinates * rows[j] - j * rows[j - 1]) / (j + 1))
+    powers = jnp.stack(rows[: degree + 1], axis=-1)  # (s, dim, degree + 1)
+    basis = powers[:, 0]
+    for k in range(1, coordinates.shape[1]):
+        basis = (basis[:, :, None] * powers[:, k, None, :]).reshape(basis.shape[0], -1)
+    return basis
+
+
+def schwarz_matrix(decomposition: Decomposition, factors: SchwarzFactors) -> Float[Array, "n n"]:
+    """M⁻¹ as a dense matrix, block by block: the oracle of `schwarz_apply`, for small domains.
+
+    Raises:
+        ValueError: for shapes that do not fit.
+
+    Cost: O(p s n²) time, O(p s n + n²) memory.
+
+    Example:
+        >>> import jax
+        >>> from jaxop import domains, schwarz
+        >>> dec = schwarz.decompose(domains.interval(63, rule="interior"), 8, 2)
+        >>> schwarz.schwarz_matrix(dec, schwarz.random_factors(jax.random.key(0), dec, rank=4)).shape
+        (63, 63)
+    """
+    check_factors(decomposition, factors)
+    weights, n = decomposition.domain.weights, decomposition.domain.size
+    matrix = jnp.zeros((n, n), weights.dtype)
+    if factors.local_query is not None:
+        query, key = _pair(factors.local_query, factors.local_key, weights.dtype)
+        root = jnp.sqrt(decomposition.partition)[..., None]
+        inside = decomposition.cover.inside[..., None]
+        query, key = jnp.where(inside, query, 0), jnp.where(inside, key, 0)
+        rows = jax.nn.one_hot(decomposition.cover.index, n, dtype=weights.dtype)  # (p, s, n)
+        matrix += jnp.einsum("psn,psr,ptr,ptm->nm", rows, root * query, root * key, rows)
+    if factors.coarse_query is not None:
+        query, key = _pair(factors.coarse_query, factors.coarse_key, weights.dtype)
+        basis = decomposition.coarse_basis()
+        matrix += (basis @ query) @ (basis @ key).T
+    shift = 0.0 if factors.shift is None else factors.shift
+    return matrix * weights[None, :] + jnp.asarray(shift, weights.dtype) * jnp.eye(n, dtype=weights.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class SymmetryReport:
+    """How far an operator is from symmetric and positive, in the inner product of L2.
+
+    Attributes:
+        asymmetry: ‖M − M*‖ / ‖M‖ in the Hilbert–Schmidt norm; 0 for a symmetric operator, 2 at most.
+        smallest_eigenvalue: of the symmetric part (M + M*)/2.
+        largest_eigenvalue: of the symmetric part.
+    """
+
+    asymmetry: float
+    smallest_eigenvalue: float
+    largest_eigenvalue: float
+
+
+def symmetry_report(decomposition: Decomposition, factors: SchwarzFactors) -> SymmetryReport:
+    """Asymmetry and extreme eigenvalues of `schwarz_apply`, on nodes of positive weight.
+
+    Raises:
+        ValueError: for shapes that do not fit.
+
+    Cost: O(n³), for small domains; evaluated in float64 on the host.
+
+    Example:
+        >>> import jax
+        >>> from jaxop import domains, schwarz
+        >>> dec = schwarz.decompose(domains.interval(63, rule="interior"), 8, 2)
+        >>> factors = schwarz.random_factors(jax.random.key(0), dec, rank=4, symmetric=True)
+        >>> schwarz.symmetry_report(dec, factors).asymmetry < 1e-6
+        True
+    """
+    matrix = np.asarray(schwarz_matrix(decomposition, factors), np.float64)
+    root = np.sqrt(np.asarray(decomposition.domain.weights, np.float64))
+    alive = root > 0
+    matrix = root[alive, None] * matrix[np.ix_(alive, alive)] / root[alive]
+    values = np.linalg.eigvalsh((matrix + matrix.T) / 2)
+    size = np.linalg.norm(matrix)
+    asymmetry = np.linalg.norm(matrix - matrix.T) / size if size else 0.0
+    return SymmetryReport(float(asymmetry), float(values[0]), float(values[-1]))
+
+
+def count_parameters(decomposition: Decomposition, factors: SchwarzFactors) -> int:
+    """Numbers among the factors that act, padding left out; coefficients of features, q of them ≠ s, act all.
+
+    Example:
+        >>> import jax
+        >>> from jaxop import domains, schwarz
+        >>> dec = schwarz.decompose(domains.interval(255, rule="interior"), 8, 8)
+        >>> schwarz.count_parameters(dec, schwarz.random_factors(jax.random.key(0), dec, rank=2))
+        1566
+    """
+    if not is_concrete(decomposition.cover.inside):
+        raise ValueError("decomposition is traced, and its padding is not known: count parameters outside jax.jit.")
+    nodes = int(np.asarray(decomposition.cover.inside).sum())
+    count = 0 if factors.shift is None else 1
+    for array in (factors.coarse_query, factors.coarse_key):
+        count += 0 if array is None else array.size
+    for array in (factors.local_query, factors.local_key):
+        if array is not None:
+            count += nodes * array.shape[-1] if array.shape[1] == decomposition.local_size else array.size
+    return count
+
+
+def check_decomposition(decomposition: Decomposition) -> None:
+    """A ``TypeError`` for anything else, a domain first of all; a ``ValueError`` for a stack."""
+    if not isinstance(decomposition, Decomposition):
+        raise TypeError(
+            f"decomposition must be a Decomposition, got {type(decomposition).__name__}; cut a domain with "
+            "schwarz.decompose."
+        )
+    if decomposition.is_batched:
+        raise ValueError("decomposition must be a single one, got a stack of them, one per sample; use jax.vmap.")
+
+
+def check_ranks(decomposition: Decomposition, rank: int, coarse_rank: int, features: int | None = None) -> None:
+    """Ranks that the smallest subdomain and the coarse space can hold."""
+    for name, given in (("rank", rank), ("coarse_rank", coarse_rank)):
+        if not is_integer(given):
+            raise TypeError(f"{name} must be an integer, got {given!r}.")
+    inside = decomposition.cover.inside
+    # where the decomposition is traced only its shapes are known
+    sizes = np.asarray(inside).sum(axis=1) if is_concrete(inside) else np.full(inside.shape[0], inside.shape[1])
+    smallest = int(sizes.min()) if features is None else min(int(sizes.min()), features)
+    if not 0 <= rank <= smallest:
+        raise ValueError(
+            f"rank must lie between 0 and the {smallest} nodes (or features) of subdomain {int(sizes.argmin())}, the "
+            f"smallest, got {rank}; use a smaller rank, or larger subdomains."
+        )
+    if not 0 <= coarse_rank <= decomposition.coarse_size:
+        raise ValueError(
+            f"coarse_rank must lie between 0 and the {decomposition.coarse_size} coarse functions, got {coarse_rank}."
+        )
+
+
+def check_factors(decomposition: Decomposition, factors: SchwarzFactors) -> None:
+    """Shapes that fit a decomposition and each other, or a ``ValueError``."""
+    check_decomposition(decomposition)
+    if not isinstance(factors, SchwarzFactors):
+        raise TypeError(f"factors must be SchwarzFactors, got {type(factors).__name__}; are the arguments in order?")
+    shapes: dict[str, tuple[int, ...]] = {
+        "coarse": (decomposition.coarse_size,),
+        "local": decomposition.partition.shape,
+    }
+    if factors.shift is not None and np.ndim(factors.shift):
+        raise ValueError(f"shift must be one number, got shape {np.shape(factors.shift)}.")
+    names = {"coarse": "(n0, r0)", "local": "(p, s, r)"}
+    for part, expected in shapes.items():
+        query, key = getattr(factors, f"{part}_query"), getattr(factors, f"{part}_key")
+        if query is None and key is not None:
+            raise ValueError(f"{part}_key is given without {part}_query; give both, or the query alone for K = Q.")
+        if query is None:
+            continue
+        if query.ndim != len(expected) + 1 or query.shape[:-1] != expected:
+            sizes = ", ".join(map(str, expected))
+            raise ValueError(
+                f"{part}_query must have shape {names[part]} = ({sizes}, r) on this decomposition, got {query.shape}; "
+                "coefficients of features become samples by sample_factors."
+            )
+        if key is not None and key.shape != query.shape:
+            raise ValueError(f"{part}_key must have the shape of {part}_query, {query.shape}, got {key.shape}.")
+
+
+def _pair(query: Any, key: Any, dtype: Any) -> tuple[Array, Array]:
+    query = query.astype(dtype)
+    return query, query if key is None else key.astype(dtype)
+
+
+def as_factor(array: np.ndarray | None) -> Array | None:
+    """A factor computed on the host, in JAX's default floating dtype."""
+    return None if array is None else jnp.asarray(array, float_dtype())
