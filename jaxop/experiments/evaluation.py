@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from jaxop import training
 from jaxop.data import Samples
 from jaxop.experiments import report
-from jaxop.experiments.experiment import default_cache
+from jaxop.experiments.experiment import default_cache, load_recipe
 from jaxop.experiments.problems import FileData, Problem
 from jaxop.experiments.record import recorded_problem
 from jaxop.experiments.terminal import make_console
@@ -32,6 +32,7 @@ class Evaluation:
         inputs: name of the input functions in the files.
         targets: name of the target functions in the files.
         external: whether HDF5 files may have their values in other files.
+        experiment: file of your own experiment, if it defines the problem of the run; it is executed.
         cache: where generated data are kept, by their parameters.
     """
 
@@ -44,6 +45,7 @@ class Evaluation:
     inputs: str | None = None
     targets: str | None = None
     external: bool = False
+    experiment: Path | None = None
     cache: Path = dataclasses.field(default_factory=default_cache)
 
 
@@ -68,7 +70,8 @@ def evaluate(settings: Evaluation, *, console: "Console | None" = None) -> list[
     if Path(settings.name).name != settings.name:
         raise ValueError(f"--name must be the beginning of a file's name, without directories, got {settings.name!r}.")
     run = training.load_run(settings.run)
-    problem = recorded_problem(run)
+    own = None if settings.experiment is None else type(load_recipe(settings.experiment).experiment.data)
+    problem = recorded_problem(run, own=own)
     checkpoint = int(settings.checkpoint) if settings.checkpoint.isdecimal() else settings.checkpoint
     step = run.step(checkpoint)
     sets = _sets(settings, problem)

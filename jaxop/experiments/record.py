@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxop import training
-from jaxop._validation import check_name
+from jaxop._validation import check_name, closest
 from jaxop.data import Samples
 from jaxop.experiments.experiment import Experiment
 from jaxop.experiments.problems import PROBLEMS, FileData, Problem
@@ -31,8 +31,12 @@ def describe(problem: Problem, config: Any, train: Samples) -> dict[str, Any]:
     }
 
 
-def recorded_problem(run: training.Run) -> Problem:
+def recorded_problem(run: training.Run, *, own: type | None = None) -> Problem:
     """The problem of a run, from what `describe` recorded.
+
+    Args:
+        run: the run.
+        own: class of a problem that is not one of `PROBLEMS`, which the run may be on.
 
     Raises:
         ValueError: if the record lacks a field or holds one that this version does not have; the message names the
@@ -41,9 +45,15 @@ def recorded_problem(run: training.Run) -> Problem:
     path = run.directory / "config.json"
     if missing := {"problem", "data", "operator", "model", "resolution"} - run.config.keys():
         raise ValueError(f"{path} is not of a run of `jaxop train`: it has no field {min(missing)!r}.")
+    kinds = PROBLEMS if own is None else PROBLEMS | {own.name: own}
+    if isinstance(name := run.config["problem"], str) and name not in kinds:
+        raise ValueError(
+            f"{path}: problem={name!r} is unknown: {closest(name, kinds)} If a file of your own defines it, use "
+            f"`jaxop train FILE.py --run-dir {run.directory} --resume` or `jaxop evaluate RUN --experiment FILE.py`."
+        )
     try:
-        check_name(run.config["problem"], "problem", PROBLEMS)
-        kind = PROBLEMS[run.config["problem"]]
+        check_name(run.config["problem"], "problem", kinds)
+        kind = kinds[run.config["problem"]]
         fields = [field.name for field in dataclasses.fields(kind)]
         for name in run.config["data"]:
             check_name(name, "field", fields)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jaxop import data, training
-from tests.experiments.conftest import custom, jaxop, write_npz
+from tests.experiments.conftest import custom, functions, jaxop, write_npz
 
 pytestmark = [pytest.mark.optax, pytest.mark.usefixtures("no_rendering")]
 
@@ -53,13 +53,14 @@ def test_files_may_use_other_names(trained, files, tmp_path):
 
 
 @pytest.mark.parametrize(("operator", "field"), [("tno", "model.attention.kernel"), ("vitno", "model.kernel")])
-def test_a_kernel_chosen_on_the_command_line_comes_back_with_the_run(operator, field, files, tmp_path):
+def test_a_kernel_chosen_on_the_command_line_comes_back_with_the_run(operator, field, tmp_path):
+    file = write_npz(tmp_path / "a.npz", **functions(9, 16 if operator == "vitno" else 8))  # several patches
     choice = (f"{field}:fourier-integral-config", f"--{field}.radius", "0.5", f"--{field}.per", "channel")
-    jaxop("train", *custom(files / "a.npz", tmp_path / "run", *choice, operator=operator))
+    jaxop("train", *custom(file, tmp_path / "run", *choice, operator=operator))
     run = training.load_run(tmp_path / "run")
     settings = run.config["model"]["attention"]["kernel"] if operator == "tno" else run.config["model"]["kernel"]
     assert settings == {"name": "fourier", "radius": 0.5, "power": 4, "epsilon": 0.0, "per": "channel"}
-    jaxop("evaluate", str(tmp_path / "run"), "--data", str(files / "b.npz"))
+    jaxop("evaluate", str(tmp_path / "run"), "--data", str(file), "--samples", "1")
     parameters = run.model()
     radii = [leaf for leaf in jax.tree.leaves(parameters) if leaf.shape == (2, 4)]
     assert len(radii) == 1
