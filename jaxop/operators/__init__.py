@@ -5,6 +5,8 @@
 `Standardized` puts an operator into physical units.
 """
 
+from jaxop._config import from_dict as from_dict
+from jaxop._config import to_dict as to_dict
 from jaxop._moved import moved
 from jaxop.operators.fano import FourierAttentionNeuralOperator as FourierAttentionNeuralOperator
 from jaxop.operators.fano import FourierAttentionNeuralOperatorConfig as FourierAttentionNeuralOperatorConfig
@@ -14,7 +16,6 @@ from jaxop.operators.fno import FourierNeuralOperator as FourierNeuralOperator
 from jaxop.operators.fno import FourierNeuralOperatorConfig as FourierNeuralOperatorConfig
 from jaxop.operators.registry import CONFIGS as CONFIGS
 from jaxop.operators.registry import build as build
-from jaxop.operators.registry import from_dict as from_dict
 from jaxop.operators.standardized import Standardized as Standardized
 from jaxop.operators.standardized import Statistic as Statistic
 from jaxop.operators.tno import TransformerNeuralOperator as TransformerNeuralOperator
