@@ -230,7 +230,7 @@ def _as_it_is(options: tuple[Any, ...], value: Any, name: str) -> Any:
 def _read_config(kinds: list[Any], value: Mapping[str, Any], name: str) -> Any:
     """A config of one of some classes; if there are several, their field ``name`` tells them apart."""
     if len(kinds) > 1:
-        by_name = {field.default: kind for kind in kinds for field in dataclasses.fields(kind) if field.name == "name"}
+        by_name = {str(kind.name): kind for kind in kinds if hasattr(kind, "name")}
         check_name(value.get("name"), name.rpartition(".")[2], by_name)
         kinds = [by_name[value["name"]]]
     return from_dict(kinds[0], value, name=name)

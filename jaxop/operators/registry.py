@@ -1,38 +1,122 @@
-"""From the name of an operator to its config, and from a config to its module."""
+"""Every model of the package by its name, and from a config to its model."""
 
-from typing import Any
+import dataclasses
+import importlib
+from collections.abc import Callable
+from typing import TypeVar
 
 from flax import nnx
 
-from jaxop.operators.fano import FourierAttentionNeuralOperator, FourierAttentionNeuralOperatorConfig
-from jaxop.operators.flow import FlowNeuralOperator, FlowNeuralOperatorConfig
-from jaxop.operators.fno import FourierNeuralOperator, FourierNeuralOperatorConfig
-from jaxop.operators.tno import TransformerNeuralOperator, TransformerNeuralOperatorConfig
-from jaxop.operators.vitno import ViTNeuralOperator, ViTNeuralOperatorConfig
+from jaxop.nn import ModelConfig
+from jaxop.operators.config import OperatorConfig
 
-CONFIGS: dict[str, type] = {
-    "tno": TransformerNeuralOperatorConfig,
-    "vitno": ViTNeuralOperatorConfig,
-    "fano": FourierAttentionNeuralOperatorConfig,
-    "fno": FourierNeuralOperatorConfig,
-    "flow": FlowNeuralOperatorConfig,
-}
-"""The config of every operator by its short name."""
+Module = TypeVar("Module", bound=type[nnx.Module])
 
-_OPERATORS: dict[type, type[nnx.Module]] = {
-    TransformerNeuralOperatorConfig: TransformerNeuralOperator,
-    ViTNeuralOperatorConfig: ViTNeuralOperator,
-    FourierAttentionNeuralOperatorConfig: FourierAttentionNeuralOperator,
-    FourierNeuralOperatorConfig: FourierNeuralOperator,
-    FlowNeuralOperatorConfig: FlowNeuralOperator,
-}
+_PACKAGES = ("jaxop.operators", "jaxop.transformers")
 
 
-def build(config: Any, *, rngs: nnx.Rngs) -> nnx.Module:
-    """The operator that a config describes.
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A kind of model.
+
+    Attributes:
+        name: its short name, on the command line and in the record of a run.
+        config: the class of its configs.
+        module: the class of its modules, called as ``module(config, rngs=rngs)``.
+    """
+
+    name: str
+    config: type[ModelConfig]
+    module: Callable[..., nnx.Module]
+
+    @property
+    def description(self) -> str:
+        """What it is, in one line."""
+        return (self.module.__doc__ or "").partition("\n")[0]
+
+
+_MODELS: dict[str, Model] = {}
+
+CONFIGS: dict[str, type[OperatorConfig]] = {}
+"""The config of every neural operator by its short name."""
+
+
+def register(name: str, config: type[ModelConfig]) -> Callable[[Module], Module]:
+    """Returns a decorator that makes a module known by a short name: to `build`, `models` and `jaxop.training.Run`.
 
     Args:
-        config: an instance of one of the classes in `CONFIGS`.
+        name: the short name.
+        config: the class of its configs.
+
+    Raises:
+        ValueError: if another model has the name.
+
+    Example:
+        >>> import dataclasses
+        >>> from flax import nnx
+        >>> from jaxop import nn, operators
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class ConstantConfig(nn.ModelConfig):
+        ...     value: float = 0.0
+        >>> @operators.register("constant", ConstantConfig)
+        ... class Constant(nnx.Module):
+        ...     def __init__(self, config, *, rngs):
+        ...         self.value = config.value
+        >>> operators.build(ConstantConfig(2.0), rngs=nnx.Rngs(0)).value
+        2.0
+    """
+
+    def add(module: Module) -> Module:
+        known = _MODELS.get(name)
+        if known is not None and known.config.__qualname__ != config.__qualname__:
+            raise ValueError(f"name={name!r} is taken by {known.config.__name__}; register the model by another name.")
+        _MODELS[name] = Model(name, config, module)
+        if issubclass(config, OperatorConfig):
+            CONFIGS[name] = config
+        return module
+
+    return add
+
+
+def models() -> dict[str, Model]:
+    """Returns every model of the package, and those that a user registered, by their short names.
+
+    Example:
+        >>> from jaxop import operators
+        >>> {"fano", "tno", "sequence", "image"} <= set(operators.models())
+        True
+        >>> print(operators.models()["classifier"].description)
+        The logits of p(class | t_0 … t_n): all tokens see each other, and the mean of the outputs is classified.
+    """
+    for package in _PACKAGES:
+        importlib.import_module(package)
+    return dict(_MODELS)
+
+
+def model_of(config: ModelConfig) -> Model:
+    """Returns the model that a config describes.
+
+    Raises:
+        TypeError: for what is not the config of a registered model.
+
+    Example:
+        >>> from jaxop import operators
+        >>> operators.model_of(operators.FlowNeuralOperatorConfig(1, 1)).name
+        'flow'
+    """
+    known = models()
+    for model in known.values():
+        if model.config is type(config):
+            return model
+    expected = ", ".join(model.config.__name__ for model in known.values())
+    raise TypeError(f"config must be one of {expected}; got {type(config).__name__}.")
+
+
+def build(config: ModelConfig, *, rngs: nnx.Rngs) -> nnx.Module:
+    """Returns a new model, the one that a config describes.
+
+    Args:
+        config: of any model in `models`.
         rngs: random streams for its parameters (and dropout).
 
     Raises:
@@ -45,8 +129,4 @@ def build(config: Any, *, rngs: nnx.Rngs) -> nnx.Module:
         >>> type(operators.build(config, rngs=nnx.Rngs(0))).__name__
         'TransformerNeuralOperator'
     """
-    if type(config) not in _OPERATORS:
-        expected = ", ".join(cls.__name__ for cls in _OPERATORS)
-        raise TypeError(f"config must be one of {expected}; got {type(config).__name__}.")
-    make: Any = _OPERATORS[type(config)]
-    return make(config, rngs=rngs)
+    return model_of(config).module(config, rngs=rngs)
