@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxop._validation import accumulator, as_float
+from jaxop._validation import accumulator, as_float, is_concrete
 from jaxop.domains import Domain
 
 
@@ -65,3 +65,16 @@ def coordinates(domain: Domain, batch: int, dim: int, argument: str) -> Float[Ar
     if points.shape[0] != batch:
         raise ValueError(f"{argument} stacks {points.shape[0]} domains for {batch} samples; give one, or one each.")
     return points
+
+
+def check_same(at: Domain | None, domain: Domain, remedy: str) -> None:
+    """Refuses an output domain other than the input's: None, the same object and an equal domain pass."""
+    if at is None or at is domain:
+        return
+    ours, theirs = jax.tree.leaves(domain), jax.tree.leaves(at)
+    same = jax.tree.structure(at) == jax.tree.structure(domain) and is_concrete(*ours, *theirs)
+    if not (same and all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))):
+        raise NotImplementedError(
+            "`at` is another domain than the input's (or cannot be compared with it under jit: pass the same object "
+            f"or None), and {remedy}"
+        )
