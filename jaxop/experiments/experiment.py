@@ -13,9 +13,11 @@ from typing import Any, Generic, TypeVar
 from jaxop import training
 from jaxop._validation import check_name, closest
 from jaxop.experiments.problems import Problem
+from jaxop.experiments.settings import OperatorSettings
+from jaxop.operators import OperatorConfig
 
 Data = TypeVar("Data", bound=Problem)
-Model = TypeVar("Model")
+Model = TypeVar("Model", bound=OperatorConfig | OperatorSettings)
 
 _CONFIGS = Path(__file__).parent / "configs"
 
@@ -31,7 +33,7 @@ class Experiment(Generic[Data, Model]):
 
     Attributes:
         data: the problem or the files.
-        model: the operator.
+        model: the operator's config, or `OperatorSettings` that the data complete.
         training: steps, batches, learning rate, checkpoints.
         run_dir: directory of the run; None: runs/NAME-DATE-TIME.
         resume: continue the run in run_dir from its newest checkpoint.
