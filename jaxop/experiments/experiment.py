@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 from jaxop import training
 from jaxop._validation import check_name, closest
@@ -16,8 +16,8 @@ from jaxop.experiments.problems import Problem
 from jaxop.experiments.settings import OperatorSettings
 from jaxop.operators import OperatorConfig
 
-Data = TypeVar("Data", bound=Problem)
-Model = TypeVar("Model", bound=OperatorConfig | OperatorSettings)
+Data = TypeVar("Data", bound=Problem, covariant=True)
+Model = TypeVar("Model", bound=OperatorConfig | OperatorSettings, covariant=True)
 
 _CONFIGS = Path(__file__).parent / "configs"
 
@@ -63,6 +63,10 @@ class Experiment(Generic[Data, Model]):
     wandb: str | None = None
 
 
+AnyExperiment: TypeAlias = Experiment[Problem, OperatorConfig | OperatorSettings]
+"""An experiment on whatever data, with whatever operator."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """An experiment with its name and what its author says of it.
@@ -75,7 +79,7 @@ class Recipe:
 
     name: str
     about: str
-    experiment: Experiment[Any, Any]
+    experiment: AnyExperiment
 
 
 def ready_made() -> dict[str, str]:

@@ -6,7 +6,7 @@ from typing import Any
 from jaxop import operators, training
 from jaxop._validation import check_name, closest
 from jaxop.data import Samples
-from jaxop.experiments.experiment import Experiment
+from jaxop.experiments.experiment import AnyExperiment, Experiment
 from jaxop.experiments.problems import PROBLEMS, FileData, Problem
 from jaxop.operators import OperatorConfig
 
@@ -57,7 +57,7 @@ def recorded_problem(run: training.Run, *, own: type | None = None) -> Problem:
         raise ValueError(f"{path}: data cannot be read ({type(error).__name__}: {error}).") from error
 
 
-def recorded_experiment(run: training.Run) -> Experiment[Any, Any]:
+def recorded_experiment(run: training.Run) -> AnyExperiment:
     """The experiment that a run was started with, ready to continue it.
 
     Its time limit is left out: it has been reached, or it never mattered.

@@ -4,7 +4,7 @@ import contextlib
 import datetime
 import itertools
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from flax import nnx
@@ -13,7 +13,7 @@ from jaxop import data, operators, training
 from jaxop.data import Samples
 from jaxop.domains import monte_carlo
 from jaxop.experiments import report
-from jaxop.experiments.experiment import Experiment
+from jaxop.experiments.experiment import AnyExperiment
 from jaxop.experiments.problems import FileData, Sets, check_directory, grid_name
 from jaxop.experiments.record import describe
 from jaxop.experiments.settings import check_memory, parameters
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-def train(experiment: Experiment[Any, Any], *, name: str = "run", console: "Console | None" = None) -> Path:
+def train(experiment: AnyExperiment, *, name: str = "run", console: "Console | None" = None) -> Path:
     """Trains an operator, evaluates it on the test sets, and keeps all of it in a run directory.
 
     Args:
@@ -132,7 +132,7 @@ def new_directory(wanted: Path) -> Path:
             return directory
 
 
-def _run_dir(name: str, experiment: Experiment[Any, Any]) -> Path:
+def _run_dir(name: str, experiment: AnyExperiment) -> Path:
     """Where the run goes; what cannot go there fails before any data are made."""
     directory = experiment.run_dir
     if experiment.resume:

@@ -71,7 +71,7 @@ class OperatorSettings:
         """Type and default of every setting; None, the default of patches and modes, leaves them open."""
         kind = self.config_type
         hints = typing.get_type_hints(kind)
-        fields: dict[str, tuple[Any, Any]] = {}
+        fields = {}
         for field in dataclasses.fields(kind):
             if field.name in kind.FROM_GRID:
                 fields[field.name] = int | None, None
