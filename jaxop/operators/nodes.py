@@ -1,11 +1,11 @@
-"""Functions on any nodes, grids and scattered ones: what the operators that act on them share."""
+"""Functions on the nodes of any domain, and what the operators that act on them share."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jaxop._validation import accumulator, as_float, is_concrete
@@ -29,7 +29,9 @@ class NodeFunctions:
     is_single: bool
 
 
-def node_functions(values: Any, domain: Domain, *, at: Domain | None, in_channels: int, dim: int) -> NodeFunctions:
+def node_functions(
+    values: ArrayLike, domain: Domain, *, at: Domain | None, in_channels: int, dim: int
+) -> NodeFunctions:
     """Checks the arguments of an operator's call and brings them into one form."""
     values = as_float(values, "values")
     check_domain(domain, "domain")
@@ -47,8 +49,8 @@ def node_functions(values: Any, domain: Domain, *, at: Domain | None, in_channel
     return NodeFunctions(jnp.concatenate([values.astype(wide), points], axis=-1), values.dtype, weights, is_single)
 
 
-def check_domain(domain: Any, argument: str) -> None:
-    """Refuses what is not a domain."""
+def check_domain(domain: object, argument: str) -> None:
+    """Raises ``TypeError`` unless ``domain`` is a domain."""
     if not isinstance(domain, Domain):
         raise TypeError(
             f"{argument} must be a Domain, got {type(domain).__name__}; build one, e.g. domains.from_samples(t)."
@@ -68,7 +70,7 @@ def coordinates(domain: Domain, batch: int, dim: int, argument: str) -> Float[Ar
 
 
 def check_same(at: Domain | None, domain: Domain, remedy: str) -> None:
-    """Refuses an output domain other than the input's: None, the same object and an equal domain pass."""
+    """Raises ``NotImplementedError`` unless ``at`` is the input's domain: None, the same object, or an equal one."""
     if at is None or at is domain:
         return
     ours, theirs = jax.tree.leaves(domain), jax.tree.leaves(at)

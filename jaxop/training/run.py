@@ -24,7 +24,7 @@ from jaxop._config import from_dict, to_dict
 from jaxop.data import Examples, Samples
 from jaxop.data.samples import ArraySource, blocks
 from jaxop.domains import Domain, TriangleMesh
-from jaxop.operators import CONFIGS, Standardized, build
+from jaxop.operators import CONFIGS, Standardized, build, models
 from jaxop.training._files import local_path, read_json, set_aside, write_in_one_go
 from jaxop.training.checkpoint import Checkpoints
 from jaxop.training.config import LOSSES, TrainingConfig
@@ -203,7 +203,7 @@ def in_present_terms(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Recorded settings with the operator's fields as this version has them; as they are if they cannot be read."""
     settings = dict(settings)
     with contextlib.suppress(KeyError, TypeError, ValueError):
-        settings["model"] = to_dict(from_dict(CONFIGS[settings["operator"]], settings["model"]))
+        settings["model"] = to_dict(from_dict(models()[settings["operator"]].config, settings["model"]))
     return settings
 
 
