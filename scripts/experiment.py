@@ -115,7 +115,7 @@ def complete(operator: str, settings: Any, sets: Sets) -> tuple[Any, dict[str, i
     values |= {"in_channels": train.inputs.shape[-1], "out_channels": train.targets.shape[-1], "dim": train.domain.dim}
     if train.initial is not None and "initial_channels" in names:
         values["initial_channels"] = train.initial.shape[-1]
-    chosen: dict[str, int] = {}
+    chosen: dict[str, Any] = {}
     shapes = [
         samples.domain.shape
         for samples in (train, *sets.valid.values(), *sets.test.values())

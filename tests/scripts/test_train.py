@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import json
 import shutil
 
@@ -73,7 +74,7 @@ def test_every_field_is_an_option(capsys):
     shown = capsys.readouterr().out
     kinds = {"data": problems.DarcyData, "model": operators.CONFIGS["fano"], "training": training.TrainingConfig}
     for prefix, kind in kinds.items():
-        for field in kind.__dataclass_fields__:
+        for field in (field.name for field in dataclasses.fields(kind)):
             option = f"{prefix}.{field.replace('_', '-')}"
             if field != "name":
                 assert f"--{option}" in shown
