@@ -21,7 +21,8 @@ from jaxop._validation import (
     divisors,
     is_concrete,
 )
-from jaxop.domains import Domain, Grid, Partition, partition
+from jaxop.domains import Decomposed, Domain, Grid, Partition, partition
+from jaxop.domains.domain import as_domain
 from jaxop.nn import (
     ACTIVATIONS,
     NORMS,
@@ -301,9 +302,12 @@ def _check_momentum(config: Any) -> None:
         )
 
 
-def check_same(at: Domain | None, domain: Domain, remedy: str) -> None:
+def check_same(at: Domain | Decomposed | None, domain: Domain | Decomposed, remedy: str) -> None:
     """Refuses an output domain other than the input's: None, the same object and an equal domain pass."""
-    if at is None or at is domain:
+    if at is None:
+        return
+    at, domain = as_domain(at, "at"), as_domain(domain, "domain")
+    if at is domain:
         return
     ours, theirs = jax.tree.leaves(domain), jax.tree.leaves(at)
     same = jax.tree.structure(at) == jax.tree.structure(domain) and is_concrete(*ours, *theirs)

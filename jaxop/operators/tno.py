@@ -5,7 +5,7 @@ import dataclasses
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxop.domains import Domain
+from jaxop.domains import Decomposed, Domain
 from jaxop.nn import (
     IntegralAttention,
     IntegralAttentionConfig,
@@ -128,9 +128,9 @@ class TransformerNeuralOperator(nnx.Module):
     def __call__(
         self,
         values: Float[Array, "n c"] | Float[Array, "b n c"],
-        domain: Domain,
+        domain: Domain | Decomposed,
         *,
-        at: Domain | None = None,
+        at: Domain | Decomposed | None = None,
         initial: Float[Array, " c0"] | Float[Array, "b c0"] | None = None,
     ) -> Float[Array, "k c_out"] | Float[Array, "b k c_out"]:
         """The output function on ``at``, from samples of the input function on ``domain``.

@@ -25,7 +25,7 @@ from jaxop._validation import (
     is_integer,
     on_device,
 )
-from jaxop.domains.domain import Axis, Domain, Grid, TriangleMesh
+from jaxop.domains.domain import Axis, Decomposed, Domain, Grid, TriangleMesh, as_domain
 from jaxop.domains.rules import nodes_and_weights
 
 PARTITIONS_OF_UNITY = ("multiplicity", "ramp")
@@ -138,15 +138,15 @@ class BoxCuts:
 
 @functools.partial(register, static=("unity",))
 @dataclasses.dataclass(frozen=True, eq=False)
-class Decomposition(Domain):
+class Decomposition(Decomposed):
     """Overlapping subdomains Ω_i of a domain with Σ_i R_iᵀ D_i R_i = I and a coarse space Φ.
 
     Build it with `decompose` or `from_subdomains`. p subdomains are padded to the s nodes of the largest;
     padding repeats a node, carries D = 0, restricts to 0 and is never prolonged. Every method is O(p s).
 
-    It is the domain too, with its nodes and weights, for whatever asks for no more than those: a transformer neural
-    operator with Schwarz attention uses these subdomains instead of its own, which is how it is trained on scattered
-    nodes and meshes. What needs a grid (patches, spectral layers, `jaxop.data.save`) takes ``domain``.
+    Nodes and weights are those of ``domain``. A transformer neural operator and a set of samples accept the
+    decomposition in place of a domain: an operator with Schwarz attention then uses these subdomains instead of its
+    own, which is how it is trained on scattered nodes and meshes.
 
     Attributes:
         domain: the whole.
@@ -174,19 +174,6 @@ class Decomposition(Domain):
     def subdomains(self) -> int:
         """Number of subdomains p."""
         return self.partition.shape[0]
-
-    @property
-    def points(self) -> Float[Array, "*samples n dim"]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The nodes of the domain."""
-        return self.domain.points
-
-    @property
-    def weights(self) -> Float[Array, "*samples n"]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The quadrature weights of the domain."""
-        return self.domain.weights
-
-    def _energy(self, u: Float[Array, "n c"], v: Float[Array, "n c"]) -> Float[Array, ""]:
-        return self.domain._energy(u, v)
 
     @property
     def local_size(self) -> int:
@@ -261,7 +248,7 @@ class Decomposition(Domain):
         """
         return self.refine(jnp.eye(self._coarse_space().size, dtype=self.partition.dtype))
 
-    def on(self, domain: Domain, *, coarse: Any = None) -> "Decomposition":
+    def on(self, domain: Domain | Decomposed, *, coarse: Any = None) -> "Decomposition":
         """The same subdomains and coarse functions on other nodes of the same region: a change of resolution.
 
         Subdomains are intervals, boxes and cuts in coordinates, so a grid may become any other grid of the same box,
@@ -295,7 +282,7 @@ class Decomposition(Domain):
                 if kind == "given"
                 else f"coarse may be given only where it was to decompose; the coarse space {kind!r} follows by itself."
             )
-        domain = _whole(domain)
+        domain = _single(domain, "domain")
         if not is_concrete(*jax.tree.leaves(self.cuts)):
             raise ValueError("this decomposition is traced: call `on` outside jax.jit and pass what it returns.")
         if isinstance(self.cuts, tuple):
@@ -364,7 +351,7 @@ def _coordinates(dec: Decomposition) -> Float[Array, "p s dim"]:
 
 
 def decompose(
-    dom: Domain,
+    dom: Domain | Decomposed,
     subdomains: int | Sequence[int] = 8,
     overlap: int | float | Sequence[int | float] = 4,
     *,
@@ -382,7 +369,7 @@ def decompose(
     ``"partition"``: the columns of D (Nicolaides).
 
     Args:
-        dom: any single domain, concrete unless it is a grid under named rules.
+        dom: any single domain, or a decomposition of one; concrete unless it is a grid under named rules.
         subdomains: how many; on a grid of several axes one number per axis, or one for all of them.
         overlap: an integer counts nodes that are added on EACH side of a core (along every axis of a grid; layers
             of neighbours in a mesh; mean distances of nodes that fill their bounding box among scattered ones, a
@@ -413,7 +400,7 @@ def decompose(
         >>> square.partition.shape, square.coarse_size
         ((12, 400), 20)
     """
-    dom = _whole(dom)
+    dom = _single(dom, "dom")
     check_name(partition, "partition", PARTITIONS_OF_UNITY)
     if isinstance(dom, Grid):
         counts = _per_axis(subdomains, dom.dim)
@@ -439,7 +426,7 @@ def decompose(
 
 
 def from_subdomains(
-    dom: Domain,
+    dom: Domain | Decomposed,
     indices: Sequence[Any],
     *,
     partition: str | Sequence[Any] = "multiplicity",
@@ -448,7 +435,7 @@ def from_subdomains(
     """A decomposition into given sets of nodes.
 
     Args:
-        dom: any single domain.
+        dom: any single domain, or a decomposition of one.
         indices: the node indices of every subdomain; together they must name every node.
         partition: ``"multiplicity"``, or D itself: one array per subdomain, in the order of its indices, summing to
             one at every node.
@@ -469,7 +456,7 @@ def from_subdomains(
         [[1.  1.  0.5]
          [0.5 1.  1. ]]
     """
-    dom = _whole(dom)
+    dom = _single(dom, "dom")
     n = dom.size
     if not isinstance(indices, Iterable):
         raise TypeError(f"indices must hold one array of nodes per subdomain, got {type(indices).__name__}.")
@@ -662,13 +649,12 @@ def _real(values: np.ndarray) -> Array:
     return on_device(values, float_dtype())
 
 
-def _whole(domain: Domain) -> Domain:
+def _single(domain: Domain | Decomposed, argument: str) -> Domain:
     """A single domain, without the subdomains that it may already have."""
-    if not isinstance(domain, Domain):
-        raise TypeError(f"the domain must be a Domain, got {type(domain).__name__}; build one: domains.interval(64).")
+    domain = as_domain(domain, argument)
     if domain.is_batched:
-        raise ValueError("this is a stack of domains, one per sample; decompose a single one.")
-    return domain.domain if isinstance(domain, Decomposition) else domain
+        raise ValueError(f"{argument} is a stack of domains, one per sample; decompose a single one.")
+    return domain
 
 
 def _overlap(overlap: Any) -> int | float:

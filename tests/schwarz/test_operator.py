@@ -631,7 +631,7 @@ def test_random_factors_make_functions_of_the_size_that_is_promised():
             for part in ("coarse", "local")
         )
         ones = jnp.ones((1024, 1))
-        sizes.append([float(dec.norm(schwarz.schwarz_apply(ones, dec, part))) for part in (coarse, local)])
+        sizes.append([float(dec.domain.norm(schwarz.schwarz_apply(ones, dec, part))) for part in (coarse, local)])
     coarse, local = np.sqrt(np.mean(np.square(sizes), axis=0))
     assert coarse == pytest.approx(1, rel=0.3)
     assert local == pytest.approx(1 / 32, rel=0.3)
