@@ -16,7 +16,7 @@ from jaxop.domains.domain import as_domain
 from jaxop.nn.attention import IntegralAttention, IntegralAttentionConfig
 from jaxop.nn.kernel_configs import LINEAR, ExpDotProductConfig, KernelConfig, check_kernel_config
 from jaxop.schwarz import COARSE_SPACES, PARTITIONS_OF_UNITY, Decomposition, decompose
-from jaxop.schwarz.decomposition import BoxCuts
+from jaxop.schwarz.clouds import BoxCuts
 from jaxop.schwarz.local_attention import coarse_averages, subdomain_attention
 from jaxop.schwarz.operator import check_decomposition
 

@@ -2,8 +2,6 @@
 
 from jaxop.schwarz.decomposition import COARSE_SPACES as COARSE_SPACES
 from jaxop.schwarz.decomposition import PARTITIONS_OF_UNITY as PARTITIONS_OF_UNITY
-from jaxop.schwarz.decomposition import CoarseSpace as CoarseSpace
-from jaxop.schwarz.decomposition import Cover as Cover
 from jaxop.schwarz.decomposition import Decomposition as Decomposition
 from jaxop.schwarz.decomposition import decompose as decompose
 from jaxop.schwarz.decomposition import from_subdomains as from_subdomains
@@ -29,3 +27,5 @@ from jaxop.schwarz.operator import sample_factors as sample_factors
 from jaxop.schwarz.operator import schwarz_apply as schwarz_apply
 from jaxop.schwarz.operator import schwarz_matrix as schwarz_matrix
 from jaxop.schwarz.operator import symmetry_report as symmetry_report
+from jaxop.schwarz.tables import CoarseSpace as CoarseSpace
+from jaxop.schwarz.tables import Cover as Cover

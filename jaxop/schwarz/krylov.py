@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxop._pytree import register
 from jaxop._scaling import unit_of
+from jaxop._sparse import SparseMatrix
 from jaxop._validation import accumulator, as_float, is_integer, is_numeric
 from jaxop._varying import varying_like
 from jaxop.schwarz import Decomposition
@@ -135,7 +136,7 @@ def flexible_cg(
         raise ValueError(f"tolerance must be positive, got {tolerance}.")
     if not is_integer(max_iterations) or max_iterations < 0:
         raise ValueError(f"max_iterations must be an integer of at least 0, got {max_iterations!r}.")
-    if hasattr(matrix, "tocoo"):
+    if isinstance(matrix, SparseMatrix):
         raise TypeError(
             "matrix is of scipy.sparse, which JAX cannot apply; pass jax.experimental.sparse.BCOO.from_scipy_sparse("
             "matrix), matrix.toarray(), or a function."
