@@ -1,17 +1,17 @@
 """Two-level Schwarz attention: overlapping subdomains, operators on them, their fits, and preconditioning."""
 
+from jaxop.schwarz.bounds import low_rank_errors as low_rank_errors
+from jaxop.schwarz.bounds import operator_error as operator_error
+from jaxop.schwarz.bounds import optimal_low_rank as optimal_low_rank
 from jaxop.schwarz.decomposition import COARSE_SPACES as COARSE_SPACES
 from jaxop.schwarz.decomposition import PARTITIONS_OF_UNITY as PARTITIONS_OF_UNITY
 from jaxop.schwarz.decomposition import Decomposition as Decomposition
 from jaxop.schwarz.decomposition import decompose as decompose
 from jaxop.schwarz.decomposition import from_subdomains as from_subdomains
-from jaxop.schwarz.fitting import BLOCKS as BLOCKS
 from jaxop.schwarz.fitting import SchwarzFit as SchwarzFit
 from jaxop.schwarz.fitting import fit_schwarz as fit_schwarz
-from jaxop.schwarz.fitting import galerkin_factors as galerkin_factors
-from jaxop.schwarz.fitting import low_rank_errors as low_rank_errors
-from jaxop.schwarz.fitting import operator_error as operator_error
-from jaxop.schwarz.fitting import optimal_low_rank as optimal_low_rank
+from jaxop.schwarz.galerkin import BLOCKS as BLOCKS
+from jaxop.schwarz.galerkin import galerkin_factors as galerkin_factors
 from jaxop.schwarz.krylov import CGResult as CGResult
 from jaxop.schwarz.krylov import flexible_cg as flexible_cg
 from jaxop.schwarz.krylov import schwarz_preconditioner as schwarz_preconditioner

@@ -15,7 +15,7 @@ from jaxop._scaling import unit_of
 from jaxop._sparse import SparseMatrix
 from jaxop._validation import accumulator, as_float, is_integer, is_numeric
 from jaxop._varying import varying_like
-from jaxop.schwarz import Decomposition
+from jaxop.schwarz.decomposition import Decomposition
 from jaxop.schwarz.operator import SchwarzFactors, check_factors, schwarz_apply
 
 

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxop._pytree import register
-from jaxop._validation import accumulator, as_float, float_dtype, is_concrete, is_integer
-from jaxop.schwarz import Decomposition
+from jaxop._validation import accumulator, as_float, float_dtype, is_concrete, is_integer, is_numeric
+from jaxop.schwarz.decomposition import Decomposition
 
 
 @register
@@ -430,3 +430,9 @@ def _pair(query: Any, key: Any, dtype: Any) -> tuple[Array, Array]:
 def as_factor(array: np.ndarray | None) -> Array | None:
     """A factor computed on the host, in JAX's default floating dtype."""
     return None if array is None else jnp.asarray(array, float_dtype())
+
+
+def check_shift(shift: Any) -> None:
+    """One finite number or None, or a ``ValueError``."""
+    if shift is not None and (not is_numeric(shift) or np.ndim(shift) or not np.isfinite(shift)):
+        raise ValueError(f"shift must be one finite number or None, got {shift!r}.")
