@@ -10,17 +10,17 @@ from jaxop._validation import first_index, host_real, is_concrete
 from jaxop.domains import Domain
 from jaxop.schwarz.decomposition import Decomposition
 from jaxop.schwarz.low_rank import best, svd
-from jaxop.schwarz.operator import SchwarzFactors, as_factor, check_factors, schwarz_apply
+from jaxop.schwarz.operator import Factors, apply, as_factor, check_factors
 
 
 def operator_error(
-    decomposition: Decomposition, factors: SchwarzFactors, inputs: Float[Any, "n m"], targets: Float[Any, "n m"]
+    decomposition: Decomposition, factors: Factors, inputs: Float[Any, "n m"], targets: Float[Any, "n m"]
 ) -> float:
     """‖M F − U‖ / ‖U‖ in L2 and the Frobenius norm over samples: ‖(M − A⁻¹)F‖ / ‖A⁻¹F‖ for U = A⁻¹F.
 
     Args:
         decomposition: see `schwarz.decompose`.
-        factors: of `schwarz_apply`.
+        factors: of `apply`.
         inputs: F, one sample per column, (n, m).
         targets: U, (n, m).
 
@@ -32,16 +32,16 @@ def operator_error(
         >>> import numpy as np
         >>> from jaxop import domains, schwarz
         >>> dec = schwarz.decompose(domains.interval(31), 4, 2)
-        >>> schwarz.operator_error(dec, schwarz.SchwarzFactors(shift=1.0), np.eye(31), 2 * np.eye(31))
+        >>> schwarz.operator_error(dec, schwarz.Factors(shift=1.0), np.eye(31), 2 * np.eye(31))
         0.5
     """
     check_factors(decomposition, factors)
     inputs, targets = checked_samples(decomposition.domain.weights, inputs, targets)
     root = np.sqrt(np.asarray(decomposition.domain.weights, np.float64))[:, None]
-    apply: Any = jax.jit(schwarz_apply)
+    run: Any = jax.jit(apply)
     size = float(np.linalg.norm(root * targets))
     check_targets(size)
-    outputs = np.asarray(apply(as_factor(inputs), decomposition, factors), np.float64)
+    outputs = np.asarray(run(as_factor(inputs), decomposition, factors), np.float64)
     return float(np.linalg.norm(root * (outputs - targets)) / size)
 
 

@@ -12,12 +12,12 @@ from jaxop.schwarz.decomposition import Decomposition
 from jaxop.schwarz.gauss_newton import gauss_newton
 from jaxop.schwarz.low_rank import best, best_symmetric
 from jaxop.schwarz.objective import Blocks, Objective
-from jaxop.schwarz.operator import SchwarzFactors, as_factor, check_decomposition, check_factors, check_ranks
+from jaxop.schwarz.operator import Factors, as_factor, check_decomposition, check_factors, check_ranks
 
 
 @dataclasses.dataclass(frozen=True)
-class SchwarzFit:
-    """What `fit_schwarz` found.
+class Fit:
+    """What `fit` found.
 
     Attributes:
         factors: the factors; with features, their coefficients, see `sample_factors`.
@@ -27,13 +27,13 @@ class SchwarzFit:
         converged: whether the fit stopped because steps no longer helped, not because there were no more of them.
     """
 
-    factors: SchwarzFactors
+    factors: Factors
     errors: np.ndarray
     bound: float
     converged: bool
 
 
-def fit_schwarz(
+def fit(
     decomposition: Decomposition,
     inputs: Float[Any, "n m"],
     targets: Float[Any, "n m"],
@@ -42,12 +42,12 @@ def fit_schwarz(
     coarse_rank: int | None = None,
     symmetric: bool = False,
     features: Callable[[Float[Array, "s dim"]], Float[Array, "s q"]] | None = None,
-    initial: SchwarzFactors | None = None,
+    initial: Factors | None = None,
     shift: Float[Array, ""] | float | None = None,
     noise: float = 1e-6,
     steps: int = 60,
     tolerance: float = 1e-3,
-) -> SchwarzFit:
+) -> Fit:
     """Factors that minimise Σ_j ‖M f_j − u_j‖² in L2, by block singular value decompositions and Gauss–Newton steps.
 
     First each block in turn takes the best factors of its rank for what the others leave (a singular value
@@ -77,7 +77,7 @@ def fit_schwarz(
         tolerance: stop when five steps, or another round over the blocks, lower the error by less than this part of it.
 
     Returns:
-        A `SchwarzFit`.
+        A `Fit`.
 
     Raises:
         TypeError: for complex samples.
@@ -93,7 +93,7 @@ def fit_schwarz(
         >>> from jaxop import domains, schwarz
         >>> dec = schwarz.decompose(domains.interval(31, rule="interior"), 4, 2)
         >>> A = 32**2 * (2 * np.eye(31) - np.eye(31, k=1) - np.eye(31, k=-1))
-        >>> fit = schwarz.fit_schwarz(dec, np.eye(31), np.linalg.inv(A), rank=2, steps=5)
+        >>> fit = schwarz.fit(dec, np.eye(31), np.linalg.inv(A), rank=2, steps=5)
         >>> bool(fit.bound < fit.errors[-1] < 0.03)
         True
     """
@@ -134,7 +134,7 @@ def fit_schwarz(
     bound = objective.bound(sum(ranks))
     pairs = [(np.asarray(as_factor(q), np.float64), np.asarray(as_factor(k), np.float64)) for q, k in pairs]
     errors[-1] = objective.relative(objective.residual(pairs))
-    return SchwarzFit(objective.join(pairs, symmetric), np.asarray(errors), bound, converged)
+    return Fit(objective.join(pairs, symmetric), np.asarray(errors), bound, converged)
 
 
 def _symmetrised(objective: Objective, pairs: Blocks, ranks: list[int]) -> Blocks:

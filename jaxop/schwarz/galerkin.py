@@ -8,7 +8,7 @@ from jaxop._sparse import Entries, entries
 from jaxop._validation import check_name, first_index, is_concrete
 from jaxop.schwarz.decomposition import Decomposition
 from jaxop.schwarz.low_rank import truncate
-from jaxop.schwarz.operator import SchwarzFactors, as_factor, check_decomposition, check_ranks, check_shift
+from jaxop.schwarz.operator import Factors, as_factor, check_decomposition, check_ranks, check_shift
 
 BLOCKS = ("interior", "overlap")
 """Which nodes the local blocks of `galerkin_factors` take."""
@@ -22,7 +22,7 @@ def galerkin_factors(
     blocks: str = "interior",
     symmetric: bool = False,
     shift: float | None = None,
-) -> SchwarzFactors:
+) -> Factors:
     """Q0 K0ᵀ = (Φᵀ W A Φ)⁻¹ and D_i^½ Q_i K_iᵀ D_i^½ = (E_iᵀ W A E_i)⁻¹, truncated to rank r.
 
     ``blocks="interior"``: E_i are the nodes of a core that the matrix ties to no core of smaller number, so that
@@ -56,7 +56,7 @@ def galerkin_factors(
         >>> from jaxop import domains, schwarz
         >>> dec = schwarz.decompose(domains.interval(63, rule="interior"), 8, 0)
         >>> A = 64**2 * (2 * np.eye(63) - np.eye(63, k=1) - np.eye(63, k=-1))
-        >>> inverse = schwarz.schwarz_matrix(dec, schwarz.galerkin_factors(dec, A))
+        >>> inverse = schwarz.matrix(dec, schwarz.galerkin_factors(dec, A))
         >>> bool(abs(inverse - np.linalg.inv(A)).max() < 1e-6)
         True
     """
@@ -124,7 +124,7 @@ def galerkin_factors(
         coarse = truncate(inverse(energy, "the coarse space"), decomposition.coarse_size, symmetric)
     if symmetric:
         coarse, key = (coarse[0], None), None
-    return SchwarzFactors(*(as_factor(a) for a in (*coarse, query, key)), shift=shift)
+    return Factors(*(as_factor(a) for a in (*coarse, query, key)), shift=shift)
 
 
 def _check_definite(matrix: np.ndarray, where: str) -> None:

@@ -11,7 +11,7 @@ from scipy import sparse
 from jaxop._validation import float_dtype
 from jaxop.schwarz.bounds import checked_samples, compress, tails
 from jaxop.schwarz.decomposition import Decomposition
-from jaxop.schwarz.operator import SchwarzFactors, as_factor, check_shift
+from jaxop.schwarz.operator import Factors, as_factor, check_shift
 
 Blocks: TypeAlias = list[tuple[np.ndarray, np.ndarray]]
 """(Q_b, K_b) of every block, the coarse one first."""
@@ -87,7 +87,7 @@ class Objective:
         """Of G_b and of H_b H_bᵀ + ε² G_b."""
         return [(Spectrum(gram), Spectrum(second)) for gram, second in zip(self.grams, self.seconds, strict=True)]
 
-    def split(self, factors: SchwarzFactors, ranks: list[int]) -> Blocks:
+    def split(self, factors: Factors, ranks: list[int]) -> Blocks:
         """Factors block by block, cut or filled up with zeros to the ranks."""
 
         def fit(array: Any, rank: int) -> np.ndarray:
@@ -106,7 +106,7 @@ class Objective:
             pairs.append((query, key))
         return pairs
 
-    def join(self, pairs: list[tuple[np.ndarray, np.ndarray]], symmetric: bool) -> SchwarzFactors:
+    def join(self, pairs: list[tuple[np.ndarray, np.ndarray]], symmetric: bool) -> Factors:
         """Factors padded to the largest subdomain."""
         rank = pairs[1][0].shape[1]
         local = np.zeros((2, len(self.columns), self.local_basis.shape[2], rank))
@@ -116,7 +116,7 @@ class Objective:
         parts = [*coarse, *(local if rank else (None, None))]
         if symmetric:
             parts[1] = parts[3] = None
-        return SchwarzFactors(*(as_factor(part) for part in parts), shift=self.shift)
+        return Factors(*(as_factor(part) for part in parts), shift=self.shift)
 
     def blocks(self, rows: np.ndarray) -> list[np.ndarray]:
         """The rows that belong to the columns of every P_b."""
