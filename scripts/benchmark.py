@@ -600,7 +600,7 @@ def schwarz(repeats: int = 9) -> None:
         dec = schwarz.decompose(domains.interval(n, rule="interior"), subdomains, 8)
         factors = schwarz.random_factors(jax.random.key(0), dec, rank)
         values = jax.random.normal(jax.random.key(1), (n, 1))
-        apply: Any = jax.jit(schwarz.schwarz_apply)
+        apply: Any = jax.jit(schwarz.apply)
         program = apply.lower(values, dec, factors).compile()
         seconds = median_seconds(lambda f=program, a=(values, dec, factors): f(*a), repeats)
         rows.append((n, seconds))

@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Real
 
 from jaxop.data import Samples
-from jaxop.domains import Domain, Grid, TriangleMesh
-from jaxop.schwarz import Decomposition
+from jaxop.domains import Decomposed, Domain, Grid, TriangleMesh
+from jaxop.domains.domain import as_domain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -133,7 +133,7 @@ def plot_learning_curves(metrics: Sequence[Mapping[str, Any]]) -> "Figure":
 
 
 def plot_errors(
-    domains: Sequence[Domain],
+    domains: Sequence[Domain | Decomposed],
     errors: Mapping[str, Sequence[float | None]],
     *,
     trained_on: float | None = None,
@@ -160,8 +160,9 @@ def plot_errors(
     """
     figure = _figure(2, 1.4)
     axes = figure.subplots()
-    resolutions = np.array([_resolution(domain) for domain in domains])
-    uneven = np.array([not isinstance(domain, Grid) or "samples" in domain.rules for domain in domains])
+    wholes = [as_domain(domain, f"domains[{i}]") for i, domain in enumerate(domains)]
+    resolutions = np.array([_resolution(domain) for domain in wholes])
+    uneven = np.array([not isinstance(domain, Grid) or "samples" in domain.rules for domain in wholes])
     for name, values in errors.items():
         known = np.array([np.nan if value is None else value for value in values], float)
         for part, suffix, line in ((~uneven, "", "-"), (uneven, ", uneven nodes", ":")):
@@ -206,8 +207,9 @@ def _figure(columns: float, rows: float) -> "Figure":
     return _matplotlib("figure").Figure(figsize=size, layout="constrained")
 
 
-def _one(domain: Domain, index: int) -> Domain:
+def _one(domain: Domain | Decomposed, index: int) -> Domain:
     """The domain of one sample."""
+    domain = as_domain(domain, "domain")
     return jax.tree.map(lambda leaf: leaf[index], domain) if domain.is_batched else domain
 
 
@@ -220,7 +222,6 @@ def _draw(
 ) -> None:
     """One function on its domain."""
     style = dict(style or {})
-    domain = domain.domain if isinstance(domain, Decomposition) else domain
     if domain.dim == 1:
         points = np.asarray(domain.points)[:, 0]
         order = np.argsort(points, kind="stable")

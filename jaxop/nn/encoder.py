@@ -57,7 +57,7 @@ class EncoderLayer(nnx.Module):
 
     def __init__(
         self,
-        attention: Callable[..., Any],
+        attention: Callable[..., Array],
         width: int,
         feedforward: int,
         *,
@@ -146,7 +146,7 @@ class ModelConfig:
         check_dtype(self.param_dtype, "param_dtype")
 
     @classmethod
-    def checked(cls: type[Config], config: Any, rngs: Any) -> Config:
+    def checked(cls: type[Config], config: Config, rngs: nnx.Rngs) -> Config:
         """Returns the config of a new model if it is of this class and the model can draw its parameters.
 
         Raises:
@@ -190,7 +190,7 @@ class LayersConfig(ModelConfig):
         check_name(self.norm, "norm", NORMS)
         check_dropout(self.dropout)
 
-    def residual_layer(self, attention: Callable[..., Any], *, rngs: nnx.Rngs) -> EncoderLayer:
+    def residual_layer(self, attention: Callable[..., Array], *, rngs: nnx.Rngs) -> EncoderLayer:
         """Returns a new layer around an attention, whose tokens have no velocity.
 
         Example:
@@ -247,7 +247,7 @@ class EncoderConfig(LayersConfig):
                 "kernel."
             )
 
-    def layer(self, attention: Callable[..., Any], *, rngs: nnx.Rngs) -> EncoderLayer | MomentumLayer:
+    def layer(self, attention: Callable[..., Array], *, rngs: nnx.Rngs) -> EncoderLayer | MomentumLayer:
         """Returns a new layer around an attention, with the momentum of this config.
 
         Example:
@@ -272,7 +272,7 @@ class EncoderConfig(LayersConfig):
         )
 
 
-def check_attention_config(attention: Any) -> None:
+def check_attention_config(attention: object) -> None:
     """Raises ``TypeError`` unless ``attention`` is the settings of an attention."""
     if not isinstance(attention, IntegralAttentionConfig):
         raise TypeError(

@@ -8,7 +8,6 @@ inputs in the backward pass, so that no hidden activation is ever held for all n
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -276,7 +275,7 @@ def check_heads(width: int, heads: int) -> int:
     return heads
 
 
-def check_dropout(rate: Any) -> None:
+def check_dropout(rate: object) -> None:
     """Raises ``ValueError`` unless ``rate`` lies in [0, 1), and ``TypeError`` unless it is a number."""
     if not 0 <= as_number(rate, "dropout") < 1:
         raise ValueError(f"dropout must be a rate in [0, 1), got {rate}.")

@@ -1,8 +1,10 @@
-"""The config that those of all neural operators extend."""
+"""What every neural operator is, and the config that those of all of them extend."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from jaxtyping import Array, Float
 
 from jaxop._config import from_dict
 from jaxop._validation import check_size
@@ -93,3 +95,23 @@ class OperatorConfig(ModelConfig):
         """Fields that every one of these grids can carry, with what has been chosen already."""
         del shapes, fields
         return {}
+
+
+class Operator(Protocol):
+    """A neural operator: a map between functions, whatever nodes they are sampled on."""
+
+    @property
+    def config(self) -> OperatorConfig:
+        """The sizes of the operator."""
+        ...
+
+    def __call__(
+        self,
+        values: Float[Array, "n c"] | Float[Array, "b n c"],
+        domain: Domain,
+        *,
+        at: Domain | None = None,
+        initial: Float[Array, " c0"] | Float[Array, "b c0"] | None = None,
+    ) -> Float[Array, "k c_out"] | Float[Array, "b k c_out"]:
+        """Returns the output function on ``at``, from samples of the input function on ``domain``."""
+        ...
