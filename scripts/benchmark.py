@@ -401,11 +401,11 @@ def kernels(repeats: int = 15) -> None:
 
 
 def transformers(repeats: int = 9) -> None:
-    """A training step of the models of compare_kernels.py, with the Fourier kernel and with softmax, in turns."""
-    import compare_kernels
+    """A training step of the models of studies/kernels.py, with the Fourier kernel and with softmax, in turns."""
     import jax
     import numpy as np
     from experiment import tune_allocator
+    from studies import kernels
 
     from jaxop import data, training
 
@@ -414,7 +414,7 @@ def transformers(repeats: int = 9) -> None:
     print("|---|---|---|---|")
     rng = np.random.default_rng(0)
     for name, shape in (("text", None), ("mnist", (28, 28, 1)), ("cifar10", (32, 32, 3))):
-        task = compare_kernels.TASKS[name]
+        task = kernels.TASKS[name]
         count = task.batch_size
         if shape is None:
             train = data.text_windows(rng.integers(0, 256, count * task.context + 1), task.context)
@@ -422,7 +422,7 @@ def transformers(repeats: int = 9) -> None:
             train = data.Examples(rng.normal(size=(count, *shape)), rng.integers(0, 10, count))
         batch, runs = train[np.arange(count)], []
         for kernel in ("softmax", "fourier"):
-            model = compare_kernels.build(task, compare_kernels.kernel(kernel, task.radius), train, 0)
+            model = kernels.build(task, kernels.kernel_choices(task.radius)[kernel], train, 0)
             settings = training.TrainingConfig(batch_size=count, loss="cross_entropy")
             optimizer = training.make_optimizer(settings)
             graphdef, state = training.init_state(model, optimizer, settings)
@@ -440,7 +440,7 @@ def transformers(repeats: int = 9) -> None:
 
 
 def momentum(repeats: int = 15) -> None:
-    """A training step of the language model of compare_momentum.py with every block, in turns."""
+    """A training step of the language model of studies/momentum_text.py with every block, in turns."""
     print("\n| block | allocator | step | ratio to no velocity | scratch |")
     print("|---|---|---|---|---|")
     for allocator, variables in (("default", {}), ("tuned", TUNED_ALLOCATOR)):
@@ -456,19 +456,19 @@ def momentum(repeats: int = 15) -> None:
 
 def momentum_steps(repeats: int = 15) -> None:
     """Prints one line of JSON: median seconds and scratch of a step with each block."""
-    import compare_momentum
     import jax
     import numpy as np
+    from studies import momentum_text
 
     from jaxop import data, training
 
-    task = compare_momentum.TASKS["softmax"]
+    task = momentum_text.TASKS["softmax"]
     tokens = np.random.default_rng(0).integers(0, 256, task.batch_size * task.context + 1)
     batch, runs = data.text_windows(tokens, task.context)[np.arange(task.batch_size)], {}
     settings = training.TrainingConfig(batch_size=task.batch_size, loss="cross_entropy")
-    for block in compare_momentum.TASKS["softmax"].blocks:
+    for block in momentum_text.TASKS["softmax"].blocks:
         optimizer = training.make_optimizer(settings)
-        graphdef, state = training.init_state(compare_momentum.build(task, block, 0), optimizer, settings)
+        graphdef, state = training.init_state(momentum_text.build(task, block, 0), optimizer, settings)
         compiled_step: Any = training.make_step(graphdef, optimizer, settings)
         runs[block] = [compiled_step.lower(state, batch).compile(), state, []]
     for _ in range(repeats + 3):
