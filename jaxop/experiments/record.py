@@ -6,6 +6,7 @@ from typing import Any
 from jaxop import operators, training
 from jaxop._validation import check_name, closest
 from jaxop.data import Samples
+from jaxop.domains.domain import as_domain
 from jaxop.experiments.experiment import AnyExperiment, Experiment
 from jaxop.experiments.problems import PROBLEMS, FileData, Problem
 from jaxop.operators import OperatorConfig
@@ -20,12 +21,13 @@ def describe(problem: Problem, config: OperatorConfig, train: Samples) -> dict[s
         del settings["external"]  # a permission, to be given each time
         if problem.faces is None:  # as in runs of earlier versions
             del settings["faces"]
+    domain = as_domain(train.domain, "train.domain")
     return {
         "problem": problem.name,
         "data": settings,
         "operator": operators.model_of(config).name,
         "model": config,
-        "resolution": round(train.domain.size ** (1 / train.domain.dim), 3),
+        "resolution": round(domain.size ** (1 / domain.dim), 3),
         "samples": len(train),
     }
 

@@ -13,6 +13,7 @@ from flax import nnx
 
 from jaxop import operators, training
 from jaxop.data import Samples
+from jaxop.domains.domain import as_domain
 from jaxop.experiments import plots
 from jaxop.experiments.problems import grid_name
 from jaxop.experiments.terminal import needs_extra
@@ -46,7 +47,7 @@ def check(model: operators.Standardized, sets: Mapping[str, Samples]) -> None:
     config = model.config
     for label, samples in sets.items():
         for what, expected, received in (
-            ("dimensions", config.dim, samples.domain.dim),
+            ("dimensions", config.dim, as_domain(samples.domain, "domain").dim),
             ("input channels", config.in_channels, samples.inputs.shape[-1]),
             ("output channels", config.out_channels, samples.targets.shape[-1]),
         ):

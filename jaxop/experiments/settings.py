@@ -15,6 +15,7 @@ from jaxop._validation import check_name
 from jaxop.data import Samples
 from jaxop.data.files._reading import memory
 from jaxop.domains import Grid
+from jaxop.domains.domain import as_domain
 from jaxop.operators import OperatorConfig
 
 _COPIES = 5  # of the parameters, during training
@@ -92,15 +93,16 @@ class OperatorSettings:
         Raises:
             ValueError: if the settings do not fit together; see the operator's config.
         """
+        domain, *other_domains = (as_domain(samples.domain, "domain") for samples in (train, *others))
         config = self.config_type.for_data(
-            train.domain,
+            domain,
             in_channels=train.inputs.shape[-1],
             out_channels=train.targets.shape[-1],
             initial_channels=0 if train.initial is None else train.initial.shape[-1],
-            others=[samples.domain for samples in others],
+            others=other_domains,
             **self.settings,
         )
-        is_on_grid = isinstance(train.domain, Grid) and not train.domain.is_batched
+        is_on_grid = isinstance(domain, Grid) and not domain.is_batched
         open_names = [name for name in config.FROM_GRID if is_on_grid and self.settings.get(name) is None]
         return config, {name: getattr(config, name) for name in open_names}
 

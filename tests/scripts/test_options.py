@@ -4,9 +4,6 @@ import pytest
 
 from tests.scripts import conftest  # noqa: F401, its import puts the scripts on the path
 
-import compare_kernels  # isort: skip
-import compare_machines  # isort: skip
-import compare_momentum  # isort: skip
 import evaluate  # isort: skip
 import reproduce  # isort: skip
 import train  # isort: skip
@@ -19,10 +16,6 @@ import train  # isort: skip
         (reproduce.Comparison, {"operators": ()}, "--operators must have at least one value"),
         (reproduce.Comparison, {"minutes": float("nan")}, "--minutes must be positive and finite, got nan"),
         (reproduce.Comparison, {"test_samples_tno": 0}, "--test-samples-tno must be positive"),
-        (compare_kernels.Comparison, {"steps": 0}, "--steps must be positive"),
-        (compare_momentum.Comparison, {"seeds": ()}, "--seeds must have at least one value"),
-        (compare_momentum.Comparison, {"learning_rate": -1.0}, "--learning-rate must be positive"),
-        (compare_machines.Comparison, {"seeds": (0, -1)}, "--seeds must not be negative, got -1"),
     ],
 )
 def test_comparisons_refuse_what_they_cannot_use_at_once(comparison, option, message):

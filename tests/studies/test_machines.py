@@ -2,11 +2,7 @@
 
 import numpy as np
 import pytest
-
-from tests.scripts import conftest  # noqa: F401, its import puts the scripts on the path
-
-import compare_machines  # isort: skip
-import real_data  # isort: skip
+from studies import machines, real_data
 
 
 @pytest.fixture
@@ -20,13 +16,14 @@ def ratings():
     return real_data.Ratings(users, films, rows[kept], columns[kept], stars.ravel()[kept].astype(np.float32))
 
 
+@pytest.mark.study
 def test_machines_are_compared_on_all_splits(ratings, capsys):
-    methods = {name: method for name, method in compare_machines.METHODS.items() if "machine" in name or "same" in name}
+    methods = {name: method for name, method in machines.METHODS.items() if "machine" in name or "same" in name}
     free = {"width": (0.1,), "penalty": (0.1,)}
     methods = {n: (m, free | ({"identity": (1.0,)} if "identity" in f else {})) for n, (m, f) in methods.items()}
-    options = compare_machines.Comparison(seeds=(0,), landmarks=30)
-    errors = compare_machines.run(ratings, options, methods)
-    assert set(errors) == set(compare_machines.SPLITS)
+    options = machines.Comparison(seeds=(0,), landmarks=30)
+    errors = machines.run(ratings, options, methods)
+    assert set(errors) == set(machines.SPLITS)
     spread = ratings.ratings.std()
     assert errors["pairs"]["asymmetric machine, features"][0] < 0.5 * spread
     assert all(0 < values[0] < 1.5 * spread for table in errors.values() for values in table.values())
@@ -40,9 +37,9 @@ def test_a_number_is_chosen_on_ratings_held_out_of_the_training_set(ratings):
         used.append((guess, len(train.ratings)))
         return lambda held_out: np.full(len(held_out.ratings), guess)
 
-    errors = compare_machines.run(
+    errors = machines.run(
         ratings,
-        compare_machines.Comparison(seeds=(0, 1), splits=("pairs",)),
+        machines.Comparison(seeds=(0, 1), splits=("pairs",)),
         {"constant": (method, {"guess": (1.0, 3.0)})},
     )
     assert [guess for guess, _ in used] == 2 * [1.0, 3.0, 3.0]
@@ -50,9 +47,9 @@ def test_a_number_is_chosen_on_ratings_held_out_of_the_training_set(ratings):
     assert errors["pairs"]["constant"][0] < 2
 
 
-@pytest.mark.parametrize("split", compare_machines.SPLITS)
+@pytest.mark.parametrize("split", machines.SPLITS)
 def test_what_is_held_out_is_new(split, ratings):
-    kept, out = compare_machines.hold_out(ratings, split, 0.3, 0, np.arange(len(ratings.ratings)))
+    kept, out = machines.hold_out(ratings, split, 0.3, 0, np.arange(len(ratings.ratings)))
     assert sorted([*kept, *out]) == list(range(len(ratings.ratings)))
     if split == "new users":
         assert not set(ratings.rows[kept]) & set(ratings.rows[out])
@@ -61,5 +58,5 @@ def test_what_is_held_out_is_new(split, ratings):
 
 
 def test_bad_split():
-    with pytest.raises(SystemExit, match="splits: 'users' is none"):
-        compare_machines.Comparison(splits=("users",))
+    with pytest.raises(ValueError, match="splits='users'"):
+        machines.Comparison(splits=("users",))

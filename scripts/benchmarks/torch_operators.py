@@ -5,9 +5,10 @@ and softmax, `scaled_dot_product_attention`, `torch.nn.LayerNorm`, exact GELU, A
 projection, and so one FFT. It is run as a process of its own, so that every measurement can have its own allocator
 settings:
 
-    python scripts/torch_reference.py --model fano --side 64 --patch 16 --modes 8 --batch 4 --repeats 5
-    GLIBC_TUNABLES=glibc.malloc.hugetlb=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8589934592 \
-        MALLOC_TOP_PAD_=268435456 python scripts/torch_reference.py --model tno --nodes 200 --width 128 --batch 64
+    python scripts/benchmarks/torch_operators.py --model fano --side 64 --patch 16 --modes 8 --batch 4 --repeats 5
+    GLIBC_TUNABLES=glibc.malloc.hugetlb=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8589934592 \\
+        MALLOC_TOP_PAD_=268435456 \\
+        python scripts/benchmarks/torch_operators.py --model tno --nodes 200 --width 128 --batch 64
 
 prints one line of JSON with the median seconds of a training step.
 """

@@ -1,6 +1,6 @@
 """Fourier integral attention by KeOps' symbolic matrices, for the benchmarks to compare against.
 
-    python scripts/keops_fourier.py --nodes 512 --depth 16 --repeats 5
+    python scripts/benchmarks/keops_fourier.py --nodes 512 --depth 16 --repeats 5
 
 prints, last, one line of JSON with the median seconds of attention and of attention with its gradient. KeOps compiles
 its reductions with the C++ compiler of the machine when they are first used, which is not counted.
@@ -11,6 +11,7 @@ import json
 import torch
 import torch_fourier
 from pykeops.torch import LazyTensor
+from timing import median_seconds
 from torch import Tensor
 
 
@@ -32,8 +33,8 @@ def main() -> None:
         return torch.autograd.grad(torch.sum(attention(*leaves, 1.0) * cotangent), leaves)
 
     with torch.no_grad():
-        forward = torch_fourier.median_seconds(lambda: attention(query, key, value, 1.0), options.repeats)
-    print(json.dumps({"forward": forward, "gradient": torch_fourier.median_seconds(gradient, options.repeats)}))
+        forward = median_seconds(lambda: attention(query, key, value, 1.0), options.repeats)
+    print(json.dumps({"forward": forward, "gradient": median_seconds(gradient, options.repeats)}))
 
 
 if __name__ == "__main__":

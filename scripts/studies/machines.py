@@ -1,6 +1,6 @@
 """Binary kernel machines on real pairs: ratings of films by users, against a low-rank factorisation.
 
-    python scripts/compare_machines.py
+    python scripts/studies/run.py machines
 
 MovieLens-100k, root mean square error in stars. One fifth of the ratings is held out: pairs of known users and films,
 all ratings of new users, or all of new films, where a factorisation has nothing but means to offer. What is free in a
@@ -11,21 +11,21 @@ and occupation; year and genres. Data: see real_data.py. The factorisation is th
 
 import dataclasses
 import itertools
-import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
-from real_data import CACHE, Ratings, fetch, movielens
 
 from jaxop import kernel_machines
-from jaxop.experiments.comparison import check_options, options_of
-from jaxop.experiments.terminal import run_command
+from jaxop._validation import check_name
+from jaxop.experiments.comparison import check_options
 from jaxop.kernels import Gaussian
+from studies.real_data import CACHE, Ratings, fetch, movielens
+from studies.table import print_header, print_row
 
 SPLITS = ("pairs", "new users", "new films")
 
@@ -51,8 +51,7 @@ class Comparison:
     def __post_init__(self):
         check_options(self)
         for name in self.splits:
-            if name not in SPLITS:
-                raise SystemExit(f"splits: {name!r} is none; choose from " + ", ".join(map(repr, SPLITS)) + ".")
+            check_name(name, "splits", SPLITS)
 
 
 class Set(NamedTuple):
@@ -65,8 +64,12 @@ class Set(NamedTuple):
     mask: np.ndarray
 
 
+Predictor = Callable[[Set], np.ndarray]
+"""The predicted stars of some pairs."""
+
+
 def choose(ratings: Ratings, chosen: np.ndarray) -> Set:
-    """The ratings of some numbers."""
+    """The ratings that have these numbers."""
     rows, columns, values = (a[chosen] for a in (ratings.rows, ratings.columns, ratings.ratings))
     matrix = np.zeros((len(ratings.users), len(ratings.films)), np.float32)
     mask = np.zeros(matrix.shape, bool)
@@ -80,19 +83,13 @@ def hold_out(ratings: Ratings, split: str, share: float, seed: int, among: np.nd
     if split == "pairs":
         out = rng.random(among.size) < share
     else:
-        side, count = (
-            (ratings.rows, len(ratings.users))
-            if split == "new users"
-            else (
-                ratings.columns,
-                len(ratings.films),
-            )
-        )
+        by_user = split == "new users"
+        side, count = (ratings.rows, len(ratings.users)) if by_user else (ratings.columns, len(ratings.films))
         out = (rng.random(count) < share)[side[among]]
     return among[~out], among[out]
 
 
-def error(predict: Callable[[Set], np.ndarray], held_out: Set) -> float:
+def error(predict: Predictor, held_out: Set) -> float:
     """Root mean square error of predictions, cut to 1 … 5 stars."""
     return float(np.sqrt(np.mean((np.clip(predict(held_out), 1, 5) - held_out.ratings) ** 2)))
 
@@ -103,7 +100,7 @@ def standardised(features: np.ndarray) -> np.ndarray:
 
 
 def directions(ratings: Ratings) -> int:
-    """As many partial least squares directions as there can be."""
+    """The largest possible number of partial least squares directions."""
     return min(ratings.users.shape[1], ratings.films.shape[1])
 
 
@@ -112,7 +109,9 @@ def with_identity(features: np.ndarray, weight: float) -> np.ndarray:
     return np.concatenate([features, weight * np.eye(len(features), dtype=features.dtype)], axis=1)
 
 
-def product(ratings: Ratings, train: Set, options: Comparison, width: float, penalty: float, identity: float) -> Any:
+def product(
+    ratings: Ratings, train: Set, options: Comparison, width: float, penalty: float, identity: float
+) -> Predictor:
     """The Mercer machine: a Gaussian on users times a Gaussian on films."""
     users, films = standardised(ratings.users), standardised(ratings.films)
     if identity:
@@ -122,14 +121,14 @@ def product(ratings: Ratings, train: Set, options: Comparison, width: float, pen
     return fitted(kernels, users, films, train, options, span="product", regularization=penalty)
 
 
-def sections(ratings: Ratings, train: Set, options: Comparison, width: float, penalty: float) -> Any:
+def sections(ratings: Ratings, train: Set, options: Comparison, width: float, penalty: float) -> Predictor:
     """The asymmetric machine: sections of one Gaussian between users and films in partial least squares coordinates."""
     users, films = standardised(ratings.users), standardised(ratings.films)
     rank = directions(ratings)
     return fitted(Gaussian(width * rank**0.5), users, films, train, options, regularization=penalty, maps=rank)
 
 
-def symmetrised(ratings: Ratings, train: Set, options: Comparison, width: float, penalty: float) -> Any:
+def symmetrised(ratings: Ratings, train: Set, options: Comparison, width: float, penalty: float) -> Predictor:
     """The machine of the same kernel that cannot tell a user from a film: f(x, y) = f(y, x) on both together."""
     features = standardised(ratings.users), standardised(ratings.films)
     rank = directions(ratings)
@@ -141,24 +140,45 @@ def symmetrised(ratings: Ratings, train: Set, options: Comparison, width: float,
     for i, j in ((rows, columns), (columns, rows)):
         matrix[i, j], mask[i, j] = train.ratings, True
     joint = Set(rows, columns, train.ratings, matrix, mask)
-    landmarks = {"landmarks": options.landmarks} if options.landmarks < len(both) else {}
-    predict = fitted(Gaussian(width * rank**0.5), both, both, joint, options, regularization=2 * penalty, **landmarks)
+    landmarks = options.landmarks if options.landmarks < len(both) else None
+    kernel = Gaussian(width * rank**0.5)
+    predict = fitted(kernel, both, both, joint, options, regularization=2 * penalty, landmarks=landmarks)
     return lambda held_out: predict(held_out._replace(columns=held_out.columns + n))
 
 
-def fitted(kernel: Any, x: np.ndarray, y: np.ndarray, train: Set, options: Comparison, **rest: Any) -> Any:
+def fitted(
+    kernel: Gaussian | tuple[Gaussian, Gaussian],
+    x: np.ndarray,
+    y: np.ndarray,
+    train: Set,
+    options: Comparison,
+    *,
+    regularization: float,
+    span: str = "sections",
+    maps: int | None = None,
+    landmarks: int | None = None,
+) -> Predictor:
     """A machine of the ratings less their mean, as a function of what is to be predicted."""
     mean = train.ratings.mean()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # stopped early: a regularisation as good as another
         machine = kernel_machines.fit(
-            kernel, x, y, train.matrix - mean, train.mask, max_steps=options.max_steps, **rest
+            kernel,
+            x,
+            y,
+            train.matrix - mean,
+            train.mask,
+            span=span,
+            regularization=regularization,
+            maps=maps,
+            landmarks=landmarks,
+            max_steps=options.max_steps,
         )
     values = mean + np.asarray(jax.jit(lambda m, x, y: m(x, y))(machine, x, y))
     return lambda held_out: values[held_out.rows, held_out.columns]
 
 
-def factorisation(ratings: Ratings, train: Set, options: Comparison, factors: int) -> Any:
+def factorisation(ratings: Ratings, train: Set, options: Comparison, factors: int) -> Predictor:
     """Means and a low-rank factorisation by stochastic gradients; with 0 factors means of users and films alone."""
     from surprise import SVD, Dataset, Reader
 
@@ -171,7 +191,10 @@ def factorisation(ratings: Ratings, train: Set, options: Comparison, factors: in
     )
 
 
-METHODS: dict[str, tuple[Any, dict[str, tuple[float, ...]]]] = {
+Method = tuple[Callable[..., Predictor], dict[str, tuple[float, ...]]]
+"""A function of the ratings, the training set, the options and its free numbers, and the values that they may have."""
+
+METHODS: dict[str, Method] = {
     "means of users and films": (factorisation, {"factors": (0,)}),
     "factorisation (Surprise)": (factorisation, {"factors": (20, 100)}),
     "asymmetric machine, features": (sections, {"width": (0.02,), "penalty": (1e1, 1e2)}),
@@ -182,7 +205,7 @@ METHODS: dict[str, tuple[Any, dict[str, tuple[float, ...]]]] = {
         {"width": (0.003, 0.01), "penalty": (0.3, 1.0), "identity": (3.0, 8.0)},
     ),
 }
-"""What is compared: a function of the data and its free numbers, and the numbers that it chooses from."""
+"""The methods that are compared, by the names that they have in the table."""
 
 
 def choices(free: dict[str, tuple[float, ...]]) -> Iterator[dict[str, float]]:
@@ -191,13 +214,16 @@ def choices(free: dict[str, tuple[float, ...]]) -> Iterator[dict[str, float]]:
         yield dict(zip(free, values, strict=True))
 
 
-def run(ratings: Ratings, options: Comparison, methods: Any = METHODS) -> dict[str, dict[str, list[float]]]:
-    """Errors of every method on every split, one per seed; prints the tables."""
-    errors: dict[str, dict[str, list[float]]] = {}
+Errors = dict[str, dict[str, list[float]]]
+"""Root mean square errors by split and method, one per seed."""
+
+
+def run(ratings: Ratings, options: Comparison, methods: Mapping[str, Method] = METHODS) -> Errors:
+    """Prints the tables and returns the errors of every method on every split, one per seed."""
+    errors: Errors = {}
     for split in options.splits:
         errors[split] = {}
-        print(f"| {split} | stars | chosen | s / fit |")
-        print("|---|---|---|---|")
+        print_header(split, "stars", "chosen", "s / fit")
         for name, (method, free) in methods.items():
             found, seconds, chosen = [], [], {}
             for seed in options.seeds:
@@ -215,18 +241,10 @@ def run(ratings: Ratings, options: Comparison, methods: Any = METHODS) -> dict[s
                 found.append(error(predict, test))
             errors[split][name] = found
             numbers = ", ".join(f"{key} {value:g}" for key, value in chosen.items())  # for the last seed
-            cells = [f"{np.mean(found):.4f} ± {np.std(found):.4f}", numbers, f"{np.median(seconds):.1f}"]
-            print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+            print_row(name, f"{np.mean(found):.4f} ± {np.std(found):.4f}", numbers, f"{np.median(seconds):.1f}")
     return errors
 
 
 def main(options: Comparison = Comparison()) -> None:
     """Compares binary kernel machines with a factorisation on MovieLens-100k."""
     run(movielens(fetch("movielens", options.cache)), options)
-
-
-command_line = options_of(main, __doc__)
-
-
-if __name__ == "__main__":
-    sys.exit(run_command(command_line, sys.argv[1:]))

@@ -1,31 +1,29 @@
 """Attention kernels side by side on real data, at equal parameters and steps.
 
-    python scripts/compare_kernels.py text      # State of the Union addresses, byte by byte: perplexity
-    python scripts/compare_kernels.py vowels    # the same text written out from its consonants: perplexity
-    python scripts/compare_kernels.py era       # which of four periods a passage of it is from: accuracy
-    python scripts/compare_kernels.py mnist     # accuracy
-    python scripts/compare_kernels.py cifar10   # accuracy
+    python scripts/studies/run.py kernels text      # State of the Union addresses, byte by byte: perplexity
+    python scripts/studies/run.py kernels vowels    # the same text written out from its consonants: perplexity
+    python scripts/studies/run.py kernels era       # which of four periods a passage of it is from: accuracy
+    python scripts/studies/run.py kernels mnist     # accuracy
+    python scripts/studies/run.py kernels cifar10   # accuracy
 
 Every kernel is trained with every seed; the table shows mean ± standard deviation over the seeds. The models are small
 and the training is short: these are comparisons, not records. Data: see real_data.py.
 """
 
 import dataclasses
-import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 import tyro
 from flax import nnx
-from real_data import CACHE, addresses, cifar10, eras, fetch, mnist
 
 from jaxop import data, training, transformers
+from jaxop._validation import check_name
 from jaxop.data import Examples
-from jaxop.experiments.comparison import brief, check_options, new_run, options_of, train_once
+from jaxop.experiments.comparison import check_options
 from jaxop.experiments.settings import parameters
-from jaxop.experiments.terminal import run_command
 from jaxop.nn import (
     EuclideanDistanceConfig,
     ExpDotProductConfig,
@@ -39,6 +37,9 @@ from jaxop.nn import (
     QuadraticConfig,
     TruncatedExponentialConfig,
 )
+from studies.real_data import CACHE, addresses, cifar10, eras, fetch, mnist
+from studies.table import print_header, print_row
+from studies.trainings import train_with_seeds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,11 +88,11 @@ TASKS = {
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Which kernels, how often, and where.
+    """Which kernels are compared, how often, and where the results go.
 
     Attributes:
         seeds: of parameters and batches; one training each.
-        steps: training steps of each model; None: those of the task.
+        steps: training steps of each model; None takes those of the task.
         kernels: of "softmax", "fourier" (the published radius), "fourier, published" (with the epsilon of 1e-6, the
             others are exact), "fourier, R = 0.3", "gaussian", "distance", "intersection", "quadratic", "learned
             features", "linear", and "taylor 1" to "taylor 8" (softmax's kernel cut at that degree; odd ones clipped).
@@ -105,17 +106,17 @@ class Comparison:
     kernels: tuple[str, ...] = ("softmax", "fourier", "fourier, published", "fourier, R = 0.3")
     test_examples: int = 2000
     cache: Path = CACHE
-    run_dir: Path = Path("runs/compare_kernels")
+    run_dir: Path = Path("runs/kernels")
 
     def __post_init__(self):
         check_options(self)
         for name in self.kernels:
-            kernel(name, 1.0)
+            check_name(name, "kernels", kernel_choices(1.0))
 
 
-def kernel(name: str, radius: float) -> KernelConfig:
-    """The settings of a kernel by the name it has in the table."""
-    choices = {
+def kernel_choices(radius: float) -> dict[str, KernelConfig]:
+    """The settings of every kernel by the name that it has in the table, and by the radius of the Fourier kernels."""
+    return {
         "softmax": ExpDotProductConfig(),
         "fourier": FourierIntegralConfig(radius=radius),
         "fourier, published": FourierIntegralConfig(radius=radius, epsilon=1e-6),
@@ -127,9 +128,6 @@ def kernel(name: str, radius: float) -> KernelConfig:
         "learned features": LearnedFeaturesConfig(),
         "linear": LinearConfig(),
     } | {f"taylor {p}": TruncatedExponentialConfig(degree=p, clip=p % 2 == 1) for p in range(1, 9)}
-    if name not in choices:
-        raise SystemExit(f"kernels: {name!r} is none; choose from " + ", ".join(map(repr, choices)) + ".")
-    return choices[name]
 
 
 def load(name: str, task: Task, cache: Path) -> tuple[Examples, Examples]:
@@ -160,7 +158,15 @@ def from_consonants(windows: Examples) -> Examples:
     return Examples(np.concatenate([source, start, texts[:, :-1]], axis=1), texts.astype(np.int32))
 
 
-def build(task: Task, choice: KernelConfig, train: Examples, seed: int) -> Any:
+Model = (
+    transformers.SequenceTransformer
+    | transformers.SequenceClassifier
+    | transformers.EncoderDecoderTransformer
+    | transformers.VisionTransformer
+)
+
+
+def build(task: Task, choice: KernelConfig, train: Examples, seed: int) -> Model:
     """The model of a task with one of the kernels, for such examples."""
     rngs = nnx.Rngs(seed)
     sizes: dict[str, Any] = {
@@ -186,38 +192,55 @@ def build(task: Task, choice: KernelConfig, train: Examples, seed: int) -> Any:
     return transformers.VisionTransformer(config, rngs=rngs)
 
 
-def run(name: str, task: Task, options: Comparison, train: Examples, test: Examples) -> list[dict[str, Any]]:
-    """Trains every kernel with every seed; prints the table and returns its numbers."""
+class Outcome(NamedTuple):
+    """What one training ends with.
+
+    Attributes:
+        measure: perplexity or accuracy on the validation set.
+        distance: the mean distance of the heads; NaN for an encoder–decoder, where it is not defined.
+        seconds: of one training step.
+    """
+
+    measure: float
+    distance: float
+    seconds: float
+
+
+def run(name: str, task: Task, options: Comparison, train: Examples, test: Examples) -> dict[str, list[Outcome]]:
+    """Trains every kernel with every seed, prints the table, and returns the outcome of each seed by kernel."""
     test = test.take(slice(options.test_examples))
     is_text = task.model in ("language", "encoder-decoder")
-    print(f"| {name} | parameters | {'perplexity' if is_text else 'accuracy'} | distance of heads | s / step |")
-    print("|---|---|---|---|---|")
-    rows = []
+    print_header(name, "parameters", "perplexity" if is_text else "accuracy", "distance of heads", "s / step")
+    choices, outcomes = kernel_choices(task.radius), {}
     for label in options.kernels:
-        results, model = [], None
-        for seed in options.seeds:
-            model = build(task, kernel(label, task.radius), train, seed)
-            settings = brief(task.steps, task.batch_size, task.learning_rate, seed)
-            directory = new_run(options.run_dir, name, label, seed)
-            result = train_once(model, train, settings, directory)
+        outcomes[label], count = [], 0
+        for result in train_with_seeds(
+            lambda seed, choice=choices[label]: build(task, choice, train, seed),
+            train,
+            seeds=options.seeds,
+            steps=task.steps,
+            batch_size=task.batch_size,
+            learning_rate=task.learning_rate,
+            run_dir=options.run_dir,
+            task=name,
+            label=label,
+        ):
+            count = parameters(result.model)
             scores = training.score(result.model, test, batch_size=task.batch_size)
             measure = scores.perplexity if is_text else float(np.mean(scores.accuracy))
-            results.append(
-                (measure, distance(result.model, test[: task.batch_size].inputs), result.seconds / task.steps)
-            )
-        mean, spread = np.mean(results, axis=0), np.std(results, axis=0)
-        form = "{:.3f} ± {:.3f}" if is_text else "{:.4f} ± {:.4f}"
-        count = parameters(model) if model is not None else 0
-        heads = f"{mean[1]:.3f} ± {spread[1]:.3f}" if np.isfinite(mean[1]) else ""
-        cells = [f"{count:,}", form.format(mean[0], spread[0]), heads, f"{mean[2]:.3f}"]
-        print(f"| {label} | " + " | ".join(cells) + " |", flush=True)
-        rows.append({"kernel": label, "results": results})
-    return rows
+            apart = head_distance(result.model, test[: task.batch_size].inputs)
+            outcomes[label].append(Outcome(measure, apart, result.seconds / task.steps))
+        mean, spread = Outcome(*np.mean(outcomes[label], axis=0)), Outcome(*np.std(outcomes[label], axis=0))
+        digits = 3 if is_text else 4
+        measure = f"{mean.measure:.{digits}f} ± {spread.measure:.{digits}f}"
+        heads = f"{mean.distance:.3f} ± {spread.distance:.3f}" if np.isfinite(mean.distance) else ""
+        print_row(label, f"{count:,}", measure, heads, f"{mean.seconds:.3f}")
+    return outcomes
 
 
-def distance(model: Any, inputs: Any) -> float:
+def head_distance(model: Model, inputs: jax.Array) -> float:
     """The mean distance of the heads; NaN for an encoder–decoder, where it is not defined."""
-    if not hasattr(model, "head_distances"):
+    if isinstance(model, transformers.EncoderDecoderTransformer):
         return float("nan")
     return float(np.mean(jax.jit(lambda m, x: m.head_distances(x))(model, inputs)))
 
@@ -226,15 +249,13 @@ Name = Literal["text", "vowels", "era", "mnist", "cifar10"]
 
 
 def main(name: tyro.conf.Positional[Name], options: Comparison = Comparison()) -> None:
-    """Compares kernels on the task NAME."""
+    """Compares kernels on the task NAME.
+
+    Args:
+        name: the task.
+        options: how often, how long and where.
+    """
     task = TASKS[name]
     if options.steps is not None:
         task = dataclasses.replace(task, steps=options.steps)
     run(name, task, options, *load(name, task, options.cache))
-
-
-command_line = options_of(main, __doc__)
-
-
-if __name__ == "__main__":
-    sys.exit(run_command(command_line, sys.argv[1:]))

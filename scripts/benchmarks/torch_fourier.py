@@ -1,20 +1,16 @@
 """Fourier integral attention as a PyTorch user would write it, with autograd, for the benchmarks to compare against.
 
-    python scripts/torch_fourier.py --nodes 512 --depth 16 --repeats 5
+    python scripts/benchmarks/torch_fourier.py --nodes 512 --depth 16 --repeats 5
 
 prints one line of JSON with the median seconds of the kernel matrix, of attention, and of attention with its gradient.
 """
 
 import argparse
 import json
-import statistics
-import time
-from collections.abc import Callable
 
 import torch
+from timing import median_seconds
 from torch import Tensor
-
-WARM_UP = 0.5  # seconds, as in benchmark.py
 
 
 def kernel(query: Tensor, key: Tensor, radius: float) -> Tensor:
@@ -27,21 +23,6 @@ def attention(query: Tensor, key: Tensor, value: Tensor, radius: float) -> Tenso
     """The published form: rows divided by their sum plus 1e-6."""
     matrix = kernel(query, key, radius)
     return (matrix @ value) / (matrix.sum(dim=-1, keepdim=True) + 1e-6)
-
-
-def median_seconds(call: Callable[[], object], repeats: int) -> float:
-    """Median wall time after half a second of calls that warm up."""
-    begin = time.perf_counter()
-    while True:
-        call()
-        if time.perf_counter() - begin > WARM_UP:
-            break
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
 
 
 def parse(description: str | None) -> argparse.Namespace:

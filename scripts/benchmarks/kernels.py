@@ -1,0 +1,79 @@
+"""Attention with every kernel against softmax's, 2 samples × 4 heads of 1024 nodes, in turns."""
+
+from collections.abc import Callable
+
+import jax
+from flax import nnx
+from studies.table import print_header, print_row
+
+from benchmarks.programs import compile_call, compile_gradient, run, scratch
+from benchmarks.timing import median_seconds_in_turns
+from jaxop import kernels, nn
+from jaxop.attention import integral_attention, linear_attention
+
+SOFTMAX = "exponentiated dot product"
+KERNELS: dict[str, kernels.Kernel] = {
+    SOFTMAX: kernels.ExpDotProduct(),
+    "Gaussian": kernels.Gaussian(0.5),
+    "Euclidean distance": kernels.EuclideanDistance(),
+    "intersection": kernels.Intersection(0.25),
+    "quadratic": kernels.Quadratic(),
+    "truncated exponential, degree 2": kernels.TruncatedExponential(2),
+    "truncated exponential, degree 8": kernels.TruncatedExponential(8),
+    "Gaussian + 2 · quadratic": kernels.Gaussian(0.5) + 2.0 * kernels.Quadratic(),
+    "Fourier integral": kernels.FourierIntegral(0.4),
+}
+
+Attention = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+def with_kernel(kernel: kernels.Kernel, implementation: str) -> Attention:
+    """Attention of one sample with a kernel."""
+    return lambda q, k, v: integral_attention(q, k, v, kernel=kernel, implementation=implementation)
+
+
+def with_learned_features(depth: int) -> Attention:
+    """Linear attention of one sample with learned features of 4 heads."""
+    learned, _ = nn.LearnedFeaturesConfig().make(4, depth, rngs=nnx.Rngs(0))
+
+    def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        by_query, by_key = jax.vmap(lambda head, q, k: head.features(q, k), (0, 1, 1), 1)(learned, q, k)
+        return linear_attention(by_query, by_key, v)
+
+    return attention
+
+
+def main(nodes: int = 1024, depths: tuple[int, ...] = (16, 64), repeats: int = 15) -> None:
+    """Prints times of value and gradient, and their ratios to the exponentiated dot product.
+
+    Args:
+        nodes: number of nodes.
+        depths: channels of a head.
+        repeats: measured calls.
+    """
+    title = f"n = {nodes}, depth, kernel"
+    print_header(title, "implementation", "forward", "ratio", "with gradient", "ratio", "scratch")
+    for depth in depths:
+        for implementation in ("dense", "chunked"):
+            attentions = {name: with_kernel(kernel, implementation) for name, kernel in KERNELS.items()}
+            labels = dict.fromkeys(attentions, implementation)
+            if implementation == "chunked":
+                attentions["learned features"] = with_learned_features(depth)
+                labels["learned features"] = "linear"
+            rows(attentions, labels, nodes, depth, repeats)
+
+
+def rows(attentions: dict[str, Attention], labels: dict[str, str], nodes: int, depth: int, repeats: int) -> None:
+    """Prints a row for each attention, all of them measured in turns."""
+    arrays = jax.random.normal(jax.random.key(0), (4, 2, nodes, 4, depth))
+    forward = {name: compile_call(jax.vmap(one), *arrays[:3]) for name, one in attentions.items()}
+    gradient = {name: compile_gradient(jax.vmap(one), *arrays) for name, one in attentions.items()}
+    calls = {f"forward {name}": run(program, *arrays[:3]) for name, program in forward.items()}
+    calls |= {f"gradient {name}": run(program, *arrays) for name, program in gradient.items()}
+    medians = median_seconds_in_turns(calls, repeats)
+    for name, program in gradient.items():
+        cells = []
+        for what in ("forward", "gradient"):
+            seconds = medians[f"{what} {name}"]
+            cells += [f"{1e3 * seconds:.0f} ms", f"{seconds / medians[f'{what} {SOFTMAX}']:.2f}"]
+        print_row(f"{depth}, {name}", labels[name], *cells, scratch(program))

@@ -1,0 +1,36 @@
+"""Runs a study and prints its tables in Markdown.
+
+    python scripts/studies/run.py kernels mnist --seeds 0 1
+    python scripts/studies/run.py schwarz rank
+    python scripts/studies/run.py schwarz --help
+
+With --traceback an error shows where it came from.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from jaxop.experiments import terminal
+from studies.commands import Command, run_command
+
+STUDIES = {
+    "kernels": Command("studies.kernels", "attention kernels on texts and images"),
+    "momentum-text": Command("studies.momentum_text", "tokens with a velocity, on texts"),
+    "momentum-operators": Command("studies.momentum_operators", "nodes with a velocity, in operators"),
+    "machines": Command("studies.machines", "binary kernel machines on ratings of films"),
+    "schwarz": Command("studies.schwarz.tables", "two-level Schwarz attention on elliptic equations"),
+    "fetch": Command("studies.real_data", "only fetches the data of the studies"),
+}
+
+
+def command_line(arguments: Sequence[str]) -> None:
+    """Runs the study that the first argument names."""
+    terminal.tune_allocator()
+    run_command(STUDIES, __doc__, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(terminal.run_command(command_line, sys.argv[1:]))

@@ -1,0 +1,84 @@
+"""Every table of the benchmarks at a size that takes seconds."""
+
+import json
+
+import numpy as np
+import pytest
+from benchmarks import (
+    attention,
+    flows,
+    fourier,
+    kernels,
+    large,
+    machines,
+    patches,
+    programs,
+    run,
+    schwarz,
+    steps,
+    timing,
+    two_level,
+)
+
+pytestmark = pytest.mark.optax
+
+SMALL = {
+    "attention": lambda: attention.main(nodes=(16,), depths=(4,), repeats=1),
+    "large": lambda: large.main(nodes=64, depth=4),
+    "kernels": lambda: kernels.main(nodes=16, depths=(4,), repeats=1),
+    "patches": lambda: patches.main(sides=(8,), repeats=1),
+    "fourier": lambda: fourier.main(nodes=(16,), depths=(4,), repeats=1),
+    "flows": lambda: flows.main(particles=(100,), repeats=1),
+    "machines": lambda: machines.main(
+        points=8, listed_points=30, observed=300, landmarks=(8,), dense_points=12, repeats=1
+    ),
+    "schwarz": lambda: schwarz.main(powers=(4, 5), repeats=1),
+    "two-level": lambda: two_level.main(sides=(32, 48), repeats=1, global_nodes=0),
+}
+ROWS = {"large": 3, "kernels": 19, "fourier": 3, "machines": 5, "schwarz": 2, "two-level": 2}
+
+
+@pytest.mark.study
+@pytest.mark.parametrize("section", SMALL)
+def test_small_tables(section, monkeypatch, capsys):
+    monkeypatch.setattr(timing, "WARM_UP", 0)
+    SMALL[section]()
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert len(table) == 2 + ROWS.get(section, 1)
+    assert len({line.count("|") for line in table}) == 1  # as many cells in every row
+    assert table[1].strip("|-") == ""
+
+
+@pytest.mark.study
+def test_a_step_of_every_operator_is_measured(capsys):
+    for model in ("tno", "fano", "vitno"):
+        steps.step(steps.Step(model, side=16, patch=8, modes=2, nodes=8, width=8, batch=4, repeats=1))
+        measured = json.loads(capsys.readouterr().out)
+        assert measured["seconds"] > 0
+        assert measured["scratch"] > 0
+
+
+def test_the_obvious_code_computes_the_same():
+    q, k, v = 0.3 * np.random.default_rng(0).normal(size=(3, 2, 8, 4, 3)).astype(np.float32)
+    np.testing.assert_allclose(fourier.attend(q, k, v), fourier.obvious(q, k, v), rtol=1e-4, atol=1e-5)
+    matrix = np.moveaxis(fourier.matrix(q, k), 1, -1)
+    np.testing.assert_allclose(matrix, fourier.obvious_matrix(q, k), rtol=1e-4)
+
+
+def test_the_gradient_of_a_program_is_with_respect_to_its_operands():
+    q, k, v, c = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+    gradient = programs.compile_gradient(lambda q, k, v: q * k * v, q, k, v, c)(q, k, v, c)
+    for found, expected in zip(gradient, (k * v * c, q * v * c, q * k * c), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_every_section_is_listed_and_lists_its_options(capsys):
+    for name in run.SECTIONS | run.MEASUREMENTS:
+        with pytest.raises(SystemExit) as stop:
+            run.command_line([name, "--help"])
+        assert stop.value.code == 0
+        assert "--" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        run.command_line(["attenton"])
+    assert stop.value.code == 2
+    assert "'attenton'" in capsys.readouterr().err

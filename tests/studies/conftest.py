@@ -1,0 +1,13 @@
+"""The studies as modules, run as a user runs them: without the suite's run-time type checks."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+
+
+@pytest.fixture(autouse=True)
+def as_a_user(unchecked):
+    """Every test of a study does without run-time type checks, which would answer first."""
