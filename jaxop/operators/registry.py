@@ -3,7 +3,7 @@
 import dataclasses
 import importlib
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from flax import nnx
 
@@ -37,8 +37,8 @@ class Model:
 
 _MODELS: dict[str, Model] = {}
 
-CONFIGS: dict[str, type[OperatorConfig]] = {}
-"""The config of every neural operator by its short name."""
+CONFIGS: dict[str, type[Any]] = {}
+"""The config of every neural operator by its short name: subclasses of `OperatorConfig`, whose fields differ."""
 
 
 def register(name: str, config: type[ModelConfig]) -> Callable[[Module], Module]:
