@@ -6,7 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxop._validation import check_name, check_size
-from jaxop.domains import Domain
+from jaxop.domains import Decomposed, Domain
 from jaxop.flows import METHODS
 from jaxop.nn import VELOCITIES, FlowLayer, Linear, run_layers
 from jaxop.nn.pointwise import check_dropout
@@ -103,9 +103,9 @@ class FlowNeuralOperator(nnx.Module):
     def __call__(
         self,
         values: Float[Array, "n c"] | Float[Array, "b n c"],
-        domain: Domain,
+        domain: Domain | Decomposed,
         *,
-        at: Domain | None = None,
+        at: Domain | Decomposed | None = None,
         initial: Float[Array, " c0"] | Float[Array, "b c0"] | None = None,
     ) -> Float[Array, "n c_out"] | Float[Array, "b n c_out"]:
         """The output function on the nodes of the input.

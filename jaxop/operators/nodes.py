@@ -9,7 +9,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jaxop._validation import accumulator, as_float, is_concrete
-from jaxop.domains import Domain
+from jaxop.domains import Decomposed, Domain
+from jaxop.domains.domain import as_domain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,13 +31,18 @@ class NodeFunctions:
 
 
 def node_functions(
-    values: ArrayLike, domain: Domain, *, at: Domain | None, in_channels: int, dim: int
+    values: ArrayLike,
+    domain: Domain | Decomposed,
+    *,
+    at: Domain | Decomposed | None,
+    in_channels: int,
+    dim: int,
 ) -> NodeFunctions:
     """Checks the arguments of an operator's call and brings them into one form."""
     values = as_float(values, "values")
-    check_domain(domain, "domain")
+    domain = as_domain(domain, "domain")
     if at is not None:
-        check_domain(at, "at")
+        as_domain(at, "at")
     is_single = values.ndim == 2
     if values.ndim not in (2, 3) or values.shape[-2:] != (domain.size, in_channels):
         raise ValueError(
@@ -49,16 +55,9 @@ def node_functions(
     return NodeFunctions(jnp.concatenate([values.astype(wide), points], axis=-1), values.dtype, weights, is_single)
 
 
-def check_domain(domain: object, argument: str) -> None:
-    """Raises ``TypeError`` unless ``domain`` is a domain."""
-    if not isinstance(domain, Domain):
-        raise TypeError(
-            f"{argument} must be a Domain, got {type(domain).__name__}; build one, e.g. domains.from_samples(t)."
-        )
-
-
-def coordinates(domain: Domain, batch: int, dim: int, argument: str) -> Float[Array, "b n dim"]:
+def coordinates(domain: Domain | Decomposed, batch: int, dim: int, argument: str) -> Float[Array, "b n dim"]:
     """The coordinates of a batch of samples on one domain or a stack of them."""
+    domain = as_domain(domain, argument)
     if domain.dim != dim:
         raise ValueError(f"{argument} must have dim={dim} space dimensions like the config, got {domain.dim}.")
     if not domain.is_batched:
@@ -69,9 +68,12 @@ def coordinates(domain: Domain, batch: int, dim: int, argument: str) -> Float[Ar
     return points
 
 
-def check_same(at: Domain | None, domain: Domain, remedy: str) -> None:
+def check_same(at: Domain | Decomposed | None, domain: Domain | Decomposed, remedy: str) -> None:
     """Raises ``NotImplementedError`` unless ``at`` is the input's domain: None, the same object, or an equal one."""
-    if at is None or at is domain:
+    if at is None:
+        return
+    at, domain = as_domain(at, "at"), as_domain(domain, "domain")
+    if at is domain:
         return
     ours, theirs = jax.tree.leaves(domain), jax.tree.leaves(at)
     same = jax.tree.structure(at) == jax.tree.structure(domain) and is_concrete(*ours, *theirs)

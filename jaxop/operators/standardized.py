@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jaxop._validation import accumulator, as_float, check_plain, first_index, float_dtype, is_concrete
-from jaxop.domains import Domain
+from jaxop.domains import Decomposed, Domain
 from jaxop.operators.config import Operator, OperatorConfig
 
 
@@ -101,9 +101,9 @@ class Standardized(nnx.Module):
     def __call__(
         self,
         values: Float[Array, "n c"] | Float[Array, "b n c"],
-        domain: Domain,
+        domain: Domain | Decomposed,
         *,
-        at: Domain | None = None,
+        at: Domain | Decomposed | None = None,
         initial: Float[Array, " c0"] | Float[Array, "b c0"] | None = None,
     ) -> Float[Array, "k c_out"] | Float[Array, "b k c_out"]:
         """The output function in physical units, in float32 at least; arguments as for the operator inside."""

@@ -7,7 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxop._validation import check_size
-from jaxop.domains import Domain
+from jaxop.domains import Decomposed, Domain
 from jaxop.nn import (
     EncoderConfig,
     IntegralAttentionConfig,
@@ -133,9 +133,9 @@ class TransformerNeuralOperator(nnx.Module):
     def __call__(
         self,
         values: Float[Array, "n c"] | Float[Array, "b n c"],
-        domain: Domain,
+        domain: Domain | Decomposed,
         *,
-        at: Domain | None = None,
+        at: Domain | Decomposed | None = None,
         initial: Float[Array, " c0"] | Float[Array, "b c0"] | None = None,
     ) -> Float[Array, "k c_out"] | Float[Array, "b k c_out"]:
         """The output function on ``at``, from samples of the input function on ``domain``.
