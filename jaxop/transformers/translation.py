@@ -103,7 +103,7 @@ class EncoderDecoderTransformer(nnx.Module):
         self.head = Linear(config.width, config.vocabulary, rngs=rngs, **config.dtypes)
 
     def __call__(self, tokens: Integer[Array | np.ndarray, "*b n"]) -> Float[Array, "*b m v"]:
-        """The logits of the token that follows each token of the target.
+        """Returns the logits of the token that follows each token of the target.
 
         Args:
             tokens: the source, exactly ``source`` of them, then 1 to ``target`` of the target; (n,) or (b, n).
