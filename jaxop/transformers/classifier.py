@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Integer
 
 from jaxop._validation import check_size
-from jaxop.operators.registry import register
+from jaxop.operators import register
 from jaxop.transformers.sequence import SequenceTransformerConfig, TokenTransformer, check_padding, token_weights
 
 

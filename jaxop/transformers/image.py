@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from jaxop._validation import as_float, check_size, divisors
 from jaxop.nn import Linear
-from jaxop.operators.registry import register
+from jaxop.operators import register
 from jaxop.transformers.base import Embedding, Transformer, TransformerConfig, positions
 
 

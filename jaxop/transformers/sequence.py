@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Integer
 
 from jaxop._validation import check_size, is_concrete, is_integer
 from jaxop.nn import ModelConfig
-from jaxop.operators.registry import register
+from jaxop.operators import register
 from jaxop.transformers.base import Transformer, TransformerConfig, positions
 
 

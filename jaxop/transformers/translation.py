@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Integer
 from jaxop._validation import check_size
 from jaxop.nn import EncoderLayer, IntegralAttentionConfig, LayerNorm, LayersConfig, Linear
 from jaxop.nn.encoder import check_attention_config
-from jaxop.operators.registry import register
+from jaxop.operators import register
 from jaxop.transformers.sequence import TokenEmbedding, check_padding, check_sequences, check_vocabulary, token_weights
 
 
