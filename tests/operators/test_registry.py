@@ -42,7 +42,7 @@ class TestRegistry:
         for name, model in models.items():
             assert model.name == name
             assert model.config is operators.CONFIGS.get(name, model.config)
-            assert model.description or not model.module.__module__.startswith("jaxop.")  # one of a doctest
+            assert model.description
 
     def test_builds_transformers_too(self):
         config = transformers.VisionTransformerConfig(4, width=8, heads=2, layers=1)
