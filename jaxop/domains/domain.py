@@ -214,6 +214,16 @@ class Decomposed:
     domain: Domain
 
     @property
+    def dim(self) -> int:
+        """Number of space dimensions of the domain."""
+        return self.domain.dim
+
+    @property
+    def size(self) -> int:
+        """Number of nodes n of the domain."""
+        return self.domain.size
+
+    @property
     def is_batched(self) -> bool:
         """Whether this is a stack of decompositions, one per sample."""
         return self.domain.is_batched
