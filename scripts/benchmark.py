@@ -405,9 +405,9 @@ def transformers(repeats: int = 9) -> None:
     import compare_kernels
     import jax
     import numpy as np
-    from experiment import tune_allocator
 
     from jaxop import data, training
+    from jaxop.experiments.terminal import tune_allocator
 
     tune_allocator()
     print("\n| training step | softmax | Fourier integral | ratio |")
@@ -687,7 +687,8 @@ def everything() -> None:
 
 def main() -> None:
     import tyro
-    from terminal import print_anywhere
+
+    from jaxop.experiments.terminal import print_anywhere
 
     print_anywhere()
     if len(sys.argv) == 1:

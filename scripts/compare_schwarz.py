@@ -32,11 +32,12 @@ import numpy as np
 import optax
 import scipy.sparse
 import tyro
-from equal_time import Contender, compare
-from experiment import build, options_of, report
 
 from jaxop import domains, nn, operators, schwarz, training
 from jaxop.data import Samples, gaussian_field, solve_darcy
+from jaxop.experiments import build
+from jaxop.experiments.comparison import Contender, compare, options_of
+from jaxop.experiments.terminal import run_command
 
 
 @dataclasses.dataclass(frozen=True)
@@ -472,4 +473,4 @@ command_line = options_of(main, __doc__)
 
 
 if __name__ == "__main__":
-    sys.exit(report(command_line, sys.argv[1:]))
+    sys.exit(run_command(command_line, sys.argv[1:]))

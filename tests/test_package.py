@@ -23,7 +23,8 @@ ALLOWED = {
     "transformers": {"domains", "kernels", "nn", "operators"},
     "distillation": {"kernels", "attention", "kernel_machines", "nn"},
     "data": {"domains"},
-    "training": {"domains", "schwarz", "data", "operators", "transformers"},
+    "training": {"domains", "data", "operators", "transformers"},
+    "experiments": {"domains", "schwarz", "nn", "data", "operators", "training"},
     "testing": {"domains", "kernels"},
 }
 EXTRAS = (
@@ -89,6 +90,7 @@ def test_parts_are_loaded_when_they_are_used():
         ("domains.Cover", "Cover"),
         ("nn.fidelity", "fidelity"),
         ("operators.SequenceTransformer", "SequenceTransformer"),
+        ("training.plot_errors", "plot_errors"),
     ],
 )
 def test_names_that_have_moved_are_found_and_say_where(name, new):

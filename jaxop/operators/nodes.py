@@ -1,14 +1,14 @@
-"""Functions on any nodes, grids and scattered ones: what the operators that act on them share."""
+"""Functions on the nodes of any domain, and what the operators that act on them share."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from jaxop._validation import accumulator, as_float
+from jaxop._validation import accumulator, as_float, is_concrete
 from jaxop.domains import Decomposed, Domain
 from jaxop.domains.domain import as_domain
 
@@ -31,7 +31,12 @@ class NodeFunctions:
 
 
 def node_functions(
-    values: Any, domain: Domain | Decomposed, *, at: Domain | Decomposed | None, in_channels: int, dim: int
+    values: ArrayLike,
+    domain: Domain | Decomposed,
+    *,
+    at: Domain | Decomposed | None,
+    in_channels: int,
+    dim: int,
 ) -> NodeFunctions:
     """Checks the arguments of an operator's call and brings them into one form."""
     values = as_float(values, "values")
@@ -61,3 +66,19 @@ def coordinates(domain: Domain | Decomposed, batch: int, dim: int, argument: str
     if points.shape[0] != batch:
         raise ValueError(f"{argument} stacks {points.shape[0]} domains for {batch} samples; give one, or one each.")
     return points
+
+
+def check_same(at: Domain | Decomposed | None, domain: Domain | Decomposed, remedy: str) -> None:
+    """Raises ``NotImplementedError`` unless ``at`` is the input's domain: None, the same object, or an equal one."""
+    if at is None:
+        return
+    at, domain = as_domain(at, "at"), as_domain(domain, "domain")
+    if at is domain:
+        return
+    ours, theirs = jax.tree.leaves(domain), jax.tree.leaves(at)
+    same = jax.tree.structure(at) == jax.tree.structure(domain) and is_concrete(*ours, *theirs)
+    if not (same and all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))):
+        raise NotImplementedError(
+            "`at` is another domain than the input's (or cannot be compared with it under jit: pass the same object "
+            f"or None), and {remedy}"
+        )

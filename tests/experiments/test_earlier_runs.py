@@ -10,8 +10,7 @@ import pytest
 from flax import nnx
 
 from jaxop import domains, training
-
-import train  # isort: skip
+from tests.experiments.conftest import jaxop
 
 EARLIER = Path(__file__).parents[1] / "training" / "earlier_run"
 
@@ -27,7 +26,7 @@ def test_a_run_of_an_earlier_version_ends_where_it_would_have(operator, tmp_path
     (directory / "config.json").write_text(json.dumps(config))
     assert training.load_run(directory).step("last") == 4
 
-    train.main(["resume", str(directory)])
+    jaxop("resume", directory)
     run = training.load_run(directory)
     assert [row["step"] for row in run.metrics if "loss" in row] == [1, 2, 3, 4, 5, 6]
     assert (directory / "evaluation" / "test.csv").exists()

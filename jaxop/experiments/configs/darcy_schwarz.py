@@ -4,13 +4,12 @@ Source: Köhler, Rheinbach, arXiv:2606.18525, for the two levels; entries that d
     4 × 4 overlapping subdomains and 16 coarse tokens on every grid.
 Hardware: 2 CPU cores. Time: five minutes after the data.
 Expected: relative L2 of 4.0 ± 0.1 % at 32², 64² and 128² after 1300 steps, two seeds; 4.4 and 4.6 % after 1109.
-Command: python scripts/train.py darcy_schwarz
+Command: jaxop train darcy_schwarz
 """
 
 import dataclasses
 
-from configs.darcy_tno import CONFIG as GLOBAL
-
+from jaxop.experiments.configs.darcy_tno import CONFIG as GLOBAL
 from jaxop.nn import SchwarzAttentionConfig
 
 CONFIG = dataclasses.replace(

@@ -3,12 +3,10 @@
 Source: Calvello, Kovachki, Levine, Stuart, arXiv:2406.06486: trained at dt = 0.01, evaluated from 0.005 to 0.02.
 Hardware: one GPU, or 2 CPU cores for a short run. Time: a few hours on 2 CPU cores.
 Expected: relative L2 at dt = 0.005 to 0.02 and on uneven times: not yet measured at full length.
-Command: python scripts/train.py lorenz_tno
+Command: jaxop train lorenz_tno
 """
 
-from experiment import Experiment
-from problems import LorenzData
-
+from jaxop.experiments import Experiment, LorenzData
 from jaxop.operators import TransformerNeuralOperatorConfig
 from jaxop.training import TrainingConfig
 

@@ -4,12 +4,10 @@ Source: Calvello, Kovachki, Levine, Stuart, arXiv:2406.06486, at a smaller size;
     of the 32² grid still carry the 8 modes.
 Hardware: 2 CPU cores. Time: six minutes after the data.
 Expected: relative L2 at 32², 64², 128² of 2.5, 2.2, 2.2 % (after 2869 steps).
-Command: python scripts/train.py darcy_fano
+Command: jaxop train darcy_fano
 """
 
-from experiment import Experiment
-from problems import DarcyData
-
+from jaxop.experiments import DarcyData, Experiment
 from jaxop.operators import FourierAttentionNeuralOperatorConfig
 from jaxop.training import TrainingConfig
 

@@ -52,10 +52,10 @@ def plot_predictions(
 
     Example:
         >>> import numpy as np
-        >>> from jaxop import data, domains, training
+        >>> from jaxop import data, domains, experiments
         >>> u = np.ones((2, 64, 1), np.float32)
         >>> samples = data.Samples(u, 2 * u, domains.box((8, 8), rule="midpoint"))
-        >>> figure = training.plot_predictions(samples, 1.9 * u, labels=["median", "worst"])
+        >>> figure = experiments.plot_predictions(samples, 1.9 * u, labels=["median", "worst"])
         >>> len(figure.axes)  # 2 × 4 panels and their colour bars
         16
     """
@@ -104,9 +104,9 @@ def plot_learning_curves(metrics: Sequence[Mapping[str, Any]]) -> "Figure":
         ImportError: without matplotlib.
 
     Example:
-        >>> from jaxop import training
+        >>> from jaxop import experiments
         >>> rows = [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}, {"step": 2, "valid/l2": 0.6}]
-        >>> [line.get_label() for line in training.plot_learning_curves(rows).axes[0].lines]
+        >>> [line.get_label() for line in experiments.plot_learning_curves(rows).axes[0].lines]
         ['training loss', 'running mean', 'valid/l2']
     """
     figure = _figure(2, 1.4)
@@ -151,9 +151,9 @@ def plot_errors(
         ImportError: without matplotlib.
 
     Example:
-        >>> from jaxop import domains, training
+        >>> from jaxop import domains, experiments
         >>> grids = [domains.interval(n) for n in (50, 100, 200)]
-        >>> figure = training.plot_errors(grids, {"relative L2": [0.02, 0.01, 0.01]}, trained_on=100)
+        >>> figure = experiments.plot_errors(grids, {"relative L2": [0.02, 0.01, 0.01]}, trained_on=100)
         >>> [round(x) for x in figure.axes[0].lines[0].get_xdata()]
         [50, 100, 200]
     """

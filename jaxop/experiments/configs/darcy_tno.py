@@ -3,12 +3,10 @@
 Source: Calvello, Kovachki, Levine, Stuart, arXiv:2406.06486, on the nodes themselves, with their weights.
 Hardware: 2 CPU cores. Time: seven minutes after the data.
 Expected: relative L2 at 32² and 64² of 4.2 % (after 967 steps; 4.5 % at 128²).
-Command: python scripts/train.py darcy_tno
+Command: jaxop train darcy_tno
 """
 
-from experiment import Experiment
-from problems import DarcyData
-
+from jaxop.experiments import DarcyData, Experiment
 from jaxop.operators import TransformerNeuralOperatorConfig
 from jaxop.training import TrainingConfig
 

@@ -3,12 +3,10 @@
 Source: Calvello, Kovachki, Levine, Stuart, arXiv:2406.06486, with uneven times for training.
 Hardware: one GPU, or 2 CPU cores for a short run. Time: a few hours on 2 CPU cores.
 Expected: relative L2 at dt = 0.005 to 0.02 and on uneven times: not yet measured at full length.
-Command: python scripts/train.py cde_tno
+Command: jaxop train cde_tno
 """
 
-from experiment import Experiment
-from problems import ControlledOdeData
-
+from jaxop.experiments import ControlledOdeData, Experiment
 from jaxop.operators import TransformerNeuralOperatorConfig
 from jaxop.training import TrainingConfig
 

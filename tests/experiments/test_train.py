@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import json
 import shutil
 
@@ -7,15 +8,12 @@ import pytest
 from flax import nnx
 
 from jaxop import operators, training
-from tests.scripts.conftest import SCRIPTS, custom, write_hdf5, write_npz
-
-import experiment  # isort: skip
-import problems  # isort: skip
-import train  # isort: skip
+from jaxop.experiments import cli, comparison, load_recipe, problems, ready_made, settings
+from tests.experiments.conftest import custom, jaxop, parsed, write_hdf5, write_npz
 
 pytestmark = [pytest.mark.optax, pytest.mark.usefixtures("no_rendering")]
 
-NAMES = sorted(path.stem for path in (SCRIPTS / "configs").glob("[a-z]*.py"))
+NAMES = sorted(ready_made())
 COLUMNS = ["set", "grid", "samples", "rel_l2", "rel_h1", "median_rel_l2", "worst_rel_l2", "worst_sample"]
 
 
@@ -32,18 +30,18 @@ def test_the_ready_made_configs_are_the_promised_ones():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_config_says_where_it_is_from_and_what_to_expect(name):
-    text = (SCRIPTS / "configs" / f"{name}.py").read_text()
+    text = load_recipe(name).about
     for part in ("Source:", "Hardware:", "Time:", "Expected:", "Command:"):
         assert part in text
 
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - {"custom"}))
 def test_a_ready_made_config_parses_as_named_and_its_operator_builds(name):
-    parsed, settings = train.parse([name, "--training.steps", "20000", "--data.seed", "3", "--model.layers", "2"])
-    assert (parsed, settings.training.steps, settings.data.seed, settings.model.layers) == (name, 20000, 3, 2)
-    model = nnx.eval_shape(lambda: operators.build(settings.model, rngs=nnx.Rngs(0)))
-    assert experiment.parameters(model) > 1000
-    assert experiment.operator_name(settings.model) in operators.CONFIGS
+    chosen = parsed([name, "--training.steps", "20000", "--data.seed", "3", "--model.layers", "2"])
+    assert (chosen.training.steps, chosen.data.seed, chosen.model.layers) == (20000, 3, 2)
+    model = nnx.eval_shape(lambda: operators.build(chosen.model, rngs=nnx.Rngs(0)))
+    assert settings.parameters(model) > 1000
+    assert settings.operator_name(chosen.model) in operators.CONFIGS
 
 
 @pytest.mark.parametrize(
@@ -57,23 +55,23 @@ def test_a_ready_made_config_parses_as_named_and_its_operator_builds(name):
     ],
 )
 def test_the_default_warm_up_gives_way_to_fewer_steps(arguments, warmup):
-    assert train.parse(arguments)[1].training.warmup_steps == warmup
+    assert parsed(arguments).training.warmup_steps == warmup
 
 
 def test_a_warm_up_that_was_asked_for_does_not(capsys):
     with pytest.raises(SystemExit):
-        train.parse(["darcy_fano", "--training.steps", "2", "--training.warmup-steps", "20"])
+        parsed(["darcy_fano", "--training.steps", "2", "--training.warmup-steps", "20"])
     shown = capsys.readouterr()
     assert "warmup_steps=20" in shown.out + shown.err
 
 
 def test_every_field_is_an_option(capsys):
     with pytest.raises(SystemExit):
-        train.parse(["darcy_fano", "--help"])
+        parsed(["darcy_fano", "--help"])
     shown = capsys.readouterr().out
     kinds = {"data": problems.DarcyData, "model": operators.CONFIGS["fano"], "training": training.TrainingConfig}
     for prefix, kind in kinds.items():
-        for field in kind.__dataclass_fields__:
+        for field in (field.name for field in dataclasses.fields(kind)):
             option = f"{prefix}.{field.replace('_', '-')}"
             if field != "name":
                 assert f"--{option}" in shown
@@ -81,20 +79,19 @@ def test_every_field_is_an_option(capsys):
 
 def test_schwarz_attention_is_chosen_on_the_command_line():
     chosen = ["model.schwarz:schwarz-attention-config", "--model.schwarz.subdomains", "2"]
-    _, settings = train.parse(["darcy_tno", "--model.width", "16", *chosen])
-    assert (settings.model.width, settings.model.schwarz.subdomains) == (16, 2)
-    assert train.parse(["darcy_tno"])[1].model.schwarz is None
+    experiment = parsed(["darcy_tno", "--model.width", "16", *chosen])
+    assert (experiment.model.width, experiment.model.schwarz.subdomains) == (16, 2)
+    assert parsed(["darcy_tno"]).model.schwarz is None
 
 
 @pytest.mark.parametrize("operator", sorted(operators.CONFIGS))
 def test_the_options_for_files_are_those_of_the_operator(operator):
-    name, settings = train.parse(
-        ["custom", "--data.train", "a.npz", f"--data.operator={operator}", "--model.width", "8"]
-    )
-    assert name == "custom"
-    assert (settings.data.operator, settings.model.width) == (operator, 8)
-    with pytest.raises(SystemExit):
-        train.parse(["custom", "--data.train", "a.npz", "--data.operator", operator, "--model.in-channels", "3"])
+    for chosen in ([f"--data.operator={operator}"], [f"model:{operator}"]):
+        experiment = parsed(["custom", "--data.train", "a.npz", *chosen, "--model.width", "8"])
+        assert (experiment.data.operator, experiment.model.operator) == (operator, operator)
+        assert experiment.model.settings["width"] == 8
+        with pytest.raises(SystemExit):
+            parsed(["custom", "--data.train", "a.npz", *chosen, "--model.in-channels", "3"])
 
 
 def test_a_run_on_a_file_leaves_checkpoints_a_table_and_pictures(trained, files):
@@ -115,7 +112,7 @@ def test_a_run_on_a_file_leaves_checkpoints_a_table_and_pictures(trained, files)
 
 
 def test_the_model_takes_what_it_needs_from_the_file_and_says_so(files, tmp_path, capsys):
-    train.main(custom(files / "a.h5", tmp_path / "run", "--data.test", str(files / "b.npz"), str(files / "c.h5")))
+    jaxop("train", *custom(files / "a.h5", tmp_path / "run", "--data.test", str(files / "b.npz"), str(files / "c.h5")))
     shown = " ".join(capsys.readouterr().out.split())
     assert "--model.patches 2, --model.modes 4" in shown
     config = training.load_run(tmp_path / "run").config["model"]
@@ -131,7 +128,7 @@ def test_names_inside_the_file_and_a_validation_file_are_selectable(tmp_path):
     valid_file = write_npz(tmp_path / "v.npz", **arrays)
     options = ["--data.inputs", "run/a", "--data.targets", "run/p", "--data.coordinates", "nodes"]
     options += ["--data.valid", str(valid_file)]
-    train.main(custom(train_file, tmp_path / "run", *options, operator="tno"))
+    jaxop("train", *custom(train_file, tmp_path / "run", *options, operator="tno"))
     (row,) = table(tmp_path / "run", "test")
     assert (row["set"], row["samples"], row["grid"], row["rel_h1"]) == ("v.npz", "12", "30 nodes", "")
 
@@ -139,7 +136,7 @@ def test_names_inside_the_file_and_a_validation_file_are_selectable(tmp_path):
 def test_the_transformer_takes_paths_on_uneven_times_of_each_sample(tmp_path):
     times = np.sort(np.random.default_rng(0).uniform(size=(12, 20)), axis=1).astype(np.float32)
     file = write_npz(tmp_path / "paths.npz", x=np.sin(times), y=np.cos(times), coordinates=times)
-    train.main(custom(file, tmp_path / "run", operator="tno"))
+    jaxop("train", *custom(file, tmp_path / "run", operator="tno"))
     (row,) = table(tmp_path / "run", "test")
     assert row["grid"] == "20 uneven"
     assert float(row["rel_h1"]) > 0
@@ -148,9 +145,9 @@ def test_the_transformer_takes_paths_on_uneven_times_of_each_sample(tmp_path):
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(trained, files, tmp_path):
     # the cosine follows the steps, so the shorter run is stopped by time
     arguments = custom(files / "a.npz", tmp_path / "run", "--training.checkpoint-every", "1")
-    train.main([*arguments, "--training.time-limit-s", "1e-9"])
+    jaxop("train", *arguments, "--training.time-limit-s", "1e-9")
     assert training.load_run(tmp_path / "run").checkpoints.latest < 3
-    train.main(["resume", str(tmp_path / "run")])
+    jaxop("resume", tmp_path / "run")
     ends = [
         json.loads(path.read_text()) for path in (d / "evaluation" / "test.json" for d in (trained, tmp_path / "run"))
     ]
@@ -163,11 +160,11 @@ def test_a_run_is_resumed_on_files_that_were_renamed(files, tmp_path, capsys):
     for source, copy in (("a.npz", first), ("b.npz", second)):
         shutil.copy(files / source, copy)
     arguments = custom(first, run, "--data.valid", str(second), "--training.checkpoint-every", "1")
-    train.main([*arguments, "--training.time-limit-s", "1e-9"])
+    jaxop("train", *arguments, "--training.time-limit-s", "1e-9")
     moved = [str(path.rename(tmp_path / f"moved-{path.name}")) for path in (first, second)]
-    assert experiment.report(train.main, ["resume", str(run)]) == 2
+    assert cli.main(["resume", str(run)]) == 2
     assert "can be named anew: --data.train FILE" in capsys.readouterr().err
-    train.main(["resume", str(run), "--data.train", moved[0], "--data.valid", moved[1]])
+    jaxop("resume", run, "--data.train", moved[0], "--data.valid", moved[1])
     resumed = training.load_run(run)
     assert resumed.checkpoints.latest == 3
     assert resumed.config["valid"] == ["v.npz"]
@@ -175,7 +172,7 @@ def test_a_run_is_resumed_on_files_that_were_renamed(files, tmp_path, capsys):
 
 
 def test_directories_made_in_one_second_differ(tmp_path):
-    made = [experiment.new_run(tmp_path / "runs", "task", "Label [1]", 0) for _ in range(3)]
+    made = [comparison.new_run(tmp_path / "runs", "task", "Label [1]", 0) for _ in range(3)]
     assert len({*made}) == 3
     assert all(path.is_dir() for path in made)
 
@@ -186,11 +183,10 @@ def test_a_generated_problem_is_made_once(tmp_path, monkeypatch):
     arguments += ["--model.width", "4", "--model.layers", "1", "--model.modes", "4", "--model.reference", "8"]
     arguments += ["--data.samples", "8", "--data.valid-samples", "2", "--data.test-samples", "3"]
     arguments += ["--data.resolution", "8", "--data.grids", "8", "12", "--data.reference", "24"]
-    train.main(arguments)
+    jaxop("train", *arguments)
     assert [row["grid"] for row in table(tmp_path / "run", "test")] == ["8 × 8", "12 × 12"]
     monkeypatch.setattr(problems.data, "darcy_resolutions", None)
-    _, settings = train.parse(arguments)
-    sets = settings.data.load(tmp_path / "cache")
+    sets = parsed(arguments).data.load(tmp_path / "cache")
     assert len(sets.train) == 8
     assert sets.train.domain.rules == ("midpoint", "midpoint")
 
@@ -223,7 +219,7 @@ def test_trajectories_survive_the_cache(kind, sampling, tmp_path):
     ],
 )
 def test_patches_and_modes_suit_all_grids(shapes, patches, modes):
-    chosen = experiment.fit_to_grid(shapes, has_patches=True, patches=None)
+    chosen = settings.fit_to_grid(shapes, has_patches=True, patches=None)
     assert (chosen["patches"], chosen["modes"]) == (patches, modes)
     for n in (n for shape in shapes for n in shape):
         assert n % patches == 0

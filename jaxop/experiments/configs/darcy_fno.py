@@ -3,12 +3,10 @@
 Source: Li et al., arXiv:2010.08895; settings of Calvello, Kovachki, Levine, Stuart, arXiv:2406.06486.
 Hardware: 2 CPU cores. Time: seven minutes after the data.
 Expected: relative L2 at 32², 64², 128² of 1.5, 1.1, 1.1 % (after 10957 steps).
-Command: python scripts/train.py darcy_fno
+Command: jaxop train darcy_fno
 """
 
-from experiment import Experiment
-from problems import DarcyData
-
+from jaxop.experiments import DarcyData, Experiment
 from jaxop.operators import FourierNeuralOperatorConfig
 from jaxop.training import TrainingConfig
 

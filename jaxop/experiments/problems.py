@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -36,6 +36,7 @@ class Sets:
     test: dict[str, Samples]
 
 
+@runtime_checkable
 class Problem(Protocol):
     """What an experiment needs of its data settings."""
 
@@ -203,8 +204,8 @@ class FileData:
     """Arrays from .npz, HDF5 or MATLAB files: inputs and targets (samples, *grid) or (samples, *grid, channels).
 
     Attributes:
-        train: file of the training samples.
-        operator: which operator to train: "fano", "vitno", "tno" or "fno".
+        train: file of the training samples; ``Path()`` leaves it to the command line.
+        operator: which operator to train, one of `jaxop.operators.CONFIGS`.
         valid: file of the validation samples; without one, a part of the training file is held out.
         test: files of the final evaluation, on any grids; without them, it uses the validation samples.
         held_out: fraction of the training file that validates.

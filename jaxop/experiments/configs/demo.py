@@ -6,9 +6,7 @@ Expected: relative L2 of 5.2 % at 32², 64², 96² and 128².
 Command: bash scripts/demo.sh
 """
 
-from experiment import Experiment
-from problems import DarcyData
-
+from jaxop.experiments import DarcyData, Experiment
 from jaxop.operators import FourierAttentionNeuralOperatorConfig
 from jaxop.training import TrainingConfig
 
