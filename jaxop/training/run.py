@@ -24,7 +24,6 @@ from jaxop._config import from_dict, to_dict
 from jaxop.data import Examples, Samples
 from jaxop.data.samples import ArraySource, blocks
 from jaxop.domains import Decomposed, Domain, TriangleMesh
-from jaxop.domains.domain import as_domain
 from jaxop.operators import CONFIGS, Standardized, build, models
 from jaxop.training._files import local_path, read_json, set_aside, write_in_one_go
 from jaxop.training.checkpoint import Checkpoints
@@ -245,7 +244,7 @@ def describe_samples(samples: Samples | Examples) -> dict[str, Any]:
         parts = jax.tree.leaves((domain.points, domain.faces) if isinstance(domain, TriangleMesh) else domain)
         return {
             "kind": type(domain).__name__,
-            "size": as_domain(domain, "domain").size,
+            "size": domain.size,
             "stacked": domain.is_batched,
             "crc32": _crc32([np.asarray(part)[rows] if domain.is_batched else part for part in parts]),
             "contents": _crc32(parts),
