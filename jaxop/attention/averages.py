@@ -58,7 +58,7 @@ def averaging_operator(
         [1.5 1.5]
     """
     kernel = ExpDotProduct() if kernel is None else kernel
-    query, key, _, weights, mask = check_operands(query, key, key, weights, kernel, kernel_axis, mask)
+    query, key, _, weights, kernel, mask = check_operands(query, key, key, weights, kernel, kernel_axis, mask)
     is_small = query.shape[0] * key.shape[0] <= dense_limit(kernel)
     dense = implementation == "dense" or (implementation is None and is_small)
     if is_causal:
@@ -74,7 +74,7 @@ def averaging_operator(
         kernel,
         mask,
     )
-    if not dense or getattr(kernel, "epsilon", 0.0):
+    if not dense or kernel.epsilon:
         return integrate
     return jax.tree_util.Partial(_apply, integrate, *_densities(query, key, weights, kernel, mask, **options))
 

@@ -9,22 +9,19 @@ from jaxtyping import Array
 
 from jaxop._validation import as_float
 from jaxop.kernels import FunctionKernel, Kernel
+from jaxop.kernels.base import as_kernel
 
 K = TypeVar("K")
 
 
 def check_operands(
     query: Any, key: Any, value: Any, weights: Any, kernel: Any, kernel_axis: int | None, mask: Any
-) -> tuple[Array, Array, Array, Array | None, Array | None]:
+) -> tuple[Array, Array, Array, Array | None, Kernel, Array | None]:
     """The arrays of an attention call as JAX arrays that fit each other, the kernel and its head axis."""
     query, key, value = (as_float(a, name) for a, name in ((query, "query"), (key, "key"), (value, "value")))
     weights = None if weights is None else as_float(weights, "weights")
     mask = None if mask is None else jnp.asarray(mask)
-    if not isinstance(kernel, Kernel) or isinstance(kernel, type):
-        raise TypeError(
-            f"kernel must be a Kernel, such as kernels.ExpDotProduct(), got {_name(kernel)}; "
-            "kernels.from_pair makes one from a function."
-        )
+    kernel = as_kernel(kernel)
     for name, array in (("query", query), ("key", key), ("value", value)):
         if array.ndim != 3:
             raise ValueError(
@@ -73,7 +70,7 @@ def check_operands(
                 f"kernel must map one query and one key of shape ({depth},) to a scalar, got shape {shape}; sum over "
                 "the channels, or pass kernel_axis=0 if its parameters carry an axis of heads."
             )
-    return query, key, value, weights, mask
+    return query, key, value, weights, kernel, mask
 
 
 def check_causal(query: Array, key: Array) -> None:
@@ -90,10 +87,6 @@ def causal_mask(n: int, mask: Array | None) -> Array:
     causal = jnp.tri(n, dtype=bool)
     causal = causal if mask is None or mask.ndim < 3 else causal[None]
     return causal if mask is None else causal & (mask[None, :] if mask.ndim == 1 else mask)
-
-
-def _name(value: Any) -> str:
-    return f"the class {value.__name__} itself" if isinstance(value, type) else type(value).__name__
 
 
 def accumulation_dtype(*arrays: Array) -> jnp.dtype:

@@ -91,7 +91,7 @@ def integral_attention(
         (32, 2, 4)
     """
     kernel = ExpDotProduct() if kernel is None else kernel
-    query, key, value, weights, mask = check_operands(query, key, value, weights, kernel, kernel_axis, mask)
+    query, key, value, weights, kernel, mask = check_operands(query, key, value, weights, kernel, kernel_axis, mask)
     if is_causal:
         check_causal(query, key)
     if normalize and kernel.sign == "signed":
@@ -109,7 +109,7 @@ def integral_attention(
         "mask": mask,
         "is_causal": is_causal,
     }
-    epsilon = getattr(kernel, "epsilon", 0.0)
+    epsilon = kernel.epsilon
     if normalize and epsilon:
         # ∫ k dy + ε w̄ is the mass with one more node, of mean weight and value 0
         wide = accumulation_dtype(query, key, value)
@@ -136,7 +136,7 @@ def integral_attention(
 
 def dense_limit(kernel: Kernel) -> int:
     """Pairs per head up to which the default is dense; fewer for a kernel of many intermediate values per pair."""
-    is_heavy = kernel.sign != "signed" and getattr(kernel, "is_additive", False)
+    is_heavy = kernel.sign != "signed" and kernel.is_additive
     return DENSE_LIMIT // 8 if is_heavy else DENSE_LIMIT
 
 

@@ -48,7 +48,7 @@ def linear_attention(
         >>> linear_attention(q, k, v, is_causal=True).shape
         (100, 2, 4)
     """
-    query, key, value, weights, _ = check_operands(query, key, value, weights, ExpDotProduct(), None, None)
+    query, key, value, weights, *_ = check_operands(query, key, value, weights, ExpDotProduct(), None, None)
     if is_causal:
         check_causal(query, key)
     dtype, out_dtype = accumulation_dtype(query, key, value), value.dtype

@@ -76,10 +76,10 @@ def accumulate(
         >>> print(f"{attention.finish(part)[0, 0, 0]:.3f}")
         0.750
     """
-    query, key, value, weights, mask = check_operands(query, key, value, weights, kernel, kernel_axis, mask)
-    if epsilon := getattr(kernel, "epsilon", 0.0):
+    query, key, value, weights, kernel, mask = check_operands(query, key, value, weights, kernel, kernel_axis, mask)
+    if kernel.epsilon:
         raise NotImplementedError(
-            f"epsilon = {epsilon} of the kernel belongs to the whole integral, which a part does not know; use "
+            f"epsilon = {kernel.epsilon} of the kernel belongs to the whole integral, which a part does not know; use "
             "epsilon=0, or integral_attention."
         )
     run = _accumulate_program if is_closed(kernel) else accumulate_heads

@@ -1,6 +1,7 @@
 """Attention between functions on patches: scores are L2 inner products over the reference patch."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -15,7 +16,7 @@ from jaxop.attention.checks import accumulation_dtype
 from jaxop.attention.integral import DENSE_LIMIT, integral_attention
 from jaxop.domains import Partition
 from jaxop.kernels import ExpDotProduct, Kernel, Projected
-from jaxop.kernels.base import with_depth
+from jaxop.kernels.base import as_kernel
 from jaxop.spectral import Band, isometric
 
 
@@ -81,7 +82,7 @@ def patch_attention(
                 f"{query.shape[1:2]}, got {array.shape}; use Partition.split, and jax.vmap for a batch."
             )
     _check(query, key, value)
-    _check_kernel(kernel)
+    kernel = _check_kernel(kernel)
     s, dtype = query.shape[1], accumulation_dtype(query, key)
     weights = jnp.full(s, 1 / (key.shape[0] * s), dtype) if weights is None else as_float(weights, "weights")
     if weights.shape != (s,):
@@ -91,9 +92,9 @@ def patch_attention(
     weights = weights.astype(dtype)
     root = jnp.sqrt(weights)
     factors = root, root
-    if kernel is not None and getattr(kernel, "is_additive", False):
+    if kernel is not None and kernel.is_additive:
         measure = weights if kernel_axis is None else jnp.broadcast_to(weights[None], (query.shape[2], s))
-        kernel, factors = _OverPatch(kernel, measure), (jnp.ones_like(root),) * 2
+        kernel, factors = _OverPatch(kernel, measure, kernel.sign, kernel.epsilon), (jnp.ones_like(root),) * 2
     elif kernel is None or isinstance(kernel, ExpDotProduct):
         # r Q · (w/r) K is w Q·K for every r: the derivative in a weight of 0 survives
         root = jax.lax.stop_gradient(jnp.where(weights > 0, root, 1))
@@ -159,8 +160,8 @@ def spectral_patch_attention(
         (2, 8, 4, 2, 5)
     """
     _check(query, key, value, patches=2)
-    _check_kernel(kernel)
-    if getattr(kernel, "is_additive", False):
+    kernel = _check_kernel(kernel)
+    if kernel is not None and kernel.is_additive:
         raise NotImplementedError(
             f"{type(kernel).__name__} is a sum over channels and nodes, which coefficients do not know; "
             "use patch_attention."
@@ -178,21 +179,15 @@ def spectral_patch_attention(
     return jnp.moveaxis(out, (0, 1), (2, 3))
 
 
-@register
+@functools.partial(register, static=("sign", "epsilon"))
 @dataclasses.dataclass(frozen=True)
 class _OverPatch(Kernel):
     """log k(Q, K) = Σ_i w_i log k(Q(x_i), K(x_i)) of functions given as vectors, node after node."""
 
     kernel: Kernel
     weights: Array
-
-    @property
-    def sign(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.kernel.sign
-
-    @property
-    def epsilon(self) -> float:
-        return getattr(self.kernel, "epsilon", 0.0)
+    sign: str
+    epsilon: float
 
     def log(self, a: Array, b: Array) -> Array:
         return self.tile(a[None], b[None])[0, 0]
@@ -255,22 +250,23 @@ def _check(query, key, value, patches=0):
         raise ValueError(f"value must have {q} patches and {heads} heads to match key {key.shape}, got {value.shape}.")
 
 
-def _check_kernel(kernel: Kernel | None) -> None:
+def _check_kernel(kernel: Kernel | None) -> Kernel | None:
     """Refuses kernels that have no meaning, or more than one, between functions given by their values."""
     if kernel is None:
-        return
+        return None
+    kernel = as_kernel(kernel)
     name = type(kernel).__name__
     if kernel.sign == "signed":
         raise ValueError(
             f"a signed kernel cannot be normalised, and attention between functions does, got {name}; use a "
             "positive or nonnegative one."
         )
-    if getattr(kernel, "is_additive", False):
-        return
+    if kernel.is_additive:
+        return kernel
     parts = [kernel]
     for part in parts:
-        parts += [*getattr(part, "kernels", ()), *filter(None, [getattr(part, "kernel", None)])]
-        if getattr(part, "is_additive", False):
+        parts += part.parts
+        if part.is_additive:
             raise NotImplementedError(
                 f"{type(part).__name__} is a sum over channels and nodes, and other parts of {name} are not; between "
                 "functions take a product of such sums, or none of them."
@@ -280,12 +276,13 @@ def _check_kernel(kernel: Kernel | None) -> None:
                 "Projected maps the channels of one vector, and a function on a patch has one at every node; project "
                 "query and key first and pass the kernel within."
             )
+    return kernel
 
 
 def _attend(query, key, tokens, depth, kernel, kernel_axis, mask, implementation):
     """Mixes tokens (q, h, ...) by the attention of vectors (p, h, k) and (q, h, k), functions of ``depth`` channels."""
     # channels count, not nodes: the length of the vectors depends on the resolution
-    kernel = ExpDotProduct(scale=1.0) if kernel is None else with_depth(kernel, depth)
+    kernel = ExpDotProduct(scale=1.0) if kernel is None else kernel.with_depth(depth)
     (p, heads), q, length = query.shape[:2], key.shape[0], math.prod(tokens.shape[2:])
     options = {"kernel": kernel, "kernel_axis": kernel_axis, "mask": mask, "implementation": implementation}
     if q < length and p * q <= DENSE_LIMIT:

@@ -14,7 +14,8 @@ from jaxop._eager import compiled
 from jaxop._pytree import register
 from jaxop._validation import accumulator, is_integer
 from jaxop._varying import varying_like
-from jaxop.kernels.base import BaseKernel, check_positive
+from jaxop.kernels.base import BaseKernel
+from jaxop.kernels.checks import check_positive
 
 _NEAR = 0.25
 """x² below which sin x / x and its logarithmic derivative are summed as series."""
@@ -29,7 +30,7 @@ _ROWS = 64
 """Queries of a strip of the backward pass, whose matrices stay in a core's cache."""
 
 
-@functools.partial(register, static=("power", "epsilon"))
+@functools.partial(register, static=("power", "epsilon", "sign"))
 @dataclasses.dataclass(frozen=True)
 class FourierIntegral(BaseKernel):
     r"""k(q, k') = Π_d φ(sin(R_d (q_d − k'_d)) / (R_d (q_d − k'_d))), φ(z) = z^power.
@@ -76,6 +77,10 @@ class FourierIntegral(BaseKernel):
     power: int = 4
     _: dataclasses.KW_ONLY
     epsilon: float = 0.0
+    sign: str = dataclasses.field(init=False, repr=False)
+
+    is_additive = True
+    """Log k is a sum over the channels."""
 
     def __post_init__(self):
         if not is_integer(self.power):
@@ -90,14 +95,7 @@ class FourierIntegral(BaseKernel):
         if not (self.epsilon >= 0 and math.isfinite(self.epsilon)):
             raise ValueError(f"epsilon must be a finite number ≥ 0, got {self.epsilon}; 0 is exact, 1e-6 as published.")
         check_positive(self.radius, "radius", "one over the distance at which k falls off")
-
-    is_additive = True
-    """Log k is a sum over the channels."""
-
-    @property
-    def sign(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """``"signed"`` for power 1, else ``"nonnegative"``."""
-        return "signed" if self.power == 1 else "nonnegative"
+        object.__setattr__(self, "sign", "signed" if self.power == 1 else "nonnegative")
 
     def __call__(self, a: Float[Array, " d"], b: Float[Array, " d"]) -> Float[Array, ""]:
         """Π_d sinc(R_d (a_d − b_d))^power."""

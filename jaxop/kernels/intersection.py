@@ -9,8 +9,9 @@ from jaxtyping import Array, Float
 from jaxop._eager import compiled
 from jaxop._pytree import register
 from jaxop._varying import varying_like
-from jaxop.kernels.base import BaseKernel, check_numbers
+from jaxop.kernels.base import BaseKernel
 from jaxop.kernels.channels import sum_over_channels
+from jaxop.kernels.checks import check_numbers
 
 
 @register
