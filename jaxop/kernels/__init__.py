@@ -18,6 +18,8 @@ products of them do (``kernels.Gaussian() + 2.0 * kernels.Quadratic()``).
 | `from_pair` | any function | as told | |
 | `Sum`, `Product`, `Scaled`, `Projected` | k₁ + k₂, k₁ k₂, c k₁, k₁(W_Qᵀ q, W_Kᵀ k') | from the parts | |
 
+`PerHead` gives every attention head a kernel of its own: it wraps one whose leaves carry a leading axis of heads.
+
 Attention normalises positive and nonnegative kernels, not signed ones. A nonnegative kernel may leave a row without
 mass; that row is then 0.
 """
@@ -41,6 +43,7 @@ from jaxop.kernels.features import LearnedFeatures as LearnedFeatures
 from jaxop.kernels.fourier import FourierIntegral as FourierIntegral
 from jaxop.kernels.intersection import Intersection as Intersection
 from jaxop.kernels.logarithms import LOG_ZERO as LOG_ZERO
+from jaxop.kernels.per_head import PerHead as PerHead
 from jaxop.kernels.polynomial import Quadratic as Quadratic
 from jaxop.kernels.polynomial import TruncatedExponential as TruncatedExponential
 from jaxop.kernels.projected import Projected as Projected

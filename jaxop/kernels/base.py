@@ -375,8 +375,8 @@ class Scaled(BaseKernel):
     Attributes:
         kernel: k₁.
         factor: c, a number or scalar array (trainable); one per head, (h,), within `PerHead`.
-        sign: None: that of k₁, or ``"signed"`` if c, or one of its entries, is negative. Give it if the value of c is
-            not known when the kernel is made, under differentiation or `jax.jit`: unless ``"signed"``, the kernel
+        sign: None means that of k₁, or ``"signed"`` if c, or one of its entries, is negative. Give it if the value of c
+            is not known when the kernel is made, under differentiation or `jax.jit`: unless ``"signed"``, the kernel
             counts as 0 where c turns out to be negative.
 
     Raises:
@@ -442,7 +442,7 @@ class Scaled(BaseKernel):
         return jnp.where((log > LOG_ZERO / 2) & (shift > LOG_ZERO / 2), log + shift, LOG_ZERO)
 
 
-def _check_parts(kernels: Any) -> tuple[Kernel, ...]:
+def _check_parts(kernels: object) -> tuple[Kernel, ...]:
     """Kernels that may be summed and multiplied, as a tuple."""
     if isinstance(kernels, Kernel) or not isinstance(kernels, Iterable):
         raise TypeError(f"kernels must be a tuple of kernels, such as (kernels.Gaussian(),), got {kernels!r}.")

@@ -26,11 +26,11 @@ class Gaussian(BaseKernel):
 
     Attributes:
         inverse_width: τ, in units of one over the squared channels; a number or scalar array (trainable).
-            With one per head, (h,), pass ``kernel_axis=0``.
-        depth: d in √d; None: the length of a query.
+            One per head, (h,), within `PerHead`.
+        depth: d in √d; None means the length of a query.
 
     Raises:
-        ValueError: for an inverse width that is not positive and finite.
+        ValueError: if the inverse width is not positive and finite.
 
     Source: Wright, Gonzalez, "Transformers are Deep Infinite-Dimensional Non-Mercer Binary Kernel Machines",
         arXiv:2106.01506.
@@ -84,12 +84,12 @@ class EuclideanDistance(BaseKernel):
 
     Attributes:
         inverse_width: τ > 0, in units of one over the channels; a number or scalar array (trainable; where a traced
-            one is not positive the kernel is 0). With one per head, (h,), pass ``kernel_axis=0``. None: 1, with
+            one is not positive the kernel is 0). One per head, (h,), within `PerHead`. None means 1, with
             nothing to train.
-        depth: d in √d; None: the length of a query.
+        depth: d in √d; None means the length of a query.
 
     Raises:
-        ValueError: for an inverse width that is not positive and finite.
+        ValueError: if the inverse width is not positive and finite.
 
     Cost: `tile` two operations per pair and channel and one logarithm per pair, by differences: a distance errs by a
         few ε |q − k'|, however small it is. Its derivatives are matrix products, which err by ε |q| / |q − k'|.
@@ -142,7 +142,7 @@ class InverseMultiquadric(BaseKernel):
 
     Attributes:
         inverse_width: τ > 0, in units of one over the squared channels; a number or scalar array (trainable).
-            With one per head, (h,), pass ``kernel_axis=0``.
+            One per head, (h,), within `PerHead`.
 
     Source: Gorham, Mackey, "Measuring Sample Quality with Kernels", arXiv:1703.01717.
 

@@ -51,7 +51,7 @@ class ExpDotProduct(ScaledProduct):
 
     Attributes:
         scale: a number or scalar array (trainable); None means 1/√d.
-        depth: d in √d; None: the length of a query.
+        depth: d in √d; None means the length of a query.
 
     Example:
         >>> import jax.numpy as jnp
@@ -86,7 +86,7 @@ class DotProduct(ScaledProduct):
 
     Attributes:
         scale: a number or scalar array (trainable); None means 1/√d.
-        depth: d in √d; None: the length of a query.
+        depth: d in √d; None means the length of a query.
 
     Example:
         >>> import jax.numpy as jnp
@@ -122,8 +122,8 @@ class Bilinear(BaseKernel):
     """k(q, k') = qᵀ A k' + c, a signed kernel of finite rank.
 
     Attributes:
-        matrix: A, (d, d); one per head, (h, d, d), with ``kernel_axis=0`` (then ``offset`` has shape (h,)).
-        offset: c, a number or scalar array; None: no constant, and the kernel has rank d instead of d + 1.
+        matrix: A, (d, d); one per head, (h, d, d), within `PerHead` (then ``offset`` has shape (h,)).
+        offset: c, a number or scalar array; None leaves it out, and the kernel has rank d instead of d + 1.
 
     Example:
         >>> import jax.numpy as jnp

@@ -28,9 +28,9 @@ class Quadratic(ScaledProduct):
     Nonnegative: a row whose products all equal −γ has no mass.
 
     Attributes:
-        offset: γ, a number or scalar array (trainable). With one per head, (h,), pass ``kernel_axis=0``.
+        offset: γ, a number or scalar array (trainable). One per head, (h,), within `PerHead`.
         scale: a number or scalar array (trainable); None means 1/√d.
-        depth: d in √d; None: the length of a query.
+        depth: d in √d; None means the length of a query.
 
     Source: Wright, Gonzalez, "Transformers are Deep Infinite-Dimensional Non-Mercer Binary Kernel Machines",
         arXiv:2106.01506.
@@ -85,11 +85,11 @@ class TruncatedExponential(ScaledProduct):
         degree: p, from 1 to 20.
         scale: a number or scalar array (trainable); None means 1/√d.
         clip: for odd degrees, whether negative values become 0.
-        depth: d in √d; None: the length of a query.
+        depth: d in √d; None means the length of a query.
 
     Raises:
-        ValueError: for another degree, or ``clip`` with an even one.
-        TypeError: for a degree that is no integer.
+        ValueError: if the degree lies outside this range, or ``clip`` is given for an even one.
+        TypeError: if the degree is not an integer.
 
     Cost: `tile` a matrix product, and 3 p operations, a division and two logarithms per pair.
 

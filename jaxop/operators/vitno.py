@@ -131,13 +131,12 @@ class ViTNeuralOperator(GridOperator):
             return SpectralConvolution(*sizes, reference=patch, param_dtype=config.param_dtype, rngs=rngs)
 
         self.lift = lift()
-        kernel, axis = None, None
+        kernel = None
         if config.kernel is not None:
-            kernel, axis = config.kernel.make(config.heads, config.width // config.heads, rngs=rngs)
-        attention = {"kernel": kernel, "kernel_axis": axis, "rngs": rngs, **dtypes}
+            kernel = config.kernel.make(config.heads, config.width // config.heads, rngs=rngs)
 
         def attend() -> PatchAttention:
-            return PatchAttention(config.width, config.heads, **attention)
+            return PatchAttention(config.width, config.heads, kernel=kernel, rngs=rngs, **dtypes)
 
         self.layers = nnx.List(encoder_layer(config, attend, rngs) for _ in range(config.layers))
         self.head = Linear(config.width, config.out_channels, rngs=rngs, **dtypes)

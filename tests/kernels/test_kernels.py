@@ -8,7 +8,7 @@ import pytest
 from jaxop import attention, kernels
 from tests.laws.cases import KERNELS, SIGNED
 
-SHARED = [case for case in [*KERNELS, *SIGNED] if case.axis is None]
+SHARED = [case for case in [*KERNELS, *SIGNED] if case.per_head is None]
 
 
 @pytest.mark.parametrize("case", SHARED, ids=str)

@@ -150,9 +150,9 @@ MODELS = [
     (lambda: nn.IntegralAttention(8, 2, rngs=jax.random.key(0)), TypeError, "got PRNGKeyArray"),
     (lambda: nn.IntegralAttention(8, 2, kernel="fourier", rngs=RNGS), TypeError, "kernel must be a Kernel, such as"),
     (
-        lambda: nn.IntegralAttention(8, 2, kernel=GAUSSIAN, kernel_axis=1, rngs=RNGS),
+        lambda: nn.IntegralAttention(8, 2, kernel=kernels.PerHead(GAUSSIAN), rngs=RNGS),
         ValueError,
-        "kernel_axis must be 0",
+        "every leaf of the kernel needs a leading axis of one length, the number of heads, but .inverse_width has",
     ),
     (lambda: nn.EncoderLayer(None, 8, 16, rngs=RNGS), TypeError, "attention must be a module that is called as"),
     (lambda: nn.EncoderLayer(MODEL, 8, 0, rngs=RNGS), ValueError, "feedforward must be at least 1, got 0"),
