@@ -406,9 +406,9 @@ def transformers(repeats: int = 9) -> None:
     import compare_kernels
     import jax
     import numpy as np
-    from experiment import tune_allocator
 
     from jaxop import data, training
+    from jaxop.experiments.terminal import tune_allocator
 
     tune_allocator()
     print("\n| training step | softmax | Fourier integral | ratio |")
@@ -601,7 +601,7 @@ def schwarz(repeats: int = 9) -> None:
         dec = schwarz.decompose(domains.interval(n, rule="interior"), subdomains, 8)
         factors = schwarz.random_factors(jax.random.key(0), dec, rank)
         values = jax.random.normal(jax.random.key(1), (n, 1))
-        apply: Any = jax.jit(schwarz.schwarz_apply)
+        apply: Any = jax.jit(schwarz.apply)
         program = apply.lower(values, dec, factors).compile()
         seconds = median_seconds(lambda f=program, a=(values, dec, factors): f(*a), repeats)
         rows.append((n, seconds))
@@ -688,7 +688,8 @@ def everything() -> None:
 
 def main() -> None:
     import tyro
-    from terminal import print_anywhere
+
+    from jaxop.experiments.terminal import print_anywhere
 
     print_anywhere()
     if len(sys.argv) == 1:

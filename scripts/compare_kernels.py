@@ -18,12 +18,14 @@ from typing import Any, Literal
 import jax
 import numpy as np
 import tyro
-from experiment import brief, check_options, new_run, options_of, parameters, report, train_once
 from flax import nnx
 from real_data import CACHE, addresses, cifar10, eras, fetch, mnist
 
 from jaxop import data, training, transformers
 from jaxop.data import Examples
+from jaxop.experiments.comparison import brief, check_options, new_run, options_of, train_once
+from jaxop.experiments.settings import parameters
+from jaxop.experiments.terminal import run_command
 from jaxop.nn import (
     EuclideanDistanceConfig,
     ExpDotProductConfig,
@@ -235,4 +237,4 @@ command_line = options_of(main, __doc__)
 
 
 if __name__ == "__main__":
-    sys.exit(report(command_line, sys.argv[1:]))
+    sys.exit(run_command(command_line, sys.argv[1:]))

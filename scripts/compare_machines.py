@@ -20,10 +20,11 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from experiment import check_options, options_of, report
 from real_data import CACHE, Ratings, fetch, movielens
 
 from jaxop import kernel_machines
+from jaxop.experiments.comparison import check_options, options_of
+from jaxop.experiments.terminal import run_command
 from jaxop.kernels import Gaussian
 
 SPLITS = ("pairs", "new users", "new films")
@@ -228,4 +229,4 @@ command_line = options_of(main, __doc__)
 
 
 if __name__ == "__main__":
-    sys.exit(report(command_line, sys.argv[1:]))
+    sys.exit(run_command(command_line, sys.argv[1:]))

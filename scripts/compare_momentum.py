@@ -12,7 +12,6 @@ comparisons, not records. Data: see real_data.py.
 
 import dataclasses
 import functools
-import importlib
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -20,14 +19,13 @@ from typing import Any, Literal
 import numpy as np
 import scipy.stats
 import tyro
-from equal_time import Contender, compare
-from experiment import CACHE as EXPERIMENT_CACHE
-from experiment import brief, check_options, new_run, options_of, parameters, report, train_once
-from experiment import build as build_operator
 from flax import nnx
 from real_data import CACHE, addresses, fetch
 
-from jaxop import data, operators, training, transformers
+from jaxop import data, experiments, operators, training, transformers
+from jaxop.experiments.comparison import Contender, brief, check_options, compare, new_run, options_of, train_once
+from jaxop.experiments.settings import parameters
+from jaxop.experiments.terminal import run_command
 from jaxop.nn import BLOCKS, ExpDotProductConfig, IntegralAttentionConfig, KernelConfig, LinearConfig, MomentumConfig
 
 
@@ -151,14 +149,14 @@ def run(
 
 def load_experiment(name: str) -> Any:
     """A ready-made experiment."""
-    return importlib.import_module(f"configs.{name}").CONFIG
+    return experiments.load_recipe(name).experiment
 
 
 def run_operators(name: str, options: Comparison) -> None:
     """Trains an operator with every block and seed for equal times and prints the table."""
     experiment, sizes = OPERATORS[name]
     default = load_experiment(experiment)
-    sets = default.data.load(EXPERIMENT_CACHE)
+    sets = default.data.load(default.cache)
     settings = dataclasses.replace(default.training, batch_size=4, learning_rate=options.learning_rate)
 
     is_tno = isinstance(default.model, operators.TransformerNeuralOperatorConfig)
@@ -178,7 +176,7 @@ def run_operators(name: str, options: Comparison) -> None:
             )
         else:
             config = dataclasses.replace(default.model, norm="pre", momentum=MomentumConfig(block=block), **sizes)
-        return build_operator(config, sets.train, seed=seed)
+        return experiments.build(config, sets.train, seed=seed)
 
     contenders = {block: Contender(functools.partial(operator, block), sets.train, sets.test) for block in blocks}
     compare(contenders, settings, seconds=60 * options.minutes, seeds=options.seeds, run_dir=options.run_dir, task=name)
@@ -200,4 +198,4 @@ command_line = options_of(main, __doc__)
 
 
 if __name__ == "__main__":
-    sys.exit(report(command_line, sys.argv[1:]))
+    sys.exit(run_command(command_line, sys.argv[1:]))

@@ -32,11 +32,12 @@ import numpy as np
 import optax
 import scipy.sparse
 import tyro
-from equal_time import Contender, compare
-from experiment import build, options_of, report
 
 from jaxop import domains, nn, operators, schwarz, training
 from jaxop.data import Samples, gaussian_field, solve_darcy
+from jaxop.experiments import build
+from jaxop.experiments.comparison import Contender, compare, options_of
+from jaxop.experiments.terminal import run_command
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +106,7 @@ def second_differences(n: int) -> scipy.sparse.csr_array:
 HEADER = "parameters | error | bound | error / bound | global | global / error | seconds |"
 
 
-def cells(dec: schwarz.Decomposition, fit: schwarz.SchwarzFit, seconds: float, data: Any) -> str:
+def cells(dec: schwarz.Decomposition, fit: schwarz.Fit, seconds: float, data: Any) -> str:
     """The columns of `HEADER`."""
     count = schwarz.count_parameters(dec, fit.factors)
     inputs, targets = data
@@ -115,11 +116,11 @@ def cells(dec: schwarz.Decomposition, fit: schwarz.SchwarzFit, seconds: float, d
     return f"{count} | {error:.2e} | {fit.bound:.2e} | {to_bound} | {glob:.2e} | {glob / error:.3g} | {seconds:.1f} |"
 
 
-def fitted(study: Study, dec: schwarz.Decomposition, data: Any, **options: Any) -> tuple[schwarz.SchwarzFit, float]:
+def fitted(study: Study, dec: schwarz.Decomposition, data: Any, **options: Any) -> tuple[schwarz.Fit, float]:
     """A fit that starts at the Galerkin blocks of A."""
     begin = time.perf_counter()
     options = {"initial": schwarz.galerkin_factors(dec, study.matrix, study.rank), "rank": study.rank} | options
-    fit = schwarz.fit_schwarz(dec, *data, steps=study.steps, **options)
+    fit = schwarz.fit(dec, *data, steps=study.steps, **options)
     return fit, time.perf_counter() - begin
 
 
@@ -204,7 +205,7 @@ def trainings(study: Study, seconds: float, seed: int) -> Iterator[tuple[str, in
     flat = [rank**-0.25 * jax.random.normal(key, (study.nodes, rank), weights.dtype) for key in keys]
 
     def two_levels(parameters: Any, v: jax.Array) -> jax.Array:
-        return schwarz.schwarz_apply(v, dec, parameters)
+        return schwarz.apply(v, dec, parameters)
 
     def one_level(parameters: Any, v: jax.Array) -> jax.Array:
         return schwarz.low_rank_apply(v, weights, *parameters)
@@ -257,7 +258,7 @@ def adam(operator: Any, parameters: Any, train: Any, seconds: float, seed: int) 
         key, one = jax.random.split(key)
         parameters, state = jax.block_until_ready(epoch(parameters, state, one))
     spent = time.perf_counter() - begin
-    if isinstance(parameters, schwarz.SchwarzFactors):
+    if isinstance(parameters, schwarz.Factors):
         queries = {name: getattr(parameters, name) / scale for name in ("coarse_query", "local_query")}
         return dataclasses.replace(parameters, **queries), spent
     return (parameters[0] / scale, parameters[1]), spent
@@ -273,7 +274,7 @@ def transfer(study: Study) -> None:
     for degree, overlap, unity in ((5, 0, "multiplicity"), (9, 0, "multiplicity"), (9, study.overlap, "ramp")):
         features = functools.partial(schwarz.legendre_features, degree=degree)
         dec = dataclasses.replace(study, overlap=overlap).decompose(partition=unity)
-        fit = schwarz.fit_schwarz(dec, *study.covariance(), rank=study.rank, features=features, steps=study.steps)
+        fit = schwarz.fit(dec, *study.covariance(), rank=study.rank, features=features, steps=study.steps)
         errors = []
         for nodes in sizes:
             there = dec.on(domains.interval(nodes, rule="interior"))
@@ -285,7 +286,7 @@ def transfer(study: Study) -> None:
 
 def iterations(matrix: Any, rhs: jax.Array, *form: Any) -> str:
     """Of conjugate gradients to a residual of 1e-8, preconditioned by a decomposition and its factors, if given."""
-    inverse = schwarz.schwarz_preconditioner(*form) if form else None
+    inverse = schwarz.preconditioner(*form) if form else None
     result = schwarz.flexible_cg(matrix, rhs, preconditioner=inverse, tolerance=1e-8, max_iterations=5000)
     return str(int(result.iterations)) if result.residual <= 1e-8 else "stalled"
 
@@ -310,9 +311,7 @@ def cg(study: Study, core: int = 32) -> None:
         if subdomains <= 16:  # beyond, the joint least squares take too many unknowns
             data = dataclasses.replace(here, decay=0.0).covariance()
             for symmetric in (True, False):
-                fit = schwarz.fit_schwarz(
-                    two, *data, rank=here.rank, initial=start, shift=shift, steps=5, symmetric=symmetric
-                )
+                fit = schwarz.fit(two, *data, rank=here.rank, initial=start, shift=shift, steps=5, symmetric=symmetric)
                 forms.append((two, fit.factors))
         rhs = jax.random.normal(jax.random.key(study.seeds[0]), (here.nodes,))
 
@@ -324,14 +323,14 @@ def cg(study: Study, core: int = 32) -> None:
         print(f"| {subdomains} | " + " | ".join(counts) + " |", flush=True)
 
 
-def best_global(nodes: int, rank: int) -> tuple[schwarz.Decomposition, schwarz.SchwarzFactors]:
+def best_global(nodes: int, rank: int) -> tuple[schwarz.Decomposition, schwarz.Factors]:
     """The leading eigenfunctions of A⁻¹ and, times the identity, its next eigenvalue: one subdomain without a cut."""
     k, h = np.arange(1, rank + 2), 1 / (nodes + 1)
     values = (h / (2 * np.sin(np.pi * k * h / 2))) ** 2
     modes = np.sqrt(2) * np.sin(np.pi * h * np.outer(np.arange(1, nodes + 1), k[:-1]))
     whole = schwarz.decompose(domains.interval(nodes, rule="interior"), 1, 0, coarse=None)
     query = jnp.asarray((modes * np.sqrt(values[:-1] - values[-1]))[None])
-    return whole, schwarz.SchwarzFactors(local_query=query, shift=float(values[-1]))
+    return whole, schwarz.Factors(local_query=query, shift=float(values[-1]))
 
 
 def poisson(
@@ -348,7 +347,7 @@ def poisson(
         data = tuple(a.reshape(side**2, -1) for a in (inputs, inputs / (values[:, None] + values)))
         galerkin = schwarz.operator_error(dec, schwarz.galerkin_factors(dec, laplacian(side), rank), *data)
         begin = time.perf_counter()
-        fit = schwarz.fit_schwarz(dec, *data, rank=rank, steps=5)
+        fit = schwarz.fit(dec, *data, rank=rank, steps=5)
         row = cells(dec, fit, time.perf_counter() - begin, data)
         print(f"| {side}², {(side + 1) // core}² | {galerkin:.2e} | {row}", flush=True)
 
@@ -474,4 +473,4 @@ command_line = options_of(main, __doc__)
 
 
 if __name__ == "__main__":
-    sys.exit(report(command_line, sys.argv[1:]))
+    sys.exit(run_command(command_line, sys.argv[1:]))

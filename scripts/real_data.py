@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-from experiment import report
-from problems import check_directory
 
 from jaxop.data import Examples
+from jaxop.experiments.problems import check_directory
+from jaxop.experiments.terminal import run_command
 
 CACHE = Path(".cache/packages")
 
@@ -248,4 +248,4 @@ def main(names: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(report(main, sys.argv[1:]))
+    sys.exit(run_command(main, sys.argv[1:]))

@@ -23,7 +23,8 @@ ALLOWED = {
     "transformers": {"domains", "kernels", "nn", "operators"},
     "distillation": {"kernels", "attention", "kernel_machines", "nn"},
     "data": {"domains"},
-    "training": {"domains", "schwarz", "data", "operators", "transformers"},
+    "training": {"domains", "data", "operators", "transformers"},
+    "experiments": {"domains", "schwarz", "nn", "data", "operators", "training"},
     "testing": {"domains", "kernels"},
 }
 EXTRAS = (
@@ -82,11 +83,19 @@ def test_parts_are_loaded_when_they_are_used():
 
 
 @pytest.mark.parametrize(
-    "name", ["attention.fit_schwarz", "domains.Cover", "nn.fidelity", "operators.SequenceTransformer"]
+    ("name", "new"),
+    [
+        ("attention.fit_schwarz", "fit"),
+        ("attention.SchwarzFactors", "Factors"),
+        ("domains.Cover", "Cover"),
+        ("nn.fidelity", "fidelity"),
+        ("operators.SequenceTransformer", "SequenceTransformer"),
+        ("training.plot_errors", "plot_errors"),
+    ],
 )
-def test_names_that_have_moved_are_found_and_say_where(name):
+def test_names_that_have_moved_are_found_and_say_where(name, new):
     part, _, attribute = name.partition(".")
-    with pytest.warns(DeprecationWarning, match=rf"jaxop.{name} is jaxop\.\w+\.{attribute} now"):
+    with pytest.warns(DeprecationWarning, match=rf"jaxop.{name} is jaxop\.\w+\.{new} now"):
         found = getattr(getattr(jaxop, part), attribute)
     assert found.__module__.split(".")[1] != part
     assert jaxop.domains.decompose is jaxop.schwarz.decompose

@@ -17,6 +17,7 @@ from jaxop.domains.builders import stack as stack
 from jaxop.domains.builders import triangle_mesh as triangle_mesh
 from jaxop.domains.domain import SPACES as SPACES
 from jaxop.domains.domain import Axis as Axis
+from jaxop.domains.domain import Decomposed as Decomposed
 from jaxop.domains.domain import Domain as Domain
 from jaxop.domains.domain import Grid as Grid
 from jaxop.domains.domain import PointCloud as PointCloud

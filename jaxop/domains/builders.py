@@ -28,6 +28,7 @@ from jaxop.domains.domain import (
     Grid,
     PointCloud,
     TriangleMesh,
+    check_domain,
     make_axis,
     triangle_areas,
     triangle_edges,
@@ -305,7 +306,7 @@ def stack(domains: Sequence[AnyDomain]) -> AnyDomain:
     if not domains:
         raise ValueError("domains must hold at least one domain, got none.")
     for i, domain in enumerate(domains):
-        _check_domain(domain, f"domains[{i}]")
+        check_domain(domain, f"domains[{i}]")
         if domain.is_batched:
             raise ValueError(f"domains[{i}] is a stack already; stack the single domains all at once.")
     for i, domain in enumerate(domains):
@@ -347,7 +348,7 @@ def pad(domain: AnyDomain, size: int, *, faces: int | None = None) -> AnyDomain:
         [[0 1 2]
          [3 3 3]]
     """
-    _check_domain(domain, "domain")
+    check_domain(domain, "domain")
     if domain.is_batched:
         raise ValueError("pad takes single domains, got a stack of them; pad each one before stack.")
     size = as_integer(size, "size")
@@ -409,13 +410,6 @@ def _leaf(values: Array | np.ndarray, given: Any = None) -> Array:
     if isinstance(given, jax.Array) and given.dtype == values.dtype:
         return given
     return on_device(values) if isinstance(values, np.ndarray) else values
-
-
-def _check_domain(domain: Any, argument: str) -> None:
-    if not isinstance(domain, Domain):
-        raise TypeError(
-            f"{argument} must be a domain, got {type(domain).__name__}; build one, as in domains.interval(64)."
-        )
 
 
 def _advice(domains: Sequence[Domain], i: int) -> str:

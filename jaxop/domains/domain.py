@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -198,6 +199,53 @@ class Domain:
             raise ValueError(f"u and v must have the same channels, got shapes {u.shape} and {v.shape}.")
         dtype = jnp.promote_types(u.dtype, v.dtype)
         return u.astype(accumulator(dtype)), v.astype(accumulator(dtype)), dtype
+
+
+class Decomposed:
+    """Base class of a domain that was cut into subdomains: of `jaxop.schwarz.Decomposition`.
+
+    It has a domain and is not one. Operators whose layers work on subdomains accept ``Domain | Decomposed``, and sets
+    of samples carry either; both reach the nodes by `as_domain`.
+
+    Attributes:
+        domain: the whole domain.
+    """
+
+    domain: Domain
+
+    @property
+    def is_batched(self) -> bool:
+        """Whether this is a stack of decompositions, one per sample."""
+        return self.domain.is_batched
+
+
+def as_domain(value: Domain | Decomposed, argument: str) -> Domain:
+    """A domain, or the domain of a decomposition.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    whole = value.domain if isinstance(value, Decomposed) else value
+    check_domain(whole, argument)
+    return whole
+
+
+def check_domain(value: Any, argument: str) -> None:
+    """Raises ``TypeError`` unless ``value`` is a `Domain`."""
+    refuse_decomposed(value, argument)
+    if not isinstance(value, Domain):
+        raise TypeError(
+            f"{argument} must be a Domain, got {type(value).__name__}; build one, as in domains.interval(64)."
+        )
+
+
+def refuse_decomposed(value: Any, argument: str) -> None:
+    """Raises ``TypeError`` for a decomposition, and names the domain that it holds."""
+    if isinstance(value, Decomposed):
+        raise TypeError(
+            f"{argument} must be a Domain, got {type(value).__name__}; pass the domain that was decomposed, "
+            "decomposition.domain."
+        )
 
 
 @register

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from jaxop._pytree import register
 from jaxop._validation import as_float, as_integer, is_concrete, on_device
-from jaxop.domains.domain import Axis, Grid
+from jaxop.domains.domain import Axis, Grid, refuse_decomposed
 from jaxop.domains.rules import EQUAL_WEIGHT_RULES
 
 
@@ -139,6 +139,7 @@ def partition(grid: Grid, patches: Sequence[int]) -> Partition:
         >>> cut.shape, cut.weights.shape
         ((16, 16), (16, 256))
     """
+    refuse_decomposed(grid, "grid")
     if not isinstance(grid, Grid):
         raise TypeError(f"patches need a grid (interval, box, from_samples), got {type(grid).__name__}.")
     if grid.is_batched:

@@ -11,12 +11,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, Real
 
 from jaxop._pytree import register
+from jaxop._sparse import CoordinateMatrix, SparseMatrix
 from jaxop._validation import as_float, as_integer, as_number, check_name, check_rng_key, is_concrete, is_integer
 from jaxop.kernel_machines import checks, solvers
 from jaxop.kernel_machines._blocks import in_blocks
 from jaxop.kernel_machines.landmarks import choose_landmarks
 from jaxop.kernel_machines.maps import AffineMap, given_maps, leading_directions
-from jaxop.kernel_machines.observations import CoordinateMatrix, Observations, SparseMatrix, observe
+from jaxop.kernel_machines.observations import Observations, observe
 from jaxop.kernels import Kernel
 
 SPANS = ("sections", "product")

@@ -4,11 +4,13 @@ from typing import Any
 
 import jax
 import numpy as np
+import scipy.sparse
 from jaxtyping import Float
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
+from jaxop._sparse import SparseMatrix, stored
 from jaxop._validation import float_dtype
 from jaxop.kernel_machines.binary import Kernels, Landmarks, Maps, fit
 from jaxop.kernel_machines.observations import Grid, observe
@@ -77,7 +79,8 @@ def _observed(responses: Any, mask: Any, nx: int, ny: int) -> tuple[np.ndarray, 
 
 
 def _rounded(responses: Any) -> Any:
-    return responses.astype(float_dtype()) if hasattr(responses, "tocoo") else np.asarray(responses, float_dtype())
+    is_sparse = isinstance(responses, SparseMatrix)
+    return responses.astype(float_dtype()) if is_sparse else np.asarray(responses, float_dtype())
 
 
 class BinaryKernelRegressor(RegressorMixin, _BinaryEstimator):
@@ -216,9 +219,9 @@ class BinaryKernelClassifier(ClassifierMixin, _BinaryEstimator):
         Raises:
             ValueError: unless the observed labels have two values, and as `jaxop.kernel_machines.fit`.
         """
-        if hasattr(responses, "tocoo"):
-            signs = responses.tocoo().astype(float_dtype())
-            signs.data = self._signs(signs.data)
+        if isinstance(responses, SparseMatrix):
+            rows, columns, labels = stored(responses, "responses")
+            signs = scipy.sparse.coo_array((self._signs(np.asarray(labels)), (rows, columns)), shape=responses.shape)
             return self._fit(X, Y, signs, mask, self.loss)
         labels = np.asarray(responses)
         seen = np.ones(labels.shape, bool) if mask is None else np.asarray(mask, bool)
@@ -253,8 +256,8 @@ class BinaryKernelClassifier(ClassifierMixin, _BinaryEstimator):
     def score(self, X: Any, Y: Any, responses: Any, mask: Any = None) -> float:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The share of observed labels that is predicted."""
         predicted = self.predict(X, Y)
-        if hasattr(responses, "tocoo"):
-            listed = responses.tocoo()
-            return float(np.mean(predicted[listed.row, listed.col] == listed.data))
+        if isinstance(responses, SparseMatrix):
+            rows, columns, labels = stored(responses, "responses")
+            return float(np.mean(predicted[rows, columns] == labels))
         right = predicted == np.asarray(responses)
         return float(np.mean(right if mask is None else right[np.asarray(mask, bool)]))

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxop._pytree import register
+from jaxop._sparse import CoordinateMatrix, SparseMatrix, stored
 from jaxop._validation import as_float, first_index, is_concrete
 
 T = TypeVar("T")
@@ -20,42 +21,6 @@ Elementwise: TypeAlias = Callable[[Array, Array], Array]
 _GRID_TILE = 1 << 22
 _LIST_TILE = 1 << 18
 """Numbers that are held at a time: rows × ny of a matrix; pairs × features of a list, whose rows are gathered."""
-
-
-@runtime_checkable
-class SparseMatrix(Protocol):
-    """A matrix of scipy.sparse, or anything else with `tocoo`: its stored entries are the observed pairs."""
-
-    shape: tuple[int, ...]
-
-    def tocoo(self) -> Any:
-        """An object with ``row``, ``col`` and ``data``."""
-        ...
-
-
-@runtime_checkable
-class CoordinateMatrix(Protocol):
-    """A `jax.experimental.sparse.BCOO` matrix: its stored entries are the observed pairs.
-
-    Attributes:
-        indices: rows and columns, (k, 2).
-        data: entries, (k,).
-        shape: (nx, ny).
-    """
-
-    indices: Any
-    data: Any
-    shape: tuple[int, ...]
-
-    @property
-    def n_batch(self) -> int:
-        """0."""
-        ...
-
-    @property
-    def n_dense(self) -> int:
-        """0."""
-        ...
 
 
 @register
@@ -256,16 +221,7 @@ def observe(responses: Any, mask: Any, nx: int, ny: int, dtype: np.dtype) -> Obs
 
 def _listed(responses: Any, nx: int, ny: int, dtype: np.dtype) -> Listed:
     _check_shape("responses", tuple(responses.shape), nx, ny)
-    if isinstance(responses, CoordinateMatrix):
-        if responses.n_batch or responses.n_dense:
-            raise ValueError(
-                f"responses must be a BCOO matrix without batch and dense axes, got n_batch={responses.n_batch} and "
-                f"n_dense={responses.n_dense}; see BCOO.update_layout."
-            )
-        rows, columns, values = responses.indices[:, 0], responses.indices[:, 1], responses.data
-    else:
-        matrix = responses.tocoo()
-        rows, columns, values = matrix.row, matrix.col, matrix.data
+    rows, columns, values = stored(responses, "responses")
     values = as_float(values, "responses").astype(dtype)
     if is_concrete(rows, columns):
         rows, columns = np.asarray(rows), np.asarray(columns)

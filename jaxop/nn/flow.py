@@ -11,9 +11,8 @@ from jaxop._validation import accumulator, check_name, check_size
 from jaxop.flows import METHODS, Damping, State, displace, second_order, start, step
 from jaxop.flows.softmax import function_rates
 from jaxop.nn.attention import check_weights
-from jaxop.nn.encoder import check_dropout
 from jaxop.nn.momentum import Positive
-from jaxop.nn.pointwise import FeedForward, LayerNorm, in_blocks
+from jaxop.nn.pointwise import FeedForward, LayerNorm, check_dropout, in_blocks
 
 
 class FlowLayer(nnx.Module):

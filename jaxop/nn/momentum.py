@@ -13,8 +13,7 @@ from jaxtyping import Array, Float
 from jaxop._validation import check_name, check_size
 from jaxop.flows import State
 from jaxop.nn.checks import check_attention
-from jaxop.nn.encoder import check_dropout
-from jaxop.nn.pointwise import FeedForward, LayerNorm, in_blocks
+from jaxop.nn.pointwise import FeedForward, LayerNorm, check_dropout, in_blocks
 
 BLOCKS = ("none", "Y", "H0", "H1", "R2")
 """What `MomentumConfig.block` may be."""

@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxop._eager import in_turn
-from jaxop._validation import accumulator, check_name, check_size, divisors, is_integer
+from jaxop._validation import accumulator, as_number, check_name, check_size, divisors, is_integer
 from jaxop.nn.activations import ACTIVATIONS
 from jaxop.nn.checks import check_dtypes, check_rngs
 
@@ -273,3 +273,9 @@ def check_heads(width: int, heads: int) -> int:
     if heads < 1 or width % heads:
         raise ValueError(f"heads must divide the width {width}, got {heads}; valid numbers: {divisors(width)}.")
     return heads
+
+
+def check_dropout(rate: object) -> None:
+    """Raises ``ValueError`` unless ``rate`` lies in [0, 1), and ``TypeError`` unless it is a number."""
+    if not 0 <= as_number(rate, "dropout") < 1:
+        raise ValueError(f"dropout must be a rate in [0, 1), got {rate}.")

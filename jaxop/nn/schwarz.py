@@ -12,10 +12,11 @@ from jaxtyping import Array, Float
 from jaxop._eager import in_turn
 from jaxop._validation import check_name, is_concrete, is_integer
 from jaxop.domains import Domain, Grid, box
+from jaxop.domains.domain import as_domain
 from jaxop.nn.attention import IntegralAttention, IntegralAttentionConfig
 from jaxop.nn.kernel_configs import LINEAR, ExpDotProductConfig, KernelConfig, check_kernel_config
 from jaxop.schwarz import COARSE_SPACES, PARTITIONS_OF_UNITY, Decomposition, decompose
-from jaxop.schwarz.decomposition import BoxCuts
+from jaxop.schwarz.clouds import BoxCuts
 from jaxop.schwarz.local_attention import coarse_averages, subdomain_attention
 from jaxop.schwarz.operator import check_decomposition
 
@@ -104,7 +105,7 @@ class SchwarzAttentionConfig:
         local = level(self.implementation)
         return SchwarzAttention(local, None if self.coarse is None else level(None))
 
-    def decompose(self, domain: Domain) -> Decomposition:
+    def decompose(self, domain: Domain | Decomposition) -> Decomposition:
         """The decomposition of a domain: on every grid of one box the same subdomains.
 
         Scattered nodes and meshes are cut as they lie, so others of the same region get other subdomains: for the same,
@@ -115,9 +116,7 @@ class SchwarzAttentionConfig:
                 decomposition without the coarse space that the layer needs, numbers of subdomains that are not one per
                 axis, and as `jaxop.schwarz.decompose`.
         """
-        if not isinstance(domain, Domain):
-            raise TypeError(f"domain must be a Domain, got {type(domain).__name__}; build one: domains.box((8, 8)).")
-        if domain.is_batched:
+        if as_domain(domain, "domain").is_batched:
             raise ValueError("Schwarz attention needs one domain for all samples, got a stack; pass them one by one.")
         if isinstance(domain, Decomposition):
             if self.coarse is not None and domain.coarse is None:

@@ -1,6 +1,6 @@
 """An operator in physical units around one that sees standardised channels."""
 
-from typing import Any
+from typing import cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +9,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jaxop._validation import accumulator, as_float, check_plain, first_index, float_dtype, is_concrete
-from jaxop.domains import Domain
+from jaxop.domains import Decomposed, Domain
+from jaxop.operators.config import Operator, OperatorConfig
 
 
 class Statistic(nnx.Variable):
@@ -69,13 +70,13 @@ class Standardized(nnx.Module):
         initial_mean: ArrayLike | list[float] | None = None,
         initial_std: ArrayLike | list[float] | None = None,
     ):
-        config: Any = getattr(operator, "config", None)
+        config: OperatorConfig | None = getattr(operator, "config", None)
         if not isinstance(operator, nnx.Module) or config is None:
             raise TypeError(
                 f"operator must be a neural operator with a config, such as operators.build(config, rngs=rngs), got "
                 f"{type(operator).__name__}."
             )
-        self.operator = operator
+        self.operator = cast(Operator, operator)
         initial_channels = getattr(config, "initial_channels", 0)
         statistics = {
             "input_mean": (input_mean, config.in_channels),
@@ -93,16 +94,16 @@ class Standardized(nnx.Module):
             setattr(self, name, Statistic(_statistic(value, name, channels)))
 
     @property
-    def config(self) -> Any:
+    def config(self) -> OperatorConfig:
         """The config of the operator inside."""
-        return self.operator.config  # pyright: ignore[reportAttributeAccessIssue]
+        return self.operator.config
 
     def __call__(
         self,
         values: Float[Array, "n c"] | Float[Array, "b n c"],
-        domain: Domain,
+        domain: Domain | Decomposed,
         *,
-        at: Domain | None = None,
+        at: Domain | Decomposed | None = None,
         initial: Float[Array, " c0"] | Float[Array, "b c0"] | None = None,
     ) -> Float[Array, "k c_out"] | Float[Array, "b k c_out"]:
         """The output function in physical units, in float32 at least; arguments as for the operator inside."""
@@ -110,12 +111,12 @@ class Standardized(nnx.Module):
         if initial is not None and getattr(self.config, "initial_channels", 0):
             initial = _standardize(as_float(initial, "initial"), self.initial_mean, self.initial_std)
         standardized = _standardize(values, self.input_mean, self.input_std)
-        outputs = self.operator(standardized, domain, at=at, initial=initial)  # pyright: ignore[reportCallIssue]
+        outputs = self.operator(standardized, domain, at=at, initial=initial)
         outputs, mean, std = _in_one_precision(outputs, self.output_mean, self.output_std)
         return outputs * std + mean
 
 
-def _statistic(value: Any, name: str, channels: int) -> Array:
+def _statistic(value: ArrayLike | list[float], name: str, channels: int) -> Array:
     """A statistic in the precision in force: one finite number per channel, positive if it is a deviation."""
     check_plain(value, name)
     try:

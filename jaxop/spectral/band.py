@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxop.domains import EQUAL_WEIGHT_RULES, Domain, Grid
+from jaxop.domains.domain import refuse_decomposed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,6 +165,7 @@ def check_grid(domain: Domain, dim: int | None = None) -> Grid:
             ...
         ValueError: a spectral layer needs equal weights ... got rule='trapezoid' along axis 0; ...
     """
+    refuse_decomposed(domain, "domain")
     if not isinstance(domain, Grid):
         raise TypeError(
             f"a spectral layer needs a grid (interval or box with rule='midpoint' or 'periodic'), got "

@@ -9,10 +9,9 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import jax
-import numpy as np
-
-from jaxop._validation import check_name, check_type, closest, is_integer
+from jaxop._config import from_dict
+from jaxop._config import to_json as to_json
+from jaxop._validation import check_name, check_type, is_integer
 
 SCHEDULES = ("cosine", "constant")
 """Courses of the learning rate after the warm-up."""
@@ -150,51 +149,9 @@ class TrainingConfig:
             >>> from jaxop import training
             >>> training.TrainingConfig.from_dict({"stepps": 10})
             Traceback (most recent call last):
-            ValueError: training has no field 'stepps': did you mean 'steps' or 'warmup_steps'?
+            ValueError: TrainingConfig has no field 'stepps': did you mean 'steps' or 'warmup_steps'?
         """
-        check_type(values, "training", Mapping, "a dict of the fields of TrainingConfig")
-        known = [field.name for field in dataclasses.fields(cls)]
-        for name in values:
-            if name not in known:
-                raise ValueError(f"training has no field {name!r}: {closest(str(name), known)}")
-        return cls(**values)
-
-
-def to_json(value: Any, *, name: str = "settings") -> Any:
-    """``value`` in terms of dicts, lists, strings, numbers and None, as ``json`` gives them back.
-
-    Args:
-        value: nested dataclasses, mappings, sequences, paths, dtypes and scalars.
-        name: what to call it in an error.
-
-    Returns:
-        The same with dataclasses as dicts, sequences as lists, paths and dtypes as strings.
-
-    Raises:
-        TypeError: for a value without JSON form; the message says where it sits.
-
-    Example:
-        >>> from jaxop import training
-        >>> training.to_json({"shape": (2, 3), "training": training.TrainingConfig(seed=7)})["shape"]
-        [2, 3]
-    """
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): to_json(item, name=f"{name}.{key}") for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [to_json(item, name=f"{name}[{i}]") for i, item in enumerate(value)]
-    if isinstance(value, np.ndarray | np.generic | jax.Array):
-        return to_json(value.tolist(), name=name)
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if isinstance(value, np.dtype) or isinstance(getattr(value, "dtype", None), np.dtype):  # also jnp.float32 itself
-        return np.dtype(value).name
-    if value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value)):
-        return value
-    raise TypeError(
-        f"{name}={value!r} has no JSON form; give numbers, strings, dataclasses, or lists or dicts of them."
-    )
+        return from_dict(cls, values, name="training")
 
 
 def path_fields(value: Any, name: str = "") -> set[str]:

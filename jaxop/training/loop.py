@@ -413,7 +413,7 @@ def _signature(samples: Any) -> dict[str, Any]:
     if isinstance(samples, Examples):
         return {"shape of an input": samples.inputs.shape[1:], "shape of a label": samples.labels.shape[1:]}
     return {
-        "space dimensions": samples.domain.dim,
+        "space dimensions": samples.target_domain.dim,
         "input channels": samples.inputs.shape[-1],
         "target channels": samples.targets.shape[-1],
         "initial channels": 0 if samples.initial is None else samples.initial.shape[-1],

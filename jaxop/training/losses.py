@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxop._validation import accumulator, check_type
+from jaxop._validation import accumulator
 from jaxop.domains import Domain
+from jaxop.domains.domain import check_domain
 
 
 def relative_norm(
@@ -45,7 +46,7 @@ def relative_norm(
         >>> print(training.relative_norm(truth, jnp.zeros_like(truth), domain).round(4))
         0.7071
     """
-    check_type(domain, "domain", Domain, "the Domain on which both functions are given")
+    check_domain(domain, "domain")
     if prediction.shape != target.shape:
         raise ValueError(
             f"prediction and target must have one shape (k, c), got {prediction.shape} and {target.shape}; "

@@ -20,13 +20,15 @@ import numpy as np
 from flax import nnx
 
 import jaxop
+from jaxop._config import from_dict, to_dict
 from jaxop.data import Examples, Samples
 from jaxop.data.samples import ArraySource, blocks
-from jaxop.domains import Domain, TriangleMesh
-from jaxop.operators import CONFIGS, Standardized, build, from_dict
+from jaxop.domains import Decomposed, Domain, TriangleMesh
+from jaxop.domains.domain import as_domain
+from jaxop.operators import CONFIGS, Standardized, build, models
 from jaxop.training._files import local_path, read_json, set_aside, write_in_one_go
 from jaxop.training.checkpoint import Checkpoints
-from jaxop.training.config import LOSSES, TrainingConfig, to_json
+from jaxop.training.config import LOSSES, TrainingConfig
 from jaxop.training.loggers import read_metrics
 from jaxop.training.state import split_model
 
@@ -108,7 +110,7 @@ class Run:
         ours, recorded = getattr(model, "config", None), settings.get("model")
         if not dataclasses.is_dataclass(ours) or not isinstance(recorded, dict):
             return
-        given = to_json(ours)
+        given = to_dict(ours)
         different = [name for name, value in recorded.items() if name in given and given[name] != value]
         if different:
             pairs = ", ".join(f"{name}={given[name]!r} and not {recorded[name]!r}" for name in different)
@@ -202,7 +204,7 @@ def in_present_terms(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Recorded settings with the operator's fields as this version has them; as they are if they cannot be read."""
     settings = dict(settings)
     with contextlib.suppress(KeyError, TypeError, ValueError):
-        settings["model"] = to_json(from_dict(CONFIGS[settings["operator"]], settings["model"]))
+        settings["model"] = to_dict(from_dict(models()[settings["operator"]].config, settings["model"]))
     return settings
 
 
@@ -237,13 +239,13 @@ def describe_samples(samples: Samples | Examples) -> dict[str, Any]:
             "contents": _crc32(source[block] for block in blocks(source)),
         }
 
-    def nodes(domain: Domain | None) -> dict[str, Any] | None:
+    def nodes(domain: Domain | Decomposed | None) -> dict[str, Any] | None:
         if domain is None:
             return None
         parts = jax.tree.leaves((domain.points, domain.faces) if isinstance(domain, TriangleMesh) else domain)
         return {
             "kind": type(domain).__name__,
-            "size": domain.size,
+            "size": as_domain(domain, "domain").size,
             "stacked": domain.is_batched,
             "crc32": _crc32([np.asarray(part)[rows] if domain.is_batched else part for part in parts]),
             "contents": _crc32(parts),

@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from jaxop._validation import check_type, float_dtype
+from jaxop.domains.domain import as_domain
 from jaxop.training.config import LOSSES, TrainingConfig
 from jaxop.training.losses import cross_entropy, relative_norms
 from jaxop.training.state import Optimizer, TrainState, Tree, check_optimizer, used_learning_rate
@@ -71,7 +72,7 @@ def make_step(graphdef: nnx.GraphDef, optimizer: Optimizer, config: TrainingConf
             return cross_entropy(model(batch["inputs"]), batch["labels"])
         at = batch["at"]
         predictions = model(batch["inputs"], batch["domain"], at=at, initial=batch["initial"])
-        target_domain = batch["domain"] if at is None else at
+        target_domain = as_domain(batch["domain"] if at is None else at, "domain")
         return relative_norms(predictions, batch["targets"], target_domain, space=LOSSES[config.loss])
 
     def loss(params: Tree, other: Tree, batch: dict[str, Any], draw: tuple[Array, Array]) -> tuple[Array, Tree]:

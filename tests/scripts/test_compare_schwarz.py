@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 
+from jaxop.experiments import terminal
 from tests.scripts import conftest  # noqa: F401, its import puts the scripts on the path
 
 import compare_schwarz  # isort: skip
-import experiment  # isort: skip
 
 pytestmark = pytest.mark.optax
 TINY = compare_schwarz.Study(nodes=31, subdomains=4, overlap=2, modes=8, steps=2)
@@ -15,10 +15,10 @@ TINY = compare_schwarz.Study(nodes=31, subdomains=4, overlap=2, modes=8, steps=2
 
 def test_a_setting_that_cannot_be_is_a_message(capsys):
     arguments = ["rank", "--nodes", "63", "--overlap", "20"]
-    assert experiment.report(compare_schwarz.command_line, arguments) == 2
+    assert terminal.run_command(compare_schwarz.command_line, arguments) == 2
     assert capsys.readouterr().err.startswith("error: overlap=20 nodes is larger than a subdomain")
     with pytest.raises(ValueError, match="overlap=20"):
-        experiment.report(compare_schwarz.command_line, [*arguments, "--traceback"])
+        terminal.run_command(compare_schwarz.command_line, [*arguments, "--traceback"])
 
 
 def test_every_table_of_a_small_study(x64, capsys):

@@ -13,12 +13,11 @@ import numpy as np
 import pytest
 
 from jaxop import data, training
+from jaxop.experiments import comparison, problems
 from tests.scripts import conftest  # noqa: F401, its import puts the scripts on the path
 
 import compare_kernels  # isort: skip
 import compare_momentum  # isort: skip
-import equal_time  # isort: skip
-import problems  # isort: skip
 import real_data  # isort: skip
 
 pytestmark = pytest.mark.optax
@@ -217,13 +216,12 @@ def test_momentum_blocks_are_compared_in_operators(tmp_path, monkeypatch, capsys
     tiny = problems.ControlledOdeData(
         samples=8, valid_samples=2, test_samples=2, sampling="nodes=10", grids=("nodes=12",)
     )
-    config = dataclasses.replace(compare_momentum.load_experiment("cde_tno"), data=tiny)
+    config = dataclasses.replace(compare_momentum.load_experiment("cde_tno"), data=tiny, cache=tmp_path / "cache")
     monkeypatch.setattr(compare_momentum, "load_experiment", lambda name: config)
     monkeypatch.setitem(compare_momentum.OPERATORS["cde"][1], "layers", 1)
-    monkeypatch.setattr(compare_momentum, "EXPERIMENT_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(equal_time, "seconds_per_step", lambda *_: 1.0)
+    monkeypatch.setattr(comparison, "seconds_per_step", lambda *_: 1.0)
     errors = {}
-    monkeypatch.setattr(compare_momentum, "compare", lambda *a, **k: errors.update(equal_time.compare(*a, **k)))
+    monkeypatch.setattr(compare_momentum, "compare", lambda *a, **k: errors.update(comparison.compare(*a, **k)))
     options = compare_momentum.Comparison(seeds=(0,), minutes=0.05, blocks=("none", "flow"), run_dir=tmp_path)
     compare_momentum.run_operators("cde", options)
     assert set(errors) == {"none", "flow"}

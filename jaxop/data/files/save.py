@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxop.data.samples import Samples
 from jaxop.domains import Domain, Grid, PointCloud, TriangleMesh
+from jaxop.domains.domain import check_domain
 
 
 def save(path: str | os.PathLike[str], samples: Samples) -> None:
@@ -38,6 +39,7 @@ def save(path: str | os.PathLike[str], samples: Samples) -> None:
         raise ValueError(f"{path} has the suffix {path.suffix!r}; samples are written as .npz.")
     if samples.at is not None:
         raise ValueError("samples have targets on a domain of their own (at), which the file cannot describe.")
+    check_domain(samples.domain, "samples.domain")
     domain = samples.domain
     shape = domain.shape if isinstance(domain, Grid) and not domain.is_batched else (domain.size,)
     arrays = _described(domain)

@@ -1,0 +1,7 @@
+"""The command line: ``python -m jaxop``."""
+
+import sys
+
+from jaxop.experiments.cli import main
+
+sys.exit(main())
