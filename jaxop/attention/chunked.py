@@ -163,8 +163,8 @@ def _attend(plan: _Plan, inputs: _Inputs) -> Array:
 
 
 def _forward(plan: _Plan, inputs: _Inputs) -> tuple[Array, tuple[_Inputs, Array, Array]]:
-    one_head = functools.partial(_forward_head, plan)
-    out, shift = _map_heads(one_head, (inputs,), (plan.head_axes(inputs),), (1, 1), heads=inputs.query.shape[1])
+    of_head = functools.partial(_forward_head, plan)
+    out, shift = _map_heads(of_head, (inputs,), (plan.head_axes(inputs),), (1, 1), heads=inputs.query.shape[1])
     return out, (inputs, out, shift)
 
 
@@ -177,9 +177,9 @@ def _backward(plan: _Plan, residuals: tuple[_Inputs, Array, Array], cotangent: A
         (0, 0, 1, 1, 1),
         heads=inputs.query.shape[1],
     )
-    over_heads = functools.partial(jnp.sum, axis=0)
-    d_params = d_params if plan.is_per_head else jax.tree.map(over_heads, d_params)
-    return (_Inputs._make((d_params, None, d_query, d_key, d_value, None, over_heads(d_signs), None)),)
+    total = functools.partial(jnp.sum, axis=0)
+    d_params = d_params if plan.is_per_head else jax.tree.map(total, d_params)
+    return (_Inputs._make((d_params, None, d_query, d_key, d_value, None, total(d_signs), None)),)
 
 
 _attend.defvjp(_forward, _backward)
@@ -205,8 +205,8 @@ def _map_heads(f, arguments, in_axes, out_axes, *, heads):
         return jax.tree.map(lambda r, v: update(r, v), result, value)
 
     def step(results, head):
-        one = functools.partial(read, head=head)
-        values = f(*jax.tree.map(one, in_axes, arguments, is_leaf=lambda axis: axis is None))
+        read_one = functools.partial(read, head=head)
+        values = f(*jax.tree.map(read_one, in_axes, arguments, is_leaf=lambda axis: axis is None))
         return tuple(write(r, axis, head, v) for r, axis, v in zip(results, out_axes, values, strict=True)), None
 
     shapes = jax.eval_shape(vmapped, *arguments)

@@ -101,9 +101,9 @@ def _map_heads(of_head: Callable[[Array, Array, Array, Array, Array | None], T],
         weights, key_mask, mask = jnp.where(mask, weights, 0), mask, None
     log_weights, signs = split_weights(weights, key_mask)
 
-    def one_head(kernel: Kernel, query: Array, key: Array, value: Array, mask: Array | None) -> T:
+    def evaluate(kernel: Kernel, query: Array, key: Array, value: Array, mask: Array | None) -> T:
         return of_head(kernel.tile(query, key), value, log_weights, signs, mask)
 
     arrays = (*(a.astype(dtype) for a in (operands.query, operands.key, operands.value)), mask)
     axes = (1, 1, 1, 0 if mask is not None and mask.ndim == 3 else None)
-    return over_heads(one_head, cast_kernel(operands.kernel, dtype), arrays, axes, 1, heads=operands.heads)
+    return over_heads(evaluate, cast_kernel(operands.kernel, dtype), arrays, axes, 1, heads=operands.heads)

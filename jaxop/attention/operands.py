@@ -46,17 +46,17 @@ class Operands:
 
     @property
     def queries(self) -> int:
-        """N, their number."""
+        """How many there are."""
         return self.query.shape[0]
 
     @property
     def keys(self) -> int:
-        """M, their number."""
+        """How many there are."""
         return self.key.shape[0]
 
     @property
     def heads(self) -> int:
-        """H, their number."""
+        """How many there are."""
         return self.query.shape[1]
 
     @property

@@ -19,6 +19,22 @@ def arrays(n=4, m=6, heads=2, depth=8, channels=3, dtype=jnp.float32):
     return [jax.random.normal(k, s, dtype) for k, s in zip(keys, shapes, strict=True)]
 
 
+@pytest.mark.parametrize("weighted", [True, False])
+def test_epsilon_belongs_to_the_end(weighted):
+    """In units of the mean weight, as the published kernel has it for equal ones."""
+    q, k, v = arrays()
+    weights = jnp.asarray(np.linspace(0.4, 1.6, 6) if weighted else np.ones(6), jnp.float32)
+
+    @jax.jit
+    def both(q, k, v, weights):
+        whole = integral_attention(q, k, v, 3 * weights, kernel=kernels.FourierIntegral(0.5, epsilon=0.2))
+        part = attention.accumulate(q, k, v, weights, kernel=kernels.FourierIntegral(0.5))
+        return whole, attention.finish(part, epsilon=0.2)
+
+    whole, ours = both(q, k, v, weights)
+    np.testing.assert_allclose(ours, whole, rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.usefixtures("unchecked")
 class TestBadInput:
     @pytest.mark.parametrize(
