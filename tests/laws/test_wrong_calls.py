@@ -140,7 +140,7 @@ MODELS = [
     (lambda: standardized(output_std=[0.0]), ValueError, "output_std[0] = 0.0 must be positive and finite"),
     (lambda: standardized(output_mean=[np.nan]), ValueError, "output_mean[0] = nan must be finite"),
     (lambda: data.normalize(jnp.ones((2, 1)), (0.0, 1.0)), TypeError, "statistics must be data.Statistics"),
-    (lambda: data.statistics(np.ones((2, 9, 1)), None), TypeError, "domain must be the Domain of the functions"),
+    (lambda: data.statistics(np.ones((2, 9, 1)), None), TypeError, "domain must be a Domain, got NoneType"),
     (lambda: nn.Linear(0, 3, rngs=RNGS), ValueError, "width must be at least 1, got 0"),
     (lambda: nn.Linear(2, 3.0, rngs=RNGS), TypeError, "out must be an integer of at least 1, got 3.0"),
     (lambda: nn.Linear(2, 3, dtype="bf16", rngs=RNGS), ValueError, "dtype must be the name of a floating dtype"),
