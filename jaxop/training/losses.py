@@ -29,6 +29,9 @@ Example:
     >>> print(residuals.round(3) + 0, metrics["energy"].round(2))
     [0.] [4.93]
 
+    A model that changes its state when it is called (dropout, running averages) is called as ``nnx.clone(model)(…)``
+    inside a function that is differentiated: the clone draws the same random numbers.
+
     Among the operators, `jaxop.operators.TransformerNeuralOperator` with decoder layers gives its output on any nodes.
     For those that give it on their own grid, integrals of products of derivatives serve: ``domain.dirichlet`` and
     ``domain.norm(u, space="H1")`` are differentiable in u.
@@ -240,8 +243,8 @@ def check_loss(loss: Any) -> None:
     if not callable(loss) or isinstance(loss, type):
         raise TypeError(
             "loss must be a function of (model, batch) that returns one number per sample, such as "
-            f"training.relative_l2_loss, got {loss if isinstance(loss, type | str) else type(loss).__name__!r}; the "
-            "losses with a name go into the config: TrainingConfig(loss='l2')."
+            f"training.relative_l2_loss, got {loss!r}; the losses with a name go into the config: "
+            "TrainingConfig(loss='l2')."
         )
     try:
         hash(loss)

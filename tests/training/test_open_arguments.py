@@ -251,7 +251,7 @@ def two_numbers(model, batch):
     [
         ({"optimizer": "adam"}, TypeError, "optimizer must be an optax.GradientTransformation.* got str"),
         ({"optimizer": optax.adam}, TypeError, "optimizer must be an optax.GradientTransformation.* got function"),
-        ({"loss": "l2"}, TypeError, r"loss must be a function.* got 'str'.*TrainingConfig\(loss='l2'\)"),
+        ({"loss": "l2"}, TypeError, r"loss must be a function.* got 'l2'.*TrainingConfig\(loss='l2'\)"),
         ({"loss": Unhashable()}, TypeError, "loss must be hashable, got Unhashable"),
         ({"loss": lambda model, batch: 1.0}, TypeError, "loss must return an array.* got float"),
         ({"loss": two_numbers}, ValueError, r"shape \(b,\), got float32 of shape \(2, 2\)"),
