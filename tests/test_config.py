@@ -24,6 +24,8 @@ BESIDE = {"momentum": {"norm": "pre"}, "schwarz": {"decoder_layers": 1}}
 def configs():
     """Every dataclass of the package whose name ends in Config or Data."""
     for module in pkgutil.walk_packages(jaxop.__path__, "jaxop."):
+        if module.name.endswith("__main__"):  # it runs
+            continue
         try:
             found = vars(importlib.import_module(module.name)).values()
         except ImportError:  # an extra

@@ -17,7 +17,7 @@ from jaxop._validation import accumulator, as_float, first_index, is_concrete, i
 from jaxop.attention import accumulate, integral_attention
 from jaxop.kernel_machines._blocks import in_blocks
 from jaxop.kernels import FourierIntegral, Gaussian, Kernel
-from jaxop.kernels.base import check_numbers
+from jaxop.kernels.checks import check_numbers
 
 _TILE = 1 << 22
 """Kernel values that are held at a time."""

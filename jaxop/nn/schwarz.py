@@ -11,8 +11,8 @@ from jaxtyping import Array, Float
 
 from jaxop._eager import in_turn
 from jaxop._validation import check_name, is_concrete, is_integer
-from jaxop.domains import Domain, Grid, box
-from jaxop.domains.domain import as_domain
+from jaxop.domains import Decomposed, Domain, Grid, box
+from jaxop.domains.domain import as_domain, check_domain
 from jaxop.nn.attention import IntegralAttention, IntegralAttentionConfig
 from jaxop.nn.kernel_configs import LINEAR, ExpDotProductConfig, KernelConfig, check_kernel_config
 from jaxop.schwarz import COARSE_SPACES, PARTITIONS_OF_UNITY, Decomposition, decompose
@@ -35,13 +35,13 @@ class SchwarzAttentionConfig:
             of two cores around a periodic axis at most a half; among scattered nodes and on meshes of the shortest
             side that a cut made, of the median core.
         partition: of unity, ``"ramp"`` or ``"multiplicity"``.
-        coarse: the coarse space, ``"partition"``, ``"hat"``, or None: no coarse level. Hats do not vanish at the ends
-            of a grid, whatever its rule.
+        coarse: the coarse space, ``"partition"``, ``"hat"``, or None, which leaves the coarse level out. Hats do not
+            vanish at the ends of a grid, whatever its rule.
         kernel: the settings of the kernel, of both levels.
-        implementation: of `jaxop.attention.integral_attention` inside a subdomain; None: ``"chunked"``.
+        implementation: of `jaxop.attention.integral_attention` inside a subdomain; None means ``"chunked"``.
 
     Raises:
-        TypeError: for a kernel that is no settings of one, and coarse functions in place of the name of their space.
+        TypeError: if ``kernel`` is not the settings of a kernel, or ``coarse`` is not a name.
         ValueError: for a signed kernel, unknown names, no subdomain, and overlaps outside [0, 1).
 
     Example:
@@ -105,7 +105,7 @@ class SchwarzAttentionConfig:
         local = level(self.implementation)
         return SchwarzAttention(local, None if self.coarse is None else level(None))
 
-    def decompose(self, domain: Domain | Decomposition) -> Decomposition:
+    def decompose(self, domain: Domain | Decomposed) -> Decomposition:
         """The decomposition of a domain: on every grid of one box the same subdomains.
 
         Scattered nodes and meshes are cut as they lie, so others of the same region get other subdomains: for the same,
@@ -125,6 +125,7 @@ class SchwarzAttentionConfig:
                     "coarse=None."
                 )
             return domain
+        domain = check_domain(domain, "domain")
         options = {"partition": self.partition, "coarse": self.coarse}
         uneven = isinstance(domain, Grid) and any(axis.rule == "samples" for axis in domain.axes)
         if (uneven or not isinstance(domain, Grid)) and not is_concrete(*jax.tree.leaves(domain)):
@@ -172,7 +173,7 @@ class SchwarzAttention(nnx.Module):
 
     Args:
         local: Q, K, V, O, kernel and implementation of A; a kernel that makes averages.
-        coarse: A₀, or None: there are no coarse tokens.
+        coarse: A₀; None leaves the coarse tokens out.
 
     Cost: O(n s d + n0² d + n d²) for subdomains of s nodes and n0 coarse tokens: linear in n at fixed s and n0.
 
@@ -208,8 +209,8 @@ class SchwarzAttention(nnx.Module):
             decomposition: of their domain, with a coarse space unless the layer has one level.
 
         Raises:
-            TypeError: for a domain that is not decomposed.
-            ValueError: for values that do not fit the decomposition.
+            TypeError: if the domain is not decomposed.
+            ValueError: if values do not fit the decomposition.
         """
         check_decomposition(decomposition)
         if x.ndim != 3 or x.shape[1] != decomposition.domain.size:
@@ -218,12 +219,10 @@ class SchwarzAttention(nnx.Module):
                 "sample pass x[None]."
             )
         query, key, value = self.local.project(x, x)
-        kernel, axis, how = self.local.kernel.value, self.local.kernel_axis, self.local.implementation
+        kernel, how = self.local.kernel.value, self.local.implementation
 
         def local(query: Array, key: Array, value: Array) -> Array:
-            return subdomain_attention(
-                query, key, value, decomposition, kernel=kernel, kernel_axis=axis, implementation=how
-            )
+            return subdomain_attention(query, key, value, decomposition, kernel=kernel, implementation=how)
 
         if jax.default_backend() == "cpu":  # the scores of one sample stay in the cache
             mixed = in_turn(lambda arrays: local(*arrays), (query, key, value))
