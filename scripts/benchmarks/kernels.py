@@ -9,11 +9,12 @@ from studies.table import print_header, print_row
 from benchmarks.programs import compile_call, compile_gradient, run, scratch
 from benchmarks.timing import median_seconds_in_turns
 from jaxop import kernels, nn
+from jaxop._validation import check_name
 from jaxop.attention import integral_attention, linear_attention
 
-SOFTMAX = "exponentiated dot product"
+LEARNED = "learned features"
 KERNELS: dict[str, kernels.Kernel] = {
-    SOFTMAX: kernels.ExpDotProduct(),
+    "exponentiated dot product": kernels.ExpDotProduct(),
     "Gaussian": kernels.Gaussian(0.5),
     "Euclidean distance": kernels.EuclideanDistance(),
     "intersection": kernels.Intersection(0.25),
@@ -43,23 +44,31 @@ def with_learned_features(depth: int) -> Attention:
     return attention
 
 
-def main(nodes: int = 1024, depths: tuple[int, ...] = (16, 64), repeats: int = 15) -> None:
-    """Prints times of value and gradient, and their ratios to the exponentiated dot product.
+def main(
+    names: tuple[str, ...] = (*KERNELS, LEARNED),
+    nodes: int = 1024,
+    depths: tuple[int, ...] = (16, 64),
+    repeats: int = 15,
+) -> None:
+    """Prints times of value and gradient, and their ratios to the first kernel.
 
     Args:
+        names: which kernels.
         nodes: number of nodes.
         depths: channels of a head.
         repeats: measured calls.
     """
     title = f"n = {nodes}, depth, kernel"
     print_header(title, "implementation", "forward", "ratio", "with gradient", "ratio", "scratch")
+    for name in names:
+        check_name(name, "names", (*KERNELS, LEARNED))
     for depth in depths:
         for implementation in ("dense", "chunked"):
-            attentions = {name: with_kernel(kernel, implementation) for name, kernel in KERNELS.items()}
+            attentions = {n: with_kernel(KERNELS[n], implementation) for n in names if n != LEARNED}
             labels = dict.fromkeys(attentions, implementation)
-            if implementation == "chunked":
-                attentions["learned features"] = with_learned_features(depth)
-                labels["learned features"] = "linear"
+            if LEARNED in names and implementation == "chunked":
+                attentions[LEARNED] = with_learned_features(depth)
+                labels[LEARNED] = "linear"
             rows(attentions, labels, nodes, depth, repeats)
 
 
@@ -74,6 +83,6 @@ def rows(attentions: dict[str, Attention], labels: dict[str, str], nodes: int, d
     for name, program in gradient.items():
         cells = []
         for what in ("forward", "gradient"):
-            seconds = medians[f"{what} {name}"]
-            cells += [f"{1e3 * seconds:.0f} ms", f"{seconds / medians[f'{what} {SOFTMAX}']:.2f}"]
+            seconds, reference = medians[f"{what} {name}"], medians[f"{what} {next(iter(attentions))}"]
+            cells += [f"{1e3 * seconds:.0f} ms", f"{seconds / reference:.2f}"]
         print_row(f"{depth}, {name}", labels[name], *cells, scratch(program))

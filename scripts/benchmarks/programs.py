@@ -38,7 +38,10 @@ def seconds_of_program(program: Callable[..., Any], *operands: Any, repeats: int
 
 def scratch_bytes(program: jax.stages.Compiled) -> int:
     """Temporary memory of a program, besides its arguments and results."""
-    return program.memory_analysis().temp_size_in_bytes
+    analysis = program.memory_analysis()
+    if analysis is None:
+        raise NotImplementedError("this device does not say how much memory a program takes; run on a CPU or GPU.")
+    return analysis.temp_size_in_bytes
 
 
 def scratch(program: jax.stages.Compiled, digits: int = 0) -> str:

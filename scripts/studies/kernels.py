@@ -11,6 +11,7 @@ and the training is short: these are comparisons, not records. Data: see real_da
 """
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -39,7 +40,7 @@ from jaxop.nn import (
 )
 from studies.real_data import CACHE, addresses, cifar10, eras, fetch, mnist
 from studies.table import print_header, print_row
-from studies.trainings import train_with_seeds
+from studies.trainings import Plan, train_with_seeds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,22 +210,14 @@ class Outcome(NamedTuple):
 def run(name: str, task: Task, options: Comparison, train: Examples, test: Examples) -> dict[str, list[Outcome]]:
     """Trains every kernel with every seed, prints the table, and returns the outcome of each seed by kernel."""
     test = test.take(slice(options.test_examples))
+    plan = Plan(name, task.steps, task.batch_size, task.learning_rate, options.seeds, options.run_dir)
     is_text = task.model in ("language", "encoder-decoder")
     print_header(name, "parameters", "perplexity" if is_text else "accuracy", "distance of heads", "s / step")
     choices, outcomes = kernel_choices(task.radius), {}
     for label in options.kernels:
         outcomes[label], count = [], 0
-        for result in train_with_seeds(
-            lambda seed, choice=choices[label]: build(task, choice, train, seed),
-            train,
-            seeds=options.seeds,
-            steps=task.steps,
-            batch_size=task.batch_size,
-            learning_rate=task.learning_rate,
-            run_dir=options.run_dir,
-            task=name,
-            label=label,
-        ):
+        make = functools.partial(build, task, choices[label], train)
+        for result in train_with_seeds(make, train, plan, label):
             count = parameters(result.model)
             scores = training.score(result.model, test, batch_size=task.batch_size)
             measure = scores.perplexity if is_text else float(np.mean(scores.accuracy))

@@ -9,6 +9,7 @@ comparisons, not records. Data: see real_data.py.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -26,7 +27,7 @@ from jaxop.experiments.settings import parameters
 from jaxop.nn import BLOCKS, ExpDotProductConfig, IntegralAttentionConfig, KernelConfig, LinearConfig, MomentumConfig
 from studies.real_data import CACHE, addresses, fetch
 from studies.table import print_header, print_row
-from studies.trainings import train_with_seeds
+from studies.trainings import Plan, train_with_seeds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,21 +119,12 @@ def run(
 ) -> dict[str, list[float]]:
     """Trains every block with every seed; prints the table and returns the losses."""
     test = test.take(slice(options.test_examples))
+    plan = Plan(name, options.steps, task.batch_size, options.learning_rate, options.seeds, options.run_dir)
     print_header(name, "parameters", "nats per byte", "difference to none", "s / step")
     losses: dict[str, list[float]] = {}
     for block in sorted(options.blocks or task.blocks, key=lambda block: block != "none"):  # "none" first
         losses[block], seconds, count = [], [], 0
-        for result in train_with_seeds(
-            lambda seed, block=block: build(task, block, seed),
-            train,
-            seeds=options.seeds,
-            steps=options.steps,
-            batch_size=task.batch_size,
-            learning_rate=options.learning_rate,
-            run_dir=options.run_dir,
-            task=name,
-            label=block,
-        ):
+        for result in train_with_seeds(functools.partial(build, task, block), train, plan, block):
             count = parameters(result.model)
             scores = training.score(result.model, test, batch_size=task.batch_size)
             losses[block].append(float(np.mean(scores.cross_entropy, dtype=np.float64)))
