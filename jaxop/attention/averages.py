@@ -11,7 +11,8 @@ from jaxtyping import Array, Bool, Float
 from jaxop._validation import as_float
 from jaxop.attention.checks import accumulation_dtype, cast_kernel, causal_mask, check_causal, check_operands
 from jaxop.attention.integral import dense_limit, integral_attention
-from jaxop.attention.monoid import log_clip, split_weights, tile_densities, uniform_weights
+from jaxop.attention.monoid import log_clip, split_weights, tile_densities
+from jaxop.domains.measure import uniform_weights
 from jaxop.kernels import ExpDotProduct, Kernel
 
 

@@ -22,8 +22,8 @@ from jaxop.attention.monoid import (
     halved_densities,
     log_clip,
     split_weights,
-    uniform_weights,
 )
+from jaxop.domains.measure import uniform_weights
 from jaxop.kernels import LOG_ZERO, Kernel
 
 QUERY_CHUNK, KEY_CHUNK = 512, 1024

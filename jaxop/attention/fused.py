@@ -9,7 +9,7 @@ from jaxtyping import Array
 from jaxop._eager import compiled
 from jaxop._varying import varying_like
 from jaxop.attention.chunked import chunked_attention
-from jaxop.attention.monoid import uniform_weights
+from jaxop.domains.measure import uniform_weights
 from jaxop.kernels import ExpDotProduct, Kernel
 
 

@@ -11,7 +11,8 @@ from jaxop.attention.checks import accumulation_dtype, causal_mask, check_causal
 from jaxop.attention.chunked import chunked_attention
 from jaxop.attention.closing import is_closed
 from jaxop.attention.fused import fused_attention
-from jaxop.attention.monoid import accumulate_heads, finish, integrate_heads, relative_weights
+from jaxop.attention.monoid import accumulate_heads, finish, integrate_heads
+from jaxop.domains.measure import relative_weights
 from jaxop.kernels import ExpDotProduct, Kernel
 
 IMPLEMENTATIONS = ("dense", "chunked", "xla", "cudnn", "tpu")

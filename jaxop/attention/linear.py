@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from jaxop._scaling import unit_of
 from jaxop._varying import varying_like
 from jaxop.attention.checks import accumulation_dtype, check_causal, check_operands
-from jaxop.attention.monoid import relative_weights, uniform_weights
+from jaxop.domains.measure import relative_weights, uniform_weights
 from jaxop.kernels import ExpDotProduct
 
 

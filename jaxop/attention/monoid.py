@@ -10,9 +10,9 @@ from jaxtyping import Array, Bool, Float
 
 from jaxop._eager import compiled
 from jaxop._pytree import register
-from jaxop._scaling import unit_of
 from jaxop.attention.checks import accumulation_dtype, cast_kernel, check_operands
 from jaxop.attention.closing import is_closed
+from jaxop.domains.measure import uniform_weights
 from jaxop.kernels import LOG_ZERO, Kernel
 
 
@@ -173,17 +173,6 @@ def finish(part: Partial, normalize: bool = True) -> Float[Array, "*n c"]:
         return part.moment * half * half
     alive = part.mass != 0
     return jnp.where(alive[..., None], part.moment / jnp.where(alive, part.mass, 1)[..., None], 0)
-
-
-def uniform_weights(m: int, dtype: jnp.dtype) -> Float[Array, " m"]:
-    """1/m for every node."""
-    return jnp.full(m, 1 / m, dtype)
-
-
-def relative_weights(weights: Float[Array, " m"]) -> Float[Array, " m"]:
-    """Weights in units of the largest: their sums neither over- nor underflow; none that is positive: as they are."""
-    largest = jnp.max(weights)
-    return weights / jnp.where(largest > 0, unit_of(largest), 1)
 
 
 def split_weights(

@@ -15,6 +15,7 @@ from jaxop._eager import compiled
 from jaxop._pytree import register
 from jaxop._validation import accumulator, as_float, first_index, is_concrete, is_integer
 from jaxop.attention import accumulate, integral_attention
+from jaxop.domains.measure import check_weights
 from jaxop.kernel_machines._blocks import in_blocks
 from jaxop.kernels import FourierIntegral, Gaussian, Kernel
 from jaxop.kernels.base import check_numbers
@@ -428,13 +429,7 @@ def _check_sample(points: Any, weights: Any) -> tuple[Array, Array]:
         raise ValueError(f"weights must have shape (m,) = ({m},), one per point, got {weights.shape}.")
     _check_finite(points, "points")
     if is_concrete(weights):
-        concrete = np.asarray(weights)
-        bad = ~np.isfinite(concrete) | (concrete < 0)
-        if np.any(bad):
-            index = first_index(bad)
-            raise ValueError(f"weights must be finite and ≥ 0, got {concrete[index]} at index {index}.")
-        if not np.any(concrete > 0):
-            raise ValueError("weights are all zero; at least one point must carry mass.")
+        check_weights(np.asarray(weights))
     return points, weights / jnp.sum(weights)
 
 
