@@ -346,6 +346,7 @@ def kernels(repeats: int = 15) -> None:
 
     from jaxop import kernels, nn
     from jaxop.attention import integral_attention, linear_attention
+    from jaxop.kernels.per_head import over_heads
 
     choices = {
         "exponentiated dot product": kernels.ExpDotProduct(),
@@ -362,10 +363,10 @@ def kernels(repeats: int = 15) -> None:
     print("|---|---|---|---|---|---|---|")
     for depth in (16, 64):
         *arrays, cotangent = jax.random.normal(jax.random.key(0), (4, 2, 1024, 4, depth))
-        learned, _ = nn.LearnedFeaturesConfig().make(4, depth, rngs=nnx.Rngs(0))
+        learned = nn.LearnedFeaturesConfig().make(4, depth, rngs=nnx.Rngs(0))
 
         def linear(q, k, v, learned=learned):
-            by_query, by_key = jax.vmap(lambda head, q, k: head.features(q, k), (0, 1, 1), 1)(learned, q, k)
+            by_query, by_key = over_heads(lambda k, q, x: k.features(q, x), learned, (q, k), (1, 1), 1, heads=4)
             return linear_attention(by_query, by_key, v)
 
         for implementation in ("dense", "chunked"):

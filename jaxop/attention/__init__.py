@@ -2,11 +2,11 @@
 
 from jaxop._moved import moved
 from jaxop.attention.averages import averaging_operator as averaging_operator
+from jaxop.attention.dense import accumulate as accumulate
 from jaxop.attention.integral import IMPLEMENTATIONS as IMPLEMENTATIONS
 from jaxop.attention.integral import integral_attention as integral_attention
 from jaxop.attention.linear import linear_attention as linear_attention
 from jaxop.attention.monoid import Partial as Partial
-from jaxop.attention.monoid import accumulate as accumulate
 from jaxop.attention.monoid import combine as combine
 from jaxop.attention.monoid import finish as finish
 from jaxop.attention.patch import patch_attention as patch_attention

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from jaxop._validation import is_concrete
 from jaxop.attention import integral_attention
-from jaxop.attention.checks import cast_kernel
+from jaxop.attention.operands import cast_kernel
 from jaxop.flows.checks import check_ensemble, check_number
 from jaxop.flows.linear import moment
 from jaxop.flows.system import System, first_order, second_order

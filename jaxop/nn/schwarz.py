@@ -37,13 +37,13 @@ class SchwarzAttentionConfig:
             of two cores around a periodic axis at most a half; among scattered nodes and on meshes of the shortest
             side that a cut made, of the median core.
         partition: of unity, ``"ramp"`` or ``"multiplicity"``.
-        coarse: the coarse space, ``"partition"``, ``"hat"``, or None: no coarse level. Hats do not vanish at the ends
-            of a grid, whatever its rule.
+        coarse: the coarse space, ``"partition"``, ``"hat"``, or None, which leaves the coarse level out. Hats do not
+            vanish at the ends of a grid, whatever its rule.
         kernel: the settings of the kernel, of both levels.
-        implementation: of `jaxop.attention.integral_attention` inside a subdomain; None: ``"chunked"``.
+        implementation: of `jaxop.attention.integral_attention` inside a subdomain; None means ``"chunked"``.
 
     Raises:
-        TypeError: for a kernel that is no settings of one, and coarse functions in place of the name of their space.
+        TypeError: if ``kernel`` is not the settings of a kernel, or ``coarse`` is not a name.
         ValueError: for a signed kernel, unknown names, no subdomain, and overlaps outside [0, 1).
 
     Example:
@@ -172,7 +172,7 @@ class SchwarzAttention(nnx.Module):
 
     Args:
         local: Q, K, V, O, kernel and implementation of A; a kernel that makes averages.
-        coarse: A₀, or None: there are no coarse tokens.
+        coarse: A₀; None leaves the coarse tokens out.
 
     Cost: O(n s d + n0² d + n d²) for subdomains of s nodes and n0 coarse tokens: linear in n at fixed s and n0.
 
@@ -208,8 +208,8 @@ class SchwarzAttention(nnx.Module):
             decomposition: of their domain, with a coarse space unless the layer has one level.
 
         Raises:
-            TypeError: for a domain that is not decomposed.
-            ValueError: for values that do not fit the decomposition.
+            TypeError: if the domain is not decomposed.
+            ValueError: if values do not fit the decomposition.
         """
         check_decomposition(decomposition)
         if x.ndim != 3 or x.shape[1] != decomposition.domain.size:
@@ -218,12 +218,10 @@ class SchwarzAttention(nnx.Module):
                 "sample pass x[None]."
             )
         query, key, value = self.local.project(x, x)
-        kernel, axis, how = self.local.kernel.value, self.local.kernel_axis, self.local.implementation
+        kernel, how = self.local.kernel.value, self.local.implementation
 
         def local(query: Array, key: Array, value: Array) -> Array:
-            return subdomain_attention(
-                query, key, value, decomposition, kernel=kernel, kernel_axis=axis, implementation=how
-            )
+            return subdomain_attention(query, key, value, decomposition, kernel=kernel, implementation=how)
 
         if jax.default_backend() == "cpu":  # the scores of one sample stay in the cache
             mixed = in_turn(lambda arrays: local(*arrays), (query, key, value))

@@ -89,13 +89,12 @@ class ViTNeuralOperator(GridOperator[ViTNeuralOperatorConfig]):
             return SpectralConvolution(*sizes, reference=config.modes_shape, param_dtype=config.param_dtype, rngs=rngs)
 
         self.lift = lift()
-        kernel, axis = None, None
+        kernel = None
         if config.kernel is not None:
-            kernel, axis = config.kernel.make(config.heads, config.width // config.heads, rngs=rngs)
+            kernel = config.kernel.make(config.heads, config.width // config.heads, rngs=rngs)
 
         def attention() -> PatchAttention:
-            sizes = config.width, config.heads
-            return PatchAttention(*sizes, kernel=kernel, kernel_axis=axis, rngs=rngs, **config.dtypes)
+            return PatchAttention(config.width, config.heads, kernel=kernel, rngs=rngs, **config.dtypes)
 
         self.layers = nnx.List(config.layer(attention(), rngs=rngs) for _ in range(config.layers))
         self.head = Linear(config.width, config.out_channels, rngs=rngs, **config.dtypes)
@@ -103,7 +102,7 @@ class ViTNeuralOperator(GridOperator[ViTNeuralOperatorConfig]):
         self.velocity = lift() if config.momentum.learns_velocity else None
 
     def transform(self, functions: GridFunctions) -> Float[Array, "b n c_out"]:
-        """The output functions at the nodes."""
+        """Returns the output functions at the nodes."""
         config = self.config
         cut = cut_grid(functions.grid, config.patches)
 

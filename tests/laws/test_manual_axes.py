@@ -68,7 +68,7 @@ def test_attention_and_its_derivatives(implementation, specs):
 @pytest.mark.parametrize("case", DISTINCT, ids=str)
 def test_every_kernel(case, implementation, specs):
     """Marks are checked when a program is traced; nothing is compiled."""
-    options = {"kernel_axis": case.axis, "implementation": implementation, "normalize": case not in SIGNED}
+    options = {"implementation": implementation, "normalize": case not in SIGNED}
     attend, leaves = attention_of(case.make(), **options)
     arguments = (*map(jnp.asarray, inputs()), leaves)
     jax.make_jaxpr(gradients(attend, arguments, specs)[0])(*arguments)

@@ -11,7 +11,8 @@ from flax import nnx
 
 from jaxop import kernels, nn, operators, testing, training, transformers
 from jaxop.training.checkpoint import leaf_names
-from jaxop.training.state import decays, split_model
+from jaxop.training.optimizer import decays
+from jaxop.training.state import split_model
 from tests.training.cases import CONFIG, assert_same_bits, batch, leaves, samples, stacked_samples, tiny
 
 PLAIN = dataclasses.replace(CONFIG, accumulate=1, warmup_steps=0, ema_decay=0.0, batch_size=8)
@@ -178,14 +179,14 @@ def test_weight_matrices_of_every_operator_decay_and_nothing_else():
 
 
 def test_weight_matrices_of_given_kernels_decay():
-    def layer(kernel, axis=None):
-        return nn.IntegralAttention(8, 2, kernel=kernel, kernel_axis=axis, rngs=nnx.Rngs(0)).kernel
+    def layer(kernel):
+        return nn.IntegralAttention(8, 2, kernel=kernel, rngs=nnx.Rngs(0)).kernel
 
     maps = jnp.ones((4, 3))
     projected = kernels.Projected(kernels.FourierIntegral(jnp.ones(3)), maps, maps)
     assert decayed(layer(projected)) == ({"leaves.query_map", "leaves.key_map"}, {"leaves.kernel_radius"})
     bilinear = kernels.Bilinear(jnp.ones((2, 4, 4)), jnp.ones(2))
-    assert decayed(layer(bilinear, 0)) == ({"leaves.matrix"}, {"leaves.offset"})
+    assert decayed(layer(kernels.PerHead(bilinear))) == ({"leaves.matrix"}, {"leaves.offset"})
 
 
 def test_per_head_radii_keep_their_size_under_weight_decay():
