@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxop._validation import accumulator, as_float, first_index, is_concrete, is_numeric
-from jaxop.attention.monoid import relative_weights
+from jaxop.domains.measure import check_weights, relative_weights, uniform_weights
 
 
 def check_ensemble(x: Any, weights: Any, **others: Any) -> tuple[Array, ...]:
@@ -17,7 +17,7 @@ def check_ensemble(x: Any, weights: Any, **others: Any) -> tuple[Array, ...]:
     if x.ndim != 2 or 0 in x.shape:
         raise ValueError(f"x must have shape (n, d), one particle per row, got {x.shape}; use jax.vmap for ensembles.")
     if weights is None:
-        weights = jnp.full(x.shape[0], 1 / x.shape[0], x.dtype)
+        weights = uniform_weights(x.shape[0], x.dtype)
     else:
         weights = relative_weights(check_masses(weights, x))
         total = jnp.sum(weights)
@@ -39,11 +39,7 @@ def check_masses(weights: Any, x: Array) -> Array:
     if weights.shape != (x.shape[0],):
         raise ValueError(f"weights must have one entry per particle, ({x.shape[0]},), got shape {weights.shape}.")
     if is_concrete(weights):
-        values = np.asarray(weights)
-        bad = ~((values >= 0) & np.isfinite(values))
-        if bad.any() or not values.max() > 0:
-            where = f"weights[{first_index(bad)}] = {values[first_index(bad)]}" if bad.any() else "all are 0"
-            raise ValueError(f"weights must be finite and at least 0 with a positive sum, but {where}.")
+        check_weights(np.asarray(weights))
     return weights
 
 

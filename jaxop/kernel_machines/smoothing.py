@@ -15,6 +15,7 @@ from jaxop._eager import compiled
 from jaxop._pytree import register
 from jaxop._validation import accumulator, as_float, first_index, is_concrete, is_integer
 from jaxop.attention import accumulate, integral_attention
+from jaxop.domains.measure import check_weights, uniform_weights
 from jaxop.kernel_machines._blocks import in_blocks
 from jaxop.kernels import FourierIntegral, Gaussian, Kernel
 from jaxop.kernels.checks import check_numbers
@@ -423,18 +424,12 @@ def _check_sample(points: Any, weights: Any) -> tuple[Array, Array]:
     if points.ndim != 2 or 0 in points.shape:
         raise ValueError(f"points must have shape (m, D) with at least one point, got {points.shape}; reshape to rows.")
     m = points.shape[0]
-    weights = jnp.full(m, 1 / m, points.dtype) if weights is None else as_float(weights, "weights").astype(points.dtype)
+    weights = uniform_weights(m, points.dtype) if weights is None else as_float(weights, "weights").astype(points.dtype)
     if weights.shape != (m,):
         raise ValueError(f"weights must have shape (m,) = ({m},), one per point, got {weights.shape}.")
     _check_finite(points, "points")
     if is_concrete(weights):
-        concrete = np.asarray(weights)
-        bad = ~np.isfinite(concrete) | (concrete < 0)
-        if np.any(bad):
-            index = first_index(bad)
-            raise ValueError(f"weights must be finite and ≥ 0, got {concrete[index]} at index {index}.")
-        if not np.any(concrete > 0):
-            raise ValueError("weights are all zero; at least one point must carry mass.")
+        check_weights(np.asarray(weights))
     return points, weights / jnp.sum(weights)
 
 
