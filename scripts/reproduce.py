@@ -13,7 +13,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from jaxop import experiments, training
+from jaxop import experiments, operators, training
 from jaxop._validation import check_name
 from jaxop.experiments.comparison import Contender, check_options, compare, options_of
 from jaxop.experiments.terminal import run_command
@@ -55,11 +55,13 @@ class Comparison:
 def contender(name: str, options: Comparison) -> Contender:
     """The operator of a ready-made experiment."""
     default = experiments.load_recipe(f"darcy_{name}").experiment
+    config = default.model
+    assert isinstance(config, operators.OperatorConfig)
     sets = dataclasses.replace(default.data, test_samples=options.test_samples, grids=GRIDS).load(default.cache)
     tests = dict(sets.test)
     if name == "tno":
         tests["128²"] = tests["128²"].take(slice(options.test_samples_tno))
-    return Contender(lambda seed: experiments.build(default.model, sets.train, seed=seed), sets.train, tests)
+    return Contender(lambda seed: experiments.build(config, sets.train, seed=seed), sets.train, tests)
 
 
 def main(options: Comparison) -> None:

@@ -24,7 +24,7 @@ ALLOWED = {
     "distillation": {"kernels", "attention", "kernel_machines", "nn"},
     "data": {"domains"},
     "training": {"domains", "data", "operators", "transformers"},
-    "experiments": {"domains", "schwarz", "nn", "data", "operators", "training"},
+    "experiments": {"domains", "nn", "data", "operators", "training"},
     "testing": {"domains", "kernels"},
 }
 EXTRAS = (

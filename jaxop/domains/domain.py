@@ -214,6 +214,16 @@ class Decomposed:
     domain: Domain
 
     @property
+    def dim(self) -> int:
+        """Number of space dimensions of the domain."""
+        return self.domain.dim
+
+    @property
+    def size(self) -> int:
+        """Number of nodes n of the domain."""
+        return self.domain.size
+
+    @property
     def is_batched(self) -> bool:
         """Whether this is a stack of decompositions, one per sample."""
         return self.domain.is_batched
@@ -225,18 +235,17 @@ def as_domain(value: Domain | Decomposed, argument: str) -> Domain:
     Raises:
         TypeError: for anything else.
     """
-    whole = value.domain if isinstance(value, Decomposed) else value
-    check_domain(whole, argument)
-    return whole
+    return check_domain(value.domain if isinstance(value, Decomposed) else value, argument)
 
 
-def check_domain(value: Any, argument: str) -> None:
-    """Raises ``TypeError`` unless ``value`` is a `Domain`."""
+def check_domain(value: Any, argument: str) -> Domain:
+    """``value``, or a ``TypeError`` unless it is a `Domain`."""
     refuse_decomposed(value, argument)
     if not isinstance(value, Domain):
         raise TypeError(
             f"{argument} must be a Domain, got {type(value).__name__}; build one, as in domains.interval(64)."
         )
+    return value
 
 
 def refuse_decomposed(value: Any, argument: str) -> None:

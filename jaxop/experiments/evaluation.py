@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jaxop import training
 from jaxop.data import Samples
@@ -49,7 +49,7 @@ class Evaluation:
     cache: Path = dataclasses.field(default_factory=default_cache)
 
 
-def evaluate(settings: Evaluation, *, console: "Console | None" = None) -> list[dict[str, Any]]:
+def evaluate(settings: Evaluation, *, console: "Console | None" = None) -> list[report.Row]:
     """Relative L2 and H1 errors and the worst sample of every set, in physical units.
 
     They are printed and saved (``RUN/evaluation/NAME.csv`` and ``.json``), with pictures of the median and the worst

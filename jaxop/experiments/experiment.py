@@ -8,14 +8,16 @@ import os
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 from jaxop import training
 from jaxop._validation import check_name, closest
 from jaxop.experiments.problems import Problem
+from jaxop.experiments.settings import OperatorSettings
+from jaxop.operators import OperatorConfig
 
-Data = TypeVar("Data", bound=Problem)
-Model = TypeVar("Model")
+Data = TypeVar("Data", bound=Problem, covariant=True)
+Model = TypeVar("Model", bound=OperatorConfig | OperatorSettings, covariant=True)
 
 _CONFIGS = Path(__file__).parent / "configs"
 
@@ -31,7 +33,7 @@ class Experiment(Generic[Data, Model]):
 
     Attributes:
         data: the problem or the files.
-        model: the operator.
+        model: the operator's config, or `OperatorSettings` that the data complete.
         training: steps, batches, learning rate, checkpoints.
         run_dir: directory of the run; None: runs/NAME-DATE-TIME.
         resume: continue the run in run_dir from its newest checkpoint.
@@ -61,6 +63,10 @@ class Experiment(Generic[Data, Model]):
     wandb: str | None = None
 
 
+AnyExperiment: TypeAlias = Experiment[Problem, OperatorConfig | OperatorSettings]
+"""An experiment on whatever data, with whatever operator."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """An experiment with its name and what its author says of it.
@@ -73,7 +79,7 @@ class Recipe:
 
     name: str
     about: str
-    experiment: Experiment[Any, Any]
+    experiment: AnyExperiment
 
 
 def ready_made() -> dict[str, str]:

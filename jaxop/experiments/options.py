@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 
 from jaxop import operators, training
 from jaxop.experiments.evaluation import Evaluation
-from jaxop.experiments.experiment import Experiment, Recipe
+from jaxop.experiments.experiment import AnyExperiment, Experiment, Recipe
 from jaxop.experiments.problems import FileData
 from jaxop.experiments.record import recorded_experiment
 from jaxop.experiments.settings import OperatorSettings
@@ -51,7 +51,7 @@ def parse(kind: Callable[..., Result], arguments: Sequence[str], **options: Any)
     return tyro.cli(kind, args=list(arguments), registry=_registry(), **options)
 
 
-def of_recipe(recipe: Recipe, arguments: Sequence[str], *, prog: str) -> Experiment[Any, Any]:
+def of_recipe(recipe: Recipe, arguments: Sequence[str], *, prog: str) -> AnyExperiment:
     """The experiment of a recipe with the settings of a command line.
 
     Two settings change the defaults of others:
@@ -71,23 +71,24 @@ def of_recipe(recipe: Recipe, arguments: Sequence[str], *, prog: str) -> Experim
     """
     ahead, _ = tyro.cli(_Ahead, args=list(arguments), return_unknown_args=True, add_help=False)
     default = _with_share_of_warmup(recipe.experiment, ahead.steps)
-    on_files = isinstance(default.data, FileData) and isinstance(default.model, OperatorSettings)
-    if on_files and ahead.operator is not None:
-        default = dataclasses.replace(default, model=OperatorSettings(ahead.operator))
+    model: Any = type(default.model)
+    if isinstance(default.data, FileData) and isinstance(default.model, OperatorSettings):
+        if ahead.operator is None:
+            model = _any_operator(default.model)
+        else:
+            default = dataclasses.replace(default, model=OperatorSettings(ahead.operator))
     if isinstance(default.data, FileData) and default.data.train == Path():
         data = dataclasses.replace(default.data, train=tyro.MISSING)
         default = dataclasses.replace(default, data=data)
-    is_open = on_files and ahead.operator is None
-    model = _any_operator(default.model) if is_open else type(default.model)
     kind = Experiment[type(default.data), model]
     experiment = parse(kind, arguments, default=default, prog=prog, description=recipe.about, config=_FREE_ORDER)
-    if is_open:
+    if isinstance(experiment.data, FileData) and isinstance(experiment.model, OperatorSettings):
         data = dataclasses.replace(experiment.data, operator=experiment.model.operator)
         experiment = dataclasses.replace(experiment, data=data)
     return experiment
 
 
-def of_run(run: training.Run, arguments: Sequence[str], *, prog: str, description: str) -> Experiment[Any, Any]:
+def of_run(run: training.Run, arguments: Sequence[str], *, prog: str, description: str) -> AnyExperiment:
     """The experiment that continues a run, with the settings of a command line.
 
     Raises:
@@ -113,7 +114,7 @@ class _Ahead:
     steps: Annotated[str | None, tyro.conf.arg(name="training.steps")] = None
 
 
-def _with_share_of_warmup(default: Experiment[Any, Any], steps: str | None) -> Experiment[Any, Any]:
+def _with_share_of_warmup(default: AnyExperiment, steps: str | None) -> AnyExperiment:
     settings = default.training
     if steps is None or not steps.isdecimal() or int(steps) >= settings.warmup_steps:
         return default
@@ -144,12 +145,12 @@ def _registry() -> ConstructorRegistry:
     return rules
 
 
-def _text(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+def _text(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[str | Path] | None:
     kind = info.type
     if kind not in (str, Path):
         return None
 
-    def read(arguments: list[str]) -> Any:
+    def read(arguments: list[str]) -> str | Path:
         if not arguments[0]:
             raise ValueError("'' is empty; give a value, or leave the option out")
         return kind(arguments[0])

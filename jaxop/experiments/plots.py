@@ -7,6 +7,7 @@ save them with `save_figure`, or let a notebook show them (after ``%matplotlib i
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -192,7 +193,7 @@ def save_figure(figure: "Figure", path: str | os.PathLike[str]) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _matplotlib(module: str) -> Any:
+def _matplotlib(module: str) -> ModuleType:
     try:
         import matplotlib.figure
         import matplotlib.ticker

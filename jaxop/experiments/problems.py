@@ -38,8 +38,13 @@ class Sets:
 
 @runtime_checkable
 class Problem(Protocol):
-    """What an experiment needs of its data settings."""
+    """What an experiment needs of its data settings, a frozen dataclass.
 
+    Attributes:
+        name: what the runs record the problem as.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
     name: ClassVar[str]
 
     def load(self, cache: Path) -> Sets:
@@ -150,7 +155,7 @@ class _Trajectories:
             data.save(path, self._generate(**common))
         return data.read(path)
 
-    def _options(self) -> dict[str, Any]:
+    def _options(self) -> dict[str, str]:
         """What the problem's generator takes besides samples and sampling."""
         return {}
 
@@ -195,7 +200,7 @@ class LorenzData(_Trajectories):
 
     task: str = "x->y"
 
-    def _options(self) -> dict[str, Any]:
+    def _options(self) -> dict[str, str]:
         return {"task": self.task}
 
 
@@ -314,7 +319,7 @@ def check_directory(option: str, directory: Path) -> None:
         raise PermissionError(f"{option} {directory}: {existing} cannot be written to; give another directory.")
 
 
-def cached(cache: Path, label: str, parameters: Mapping[str, Any]) -> Path:
+def cached(cache: Path, label: str, parameters: Mapping[str, str | int | float]) -> Path:
     """The file that holds what these parameters generate; its folder exists."""
     key = json.dumps(training.to_json(dict(parameters)) | {"format": _FORMAT}, sort_keys=True)
     check_directory("--cache", cache)

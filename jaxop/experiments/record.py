@@ -1,31 +1,30 @@
 """What a run records of its experiment, and the experiment back from the record."""
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
-from jaxop import training
+from jaxop import operators, training
 from jaxop._validation import check_name, closest
 from jaxop.data import Samples
-from jaxop.experiments.experiment import Experiment
+from jaxop.experiments.experiment import AnyExperiment, Experiment
 from jaxop.experiments.problems import PROBLEMS, FileData, Problem
-from jaxop.experiments.settings import operator_name
+from jaxop.operators import OperatorConfig
 
 
-def describe(problem: Problem, config: Any, train: Samples) -> dict[str, Any]:
+def describe(problem: Problem, config: OperatorConfig, train: Samples) -> dict[str, Any]:
     """What a run records of its data and operator, enough to rebuild both."""
-    settings = dataclasses.asdict(problem)  # pyright: ignore[reportArgumentType]
+    settings = dict(vars(problem))  # with paths as such: where a file lies may change before a run is resumed
     if isinstance(problem, FileData):
-        located = {name: _absolute(settings[name]) for name in ("train", "valid", "test")}
-        settings |= located
+        settings |= {"train": problem.train.resolve(), "test": [path.resolve() for path in problem.test]}
+        settings["valid"] = None if problem.valid is None else problem.valid.resolve()
         del settings["external"]  # a permission, to be given each time
-        if settings["faces"] is None:  # as in runs of earlier versions
+        if problem.faces is None:  # as in runs of earlier versions
             del settings["faces"]
     return {
         "problem": problem.name,
         "data": settings,
-        "operator": operator_name(config),
-        "model": dataclasses.asdict(config),
+        "operator": operators.model_of(config).name,
+        "model": config,
         "resolution": round(train.domain.size ** (1 / train.domain.dim), 3),
         "samples": len(train),
     }
@@ -53,24 +52,12 @@ def recorded_problem(run: training.Run, *, own: type | None = None) -> Problem:
         )
     try:
         check_name(run.config["problem"], "problem", kinds)
-        kind = kinds[run.config["problem"]]
-        fields = [field.name for field in dataclasses.fields(kind)]
-        for name in run.config["data"]:
-            check_name(name, "field", fields)
-        values: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in run.config["data"].items()
-        }
-        if kind is FileData:
-            values.setdefault("faces", None)  # runs that do not say so took the vertices for a cloud
-            values["train"] = Path(values["train"])
-            values["valid"] = values["valid"] and Path(values["valid"])
-            values["test"] = tuple(Path(path) for path in values["test"])
-        return kind(**values)
-    except (KeyError, AttributeError, TypeError, ValueError) as error:
+        return operators.from_dict(kinds[run.config["problem"]], run.config["data"], name="data")
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: data cannot be read ({type(error).__name__}: {error}).") from error
 
 
-def recorded_experiment(run: training.Run) -> Experiment[Any, Any]:
+def recorded_experiment(run: training.Run) -> AnyExperiment:
     """The experiment that a run was started with, ready to continue it.
 
     Its time limit is left out: it has been reached, or it never mattered.
@@ -80,9 +67,3 @@ def recorded_experiment(run: training.Run) -> Experiment[Any, Any]:
     """
     settings = dataclasses.replace(run.training, time_limit_s=None)
     return Experiment(recorded_problem(run), run.blank_model().config, settings, run_dir=run.directory, resume=True)
-
-
-def _absolute(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return [_absolute(path) for path in value]
-    return None if value is None else Path(value).resolve()

@@ -6,7 +6,7 @@ import functools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 from flax import nnx
@@ -24,6 +24,19 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _EVALUATION_NODES = 2**16  # at once: keeps the working memory of an evaluation small on fine grids
+
+
+class Row(TypedDict):
+    """Mean relative errors on a set, in physical units, with the median and the worst sample."""
+
+    set: str
+    grid: str
+    samples: int
+    rel_l2: float
+    rel_h1: float | None
+    median_rel_l2: float
+    worst_rel_l2: float
+    worst_sample: int
 
 
 def check(model: operators.Standardized, sets: Mapping[str, Samples]) -> None:
@@ -56,7 +69,7 @@ def write_report(
     name: str,
     checkpoint: int | str,
     console: "Console",
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """Errors on every set: a table printed and saved under ``evaluation/``, then pictures under ``figures/``.
 
     A picture that cannot be drawn is a warning.
@@ -72,14 +85,14 @@ def write_report(
     Returns:
         The rows of the table.
     """
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     figures: dict[str, Callable[[], Figure]] = {}
     for (label, samples), file in zip(sets.items(), file_names(sets), strict=True):
         size = max(1, min(16, _EVALUATION_NODES // samples.target_domain.size))
         errors = training.evaluate(model, samples, batch_size=size)
         order = np.argsort(errors.l2, kind="stable")
         shown = {"median": int(order[(len(order) - 1) // 2]), "worst": int(order[-1])}
-        row = {
+        row: Row = {
             "set": label,
             "grid": grid_name(samples),
             "samples": len(samples),
@@ -97,7 +110,7 @@ def write_report(
     console.print(error_table(run, rows))
     _save(run.directory / "evaluation", name, {"run": str(run.directory), "step": checkpoint}, rows)
     grids = [samples.target_domain for samples in sets.values()]
-    means = {title: [row[key] for row in rows] for key, title in (("rel_l2", "relative L2"), ("rel_h1", "relative H1"))}
+    means = {"relative L2": [row["rel_l2"] for row in rows], "relative H1": [row["rel_h1"] for row in rows]}
     trained_on = run.config.get("resolution")
     figures[f"{name}-errors"] = functools.partial(plots.plot_errors, grids, means, trained_on=trained_on)
     figures["learning-curves"] = functools.partial(plots.plot_learning_curves, run.metrics)
@@ -126,7 +139,7 @@ def _predictions(model: nnx.Module, samples: Samples, *, labels: Sequence[str], 
     return plots.plot_predictions(samples, training.predict(model, samples, batch_size=1), labels=labels, title=title)
 
 
-def error_table(run: training.Run, rows: Sequence[Mapping[str, Any]]) -> "Table":
+def error_table(run: training.Run, rows: Sequence[Row]) -> "Table":
     """The errors on every set."""
     with needs_extra("a table of errors"):
         from rich.table import Table
@@ -139,7 +152,7 @@ def error_table(run: training.Run, rows: Sequence[Mapping[str, Any]]) -> "Table"
     return table
 
 
-def _save(folder: Path, name: str, about: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+def _save(folder: Path, name: str, about: Mapping[str, str | int], rows: Sequence[Row]) -> None:
     folder.mkdir(exist_ok=True)
     record = {**about, "units": "physical", "sets": rows}
     (folder / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")

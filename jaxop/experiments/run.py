@@ -4,7 +4,7 @@ import contextlib
 import datetime
 import itertools
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from flax import nnx
@@ -13,11 +13,12 @@ from jaxop import data, operators, training
 from jaxop.data import Samples
 from jaxop.domains import monte_carlo
 from jaxop.experiments import report
-from jaxop.experiments.experiment import Experiment
+from jaxop.experiments.experiment import AnyExperiment
 from jaxop.experiments.problems import FileData, Sets, check_directory, grid_name
 from jaxop.experiments.record import describe
-from jaxop.experiments.settings import OperatorSettings, check_memory, parameters
+from jaxop.experiments.settings import check_memory, parameters
 from jaxop.experiments.terminal import make_console, needs_extra
+from jaxop.operators import OperatorConfig
 from jaxop.training._files import local_path
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-def train(experiment: Experiment[Any, Any], *, name: str = "run", console: "Console | None" = None) -> Path:
+def train(experiment: AnyExperiment, *, name: str = "run", console: "Console | None" = None) -> Path:
     """Trains an operator, evaluates it on the test sets, and keeps all of it in a run directory.
 
     Args:
@@ -46,17 +47,18 @@ def train(experiment: Experiment[Any, Any], *, name: str = "run", console: "Cons
     console = make_console() if console is None else console
     directory = _run_dir(name, experiment)
     console.print(f"{name}: reading or generating data", style="bold")
-    config, chosen = experiment.model, {}
-    if not isinstance(config, OperatorSettings):
-        check_memory(config)  # before data are made
+    if isinstance(experiment.model, OperatorConfig):
+        check_memory(experiment.model)  # before data are made
     try:
         sets = experiment.data.load(experiment.cache)
     except FileNotFoundError as error:
         if experiment.resume and isinstance(experiment.data, FileData):
             error.add_note("(A file that has moved can be named anew: --data.train FILE, --data.valid FILE.)")
         raise
-    if isinstance(config, OperatorSettings):
-        config, chosen = config.for_data(sets.train, [*sets.valid.values(), *sets.test.values()])
+    if isinstance(experiment.model, OperatorConfig):
+        config, chosen = experiment.model, {}
+    else:
+        config, chosen = experiment.model.for_data(sets.train, [*sets.valid.values(), *sets.test.values()])
         check_memory(config)
     model = build(config, sets.train, seed=experiment.training.seed)
     report.check(model, sets.test)
@@ -96,7 +98,7 @@ def train(experiment: Experiment[Any, Any], *, name: str = "run", console: "Cons
     return directory
 
 
-def build(config: Any, train: Samples, *, seed: int) -> operators.Standardized:
+def build(config: OperatorConfig, train: Samples, *, seed: int) -> operators.Standardized:
     """The operator in physical units, standardised by the statistics of the training set.
 
     Args:
@@ -130,7 +132,7 @@ def new_directory(wanted: Path) -> Path:
             return directory
 
 
-def _run_dir(name: str, experiment: Experiment[Any, Any]) -> Path:
+def _run_dir(name: str, experiment: AnyExperiment) -> Path:
     """Where the run goes; what cannot go there fails before any data are made."""
     directory = experiment.run_dir
     if experiment.resume:
@@ -148,7 +150,7 @@ def _run_dir(name: str, experiment: Experiment[Any, Any]) -> Path:
     return directory
 
 
-def _summary(directory: Path, sets: Sets, config: Any, chosen: dict[str, int], count: int) -> "Table":
+def _summary(directory: Path, sets: Sets, config: OperatorConfig, chosen: dict[str, int], count: int) -> "Table":
     with needs_extra("a table of settings"):
         from rich.table import Table
     table = Table(show_header=False)

@@ -1,7 +1,6 @@
 """An operator's settings before its data are known, and the config that the data make of them."""
 
 import dataclasses
-import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -16,9 +15,8 @@ from jaxop._validation import check_name
 from jaxop.data import Samples
 from jaxop.data.files._reading import memory
 from jaxop.domains import Grid
+from jaxop.operators import OperatorConfig
 
-_FROM_DATA = ("in_channels", "out_channels", "dim", "reference", "initial_channels")
-_FROM_GRID = ("patches", "modes", "smoothing_modes")
 _COPIES = 5  # of the parameters, during training
 _DEPTH = 3  # layers beyond which operators are not made to count their parameters
 
@@ -59,32 +57,30 @@ class OperatorSettings:
         check_name(operator, "operator", operators.CONFIGS)
         object.__setattr__(self, "operator", operator)
         for name in settings:
-            if name in _FROM_DATA:
+            if name in self.config_type.FROM_DATA:
                 raise ValueError(f"{name}={settings[name]!r} is decided by the data; leave it out.")
             check_name(name, "setting", self.fields())
         object.__setattr__(self, "settings", types.MappingProxyType(settings))
 
     @property
-    def config_type(self) -> type:
+    def config_type(self) -> type[OperatorConfig]:
         """The class of the operator's config."""
         return operators.CONFIGS[self.operator]
 
     def fields(self) -> dict[str, tuple[Any, Any]]:
         """Type and default of every setting; None, the default of patches and modes, leaves them open."""
-        hints = typing.get_type_hints(self.config_type)
-        fields: dict[str, tuple[Any, Any]] = {}
-        for field in dataclasses.fields(self.config_type):
-            if field.name in _FROM_GRID and field.default is not None:
+        kind = self.config_type
+        hints = typing.get_type_hints(kind)
+        fields = {}
+        for field in dataclasses.fields(kind):
+            if field.name in kind.FROM_GRID:
                 fields[field.name] = int | None, None
-            elif field.name not in _FROM_DATA:
+            elif field.name not in kind.FROM_DATA:
                 fields[field.name] = hints[field.name], field.default
         return fields
 
-    def for_data(self, train: Samples, others: Sequence[Samples] = ()) -> tuple[Any, dict[str, int]]:
-        """The operator's config for these samples.
-
-        Channels and dimension are those of the training samples; the reference grid is the shorter side of their
-        grid. `fit_to_grid` chooses open patches and modes so that every grid can carry them.
+    def for_data(self, train: Samples, others: Sequence[Samples] = ()) -> tuple[OperatorConfig, dict[str, int]]:
+        """The operator's config for these samples, by `jaxop.operators.OperatorConfig.for_data`.
 
         Args:
             train: the training samples.
@@ -96,54 +92,20 @@ class OperatorSettings:
         Raises:
             ValueError: if the settings do not fit together; see the operator's config.
         """
-        fields = self.fields()
-        values = {name: self.settings.get(name, default) for name, (_, default) in fields.items()}
-        open_names = [name for name in _FROM_GRID if name in fields and fields[name][0] == int | None]
-        open_names = [name for name in open_names if values[name] is None and self._has_number(name)]
-        values = {name: value for name, value in values.items() if name not in open_names}
-        values |= {"in_channels": train.inputs.shape[-1], "out_channels": train.targets.shape[-1]}
-        values["dim"] = train.domain.dim
-        names = {field.name for field in dataclasses.fields(self.config_type)}
-        if train.initial is not None and "initial_channels" in names:
-            values["initial_channels"] = train.initial.shape[-1]
-        chosen: dict[str, int] = {}
-        domains = [samples.domain for samples in (train, *others)]
-        shapes = [domain.shape for domain in domains if isinstance(domain, Grid) and not domain.is_batched]
-        if "reference" in names and shapes:
-            values["reference"] = min(shapes[0])
-            fitting = fit_to_grid(shapes, has_patches="patches" in names, patches=values.get("patches"))
-            chosen = {name: fitting[name] for name in open_names}
-        return self.config_type(**values, **chosen), chosen
-
-    def _has_number(self, name: str) -> bool:
-        return any(field.name == name and field.default is not None for field in dataclasses.fields(self.config_type))
+        config = self.config_type.for_data(
+            train.domain,
+            in_channels=train.inputs.shape[-1],
+            out_channels=train.targets.shape[-1],
+            initial_channels=0 if train.initial is None else train.initial.shape[-1],
+            others=[samples.domain for samples in others],
+            **self.settings,
+        )
+        is_on_grid = isinstance(train.domain, Grid) and not train.domain.is_batched
+        open_names = [name for name in config.FROM_GRID if is_on_grid and self.settings.get(name) is None]
+        return config, {name: getattr(config, name) for name in open_names}
 
 
-def fit_to_grid(shapes: Sequence[Sequence[int]], *, has_patches: bool, patches: int | None) -> dict[str, int]:
-    """Patches and modes that every one of these grids can carry.
-
-    The number of patches along each axis divides all grids, leaves at least 8 nodes in each where it
-    can, and is as near to 4 as possible (8 in one dimension), unless it is given. Modes: 8 in a patch,
-    12 on a grid without patches, 16 for the smoothing, or half of the nodes if there are fewer.
-    """
-    nodes = [n for shape in shapes for n in shape]
-    divisor, smallest = math.gcd(*nodes), min(nodes)
-    values = {"smoothing_modes": max(1, min(16, smallest // 2))}
-    side = smallest
-    if has_patches:
-        wanted = 8 if len(shapes[0]) == 1 else 4
-        allowed = [p for p in range(1, divisor + 1) if divisor % p == 0 and smallest // p >= 8] or [1]
-        values["patches"] = patches or min(allowed, key=lambda p: abs(p - wanted))
-        side = smallest // values["patches"]
-    return values | {"modes": max(1, min(8 if has_patches else 12, side // 2))}
-
-
-def operator_name(config: Any) -> str:
-    """Short name of the operator that a config describes."""
-    return next(name for name, kind in operators.CONFIGS.items() if type(config) is kind)
-
-
-def check_memory(config: Any) -> None:
+def check_memory(config: OperatorConfig) -> None:
     """Raises ``ValueError`` for an operator whose training cannot fit into memory, without making it."""
     size, count = size_of(config)
     needed, available = _COPIES * size, _memory()
@@ -159,7 +121,7 @@ def check_memory(config: Any) -> None:
     )
 
 
-def size_of(config: Any) -> tuple[int, int]:
+def size_of(config: OperatorConfig) -> tuple[int, int]:
     """Bytes and number of an operator's parameters; both are linear in the depth, so none is made deep."""
     for name in ("layers", "decoder_layers"):
         depth = getattr(config, name, 0)

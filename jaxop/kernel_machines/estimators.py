@@ -1,5 +1,6 @@
 """Binary kernel machines in the manner of scikit-learn: parameters in the constructor, NumPy arrays in and out."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -79,8 +80,15 @@ def _observed(responses: Any, mask: Any, nx: int, ny: int) -> tuple[np.ndarray, 
 
 
 def _rounded(responses: Any) -> Any:
-    is_sparse = isinstance(responses, SparseMatrix)
-    return responses.astype(float_dtype()) if is_sparse else np.asarray(responses, float_dtype())
+    if isinstance(responses, SparseMatrix):
+        return _with_entries(responses, lambda values: values.astype(float_dtype()))
+    return np.asarray(responses, float_dtype())
+
+
+def _with_entries(matrix: SparseMatrix, function: Callable[[np.ndarray], np.ndarray]) -> scipy.sparse.coo_array:
+    """A sparse matrix whose stored entries are a function of those of another."""
+    rows, columns, values = stored(matrix, "responses")
+    return scipy.sparse.coo_array((function(np.asarray(values)), (rows, columns)), shape=matrix.shape)
 
 
 class BinaryKernelRegressor(RegressorMixin, _BinaryEstimator):
@@ -220,9 +228,7 @@ class BinaryKernelClassifier(ClassifierMixin, _BinaryEstimator):
             ValueError: unless the observed labels have two values, and as `jaxop.kernel_machines.fit`.
         """
         if isinstance(responses, SparseMatrix):
-            rows, columns, labels = stored(responses, "responses")
-            signs = scipy.sparse.coo_array((self._signs(np.asarray(labels)), (rows, columns)), shape=responses.shape)
-            return self._fit(X, Y, signs, mask, self.loss)
+            return self._fit(X, Y, _with_entries(responses, self._signs), mask, self.loss)
         labels = np.asarray(responses)
         seen = np.ones(labels.shape, bool) if mask is None else np.asarray(mask, bool)
         return self._fit(X, Y, self._signs(labels, seen), mask, self.loss)

@@ -37,7 +37,7 @@ class EncoderLayer(nnx.Module):
         norm: one of `NORMS`.
         dropout: rate, active in training mode (``model.train()``, `nnx.Dropout`).
         activation: of `FeedForward`.
-        dtype: dtype of the computation; None: that of the inputs and parameters.
+        dtype: dtype of the computation. None takes that of inputs and parameters.
         param_dtype: dtype of the parameters.
         rngs: random streams; ``params`` and, if ``dropout > 0``, ``dropout`` are used.
 
@@ -90,7 +90,7 @@ class EncoderLayer(nnx.Module):
         return in_blocks(self._pointwise, x, self.dropout(jnp.ones_like(x)))
 
     def attention_input(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
-        """What the attention of this layer acts on: LN(x) ("pre") or x ("post")."""
+        """Returns what the attention of this layer acts on: LN(x) ("pre") or x ("post")."""
         return in_blocks(self.attention_norm, x) if self.norm == "pre" else x
 
     def _pointwise(self, x: Array, keep: Array | None = None) -> Array:

@@ -145,7 +145,7 @@ class Linear(nnx.Module):
     Args:
         width: channels d in.
         out: channels e out.
-        dtype: dtype of the computation; None: that of the inputs and parameters.
+        dtype: dtype of the computation. None takes that of inputs and parameters.
         param_dtype: dtype of the parameters.
         rngs: random streams; ``params`` is used.
 
@@ -195,7 +195,7 @@ class LayerNorm(nnx.Module):
 
     Args:
         width: channels d.
-        dtype: dtype of the result; None: that of the input. Statistics are taken in float32 at least.
+        dtype: dtype of the result. None takes that of the input. Statistics are taken in float32 at least.
         param_dtype: dtype of the parameters.
 
     Example:
@@ -226,9 +226,9 @@ class FeedForward(nnx.Module):
     Args:
         width: channels d in.
         hidden: hidden channels f.
-        out: channels e out; None: as many as in.
+        out: channels e out. None takes as many as in.
         activation: a name in `ACTIVATIONS`.
-        dtype: dtype of the computation; None: that of the inputs and parameters.
+        dtype: dtype of the computation. None takes that of inputs and parameters.
         param_dtype: dtype of the parameters.
         rngs: random streams; ``params`` is used.
 
@@ -266,7 +266,7 @@ class FeedForward(nnx.Module):
 
 
 def check_heads(width: int, heads: int) -> int:
-    """Refuses heads that do not divide the channels evenly."""
+    """Returns the number of heads, if it divides the channels evenly."""
     check_size(width, "width")
     if not is_integer(heads):
         raise TypeError(f"heads must be an integer that divides the width {width}, got {heads!r}.")

@@ -11,8 +11,8 @@ from jaxtyping import Array, Float
 
 from jaxop._eager import in_turn
 from jaxop._validation import check_name, is_concrete, is_integer
-from jaxop.domains import Domain, Grid, box
-from jaxop.domains.domain import as_domain
+from jaxop.domains import Decomposed, Domain, Grid, box
+from jaxop.domains.domain import as_domain, check_domain
 from jaxop.nn.attention import IntegralAttention, IntegralAttentionConfig
 from jaxop.nn.kernel_configs import LINEAR, ExpDotProductConfig, KernelConfig, check_kernel_config
 from jaxop.schwarz import COARSE_SPACES, PARTITIONS_OF_UNITY, Decomposition, decompose
@@ -105,7 +105,7 @@ class SchwarzAttentionConfig:
         local = level(self.implementation)
         return SchwarzAttention(local, None if self.coarse is None else level(None))
 
-    def decompose(self, domain: Domain | Decomposition) -> Decomposition:
+    def decompose(self, domain: Domain | Decomposed) -> Decomposition:
         """The decomposition of a domain: on every grid of one box the same subdomains.
 
         Scattered nodes and meshes are cut as they lie, so others of the same region get other subdomains: for the same,
@@ -125,6 +125,7 @@ class SchwarzAttentionConfig:
                     "coarse=None."
                 )
             return domain
+        domain = check_domain(domain, "domain")
         options = {"partition": self.partition, "coarse": self.coarse}
         uneven = isinstance(domain, Grid) and any(axis.rule == "samples" for axis in domain.axes)
         if (uneven or not isinstance(domain, Grid)) and not is_concrete(*jax.tree.leaves(domain)):

@@ -8,6 +8,7 @@ transformers of `jaxop.transformers`.
 from jaxop._config import from_dict as from_dict
 from jaxop._config import to_dict as to_dict
 from jaxop._moved import moved
+from jaxop.operators.config import Operator as Operator
 from jaxop.operators.config import OperatorConfig as OperatorConfig
 from jaxop.operators.fano import FourierAttentionNeuralOperator as FourierAttentionNeuralOperator
 from jaxop.operators.fano import FourierAttentionNeuralOperatorConfig as FourierAttentionNeuralOperatorConfig
@@ -15,6 +16,8 @@ from jaxop.operators.flow import FlowNeuralOperator as FlowNeuralOperator
 from jaxop.operators.flow import FlowNeuralOperatorConfig as FlowNeuralOperatorConfig
 from jaxop.operators.fno import FourierNeuralOperator as FourierNeuralOperator
 from jaxop.operators.fno import FourierNeuralOperatorConfig as FourierNeuralOperatorConfig
+from jaxop.operators.grid import GridConfig as GridConfig
+from jaxop.operators.grid import PatchConfig as PatchConfig
 from jaxop.operators.registry import CONFIGS as CONFIGS
 from jaxop.operators.registry import Model as Model
 from jaxop.operators.registry import build as build

@@ -11,7 +11,7 @@ from jaxop.flows import METHODS
 from jaxop.nn import VELOCITIES, FlowLayer, Linear, run_layers
 from jaxop.nn.pointwise import check_dropout
 from jaxop.operators.config import OperatorConfig
-from jaxop.operators.nodes import check_same, node_functions
+from jaxop.operators.nodes import check_no_initial, check_same, node_functions
 from jaxop.operators.registry import register
 
 
@@ -108,7 +108,7 @@ class FlowNeuralOperator(nnx.Module):
         at: Domain | Decomposed | None = None,
         initial: Float[Array, " c0"] | Float[Array, "b c0"] | None = None,
     ) -> Float[Array, "n c_out"] | Float[Array, "b n c_out"]:
-        """The output function on the nodes of the input.
+        """Returns the output function on the nodes of the input.
 
         Args:
             values: u(x_i), shape (n, c_in), or a batch (b, n, c_in).
@@ -123,8 +123,7 @@ class FlowNeuralOperator(nnx.Module):
         """
         config = self.config
         functions = node_functions(values, domain, at=at, in_channels=config.in_channels, dim=config.dim)
-        if initial is not None:
-            raise ValueError("initial must be None: only the TransformerNeuralOperator takes an initial condition.")
+        check_no_initial(initial)
         check_same(
             at,
             domain,

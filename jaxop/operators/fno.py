@@ -82,7 +82,7 @@ class FourierNeuralOperator(GridOperator[FourierNeuralOperatorConfig]):
         )
 
     def transform(self, functions: GridFunctions) -> Float[Array, "b n c_out"]:
-        """The output functions at the nodes."""
+        """Returns the output functions at the nodes."""
         config = self.config
         activation = ACTIVATIONS[config.activation]
         x = self.lift(jnp.moveaxis(functions.values, 0, 1))  # (n, b, d)

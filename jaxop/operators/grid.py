@@ -15,7 +15,7 @@ from jaxop._validation import accumulator, as_float, check_size, divisors
 from jaxop.domains import Domain, Grid, Partition, partition
 from jaxop.nn import EncoderConfig, SpectralConvolution
 from jaxop.operators.config import OperatorConfig
-from jaxop.operators.nodes import check_same
+from jaxop.operators.nodes import check_no_initial, check_same
 from jaxop.spectral import check_grid, check_modes
 
 
@@ -148,8 +148,7 @@ def grid_functions(
     """Checks the arguments of an operator's call and brings them into one form."""
     values = as_float(values, "values")
     grid = check_grid(domain, dim)
-    if initial is not None:
-        raise ValueError("initial must be None: only the TransformerNeuralOperator takes an initial condition.")
+    check_no_initial(initial)
     if values.ndim not in (2, 3) or values.shape[-2:] != (grid.size, in_channels):
         raise ValueError(
             f"values must have shape (n, c_in) = ({grid.size}, {in_channels}), or (b, n, c_in), got {values.shape}."
@@ -190,7 +189,7 @@ class GridOperator(nnx.Module, Generic[Config]):
         at: Domain | None = None,
         initial: Float[Array, " c0"] | Float[Array, "b c0"] | None = None,
     ) -> Float[Array, "n c_out"] | Float[Array, "b n c_out"]:
-        """The output function on the grid of the input.
+        """Returns the output function on the grid of the input.
 
         Args:
             values: u(x_i), shape (n, c_in), or a batch (b, n, c_in).
@@ -203,9 +202,9 @@ class GridOperator(nnx.Module, Generic[Config]):
             Shape (n, c_out) or (b, n, c_out).
 
         Raises:
-            TypeError: for a domain that is not a grid.
+            TypeError: if the domain is not a grid.
             ValueError: for shapes that do not fit, uneven weights, or patches that do not divide the grid.
-            NotImplementedError: for ``at`` another than the input's grid.
+            NotImplementedError: if ``at`` is another grid than the input's.
         """
         functions = grid_functions(
             values, domain, at=at, initial=initial, in_channels=self.config.in_channels, dim=self.config.dim
@@ -214,27 +213,27 @@ class GridOperator(nnx.Module, Generic[Config]):
         return outputs[0] if functions.is_single else outputs
 
     def transform(self, functions: GridFunctions) -> Float[Array, "b n c_out"]:
-        """The output functions at the nodes."""
+        """Returns the output functions at the nodes."""
         raise NotImplementedError
 
 
 def split(values: Float[Array, "b n c"], cut: Partition) -> Float[Array, "b p s c"]:
-    """Every function of a batch, patch by patch."""
+    """Returns every function of a batch, patch by patch."""
     return jax.vmap(cut.split)(values)
 
 
 def join(values: Float[Array, "b p s c"], cut: Partition) -> Float[Array, "b n c"]:
-    """The inverse of `split`."""
+    """Returns the functions that `split` cut."""
     return jax.vmap(cut.join)(values)
 
 
 def smooth(convolution: SpectralConvolution | None, values: Float[Array, "b n c"], grid: Grid) -> Float[Array, "b n c"]:
-    """U + SpectralConv(u), by a convolution on the whole grid; u without one."""
+    """Returns u + SpectralConv(u), by a convolution on the whole grid; without one, u itself."""
     if convolution is None:
         return values
     return values + jnp.moveaxis(convolution(jnp.moveaxis(values, 1, 0), grid.shape), 0, 1)
 
 
 def cut_grid(grid: Grid, patches: int) -> Partition:
-    """The grid in the same number of patches along each axis."""
+    """Returns the grid cut into the same number of patches along each axis."""
     return partition(grid, (patches,) * grid.dim)

@@ -56,7 +56,7 @@ def node_functions(
 
 
 def coordinates(domain: Domain | Decomposed, batch: int, dim: int, argument: str) -> Float[Array, "b n dim"]:
-    """The coordinates of a batch of samples on one domain or a stack of them."""
+    """Returns the coordinates of a batch of samples on one domain or on a stack of them."""
     domain = as_domain(domain, argument)
     if domain.dim != dim:
         raise ValueError(f"{argument} must have dim={dim} space dimensions like the config, got {domain.dim}.")
@@ -66,6 +66,12 @@ def coordinates(domain: Domain | Decomposed, batch: int, dim: int, argument: str
     if points.shape[0] != batch:
         raise ValueError(f"{argument} stacks {points.shape[0]} domains for {batch} samples; give one, or one each.")
     return points
+
+
+def check_no_initial(initial: object) -> None:
+    """Raises ``ValueError`` if an initial condition is given to an operator that takes none."""
+    if initial is not None:
+        raise ValueError("initial must be None: only the TransformerNeuralOperator takes an initial condition.")
 
 
 def check_same(at: Domain | Decomposed | None, domain: Domain | Decomposed, remedy: str) -> None:

@@ -3,7 +3,7 @@
 import dataclasses
 import importlib
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from flax import nnx
 
@@ -35,10 +35,10 @@ class Model:
         return (self.module.__doc__ or "").partition("\n")[0]
 
 
-_MODELS: dict[str, Model] = {}
+_MODELS: dict[type[ModelConfig], Model] = {}
 
-CONFIGS: dict[str, type[OperatorConfig]] = {}
-"""The config of every neural operator by its short name."""
+CONFIGS: dict[str, type[Any]] = {}
+"""The config of every neural operator by its short name: subclasses of `OperatorConfig`, whose fields differ."""
 
 
 def register(name: str, config: type[ModelConfig]) -> Callable[[Module], Module]:
@@ -60,6 +60,7 @@ def register(name: str, config: type[ModelConfig]) -> Callable[[Module], Module]
         ...     value: float = 0.0
         >>> @operators.register("constant", ConstantConfig)
         ... class Constant(nnx.Module):
+        ...     '''The same number everywhere.'''
         ...     def __init__(self, config, *, rngs):
         ...         self.value = config.value
         >>> operators.build(ConstantConfig(2.0), rngs=nnx.Rngs(0)).value
@@ -67,10 +68,12 @@ def register(name: str, config: type[ModelConfig]) -> Callable[[Module], Module]
     """
 
     def add(module: Module) -> Module:
-        known = _MODELS.get(name)
-        if known is not None and known.config.__qualname__ != config.__qualname__:
-            raise ValueError(f"name={name!r} is taken by {known.config.__name__}; register the model by another name.")
-        _MODELS[name] = Model(name, config, module)
+        for known in _MODELS.values():
+            # a notebook may define the same class again
+            if known.name == name and known.config.__qualname__ != config.__qualname__:
+                taken = known.config.__name__
+                raise ValueError(f"name={name!r} is taken by {taken}; register the model by another name.")
+        _MODELS[config] = Model(name, config, module)
         if issubclass(config, OperatorConfig):
             CONFIGS[name] = config
         return module
@@ -88,9 +91,13 @@ def models() -> dict[str, Model]:
         >>> print(operators.models()["classifier"].description)
         The logits of p(class | t_0 … t_n): all tokens see each other, and the mean of the outputs is classified.
     """
+    _load()
+    return {model.name: model for model in _MODELS.values()}
+
+
+def _load() -> None:
     for package in _PACKAGES:
         importlib.import_module(package)
-    return dict(_MODELS)
 
 
 def model_of(config: ModelConfig) -> Model:
@@ -104,11 +111,10 @@ def model_of(config: ModelConfig) -> Model:
         >>> operators.model_of(operators.FlowNeuralOperatorConfig(1, 1)).name
         'flow'
     """
-    known = models()
-    for model in known.values():
-        if model.config is type(config):
-            return model
-    expected = ", ".join(model.config.__name__ for model in known.values())
+    _load()
+    if type(config) in _MODELS:
+        return _MODELS[type(config)]
+    expected = ", ".join(model.config.__name__ for model in _MODELS.values())
     raise TypeError(f"config must be one of {expected}; got {type(config).__name__}.")
 
 

@@ -31,8 +31,8 @@ class Standardized(nnx.Module):
         input_std: σ_in, shape (c_in,).
         output_mean: μ_out, shape (c_out,), in the units of the outputs.
         output_std: σ_out, shape (c_out,).
-        initial_mean: of ``initial``, shape (c0,), for operators with an initial condition; None: 0.
-        initial_std: of ``initial``, shape (c0,); None: 1.
+        initial_mean: of ``initial``, shape (c0,), for operators with an initial condition. None takes 0.
+        initial_std: of ``initial``, shape (c0,). None takes 1.
 
     Raises:
         TypeError: for an operator without a config, and statistics that are not numbers.
@@ -106,7 +106,7 @@ class Standardized(nnx.Module):
         at: Domain | Decomposed | None = None,
         initial: Float[Array, " c0"] | Float[Array, "b c0"] | None = None,
     ) -> Float[Array, "k c_out"] | Float[Array, "b k c_out"]:
-        """The output function in physical units, in float32 at least; arguments as for the operator inside."""
+        """Returns the output function in physical units, in float32 at least; arguments as for the operator inside."""
         values = as_float(values, "values")
         if initial is not None and getattr(self.config, "initial_channels", 0):
             initial = _standardize(as_float(initial, "initial"), self.initial_mean, self.initial_std)
@@ -117,7 +117,7 @@ class Standardized(nnx.Module):
 
 
 def _statistic(value: ArrayLike | list[float], name: str, channels: int) -> Array:
-    """A statistic in the precision in force: one finite number per channel, positive if it is a deviation."""
+    """Returns a statistic in the precision in force: one finite number per channel, positive if it is a deviation."""
     check_plain(value, name)
     try:
         array = jnp.asarray(value, float_dtype())
@@ -136,7 +136,7 @@ def _statistic(value: ArrayLike | list[float], name: str, channels: int) -> Arra
 
 
 def _standardize(values: Array, mean: Statistic, std: Statistic) -> Array:
-    """(u − μ)/σ, in the dtype of u: half precision has digits enough for what is of size 1."""
+    """Returns (u − μ)/σ, in the dtype of u: half precision has digits enough for what is of size 1."""
     wide, centre, scale = _in_one_precision(values, mean, std)
     return ((wide - centre) / scale).astype(values.dtype)
 

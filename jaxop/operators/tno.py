@@ -138,14 +138,14 @@ class TransformerNeuralOperator(nnx.Module):
         at: Domain | Decomposed | None = None,
         initial: Float[Array, " c0"] | Float[Array, "b c0"] | None = None,
     ) -> Float[Array, "k c_out"] | Float[Array, "b k c_out"]:
-        """The output function on ``at``, from samples of the input function on ``domain``.
+        """Returns the output function on ``at``, from samples of the input function on ``domain``.
 
         Args:
             values: u(x_i), shape (n, c_in), or a batch (b, n, c_in).
             domain: where ``values`` were sampled; for a batch, one for all or a stack, one for each;
                 with ``schwarz``, one for all, or its `jaxop.schwarz.Decomposition`, which is used as it is:
                 scattered nodes and meshes need it inside `jax.jit`.
-            at: where the output is wanted, one domain or a stack; None: on ``domain``.
+            at: where the output is wanted, one domain or a stack. None takes ``domain``.
             initial: [u0, y0, t0] for operators with ``initial_channels``, shape (c0,) or (b, c0).
 
         Raises:

@@ -102,7 +102,7 @@ class ViTNeuralOperator(GridOperator[ViTNeuralOperatorConfig]):
         self.velocity = lift() if config.momentum.learns_velocity else None
 
     def transform(self, functions: GridFunctions) -> Float[Array, "b n c_out"]:
-        """The output functions at the nodes."""
+        """Returns the output functions at the nodes."""
         config = self.config
         cut = cut_grid(functions.grid, config.patches)
 

@@ -171,6 +171,7 @@ def _layers(faces: np.ndarray, owner: np.ndarray, count: int, layers: int) -> tu
     for step in range(1, layers + 1):
         frontier = (frontier @ neighbours).astype(bool) > found
         found, layer = found + frontier, layer + (step + 1) * frontier.astype(np.int64)
+    layer = scipy.sparse.csr_array(layer)
     layer.sort_indices()
     sub, node, value = stored(layer, "layer")
     return np.asarray(sub, np.int64), np.asarray(node, np.int64), np.asarray(value) - 1

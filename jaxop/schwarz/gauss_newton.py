@@ -1,5 +1,7 @@
 """Levenberg–Marquardt steps in all factors of two-level Schwarz attention at once."""
 
+from collections.abc import Callable
+
 import numpy as np
 from scipy.sparse import linalg
 
@@ -72,8 +74,7 @@ class Step:
             ]
             return self._pack(solved)
 
-        shape = (self.gradient.size,) * 2
-        matrix, inverse = (linalg.LinearOperator(shape, matvec=fn, dtype=np.float64) for fn in (normal, precondition))
+        matrix, inverse = (_Map(self.gradient.size, function) for function in (normal, precondition))
         x, _ = linalg.cg(matrix, self.gradient, M=inverse, rtol=_CG_TOLERANCE, maxiter=_CG_STEPS)
         return self._unpack(x)
 
@@ -119,6 +120,17 @@ class Step:
                 begin += q.size
             pairs.append((first, second))
         return pairs
+
+
+class _Map(linalg.LinearOperator):
+    """A symmetric matrix by its products, as `scipy.sparse.linalg.cg` takes it."""
+
+    def __init__(self, size: int, product: Callable[[np.ndarray], np.ndarray]):
+        super().__init__(np.dtype(np.float64), (size, size))
+        self._product = product
+
+    def _matvec(self, x: np.ndarray) -> np.ndarray:
+        return self._product(x)
 
 
 def _outer(big: Spectrum, small: Spectrum) -> np.ndarray:

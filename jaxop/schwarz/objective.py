@@ -70,11 +70,11 @@ class Objective:
             nodes = index[i, where]
             factor = root[nodes] * np.sqrt(partition[i, where])
             local = sparse.coo_array(factor[:, None] * self.local_basis[i][np.ix_(where, self.columns[i])])
-            sides.append(sparse.coo_array((local.data, (nodes[local.row], local.col)), shape=(n, local.shape[1])))
+            sides.append(sparse.coo_array((local.data, (nodes[local.row], local.col)), shape=(n, self.columns[i].size)))
         self.basis = sparse.csr_array(sparse.hstack(sides))
         self.transposed = sparse.csr_array(self.basis.T)
-        ends = np.cumsum([side.shape[1] for side in sides])
-        self.parts = [slice(end - side.shape[1], end) for end, side in zip(ends, sides, strict=True)]
+        widths = [coarse.shape[1], *(columns.size for columns in self.columns)]
+        self.parts = [slice(end - width, end) for end, width in zip(np.cumsum(widths), widths, strict=True)]
         self.moments = self.blocks(self.transposed @ source)
         rows = [self.transposed[part] for part in self.parts]
         self.grams = [(side @ side.T).toarray() for side in rows]

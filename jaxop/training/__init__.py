@@ -20,15 +20,19 @@ from jaxop.training.loggers import WeightsAndBiases as WeightsAndBiases
 from jaxop.training.loggers import read_metrics as read_metrics
 from jaxop.training.loop import Result as Result
 from jaxop.training.loop import fit as fit
+from jaxop.training.losses import Loss as Loss
 from jaxop.training.losses import cross_entropy as cross_entropy
+from jaxop.training.losses import cross_entropy_loss as cross_entropy_loss
+from jaxop.training.losses import relative_h1_loss as relative_h1_loss
+from jaxop.training.losses import relative_l2_loss as relative_l2_loss
 from jaxop.training.losses import relative_norm as relative_norm
 from jaxop.training.losses import relative_norms as relative_norms
+from jaxop.training.optimizer import learning_rate as learning_rate
+from jaxop.training.optimizer import make_optimizer as make_optimizer
 from jaxop.training.run import Run as Run
 from jaxop.training.run import load_run as load_run
 from jaxop.training.state import TrainState as TrainState
 from jaxop.training.state import init_state as init_state
-from jaxop.training.state import learning_rate as learning_rate
-from jaxop.training.state import make_optimizer as make_optimizer
 from jaxop.training.step import make_step as make_step
 
 __getattr__ = moved(

@@ -140,7 +140,8 @@ class Checkpoints:
             settings: what the state belongs to, as JSON; kept in the manifest.
 
         Raises:
-            FloatingPointError: if an array holds NaN or infinity: nothing is written.
+            FloatingPointError: if an array holds NaN or infinity: nothing is written. The part ``opt_state`` may hold
+                infinity, with which optimisers of Optax mark what has no value yet.
             FileExistsError: if the step is there already.
 
         Cost: one copy of the state to disk, read back once for the checksums.
@@ -313,10 +314,13 @@ def leaf_names(tree: Any) -> list[str]:
 
 
 def first_nonfinite(leaves: Mapping[str, Any]) -> str | None:
-    """Name of the first floating-point array that holds NaN or infinity, or None."""
+    """Name of the first floating-point array that holds NaN, or infinity outside ``opt_state``; or None."""
     for name, leaf in leaves.items():
-        if jnp.issubdtype(leaf.dtype, jnp.inexact) and not np.isfinite(np.asarray(leaf)).all():
-            return name
+        if jnp.issubdtype(leaf.dtype, jnp.inexact):
+            array = np.asarray(leaf)
+            bad = np.isnan(array) if name.startswith("opt_state.") else ~np.isfinite(array)
+            if bad.any():
+                return name
     return None
 
 

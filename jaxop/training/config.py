@@ -27,7 +27,7 @@ _CONTENTS = re.compile(r"train\..*\.contents|valid_sets\..*")
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:
-    """Everything about a training run but the operator and the data.
+    """Everything about a training run but the operator, the data, and an optimiser or a loss of one's own.
 
     The learning rate at step t of T, with W warm-up steps, is η (t+1)/W for t < W and then
     η_end + (η − η_end)·½(1 + cos π(t−W)/(T−W)), or η throughout for ``schedule="constant"``. It follows
@@ -46,7 +46,8 @@ class TrainingConfig:
         clip_norm: largest global norm of a gradient, longer ones are shortened to it; 0 switches it off.
         ema_decay: β of the moving average of the parameters that evaluations use; 0 switches it off.
         loss: "l2" or "h1": mean relative error in that norm, over the batch; "cross_entropy" for
-            `jaxop.data.Examples`.
+            `jaxop.data.Examples`. Read unless `jaxop.training.fit` is given a ``loss``. In the same way the fields
+            from ``learning_rate`` to ``clip_norm`` are read unless it is given an ``optimizer``.
         eval_every: steps between evaluations.
         checkpoint_every: steps between checkpoints.
         keep_last: checkpoints kept besides the best one.
@@ -185,7 +186,7 @@ def check_same_settings(
     """
     old, new = _flatten(saved), _flatten(current)
     free = {f"training.{name}" for name in _MAY_CHANGE}
-    if "train.inputs.contents" in old:
+    if "valid_sets" in saved or "train.inputs.contents" in old:
         free |= {*paths}
     else:
         new = {name: value for name, value in new.items() if not _CONTENTS.fullmatch(name)}

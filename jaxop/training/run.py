@@ -9,8 +9,7 @@ import platform
 import subprocess
 import sys
 import warnings
-import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,10 +20,6 @@ from flax import nnx
 
 import jaxop
 from jaxop._config import from_dict, to_dict
-from jaxop.data import Examples, Samples
-from jaxop.data.samples import ArraySource, blocks
-from jaxop.domains import Decomposed, Domain, TriangleMesh
-from jaxop.domains.domain import as_domain
 from jaxop.operators import CONFIGS, Standardized, build, models
 from jaxop.training._files import local_path, read_json, set_aside, write_in_one_go
 from jaxop.training.checkpoint import Checkpoints
@@ -46,7 +41,8 @@ class Run:
     Attributes:
         directory: the run directory.
         config: the settings it was started with: ``"training"``, ``"train"`` (the samples),
-            ``"valid"`` (names of the sets), ``"valid_sets"`` (their samples) and whatever was given to `fit`.
+            ``"valid"`` (names of the sets), ``"valid_sets"`` (their samples), ``"optimizer"`` and ``"loss"`` if
+            they were given to `fit` as arguments, and its ``settings``.
         checkpoints: its saved steps.
     """
 
@@ -61,7 +57,7 @@ class Run:
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """The rows of ``metrics.jsonl``: training steps have "loss", validation rows "NAME/l2" and "NAME/h1"."""
+        """The rows of ``metrics.jsonl``: training steps have "loss", validation rows "NAME/l2" and the like."""
         return read_metrics(self.directory)
 
     def step(self, checkpoint: int | str = "best") -> int:
@@ -86,9 +82,11 @@ class Run:
         """A copy of the model with the variables of a checkpoint, in evaluation mode.
 
         Args:
-            model: built from `config`; its own values do not matter.
+            model: any NNX module of the kind that was trained. Its own values do not matter, so
+                ``nnx.eval_shape(lambda: Model(..., rngs=nnx.Rngs(0)))`` will do.
             checkpoint: "best" (lowest validation error), "last", or the number of a step.
-            average: whether to take the moving average of the parameters, if the run kept one.
+            average: whether to take the parameters that the run's evaluations used, if they differ from those of the
+                step: their moving average, or those of a schedule-free optimiser.
 
         Raises:
             FileNotFoundError: if the run has no such checkpoint.
@@ -132,6 +130,12 @@ class Run:
 
     def blank_model(self) -> Standardized:
         """The operator that `model` restores, with shapes and dtypes in place of values."""
+        if missing := [name for name in ("operator", "model") if name not in self.config]:
+            raise ValueError(
+                f"{self.directory}/{_CONFIG} does not name an operator of jaxop: it has no {missing[0]!r}. Build the "
+                "model as the run did and call run.restore(model); training.fit(..., settings={'operator': NAME, "
+                "'model': config}) records an operator by its name in operators.CONFIGS."
+            )
         try:
             config = from_dict(CONFIGS[self.config["operator"]], self.config["model"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -166,12 +170,15 @@ def load_run(directory: str | os.PathLike[str]) -> Run:
         settings = TrainingConfig.from_dict(config["training"])
     except (TypeError, ValueError) as error:
         raise ValueError(f"{Path(directory) / _CONFIG}: training: {error}") from error
-    return Run(Path(directory), config, open_checkpoints(directory, settings, config["valid"]))
+    own_loss = isinstance(config.get("loss"), dict)
+    return Run(Path(directory), config, open_checkpoints(directory, settings, config["valid"], own_loss=own_loss))
 
 
-def open_checkpoints(directory: str | os.PathLike[str], config: TrainingConfig, valid: list[str]) -> Checkpoints:
-    """The checkpoints of a run, judged by the training loss's norm on the first validation set."""
-    best = error_name(valid[0], LOSSES[config.loss]) if valid else None
+def open_checkpoints(
+    directory: str | os.PathLike[str], config: TrainingConfig, valid: list[str], *, own_loss: bool
+) -> Checkpoints:
+    """The checkpoints of a run, judged by the training loss's norm, or its own loss, on the first validation set."""
+    best = error_name(valid[0], "loss" if own_loss else LOSSES[config.loss]) if valid else None
     return Checkpoints(Path(directory) / "checkpoints", keep_last=config.keep_last, best_metric=best)
 
 
@@ -217,56 +224,6 @@ def has_begun(directory: Path) -> bool:
     """Whether a run directory holds a checkpoint, damaged or not, or a row of metrics."""
     steps = (directory / "checkpoints").glob("step_*")
     return any(path.suffix != ".tmp" for path in steps) or bool(read_metrics(directory))
-
-
-def describe_samples(samples: Samples | Examples) -> dict[str, Any]:
-    """What tells a set of samples from another, as JSON: sizes, dtypes, and CRC-32 sums of the contents.
-
-    ``contents`` is the sum over all samples, ``crc32`` over the first, middle and last one, which is all that
-    earlier versions recorded. A mesh counts with its vertices and faces; its weights follow from them.
-
-    Cost: every sample is read once, in blocks that fit in memory.
-    """
-    rows = np.unique([0, len(samples) // 2, len(samples) - 1])
-
-    def array(source: ArraySource | None) -> dict[str, Any] | None:
-        if source is None:
-            return None
-        return {
-            "shape": list(source.shape),
-            "dtype": np.dtype(source.dtype).name,
-            "crc32": _crc32([source[rows]]),
-            "contents": _crc32(source[block] for block in blocks(source)),
-        }
-
-    def nodes(domain: Domain | Decomposed | None) -> dict[str, Any] | None:
-        if domain is None:
-            return None
-        parts = jax.tree.leaves((domain.points, domain.faces) if isinstance(domain, TriangleMesh) else domain)
-        return {
-            "kind": type(domain).__name__,
-            "size": as_domain(domain, "domain").size,
-            "stacked": domain.is_batched,
-            "crc32": _crc32([np.asarray(part)[rows] if domain.is_batched else part for part in parts]),
-            "contents": _crc32(parts),
-        }
-
-    if isinstance(samples, Examples):
-        return {"examples": len(samples), "inputs": array(samples.inputs), "labels": array(samples.labels)}
-    return {
-        "samples": len(samples),
-        **{name: array(getattr(samples, name)) for name in ("inputs", "targets", "initial")},
-        **{name: nodes(getattr(samples, name)) for name in ("domain", "at")},
-    }
-
-
-def _crc32(parts: Iterable[Any]) -> str:
-    """Checksum of the arrays' entries, the same whichever byte order they are kept in."""
-    total = 0
-    for part in map(np.asarray, parts):
-        entries = np.ascontiguousarray(part, part.dtype.newbyteorder("<")).reshape(-1)
-        total = zlib.crc32(entries.view(np.uint8).data, total)
-    return f"{total:08x}"
 
 
 def record_versions(directory: Path, step: int, *, resume: bool) -> None:

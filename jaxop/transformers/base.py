@@ -95,13 +95,13 @@ class Transformer(nnx.Module, Generic[Config]):
         at a token, divided by √c for its c channels.
 
         Args:
-            inputs: as in a call.
+            inputs: the argument of a call.
 
         Returns:
             One number per layer.
 
         Raises:
-            As a call.
+            TypeError, ValueError: as a call does.
 
         Source: the redundancy of heads in Nguyen et al., arXiv:2206.00206, up to the factor 1/√c.
         """

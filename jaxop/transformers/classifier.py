@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Integer
 
 from jaxop._validation import check_size
-from jaxop.operators.registry import register
+from jaxop.operators import register
 from jaxop.transformers.sequence import SequenceTransformerConfig, TokenTransformer, check_padding, token_weights
 
 
@@ -63,7 +63,7 @@ class SequenceClassifier(TokenTransformer[SequenceClassifierConfig]):
         super().__init__(config, lambda: config.embedding(rngs), config.classes, rngs=rngs)
 
     def __call__(self, tokens: Integer[Array | np.ndarray, "*b n"]) -> Float[Array, "*b classes"]:
-        """The logits of the classes.
+        """Returns the logits of the classes.
 
         Args:
             tokens: numbers below ``vocabulary``, shape (n,) or (b, n), n ≤ ``context``.
@@ -81,5 +81,5 @@ class SequenceClassifier(TokenTransformer[SequenceClassifierConfig]):
         return logits[0] if single else logits
 
     def weights(self, inputs: Integer[Array, "b n"]) -> Float[Array, "b n"]:
-        """1 per token, 0 for padding."""
+        """Returns 1 per token, 0 for padding."""
         return token_weights(inputs, self.config.padding)

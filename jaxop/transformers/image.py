@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from jaxop._validation import as_float, check_size, divisors
 from jaxop.nn import Linear
-from jaxop.operators.registry import register
+from jaxop.operators import register
 from jaxop.transformers.base import Embedding, Transformer, TransformerConfig, positions
 
 
@@ -78,7 +78,7 @@ class VisionTransformer(Transformer[VisionTransformerConfig]):
         super().__init__(config, lambda: PatchEmbedding(config, rngs), config.classes, rngs=rngs)
 
     def __call__(self, images: Float[Array, "y x c"] | Float[Array, "b y x c"]) -> Float[Array, "*b classes"]:
-        """The logits of the classes.
+        """Returns the logits of the classes.
 
         Args:
             images: shape (side, side, channels), or a batch of them.
@@ -94,7 +94,7 @@ class VisionTransformer(Transformer[VisionTransformerConfig]):
         return logits[0] if single else logits
 
     def batch(self, inputs: ArrayLike) -> tuple[Float[Array, "b y x c"], bool]:
-        """Images, checked, as a batch, and whether they were one image."""
+        """Returns images, checked, as a batch, and whether they were one image."""
         config = self.config
         images = as_float(inputs, "images")
         shape = (config.side, config.side, config.channels)
@@ -108,7 +108,7 @@ class VisionTransformer(Transformer[VisionTransformerConfig]):
         return images[None] if single else images, single
 
     def embed(self, inputs: Float[Array, "b y x c"], embedding: Embedding) -> Float[Array, "b n d"]:
-        """The class token and the patches of a batch by an embedding, as vectors with their positions."""
+        """Returns the class token and the patches of a batch by an embedding, as vectors with their positions."""
         config = self.config
         b, count = inputs.shape[0], config.side // config.patch
         cut = inputs.reshape(b, count, config.patch, count, config.patch, config.channels)
@@ -124,7 +124,7 @@ class PatchEmbedding(nnx.Module):
         self.positions = positions((config.side // config.patch) ** 2 + 1, config, rngs)
 
     def __call__(self, patches: Float[Array, "b n p"]) -> Float[Array, "b m d"]:
-        """The vectors."""
+        """Returns the vectors."""
         tokens = self.patches(patches)
         first = jnp.broadcast_to(self.class_token[...].astype(tokens.dtype), (tokens.shape[0], 1, tokens.shape[2]))
         x = jnp.concatenate([first, tokens], axis=1)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Integer
 
 from jaxop._validation import check_size, is_concrete, is_integer
 from jaxop.nn import ModelConfig
-from jaxop.operators.registry import register
+from jaxop.operators import register
 from jaxop.transformers.base import Transformer, TransformerConfig, positions
 
 
@@ -90,7 +90,7 @@ class SequenceTransformer(TokenTransformer[SequenceTransformerConfig]):
         super().__init__(config, lambda: config.embedding(rngs), config.vocabulary, rngs=rngs)
 
     def __call__(self, tokens: Integer[Array | np.ndarray, "*b n"]) -> Float[Array, "*b n v"]:
-        """The logits of the token that follows each one.
+        """Returns the logits of the token that follows each one.
 
         Args:
             tokens: numbers below ``vocabulary``, shape (n,) or (b, n), n ≤ ``context``.
@@ -116,7 +116,7 @@ class TokenEmbedding(nnx.Module):
         self.positions = positions(context, config, rngs)
 
     def __call__(self, tokens: Integer[Array, "b n"]) -> Float[Array, "b n d"]:
-        """The vectors."""
+        """Returns the vectors."""
         x = self.tokens(tokens)
         return x + self.positions[: tokens.shape[1]].astype(x.dtype)[None]
 
@@ -155,6 +155,6 @@ def check_padding(padding: int | None, vocabulary: int) -> None:
 
 
 def token_weights(tokens: Integer[Array, "b n"], padding: int | None) -> Float[Array, "b n"]:
-    """1 per token, 0 for padding."""
+    """Returns 1 per token, 0 for padding."""
     counts = jnp.ones(tokens.shape, bool) if padding is None else tokens != padding
     return counts.astype(jnp.float32)

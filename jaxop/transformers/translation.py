@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Integer
 from jaxop._validation import check_size
 from jaxop.nn import EncoderLayer, IntegralAttentionConfig, LayerNorm, LayersConfig, Linear
 from jaxop.nn.encoder import check_attention_config
-from jaxop.operators.registry import register
+from jaxop.operators import register
 from jaxop.transformers.sequence import TokenEmbedding, check_padding, check_sequences, check_vocabulary, token_weights
 
 
@@ -103,7 +103,7 @@ class EncoderDecoderTransformer(nnx.Module):
         self.head = Linear(config.width, config.vocabulary, rngs=rngs, **config.dtypes)
 
     def __call__(self, tokens: Integer[Array | np.ndarray, "*b n"]) -> Float[Array, "*b m v"]:
-        """The logits of the token that follows each token of the target.
+        """Returns the logits of the token that follows each token of the target.
 
         Args:
             tokens: the source, exactly ``source`` of them, then 1 to ``target`` of the target; (n,) or (b, n).

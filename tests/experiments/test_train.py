@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxop import operators, training
+from jaxop import domains, operators, training
+from jaxop.data import Samples
 from jaxop.experiments import cli, comparison, load_recipe, problems, ready_made, settings
 from tests.experiments.conftest import custom, jaxop, parsed, write_hdf5, write_npz
 
@@ -41,7 +42,7 @@ def test_a_ready_made_config_parses_as_named_and_its_operator_builds(name):
     assert (chosen.training.steps, chosen.data.seed, chosen.model.layers) == (20000, 3, 2)
     model = nnx.eval_shape(lambda: operators.build(chosen.model, rngs=nnx.Rngs(0)))
     assert settings.parameters(model) > 1000
-    assert settings.operator_name(chosen.model) in operators.CONFIGS
+    assert operators.model_of(chosen.model).name in operators.CONFIGS
 
 
 @pytest.mark.parametrize(
@@ -71,10 +72,8 @@ def test_every_field_is_an_option(capsys):
     shown = capsys.readouterr().out
     kinds = {"data": problems.DarcyData, "model": operators.CONFIGS["fano"], "training": training.TrainingConfig}
     for prefix, kind in kinds.items():
-        for field in (field.name for field in dataclasses.fields(kind)):
-            option = f"{prefix}.{field.replace('_', '-')}"
-            if field != "name":
-                assert f"--{option}" in shown
+        for field in dataclasses.fields(kind):
+            assert f"--{prefix}.{field.name.replace('_', '-')}" in shown
 
 
 def test_schwarz_attention_is_chosen_on_the_command_line():
@@ -219,8 +218,11 @@ def test_trajectories_survive_the_cache(kind, sampling, tmp_path):
     ],
 )
 def test_patches_and_modes_suit_all_grids(shapes, patches, modes):
-    chosen = settings.fit_to_grid(shapes, has_patches=True, patches=None)
-    assert (chosen["patches"], chosen["modes"]) == (patches, modes)
+    grids = [domains.box(shape, rule="midpoint") for shape in shapes]
+    sets = [Samples(*np.zeros((2, 1, grid.size, 1), np.float32), grid) for grid in grids]
+    config, chosen = settings.OperatorSettings("fano", width=8, heads=2).for_data(sets[0], sets[1:])
+    assert chosen == {"patches": patches, "modes": modes}
+    assert (config.patches, config.modes, config.reference) == (patches, modes, min(shapes[0]))
     for n in (n for shape in shapes for n in shape):
         assert n % patches == 0
         assert 2 * modes <= n // patches

@@ -11,7 +11,8 @@ from flax import nnx
 
 from jaxop import kernels, nn, operators, testing, training, transformers
 from jaxop.training.checkpoint import leaf_names
-from jaxop.training.state import decays, split_model
+from jaxop.training.optimizer import decays
+from jaxop.training.state import split_model
 from tests.training.cases import CONFIG, assert_same_bits, batch, leaves, samples, stacked_samples, tiny
 
 PLAIN = dataclasses.replace(CONFIG, accumulate=1, warmup_steps=0, ema_decay=0.0, batch_size=8)

@@ -39,8 +39,7 @@ def save(path: str | os.PathLike[str], samples: Samples) -> None:
         raise ValueError(f"{path} has the suffix {path.suffix!r}; samples are written as .npz.")
     if samples.at is not None:
         raise ValueError("samples have targets on a domain of their own (at), which the file cannot describe.")
-    check_domain(samples.domain, "samples.domain")
-    domain = samples.domain
+    domain = check_domain(samples.domain, "samples.domain")
     shape = domain.shape if isinstance(domain, Grid) and not domain.is_batched else (domain.size,)
     arrays = _described(domain)
     arrays["x"], arrays["y"] = (
