@@ -10,7 +10,7 @@ from jaxop._validation import accumulator, as_float, first_index, is_concrete, i
 from jaxop.domains.measure import check_weights, relative_weights, uniform_weights
 
 
-def check_ensemble(x: Any, weights: Any, **others: Any) -> tuple[Array, ...]:
+def check_ensemble(x: object, weights: object, **others: object) -> tuple[Array, ...]:
     """The particles in float32 at least, their weights scaled to sum 1, and further arrays of the particles' shape."""
     x = as_float(x, "x")
     x = x.astype(accumulator(x.dtype))
@@ -32,7 +32,7 @@ def check_ensemble(x: Any, weights: Any, **others: Any) -> tuple[Array, ...]:
     return x, weights, *arrays
 
 
-def check_masses(weights: Any, x: Array) -> Array:
+def check_masses(weights: object, x: Array) -> Array:
     """The masses of the particles as they were given, in float32 at least."""
     weights = as_float(weights, "weights")
     weights = weights.astype(accumulator(weights.dtype))
@@ -49,7 +49,7 @@ def check_number(value: Any, argument: str) -> None:
         raise TypeError(f"{argument} must be one number, got {value!r}.")
 
 
-def check_matrix(matrix: Any, name: str, x: Array, *, symmetric: bool = False, definite: bool = False) -> Array:
+def check_matrix(matrix: object, name: str, x: Array, *, symmetric: bool = False, definite: bool = False) -> Array:
     """A (d, d) matrix in the dtype of the particles; its values are looked at where they are known."""
     matrix = as_float(matrix, name)
     d = x.shape[1]
