@@ -58,7 +58,7 @@ def close(operands: Operands, shapes: Sequence[tuple[int, int]]) -> Operands:
         return jax.tree.unflatten(structure, [next(sources[here]) for here in is_array]).tile(query, key)
 
     def trace(*varying: Sequence[Array]) -> jax.extend.core.ClosedJaxpr:
-        of_head = [jnp.zeros(a.shape[is_per_head:], a.dtype) for a in arrays]
+        of_head = [jnp.zeros(a.shape[1:] if is_per_head else a.shape, a.dtype) for a in arrays]
         nodes = [jnp.zeros(shape, dtype) for shape in shapes]
         return jax.make_jaxpr(evaluate)(*varying_like((of_head, *nodes), arrays, rest, *varying))
 

@@ -11,8 +11,9 @@ from jaxop._validation import check_name
 from jaxop.attention.chunked import chunked_attention
 from jaxop.attention.dense import dense_attention
 from jaxop.attention.fused import fused_attention
-from jaxop.attention.monoid import Partial, finish, relative_weights
+from jaxop.attention.monoid import Partial, finish
 from jaxop.attention.operands import Operands, check_operands
+from jaxop.domains.measure import relative_weights
 from jaxop.kernels import Kernel, PerHead
 
 

@@ -6,8 +6,8 @@ from jaxtyping import Array, Float
 
 from jaxop._scaling import unit_of
 from jaxop._varying import varying_like
-from jaxop.attention.monoid import relative_weights
 from jaxop.attention.operands import check_operands
+from jaxop.domains.measure import relative_weights
 
 
 def linear_attention(

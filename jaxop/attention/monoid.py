@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxop._pytree import register
-from jaxop._scaling import unit_of
 from jaxop.kernels import LOG_ZERO
 
 
@@ -82,12 +81,6 @@ def finish(part: Partial, normalize: bool = True, *, epsilon: float = 0.0) -> Fl
         return part.moment / (part.mass + epsilon * jnp.exp(-part.shift))[..., None]
     alive = part.mass != 0
     return jnp.where(alive[..., None], part.moment / jnp.where(alive, part.mass, 1)[..., None], 0)
-
-
-def relative_weights(weights: Float[Array, " m"]) -> Float[Array, " m"]:
-    """Weights in units of the largest: their sums neither over- nor underflow; none that is positive: as they are."""
-    largest = jnp.max(weights)
-    return weights / jnp.where(largest > 0, unit_of(largest), 1)
 
 
 def split_weights(

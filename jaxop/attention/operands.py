@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxop._pytree import register
 from jaxop._validation import as_float
+from jaxop.domains.measure import uniform_weights
 from jaxop.kernels import ExpDotProduct, FunctionKernel, Kernel, PerHead
 from jaxop.kernels.base import as_kernel
 
@@ -78,7 +79,7 @@ class Operands:
 
     def measure(self, dtype: jnp.dtype) -> Float[Array, " m"]:
         """The weights of the keys."""
-        return jnp.full(self.keys, 1 / self.keys, dtype) if self.weights is None else self.weights.astype(dtype)
+        return uniform_weights(self.keys, dtype) if self.weights is None else self.weights.astype(dtype)
 
     def with_value(self, value: ArrayLike) -> "Operands":
         """The same queries, keys and kernel with other values.

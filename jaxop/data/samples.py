@@ -41,7 +41,7 @@ class ArraySource(Protocol):
         ...
 
     @property
-    def dtype(self) -> Any:
+    def dtype(self) -> np.dtype:
         """NumPy dtype of the entries."""
         ...
 
@@ -288,7 +288,7 @@ def check_functions(values: ArraySource, domain: Domain, argument: str, domain_a
         )
 
 
-def check_array(value: Any, argument: str) -> None:
+def check_array(value: object, argument: str) -> None:
     """Raises ``TypeError`` unless ``value`` is an array of real numbers."""
     if not isinstance(value, ArraySource):
         raise TypeError(f"{argument} must be an array, got {type(value).__name__}; convert it with numpy.asarray.")
@@ -301,7 +301,7 @@ def plain_rows(source: ArraySource, index: Any, argument: str) -> np.ndarray:
     return plain_array(source[index], argument)
 
 
-def checked_indices(indices: Any, count: int, what: str) -> np.ndarray:
+def checked_indices(indices: object, count: int, what: str) -> np.ndarray:
     """Numbers of samples as an array of non-negative integers below ``count``."""
     if isinstance(indices, slice):
         return np.arange(count)[indices]
@@ -368,7 +368,7 @@ class _Part:
         return (len(self._index), *self._source.shape[1:])
 
     @property
-    def dtype(self) -> Any:
+    def dtype(self) -> np.dtype:
         return self._source.dtype
 
     def __getitem__(self, index: Any, /) -> np.ndarray:

@@ -52,7 +52,7 @@ class DataSource(Protocol):
         ...
 
 
-def check_source(source: Any, argument: str) -> None:
+def check_source(source: object, argument: str) -> None:
     """Raises unless ``source`` is a `DataSource` with at least one item.
 
     Raises:
@@ -68,17 +68,17 @@ def check_source(source: Any, argument: str) -> None:
         raise ValueError(f"{argument} is empty: its length is {len(source)}; give at least one item.")
 
 
-def is_shared(part: Any) -> bool:
+def is_shared(part: object) -> bool:
     """Whether all items of a batch share this part of it: a domain that is not a stack."""
     return isinstance(part, Domain | Decomposed) and not part.is_batched
 
 
-def batch_parts(batch: Any) -> tuple[list[Any], jax.tree_util.PyTreeDef]:
+def batch_parts(batch: object) -> tuple[list[Any], jax.tree_util.PyTreeDef]:
     """The arrays and the domains of a batch, and the structure that puts them together again."""
     return jax.tree.flatten(batch, is_leaf=lambda part: isinstance(part, Domain | Decomposed))
 
 
-def check_batch(batch: Any, count: int, argument: str) -> None:
+def check_batch(batch: object, count: int, argument: str) -> None:
     """Raises unless a source has returned a pytree of arrays with ``count`` entries each.
 
     Raises:

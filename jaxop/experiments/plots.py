@@ -162,7 +162,7 @@ def plot_errors(
     axes = figure.subplots()
     wholes = [as_domain(domain, f"domains[{i}]") for i, domain in enumerate(domains)]
     resolutions = np.array([_resolution(domain) for domain in wholes])
-    uneven = np.array([not isinstance(domain, Grid) or "samples" in domain.rules for domain in wholes])
+    uneven = np.array([not isinstance(domain, Grid) or domain.has_given_nodes for domain in wholes])
     for name, values in errors.items():
         known = np.array([np.nan if value is None else value for value in values], float)
         for part, suffix, line in ((~uneven, "", "-"), (uneven, ", uneven nodes", ":")):

@@ -333,7 +333,7 @@ def grid_name(samples: Samples) -> str:
     if not isinstance(domain, Grid):
         return f"{domain.size} nodes"
     shape = " × ".join(str(axis.size) for axis in domain.axes)
-    return f"{shape} uneven" if "samples" in domain.rules else shape
+    return f"{shape} uneven" if domain.has_given_nodes else shape
 
 
 def _single(values: tuple[Any, ...] | None) -> Any:

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -279,11 +278,11 @@ def accelerated_stein_flow(
     )
 
 
-def _scores(score: Any, x: Array) -> Array:
+def _scores(score: Callable[[Array], Array], x: Array) -> Array:
     """∇log π at every particle."""
     if not callable(score):
         raise TypeError(f"score must be the function ∇log π of one point, (d,) to (d,), got {type(score).__name__}.")
-    slopes: Any = jax.vmap(score)(x)
+    slopes: object = jax.vmap(score)(x)
     if slopes.shape != x.shape:
         raise ValueError(f"score must map ({x.shape[1]},) to ({x.shape[1]},), got shape {slopes.shape[1:]}.")
     return slopes

@@ -15,7 +15,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxop._eager import in_turn
+from jaxop._blocks import map_blocks
 from jaxop._validation import accumulator, as_number, check_name, check_size, divisors, is_integer
 from jaxop.nn.activations import ACTIVATIONS
 from jaxop.nn.checks import check_dtypes, check_rngs
@@ -50,18 +50,9 @@ def in_blocks(fn: Callable[..., Array], *arrays: Float[Array, "*n _"]) -> Float[
     """
     leading = arrays[0].shape[:-1]
     n = math.prod(leading)
-    rows = [array.reshape(n, array.shape[-1]) for array in arrays]
-    size = ROWS if jax.default_backend() == "cpu" else n
-    if n <= size:
-        out = fn(*rows)
-    else:
-        whole = n - n % size
-        blocks = [array[:whole].reshape(-1, size, array.shape[1]) for array in rows]
-        block_fn = jax.checkpoint(fn)
-        out = in_turn(lambda block: block_fn(*block), tuple(blocks))
-        out = out.reshape(whole, out.shape[-1])
-        if whole < n:
-            out = jnp.concatenate([out, block_fn(*(array[whole:] for array in rows))])
+    rows = tuple(array.reshape(n, array.shape[-1]) for array in arrays)
+    size = ROWS if jax.default_backend() == "cpu" else None
+    out = map_blocks(lambda block: fn(*block), rows, size, recompute=True)
     return out.reshape(*leading, out.shape[-1])
 
 

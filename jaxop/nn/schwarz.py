@@ -13,10 +13,12 @@ from jaxop._eager import in_turn
 from jaxop._validation import check_name, is_concrete, is_integer
 from jaxop.domains import Decomposed, Domain, Grid, box
 from jaxop.domains.domain import as_domain, check_domain
+from jaxop.domains.rules import MIDPOINT, PERIODIC
 from jaxop.nn.attention import IntegralAttention, IntegralAttentionConfig
 from jaxop.nn.kernel_configs import LINEAR, ExpDotProductConfig, KernelConfig, check_kernel_config
 from jaxop.schwarz import COARSE_SPACES, PARTITIONS_OF_UNITY, Decomposition, decompose
 from jaxop.schwarz.clouds import BoxCuts
+from jaxop.schwarz.grids import span
 from jaxop.schwarz.local_attention import coarse_averages, subdomain_attention
 from jaxop.schwarz.operator import check_decomposition
 
@@ -127,7 +129,7 @@ class SchwarzAttentionConfig:
             return domain
         domain = check_domain(domain, "domain")
         options = {"partition": self.partition, "coarse": self.coarse}
-        uneven = isinstance(domain, Grid) and any(axis.rule == "samples" for axis in domain.axes)
+        uneven = isinstance(domain, Grid) and domain.has_given_nodes
         if (uneven or not isinstance(domain, Grid)) and not is_concrete(*jax.tree.leaves(domain)):
             raise ValueError(
                 "scattered nodes, meshes and grids of given nodes must be known to be decomposed: pass the "
@@ -145,10 +147,7 @@ class SchwarzAttentionConfig:
             sides = np.min(cores.upper - cores.lower, axis=1, initial=np.inf, where=made)
             side = float(np.median(sides)) if cores.subdomains > 1 else 0.0
             return decompose(domain, self.subdomains, self.overlap * side, **options)
-        ends = [
-            (float(axis.nodes[0]), float(axis.nodes[-1])) if axis.rule == "samples" else axis.ends
-            for axis in domain.axes
-        ]
+        ends = [span(axis) for axis in domain.axes]
         counts = self.subdomains if isinstance(self.subdomains, tuple) else (self.subdomains,) * domain.dim
         if len(counts) != domain.dim:
             raise ValueError(f"subdomains must be one number or {domain.dim}, one per axis of the grid, got {counts}.")
@@ -156,7 +155,7 @@ class SchwarzAttentionConfig:
             [count * _REFERENCE for count in counts],
             lower=[lower for lower, _ in ends],
             upper=[upper for _, upper in ends],
-            rule=["periodic" if axis.rule == "periodic" else "midpoint" for axis in domain.axes],
+            rule=[PERIODIC if axis.rule.is_periodic else MIDPOINT for axis in domain.axes],
         )
         overlaps = [
             float(self.overlap * (upper - lower) / count) for count, (lower, upper) in zip(counts, ends, strict=True)

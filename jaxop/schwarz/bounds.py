@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from jaxop._validation import first_index, host_real, is_concrete
 from jaxop.domains import Domain
+from jaxop.domains.measure import check_weights
 from jaxop.schwarz.decomposition import Decomposition
 from jaxop.schwarz.low_rank import best, svd
 from jaxop.schwarz.operator import Factors, apply, as_factor, check_factors
@@ -143,8 +144,9 @@ def checked_samples(weights: Any, inputs: Any, targets: Any) -> tuple[np.ndarray
     if isinstance(weights, Domain):
         raise TypeError(f"weights must be an array (n,), got {type(weights).__name__}; pass domain.weights.")
     weights = np.asarray(weights)
-    if weights.ndim != 1 or not (weights >= 0).all():
-        raise ValueError(f"weights must be (n,) numbers that are not negative, got {weights.shape} or negative ones.")
+    if weights.ndim != 1:
+        raise ValueError(f"weights must have shape (n,), got {weights.shape}.")
+    check_weights(weights)
     arrays = host_real(inputs, "inputs"), host_real(targets, "targets")
     n = weights.size
     for name, array in zip(("inputs", "targets"), arrays, strict=True):

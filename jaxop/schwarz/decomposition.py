@@ -216,7 +216,7 @@ def _coordinates(dec: Decomposition) -> Float[Array, "p s dim"]:
     offset = dec.domain.points[dec.cover.index] - (dec.lower + dec.upper)[:, None] / 2
     if isinstance(dec.domain, Grid):
         for k, axis in enumerate(dec.domain.axes):
-            if axis.rule == "periodic":
+            if axis.rule.is_periodic:
                 length = axis.ends[1] - axis.ends[0]
                 # half a period away, where the one subdomain of an axis begins, stays there under rounding
                 offset = offset.at[..., k].add(-length * jnp.floor(offset[..., k] / length + 0.5 + 1e-6))

@@ -12,7 +12,7 @@ from jaxop._pytree import register
 from jaxop._sparse import Entries
 from jaxop._validation import is_concrete, is_integer
 from jaxop.domains import Axis, Domain, Grid
-from jaxop.domains.rules import nodes_and_weights
+from jaxop.domains.rules import Rule
 from jaxop.schwarz.tables import Members, check_filled, ramp
 
 
@@ -31,7 +31,7 @@ class AxisCuts:
     cuts: np.ndarray
     lower: np.ndarray
     upper: np.ndarray
-    rule: str
+    rule: Rule
 
 
 def per_axis(subdomains: Any, dim: int) -> tuple[int, ...]:
@@ -48,11 +48,7 @@ def per_axis(subdomains: Any, dim: int) -> tuple[int, ...]:
 def cut_axis(axis: Axis, count: int, overlap: int | float, k: int) -> AxisCuts:
     """Cuts between equal shares of the nodes, and the overlapping intervals around them."""
     nodes, n = _axis_nodes(axis), axis.size
-    edges = {
-        "interior": lambda: np.concatenate([axis.ends[:1], nodes, axis.ends[1:]]),
-        "periodic": lambda: np.append(nodes, axis.ends[1]),
-        "midpoint": lambda: np.linspace(*axis.ends, n + 1),
-    }.get(axis.rule, lambda: nodes if n < 2 else np.concatenate([span(axis)[:1], nodes[1:-1], span(axis)[1:]]))()
+    edges = _edges(axis, nodes)
     edges = np.unique(edges)  # padding repeats a node
     most = min(n, max(edges.size - 1, 1))  # nodes at both ends bound one share less
     if not 1 <= count <= most:
@@ -60,7 +56,7 @@ def cut_axis(axis: Axis, count: int, overlap: int | float, k: int) -> AxisCuts:
     cuts = edges[np.round(np.arange(count + 1) * (edges.size - 1) / count).astype(int)]
     start, stop = _ranges(nodes, cuts[:-1], cuts[1:], periodic=False)
     check_filled(stop - start, f"axis {k}")
-    periodic = axis.rule == "periodic" and count > 1
+    periodic = axis.rule.is_periodic and count > 1
     if isinstance(overlap, float):
         smallest, what = float(np.diff(cuts).min()), f"{overlap} in length"
     else:
@@ -121,7 +117,7 @@ def _on_axis(axis: Axis, cut: AxisCuts, unity: str, k: int) -> tuple[tuple[np.nd
     nodes, n = _axis_nodes(axis), axis.size
     cuts, lower, upper = (np.asarray(a, np.float64) for a in (cut.cuts, cut.lower, cut.upper))
     count = cuts.size - 1
-    periodic = axis.rule == "periodic" and count > 1
+    periodic = axis.rule.is_periodic and count > 1
     length = _period(axis) if periodic else 0.0
     first, last = _ranges(nodes, cuts[:-1], cuts[1:], periodic=False)
     check_filled(last - first, f"axis {k}")
@@ -144,9 +140,9 @@ def _on_axis(axis: Axis, cut: AxisCuts, unity: str, k: int) -> tuple[tuple[np.nd
     column = np.concatenate([owner, owner + 1])
     value = np.concatenate([1 - share, share])
     columns = count + 1
-    if axis.rule == "periodic":
+    if axis.rule.is_periodic:
         column, columns = column % count, count
-    elif cut.rule == "interior":
+    elif cut.rule.vanishes_at_ends:
         column, columns = column - 1, count - 1
         keep = (column >= 0) & (column < columns)
         row, column, value = row[keep], column[keep], value[keep]
@@ -161,7 +157,7 @@ def _product(first: Any, second: Any, groups: int, nodes: int) -> tuple[np.ndarr
 
 def span(axis: Axis) -> tuple[float, float]:
     """The interval of an axis, which given nodes span."""
-    if axis.rule != "samples":
+    if not axis.rule.is_given:
         return axis.ends
     nodes = _axis_nodes(axis)
     return float(nodes[0]), float(nodes[-1])
@@ -169,11 +165,23 @@ def span(axis: Axis) -> tuple[float, float]:
 
 def _axis_nodes(axis: Axis) -> np.ndarray:
     """Nodes in float64: rounded ones would miss the cuts that they lie on."""
-    if axis.rule != "samples":
-        return nodes_and_weights(axis.size, *axis.ends, axis.rule)[0]
+    if not axis.rule.is_given:
+        return axis.rule.on(axis.size, *axis.ends)[0]
     if not is_concrete(axis.nodes):
         raise ValueError("given nodes must be concrete to be decomposed; call decompose outside jax.jit.")
     return np.asarray(axis.nodes, np.float64)
+
+
+def _edges(axis: Axis, nodes: np.ndarray) -> np.ndarray:
+    """Where an axis may be cut: at its ends, and at nodes, or between them where each is the middle of its cell."""
+    if axis.rule.is_periodic:
+        return np.append(nodes, axis.ends[1])
+    if axis.rule.vanishes_at_ends:
+        return np.concatenate([axis.ends[:1], nodes, axis.ends[1:]])
+    if axis.rule.has_equal_weights:
+        return np.linspace(*axis.ends, axis.size + 1)
+    ends = span(axis)
+    return nodes if axis.size < 2 else np.concatenate([ends[:1], nodes[1:-1], ends[1:]])
 
 
 def _period(axis: Axis) -> float:
@@ -209,12 +217,11 @@ def check_same_box(domain: Domain, cuts: tuple[AxisCuts, ...]) -> Grid:
         lower, upper = span(axis)
         apart = max(abs(lower - begin), abs(upper - end)) / (end - begin)
         # given nodes need not reach the ends
-        if apart > (0.1 if "samples" in (axis.rule, cut.rule) else 1e-5) or (axis.rule == "periodic") != (
-            cut.rule == "periodic"
-        ):
+        apart_at_most = 0.1 if axis.rule.is_given or cut.rule.is_given else 1e-5
+        if apart > apart_at_most or axis.rule.is_periodic != cut.rule.is_periodic:
             raise ValueError(
                 f"domain must cover what was decomposed, along axis {k} [{begin:.6g}, {end:.6g}] under rule "
-                f"{cut.rule!r}, got [{lower:.6g}, {upper:.6g}] under {axis.rule!r}."
+                f"{cut.rule.name!r}, got [{lower:.6g}, {upper:.6g}] under {axis.rule.name!r}."
             )
     return domain
 

@@ -173,10 +173,11 @@ def check_grid(domain: Domain, dim: int | None = None) -> Grid:
         )
     if dim is not None and domain.dim != dim:
         raise ValueError(f"domain must have {dim} axes, as the layer was built for, got {domain.dim}.")
-    for axis, rule in enumerate(domain.rules):
-        if rule not in EQUAL_WEIGHT_RULES:
+    for k, axis in enumerate(domain.axes):
+        if not axis.rule.has_equal_weights:
             raise ValueError(
-                f"a spectral layer needs equal weights on the whole period, got rule={rule!r} along axis {axis}; build "
+                "a spectral layer needs equal weights on the whole period, "
+                f"got rule={axis.rule.name!r} along axis {k}; build "
                 f"the grid with {' or '.join(f'rule={name!r}' for name in EQUAL_WEIGHT_RULES)}, or use the "
                 "TransformerNeuralOperator, which takes any nodes."
             )

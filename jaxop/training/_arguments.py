@@ -13,7 +13,7 @@ from jaxop.training.config import TrainingConfig
 from jaxop.training.evaluation import check_classes
 from jaxop.training.loggers import Logger
 from jaxop.training.losses import Loss, check_loss
-from jaxop.training.optimizer import check_optimizer
+from jaxop.training.optimizer import EvalParams, Optimizer, check_optimizer
 
 RESERVED = ("training", "train", "valid", "valid_sets")
 """Names among the recorded settings that `fit` fills in itself, besides "optimizer" and "loss" where they are given."""
@@ -21,15 +21,15 @@ RESERVED = ("training", "train", "valid", "valid_sets")
 
 def check_arguments(
     *,
-    model: Any,
-    valid: Any,
-    config: Any,
-    run_dir: Any,
-    settings: Any,
-    loggers: Any,
-    optimizer: Any,
-    loss: Any,
-    eval_params: Any,
+    model: nnx.Module,
+    valid: Mapping[str, DataSource],
+    config: TrainingConfig,
+    run_dir: str | os.PathLike[str],
+    settings: Mapping[str, Any] | None,
+    loggers: Sequence[Logger],
+    optimizer: Optimizer | None,
+    loss: Loss | None,
+    eval_params: EvalParams | None,
 ) -> None:
     """Refuses what is not of its kind, before anything else is looked at."""
     check_type(model, "model", nnx.Module, "a flax.nnx.Module, such as operators.build(config, rngs=nnx.Rngs(0))")
@@ -89,7 +89,7 @@ def check_sources(
             check_classes(model, source)
 
 
-def _signature(source: DataSource) -> dict[str, Any]:
+def _signature(source: DataSource) -> dict[str, int | tuple[int, ...]]:
     if isinstance(source, Examples):
         return {"shape of an input": source.inputs.shape[1:], "shape of a label": source.labels.shape[1:]}
     if not isinstance(source, Samples):

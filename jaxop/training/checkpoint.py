@@ -122,7 +122,7 @@ class Checkpoints:
     def save(
         self,
         step: int,
-        state: Any,
+        state: object,
         *,
         metrics: Mapping[str, float] | None = None,
         seconds: float = 0.0,
@@ -307,7 +307,7 @@ class Checkpoints:
                 _remove(doomed)
 
 
-def leaf_names(tree: Any) -> list[str]:
+def leaf_names(tree: object) -> list[str]:
     """Dotted names of the leaves of a pytree, in its order: ``layers.0.kernel``."""
     paths = jax.tree_util.tree_flatten_with_path(tree)[0]
     return [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths]
@@ -340,7 +340,7 @@ def _fits(name: str, saved: str, wanted: str) -> bool:
     return saved == wanted or (name.startswith("other.") and same_shape and both == precisions)
 
 
-def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+def _abstract(leaf: Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
@@ -370,7 +370,7 @@ def _remove(path: Path) -> None:
         path.unlink()
 
 
-def _seal(content: Any) -> str:
+def _seal(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -383,7 +383,7 @@ def _hash(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _flush_and_hash(file: Path) -> list[Any]:
+def _flush_and_hash(file: Path) -> list[int | str]:
     with file.open("rb") as stream:
         os.fsync(stream.fileno())
         checksum = hashlib.file_digest(stream, "sha256").hexdigest()

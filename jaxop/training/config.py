@@ -126,7 +126,7 @@ class TrainingConfig:
             self._check("time_limit_s", positive, "must be positive and finite, or None for no limit")
 
     @classmethod
-    def check(cls, config: Any) -> None:
+    def check(cls, config: object) -> None:
         """Raises ``TypeError`` unless ``config`` is a `TrainingConfig`."""
         expected = "a training.TrainingConfig, which TrainingConfig(steps=..., ...) or TrainingConfig.from_dict makes"
         check_type(config, "config", cls, expected)

@@ -234,7 +234,7 @@ def _mean_losses(model: nnx.Module, source: DataSource, loss: Loss, batch_size: 
     return {name: total / len(source) for name, total in totals.items()}
 
 
-def _check_samples(samples: Any, function: str) -> None:
+def _check_samples(samples: object, function: str) -> None:
     if isinstance(samples, Examples):
         raise TypeError(f"{function} takes Samples of functions; use training.score for Examples.")
     if isinstance(samples, np.ndarray | jax.Array) or not isinstance(samples, DataSource):
@@ -242,7 +242,7 @@ def _check_samples(samples: Any, function: str) -> None:
     check_source(samples, "samples")
 
 
-def _check_batch(batch: Any, source: Any, function: str) -> None:
+def _check_batch(batch: object, source: object, function: str) -> None:
     """Refuses batches of other things than functions."""
     if not isinstance(batch, Batch):
         raise TypeError(

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxop.data import DataSource, Examples, Samples
 from jaxop.data.samples import ArraySource, blocks
@@ -78,7 +79,7 @@ def describe_samples(samples: Samples | Examples) -> dict[str, Any]:
     }
 
 
-def _crc32(parts: Iterable[Any]) -> str:
+def _crc32(parts: Iterable[ArrayLike]) -> str:
     """Checksum of the arrays' entries, the same whichever byte order they are kept in."""
     total = 0
     for part in map(np.asarray, parts):

@@ -34,7 +34,7 @@ from jaxop.training.run import (
     write_settings,
 )
 from jaxop.training.state import TrainState, init_state, split_model
-from jaxop.training.step import Step, make_step
+from jaxop.training.step import make_step
 
 Model = TypeVar("Model", bound=nnx.Module)
 
@@ -236,7 +236,7 @@ class _Training(Generic[Model]):
     outputs: Sequence[Logger]
     errors: dict[str, float]
 
-    def trace(self, step: Step, state: TrainState) -> jax.stages.Lowered:
+    def trace(self, step: Any, state: TrainState) -> jax.stages.Lowered:
         """The step ready to compile; a model that cannot run on some samples fails here, with nothing written."""
         for name, source in self.valid.items():
             with noted(f"on valid[{name!r}]"):

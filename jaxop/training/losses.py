@@ -44,6 +44,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jaxop._validation import accumulator, check_type
@@ -174,7 +175,7 @@ def cross_entropy(logits: Float[Array, "b *n v"], labels: Int[Array, "b *n"]) ->
     return jnp.mean(entropies.reshape(labels.shape[0], -1), axis=1)
 
 
-def relative_l2_loss(model: Any, batch: Batch) -> Float[Array, " b"]:
+def relative_l2_loss(model: Callable[..., Array], batch: Batch) -> Float[Array, " b"]:
     """‖f(u_i) − y_i‖ / ‖y_i‖ in L2 for every sample of a batch: the loss "l2", see `relative_norm`.
 
     Args:
@@ -192,7 +193,7 @@ def relative_l2_loss(model: Any, batch: Batch) -> Float[Array, " b"]:
     return _relative_loss(model, batch, "L2")
 
 
-def relative_h1_loss(model: Any, batch: Batch) -> Float[Array, " b"]:
+def relative_h1_loss(model: Callable[..., Array], batch: Batch) -> Float[Array, " b"]:
     """‖f(u_i) − y_i‖ / ‖y_i‖ in H1 for every sample of a batch: the loss "h1"; arguments as `relative_l2_loss`.
 
     Example:
@@ -206,7 +207,7 @@ def relative_h1_loss(model: Any, batch: Batch) -> Float[Array, " b"]:
     return _relative_loss(model, batch, "H1")
 
 
-def cross_entropy_loss(model: Any, batch: ExampleBatch) -> Float[Array, " b"]:
+def cross_entropy_loss(model: Callable[..., Array], batch: ExampleBatch) -> Float[Array, " b"]:
     """−log p(label) for every example of a batch, in nats: the loss "cross_entropy", see `cross_entropy`.
 
     Args:
@@ -224,7 +225,7 @@ def cross_entropy_loss(model: Any, batch: ExampleBatch) -> Float[Array, " b"]:
     return cross_entropy(model(batch.inputs), batch.labels)
 
 
-def _relative_loss(model: Any, batch: Batch, space: str) -> Float[Array, " b"]:
+def _relative_loss(model: Callable[..., Array], batch: Batch, space: str) -> Float[Array, " b"]:
     expected = 'a data.Batch for the losses "l2" and "h1"; for other batches give a loss, a function of (model, batch)'
     check_type(batch, "batch", Batch, expected)
     predictions = model(batch.inputs, batch.domain, at=batch.at, initial=batch.initial)
@@ -239,7 +240,7 @@ LOSS_FUNCTIONS: Mapping[str, Loss] = {
 """The losses that `jaxop.training.TrainingConfig` knows by name."""
 
 
-def check_loss(loss: Any) -> None:
+def check_loss(loss: object) -> None:
     """Raises ``TypeError`` unless this can be a loss: callable, and hashable since compiled programs are kept by it."""
     if not callable(loss) or isinstance(loss, type):
         raise TypeError(
@@ -255,7 +256,7 @@ def check_loss(loss: Any) -> None:
         ) from None
 
 
-def apply_loss(loss: Loss, model: Any, batch: Any) -> tuple[Float[Array, " b"], dict[str, Array]]:
+def apply_loss(loss: Loss, model: nnx.Module, batch: object) -> tuple[Float[Array, " b"], dict[str, Array]]:
     """The losses of a batch and the metrics that come with them, checked.
 
     Raises:

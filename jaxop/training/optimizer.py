@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 from optax.contrib import ScheduleFreeState, schedule_free_eval_params
 
@@ -57,7 +58,7 @@ def decays(params: Tree) -> Tree:
     two that `jaxop.kernels` calls a matrix or a map.
     """
 
-    def decay(path: tuple[Any, ...], leaf: Any) -> bool:
+    def decay(path: jax.tree_util.KeyPath, leaf: Array) -> bool:
         *modules, name = (str(getattr(entry, "key", entry)) for entry in path)
         if name.endswith(("bias", "scale")):
             return False
@@ -76,10 +77,10 @@ class ScheduledUpdate:
         learning_rate: of the step with a given number.
     """
 
-    update: Callable[..., Any]
-    learning_rate: Callable[[Any], Array]
+    update: Callable[..., tuple[Tree, Any]]
+    learning_rate: Callable[[Array], Array]
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Tree, Any]:
         """The update."""
         return self.update(*args, **kwargs)
 
@@ -108,7 +109,7 @@ def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
     """
     TrainingConfig.check(config)
 
-    def rate(step: Any) -> Array:
+    def rate(step: ArrayLike) -> Array:
         return learning_rate(config, jnp.asarray(step))
 
     adamw = optax.adamw(rate, weight_decay=config.weight_decay, mask=decays)
@@ -117,7 +118,7 @@ def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
     return optax.GradientTransformationExtraArgs(optimizer.init, ScheduledUpdate(update, rate))
 
 
-def check_optimizer(optimizer: Any) -> None:
+def check_optimizer(optimizer: object) -> None:
     """Raises ``TypeError`` unless this is an optimiser of Optax."""
     if not all(callable(getattr(optimizer, name, None)) for name in ("init", "update")) or isinstance(optimizer, type):
         raise TypeError(
@@ -126,7 +127,7 @@ def check_optimizer(optimizer: Any) -> None:
         )
 
 
-def used_learning_rate(optimizer: Optimizer, opt_state: Any, step: Int[Array, ""]) -> Float[Array, ""] | None:
+def used_learning_rate(optimizer: Optimizer, opt_state: object, step: Int[Array, ""]) -> Float[Array, ""] | None:
     """The learning rate of the step after which the optimiser is in this state, or None if it cannot be told.
 
     `make_optimizer` knows its schedule, and `optax.inject_hyperparams` keeps the rate in the state. Other
@@ -146,7 +147,7 @@ def update_of(optimizer: Optimizer) -> Callable[..., tuple[Tree, Any]]:
     return optax.with_extra_args_support(optimizer).update
 
 
-def evaluated_params(opt_state: Any, params: Tree, eval_params: EvalParams | None = None) -> Tree | None:
+def evaluated_params(opt_state: Tree, params: Tree, eval_params: EvalParams | None = None) -> Tree | None:
     """The parameters to evaluate with, or None if they are ``params`` themselves.
 
     Schedule-free optimisers take gradients at one point and are good at another: their x is
@@ -165,7 +166,7 @@ def evaluated_params(opt_state: Any, params: Tree, eval_params: EvalParams | Non
         ValueError: if a schedule-free state is that of some parameters only, or there are several of them.
     """
 
-    def is_schedule_free(node: Any) -> bool:
+    def is_schedule_free(node: object) -> bool:
         return isinstance(node, ScheduleFreeState)
 
     state = opt_state
@@ -189,7 +190,7 @@ def evaluated_params(opt_state: Any, params: Tree, eval_params: EvalParams | Non
     return jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), chosen, params)
 
 
-def describe_state(opt_state: Any) -> str:
+def describe_state(opt_state: object) -> str:
     """The structure of an optimiser's state on one line, such as ``(TraceState(trace=tree), EmptyState())``.
 
     Named tuples and tuples are spelled out, single arrays are given by dtype and shape, and a tree over the parameters

@@ -232,7 +232,7 @@ def record_versions(directory: Path, step: int, *, resume: bool) -> None:
     A file that cannot be read is set aside: it is no part of the state.
     """
     path = directory / _VERSIONS
-    entries: Any = []
+    entries: object = []
     if resume and os.path.lexists(path):
         try:
             entries = read_json(path)
@@ -256,7 +256,7 @@ def record_versions(directory: Path, step: int, *, resume: bool) -> None:
     _write_json(path, [*entries, entry])
 
 
-def _write_json(path: Path, value: Any) -> None:
+def _write_json(path: Path, value: object) -> None:
     write_in_one_go(path, (json.dumps(value, indent=2) + "\n").encode())
 
 

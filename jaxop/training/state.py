@@ -1,11 +1,11 @@
 """The state of a training run, and how it comes from a model and an optimiser."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from jaxop._pytree import register
@@ -32,7 +32,7 @@ class TrainState:
     step: Array
     params: Tree
     other: Tree
-    opt_state: Any
+    opt_state: Tree
     ema: Tree
 
     @property
@@ -116,7 +116,7 @@ def init_state(
     return graphdef, jax.tree.map(_own, state)
 
 
-def _own(leaf: Any) -> Array:
+def _own(leaf: ArrayLike) -> Array:
     """A copy of definite dtype, as a restored state has it."""
     array = jnp.asarray(leaf)
     return jnp.array(array, array.dtype)

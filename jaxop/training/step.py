@@ -1,7 +1,7 @@
 """One optimiser step as a pure, compiled function of state and batch."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ from jaxop.training.state import TrainState
 
 Totals = TypeVar("Totals")
 
-Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]
+Step = Callable[[TrainState, Tree], tuple[TrainState, dict[str, Array]]]
 """(state, batch) -> (state, metrics)."""
 
 
@@ -94,7 +94,7 @@ def make_step(
     update = update_of(optimizer)
 
     def mean_loss(
-        params: Tree, other: Tree, batch: Any, draw: tuple[Array, Array]
+        params: Tree, other: Tree, batch: Tree, draw: tuple[Array, Array]
     ) -> tuple[Array, tuple[Tree, dict[str, Array]]]:
         model = nnx.merge(graphdef, params, other)
         streams = _fold_streams(model, config.seed, *draw)
@@ -107,13 +107,13 @@ def make_step(
 
     gradient = jax.value_and_grad(mean_loss, has_aux=True)
 
-    def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Array]]:
-        def values_and_gradients(other: Tree, batch: Any, piece: Array):
+    def step(state: TrainState, batch: Tree) -> tuple[TrainState, dict[str, Array]]:
+        def values_and_gradients(other: Tree, batch: Tree, piece: Array):
             (value, (other, extra)), gradients = gradient(state.params, other, batch, (state.step, piece))
             return (value, extra, gradients), other
 
         def value_fn(params: Tree) -> Array:
-            def values(other: Tree, batch: Any, piece: Array):
+            def values(other: Tree, batch: Tree, piece: Array):
                 value, (other, _) = mean_loss(params, other, batch, (state.step, piece))
                 return value, other
 
@@ -154,7 +154,7 @@ def make_step(
 
 
 def _mean_over_pieces(
-    function: Callable[[Tree, Any, Array], tuple[Totals, Tree]], other: Tree, batch: Any, pieces: int
+    function: Callable[[Tree, Tree, Array], tuple[Totals, Tree]], other: Tree, batch: Tree, pieces: int
 ) -> tuple[Totals, Tree]:
     """The mean of a function of (other variables, micro-batch, its number); each call hands on the other variables."""
     numbers = jnp.arange(pieces)
@@ -167,14 +167,14 @@ def _mean_over_pieces(
         for part, together in zip(parts, shared, strict=True)
     ]
 
-    def whole(own: list[Any]) -> Any:
+    def whole(own: list[Tree]) -> Tree:
         rest = iter(own)
         mixed = [part if together else next(rest) for part, together in zip(parts, shared, strict=True)]
         return jax.tree.unflatten(structure, mixed)
 
     own = [part for part, together in zip(split, shared, strict=True) if not together]
 
-    def add(carry: tuple[Totals, Tree], piece: tuple[Array, list[Any]]) -> tuple[tuple[Totals, Tree], None]:
+    def add(carry: tuple[Totals, Tree], piece: tuple[Array, list[Tree]]) -> tuple[tuple[Totals, Tree], None]:
         totals, other = carry
         more, other = function(other, whole(piece[1]), piece[0])
         return (jax.tree.map(jnp.add, totals, more), other), None

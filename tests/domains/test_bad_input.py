@@ -26,15 +26,15 @@ ROWS = {
     ),
     "negative weight": (
         lambda: domains.from_nodes(SQUARE, [1.0, 0.0, -0.5, -1.0]),
-        r"weights must be non-negative, but weights\[2\] = -0\.5",
+        r"weights must be finite and non-negative, but weights\[2\] = -0\.5",
     ),
     "NaN weight": (
         lambda: domains.from_nodes(SQUARE, [1.0, NAN, 1.0, NAN]),
-        r"weights must be finite, but weights\[1\] = nan; remove or repair",
+        r"weights must be finite and non-negative, but weights\[1\] = nan",
     ),
     "infinite weight": (
         lambda: domains.from_nodes(SQUARE, [1.0, 1.0, 1.0, INF]),
-        r"weights must be finite, but weights\[3\] = inf",
+        r"weights must be finite and non-negative, but weights\[3\] = inf",
     ),
     "weights all zero": (
         lambda: domains.from_nodes(SQUARE, [0.0] * 4),
