@@ -247,7 +247,7 @@ def _located(coordinates: object, weights: object, rule: str | Sequence[str] | N
     return _stacked(nodes, weights)
 
 
-def _mesh(coordinates: object, faces: Any, weights: Any, rule: str | Sequence[str] | None) -> Domain:
+def _mesh(coordinates: Any, faces: Any, weights: Any, rule: str | Sequence[str] | None) -> Domain:
     """The mesh of triangles between coordinates that all samples share."""
     if weights is not None or rule is not None:
         raise ValueError(
