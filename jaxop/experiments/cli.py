@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line.
 
     Args:
-        arguments: without the program's name; None: those of this process.
+        arguments: without the program's name; None takes those of this process.
 
     Returns:
         The exit status: 0, or 2 with one message on stderr if the inputs are wrong.

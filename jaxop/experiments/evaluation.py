@@ -26,7 +26,7 @@ class Evaluation:
             --targets say otherwise.
         grids: grids of a generated problem, as the tables name them: 64 for Darcy flow, dt=0.01 or
             nodes=200 for trajectories.
-        samples: evaluate only this many samples of each set; None: all.
+        samples: evaluate only this many samples of each set; None evaluates all.
         checkpoint: "best", "last" or the number of a step.
         name: prefix of the files that are written.
         inputs: name of the input functions in the files.
@@ -57,7 +57,7 @@ def evaluate(settings: Evaluation, *, console: "Console | None" = None) -> list[
 
     Args:
         settings: the run, the sets, the checkpoint.
-        console: where the table goes; None: stdout.
+        console: where the table goes; None writes to stdout.
 
     Returns:
         The rows of the table.

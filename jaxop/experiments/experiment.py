@@ -35,7 +35,7 @@ class Experiment(Generic[Data, Model]):
         data: the problem or the files.
         model: the operator's config, or `OperatorSettings` that the data complete.
         training: steps, batches, learning rate, checkpoints.
-        run_dir: directory of the run; None: runs/NAME-DATE-TIME.
+        run_dir: directory of the run; None makes runs/NAME-DATE-TIME.
         resume: continue the run in run_dir from its newest checkpoint.
         cache: where generated data are kept, by their parameters.
         tensorboard: also log to run_dir/tensorboard.

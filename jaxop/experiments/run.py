@@ -32,7 +32,7 @@ def train(experiment: AnyExperiment, *, name: str = "run", console: "Console | N
     Args:
         experiment: data, operator, training.
         name: beginning of the directory's name, if ``experiment.run_dir`` does not give it.
-        console: where progress is told; None: stdout.
+        console: where progress is told; None writes to stdout.
 
     Returns:
         The run directory.

@@ -124,7 +124,7 @@ def check_memory(config: OperatorConfig) -> None:
 
 
 def size_of(config: OperatorConfig) -> tuple[int, int]:
-    """Bytes and number of an operator's parameters; both are linear in the depth, so none is made deep."""
+    """Bytes and number of an operator's parameters. Both are linear in the depth: deep operators are extrapolated."""
     for name in ("layers", "decoder_layers"):
         depth = getattr(config, name, 0)
         if depth > _DEPTH:

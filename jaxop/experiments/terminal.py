@@ -5,6 +5,7 @@ import codecs
 import contextlib
 import ctypes
 import io
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -40,7 +41,7 @@ def run_command(command: Callable[[Sequence[str]], object], arguments: Sequence[
         arguments: of the command line, without the program's name.
 
     Returns:
-        The exit status: 0, or 2 if the inputs are wrong.
+        The exit status: 0, 2 if the inputs are wrong, or 1 if the reader of stdout has gone.
 
     Example:
         >>> from jaxop.experiments import terminal
@@ -53,6 +54,10 @@ def run_command(command: Callable[[Sequence[str]], object], arguments: Sequence[
     own, others = parser.parse_known_args(arguments)
     try:
         command(others)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes
+        return 1
     except _INPUT_ERRORS as error:
         if own.traceback:
             raise
@@ -82,7 +87,7 @@ def print_anywhere() -> None:
 
 
 def make_console() -> "Console":
-    """A console on stdout that takes no text for markup: files and directories may be called anything."""
+    """A console on stdout that does not read text as markup, since files and directories may be called anything."""
     with needs_extra("a table of errors"):
         from rich.console import Console
     return Console(markup=False, emoji=False)

@@ -117,7 +117,7 @@ class Run:
     def model(self, *, checkpoint: int | str = "best", average: bool = True) -> Standardized:
         """The trained operator in physical units, of a run that recorded its ``operator`` and ``model`` settings.
 
-        Runs of ``scripts/train.py`` do. For others build the model and use `restore`.
+        Runs of ``jaxop train`` do. For others build the model and use `restore`.
 
         Args:
             checkpoint: as in `restore`.

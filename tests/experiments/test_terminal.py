@@ -1,6 +1,7 @@
 """Every terminal shows what the commands print, and a name is no markup."""
 
 import io
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -75,3 +76,9 @@ def test_pictures_of_all_sets_have_names_of_their_own():
     names = report.file_names(labels)
     assert names[:4] == ["a-b.npz", "a-b.npz-2", "64", "64-2"]
     assert len(names[4]) == 100
+
+
+def test_a_reader_who_has_gone_is_no_error():
+    command = f"{sys.executable} -m jaxop list | true"  # which ends before anything is printed
+    result = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    assert result.stderr == ""
