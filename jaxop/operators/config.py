@@ -8,7 +8,8 @@ from jaxtyping import Array, Float
 
 from jaxop._config import from_dict
 from jaxop._validation import check_size
-from jaxop.domains import Domain, Grid
+from jaxop.domains import Decomposed, Domain, Grid
+from jaxop.domains.domain import as_domain
 from jaxop.nn import ModelConfig
 
 Config = TypeVar("Config", bound="OperatorConfig")
@@ -45,12 +46,12 @@ class OperatorConfig(ModelConfig):
     @classmethod
     def for_data(
         cls: type[Config],
-        domain: Domain,
+        domain: Domain | Decomposed,
         *,
         in_channels: int,
         out_channels: int,
         initial_channels: int = 0,
-        others: Sequence[Domain] = (),
+        others: Sequence[Domain | Decomposed] = (),
         **choices: Any,
     ) -> Config:
         """Returns the config of an operator for functions on a domain, with the fields that the data decide filled in.
@@ -82,11 +83,12 @@ class OperatorConfig(ModelConfig):
             >>> config.dim, config.reference, config.patches, config.modes, config.width
             (2, 64, 4, 4, 16)
         """
+        domains = [as_domain(domain, "domain"), *(as_domain(other, "others") for other in others)]
         fields = {name: value for name, value in choices.items() if value is not None or name not in cls.FROM_GRID}
-        fields |= {"in_channels": in_channels, "out_channels": out_channels, "dim": domain.dim}
+        fields |= {"in_channels": in_channels, "out_channels": out_channels, "dim": domains[0].dim}
         if initial_channels and "initial_channels" in cls.FROM_DATA:
             fields["initial_channels"] = initial_channels
-        shapes = [grid.shape for grid in (domain, *others) if isinstance(grid, Grid) and not grid.is_batched]
+        shapes = [grid.shape for grid in domains if isinstance(grid, Grid) and not grid.is_batched]
         fitting = cls._fitting(shapes, fields) if shapes else {}
         return from_dict(cls, {name: fitting[name] for name in fitting if name not in fields} | fields, name="choices")
 
@@ -108,9 +110,9 @@ class Operator(Protocol):
     def __call__(
         self,
         values: Float[Array, "n c"] | Float[Array, "b n c"],
-        domain: Domain,
+        domain: Domain | Decomposed,
         *,
-        at: Domain | None = None,
+        at: Domain | Decomposed | None = None,
         initial: Float[Array, " c0"] | Float[Array, "b c0"] | None = None,
     ) -> Float[Array, "k c_out"] | Float[Array, "b k c_out"]:
         """Returns the output function on ``at``, from samples of the input function on ``domain``."""

@@ -11,7 +11,7 @@ from jaxop._validation import accumulator, as_float
 from jaxop.attention.closing import is_closed
 from jaxop.attention.integral import integral_attention
 from jaxop.kernels import ExpDotProduct, Kernel, PerHead
-from jaxop.schwarz import Decomposition
+from jaxop.schwarz.decomposition import Decomposition
 from jaxop.schwarz.operator import check_decomposition
 
 

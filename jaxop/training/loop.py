@@ -96,7 +96,8 @@ def fit(
         run_dir: directory of the run, in a local file system; a new run needs one without checkpoints.
         optimizer: any `optax.GradientTransformation` or `optax.MultiSteps`. None makes AdamW from ``config``
             (`make_optimizer`). A run remembers the structure of its state and is resumed with one of the same
-            structure only. It cannot see numbers such as a learning rate: put them into ``settings``.
+            structure only. It cannot see numbers such as a learning rate: put them into ``settings``. Every step of
+            the run is one call of its ``update``, which `optax.MultiSteps` answers with a change every k-th time.
         loss: a function of (model, batch) that returns one number per sample, or these numbers and a dict of metrics;
             see `jaxop.training.losses`. The metrics of a step go to the loggers. Validation sets are then measured by
             this loss and its metrics. None takes the loss that ``config.loss`` names. A run remembers the name of

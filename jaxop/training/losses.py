@@ -32,6 +32,10 @@ Example:
     A model that changes its state when it is called (dropout, running averages) is called as ``nnx.clone(model)(…)``
     inside a function that is differentiated: the clone draws the same random numbers.
 
+    Attention between more than 128² pairs of nodes is chunked, which has derivatives in reverse mode only: name
+    ``implementation="dense"`` in its config, or write ``jax.grad(lambda x: jnp.sum(u(x)))`` for one sample. This is the
+    same derivative, since u(x_i) depends on x_i alone.
+
     Among the operators, `jaxop.operators.TransformerNeuralOperator` with decoder layers gives its output on any nodes.
     For those that give it on their own grid, integrals of products of derivatives serve: ``domain.dirichlet`` and
     ``domain.norm(u, space="H1")`` are differentiable in u.

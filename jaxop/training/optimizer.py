@@ -58,7 +58,7 @@ def decays(params: Tree) -> Tree:
     two that `jaxop.kernels` calls a matrix or a map.
     """
 
-    def decay(path: jax.tree_util.KeyPath, leaf: Array) -> bool:
+    def decay(path: jax.tree_util.KeyPath, leaf: Array | jax.ShapeDtypeStruct) -> bool:
         *modules, name = (str(getattr(entry, "key", entry)) for entry in path)
         if name.endswith(("bias", "scale")):
             return False

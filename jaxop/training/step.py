@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import TypeVar
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -122,6 +123,8 @@ def make_step(
         (value, extra, gradients), other = _mean_over_pieces(
             values_and_gradients, state.other, batch, config.accumulate
         )
+        chex.assert_shape(value, ())
+        chex.assert_trees_all_equal_shapes_and_dtypes(gradients, state.params)
         squares = jnp.stack([jnp.sum(jnp.square(g.astype(float_dtype()))) for g in jax.tree.leaves(gradients)])
         norm = jnp.sqrt(jnp.sum(squares))
         with jax.numpy_dtype_promotion("standard"):  # Optax mixes dtypes

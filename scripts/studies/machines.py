@@ -180,7 +180,11 @@ def fitted(
 
 def factorisation(ratings: Ratings, train: Set, options: Comparison, factors: int) -> Predictor:
     """Means and a low-rank factorisation by stochastic gradients; with 0 factors means of users and films alone."""
-    from surprise import SVD, Dataset, Reader
+    try:
+        from surprise import SVD, Dataset, Reader
+    except ImportError as error:
+        needed = "the factorisation needs scikit-surprise; install it with: pip install 'jaxop[benchmark]'"
+        raise ImportError(needed) from error
 
     reader = Reader(rating_scale=(1, 5))
     listed = [(int(i), int(j), float(z), None) for i, j, z in zip(*train[:3], strict=True)]

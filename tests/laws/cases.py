@@ -136,6 +136,10 @@ PAIRS = [
     for implementation in IMPLEMENTATIONS
     if implementation != "xla" or kernel.name in ("exp-dot-product", "exp-dot-product-scaled")
 ]
+# a positive, a compact and a per-head kernel: what does not depend on the kernel is tested with these
+_EXEMPLARY = ("exp-dot-product", "compact-pair", "fourier-per-head")
+EXEMPLARY = [kernel for kernel in KERNELS if kernel.name in _EXEMPLARY]
+EXEMPLARY_PAIRS = [(kernel, implementation) for kernel, implementation in PAIRS if kernel in EXEMPLARY]
 
 
 def inputs(dtype=jnp.float32, seed=0, n=N, m=M):

@@ -2,9 +2,12 @@
 
 import dataclasses
 
+import equal_time
+import numpy as np
 import pytest
 from studies.run import command_line
 from studies.schwarz import conjugate_gradients, fits, poisson, training, transfer
+from studies.schwarz.coefficient import coefficient
 from studies.schwarz.setting import Study
 
 from jaxop.experiments import terminal
@@ -43,8 +46,19 @@ def test_every_table_of_a_small_study(x64, capsys):
     training.descent(dataclasses.replace(TINY, seeds=(0, 1)), 0.05)
     poisson.poisson(TINY, sides=(15,), core=8, rank=1, waves=3)
     conjugate_gradients.plane(TINY, sides=(15, 31), core=8)
+    conjugate_gradients.line(TINY, counts=(4,), core=8)
     out = capsys.readouterr().out
     for label in ("| 2 | ", "| local only | ", "| 5, 0 (multiplicity) | ", "| global, Adam | ", "| 15², 2² | "):
         assert label in out
     error, bound = (float(cell) for cell in out.split("| two levels | ")[1].split(" | ")[1:3])
     assert bound <= error < 1e-2
+
+
+@pytest.mark.study
+def test_networks_that_see_the_coefficient(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(equal_time, "seconds_per_step", lambda *_: 1.0)
+    study = dataclasses.replace(TINY, seeds=(0,))
+    errors = coefficient(study, 2.0, side=48, train_samples=8, test_samples=2, run_dir=tmp_path)
+    assert set(errors) == {"two levels", "local only", "global"}
+    assert all(np.isfinite(values).all() and values.shape == (1, 2) for values in errors.values())
+    assert "| seconds | 16² | 48² |" in capsys.readouterr().out

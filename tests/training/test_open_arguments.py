@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -99,11 +100,11 @@ def test_multi_steps_move_every_other_time_and_by_the_mean_gradient():
     step = training.make_step(graphdef, optimizer, PLAIN)
     start = jax.tree.map(np.array, state.params)
     state, _ = step(state, pair[0])
-    jax.tree.map(np.testing.assert_array_equal, state.params, start)
+    chex.assert_trees_all_equal(state.params, start)
     state, _ = step(state, pair[1])
     graphdef, whole = training.init_state(model, optax.sgd(0.1), PLAIN)
     whole, _ = training.make_step(graphdef, optax.sgd(0.1), PLAIN)(whole, samples()[[0, 1, 2, 3]])
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), state.params, whole.params)
+    chex.assert_trees_all_close(state.params, whole.params, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,8 +45,7 @@ def test_accumulated_gradient_is_that_of_the_whole_batch(x64, loss, stacked):
         config = dataclasses.replace(PLAIN, accumulate=pieces, loss=loss)
         step, state = prepare(config, optimizer=optax.sgd(1.0), rate=0.0, dtype=jnp.float64)
         results[pieces] = step(state, data)
-    for name, leaf in leaves(results[4][0].params).items():
-        np.testing.assert_allclose(leaf, leaves(results[1][0].params)[name], rtol=1e-10, atol=1e-12)
+    chex.assert_trees_all_close(results[4][0].params, results[1][0].params, rtol=1e-10, atol=1e-12)
     for name in ("loss", "grad_norm"):  # the norm is a float32 monitor
         np.testing.assert_allclose(results[4][1][name], results[1][1][name], rtol=1e-6)
 
@@ -115,8 +115,7 @@ def test_average_follows_its_formula():
         state, _ = step(state, batch())
         rate = 1 - min(CONFIG.ema_decay, (1 + t) / (10 + t))
         ema = {name: ema[name] + rate * (new - ema[name]) for name, new in leaves(state.params).items()}
-    for name, expected in ema.items():
-        np.testing.assert_allclose(leaves(state.ema)[name], expected, rtol=1e-5, atol=1e-7)
+    chex.assert_trees_all_close(leaves(state.ema), ema, rtol=1e-5, atol=1e-7)
     assert state.averaged is state.ema
 
 

@@ -26,13 +26,13 @@ _EVEN = 1e-3  # of a gap
 
 
 def from_arrays(
-    inputs: Any,
-    targets: Any,
-    coordinates: Any = None,
+    inputs: object,
+    targets: object,
+    coordinates: object = None,
     *,
-    weights: Any = None,
-    initial: Any = None,
-    faces: Any = None,
+    weights: object = None,
+    initial: object = None,
+    faces: object = None,
     dim: int | None = None,
     rule: str | Sequence[str] | None = None,
     lower: float | Sequence[float] | None = None,
@@ -206,14 +206,14 @@ class _Functions:
         return (self._source.shape[0], *self._row)
 
     @property
-    def dtype(self) -> Any:
+    def dtype(self) -> np.dtype:
         return self._source.dtype
 
     def __getitem__(self, index: Any, /) -> np.ndarray:
         return plain_rows(self._source, index, self._argument).reshape(-1, *self._row)
 
 
-def _located(coordinates: Any, weights: Any, rule: str | Sequence[str] | None, shape: tuple[int, ...]) -> Domain:
+def _located(coordinates: object, weights: object, rule: str | Sequence[str] | None, shape: tuple[int, ...]) -> Domain:
     """The domain of given coordinates, for functions of the given shape."""
     if isinstance(coordinates, (list, tuple)) and all(np.ndim(axis) == 1 for axis in coordinates):
         if len(coordinates) == 0:
@@ -247,7 +247,7 @@ def _located(coordinates: Any, weights: Any, rule: str | Sequence[str] | None, s
     return _stacked(nodes, weights)
 
 
-def _mesh(coordinates: Any, faces: Any, weights: Any, rule: str | Sequence[str] | None) -> Domain:
+def _mesh(coordinates: object, faces: Any, weights: Any, rule: str | Sequence[str] | None) -> Domain:
     """The mesh of triangles between coordinates that all samples share."""
     if weights is not None or rule is not None:
         raise ValueError(
@@ -271,7 +271,7 @@ def _mesh(coordinates: Any, faces: Any, weights: Any, rule: str | Sequence[str] 
     return domains.triangle_mesh(vertices.astype(float_dtype()), triangles)
 
 
-def _shared(nodes: np.ndarray, weights: Any) -> Domain:
+def _shared(nodes: np.ndarray, weights: object) -> Domain:
     if weights is None and nodes.shape[1] == 1:
         return Grid((_axis(nodes[:, 0], "coordinates"),))
     _check(np.isfinite(nodes), nodes, "coordinates", "must be finite")
@@ -288,7 +288,7 @@ def _shared(nodes: np.ndarray, weights: Any) -> Domain:
     return cloud
 
 
-def _stacked(nodes: np.ndarray, weights: Any) -> Domain:
+def _stacked(nodes: np.ndarray, weights: object) -> Domain:
     count, n, dim = nodes.shape
     _check(np.isfinite(nodes), nodes, "coordinates", "must be finite")
     if weights is None and dim == 1:

@@ -56,7 +56,7 @@ TABLES: dict[Table, Callable[[Study, float], None]] = {
     "cg": lambda study, _: conjugate_gradients.line(study),
     "poisson": lambda study, _: poisson.poisson(study),
     "plane-cg": lambda study, _: conjugate_gradients.plane(study),
-    "coefficient": coefficient,
+    "coefficient": lambda study, seconds: coefficient(study, seconds),
 }
 
 
