@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxop._validation import accumulator, as_float, check_size, divisors
-from jaxop.domains import Domain, Grid, Partition, partition
+from jaxop.domains import Decomposed, Domain, Grid, Partition, partition
 from jaxop.nn import EncoderConfig, SpectralConvolution
 from jaxop.operators.config import OperatorConfig
 from jaxop.operators.nodes import check_no_initial, check_same
@@ -143,7 +143,13 @@ class GridFunctions:
 
 
 def grid_functions(
-    values: Array, domain: Domain, *, at: Domain | None, initial: Array | None, in_channels: int, dim: int
+    values: Array,
+    domain: Domain | Decomposed,
+    *,
+    at: Domain | Decomposed | None,
+    initial: Array | None,
+    in_channels: int,
+    dim: int,
 ) -> GridFunctions:
     """Checks the arguments of an operator's call and brings them into one form."""
     values = as_float(values, "values")
@@ -184,9 +190,9 @@ class GridOperator(nnx.Module, Generic[Config]):
     def __call__(
         self,
         values: Float[Array, "n c"] | Float[Array, "b n c"],
-        domain: Domain,
+        domain: Domain | Decomposed,
         *,
-        at: Domain | None = None,
+        at: Domain | Decomposed | None = None,
         initial: Float[Array, " c0"] | Float[Array, "b c0"] | None = None,
     ) -> Float[Array, "n c_out"] | Float[Array, "b n c_out"]:
         """Returns the output function on the grid of the input.

@@ -9,7 +9,7 @@ import numpy as np
 import scipy.sparse
 
 from jaxop._pytree import register
-from jaxop._sparse import Entries, stored
+from jaxop._sparse import Entries
 from jaxop._validation import is_concrete
 from jaxop.domains import Domain, Grid, TriangleMesh
 from jaxop.schwarz.tables import Members, check_filled, ramp
@@ -173,8 +173,8 @@ def _layers(faces: np.ndarray, owner: np.ndarray, count: int, layers: int) -> tu
         found, layer = found + frontier, layer + (step + 1) * frontier.astype(np.int64)
     layer = scipy.sparse.csr_array(layer)
     layer.sort_indices()
-    sub, node, value = stored(layer, "layer")
-    return np.asarray(sub, np.int64), np.asarray(node, np.int64), np.asarray(value) - 1
+    listed = layer.tocoo()
+    return listed.row.astype(np.int64), listed.col.astype(np.int64), listed.data - 1
 
 
 def _lattice_hats(points: np.ndarray, lattice: tuple[np.ndarray, ...]) -> Entries:

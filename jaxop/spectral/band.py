@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxop.domains import EQUAL_WEIGHT_RULES, Domain, Grid
+from jaxop.domains import EQUAL_WEIGHT_RULES, Decomposed, Domain, Grid
 from jaxop.domains.domain import refuse_decomposed
 
 
@@ -144,7 +144,7 @@ def check_modes(modes: int | Sequence[int], reference: Sequence[int], *, argumen
     return result
 
 
-def check_grid(domain: Domain, dim: int | None = None) -> Grid:
+def check_grid(domain: Domain | Decomposed, dim: int | None = None) -> Grid:
     """Refuses domains on which a discrete Fourier transform is not a quadrature.
 
     Args:
@@ -155,7 +155,7 @@ def check_grid(domain: Domain, dim: int | None = None) -> Grid:
         The domain.
 
     Raises:
-        TypeError: for a domain that is not a grid.
+        TypeError: for a domain that is not a grid, such as a decomposition of one.
         ValueError: for another number of axes, or uneven weights; the message names the rules to use.
 
     Example:
