@@ -70,5 +70,6 @@ def coefficient(
 
 def on_grid(inputs: np.ndarray, targets: np.ndarray) -> Samples:
     """Functions on the midpoints of the unit square, (b, n, n, c)."""
-    flat = (array.reshape(len(array), -1, array.shape[-1]).astype(np.float32) for array in (inputs, targets))
-    return Samples(*flat, domains.box(inputs.shape[1:3], rule="midpoint"))
+    count, *sides = inputs.shape[:3]
+    inputs, targets = (array.reshape(count, -1, array.shape[-1]).astype(np.float32) for array in (inputs, targets))
+    return Samples(inputs, targets, domains.box(sides, rule="midpoint"))

@@ -45,7 +45,7 @@ Table = Literal[
     "coefficient",
 ]
 
-TABLES: dict[Table, Callable[[Study, float], None]] = {
+TABLES: dict[Table, Callable[[Study, float], object]] = {
     "rank": lambda study, _: fits.sweep(study, "rank", (1, 2, 3, 4, 6)),
     "overlap": lambda study, _: fits.sweep(study, "overlap", (0, 1, 2, 4, 8, 16)),
     "subdomains": lambda study, _: fits.sweep(study, "subdomains", (2, 4, 8, 16)),
@@ -56,7 +56,7 @@ TABLES: dict[Table, Callable[[Study, float], None]] = {
     "cg": lambda study, _: conjugate_gradients.line(study),
     "poisson": lambda study, _: poisson.poisson(study),
     "plane-cg": lambda study, _: conjugate_gradients.plane(study),
-    "coefficient": lambda study, seconds: coefficient(study, seconds),
+    "coefficient": coefficient,
 }
 
 
