@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import equal_time
 import numpy as np
 import pytest
 from studies.run import command_line
@@ -10,7 +9,7 @@ from studies.schwarz import conjugate_gradients, fits, poisson, training, transf
 from studies.schwarz.coefficient import coefficient
 from studies.schwarz.setting import Study
 
-from jaxop.experiments import terminal
+from jaxop.experiments import comparison, terminal
 
 pytestmark = pytest.mark.optax
 TINY = Study(nodes=31, subdomains=4, overlap=2, modes=8, steps=2)
@@ -56,7 +55,7 @@ def test_every_table_of_a_small_study(x64, capsys):
 
 @pytest.mark.study
 def test_networks_that_see_the_coefficient(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(equal_time, "seconds_per_step", lambda *_: 1.0)
+    monkeypatch.setattr(comparison, "seconds_per_step", lambda *_: 1.0)
     study = dataclasses.replace(TINY, seeds=(0,))
     errors = coefficient(study, 2.0, side=48, train_samples=8, test_samples=2, run_dir=tmp_path)
     assert set(errors) == {"two levels", "local only", "global"}
