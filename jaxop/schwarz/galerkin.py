@@ -83,7 +83,7 @@ def galerkin_factors(
         node = index[member][first_index(weights[index[member]] <= 0)]
         raise ValueError(f"weights must be positive on the blocks, but that of node {node} is 0; leave the node out.")
     if (partition[member] <= 0).any():
-        i, j = first_index(member & (partition <= 0))  # pyright: ignore[reportGeneralTypeIssues]
+        i, j = np.argwhere(member & (partition <= 0))[0]
         raise ValueError(
             f"the partition of unity is 0 on node {index[i, j]} of subdomain {i}, which no factor can undo; use "
             "partition='multiplicity'."

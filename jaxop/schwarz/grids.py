@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import operator
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from jaxop._validation import is_concrete, is_integer
 from jaxop.domains import Axis, Domain, Grid
 from jaxop.domains.rules import Rule
 from jaxop.schwarz.tables import Members, check_filled, ramp
+
+_Triples: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Groups, nodes and values, entry by entry."""
 
 
 @functools.partial(register, static=("rule",))
@@ -112,7 +115,7 @@ def on_grid(grid: Grid, cuts: tuple[AxisCuts, ...], unity: str) -> tuple[Members
     return found, Entries(row, column, value, (grid.size, math.prod(columns)))
 
 
-def _on_axis(axis: Axis, cut: AxisCuts, unity: str, k: int) -> tuple[tuple[np.ndarray, ...], Entries, np.ndarray]:
+def _on_axis(axis: Axis, cut: AxisCuts, unity: str, k: int) -> tuple[_Triples, Entries, np.ndarray]:
     """Along one axis: (subdomain, node, D), the hats, and the core of every node."""
     nodes, n = _axis_nodes(axis), axis.size
     cuts, lower, upper = (np.asarray(a, np.float64) for a in (cut.cuts, cut.lower, cut.upper))
@@ -149,10 +152,10 @@ def _on_axis(axis: Axis, cut: AxisCuts, unity: str, k: int) -> tuple[tuple[np.nd
     return (sub, node, weight), Entries(row, column, value, (n, columns)), owner
 
 
-def _product(first: Any, second: Any, groups: int, nodes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _product(first: _Triples, second: _Triples, groups: int, nodes: int) -> _Triples:
     """Kronecker product of two lists of (group, node, value)."""
     (a, i, x), (b, j, y) = first, second
-    return tuple(part.ravel() for part in (a[:, None] * groups + b, i[:, None] * nodes + j, x[:, None] * y))  # pyright: ignore[reportReturnType]
+    return (a[:, None] * groups + b).ravel(), (i[:, None] * nodes + j).ravel(), (x[:, None] * y).ravel()
 
 
 def span(axis: Axis) -> tuple[float, float]:
