@@ -13,6 +13,7 @@ _PARTS = (
     "data",
     "distillation",
     "domains",
+    "experiments",
     "flows",
     "kernel_machines",
     "kernels",
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from jaxop import data as data
     from jaxop import distillation as distillation
     from jaxop import domains as domains
+    from jaxop import experiments as experiments
     from jaxop import flows as flows
     from jaxop import kernel_machines as kernel_machines
     from jaxop import kernels as kernels

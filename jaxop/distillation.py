@@ -4,15 +4,14 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxop._validation import as_float, as_integer, check_type
-from jaxop.attention.checks import accumulation_dtype, cast_kernel
+from jaxop.attention.operands import accumulation_dtype, cast_kernel
 from jaxop.kernel_machines import BinaryMachine, fit
-from jaxop.kernels import ExpDotProduct, Gaussian, Kernel
+from jaxop.kernels import ExpDotProduct, Gaussian, Kernel, PerHead
 from jaxop.kernels.distance import squared_distances
 from jaxop.nn.attention import IntegralAttention
 
@@ -61,14 +60,14 @@ def head_logits(
         attention: the layer.
         head: its number.
         x: inputs of the layer, one per row, (n, d).
-        context: where keys come from, (m, d); None: x.
+        context: where keys come from, (m, d); None means x.
 
     Returns:
         Shape (n, m), in float32 at least.
 
     Raises:
-        IndexError: for a head that is none.
-        ValueError: for a signed kernel, which has no logarithm.
+        IndexError: if the layer does not have that head.
+        ValueError: if the kernel is signed, and has no logarithm.
 
     Example:
         >>> import jax.numpy as jnp
@@ -91,8 +90,8 @@ def head_kernel(attention: IntegralAttention, head: int) -> Kernel:
     """The kernel between the queries and keys of one head.
 
     Raises:
-        IndexError: for a head that is none.
-        TypeError: for another layer, or a head that is not an integer.
+        IndexError: if the layer does not have that head.
+        TypeError: if the layer is not an `jaxop.nn.IntegralAttention`, or the head is not an integer.
 
     Example:
         >>> from flax import nnx
@@ -104,7 +103,7 @@ def head_kernel(attention: IntegralAttention, head: int) -> Kernel:
     if not 0 <= as_integer(head, "head") < attention.heads:
         raise IndexError(f"head must lie between 0 and {attention.heads - 1}, got {head}.")
     kernel = attention.kernel.value
-    return kernel if attention.kernel_axis is None else jax.tree.map(lambda leaf: leaf[head], kernel)
+    return kernel.at(head) if isinstance(kernel, PerHead) else kernel
 
 
 def machine_of_head(
@@ -122,8 +121,8 @@ def machine_of_head(
         attention: the layer.
         head: its number.
         x: inputs, (n, d).
-        context: where keys come from, (m, d); None: x.
-        kernel: of the machine; None: a Gaussian whose width is the median distance of inputs that differ.
+        context: where keys come from, (m, d); None means x.
+        kernel: of the machine; None means a Gaussian whose width is the median distance of inputs that differ.
         regularization: λ of `jaxop.kernel_machines.fit`.
 
     Returns:
@@ -171,15 +170,15 @@ def start_from_machine(
         head: its number.
         machine: any function of rows of inputs, (n, d) and (m, d) to (n, m).
         x: inputs, (n, d).
-        context: where keys come from, (m, d); None: x.
+        context: where keys come from, (m, d); None means x.
 
     Returns:
         The fidelity on these inputs, before rounding to the dtype of the parameters.
 
     Raises:
-        NotImplementedError: for another kernel.
-        IndexError: for a head that is none.
-        ValueError: for values of the machine of another shape.
+        NotImplementedError: if the kernel is not the exponentiated dot product.
+        IndexError: if the layer does not have that head.
+        ValueError: if the values of the machine have another shape.
 
     Cost: O(n m d) time, O(n m) memory.
 

@@ -2,25 +2,25 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Float
 
-from jaxop.kernels import Kernel
+from jaxop.kernels import Kernel, PerHead
 
 
 def attention_oracle(
-    query: Any,
-    key: Any,
-    value: Any,
-    weights: Any = None,
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    weights: ArrayLike | None = None,
     *,
-    kernel: Kernel | Sequence[Kernel],
+    kernel: Kernel | PerHead | Sequence[Kernel],
     normalize: bool = True,
-    mask: Any = None,
+    mask: ArrayLike | None = None,
     is_causal: bool = False,
 ) -> Float[np.ndarray, "n h c"]:
     """A_i = Σ_j w_j k(q_i, k_j) v_j / Σ_j w_j k(q_i, k_j) by explicit loops in float64.
@@ -32,7 +32,7 @@ def attention_oracle(
         key: shape (m, h, d).
         value: shape (m, h, c).
         weights: shape (m,); None means 1/m.
-        kernel: one kernel, or one per head.
+        kernel: one kernel, or one per head, as `jaxop.kernels.PerHead` or as a sequence.
         normalize: whether to divide by the mass.
         mask: (m,), (n, m) or (h, n, m); True = attend.
         is_causal: whether query i sees keys j ≤ i only.
@@ -55,6 +55,8 @@ def attention_oracle(
         weights = np.full(m, 1 / m) if weights is None else np.asarray(weights, np.float64)
         seen = np.ones((heads, n, m), bool) if mask is None else np.broadcast_to(np.asarray(mask), (heads, n, m))
         seen = seen & (np.tri(n, m, dtype=bool) if is_causal else True)
+        if isinstance(kernel, PerHead):
+            kernel = [kernel.at(h) for h in range(heads)]
         per_head = kernel if isinstance(kernel, Sequence) else [kernel] * heads
         out = np.zeros((n, heads, value.shape[-1]))
         for h in range(heads):
@@ -84,7 +86,7 @@ def observed_order(sizes: Sequence[float], errors: Sequence[float]) -> float:
         The observed order.
 
     Raises:
-        ValueError: for fewer than two sizes, lengths that differ, or errors that are not positive.
+        ValueError: if there are fewer than two sizes, lengths differ, or an error is not positive.
 
     Example:
         >>> from jaxop import testing
@@ -118,7 +120,7 @@ def count_compilations() -> Iterator[Callable[[], int]]:
     count = 0
     active = True
 
-    def listen(event: str, duration_secs: float, **_: Any) -> None:
+    def listen(event: str, duration_secs: float, **_: object) -> None:
         del duration_secs
         nonlocal count
         if active and event == "/jax/core/compile/backend_compile_duration":

@@ -10,18 +10,16 @@ allows; compilation, evaluation and saving not counted) on 1000 two-valued field
 """
 
 import dataclasses
-import importlib
 import sys
 from pathlib import Path
 
-from equal_time import Contender, compare
-from experiment import CACHE, CONFIGS, build, check_options, options_of, report
-
-from jaxop import training
+from jaxop import experiments, operators, training
 from jaxop._validation import check_name
+from jaxop.experiments.comparison import Contender, check_options, compare, options_of
+from jaxop.experiments.terminal import run_command
 
 GRIDS = (32, 64, 128)
-OPERATORS = [path.stem.removeprefix("darcy_") for path in CONFIGS.glob("darcy_*.py")]
+OPERATORS = [name.removeprefix("darcy_") for name in experiments.ready_made() if name.startswith("darcy_")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,12 +54,14 @@ class Comparison:
 
 def contender(name: str, options: Comparison) -> Contender:
     """The operator of a ready-made experiment."""
-    default = importlib.import_module(f"configs.darcy_{name}").CONFIG
-    sets = dataclasses.replace(default.data, test_samples=options.test_samples, grids=GRIDS).load(CACHE)
+    default = experiments.load_recipe(f"darcy_{name}").experiment
+    config = default.model
+    assert isinstance(config, operators.OperatorConfig)
+    sets = dataclasses.replace(default.data, test_samples=options.test_samples, grids=GRIDS).load(default.cache)
     tests = dict(sets.test)
     if name == "tno":
         tests["128²"] = tests["128²"].take(slice(options.test_samples_tno))
-    return Contender(lambda seed: build(default.model, sets.train, seed=seed), sets.train, tests)
+    return Contender(lambda seed: experiments.build(config, sets.train, seed=seed), sets.train, tests)
 
 
 def main(options: Comparison) -> None:
@@ -83,4 +83,4 @@ command_line = options_of(main, __doc__)
 
 
 if __name__ == "__main__":
-    sys.exit(report(command_line, sys.argv[1:]))
+    sys.exit(run_command(command_line, sys.argv[1:]))

@@ -3,4 +3,4 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 prepare dev
-exec "$python" -m pytest -n 2 "$@"
+exec "$python" -m pytest -n 2 --dist=worksteal "$@"

@@ -36,8 +36,8 @@ def softmax(logits):
 
 
 def test_logits_are_those_of_the_attention():
-    kernel = kernels.Gaussian(jnp.asarray([0.3, 0.6, 0.9]))
-    attention, x, y = layer(kernel=kernel, kernel_axis=0), inputs(9), inputs(7, seed=1)
+    kernel = kernels.PerHead(kernels.Gaussian(jnp.asarray([0.3, 0.6, 0.9])))
+    attention, x, y = layer(kernel=kernel), inputs(9), inputs(7, seed=1)
 
     @jax.jit
     def both(attention, x, y):

@@ -1,6 +1,7 @@
 """Imports point one way, and `import jaxop` needs the core dependencies only."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -9,21 +10,27 @@ import pytest
 
 import jaxop
 
-PACKAGE = Path(__file__).parent.parent / "jaxop"
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "jaxop"
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in PACKAGE.rglob("*.py")
+}
 ALLOWED = {
     "domains": set(),
     "kernels": set(),
     "spectral": {"domains", "kernels"},
     "attention": {"domains", "kernels", "spectral"},
     "schwarz": {"domains", "kernels", "attention"},
-    "flows": {"kernels", "attention"},
-    "kernel_machines": {"kernels", "attention"},
+    "flows": {"domains", "kernels", "attention"},
+    "kernel_machines": {"domains", "kernels", "attention"},
     "nn": {"domains", "kernels", "spectral", "attention", "schwarz", "flows", "kernel_machines"},
     "operators": {"domains", "kernels", "spectral", "attention", "schwarz", "flows", "nn"},
     "transformers": {"domains", "kernels", "nn", "operators"},
     "distillation": {"kernels", "attention", "kernel_machines", "nn"},
     "data": {"domains"},
-    "training": {"domains", "schwarz", "data", "operators", "transformers"},
+    "training": {"domains", "data", "operators", "transformers"},
+    "experiments": {"domains", "nn", "data", "operators", "training"},
     "testing": {"domains", "kernels"},
 }
 EXTRAS = (
@@ -45,19 +52,25 @@ def files_of(layer):
     return [PACKAGE / f"{layer}.py"] if (PACKAGE / f"{layer}.py").exists() else sorted((PACKAGE / layer).rglob("*.py"))
 
 
-def imported_layers(path):
+def imported_modules(path):
+    """Names of this package's modules that a file imports, inside functions too, but for those only checkers read."""
     tree = ast.parse(path.read_text())
     for_checkers = [
         node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
     ]
     unseen = {inner for node in for_checkers for inner in ast.walk(node)}
     for node in set(ast.walk(tree)) - unseen:
-        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        for name in names:
-            parts = name.split(".")
-            if parts[0] == "jaxop" and len(parts) > 1 and not parts[1].startswith("_"):
-                yield parts[1]
+        if isinstance(node, ast.ImportFrom):
+            deep = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [name if name in MODULES else node.module or "" for name in deep]
+        else:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        yield from (name for name in names if name.partition(".")[0] == "jaxop")
+
+
+def imported_layers(path):
+    parts = (name.split(".") for name in imported_modules(path))
+    return [part[1] for part in parts if len(part) > 1 and not part[1].startswith("_")]
 
 
 @pytest.mark.parametrize("layer", sorted(ALLOWED))
@@ -65,6 +78,17 @@ def test_imports_point_one_way(layer):
     for path in files_of(layer):
         for other in imported_layers(path):
             assert other == layer or other in ALLOWED[layer], f"{path.name} of {layer} imports {other}"
+
+
+def test_no_module_imports_itself_through_others():
+    sorter = graphlib.TopologicalSorter({name: set(imported_modules(path)) - {name} for name, path in MODULES.items()})
+    assert len(list(sorter.static_order())) >= len(MODULES)
+
+
+@pytest.mark.parametrize("folder", ["jaxop", "scripts", "tests"])
+def test_no_file_is_long(folder):
+    long = {path.name: n for path in (ROOT / folder).rglob("*.py") if (n := len(path.read_text().splitlines())) > 500}
+    assert not long
 
 
 def test_every_layer_is_listed():
@@ -82,11 +106,19 @@ def test_parts_are_loaded_when_they_are_used():
 
 
 @pytest.mark.parametrize(
-    "name", ["attention.fit_schwarz", "domains.Cover", "nn.fidelity", "operators.SequenceTransformer"]
+    ("name", "new"),
+    [
+        ("attention.fit_schwarz", "fit"),
+        ("attention.SchwarzFactors", "Factors"),
+        ("domains.Cover", "Cover"),
+        ("nn.fidelity", "fidelity"),
+        ("operators.SequenceTransformer", "SequenceTransformer"),
+        ("training.plot_errors", "plot_errors"),
+    ],
 )
-def test_names_that_have_moved_are_found_and_say_where(name):
+def test_names_that_have_moved_are_found_and_say_where(name, new):
     part, _, attribute = name.partition(".")
-    with pytest.warns(DeprecationWarning, match=rf"jaxop.{name} is jaxop\.\w+\.{attribute} now"):
+    with pytest.warns(DeprecationWarning, match=rf"jaxop.{name} is jaxop\.\w+\.{new} now"):
         found = getattr(getattr(jaxop, part), attribute)
     assert found.__module__.split(".")[1] != part
     assert jaxop.domains.decompose is jaxop.schwarz.decompose

@@ -2,11 +2,11 @@
 
 from jaxop._moved import moved
 from jaxop.attention.averages import averaging_operator as averaging_operator
+from jaxop.attention.dense import accumulate as accumulate
 from jaxop.attention.integral import IMPLEMENTATIONS as IMPLEMENTATIONS
 from jaxop.attention.integral import integral_attention as integral_attention
 from jaxop.attention.linear import linear_attention as linear_attention
 from jaxop.attention.monoid import Partial as Partial
-from jaxop.attention.monoid import accumulate as accumulate
 from jaxop.attention.monoid import combine as combine
 from jaxop.attention.monoid import finish as finish
 from jaxop.attention.patch import patch_attention as patch_attention
@@ -18,20 +18,20 @@ __getattr__ = moved(
     {
         "CGResult": "jaxop.schwarz.CGResult",
         "flexible_cg": "jaxop.schwarz.flexible_cg",
-        "schwarz_preconditioner": "jaxop.schwarz.schwarz_preconditioner",
-        "SchwarzFactors": "jaxop.schwarz.SchwarzFactors",
+        "schwarz_preconditioner": "jaxop.schwarz.preconditioner",
+        "SchwarzFactors": "jaxop.schwarz.Factors",
         "SymmetryReport": "jaxop.schwarz.SymmetryReport",
         "count_parameters": "jaxop.schwarz.count_parameters",
         "legendre_features": "jaxop.schwarz.legendre_features",
         "low_rank_apply": "jaxop.schwarz.low_rank_apply",
         "random_factors": "jaxop.schwarz.random_factors",
         "sample_factors": "jaxop.schwarz.sample_factors",
-        "schwarz_apply": "jaxop.schwarz.schwarz_apply",
-        "schwarz_matrix": "jaxop.schwarz.schwarz_matrix",
+        "schwarz_apply": "jaxop.schwarz.apply",
+        "schwarz_matrix": "jaxop.schwarz.matrix",
         "symmetry_report": "jaxop.schwarz.symmetry_report",
         "BLOCKS": "jaxop.schwarz.BLOCKS",
-        "SchwarzFit": "jaxop.schwarz.SchwarzFit",
-        "fit_schwarz": "jaxop.schwarz.fit_schwarz",
+        "SchwarzFit": "jaxop.schwarz.Fit",
+        "fit_schwarz": "jaxop.schwarz.fit",
         "galerkin_factors": "jaxop.schwarz.galerkin_factors",
         "low_rank_errors": "jaxop.schwarz.low_rank_errors",
         "operator_error": "jaxop.schwarz.operator_error",

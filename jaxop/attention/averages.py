@@ -2,17 +2,17 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxop._validation import as_float
-from jaxop.attention.checks import accumulation_dtype, cast_kernel, causal_mask, check_causal, check_operands
-from jaxop.attention.integral import dense_limit, integral_attention
-from jaxop.attention.monoid import log_clip, split_weights, tile_densities, uniform_weights
-from jaxop.kernels import ExpDotProduct, Kernel
+from jaxop.attention.integral import choose, integrate
+from jaxop.attention.monoid import log_clip, split_weights, tile_densities
+from jaxop.attention.operands import Operands, accumulation_dtype, cast_kernel, check_operands
+from jaxop.kernels import Kernel, PerHead
+from jaxop.kernels.per_head import over_heads
 
 
 def averaging_operator(
@@ -20,8 +20,7 @@ def averaging_operator(
     key: Float[Array, "m h d"],
     weights: Float[Array, " m"] | None = None,
     *,
-    kernel: Kernel | None = None,
-    kernel_axis: int | None = None,
+    kernel: Kernel | PerHead | None = None,
     mask: Bool[Array, " m"] | Bool[Array, "n m"] | Bool[Array, "h n m"] | None = None,
     is_causal: bool = False,
     implementation: str | None = None,
@@ -36,7 +35,6 @@ def averaging_operator(
         key: as in `integral_attention`.
         weights: as in `integral_attention`.
         kernel: as in `integral_attention`, positive or nonnegative.
-        kernel_axis: as in `integral_attention`.
         mask: as in `integral_attention`.
         is_causal: as in `integral_attention`.
         implementation: as in `integral_attention`.
@@ -57,38 +55,24 @@ def averaging_operator(
         >>> print(average(jnp.arange(4.0)[:, None, None])[:, 0, 0])
         [1.5 1.5]
     """
-    kernel = ExpDotProduct() if kernel is None else kernel
-    query, key, _, weights, mask = check_operands(query, key, key, weights, kernel, kernel_axis, mask)
-    is_small = query.shape[0] * key.shape[0] <= dense_limit(kernel)
-    dense = implementation == "dense" or (implementation is None and is_small)
-    if is_causal:
-        check_causal(query, key)
-    if kernel.sign == "signed":
+    operands = check_operands(query, key, key, weights, kernel=kernel, mask=mask, is_causal=is_causal)
+    if operands.kernel.sign == "signed":
         raise ValueError("a signed kernel makes no averages: its mass may vanish; use a positive one.")
-    options: dict[str, Any] = {"kernel_axis": kernel_axis, "is_causal": is_causal}
-    integrate = jax.tree_util.Partial(
-        functools.partial(_integrate, implementation="dense" if dense else implementation, **options),
-        query,
-        key,
-        weights,
-        kernel,
-        mask,
-    )
-    if not dense or getattr(kernel, "epsilon", 0.0):
-        return integrate
-    return jax.tree_util.Partial(_apply, integrate, *_densities(query, key, weights, kernel, mask, **options))
+    chosen = choose(operands, implementation)
+    average = jax.tree_util.Partial(functools.partial(_integrate, chosen), operands)
+    if chosen != "dense" or operands.kernel.epsilon:
+        return average
+    return jax.tree_util.Partial(_apply, average, *_densities(operands))
 
 
-def _integrate(
-    query: Array, key: Array, weights: Array | None, kernel: Kernel, mask: Array | None, value: Array, **how
-):
-    return integral_attention(query, key, value, weights, kernel=kernel, mask=mask, **how)
+def _integrate(implementation: str, operands: Operands, value: Array) -> Array:
+    return integrate(operands.with_value(value), implementation)
 
 
-def _apply(integrate: Callable[[Array], Array], densities: Array, inverse: Array, value: Array) -> Array:
+def _apply(average: Callable[[Array], Array], densities: Array, inverse: Array, value: Array) -> Array:
     value = as_float(value, "value")
     if accumulation_dtype(densities, value) != densities.dtype:
-        return integrate(value)  # in the precision of the values, which was not known before
+        return average(value)  # in the precision of the values, which was not known before
     heads, _, m = densities.shape
     if value.ndim != 3 or value.shape[:2] != (m, heads):
         raise ValueError(f"value must have shape (m, h, c) = ({m}, {heads}, c), got {value.shape}.")
@@ -96,31 +80,20 @@ def _apply(integrate: Callable[[Array], Array], densities: Array, inverse: Array
     return (sums * inverse[:, :, None]).astype(value.dtype)
 
 
-def _densities(
-    query: Array,
-    key: Array,
-    weights: Array | None,
-    kernel: Kernel,
-    mask: Array | None,
-    *,
-    kernel_axis: int | None,
-    is_causal: bool,
-) -> tuple[Array, Array]:
+def _densities(operands: Operands) -> tuple[Array, Array]:
     """w_j k_ij up to a factor per row, (h, n, m), and one over the sum of each row, (n, h)."""
-    (n, heads, _), m, dtype = query.shape, key.shape[0], accumulation_dtype(query, key)
-    if is_causal:
-        mask = causal_mask(n, mask)
-    weights = uniform_weights(m, dtype) if weights is None else weights.astype(dtype)
-    log_weights, signs = split_weights(weights)
-    mask = None if mask is None else jnp.broadcast_to(mask, (heads, n, m))
+    dtype = accumulation_dtype(operands.query, operands.key)
+    log_weights, signs = split_weights(operands.measure(dtype))
+    mask = operands.pair_mask
+    mask = None if mask is None else jnp.broadcast_to(mask, (operands.heads, operands.queries, operands.keys))
 
-    def one_head(kernel: Kernel, query: Array, key: Array, mask: Array | None) -> tuple[Array, Array]:
+    def of_head(kernel: Kernel, query: Array, key: Array, mask: Array | None) -> tuple[Array, Array]:
         tile = kernel.tile(query, key)
         densities = tile_densities(tile, log_weights, signs, mask, log_clip(dtype))[1] * signs[None, :]
         mass = jnp.sum(densities, axis=1)
         return densities, jnp.where(mass != 0, 1 / jnp.where(mass != 0, mass, 1), 0)
 
-    axes = (kernel_axis, 1, 1, None if mask is None else 0)
-    return jax.vmap(one_head, in_axes=axes, out_axes=(0, 1), axis_size=heads)(
-        cast_kernel(kernel, dtype), query.astype(dtype), key.astype(dtype), mask
-    )
+    arrays = operands.query.astype(dtype), operands.key.astype(dtype), mask
+    axes = (1, 1, None if mask is None else 0)
+    kernel = cast_kernel(operands.kernel, dtype)
+    return over_heads(of_head, kernel, arrays, axes, (0, 1), heads=operands.heads)

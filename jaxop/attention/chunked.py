@@ -3,15 +3,14 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from jaxop._eager import compiled
 from jaxop._varying import varying_like
-from jaxop.attention.checks import accumulation_dtype, cast_kernel
 from jaxop.attention.closing import close
 from jaxop.attention.monoid import (
     Partial,
@@ -22,42 +21,28 @@ from jaxop.attention.monoid import (
     halved_densities,
     log_clip,
     split_weights,
-    uniform_weights,
 )
-from jaxop.kernels import LOG_ZERO, Kernel
+from jaxop.attention.operands import Operands, cast_kernel
+from jaxop.kernels import LOG_ZERO, PerHead
+from jaxop.kernels.per_head import one_head
+
+T = TypeVar("T")
 
 QUERY_CHUNK, KEY_CHUNK = 512, 1024
 """Largest tile: 2 MiB in float32, which stays in a core's cache."""
 
 
-def chunked_attention(
-    query: Array,
-    key: Array,
-    value: Array,
-    weights: Array | None,
-    *,
-    kernel: Kernel,
-    kernel_axis: int | None,
-    normalize: bool,
-    mask: Array | None,
-    is_causal: bool,
-) -> Array:
-    """`integral_attention` by accumulating `Partial` integrals; see there. O(n + m) memory, gradients included."""
-    (n, heads, depth), m = query.shape, key.shape[0]
-    dtype = accumulation_dtype(query, key, value)
-    chunks = _chunks(n, QUERY_CHUNK), _chunks(m, KEY_CHUNK)
-    shapes = [(length, depth) for _, length in chunks]
-    kernel, (query, key, value, weights, mask) = close(
-        kernel, kernel_axis, (query, key, value, weights, mask), heads, shapes, dtype
-    )
-    return _chunked(query, key, value, weights, mask, kernel, kernel_axis, normalize, is_causal, chunks)
+def chunked_attention(operands: Operands, normalize: bool) -> Float[Array, "n h c"]:
+    """`jaxop.attention.integral_attention` of checked operands, part by part; O(n + m) memory, gradients included."""
+    depth = operands.query.shape[2]
+    chunks = _chunks(operands.queries, QUERY_CHUNK), _chunks(operands.keys, KEY_CHUNK)
+    return _chunked(close(operands, [(length, depth) for _, length in chunks]), normalize, chunks)
 
 
-@compiled(static=("kernel_axis", "normalize", "is_causal", "chunks"))
-def _chunked(query, key, value, weights, mask, kernel, kernel_axis, normalize, is_causal, chunks):
-    n, m = query.shape[0], key.shape[0]
-    dtype = accumulation_dtype(query, key, value)
-    weights = uniform_weights(m, dtype) if weights is None else weights.astype(dtype)
+@compiled(static=("normalize", "chunks"))
+def _chunked(operands: Operands, normalize: bool, chunks: tuple[tuple[int, int], tuple[int, int]]) -> Array:
+    n, m, mask, dtype = operands.queries, operands.keys, operands.mask, operands.dtype
+    weights = operands.measure(dtype)
     (rows, row_chunk), (columns, column_chunk) = chunks
 
     key_mask = mask if mask is not None and mask.ndim == 1 else None
@@ -69,23 +54,47 @@ def _chunked(query, key, value, weights, mask, kernel, kernel_axis, normalize, i
         padding = [(0, rows * row_chunk - n), (0, columns * column_chunk - m)]
         pair_mask = jnp.pad(mask, [(0, 0)] * (mask.ndim - 2) + padding)
 
-    leaves, structure = jax.tree.flatten(cast_kernel(kernel, dtype))
+    leaves, structure = jax.tree.flatten(cast_kernel(one_head(operands.kernel), dtype))
     (params, fixed), merge = _by_differentiability([jnp.asarray(leaf) for leaf in leaves])
 
-    def tile(params: Any, fixed: Any, query: Array, key: Array) -> Array:
+    def tile(params: list[Array], fixed: list[Array], query: Array, key: Array) -> Array:
         return jax.tree.unflatten(structure, merge(params, fixed)).tile(query, key)
 
-    sizes = rows, row_chunk, columns, column_chunk
-    plan = _Plan(tile, kernel.sign, normalize, is_causal, kernel_axis, *sizes, dtype, value.dtype)
-    operands = query, key, value, *varying_like((log_weights, signs), query), pair_mask
-    return _attend(plan, params, fixed, *operands)
+    plan = _Plan(
+        tile,
+        operands.kernel.sign,
+        normalize,
+        operands.is_causal,
+        isinstance(operands.kernel, PerHead),
+        *(rows, row_chunk, columns, column_chunk),
+        dtype,
+        operands.value.dtype,
+    )
+    query, key, value = operands.query, operands.key, operands.value
+    log_weights, signs = varying_like((log_weights, signs), query)
+    return _attend(plan, _Inputs(params, fixed, query, key, value, log_weights, signs, pair_mask))
 
 
-def _by_differentiability(arrays: list[Any]) -> tuple[tuple[list[Any], list[Any]], Callable[..., list[Any]]]:
+class _Inputs(NamedTuple):
+    """The arrays of one chunked integral, of all heads or of one. Cotangents and axes of heads take the same places."""
+
+    params: list[Array]
+    fixed: list[Array]
+    query: Array
+    key: Array
+    value: Array
+    log_weights: Array
+    signs: Array
+    pair_mask: Array | None
+
+
+def _by_differentiability(
+    arrays: list[Array],
+) -> tuple[tuple[list[Array], list[Array]], Callable[[list[Array], list[Array]], list[Array]]]:
     """Floating and other arrays as two lists, and the function that merges such lists again."""
     floating = [jnp.issubdtype(jnp.result_type(a), jnp.inexact) for a in arrays]
 
-    def merge(params: list[Any], fixed: list[Any]) -> list[Any]:
+    def merge(params: list[Array], fixed: list[Array]) -> list[Array]:
         sources = iter(fixed), iter(params)
         return [next(sources[is_floating]) for is_floating in floating]
 
@@ -101,7 +110,7 @@ class _Plan:
     sign: str
     normalize: bool
     is_causal: bool
-    kernel_axis: int | None
+    is_per_head: bool
     rows: int
     row_chunk: int
     columns: int
@@ -112,6 +121,12 @@ class _Plan:
     @property
     def clip(self) -> float:
         return log_clip(self.dtype, normalize=self.normalize)
+
+    def head_axes(self, inputs: _Inputs) -> _Inputs:
+        """The axes of the heads; None where they share an array."""
+        leaves = 0 if self.is_per_head else None
+        mask = 0 if inputs.pair_mask is not None and inputs.pair_mask.ndim == 3 else None
+        return _Inputs._make((leaves, leaves, 1, 1, 1, None, None, mask))
 
     def mask(self, i: Array, j: Array, pair_mask: Array | None) -> Array | None:
         mask = None
@@ -125,7 +140,7 @@ class _Plan:
             mask = causal if mask is None else mask & causal
         return mask
 
-    def skip_future(self, i: Array, j: Array, body: Callable[[Any], Any], carry: Any) -> Any:
+    def skip_future(self, i: Array, j: Array, body: Callable[[T], T], carry: T) -> T:
         if not self.is_causal:
             return body(carry)
         reached = j * self.column_chunk < (i + 1) * self.row_chunk
@@ -143,42 +158,28 @@ class _Plan:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(plan, params, fixed, query, key, value, log_weights, signs, pair_mask):
-    return _forward(plan, params, fixed, query, key, value, log_weights, signs, pair_mask)[0]
+def _attend(plan: _Plan, inputs: _Inputs) -> Array:
+    return _forward(plan, inputs)[0]
 
 
-def _forward(plan, params, fixed, query, key, value, log_weights, signs, pair_mask):
-    def one_head(params, fixed, query, key, value, pair_mask):
-        return _forward_head(plan, params, fixed, query, key, value, log_weights, signs, pair_mask)
-
-    mask_axis = 0 if pair_mask is not None and pair_mask.ndim == 3 else None
-    out, shift = _map_heads(
-        one_head,
-        (params, fixed, query, key, value, pair_mask),
-        (plan.kernel_axis, plan.kernel_axis, 1, 1, 1, mask_axis),
-        (1, 1),
-        heads=query.shape[1],
-    )
-    return out, (params, fixed, query, key, value, log_weights, signs, pair_mask, out, shift)
+def _forward(plan: _Plan, inputs: _Inputs) -> tuple[Array, tuple[_Inputs, Array, Array]]:
+    of_head = functools.partial(_forward_head, plan)
+    out, shift = _map_heads(of_head, (inputs,), (plan.head_axes(inputs),), (1, 1), heads=inputs.query.shape[1])
+    return out, (inputs, out, shift)
 
 
-def _backward(plan, residuals, cotangent):
-    params, fixed, query, key, value, log_weights, signs, pair_mask, out, shift = residuals
-
-    def one_head(params, fixed, query, key, value, pair_mask, *row_data):
-        return _backward_head(plan, params, fixed, query, key, value, log_weights, signs, pair_mask, *row_data)
-
-    mask_axis = 0 if pair_mask is not None and pair_mask.ndim == 3 else None
+def _backward(plan: _Plan, residuals: tuple[_Inputs, Array, Array], cotangent: Array) -> tuple[_Inputs]:
+    inputs, out, shift = residuals
     d_params, d_signs, d_query, d_key, d_value = _map_heads(
-        one_head,
-        (params, fixed, query, key, value, pair_mask, out, shift, cotangent),
-        (plan.kernel_axis, plan.kernel_axis, 1, 1, 1, mask_axis, 1, 1, 1),
+        functools.partial(_backward_head, plan),
+        (inputs, out, shift, cotangent),
+        (plan.head_axes(inputs), 1, 1, 1),
         (0, 0, 1, 1, 1),
-        heads=query.shape[1],
+        heads=inputs.query.shape[1],
     )
-    over_heads = functools.partial(jnp.sum, axis=0)
-    d_params = d_params if plan.kernel_axis == 0 else jax.tree.map(over_heads, d_params)
-    return d_params, None, d_query, d_key, d_value, None, over_heads(d_signs), None
+    total = functools.partial(jnp.sum, axis=0)
+    d_params = d_params if plan.is_per_head else jax.tree.map(total, d_params)
+    return (_Inputs._make((d_params, None, d_query, d_key, d_value, None, total(d_signs), None)),)
 
 
 _attend.defvjp(_forward, _backward)
@@ -194,7 +195,7 @@ def _map_heads(f, arguments, in_axes, out_axes, *, heads):
     if jax.default_backend() != "cpu" or heads == 1:
         return vmapped(*arguments)
 
-    def read(argument, axis, head):
+    def read(axis, argument, head):
         if axis is None:
             return argument
         return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, head, axis, keepdims=False), argument)
@@ -204,7 +205,8 @@ def _map_heads(f, arguments, in_axes, out_axes, *, heads):
         return jax.tree.map(lambda r, v: update(r, v), result, value)
 
     def step(results, head):
-        values = f(*(read(a, axis, head) for a, axis in zip(arguments, in_axes, strict=True)))
+        read_one = functools.partial(read, head=head)
+        values = f(*jax.tree.map(read_one, in_axes, arguments, is_leaf=lambda axis: axis is None))
         return tuple(write(r, axis, head, v) for r, axis, v in zip(results, out_axes, values, strict=True)), None
 
     shapes = jax.eval_shape(vmapped, *arguments)
@@ -212,15 +214,16 @@ def _map_heads(f, arguments, in_axes, out_axes, *, heads):
     return jax.lax.scan(step, empty, jnp.arange(heads))[0]
 
 
-def _chunked_operands(plan, query, key, value, log_weights, signs):
+def _in_chunks(plan: _Plan, inputs: _Inputs) -> tuple[Array, list[Array]]:
     # padded nodes repeat the last one: many kernels are singular at 0
-    columns = [plan.columns_of(key, "edge"), plan.columns_of(value), *map(plan.split_columns, (log_weights, signs))]
-    return plan.rows_of(query, "edge"), columns
+    nodes = [plan.columns_of(inputs.key, "edge"), plan.columns_of(inputs.value)]
+    return plan.rows_of(inputs.query, "edge"), [*nodes, *map(plan.split_columns, (inputs.log_weights, inputs.signs))]
 
 
-def _forward_head(plan, params, fixed, query, key, value, log_weights, signs, pair_mask):
-    n = query.shape[0]
-    queries, columns = _chunked_operands(plan, query, key, value, log_weights, signs)
+def _forward_head(plan: _Plan, of_head: _Inputs) -> tuple[Array, Array]:
+    n, channels = of_head.query.shape[0], of_head.value.shape[1]
+    params, fixed = of_head.params, of_head.fixed
+    queries, columns = _in_chunks(plan, of_head)
 
     def row(carry, inputs):
         i, query = inputs
@@ -230,14 +233,14 @@ def _forward_head(plan, params, fixed, query, key, value, log_weights, signs, pa
 
             def integrate(part):
                 tile = plan.tile(params, fixed, query, key)
-                mask = plan.mask(i, j, pair_mask)
+                mask = plan.mask(i, j, of_head.pair_mask)
                 return combine(part, accumulate_tile(tile, value, log_weights, signs, mask, plan.sign, plan.clip))
 
             return plan.skip_future(i, j, integrate, part), None
 
         zero = jnp.zeros(plan.row_chunk, query.dtype)
         floor = zero if plan.sign == "signed" else zero + LOG_ZERO / 2
-        empty = Partial(floor, zero, jnp.zeros((plan.row_chunk, value.shape[1]), query.dtype))
+        empty = Partial(floor, zero, jnp.zeros((plan.row_chunk, channels), query.dtype))
         empty = varying_like(empty, query, params, fixed)
         part, _ = jax.lax.scan(column, empty, (jnp.arange(plan.columns), *columns))
         shift = part.shift
@@ -248,12 +251,13 @@ def _forward_head(plan, params, fixed, query, key, value, log_weights, signs, pa
         return carry, (finish(part, plan.normalize).astype(plan.out_dtype), shift)
 
     _, (out, shift) = jax.lax.scan(row, None, (jnp.arange(plan.rows), queries))
-    return out.reshape(-1, value.shape[1])[:n], shift.reshape(-1)[:n]
+    return out.reshape(-1, channels)[:n], shift.reshape(-1)[:n]
 
 
-def _backward_head(plan, params, fixed, query, key, value, log_weights, signs, pair_mask, out, shift, cotangent):
-    n, m = query.shape[0], key.shape[0]
-    queries, columns = _chunked_operands(plan, query, key, value, log_weights, signs)
+def _backward_head(plan: _Plan, of_head: _Inputs, out: Array, shift: Array, cotangent: Array):
+    (n, depth), (m, channels) = of_head.query.shape, of_head.value.shape
+    params, fixed = of_head.params, of_head.fixed
+    queries, columns = _in_chunks(plan, of_head)
     rows = [queries, *map(plan.rows_of, (cotangent, out, shift))]
     dtype = rows[0].dtype
 
@@ -272,7 +276,7 @@ def _backward_head(plan, params, fixed, query, key, value, log_weights, signs, p
                 d_query, d_params, d_columns = carry
                 # with respect to the transposed keys (and values, below): Tᵀ q is many times slower than qᵀ T
                 tile, pull_back = jax.vjp(lambda p, q, k: plan.tile(p, fixed, q, k.T), params, query, key.T)
-                mask = plan.mask(i, j, pair_mask)
+                mask = plan.mask(i, j, of_head.pair_mask)
                 slope = cotangent @ value.T - average[:, None]
                 if plan.sign == "signed":
                     density = jnp.exp(log_weights)[None, :]
@@ -306,15 +310,16 @@ def _backward_head(plan, params, fixed, query, key, value, log_weights, signs, p
 
     start = (
         jax.tree.map(lambda p: varying_like(jnp.zeros_like(p), p), params),
-        varying_like([zeros(key.shape[1]), zeros(value.shape[1]), zeros()], queries),
+        varying_like([zeros(depth), zeros(channels), zeros()], queries),
     )
     (d_params, (d_key, d_value, d_signs)), d_query = jax.lax.scan(row, start, (jnp.arange(plan.rows), *rows))
 
-    def columns_back(array, like):
+    def columns_back(array: Array, like: Array) -> Array:
         return jnp.swapaxes(array, 1, 2).reshape(-1, like.shape[1])[:m].astype(like.dtype)
 
-    d_query = d_query.reshape(-1, query.shape[1])[:n].astype(query.dtype)
-    return d_params, d_signs.reshape(-1), d_query, columns_back(d_key, key), columns_back(d_value, value)
+    d_query = d_query.reshape(-1, depth)[:n].astype(of_head.query.dtype)
+    d_key, d_value = columns_back(d_key, of_head.key), columns_back(d_value, of_head.value)
+    return d_params, d_signs.reshape(-1), d_query, d_key, d_value
 
 
 def _chunks(size: int, largest: int) -> tuple[int, int]:

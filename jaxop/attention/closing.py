@@ -4,7 +4,6 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.extend.core
@@ -15,11 +14,12 @@ from jaxtyping import Array, Float
 import jaxop
 from jaxop._pytree import register
 from jaxop._varying import varying_like
-from jaxop.attention.checks import cast_kernel
-from jaxop.kernels import FunctionKernel, Kernel, LearnedFeatures
+from jaxop.attention.operands import Operands, cast_kernel
+from jaxop.kernels import ExpDotProduct, FunctionKernel, Kernel, LearnedFeatures, PerHead
+from jaxop.kernels.per_head import one_head
 
 
-def is_closed(kernel: Kernel) -> bool:
+def is_closed(kernel: Kernel | PerHead) -> bool:
     """Whether a kernel depends on nothing but its structure and its leaves, which are numbers or arrays.
 
     True of the kernels of this library, unless they call functions of the user: these may close over arrays, traced
@@ -27,7 +27,7 @@ def is_closed(kernel: Kernel) -> bool:
     """
     library = __name__.partition(".")[0]
 
-    def is_open(part: Any) -> bool:
+    def is_open(part: object) -> bool:
         return isinstance(part, FunctionKernel | LearnedFeatures) or (
             isinstance(part, Kernel) and type(part).__module__.partition(".")[0] != library
         )
@@ -36,22 +36,19 @@ def is_closed(kernel: Kernel) -> bool:
     return all(isinstance(leaf, int | float | jax.Array | np.ndarray | np.generic) for leaf in leaves)
 
 
-def close(
-    kernel: Kernel, kernel_axis: int | None, operands: Any, heads: int, shapes: Sequence[tuple[int, int]], dtype: Any
-) -> tuple[Kernel, Any]:
-    """A kernel that `is_closed`, for tiles of one size, and arrays that go with it, all varying over the same devices.
+def close(operands: Operands, shapes: Sequence[tuple[int, int]]) -> Operands:
+    """The same operands with a kernel that `is_closed`, for tiles of one size, all varying over the same devices.
 
     Args:
-        kernel: any kernel.
-        kernel_axis: 0 if its leaves carry a leading axis of heads; those of the result then do.
-        operands: arrays that the tiles will be combined with.
-        heads: number of heads.
+        operands: with any kernel.
         shapes: of the queries and the keys of a tile.
-        dtype: theirs, and that of the floating leaves.
     """
-    if is_closed(kernel):
-        return varying_like((kernel, operands))
-    leaves, structure = jax.tree.flatten(cast_kernel(kernel, dtype))
+    if is_closed(operands.kernel):
+        return varying_like(operands)
+    kernel, dtype = operands.kernel, operands.dtype
+    is_per_head = isinstance(kernel, PerHead)
+    rest = dataclasses.replace(operands, kernel=ExpDotProduct())  # all but the kernel
+    leaves, structure = jax.tree.flatten(cast_kernel(one_head(kernel), dtype))
     is_array = [isinstance(leaf, jax.Array | np.ndarray | np.generic) for leaf in leaves]
     arrays = [jnp.asarray(leaf) for leaf, here in zip(leaves, is_array, strict=True) if here]
     others = [leaf for leaf, here in zip(leaves, is_array, strict=True) if not here]
@@ -60,21 +57,22 @@ def close(
         sources = iter(others), iter(arrays)
         return jax.tree.unflatten(structure, [next(sources[here]) for here in is_array]).tile(query, key)
 
-    def trace(*varying: Any) -> Any:
-        one_head = [jnp.zeros(a.shape if kernel_axis is None else a.shape[1:], a.dtype) for a in arrays]
+    def trace(*varying: Sequence[Array]) -> jax.extend.core.ClosedJaxpr:
+        of_head = [jnp.zeros(a.shape[1:] if is_per_head else a.shape, a.dtype) for a in arrays]
         nodes = [jnp.zeros(shape, dtype) for shape in shapes]
-        return jax.make_jaxpr(evaluate)(*varying_like((one_head, *nodes), arrays, operands, *varying))
+        return jax.make_jaxpr(evaluate)(*varying_like((of_head, *nodes), arrays, rest, *varying))
 
     closed = trace()
     if varying_like(closed.consts) is not closed.consts:
         closed = trace(closed.consts)  # arguments that vary like the arrays that functions close over
     constants = [jnp.asarray(c) for c in closed.consts]
-    arrays, operands = varying_like((arrays, operands), constants)
-    if kernel_axis is not None:
-        constants = [jnp.broadcast_to(c[None], (heads, *c.shape)) for c in constants]
+    arrays, rest = varying_like((arrays, rest), constants)
+    if is_per_head:
+        constants = [jnp.broadcast_to(c[None], (operands.heads, *c.shape)) for c in constants]
     text = closed.jaxpr.pretty_print(use_color=False, custom_pp_eqn_rules=False)
     program = _Program(closed.jaxpr, text, (structure, *others), _is_written_out(closed.jaxpr))
-    return _Closed(arrays, constants, program, kernel.sign), operands
+    tiles = _Closed(arrays, constants, program, kernel.sign)
+    return dataclasses.replace(rest, kernel=PerHead(tiles) if is_per_head else tiles)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -89,15 +87,15 @@ class _Program:
             at every eager call.
     """
 
-    jaxpr: Any
+    jaxpr: jax.extend.core.Jaxpr
     text: str
-    source: tuple[Any, ...]
+    source: tuple[object, ...]
     is_written_out: bool
 
     def __hash__(self) -> int:
         return hash(self.text)
 
-    def __eq__(self, other: Any) -> bool:
+    def __eq__(self, other: object) -> bool:
         if self is other or not (isinstance(other, _Program) and self.is_written_out and other.is_written_out):
             return self is other
         return self.text == other.text and self.source == other.source
@@ -107,7 +105,7 @@ _RULES = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr", "custom
 _PACKAGES = tuple(str(Path(module.__file__ or "").parent) for module in (jax, jaxop))
 
 
-def _is_written_out(jaxpr: Any) -> bool:
+def _is_written_out(jaxpr: jax.extend.core.Jaxpr) -> bool:
     """Whether the text of a jaxpr tells its values and derivatives.
 
     It does not show derivatives that a function of the user was given by `jax.custom_jvp` or `jax.custom_vjp`, nor what

@@ -6,7 +6,8 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxop.kernels import ExpDotProduct, Kernel
+from jaxop.kernels import ExpDotProduct, Kernel, PerHead
+from jaxop.kernels.per_head import one_head
 
 
 def connection(
@@ -26,7 +27,7 @@ def connection(
     """F and C(z; v)_i = a_i v_i − ½ (|v_i|² F_i + Σ_heads Σ_j P_ij |v_j|² V z_j O), a_i = Σ_j P_ij d/dt log k_ij.
 
     a_i is the mean over the heads; as q_i·k_j moves at q̇_i·k_j + q_i·k̇_j, averages of keys and of their rates are all
-    it takes. The bias of O, the same at all tokens, is no part of the forces in C.
+    it takes. The bias of O, the same at all tokens, does not enter the forces in C.
 
     Args:
         velocity: v, or the function that makes it of F; the averages are then taken in two applications.
@@ -59,18 +60,20 @@ def connection(
     return free + bias, drift * v - (size * free + second) / 2
 
 
-def check_dot_product(kernel: Kernel) -> ExpDotProduct:
+def check_dot_product(kernel: Kernel | PerHead) -> Kernel | PerHead:
     """The kernel, if it is one whose connection is known."""
-    if not isinstance(kernel, ExpDotProduct):
+    if not isinstance(one_head(kernel), ExpDotProduct):
         raise NotImplementedError(
             "a connection is known for the exponentiated dot product and for linear attention only, not for "
-            f"{type(kernel).__name__}; the momentum blocks Y and H0 take any kernel."
+            f"{type(one_head(kernel)).__name__}; the momentum blocks Y and H0 take any kernel."
         )
     return kernel
 
 
-def scaled(kernel: Any, kernel_axis: int | None, query: Array) -> Array:
-    """Queries (…, h, c) times the scale of a dot product, which may be one per head."""
-    if kernel_axis is None or kernel.scale is None:
-        return kernel.scaled(query)
-    return query * jnp.asarray(kernel.scale, query.dtype).reshape((1,) * (query.ndim - 2) + (-1, 1))
+def scaled(kernel: Kernel | PerHead, query: Array) -> Array:
+    """Queries (…, h, c) times the scale of an exponentiated dot product, which may be one per head."""
+    product = one_head(kernel)
+    assert isinstance(product, ExpDotProduct)  # see check_dot_product
+    if isinstance(kernel, PerHead):
+        return query * jnp.asarray(product.scale, query.dtype).reshape((1,) * (query.ndim - 2) + (-1, 1))
+    return product.scaled(query)

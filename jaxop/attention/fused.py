@@ -1,59 +1,77 @@
 """Fused attention of the stack (XLA, cuDNN, Pallas on TPU), taught about quadrature weights."""
 
+import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from jaxop._eager import compiled
 from jaxop._varying import varying_like
 from jaxop.attention.chunked import chunked_attention
-from jaxop.attention.monoid import uniform_weights
-from jaxop.kernels import ExpDotProduct, Kernel
+from jaxop.attention.operands import Operands
+from jaxop.kernels import ExpDotProduct
+from jaxop.kernels.per_head import one_head
 
 
-def fused_attention(
-    backend: str,
-    query: Array,
-    key: Array,
-    value: Array,
-    weights: Array | None,
-    *,
-    kernel: Kernel,
-    kernel_axis: int | None,
-    normalize: bool,
-    mask: Array | None,
-    is_causal: bool,
-) -> Array:
-    """`integral_attention` by a kernel that knows no weights: q' = [q, 1, 1], k' = [k, log w / scale].
+def fused_attention(backend: str, operands: Operands, normalize: bool) -> Float[Array, "n h c"]:
+    """`jaxop.attention.integral_attention` by a program that knows no weights: q' = [q, 1, 1], k' = [k, log w / scale].
 
     The logarithm takes two channels, its rounding and the remainder, so that a bfloat16 product still
     carries it to 16 bits. Everything is padded with zeros to the depth the backend wants.
+
+    Raises:
+        NotImplementedError: if the backend cannot do what was asked.
     """
-    _refuse(backend, query, key, value, kernel, kernel_axis, normalize, mask)
-    assert isinstance(kernel, ExpDotProduct)  # or refused
-    scale = kernel.factor(query.shape[-1])
+    kernel = _check_supported(backend, operands, normalize)
+    scale = kernel.factor(operands.query.shape[-1])
     fixed, trained = (None, scale) if isinstance(scale, jax.Array) else (float(scale), None)
-    return _program(backend, is_causal, fixed, query, key, value, weights, trained, mask)
+    plan = _Plan(backend, operands.is_causal, fixed)
+    return _program(plan, dataclasses.replace(operands, kernel=ExpDotProduct()), trained)
 
 
-@compiled(static=("backend", "is_causal", "fixed_scale"))
-def _program(backend, is_causal, fixed_scale, query, key, value, weights, scale, mask):
-    m = key.shape[0]
-    weights = uniform_weights(m, jnp.dtype("float32")) if weights is None else weights.astype(jnp.float32)
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """The static part of one fused integral; the scale is None where it is an array."""
+
+    backend: str
+    is_causal: bool
+    scale: float | None
+
+
+class _Inputs(NamedTuple):
+    """The arrays of one fused integral, the scale among them where it is one."""
+
+    weights: Array
+    query: Array
+    key: Array
+    value: Array
+    scale: Array | None
+    key_mask: Array | None
+    pair_mask: Array | None
+
+
+@compiled(static=("plan",))
+def _program(plan: _Plan, operands: Operands, scale: Array | None) -> Array:
+    mask = operands.mask
     key_mask, pair_mask = (mask, None) if mask is not None and mask.ndim == 1 else (None, mask)
-    arguments = varying_like((weights, query, key, value, scale, key_mask, pair_mask))
-    return _attend(backend, is_causal, fixed_scale, *arguments)
+    weights = operands.measure(jnp.dtype("float32"))
+    inputs = _Inputs(weights, operands.query, operands.key, operands.value, scale, key_mask, pair_mask)
+    return _attend(plan, varying_like(inputs))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _attend(backend, is_causal, fixed_scale, *arguments):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(plan: _Plan, inputs: _Inputs) -> Array:
     """The backend's value and derivatives, except in the weights: its logarithms miss nodes of weight 0."""
-    return _value(backend, is_causal, fixed_scale, *arguments)
+    return _value(plan, inputs)
 
 
-def _value(backend, is_causal, fixed_scale, weights, query, key, value, scale, key_mask, pair_mask):
+def _value(plan: _Plan, inputs: _Inputs) -> Array:
+    weights, query, key, value, scale, key_mask, pair_mask = inputs
+    backend, fixed_scale = plan.backend, plan.scale
     n, m, channels = query.shape[0], key.shape[0], value.shape[-1]
     dtype = jnp.result_type(query.dtype, key.dtype, value.dtype)
     alive_keys = weights > 0 if key_mask is None else (weights > 0) & key_mask
@@ -71,56 +89,52 @@ def _value(backend, is_causal, fixed_scale, weights, query, key, value, scale, k
         seen = alive_keys[None, None, :]
     appended = operands[1].shape[0] - m
     mask = None if seen is None else jnp.pad(seen, [(0, 0), (0, 0), (0, appended)])
-    out = _BACKENDS[backend](*operands, mask, fixed_scale, is_causal)[:n, :, :channels]
+    out = _BACKENDS[backend](*operands, mask, fixed_scale, plan.is_causal)[:n, :, :channels]
 
     seen = alive_keys[None, None, :] if seen is None else seen
-    seen = seen & jnp.tri(n, m, dtype=bool)[None] if is_causal else seen
+    seen = seen & jnp.tri(n, m, dtype=bool)[None] if plan.is_causal else seen
     alive = jnp.any(seen, axis=-1).T
     return jnp.where(alive[..., None], out, 0).astype(value.dtype)
 
 
-def _forward(backend, is_causal, fixed_scale, weights, query, key, value, scale, key_mask, pair_mask):
-    def differentiable(query, key, value, scale):
-        return _value(backend, is_causal, fixed_scale, weights, query, key, value, scale, key_mask, pair_mask)
+def _forward(plan: _Plan, inputs: _Inputs):
+    def differentiable(query: Array, key: Array, value: Array, scale: Array | None) -> Array:
+        return _value(plan, inputs._replace(query=query, key=key, value=value, scale=scale))
 
-    out, pull_back = jax.vjp(differentiable, query, key, value, scale)
-    return out, (pull_back, weights, query, key, value, scale, key_mask, pair_mask)
+    out, pull_back = jax.vjp(differentiable, inputs.query, inputs.key, inputs.value, inputs.scale)
+    return out, (pull_back, inputs)
 
 
-def _backward(backend, is_causal, fixed_scale, residuals, cotangent):
-    del backend
-    pull_back, weights, query, key, value, scale, key_mask, pair_mask = residuals
+def _backward(plan: _Plan, residuals: tuple[Callable[[Array], tuple[Any, ...]], _Inputs], cotangent: Array):
+    pull_back, inputs = residuals
 
     # where the weights are constants nothing uses this, and XLA removes it
     def attend(weights: Array) -> Array:
-        out = chunked_attention(
-            query,
-            key,
-            value,
-            weights,
-            kernel=ExpDotProduct(scale if fixed_scale is None else fixed_scale),
-            kernel_axis=None,
-            normalize=True,
-            mask=key_mask if pair_mask is None else pair_mask,
-            is_causal=is_causal,
-        )
-        return out.astype(value.dtype)
+        kernel = ExpDotProduct(inputs.scale if plan.scale is None else plan.scale)
+        mask = inputs.key_mask if inputs.pair_mask is None else inputs.pair_mask
+        operands = Operands(inputs.query, inputs.key, inputs.value, weights, kernel, mask, plan.is_causal)
+        return chunked_attention(operands, normalize=True).astype(inputs.value.dtype)
 
-    (d_weights,) = jax.vjp(attend, weights)[1](cotangent)
-    return d_weights, *pull_back(cotangent), None, None
+    (d_weights,) = jax.vjp(attend, inputs.weights)[1](cotangent)
+    d_query, d_key, d_value, d_scale = pull_back(cotangent)
+    return (_Inputs(d_weights, d_query, d_key, d_value, d_scale, None, None),)
 
 
 _attend.defvjp(_forward, _backward)
 
 
-def _refuse(backend, query, key, value, kernel, kernel_axis, normalize, mask):
-    def refuse(what: str, remedy: str):
+def _check_supported(backend: str, operands: Operands, normalize: bool) -> ExpDotProduct:
+    """The kernel, if the backend can do what was asked."""
+    mask, kernel = operands.mask, operands.kernel
+
+    def refuse(what: str, remedy: str) -> NoReturn:
         raise NotImplementedError(f"implementation={backend!r} {what}; {remedy}.")
 
-    dtypes = {str(a.dtype) for a in (query, key, value)}
+    dtypes = {str(a.dtype) for a in (operands.query, operands.key, operands.value)}
     others = "use implementation='chunked' or 'dense'"
-    if not isinstance(kernel, ExpDotProduct) or kernel_axis is not None:
-        refuse(f"computes one exponentiated dot product for all heads, not {type(kernel).__name__} per head", others)
+    if not isinstance(kernel, ExpDotProduct):
+        name = type(one_head(kernel)).__name__
+        refuse(f"computes one exponentiated dot product for all heads, not {name} per head", others)
     if not normalize:
         refuse("always normalises", others)
     if "float64" in dtypes:
@@ -136,6 +150,7 @@ def _refuse(backend, query, key, value, kernel, kernel_axis, normalize, mask):
         refuse(f"takes bfloat16, got {', '.join(sorted(dtypes))}", "cast the inputs, or " + others)
     if backend == "tpu" and "float16" in dtypes:
         refuse("takes float32 or bfloat16, got float16", "cast the inputs, or " + others)
+    return kernel
 
 
 def _augment(query, key, value, log_weights, scale, floor, dtype, sizes):

@@ -1,24 +1,20 @@
 """`integral_attention`: the normalised integral operator with an input-dependent kernel, as a quadrature."""
 
-from typing import Any
+import dataclasses
+import functools
+from collections.abc import Callable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxop._eager import compiled
 from jaxop._validation import check_name
-from jaxop.attention.checks import accumulation_dtype, causal_mask, check_causal, check_operands
 from jaxop.attention.chunked import chunked_attention
-from jaxop.attention.closing import is_closed
+from jaxop.attention.dense import dense_attention
 from jaxop.attention.fused import fused_attention
-from jaxop.attention.monoid import accumulate_heads, finish, integrate_heads, relative_weights
-from jaxop.kernels import ExpDotProduct, Kernel
-
-IMPLEMENTATIONS = ("dense", "chunked", "xla", "cudnn", "tpu")
-"""Names accepted by `integral_attention`."""
-
-DENSE_LIMIT = 128 * 128
-"""Pairs per head up to which the default implementation is dense."""
+from jaxop.attention.monoid import Partial, finish
+from jaxop.attention.operands import Operands, check_operands
+from jaxop.domains.measure import relative_weights
+from jaxop.kernels import Kernel, PerHead
 
 
 def integral_attention(
@@ -27,8 +23,7 @@ def integral_attention(
     value: Float[Array, "m h c"],
     weights: Float[Array, " m"] | None = None,
     *,
-    kernel: Kernel | None = None,
-    kernel_axis: int | None = None,
+    kernel: Kernel | PerHead | None = None,
     normalize: bool = True,
     mask: Bool[Array, " m"] | Bool[Array, "n m"] | Bool[Array, "h n m"] | None = None,
     is_causal: bool = False,
@@ -53,9 +48,9 @@ def integral_attention(
         value: v_j, shape (m, h, c).
         weights: quadrature weights of the keys' domain, shape (m,), in units of length^dim; they cancel
             up to a factor when normalised. None means 1/m.
-        kernel: any kernel of `jaxop.kernels`; None means ``ExpDotProduct()``, with scale 1/√d. Where a kernel
-            has an ``epsilon`` ε, the denominator is ∫ k dy + ε Σ_j w_j / m.
-        kernel_axis: 0 if the kernel's leaves carry a leading axis, one entry per head.
+        kernel: any kernel of `jaxop.kernels`, one for all heads or `jaxop.kernels.PerHead`; None means
+            ``ExpDotProduct()``, with scale 1/√d. If a kernel has an ``epsilon`` ε, the denominator is
+            ∫ k dy + ε Σ_j w_j / m.
         normalize: whether to divide by ∫ k dy. Signed kernels need False.
         mask: True where a query may see a key: (m,), (n, m) or (h, n, m).
         is_causal: whether query i sees keys j ≤ i only; needs n = m.
@@ -63,16 +58,17 @@ def integral_attention(
             memory in value and gradient; reverse mode only, of any order. ``"xla"``, ``"cudnn"`` (NVIDIA GPU, half
             precision) and ``"tpu"`` (Pallas): the stack's own kernels, for the exponentiated dot product;
             reverse mode only.
-            None: dense up to `DENSE_LIMIT` pairs (an eighth of them for the Fourier integral kernel), chunked beyond.
+            None means dense up to `DENSE_LIMIT` pairs (an eighth of them for the Fourier integral kernel), and chunked
+            beyond.
 
     Returns:
         A of shape (n, h, c) in the dtype of ``value``, accumulated in float32 at least.
 
     Raises:
-        ValueError: for shapes that do not fit, an unknown implementation, a causal order between domains
-            of different size, or a signed kernel under normalisation.
-        TypeError: for complex inputs, a mask that is not boolean, or a kernel that is none.
-        NotImplementedError: when a named implementation cannot do what was asked; nothing falls back.
+        ValueError: if shapes do not fit, the implementation is unknown, a causal order is asked for between domains
+            of different size, or a signed kernel is to be normalised.
+        TypeError: if an array is complex, a mask is not boolean, or ``kernel`` is not a `Kernel`.
+        NotImplementedError: if a named implementation cannot do what was asked; nothing falls back.
 
     Cost: O(n m h (d + c)) time for kernels with a fast matrix form; memory as above. Matrix products run
         at `jax.default_matmul_precision`, which on matrix units is less than float32 unless raised.
@@ -90,63 +86,61 @@ def integral_attention(
         >>> integral_attention(q, k, v, domain.weights).shape
         (32, 2, 4)
     """
-    kernel = ExpDotProduct() if kernel is None else kernel
-    query, key, value, weights, mask = check_operands(query, key, value, weights, kernel, kernel_axis, mask)
-    if is_causal:
-        check_causal(query, key)
-    if normalize and kernel.sign == "signed":
+    operands = check_operands(query, key, value, weights, kernel=kernel, mask=mask, is_causal=is_causal)
+    return integrate(operands, implementation, normalize=normalize)
+
+
+def integrate(operands: Operands, implementation: str | None, *, normalize: bool = True) -> Float[Array, "n h c"]:
+    """`integral_attention` of operands that are checked: choose, run, finish."""
+    if normalize and operands.kernel.sign == "signed":
         raise ValueError(
             "a signed kernel cannot be normalised: its mass may vanish or change sign. Pass normalize=False for the "
             "integral itself, or use a positive kernel."
         )
-    if implementation is None:
-        implementation = "dense" if query.shape[0] * key.shape[0] <= dense_limit(kernel) else "chunked"
-    check_name(implementation, "implementation", IMPLEMENTATIONS)
-    options: dict[str, Any] = {
-        "kernel": kernel,
-        "kernel_axis": kernel_axis,
-        "normalize": normalize,
-        "mask": mask,
-        "is_causal": is_causal,
-    }
-    epsilon = getattr(kernel, "epsilon", 0.0)
-    if normalize and epsilon:
-        # ∫ k dy + ε w̄ is the mass with one more node, of mean weight and value 0
-        wide = accumulation_dtype(query, key, value)
-        if weights is None:
-            weights = jnp.ones(key.shape[0], wide)
-        else:
-            # relative to their mean; without any mass the sums are 0, and so is the result
-            weights = relative_weights(weights.astype(wide))
-            mean = jnp.mean(weights)
-            weights = weights / jnp.where(mean > 0, mean, 1)
-        with_mass = jnp.concatenate([value.astype(wide), jnp.ones(value[..., :1].shape, wide)], axis=-1)
-        options |= {"normalize": False, "implementation": implementation}
-        sums = integral_attention(query, key, with_mass, weights, **options)
-        return (sums[..., :-1] / (sums[..., -1:] + epsilon)).astype(value.dtype)
-    if implementation == "dense":
-        attend = _dense_program if is_closed(kernel) else _dense_attention
-        out = attend(query, key, value, weights, **options)
-    elif implementation == "chunked":
-        out = chunked_attention(query, key, value, weights, **options)
+    run = _RUN[choose(operands, implementation)]
+    epsilon = operands.kernel.epsilon if normalize else 0.0
+    if not epsilon:
+        return run(operands, normalize).astype(operands.value.dtype)
+    sums = run(_with_mass(operands), False)
+    part = Partial(jnp.zeros(sums.shape[:-1], sums.dtype), sums[..., -1], sums[..., :-1])
+    return finish(part, epsilon=epsilon).astype(operands.value.dtype)
+
+
+_RUN: dict[str, Callable[[Operands, bool], Array]] = {
+    "dense": dense_attention,
+    "chunked": chunked_attention,
+    "xla": functools.partial(fused_attention, "xla"),
+    "cudnn": functools.partial(fused_attention, "cudnn"),
+    "tpu": functools.partial(fused_attention, "tpu"),
+}
+
+IMPLEMENTATIONS = tuple(_RUN)
+"""Names accepted by `integral_attention`."""
+
+DENSE_LIMIT = 128 * 128
+"""Pairs per head up to which the default implementation is dense."""
+
+
+def choose(operands: Operands, implementation: str | None) -> str:
+    """The implementation that was named; by default dense for few pairs, fewer costly ones, and chunked beyond."""
+    if implementation is not None:
+        check_name(implementation, "implementation", IMPLEMENTATIONS)
+        return implementation
+    is_heavy = operands.kernel.sign != "signed" and operands.kernel.is_additive
+    limit = DENSE_LIMIT // 8 if is_heavy else DENSE_LIMIT
+    return "dense" if operands.queries * operands.keys <= limit else "chunked"
+
+
+def _with_mass(operands: Operands) -> Operands:
+    """Operands whose unnormalised integral is that of v and, in one more channel, the mass, for weights of mean 1."""
+    dtype = operands.dtype
+    if operands.weights is None:
+        weights = jnp.ones(operands.keys, dtype)
     else:
-        out = fused_attention(implementation, query, key, value, weights, **options)
-    return out.astype(value.dtype)
-
-
-def dense_limit(kernel: Kernel) -> int:
-    """Pairs per head up to which the default is dense; fewer for a kernel of many intermediate values per pair."""
-    is_heavy = kernel.sign != "signed" and getattr(kernel, "is_additive", False)
-    return DENSE_LIMIT // 8 if is_heavy else DENSE_LIMIT
-
-
-def _dense_attention(query, key, value, weights, *, kernel, kernel_axis, normalize, mask, is_causal):
-    if is_causal:
-        mask = causal_mask(query.shape[0], mask)
-    options = {"kernel": kernel, "kernel_axis": kernel_axis, "mask": mask}
-    if not normalize and kernel.sign != "signed":
-        return integrate_heads(query, key, value, weights, **options)
-    return finish(accumulate_heads(query, key, value, weights, **options), normalize)
-
-
-_dense_program = compiled(static=("kernel_axis", "normalize", "is_causal"))(_dense_attention)
+        # without any mass the sums are 0, and so is the result
+        weights = relative_weights(operands.weights.astype(dtype))
+        mean = jnp.mean(weights)
+        weights = weights / jnp.where(mean > 0, mean, 1)
+    value = operands.value.astype(dtype)
+    value = jnp.concatenate([value, jnp.ones_like(value[..., :1])], axis=-1)
+    return dataclasses.replace(operands, value=value, weights=weights)

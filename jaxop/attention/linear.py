@@ -1,16 +1,13 @@
 """Linear attention: the dot product as kernel, through moments of keys and values."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxop._scaling import unit_of
 from jaxop._varying import varying_like
-from jaxop.attention.checks import accumulation_dtype, check_causal, check_operands
-from jaxop.attention.monoid import relative_weights, uniform_weights
-from jaxop.kernels import ExpDotProduct
+from jaxop.attention.operands import check_operands
+from jaxop.domains.measure import relative_weights
 
 
 def linear_attention(
@@ -27,14 +24,14 @@ def linear_attention(
         query: q_i, (n, h, d).
         key: k_j, (m, h, d).
         value: v_j, (m, h, c).
-        weights: quadrature weights, (m,), in any unit; None: equal.
+        weights: quadrature weights, (m,), in any unit; None means equal ones.
         is_causal: whether query i sees keys j ≤ i only; needs n = m.
 
     Returns:
         Shape (n, h, c), in the dtype of ``value``, accumulated in float32 at least. Rows without weight are 0.
 
     Raises:
-        ValueError: for shapes that do not fit.
+        ValueError: if shapes do not fit.
 
     Cost: O((n + m) h d c) time; O(h d c) memory beyond the arguments, causal n/64 times that.
 
@@ -48,12 +45,10 @@ def linear_attention(
         >>> linear_attention(q, k, v, is_causal=True).shape
         (100, 2, 4)
     """
-    query, key, value, weights, _ = check_operands(query, key, value, weights, ExpDotProduct(), None, None)
-    if is_causal:
-        check_causal(query, key)
-    dtype, out_dtype = accumulation_dtype(query, key, value), value.dtype
-    query, key, value = (a.astype(dtype) for a in (query, key, value))
-    weights = uniform_weights(key.shape[0], dtype) if weights is None else weights.astype(dtype)
+    operands = check_operands(query, key, value, weights, is_causal=is_causal)
+    dtype, out_dtype = operands.dtype, operands.value.dtype
+    query, key, value = (a.astype(dtype) for a in (operands.query, operands.key, operands.value))
+    weights = operands.measure(dtype)
     if is_causal:
         return _causal_attention(query, key, value, weights).astype(out_dtype)
     weights = relative_weights(weights)
@@ -68,11 +63,12 @@ def _causal_attention(query: Array, key: Array, value: Array, weights: Array) ->
     """Σ_{j≤i} w_j (q_i·k_j) v_j / Σ_{j≤i} w_j, row i in units of the largest weight up to it."""
     n = query.shape[0]
     chunk = min(n, _CHUNK)
-    inputs: Any = query, key, value, weights, unit_of(jax.lax.cummax(jnp.abs(weights)))
-    inputs = tuple(
-        jnp.pad(a, [(0, -n % chunk), *[(0, 0)] * (a.ndim - 1)], mode="edge").reshape(-1, chunk, *a.shape[1:])
-        for a in inputs
-    )
+
+    def in_chunks(a: Array) -> Array:
+        return jnp.pad(a, [(0, -n % chunk), *[(0, 0)] * (a.ndim - 1)], mode="edge").reshape(-1, chunk, *a.shape[1:])
+
+    units = unit_of(jax.lax.cummax(jnp.abs(weights)))
+    inputs = in_chunks(query), in_chunks(key), in_chunks(value), in_chunks(weights), in_chunks(units)
     causal = jnp.tri(chunk, dtype=bool)
 
     def advance(carry: tuple[Array, Array, Array], inputs: tuple[Array, Array, Array, Array, Array]):

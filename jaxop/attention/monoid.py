@@ -2,18 +2,13 @@
 
 import dataclasses
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxop._eager import compiled
 from jaxop._pytree import register
-from jaxop._scaling import unit_of
-from jaxop.attention.checks import accumulation_dtype, cast_kernel, check_operands
-from jaxop.attention.closing import is_closed
-from jaxop.kernels import LOG_ZERO, Kernel
+from jaxop.kernels import LOG_ZERO
 
 
 @register
@@ -30,100 +25,6 @@ class Partial:
     shift: Float[Array, "*n"]
     mass: Float[Array, "*n"]
     moment: Float[Array, "*n c"]
-
-
-def accumulate(
-    query: Float[Array, "n h d"],
-    key: Float[Array, "m h d"],
-    value: Float[Array, "m h c"],
-    weights: Float[Array, " m"] | None = None,
-    *,
-    kernel: Kernel,
-    kernel_axis: int | None = None,
-    mask: Bool[Array, " m"] | Bool[Array, "n m"] | Bool[Array, "h n m"] | None = None,
-) -> Partial:
-    """Σ_j w_j k_ij and Σ_j w_j k_ij v_j over the given keys, in the log domain.
-
-    Split the keys in any way, accumulate each part, `combine` in any order, `finish` once: the result
-    is the integral over all of them.
-
-    Args:
-        query: shape (n, h, d).
-        key: shape (m, h, d).
-        value: shape (m, h, c).
-        weights: quadrature weights of the keys, shape (m,). None means 1/m with m the keys of THIS
-            part; give weights when parts differ in size.
-        kernel: any kernel of `jaxop.kernels`.
-        kernel_axis: 0 if the kernel's leaves carry a leading head axis.
-        mask: True where a query may see a key: (m,), (n, m) or (h, n, m).
-
-    Returns:
-        The `Partial` of this part, in float32 at least. Finish that of a signed kernel with
-        ``normalize=False``.
-
-    Raises:
-        ValueError: for shapes that do not fit.
-        TypeError: for complex inputs, a mask that is not boolean, or a kernel that is none.
-        NotImplementedError: for a kernel with an ``epsilon``, which is not a property of a part.
-
-    Cost: O(n m (d + c)) time and an n × m matrix per head in memory.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from jaxop import attention, kernels
-        >>> q = k = jnp.ones((2, 1, 4)); v = jnp.arange(2.0).reshape(2, 1, 1)
-        >>> part = attention.accumulate(q, k, v, jnp.array([0.25, 0.75]), kernel=kernels.ExpDotProduct())
-        >>> print(f"{attention.finish(part)[0, 0, 0]:.3f}")
-        0.750
-    """
-    query, key, value, weights, mask = check_operands(query, key, value, weights, kernel, kernel_axis, mask)
-    if epsilon := getattr(kernel, "epsilon", 0.0):
-        raise NotImplementedError(
-            f"epsilon = {epsilon} of the kernel belongs to the whole integral, which a part does not know; use "
-            "epsilon=0, or integral_attention."
-        )
-    run = _accumulate_program if is_closed(kernel) else accumulate_heads
-    return run(query, key, value, weights, kernel=kernel, kernel_axis=kernel_axis, mask=mask)
-
-
-def accumulate_heads(query, key, value, weights, *, kernel, kernel_axis, mask) -> Partial:
-    """`accumulate` without its checks."""
-    clip = log_clip(accumulation_dtype(query, key, value))
-
-    def accumulate(tile, value, log_weights, signs, mask):
-        return accumulate_tile(tile, value, log_weights, signs, mask, kernel.sign, clip)
-
-    return map_heads(accumulate, query, key, value, weights, kernel=kernel, kernel_axis=kernel_axis, mask=mask)
-
-
-def integrate_heads(query, key, value, weights, *, kernel, kernel_axis, mask) -> Float[Array, "n h c"]:
-    """∫ k v dy of a kernel that is not signed."""
-    of_head = integrate_tile
-    return map_heads(of_head, query, key, value, weights, kernel=kernel, kernel_axis=kernel_axis, mask=mask)
-
-
-def map_heads(of_head, query, key, value, weights, *, kernel, kernel_axis, mask):
-    """``of_head(tile, value, log_weights, signs, mask)`` of the whole matrix of each head, with heads on axis 1."""
-    m, heads = key.shape[:2]
-    dtype = accumulation_dtype(query, key, value)
-    weights = uniform_weights(m, dtype) if weights is None else weights.astype(dtype)
-    kernel = cast_kernel(kernel, dtype)
-    if mask is not None and mask.ndim == 1:
-        weights, key_mask, mask = jnp.where(mask, weights, 0), mask, None
-    else:
-        key_mask = None
-    log_weights, signs = split_weights(weights, key_mask)
-
-    def one_head(kernel: Kernel, query: Array, key: Array, value: Array, mask: Array | None) -> Any:
-        return of_head(kernel.tile(query, key), value, log_weights, signs, mask)
-
-    mask_axis = 0 if mask is not None and mask.ndim == 3 else None
-    return jax.vmap(one_head, in_axes=(kernel_axis, 1, 1, 1, mask_axis), out_axes=1, axis_size=heads)(
-        kernel, query.astype(dtype), key.astype(dtype), value.astype(dtype), mask
-    )
-
-
-_accumulate_program = compiled(static=("kernel_axis",))(accumulate_heads)
 
 
 def combine(a: Partial, b: Partial) -> Partial:
@@ -151,8 +52,13 @@ def combine(a: Partial, b: Partial) -> Partial:
     )
 
 
-def finish(part: Partial, normalize: bool = True) -> Float[Array, "*n c"]:
-    """moment/mass, exactly 0 where there is no mass; or the integral ∫ k v dy itself if not ``normalize``.
+def finish(part: Partial, normalize: bool = True, *, epsilon: float = 0.0) -> Float[Array, "*n c"]:
+    """∫ k v dy / (∫ k dy + ε), exactly 0 in rows without mass; without ``normalize``, ∫ k v dy itself.
+
+    Args:
+        part: the integrals over all of the domain.
+        normalize: whether to divide.
+        epsilon: ε ≥ 0, in units of ∫ k dy; without ``normalize`` it has no effect.
 
     Without normalisation the derivative in the moment is exp(shift): where that overflows and ∫ k v dy does not,
     differentiate `integral_attention`, which never forms it.
@@ -171,19 +77,10 @@ def finish(part: Partial, normalize: bool = True) -> Float[Array, "*n c"]:
         bound = math.sqrt(float(jnp.finfo(half.dtype).max)) / 2
         half = jnp.where(part.moment != 0, half, jnp.minimum(half, bound))
         return part.moment * half * half
+    if epsilon:
+        return part.moment / (part.mass + epsilon * jnp.exp(-part.shift))[..., None]
     alive = part.mass != 0
     return jnp.where(alive[..., None], part.moment / jnp.where(alive, part.mass, 1)[..., None], 0)
-
-
-def uniform_weights(m: int, dtype: jnp.dtype) -> Float[Array, " m"]:
-    """1/m for every node."""
-    return jnp.full(m, 1 / m, dtype)
-
-
-def relative_weights(weights: Float[Array, " m"]) -> Float[Array, " m"]:
-    """Weights in units of the largest: their sums neither over- nor underflow; none that is positive: as they are."""
-    largest = jnp.max(weights)
-    return weights / jnp.where(largest > 0, unit_of(largest), 1)
 
 
 def split_weights(

@@ -1,6 +1,7 @@
 """Attention between functions on patches: scores are L2 inner products over the reference patch."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -11,11 +12,12 @@ from jaxtyping import Array, Bool, Float
 from jaxop._pytree import register
 from jaxop._validation import as_float, is_concrete
 from jaxop._varying import varying_like
-from jaxop.attention.checks import accumulation_dtype
 from jaxop.attention.integral import DENSE_LIMIT, integral_attention
+from jaxop.attention.operands import Mask, accumulation_dtype
 from jaxop.domains import Partition
-from jaxop.kernels import ExpDotProduct, Kernel, Projected
-from jaxop.kernels.base import with_depth
+from jaxop.kernels import ExpDotProduct, Kernel, PerHead, Projected
+from jaxop.kernels.base import as_kernel
+from jaxop.kernels.per_head import one_head
 from jaxop.spectral import Band, isometric
 
 
@@ -25,8 +27,7 @@ def patch_attention(
     value: Float[Array, "q s h c"],
     weights: Float[Array, " s"] | None = None,
     *,
-    kernel: Kernel | None = None,
-    kernel_axis: int | None = None,
+    kernel: Kernel | PerHead | None = None,
     mask: Bool[Array, " q"] | Bool[Array, "p q"] | Bool[Array, "h p q"] | None = None,
     implementation: str | None = None,
 ) -> Float[Array, "p s h c"]:
@@ -45,11 +46,10 @@ def patch_attention(
         key: q functions, (q, s, h, d).
         value: q functions, (q, s, h, c).
         weights: quadrature weights of ONE patch in the measure of the whole domain, (s,), in units of
-            length^dim; see `patch_weights`. None: 1/(q s), a domain of measure 1. Inner products are
+            length^dim; see `patch_weights`. None means 1/(q s), a domain of measure 1. Inner products are
             differentiable in weights of 0, other kernels in positive ones.
-        kernel: a kernel of `jaxop.kernels` that is not signed; None means ``ExpDotProduct(scale=1.0)``. In 1/√d
-            d counts the channels.
-        kernel_axis: 0 if the kernel's leaves carry a leading head axis.
+        kernel: a kernel of `jaxop.kernels` that is not signed, one for all heads or `jaxop.kernels.PerHead`; None means
+            ``ExpDotProduct(scale=1.0)``. In 1/√d d counts the channels.
         mask: True where a query patch may see a key patch: (q,), (p, q) or (h, p, q).
         implementation: as in `integral_attention`.
 
@@ -81,7 +81,7 @@ def patch_attention(
                 f"{query.shape[1:2]}, got {array.shape}; use Partition.split, and jax.vmap for a batch."
             )
     _check(query, key, value)
-    _check_kernel(kernel)
+    kernel = _check_kernel(kernel)
     s, dtype = query.shape[1], accumulation_dtype(query, key)
     weights = jnp.full(s, 1 / (key.shape[0] * s), dtype) if weights is None else as_float(weights, "weights")
     if weights.shape != (s,):
@@ -91,10 +91,9 @@ def patch_attention(
     weights = weights.astype(dtype)
     root = jnp.sqrt(weights)
     factors = root, root
-    if kernel is not None and getattr(kernel, "is_additive", False):
-        measure = weights if kernel_axis is None else jnp.broadcast_to(weights[None], (query.shape[2], s))
-        kernel, factors = _OverPatch(kernel, measure), (jnp.ones_like(root),) * 2
-    elif kernel is None or isinstance(kernel, ExpDotProduct):
+    if kernel is not None and kernel.is_additive:
+        kernel, factors = _over_patch(kernel, weights), (jnp.ones_like(root),) * 2
+    elif kernel is None or isinstance(one_head(kernel), ExpDotProduct):
         # r Q · (w/r) K is w Q·K for every r: the derivative in a weight of 0 survives
         root = jax.lax.stop_gradient(jnp.where(weights > 0, root, 1))
         factors = root, weights / root
@@ -106,7 +105,7 @@ def patch_attention(
 
     tokens = jnp.moveaxis(value, 2, 1)  # (q, h, s, c)
     scaled = vectors(query, factors[0]), vectors(key, factors[1])
-    out = _attend(*scaled, tokens, query.shape[-1], kernel, kernel_axis, mask, implementation)
+    out = _attend(*scaled, tokens, query.shape[-1], kernel, mask, implementation)
     return jnp.moveaxis(out, 1, 2)
 
 
@@ -117,8 +116,7 @@ def spectral_patch_attention(
     band: Band,
     weight: Float[Array, ""] | float,
     *,
-    kernel: Kernel | None = None,
-    kernel_axis: int | None = None,
+    kernel: Kernel | PerHead | None = None,
     mask: Bool[Array, " q"] | Bool[Array, "p q"] | Bool[Array, "h p q"] | None = None,
     implementation: str | None = None,
 ) -> Float[Array, "2 m p h c"]:
@@ -135,7 +133,6 @@ def spectral_patch_attention(
         band: the band of a PATCH.
         weight: the common quadrature weight w of a node, in units of length^dim.
         kernel: as in `patch_attention`; any kernel of inner products or distances.
-        kernel_axis: as in `patch_attention`.
         mask: as in `patch_attention`.
         implementation: as in `integral_attention`.
 
@@ -144,7 +141,7 @@ def spectral_patch_attention(
 
     Raises:
         ValueError: as `patch_attention`.
-        NotImplementedError: for a kernel that is a sum over channels.
+        NotImplementedError: if the kernel is a sum over channels.
 
     Cost: O(p q m h (d + c)).
 
@@ -159,10 +156,10 @@ def spectral_patch_attention(
         (2, 8, 4, 2, 5)
     """
     _check(query, key, value, patches=2)
-    _check_kernel(kernel)
-    if getattr(kernel, "is_additive", False):
+    kernel = _check_kernel(kernel)
+    if kernel is not None and kernel.is_additive:
         raise NotImplementedError(
-            f"{type(kernel).__name__} is a sum over channels and nodes, which coefficients do not know; "
+            f"{type(one_head(kernel)).__name__} is a sum over channels and nodes, which coefficients do not know; "
             "use patch_attention."
         )
     root = jnp.sqrt(jnp.asarray(weight, query.dtype))
@@ -174,25 +171,19 @@ def spectral_patch_attention(
 
     tokens = jnp.moveaxis(value, (2, 3), (0, 1))  # (q, h, 2, m, c)
     depth = query.shape[-1]
-    out = _attend(vectors(query), vectors(key), tokens, depth, kernel, kernel_axis, mask, implementation)
+    out = _attend(vectors(query), vectors(key), tokens, depth, kernel, mask, implementation)
     return jnp.moveaxis(out, (0, 1), (2, 3))
 
 
-@register
+@functools.partial(register, static=("sign", "epsilon"))
 @dataclasses.dataclass(frozen=True)
 class _OverPatch(Kernel):
     """log k(Q, K) = Σ_i w_i log k(Q(x_i), K(x_i)) of functions given as vectors, node after node."""
 
     kernel: Kernel
     weights: Array
-
-    @property
-    def sign(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.kernel.sign
-
-    @property
-    def epsilon(self) -> float:
-        return getattr(self.kernel, "epsilon", 0.0)
+    sign: str
+    epsilon: float
 
     def log(self, a: Array, b: Array) -> Array:
         return self.tile(a[None], b[None])[0, 0]
@@ -213,6 +204,13 @@ class _OverPatch(Kernel):
             jnp.zeros((query.shape[0], key.shape[0]), query.dtype), query, key, self.weights, self.kernel
         )
         return jax.lax.scan(add, start, (self.weights, nodes(query), nodes(key)))[0]
+
+
+def _over_patch(kernel: Kernel | PerHead, weights: Array) -> Kernel | PerHead:
+    if isinstance(kernel, PerHead):
+        measure = jnp.broadcast_to(weights[None], (kernel.heads, weights.size))
+        return PerHead(_OverPatch(kernel.kernel, measure, kernel.sign, kernel.epsilon))
+    return _OverPatch(kernel, weights, kernel.sign, kernel.epsilon)
 
 
 def patch_weights(cut: Partition) -> Float[Array, " s"]:
@@ -255,22 +253,23 @@ def _check(query, key, value, patches=0):
         raise ValueError(f"value must have {q} patches and {heads} heads to match key {key.shape}, got {value.shape}.")
 
 
-def _check_kernel(kernel: Kernel | None) -> None:
+def _check_kernel(kernel: Kernel | PerHead | None) -> Kernel | PerHead | None:
     """Refuses kernels that have no meaning, or more than one, between functions given by their values."""
     if kernel is None:
-        return
-    name = type(kernel).__name__
+        return None
+    kernel = kernel if isinstance(kernel, PerHead) else as_kernel(kernel)
+    name = type(one_head(kernel)).__name__
     if kernel.sign == "signed":
         raise ValueError(
             f"a signed kernel cannot be normalised, and attention between functions does, got {name}; use a "
             "positive or nonnegative one."
         )
-    if getattr(kernel, "is_additive", False):
-        return
-    parts = [kernel]
+    if kernel.is_additive:
+        return kernel
+    parts = [one_head(kernel)]
     for part in parts:
-        parts += [*getattr(part, "kernels", ()), *filter(None, [getattr(part, "kernel", None)])]
-        if getattr(part, "is_additive", False):
+        parts += part.parts
+        if part.is_additive:
             raise NotImplementedError(
                 f"{type(part).__name__} is a sum over channels and nodes, and other parts of {name} are not; between "
                 "functions take a product of such sums, or none of them."
@@ -280,20 +279,29 @@ def _check_kernel(kernel: Kernel | None) -> None:
                 "Projected maps the channels of one vector, and a function on a patch has one at every node; project "
                 "query and key first and pass the kernel within."
             )
+    return kernel
 
 
-def _attend(query, key, tokens, depth, kernel, kernel_axis, mask, implementation):
+def _attend(
+    query: Array,
+    key: Array,
+    tokens: Array,
+    depth: int,
+    kernel: Kernel | PerHead | None,
+    mask: Mask | None,
+    implementation: str | None,
+) -> Array:
     """Mixes tokens (q, h, ...) by the attention of vectors (p, h, k) and (q, h, k), functions of ``depth`` channels."""
     # channels count, not nodes: the length of the vectors depends on the resolution
-    kernel = ExpDotProduct(scale=1.0) if kernel is None else with_depth(kernel, depth)
+    kernel = ExpDotProduct(scale=1.0) if kernel is None else kernel.with_depth(depth)
     (p, heads), q, length = query.shape[:2], key.shape[0], math.prod(tokens.shape[2:])
-    options = {"kernel": kernel, "kernel_axis": kernel_axis, "mask": mask, "implementation": implementation}
+    attend = functools.partial(integral_attention, kernel=kernel, mask=mask, implementation=implementation)
     if q < length and p * q <= DENSE_LIMIT:
         # few tokens that are long: the small matrix of softmax weights first (its columns are what the
         # unit tokens are mixed to), then one product
         unit = jnp.broadcast_to(jnp.eye(q, dtype=query.dtype)[:, None, :], (q, heads, q))
-        matrix = integral_attention(query, key, unit, **options).astype(tokens.dtype)
+        matrix = attend(query, key, unit).astype(tokens.dtype)
         mixed = jnp.matmul(jnp.moveaxis(matrix, 1, 0), jnp.moveaxis(tokens.reshape(q, heads, length), 1, 0))
         return jnp.moveaxis(mixed, 0, 1).reshape(p, *tokens.shape[1:])
     flat = tokens.reshape(q, heads, length)
-    return integral_attention(query, key, flat, **options).reshape(p, *tokens.shape[1:])
+    return attend(query, key, flat).reshape(p, *tokens.shape[1:])

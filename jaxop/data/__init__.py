@@ -24,3 +24,4 @@ from jaxop.data.samples import ArraySource as ArraySource
 from jaxop.data.samples import Batch as Batch
 from jaxop.data.samples import Samples as Samples
 from jaxop.data.samples import batch_indices as batch_indices
+from jaxop.data.source import DataSource as DataSource

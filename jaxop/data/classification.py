@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, SupportsIndex
+from typing import SupportsIndex
 
 import numpy as np
 from jaxtyping import Array, Int, Integer, Num
@@ -82,7 +82,7 @@ class Examples:
         """The examples of the given numbers, in that order."""
         index = checked_indices(indices, len(self), "examples")
 
-        def to_jax(rows: np.ndarray) -> Any:
+        def to_jax(rows: np.ndarray) -> Array:
             return on_device(rows, np.int32 if np.issubdtype(rows.dtype, np.integer) else float_dtype())
 
         return ExampleBatch(to_jax(self.inputs[index]), to_jax(self.labels[index]), on_device(index, np.int32))

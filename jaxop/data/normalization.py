@@ -10,7 +10,8 @@ from jaxtyping import Array, Float, Real
 from jaxop._pytree import register
 from jaxop._validation import accumulator, as_float, check_type, first_index, float_dtype
 from jaxop.data.samples import ArraySource, blocks, check_array, check_functions
-from jaxop.domains import Domain
+from jaxop.domains import Decomposed, Domain
+from jaxop.domains.domain import as_domain
 
 
 @register
@@ -27,7 +28,7 @@ class Statistics:
     std: Float[Array, " c"]
 
 
-def statistics(values: ArraySource, domain: Domain) -> Statistics:
+def statistics(values: ArraySource, domain: Domain | Decomposed) -> Statistics:
     """μ_c = Σ_s ∫ u_sc dx / Σ_s |D_s| and σ_c² = Σ_s ∫ (u_sc − μ_c)² dx / Σ_s |D_s|.
 
     The integrals are quadratures on the samples' domain, so refining a grid, or padding with nodes of
@@ -59,7 +60,7 @@ def statistics(values: ArraySource, domain: Domain) -> Statistics:
         [1.5]
     """
     check_array(values, "values")
-    check_type(domain, "domain", Domain, "the Domain of the functions, such as domains.interval(64)")
+    domain = as_domain(domain, "domain")
     check_functions(values, domain, "values", "domain")
     weights = np.atleast_2d(np.asarray(domain.weights, np.float64))
     shift = np.asarray(values[:1]).astype(np.float64)[0, np.argmax(weights[0] > 0)]

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol, SupportsIndex, TypeVar, runtime_checkable
+from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 import jax
 import numpy as np
@@ -21,9 +21,8 @@ from jaxop._validation import (
     warn_float64,
 )
 from jaxop.data._support import seed_sequence
-from jaxop.domains import Domain, Grid
-
-AnyDomain = TypeVar("AnyDomain", bound=Domain)
+from jaxop.domains import Decomposed, Domain, Grid
+from jaxop.domains.domain import as_domain
 
 _BLOCK = 2**22  # numbers in memory at once while a set is scanned: 32 MiB of float64
 _ORDER = 0x6F72  # the random stream of the order of samples, apart from those of generated problems
@@ -42,7 +41,7 @@ class ArraySource(Protocol):
         ...
 
     @property
-    def dtype(self) -> Any:
+    def dtype(self) -> np.dtype:
         """NumPy dtype of the entries."""
         ...
 
@@ -67,15 +66,15 @@ class Batch:
 
     inputs: Float[Array, "b n c"]
     targets: Float[Array, "b k e"]
-    domain: Domain
-    at: Domain | None
+    domain: Domain | Decomposed
+    at: Domain | Decomposed | None
     initial: Float[Array, "b i"] | None
     index: Int[Array, " b"]
 
     @property
     def target_domain(self) -> Domain:
         """The domain the targets are sampled on."""
-        return self.domain if self.at is None else self.at
+        return as_domain(self.domain if self.at is None else self.at, "at")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -88,7 +87,8 @@ class Samples:
     Args:
         inputs: shape (N, n, c_in); an array, or anything that reads rows (`ArraySource`).
         targets: shape (N, k, c_out).
-        domain: domain of the inputs: one for all, or stacked with N (`jaxop.domains.stack`).
+        domain: domain of the inputs: one for all, or stacked with N (`jaxop.domains.stack`); or a decomposition of
+            one (`jaxop.schwarz.Decomposition`), for operators that use its subdomains.
         at: domain of the targets, shared or stacked, where it is another than that of the inputs.
         initial: data given at the first node, shape (N, c0), for operators that take it.
 
@@ -110,8 +110,8 @@ class Samples:
 
     inputs: ArraySource
     targets: ArraySource
-    domain: Domain
-    at: Domain | None = None
+    domain: Domain | Decomposed
+    at: Domain | Decomposed | None = None
     initial: ArraySource | None = None
 
     def __post_init__(self):
@@ -122,16 +122,18 @@ class Samples:
             check_array(value, name)
             if isinstance(value, jax.Array | np.ndarray):
                 object.__setattr__(self, name, np.asarray(value))
-        check_functions(self.inputs, self.domain, "inputs", "domain")
-        check_functions(self.targets, self.target_domain, "targets", "domain" if self.at is None else "at")
+        domain = as_domain(self.domain, "domain")
+        at = domain if self.at is None else as_domain(self.at, "at")
+        check_functions(self.inputs, domain, "inputs", "domain")
+        check_functions(self.targets, at, "targets", "domain" if self.at is None else "at")
         count = self.inputs.shape[0]
         if self.targets.shape[0] != count:
             raise ValueError(
                 f"targets has {self.targets.shape[0]} samples for the {count} of inputs; give one target per input."
             )
-        if self.at is not None and self.at.dim != self.domain.dim:
+        if at.dim != domain.dim:
             raise ValueError(
-                f"at has dimension {self.at.dim} but domain has dimension {self.domain.dim}; "
+                f"at has dimension {at.dim} but domain has dimension {domain.dim}; "
                 "an operator maps between functions on one space: build both grids with the same number of axes."
             )
         if self.initial is not None and (len(self.initial.shape) != 2 or self.initial.shape[0] != count):
@@ -141,7 +143,7 @@ class Samples:
         arrays = {"inputs": self.inputs, "targets": self.targets, "initial": self.initial}
         for name, array in arrays.items():
             if array is not None:
-                _check_finite(array, name, self.target_domain if name == "targets" else self.domain)
+                _check_finite(array, name, at if name == "targets" else domain)
         for name, array in arrays.items():
             if array is not None and array.dtype == np.float64:
                 warn_float64(array, name)
@@ -165,7 +167,7 @@ class Samples:
     @property
     def target_domain(self) -> Domain:
         """The domain the targets are sampled on."""
-        return self.domain if self.at is None else self.at
+        return as_domain(self.domain if self.at is None else self.at, "at")
 
     def take(self, indices: slice | Sequence[SupportsIndex] | Int[np.ndarray | Array, " b"]) -> "Samples":
         """The set of the given samples; arrays in files stay there.
@@ -194,7 +196,7 @@ class Samples:
         object.__setattr__(result, "at", None if self.at is None else self._domain_at(index, "at"))
         return result
 
-    def _domain_at(self, index: np.ndarray, name: str) -> Domain:
+    def _domain_at(self, index: np.ndarray, name: str) -> Domain | Decomposed:
         domain = getattr(self, name)
         if not domain.is_batched:
             return domain
@@ -266,11 +268,6 @@ def blocks(source: ArraySource) -> Iterator[slice]:
 def check_functions(values: ArraySource, domain: Domain, argument: str, domain_argument: str) -> None:
     """Raises unless ``values`` are N ≥ 1 functions (N, n, c) on a domain shared by all or stacked for each."""
     check_array(values, argument)
-    if not isinstance(domain, Domain):
-        raise TypeError(
-            f"{domain_argument} must be a domain, got {type(domain).__name__}; build one, as in "
-            "jaxop.domains.interval(64)."
-        )
     shape = tuple(values.shape)
     if len(shape) != 3:
         raise ValueError(
@@ -291,7 +288,7 @@ def check_functions(values: ArraySource, domain: Domain, argument: str, domain_a
         )
 
 
-def check_array(value: Any, argument: str) -> None:
+def check_array(value: object, argument: str) -> None:
     """Raises ``TypeError`` unless ``value`` is an array of real numbers."""
     if not isinstance(value, ArraySource):
         raise TypeError(f"{argument} must be an array, got {type(value).__name__}; convert it with numpy.asarray.")
@@ -304,7 +301,7 @@ def plain_rows(source: ArraySource, index: Any, argument: str) -> np.ndarray:
     return plain_array(source[index], argument)
 
 
-def checked_indices(indices: Any, count: int, what: str) -> np.ndarray:
+def checked_indices(indices: object, count: int, what: str) -> np.ndarray:
     """Numbers of samples as an array of non-negative integers below ``count``."""
     if isinstance(indices, slice):
         return np.arange(count)[indices]
@@ -371,7 +368,7 @@ class _Part:
         return (len(self._index), *self._source.shape[1:])
 
     @property
-    def dtype(self) -> Any:
+    def dtype(self) -> np.dtype:
         return self._source.dtype
 
     def __getitem__(self, index: Any, /) -> np.ndarray:

@@ -16,15 +16,17 @@ from jaxop.domains.builders import pad as pad
 from jaxop.domains.builders import stack as stack
 from jaxop.domains.builders import triangle_mesh as triangle_mesh
 from jaxop.domains.domain import SPACES as SPACES
-from jaxop.domains.domain import Axis as Axis
+from jaxop.domains.domain import Decomposed as Decomposed
 from jaxop.domains.domain import Domain as Domain
-from jaxop.domains.domain import Grid as Grid
 from jaxop.domains.domain import PointCloud as PointCloud
-from jaxop.domains.domain import TriangleMesh as TriangleMesh
+from jaxop.domains.grid import Axis as Axis
+from jaxop.domains.grid import Grid as Grid
+from jaxop.domains.mesh import TriangleMesh as TriangleMesh
 from jaxop.domains.patches import Partition as Partition
 from jaxop.domains.patches import partition as partition
 from jaxop.domains.rules import EQUAL_WEIGHT_RULES as EQUAL_WEIGHT_RULES
 from jaxop.domains.rules import RULES as RULES
+from jaxop.domains.rules import Rule as Rule
 
 if TYPE_CHECKING:
     from jaxop.schwarz import decompose as decompose

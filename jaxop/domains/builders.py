@@ -22,22 +22,16 @@ from jaxop._validation import (
     on_device,
     warn_float64,
 )
-from jaxop.domains.domain import (
-    Axis,
-    Domain,
-    Grid,
-    PointCloud,
-    TriangleMesh,
-    make_axis,
-    triangle_areas,
-    triangle_edges,
-)
-from jaxop.domains.rules import trapezoid_weights
+from jaxop.domains.domain import Domain, PointCloud, check_domain
+from jaxop.domains.grid import Axis, Grid, make_axis
+from jaxop.domains.measure import check_weights, trapezoid_weights
+from jaxop.domains.mesh import TriangleMesh, triangle_areas, triangle_edges
+from jaxop.domains.rules import Rule, as_rule
 
 AnyDomain = TypeVar("AnyDomain", bound=Domain)
 
 
-def interval(n: int, *, lower: float = 0.0, upper: float = 1.0, rule: str = "trapezoid") -> Grid:
+def interval(n: int, *, lower: float = 0.0, upper: float = 1.0, rule: str | Rule = "trapezoid") -> Grid:
     """Quadrature rule with n nodes on the interval (lower, upper); Σ w_i is its length.
 
     ``"trapezoid"`` has nodes at both ends, order 2. ``"midpoint"``: x_i = (i + ½)h, order 2.
@@ -50,7 +44,7 @@ def interval(n: int, *, lower: float = 0.0, upper: float = 1.0, rule: str = "tra
         n: number of nodes.
         lower: left end.
         upper: right end.
-        rule: name of the rule, one of `RULES`.
+        rule: the name of a rule, one of `RULES`, or a `Rule` of your own.
 
     Returns:
         A one-dimensional `Grid`.
@@ -64,7 +58,7 @@ def interval(n: int, *, lower: float = 0.0, upper: float = 1.0, rule: str = "tra
         >>> print(domains.interval(5, upper=2.0).weights)
         [0.25 0.5  0.5  0.5  0.25]
     """
-    return Grid((make_axis(n, lower, upper, rule),))
+    return Grid((make_axis(n, lower, upper, as_rule(rule)),))
 
 
 def box(
@@ -72,7 +66,7 @@ def box(
     *,
     lower: float | Sequence[float] = 0.0,
     upper: float | Sequence[float] = 1.0,
-    rule: str | Sequence[str] = "trapezoid",
+    rule: str | Rule | Sequence[str | Rule] = "trapezoid",
 ) -> Grid:
     """Tensor product of one-dimensional rules on the box Π_k (lower_k, upper_k).
 
@@ -80,7 +74,7 @@ def box(
         shape: nodes along each axis.
         lower: lower corner, one number or one per axis.
         upper: upper corner, one number or one per axis.
-        rule: name of the rule, one or one per axis; see `interval`.
+        rule: the name of a rule or a `Rule`, one or one per axis; see `interval`.
 
     Returns:
         A `Grid` of Π shape nodes in row-major order.
@@ -100,7 +94,7 @@ def box(
     dim = len(shape)
 
     def per_axis(value: Any, argument: str) -> Sequence[Any]:
-        if isinstance(value, str) or np.ndim(value) == 0:
+        if isinstance(value, str | Rule) or np.ndim(value) == 0:
             return (value,) * dim
         if len(value) != dim:
             raise ValueError(f"{argument} has {len(value)} entries for {dim} axes; give one number or {dim}.")
@@ -108,7 +102,8 @@ def box(
 
     if dim == 0:
         raise ValueError("shape must name at least one axis, got ().")
-    corners = zip(shape, per_axis(lower, "lower"), per_axis(upper, "upper"), per_axis(rule, "rule"), strict=True)
+    rules = [as_rule(one) for one in per_axis(rule, "rule")]
+    corners = zip(shape, per_axis(lower, "lower"), per_axis(upper, "upper"), rules, strict=True)
     return Grid(tuple(make_axis(*arguments) for arguments in corners))
 
 
@@ -180,14 +175,7 @@ def from_nodes(
         _check_finite(nodes, "points")
         check_distinct(points, "points", nodes.dtype)
     if isinstance(array, np.ndarray):
-        _check_finite(array, "weights")
-        if (array < 0).any():
-            i = first_index(array < 0)
-            raise ValueError(
-                f"weights must be non-negative, but weights[{i}] = {array[i]}; a quadrature weight is a measure."
-            )
-        if not (array > 0).any():
-            raise ValueError("weights are all zero: the domain has no measure; at least one node must carry weight.")
+        check_weights(array)
     return PointCloud(_leaf(nodes, points), _leaf(array, weights))
 
 
@@ -305,7 +293,7 @@ def stack(domains: Sequence[AnyDomain]) -> AnyDomain:
     if not domains:
         raise ValueError("domains must hold at least one domain, got none.")
     for i, domain in enumerate(domains):
-        _check_domain(domain, f"domains[{i}]")
+        check_domain(domain, f"domains[{i}]")
         if domain.is_batched:
             raise ValueError(f"domains[{i}] is a stack already; stack the single domains all at once.")
     for i, domain in enumerate(domains):
@@ -347,7 +335,7 @@ def pad(domain: AnyDomain, size: int, *, faces: int | None = None) -> AnyDomain:
         [[0 1 2]
          [3 3 3]]
     """
-    _check_domain(domain, "domain")
+    check_domain(domain, "domain")
     if domain.is_batched:
         raise ValueError("pad takes single domains, got a stack of them; pad each one before stack.")
     size = as_integer(size, "size")
@@ -411,13 +399,6 @@ def _leaf(values: Array | np.ndarray, given: Any = None) -> Array:
     return on_device(values) if isinstance(values, np.ndarray) else values
 
 
-def _check_domain(domain: Any, argument: str) -> None:
-    if not isinstance(domain, Domain):
-        raise TypeError(
-            f"{argument} must be a domain, got {type(domain).__name__}; build one, as in domains.interval(64)."
-        )
-
-
 def _advice(domains: Sequence[Domain], i: int) -> str:
     """What makes domains[i] match domains[0]."""
     first, other = domains[0], domains[i]
@@ -437,7 +418,9 @@ def _advice(domains: Sequence[Domain], i: int) -> str:
 
 
 def _can_be_padded(domain: Domain) -> bool:
-    return isinstance(domain, PointCloud | TriangleMesh) or (isinstance(domain, Grid) and domain.rules == ("samples",))
+    return isinstance(domain, PointCloud | TriangleMesh) or (
+        isinstance(domain, Grid) and domain.dim == 1 and domain.has_given_nodes
+    )
 
 
 def _layout(domain: Domain) -> tuple[Any, ...]:
@@ -447,7 +430,7 @@ def _layout(domain: Domain) -> tuple[Any, ...]:
 def _describe(domain: Domain) -> str:
     size = f"{type(domain).__name__} of {domain.size} nodes"
     if isinstance(domain, Grid):
-        rules = [a.rule if a.lower is None else f"{a.rule} on ({a.lower}, {a.upper})" for a in domain.axes]
+        rules = [a.rule.name if a.rule.is_given else f"{a.rule.name} on ({a.lower}, {a.upper})" for a in domain.axes]
         size = f"Grid of shape {domain.shape}, {' × '.join(rules)}"
     elif isinstance(domain, TriangleMesh):
         size += f" and {domain.faces.shape[-2]} faces"

@@ -11,8 +11,9 @@ from jaxtyping import Array, Float
 
 from jaxop._pytree import register
 from jaxop._validation import as_float, as_integer, is_concrete, on_device
-from jaxop.domains.domain import Axis, Grid
-from jaxop.domains.rules import EQUAL_WEIGHT_RULES
+from jaxop.domains.domain import refuse_decomposed
+from jaxop.domains.grid import Axis, Grid
+from jaxop.domains.rules import MIDPOINT
 
 
 @functools.partial(register, static=("patches",))
@@ -107,12 +108,12 @@ class Partition:
         for i, size, axis in zip(index, self.shape, self.domain.axes, strict=True):
             part = slice(i * size, (i + 1) * size)
             nodes, weights = (_slice(values, part) for values in (axis.nodes, axis.weights))
-            if axis.rule in EQUAL_WEIGHT_RULES:
+            if axis.rule.has_equal_weights and axis.rule.margins is not None:
                 start, end = axis.ends
                 spacing = (end - start) / axis.size
-                offset = start - (spacing / 2 if axis.rule == "periodic" else 0.0)
+                offset = start - spacing * (0.5 - axis.rule.margins[0])  # a node is the middle of its cell
                 lower, upper = (offset + edge * spacing for edge in (part.start, part.stop))
-                axes.append(Axis(nodes, weights, "midpoint", lower, upper))
+                axes.append(Axis(nodes, weights, MIDPOINT, lower, upper))
             else:
                 axes.append(Axis(nodes, weights))
         return Grid(tuple(axes))
@@ -139,6 +140,7 @@ def partition(grid: Grid, patches: Sequence[int]) -> Partition:
         >>> cut.shape, cut.weights.shape
         ((16, 16), (16, 256))
     """
+    refuse_decomposed(grid, "grid")
     if not isinstance(grid, Grid):
         raise TypeError(f"patches need a grid (interval, box, from_samples), got {type(grid).__name__}.")
     if grid.is_batched:

@@ -1,56 +1,144 @@
 """One-dimensional quadrature rules: nodes and weights of an interval."""
 
-from types import ModuleType
-from typing import Any
+import dataclasses
+from collections.abc import Callable
+from typing import TypeAlias
 
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
 from jaxop._validation import as_integer, as_number, check_name
 
-RULES = ("trapezoid", "midpoint", "periodic", "gauss-legendre", "interior")
+NodesAndWeights: TypeAlias = tuple[np.ndarray, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """∫_0^1 f(x) dx ≈ Σ_i w_i f(x_i) with any number n of nodes, and what is known of these nodes.
+
+    Rules are equal if all their fields are: keep one object rather than build it anew, or programs compile again.
+
+    Attributes:
+        name: what messages and files call the rule.
+        unit: n ↦ n increasing nodes in [0, 1] and their weights; None for given nodes, which follow no rule.
+        fewest: smallest n.
+        is_periodic: whether the first node follows the last, so that functions are those of a circle.
+        vanishes_at_ends: whether functions are 0 at both ends, which are not nodes.
+        has_end_nodes: whether both ends are nodes.
+        has_equal_weights: whether nodes are equally spaced by 1/n and weigh 1/n each, which an FFT assumes.
+        margins: what lies between an end and its nearest node, in gaps, where nodes are equally spaced; None elsewhere.
+
+    Example:
+        Simpson's rule, for an odd number of nodes:
+
+        >>> import numpy as np
+        >>> from jaxop import domains
+        >>> def simpson(n):
+        ...     weights = np.where(np.arange(n) % 2, 4.0, 2.0)
+        ...     weights[[0, -1]] = 1.0
+        ...     return np.linspace(0.0, 1.0, n), weights / weights.sum()
+        >>> rule = domains.Rule("simpson", simpson, fewest=3, has_end_nodes=True, margins=(0.0, 0.0))
+        >>> line = domains.interval(5, upper=2.0, rule=rule)
+        >>> print(line.integrate(line.points**3).round(4))
+        [4.]
+    """
+
+    name: str
+    unit: Callable[[int], NodesAndWeights] | None
+    fewest: int = 1
+    is_periodic: bool = False
+    vanishes_at_ends: bool = False
+    has_end_nodes: bool = False
+    has_equal_weights: bool = False
+    margins: tuple[float, float] | None = None
+
+    @property
+    def is_given(self) -> bool:
+        """Whether nodes were given and follow no rule."""
+        return self.unit is None
+
+    def on(self, n: int, lower: float, upper: float) -> NodesAndWeights:
+        """Nodes and weights in float64 on (lower, upper).
+
+        Raises:
+            TypeError: if ``n`` is not an integer or an end is not a number.
+            ValueError: for too few nodes, ends out of order, given nodes, and a rule of a user that returns nodes
+                or weights that are not those of a quadrature on [0, 1].
+        """
+        if self.unit is None:
+            raise ValueError("given nodes follow no rule on a fixed interval; call from_samples with the new nodes.")
+        n, lower, upper = as_integer(n, "n"), as_number(lower, "lower"), as_number(upper, "upper")
+        if n < self.fewest:
+            raise ValueError(f"rule={self.name!r} needs n of at least {self.fewest} nodes along an axis, got {n}.")
+        if not (np.isfinite(lower) and np.isfinite(upper) and lower < upper):
+            raise ValueError(f"lower and upper must be finite with lower < upper, got lower={lower}, upper={upper}.")
+        nodes, weights = (np.asarray(part, np.float64) for part in self.unit(n))
+        if nodes.shape != (n,) or weights.shape != (n,):
+            raise ValueError(
+                f"rule={self.name!r} must return {n} nodes and {n} weights, got shapes {nodes.shape} and "
+                f"{weights.shape}."
+            )
+        sound = (np.diff(nodes) > 0).all() and nodes[0] >= 0 and nodes[-1] <= 1
+        if not sound or not (np.isfinite(weights) & (weights > 0)).all():
+            raise ValueError(
+                f"rule={self.name!r} must return increasing nodes in [0, 1] and positive weights, got {nodes} and "
+                f"{weights}."
+            )
+        length = upper - lower
+        return lower + length * nodes, length * weights
+
+
+def _trapezoid(n: int) -> NodesAndWeights:
+    weights = np.full(n, 1.0 / (n - 1))
+    weights[[0, -1]] *= 0.5
+    return np.linspace(0.0, 1.0, n), weights
+
+
+def _midpoint(n: int) -> NodesAndWeights:
+    return (np.arange(n) + 0.5) / n, np.full(n, 1.0 / n)
+
+
+def _periodic(n: int) -> NodesAndWeights:
+    return np.arange(n) / n, np.full(n, 1.0 / n)
+
+
+def _gauss_legendre(n: int) -> NodesAndWeights:
+    nodes, weights = np.polynomial.legendre.leggauss(n)
+    return (nodes + 1.0) / 2.0, weights / 2.0
+
+
+def _interior(n: int) -> NodesAndWeights:
+    return np.arange(1, n + 1) / (n + 1), np.full(n, 1.0 / (n + 1))
+
+
+TRAPEZOID = Rule("trapezoid", _trapezoid, fewest=2, has_end_nodes=True, margins=(0.0, 0.0))
+MIDPOINT = Rule("midpoint", _midpoint, has_equal_weights=True, margins=(0.5, 0.5))
+PERIODIC = Rule("periodic", _periodic, is_periodic=True, has_equal_weights=True, margins=(0.0, 1.0))
+GAUSS_LEGENDRE = Rule("gauss-legendre", _gauss_legendre)
+INTERIOR = Rule("interior", _interior, vanishes_at_ends=True, margins=(1.0, 1.0))
+GIVEN = Rule("samples", None, has_end_nodes=True)
+"""Of given nodes."""
+
+_BY_NAME = {rule.name: rule for rule in (TRAPEZOID, MIDPOINT, PERIODIC, GAUSS_LEGENDRE, INTERIOR)}
+
+RULES = tuple(_BY_NAME)
 """Names accepted by `interval` and `box`."""
 
-EQUAL_WEIGHT_RULES = ("midpoint", "periodic")
+EQUAL_WEIGHT_RULES = tuple(rule.name for rule in _BY_NAME.values() if rule.has_equal_weights)
 """Rules whose nodes are equally spaced by (upper − lower)/n and share one weight: what an FFT assumes."""
 
 
-def nodes_and_weights(n: int, lower: float, upper: float, rule: str) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and weights in float64 of one rule on (lower, upper)."""
+def as_rule(rule: str | Rule) -> Rule:
+    """A rule by its name, or a rule as it is.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    if isinstance(rule, Rule):
+        return rule
     check_name(rule, "rule", RULES)
-    n, lower, upper = as_integer(n, "n"), as_number(lower, "lower"), as_number(upper, "upper")
-    smallest = 2 if rule == "trapezoid" else 1
-    if n < smallest:
-        raise ValueError(f"rule={rule!r} needs n of at least {smallest} nodes along an axis, got {n}.")
-    if not (np.isfinite(lower) and np.isfinite(upper) and lower < upper):
-        raise ValueError(f"lower and upper must be finite with lower < upper, got lower={lower}, upper={upper}.")
-    length = upper - lower
-    if rule == "trapezoid":
-        nodes = np.linspace(0.0, 1.0, n)
-        weights = np.full(n, 1.0 / (n - 1))
-        weights[[0, -1]] *= 0.5
-    elif rule == "gauss-legendre":
-        nodes, weights = np.polynomial.legendre.leggauss(n)
-        nodes, weights = (nodes + 1.0) / 2.0, weights / 2.0
-    elif rule == "interior":
-        nodes = np.arange(1, n + 1) / (n + 1)
-        weights = np.full(n, 1.0 / (n + 1))
-    else:
-        offset = 0.5 if rule == "midpoint" else 0.0
-        nodes = (np.arange(n) + offset) / n
-        weights = np.full(n, 1.0 / n)
-    return lower + length * nodes, length * weights
+    return _BY_NAME[rule]
 
 
-def namespace(*arrays: Any) -> ModuleType:
-    """NumPy where every array is one of the host, so that nothing is compiled; `jax.numpy` otherwise."""
-    return np if all(isinstance(array, np.ndarray) for array in arrays) else jnp
-
-
-def trapezoid_weights(nodes: Float[Array | np.ndarray, "*batch n"]) -> Float[Array | np.ndarray, "*batch n"]:
-    """(x_{i+1} − x_{i−1})/2 along the last axis, and half a gap at the ends."""
-    xp = namespace(nodes)
-    gaps = xp.diff(nodes, axis=-1)
-    zero = xp.zeros_like(nodes[..., :1])
-    return (xp.concatenate([gaps, zero], axis=-1) + xp.concatenate([zero, gaps], axis=-1)) / 2
+def is_named(rule: Rule) -> bool:
+    """Whether the name of a rule stands for it in files: not for one of a user's own."""
+    return _BY_NAME.get(rule.name) == rule

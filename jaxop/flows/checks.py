@@ -7,17 +7,17 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxop._validation import accumulator, as_float, first_index, is_concrete, is_numeric
-from jaxop.attention.monoid import relative_weights
+from jaxop.domains.measure import check_weights, relative_weights, uniform_weights
 
 
-def check_ensemble(x: Any, weights: Any, **others: Any) -> tuple[Array, ...]:
+def check_ensemble(x: object, weights: object, **others: object) -> tuple[Array, ...]:
     """The particles in float32 at least, their weights scaled to sum 1, and further arrays of the particles' shape."""
     x = as_float(x, "x")
     x = x.astype(accumulator(x.dtype))
     if x.ndim != 2 or 0 in x.shape:
         raise ValueError(f"x must have shape (n, d), one particle per row, got {x.shape}; use jax.vmap for ensembles.")
     if weights is None:
-        weights = jnp.full(x.shape[0], 1 / x.shape[0], x.dtype)
+        weights = uniform_weights(x.shape[0], x.dtype)
     else:
         weights = relative_weights(check_masses(weights, x))
         total = jnp.sum(weights)
@@ -32,18 +32,14 @@ def check_ensemble(x: Any, weights: Any, **others: Any) -> tuple[Array, ...]:
     return x, weights, *arrays
 
 
-def check_masses(weights: Any, x: Array) -> Array:
+def check_masses(weights: object, x: Array) -> Array:
     """The masses of the particles as they were given, in float32 at least."""
     weights = as_float(weights, "weights")
     weights = weights.astype(accumulator(weights.dtype))
     if weights.shape != (x.shape[0],):
         raise ValueError(f"weights must have one entry per particle, ({x.shape[0]},), got shape {weights.shape}.")
     if is_concrete(weights):
-        values = np.asarray(weights)
-        bad = ~((values >= 0) & np.isfinite(values))
-        if bad.any() or not values.max() > 0:
-            where = f"weights[{first_index(bad)}] = {values[first_index(bad)]}" if bad.any() else "all are 0"
-            raise ValueError(f"weights must be finite and at least 0 with a positive sum, but {where}.")
+        check_weights(np.asarray(weights))
     return weights
 
 
@@ -53,7 +49,7 @@ def check_number(value: Any, argument: str) -> None:
         raise TypeError(f"{argument} must be one number, got {value!r}.")
 
 
-def check_matrix(matrix: Any, name: str, x: Array, *, symmetric: bool = False, definite: bool = False) -> Array:
+def check_matrix(matrix: object, name: str, x: Array, *, symmetric: bool = False, definite: bool = False) -> Array:
     """A (d, d) matrix in the dtype of the particles; its values are looked at where they are known."""
     matrix = as_float(matrix, name)
     d = x.shape[1]

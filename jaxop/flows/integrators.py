@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from jaxop._validation import accumulator, is_concrete, is_numeric
@@ -21,7 +22,7 @@ class Method(Protocol):
         """What the method remembers at the start."""
         ...
 
-    def advance(self, system: System, state: State, schedule: Damping, dt: Array, ratio: Any) -> State:
+    def advance(self, system: System, state: State, schedule: Damping, dt: Array, ratio: ArrayLike) -> State:
         """The state after ``dt``, in which x moves by ``ratio · dt``."""
         ...
 
@@ -43,7 +44,9 @@ def displace(state: State, position: Array, velocity: Array) -> State:
     return state
 
 
-def step(method: Method, system: System, state: State, schedule: Damping, dt: Any) -> State:
+def step(
+    method: Method, system: System, state: State, schedule: Damping, dt: ArrayLike | tuple[ArrayLike, ArrayLike]
+) -> State:
     """One step of ẋ = drift, ẏ = −α(t) y + force; scans and jits, with all memory in the state.
 
     Args:
@@ -81,7 +84,7 @@ def step(method: Method, system: System, state: State, schedule: Damping, dt: An
     return jax.tree.map(lambda new, old: new.astype(old.dtype), new, state)
 
 
-def check_step(method: Any, system: Any, state: Any, schedule: Any, dt: Any) -> tuple[Any, Any]:
+def check_step(method: object, system: object, state: object, schedule: object, dt: Any) -> tuple[Any, Any]:
     """(h_x, h_y), after a look at what is known of them and of the time."""
     if isinstance(method, type) or not hasattr(method, "advance"):
         names = ", ".join(f"flows.{kind.__name__}()" for kind in METHODS.values())
@@ -108,7 +111,7 @@ def check_step(method: Any, system: Any, state: Any, schedule: Any, dt: Any) -> 
     return h_x, h_y
 
 
-def _decay(schedule: Damping, state: State, dt: Any) -> Array:
+def _decay(schedule: Damping, state: State, dt: ArrayLike) -> Array:
     return jnp.asarray(schedule.between(state.time, dt), accumulator(state.position.dtype))
 
 
@@ -119,7 +122,7 @@ class Euler:
     def history(self, state: State) -> None:
         """None."""
 
-    def advance(self, system: System, state: State, schedule: Damping, dt: Array, ratio: Any) -> State:
+    def advance(self, system: System, state: State, schedule: Damping, dt: Array, ratio: ArrayLike) -> State:
         """See `step`."""
         drift, force = evaluate(system, state)
         alpha = jnp.asarray(schedule.rate(state.time), dt.dtype)
@@ -140,7 +143,7 @@ class KickDampDrift:
     def history(self, state: State) -> None:
         """None."""
 
-    def advance(self, system: System, state: State, schedule: Damping, dt: Array, ratio: Any) -> State:
+    def advance(self, system: System, state: State, schedule: Damping, dt: Array, ratio: ArrayLike) -> State:
         """See `step`."""
         drift, force = rates_of(system, state)
         velocity = jnp.exp(-_decay(schedule, state, dt)) * (state.velocity + dt * force)
@@ -155,7 +158,7 @@ class ExponentialEuler:
     def history(self, state: State) -> None:
         """None."""
 
-    def advance(self, system: System, state: State, schedule: Damping, dt: Array, ratio: Any) -> State:
+    def advance(self, system: System, state: State, schedule: Damping, dt: Array, ratio: ArrayLike) -> State:
         """See `step`."""
         drift, force = evaluate(system, state)
         eta = _decay(schedule, state, dt)
@@ -206,7 +209,7 @@ class AdamsBashforth2:
         """Rates of a former step, none yet."""
         return Rates(jnp.zeros_like(state.position), jnp.zeros_like(state.velocity), jnp.zeros_like(state.time))
 
-    def advance(self, system: System, state: State, schedule: Damping, dt: Array, ratio: Any) -> State:
+    def advance(self, system: System, state: State, schedule: Damping, dt: Array, ratio: ArrayLike) -> State:
         """See `step`."""
         drift, force = evaluate(system, state)
         damped = force - jnp.asarray(schedule.rate(state.time), dt.dtype) * state.velocity
@@ -228,7 +231,7 @@ class LawsonAdamsBashforth2:
         zero = jnp.zeros_like(state.time)
         return Forces(jnp.zeros_like(state.position), jnp.zeros_like(state.velocity), zero, zero)
 
-    def advance(self, system: System, state: State, schedule: Damping, dt: Array, ratio: Any) -> State:
+    def advance(self, system: System, state: State, schedule: Damping, dt: Array, ratio: ArrayLike) -> State:
         """See `step`."""
         drift, force = evaluate(system, state)
         half, eta, former = _half_ratio(state, dt), _decay(schedule, state, dt), state.history
@@ -272,7 +275,7 @@ class TaoDoubling:
         """The second copy of position and velocity."""
         return Copy(state.position, state.velocity)
 
-    def advance(self, system: System, state: State, schedule: Damping, dt: Array, ratio: Any) -> State:
+    def advance(self, system: System, state: State, schedule: Damping, dt: Array, ratio: ArrayLike) -> State:
         """See `step`."""
         middle = state.time + dt / 2
         before = jnp.exp(-_decay(schedule, state, dt / 2))

@@ -5,7 +5,7 @@ moments: the n × n Gram matrix is never formed.
 """
 
 import functools
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +61,7 @@ def linear_rates(
     *,
     bilinear: Float[Array, "d d"],
     hessian: Float[Array, "d d"],
-) -> tuple[Any, Float[Array, "n d"]]:
+) -> tuple[Callable[[Array], Array], Float[Array, "n d"]]:
     """Ẋ = X A (Xᵀ W Y) and Ẏ = X Vᵀ − Y (Yᵀ W X) A, the accelerated flow without its damping.
 
     With Y = X S at the start, S, A and V symmetric, elliptically contoured laws stay so: x_t = M_t x_0, see
@@ -321,7 +321,7 @@ def linear_moment_flow(*, bilinear: Float[Array, "d d"], hessian: Float[Array, "
         (2, 2)
     """
 
-    def rates(state: State, t: Any):
+    def rates(state: State, t: Array):
         del t
         covariance, slope = state.position, state.velocity
         a = check_matrix(bilinear, "bilinear", covariance, symmetric=True)

@@ -105,7 +105,14 @@ def simulate(
 
 @functools.partial(jax.jit, static_argnums=(0, 1), static_argnames=("steps", "every"))
 def _run(
-    method: Method, system: System, state: State, schedule: Damping, dt: Any, *, steps: int, every: int
+    method: Method,
+    system: System,
+    state: State,
+    schedule: Damping,
+    dt: Any,
+    *,
+    steps: int,
+    every: int,
 ) -> tuple[State, Array, tuple[Array, Array, Array]]:
     """The last finite state, (step, particle) of the first failure or (−1, −1), and the states that are kept."""
 

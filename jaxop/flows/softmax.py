@@ -6,7 +6,6 @@ metric with mobility B/z, the energy −½ Σ_ij w_i w_j M_ij has the gradient f
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -168,7 +167,7 @@ def softmax_momentum_rates(
     mobility: Float[Array, "d d"],
     potential: Callable[[Float[Array, " d"]], Float[Array, ""]] | None = None,
     implementation: str | None = None,
-) -> tuple[Any, Float[Array, "n d"]]:
+) -> tuple[Callable[[Array], Array], Float[Array, "n d"]]:
     """ẋ_i = B y_i / z_i and ẏ_i = ½ Σ_j w_j M_ij (κ_i + κ_j + 2) A x_j, κ_i = y_iᵀ B y_i / z_i², undamped.
 
     The Hamiltonian system of `softmax_energy`, in its own variables. Exponentials are taken as they are: for large

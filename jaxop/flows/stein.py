@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,7 @@ from jaxtyping import Array, Float
 
 from jaxop._validation import is_concrete
 from jaxop.attention import integral_attention
-from jaxop.attention.checks import cast_kernel
+from jaxop.attention.operands import cast_kernel
 from jaxop.flows.checks import check_ensemble, check_number
 from jaxop.flows.linear import moment
 from jaxop.flows.system import System, first_order, second_order
@@ -279,11 +278,11 @@ def accelerated_stein_flow(
     )
 
 
-def _scores(score: Any, x: Array) -> Array:
+def _scores(score: Callable[[Array], Array], x: Array) -> Array:
     """∇log π at every particle."""
     if not callable(score):
         raise TypeError(f"score must be the function ∇log π of one point, (d,) to (d,), got {type(score).__name__}.")
-    slopes: Any = jax.vmap(score)(x)
+    slopes: object = jax.vmap(score)(x)
     if slopes.shape != x.shape:
         raise ValueError(f"score must map ({x.shape[1]},) to ({x.shape[1]},), got shape {slopes.shape[1:]}.")
     return slopes

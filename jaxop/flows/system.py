@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jaxop._pytree import register
@@ -52,7 +53,7 @@ class System:
         0.54
     """
 
-    rates: Callable[[State, Any], tuple[Drift, Array]]
+    rates: Callable[[State, Array], tuple[Drift, Array]]
 
     def drift(self, drift: Drift, state: State, velocity: Array) -> Array:
         """ẋ at the position and time of the state with another velocity, from the drift that its rates gave."""
@@ -72,7 +73,7 @@ def first_order(velocity: Callable[[Array], Array]) -> System:
         [0.9]
     """
 
-    def rates(state: State, t: Any):
+    def rates(state: State, t: Array):
         del t
         rate = velocity(state.position)
         return (lambda _: rate), jnp.zeros_like(state.velocity)
@@ -102,7 +103,7 @@ def evaluate(system: System, state: State) -> tuple[Array, Array]:
 
 def rates_of(system: System, state: State) -> tuple[Drift, Array]:
     """What the rates of a system return, if it is a pair."""
-    rates: Any = system.rates(state, state.time)
+    rates: object = system.rates(state, state.time)
     if not isinstance(rates, tuple) or len(rates) != 2:
         raise TypeError(
             f"rates(state, t) must return (drift, force), ẋ and ẏ, got {type(rates).__name__}; for a first-order flow "
@@ -143,15 +144,15 @@ class Damping:
             if is_concrete(value) and not (np.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} must be finite and at least 0, got {value}; a negative damping adds energy.")
 
-    def rate(self, time: Any) -> Any:
+    def rate(self, time: ArrayLike) -> Array:
         """α(t)."""
         return self.logarithmic / self._clock(time) + self.linear
 
-    def between(self, time: Any, dt: Any) -> Any:
+    def between(self, time: ArrayLike, dt: ArrayLike) -> Array:
         """η(t + dt) − η(t), so that an undisturbed velocity shrinks by exp(−that)."""
         return self.logarithmic * jnp.log1p(dt / self._clock(time)) + self.linear * dt
 
-    def _clock(self, time: Any) -> Any:
+    def _clock(self, time: ArrayLike) -> Array:
         # without the logarithmic part a flow may start at t = 0
         return jnp.where(jnp.logical_and(self.logarithmic == 0, time == 0), 1, time)
 

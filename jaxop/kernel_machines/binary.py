@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, Real
 
+from jaxop._blocks import map_blocks
 from jaxop._pytree import register
+from jaxop._sparse import CoordinateMatrix, SparseMatrix
 from jaxop._validation import as_float, as_integer, as_number, check_name, check_rng_key, is_concrete, is_integer
 from jaxop.kernel_machines import checks, solvers
-from jaxop.kernel_machines._blocks import in_blocks
 from jaxop.kernel_machines.landmarks import choose_landmarks
 from jaxop.kernel_machines.maps import AffineMap, given_maps, leading_directions
-from jaxop.kernel_machines.observations import CoordinateMatrix, Observations, SparseMatrix, observe
+from jaxop.kernel_machines.observations import Observations, observe
 from jaxop.kernels import Kernel
 
 SPANS = ("sections", "product")
@@ -93,8 +94,8 @@ class BinaryMachine:
         """
         x, y = self._mapped(x, y)
         with jax.default_matmul_precision("highest"):
-            weights = in_blocks(lambda rows: self._right(rows) @ self.coefficients.T, y, self._block(0))
-            return in_blocks(lambda rows: self._left(rows) @ weights.T, x, self._block(weights.shape[0]))
+            weights = map_blocks(lambda rows: self._right(rows) @ self.coefficients.T, y, self._block(0), pad=True)
+            return map_blocks(lambda rows: self._left(rows) @ weights.T, x, self._block(weights.shape[0]), pad=True)
 
     def pairs(self, x: Float[Array | np.ndarray, "n a"], y: Float[Array | np.ndarray, "n b"]) -> Float[Array, " n"]:
         """The values f(x_i, y_i) of a list of pairs.
@@ -119,7 +120,7 @@ class BinaryMachine:
             return jnp.sum((self._left(rows[0]) @ self.coefficients) * self._right(rows[1]), axis=1)
 
         with jax.default_matmul_precision("highest"):
-            return in_blocks(evaluate, (x, y), self._block(0))
+            return map_blocks(evaluate, (x, y), self._block(0), pad=True)
 
     def _left(self, x: Array) -> Array:
         if isinstance(self.kernel, tuple):
@@ -134,7 +135,7 @@ class BinaryMachine:
     def _block(self, columns: int) -> int:
         return max(1, _TILE // max(*self.coefficients.shape, columns))
 
-    def _mapped(self, x: Any, y: Any) -> tuple[Array, Array]:
+    def _mapped(self, x: object, y: object) -> tuple[Array, Array]:
         dtype, out = self.coefficients.dtype, []
         for name, rows, to, points in (("x", x, self.x_map, self.x_points), ("y", y, self.y_map, self.y_points)):
             rows = as_float(rows, name).astype(dtype)

@@ -34,7 +34,7 @@ def kernels(kernel: Any, span: str) -> Kernel | tuple[Kernel, Kernel]:
     return given[0] if span == "sections" else (given[0], given[-1])
 
 
-def points(X: Any, Y: Any) -> tuple[Array, Array, np.dtype]:
+def points(X: object, Y: object) -> tuple[Array, Array, np.dtype]:
     """Finite rows of both domains, and the dtype in which to compute."""
     x, y = as_float(X, "X"), as_float(Y, "Y")
     for argument, rows in (("X", x), ("Y", y)):
@@ -90,7 +90,7 @@ def _seen(observations: Observations) -> str:
     return "all pairs" if _all_observed(observations) else "some pairs"
 
 
-def regularization(regularization: Any, loss: str, observations: Observations) -> Array:
+def regularization(regularization: object, loss: str, observations: Observations) -> Array:
     """λ ≥ 0 in the dtype of the responses; λ > 0 where the minimiser would not be determined."""
     value = as_float(regularization, "regularization").astype(observations.values.dtype)
     if value.ndim:

@@ -1,14 +1,17 @@
 """Binary kernel machines in the manner of scikit-learn: parameters in the constructor, NumPy arrays in and out."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+import scipy.sparse
 from jaxtyping import Float
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
+from jaxop._sparse import SparseMatrix, stored
 from jaxop._validation import float_dtype
 from jaxop.kernel_machines.binary import Kernels, Landmarks, Maps, fit
 from jaxop.kernel_machines.observations import Grid, observe
@@ -77,7 +80,15 @@ def _observed(responses: Any, mask: Any, nx: int, ny: int) -> tuple[np.ndarray, 
 
 
 def _rounded(responses: Any) -> Any:
-    return responses.astype(float_dtype()) if hasattr(responses, "tocoo") else np.asarray(responses, float_dtype())
+    if isinstance(responses, SparseMatrix):
+        return _with_entries(responses, lambda values: values.astype(float_dtype()))
+    return np.asarray(responses, float_dtype())
+
+
+def _with_entries(matrix: SparseMatrix, function: Callable[[np.ndarray], np.ndarray]) -> scipy.sparse.coo_array:
+    """A sparse matrix whose stored entries are a function of those of another."""
+    rows, columns, values = stored(matrix, "responses")
+    return scipy.sparse.coo_array((function(np.asarray(values)), (rows, columns)), shape=matrix.shape)
 
 
 class BinaryKernelRegressor(RegressorMixin, _BinaryEstimator):
@@ -216,10 +227,8 @@ class BinaryKernelClassifier(ClassifierMixin, _BinaryEstimator):
         Raises:
             ValueError: unless the observed labels have two values, and as `jaxop.kernel_machines.fit`.
         """
-        if hasattr(responses, "tocoo"):
-            signs = responses.tocoo().astype(float_dtype())
-            signs.data = self._signs(signs.data)
-            return self._fit(X, Y, signs, mask, self.loss)
+        if isinstance(responses, SparseMatrix):
+            return self._fit(X, Y, _with_entries(responses, self._signs), mask, self.loss)
         labels = np.asarray(responses)
         seen = np.ones(labels.shape, bool) if mask is None else np.asarray(mask, bool)
         return self._fit(X, Y, self._signs(labels, seen), mask, self.loss)
@@ -253,8 +262,8 @@ class BinaryKernelClassifier(ClassifierMixin, _BinaryEstimator):
     def score(self, X: Any, Y: Any, responses: Any, mask: Any = None) -> float:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The share of observed labels that is predicted."""
         predicted = self.predict(X, Y)
-        if hasattr(responses, "tocoo"):
-            listed = responses.tocoo()
-            return float(np.mean(predicted[listed.row, listed.col] == listed.data))
+        if isinstance(responses, SparseMatrix):
+            rows, columns, labels = stored(responses, "responses")
+            return float(np.mean(predicted[rows, columns] == labels))
         right = predicted == np.asarray(responses)
         return float(np.mean(right if mask is None else right[np.asarray(mask, bool)]))

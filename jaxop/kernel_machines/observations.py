@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,51 +11,19 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxop._pytree import register
+from jaxop._sparse import CoordinateMatrix, SparseMatrix, stored
 from jaxop._validation import as_float, first_index, is_concrete
 
 T = TypeVar("T")
 Elementwise: TypeAlias = Callable[[Array, Array], Array]
 """A function of the values f_ij of a machine and the responses z_ij, entry by entry."""
 
+Start: TypeAlias = Array | int
+"""The first row of a block."""
+
 _GRID_TILE = 1 << 22
 _LIST_TILE = 1 << 18
 """Numbers that are held at a time: rows × ny of a matrix; pairs × features of a list, whose rows are gathered."""
-
-
-@runtime_checkable
-class SparseMatrix(Protocol):
-    """A matrix of scipy.sparse, or anything else with `tocoo`: its stored entries are the observed pairs."""
-
-    shape: tuple[int, ...]
-
-    def tocoo(self) -> Any:
-        """An object with ``row``, ``col`` and ``data``."""
-        ...
-
-
-@runtime_checkable
-class CoordinateMatrix(Protocol):
-    """A `jax.experimental.sparse.BCOO` matrix: its stored entries are the observed pairs.
-
-    Attributes:
-        indices: rows and columns, (k, 2).
-        data: entries, (k,).
-        shape: (nx, ny).
-    """
-
-    indices: Any
-    data: Any
-    shape: tuple[int, ...]
-
-    @property
-    def n_batch(self) -> int:
-        """0."""
-        ...
-
-    @property
-    def n_dense(self) -> int:
-        """0."""
-        ...
 
 
 @register
@@ -112,14 +80,14 @@ class Grid:
     ) -> Array:
         """The sum of ``reduce(rows of left, their fn(f, z))`` over blocks of rows, f = left inner."""
 
-        def term(start: Any, length: int) -> Array:
+        def term(start: Start, length: int) -> Array:
             rows = jax.lax.dynamic_slice_in_dim(left, start, length)
             return reduce(rows, self._entries(fn, rows @ inner, start, length))
 
         length = max(1, _GRID_TILE // self.shape[1])
         return _fold(term, lambda total, block, start: total + block, zero, self.shape[0], length)
 
-    def _entries(self, fn: Elementwise, f: Array, start: Any, length: int) -> Array:
+    def _entries(self, fn: Elementwise, f: Array, start: Start, length: int) -> Array:
         """Fn(f, z) of some rows, 0 where unobserved."""
         result = fn(f, jax.lax.dynamic_slice_in_dim(self.values, start, length))
         if self.mask is None:
@@ -160,11 +128,11 @@ class Listed:
         """As `Grid.contract`, by gathered rows: O(k q) operations beside two products of matrices."""
         inner = left @ coefficients
 
-        def term(start: Any, length: int) -> tuple[Array, Array]:
+        def term(start: Start, length: int) -> tuple[Array, Array]:
             i, features, g = self._entries(fn, inner, right, start, length)
             return i, g[:, None] * features
 
-        def add(sums: Array, block: tuple[Array, Array], start: Any) -> Array:
+        def add(sums: Array, block: tuple[Array, Array], start: Start) -> Array:
             return sums.at[block[0]].add(block[1])
 
         return left.T @ self._fold(term, add, jnp.zeros_like(inner), inner.shape[1])
@@ -179,7 +147,7 @@ class Listed:
         """Σ_observed fn(f_ij, z_ij)."""
         inner = left @ coefficients
 
-        def term(start: Any, length: int) -> Array:
+        def term(start: Start, length: int) -> Array:
             return jnp.sum(self._entries(fn, inner, right, start, length)[2])
 
         return self._fold(term, lambda total, block, start: total + block, jnp.zeros((), left.dtype), inner.shape[1])
@@ -190,10 +158,10 @@ class Listed:
         """The values f_ij, shaped as the responses."""
         inner = left @ coefficients
 
-        def term(start: Any, length: int) -> Array:
+        def term(start: Start, length: int) -> Array:
             return self._entries(lambda f, z: f, inner, right, start, length)[2]
 
-        def write(out: Array, block: Array, start: Any) -> Array:
+        def write(out: Array, block: Array, start: Start) -> Array:
             return jax.lax.dynamic_update_slice_in_dim(out, block, start, 0)
 
         return self._fold(term, write, jnp.zeros_like(self.values), inner.shape[1])
@@ -202,11 +170,13 @@ class Listed:
         """False for the padding of a BCOO matrix, which is dropped where it is known and carried where it is traced."""
         return (i < self.shape[0]) & (j < self.shape[1])
 
-    def _fold(self, term: Callable[[Any, int], T], add: Callable[[Array, T, Any], Array], zero: Array, p: int) -> Array:
+    def _fold(
+        self, term: Callable[[Start, int], T], add: Callable[[Array, T, Start], Array], zero: Array, p: int
+    ) -> Array:
         return _fold(term, add, zero, self.values.shape[0], max(1, _LIST_TILE // p))
 
     def _entries(
-        self, fn: Elementwise, inner: Array, right: Array, start: Any, length: int
+        self, fn: Elementwise, inner: Array, right: Array, start: Start, length: int
     ) -> tuple[Array, Array, Array]:
         """Rows i, right_j and fn(f, z) of some pairs, f = inner_i · right_j."""
         i, j, z = (jax.lax.dynamic_slice_in_dim(a, start, length) for a in (self.rows, self.columns, self.values))
@@ -226,7 +196,7 @@ def moment(
     return observations.contract(lambda f, z: z, left, unused, right)
 
 
-def observe(responses: Any, mask: Any, nx: int, ny: int, dtype: np.dtype) -> Observations:
+def observe(responses: object, mask: object, nx: int, ny: int, dtype: np.dtype) -> Observations:
     """The responses of nx × ny pairs, checked."""
     if isinstance(responses, CoordinateMatrix | SparseMatrix):
         if mask is not None:
@@ -254,18 +224,9 @@ def observe(responses: Any, mask: Any, nx: int, ny: int, dtype: np.dtype) -> Obs
     return Grid(values, mask)
 
 
-def _listed(responses: Any, nx: int, ny: int, dtype: np.dtype) -> Listed:
+def _listed(responses: CoordinateMatrix | SparseMatrix, nx: int, ny: int, dtype: np.dtype) -> Listed:
     _check_shape("responses", tuple(responses.shape), nx, ny)
-    if isinstance(responses, CoordinateMatrix):
-        if responses.n_batch or responses.n_dense:
-            raise ValueError(
-                f"responses must be a BCOO matrix without batch and dense axes, got n_batch={responses.n_batch} and "
-                f"n_dense={responses.n_dense}; see BCOO.update_layout."
-            )
-        rows, columns, values = responses.indices[:, 0], responses.indices[:, 1], responses.data
-    else:
-        matrix = responses.tocoo()
-        rows, columns, values = matrix.row, matrix.col, matrix.data
+    rows, columns, values = stored(responses, "responses")
     values = as_float(values, "responses").astype(dtype)
     if is_concrete(rows, columns):
         rows, columns = np.asarray(rows), np.asarray(columns)
@@ -301,7 +262,7 @@ def _check_shape(name: str, shape: tuple[int, ...], nx: int, ny: int) -> None:
 
 
 def _fold(
-    term: Callable[[Any, int], T], add: Callable[[Array, T, Any], Array], total: Array, count: int, size: int
+    term: Callable[[Start, int], T], add: Callable[[Array, T, Start], Array], total: Array, count: int, size: int
 ) -> Array:
     """``total = add(total, term(start, length), start)`` over 0 … count; derivatives compute each term again."""
     whole, rest = divmod(count, size)

@@ -11,13 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxop._blocks import map_blocks
 from jaxop._eager import compiled
 from jaxop._pytree import register
 from jaxop._validation import accumulator, as_float, first_index, is_concrete, is_integer
 from jaxop.attention import accumulate, integral_attention
-from jaxop.kernel_machines._blocks import in_blocks
+from jaxop.domains.measure import check_weights, uniform_weights
 from jaxop.kernels import FourierIntegral, Gaussian, Kernel
-from jaxop.kernels.base import check_numbers
+from jaxop.kernels.checks import check_numbers
 
 _TILE = 1 << 22
 """Kernel values that are held at a time."""
@@ -37,7 +38,7 @@ class _Fitted:
         m, dim = self.points.shape
         return f"{type(self).__name__}({type(self.kernel).__name__}, {m} points in {dim} dimensions)"
 
-    def _integrate(self, x: Any, values: Array, block_size: int | None, *, normalize: bool) -> Array:
+    def _integrate(self, x: object, values: Array, block_size: int | None, *, normalize: bool) -> Array:
         """∫ k v for the queries x."""
         key, value = self.points[:, None], values[:, None]
 
@@ -47,7 +48,7 @@ class _Fitted:
 
         return self._in_blocks(evaluate, x, block_size)
 
-    def _in_blocks(self, evaluate: Callable[[Array], Array], x: Any, block_size: int | None) -> Array:
+    def _in_blocks(self, evaluate: Callable[[Array], Array], x: object, block_size: int | None) -> Array:
         """A function of rows in the coordinates of the kernel, block by block; the last block is filled up."""
         x, dim = as_float(x, "x"), self.points.shape[1]
         if x.ndim != 2 or x.shape[1] != dim:
@@ -57,7 +58,7 @@ class _Fitted:
                 f"block_size must be a whole number of points, got {block_size!r}; None evaluates all at once."
             )
         x = _apply(self.transform, x.astype(self.points.dtype) - self.centre[None, :])
-        return in_blocks(evaluate, x, block_size)
+        return map_blocks(evaluate, x, block_size, pad=True)
 
 
 @register
@@ -416,29 +417,23 @@ def _check_bandwidth(bandwidth: Any) -> None:
         )
 
 
-def _check_sample(points: Any, weights: Any) -> tuple[Array, Array]:
+def _check_sample(points: object, weights: object) -> tuple[Array, Array]:
     """The points of a sample and their masses, scaled to sum 1."""
     points = as_float(points, "points")
     points = points.astype(accumulator(points.dtype))
     if points.ndim != 2 or 0 in points.shape:
         raise ValueError(f"points must have shape (m, D) with at least one point, got {points.shape}; reshape to rows.")
     m = points.shape[0]
-    weights = jnp.full(m, 1 / m, points.dtype) if weights is None else as_float(weights, "weights").astype(points.dtype)
+    weights = uniform_weights(m, points.dtype) if weights is None else as_float(weights, "weights").astype(points.dtype)
     if weights.shape != (m,):
         raise ValueError(f"weights must have shape (m,) = ({m},), one per point, got {weights.shape}.")
     _check_finite(points, "points")
     if is_concrete(weights):
-        concrete = np.asarray(weights)
-        bad = ~np.isfinite(concrete) | (concrete < 0)
-        if np.any(bad):
-            index = first_index(bad)
-            raise ValueError(f"weights must be finite and ≥ 0, got {concrete[index]} at index {index}.")
-        if not np.any(concrete > 0):
-            raise ValueError("weights are all zero; at least one point must carry mass.")
+        check_weights(np.asarray(weights))
     return points, weights / jnp.sum(weights)
 
 
-def _check_values(values: Any, points: Array) -> Array:
+def _check_values(values: object, points: Array) -> Array:
     values = as_float(values, "values").astype(points.dtype)
     if values.ndim != 2 or values.shape[0] != points.shape[0]:
         raise ValueError(

@@ -258,7 +258,7 @@ def _implicit(coefficients, c, features, observations, x, y, regularization, tol
         data = observations.contract(LOSSES[loss].slope, features.left, a, features.right)
         return data + regularization * features.penalty(a)
 
-    def invert(_: Any, b: Array) -> Array:
+    def invert(_: object, b: Array) -> Array:
         inner = x.basis.T @ b @ y.basis
         if solver == "spectral":
             out = inner / preconditioner
@@ -282,7 +282,7 @@ def _in_basis(left: Array, coefficients: Array, right: Array) -> Array:
 
 
 @jax.custom_jvp
-def _without_derivative(coefficients: Array, sources: Any) -> Array:
+def _without_derivative(coefficients: Array, sources: object) -> Array:
     return coefficients
 
 

@@ -18,29 +18,32 @@ products of them do (``kernels.Gaussian() + 2.0 * kernels.Quadratic()``).
 | `from_pair` | any function | as told | |
 | `Sum`, `Product`, `Scaled`, `Projected` | k₁ + k₂, k₁ k₂, c k₁, k₁(W_Qᵀ q, W_Kᵀ k') | from the parts | |
 
+`PerHead` gives every attention head a kernel of its own: it wraps one whose leaves carry a leading axis of heads.
+
 Attention normalises positive and nonnegative kernels, not signed ones. A nonnegative kernel may leave a row without
 mass; that row is then 0.
 """
 
-from jaxop.kernels.base import LOG_ZERO as LOG_ZERO
 from jaxop.kernels.base import SIGNS as SIGNS
 from jaxop.kernels.base import BaseKernel as BaseKernel
 from jaxop.kernels.base import FunctionKernel as FunctionKernel
 from jaxop.kernels.base import Kernel as Kernel
+from jaxop.kernels.base import Product as Product
+from jaxop.kernels.base import Scaled as Scaled
+from jaxop.kernels.base import Sum as Sum
 from jaxop.kernels.base import from_pair as from_pair
 from jaxop.kernels.base import matrix as matrix
-from jaxop.kernels.composition import Product as Product
-from jaxop.kernels.composition import Projected as Projected
-from jaxop.kernels.composition import Scaled as Scaled
-from jaxop.kernels.composition import Sum as Sum
 from jaxop.kernels.distance import EuclideanDistance as EuclideanDistance
 from jaxop.kernels.distance import Gaussian as Gaussian
+from jaxop.kernels.distance import InverseMultiquadric as InverseMultiquadric
+from jaxop.kernels.dot_product import Bilinear as Bilinear
 from jaxop.kernels.dot_product import DotProduct as DotProduct
 from jaxop.kernels.dot_product import ExpDotProduct as ExpDotProduct
 from jaxop.kernels.features import LearnedFeatures as LearnedFeatures
 from jaxop.kernels.fourier import FourierIntegral as FourierIntegral
 from jaxop.kernels.intersection import Intersection as Intersection
+from jaxop.kernels.logarithms import LOG_ZERO as LOG_ZERO
+from jaxop.kernels.per_head import PerHead as PerHead
 from jaxop.kernels.polynomial import Quadratic as Quadratic
 from jaxop.kernels.polynomial import TruncatedExponential as TruncatedExponential
-from jaxop.kernels.rational import Bilinear as Bilinear
-from jaxop.kernels.rational import InverseMultiquadric as InverseMultiquadric
+from jaxop.kernels.projected import Projected as Projected

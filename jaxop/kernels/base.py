@@ -1,9 +1,10 @@
-"""What a kernel is: a function of one pair, its logarithm, and a fast matrix form of either."""
+"""What a kernel is, and kernels made of functions and of kernels: sums, products and multiples."""
 
 import dataclasses
 import functools
+import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -12,27 +13,33 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxop._pytree import register
-from jaxop._validation import check_name, check_plain, check_size, is_concrete
+from jaxop._validation import check_name, is_concrete
+from jaxop.kernels.checks import check_numbers
+from jaxop.kernels.logarithms import LOG_ZERO, log_power, log_product, log_sum
 
 SIGNS = ("positive", "nonnegative", "signed")
 """What `Kernel.sign` may be; attention normalises the first two and refuses the third."""
-
-LOG_ZERO = -1e30
-"""The finite number that stands for log 0: a pair whose log kernel lies below half of it has no mass."""
 
 
 @runtime_checkable
 class Kernel(Protocol):
     """A kernel k(q, k') of one query and one key, as a small pytree whose leaves are trainable.
 
-    Subclasses define `__call__` (the definition, against which everything is tested) and, where they
-    can do better than the defaults, `log` and `tile`.
+    Derive from this class, or from `BaseKernel` for arithmetic as well. Define `__call__` (the definition, against
+    which everything is tested) and, where you can do better than the defaults, `log` and `tile`. A class that has
+    `sign`, `__call__`, `log` and `tile` of its own is a kernel too, and need not derive from this one.
 
     Attributes:
         sign: ``"positive"``, ``"nonnegative"`` (zeros allowed) or ``"signed"``.
+        epsilon: ε ≥ 0, which a normalised `jaxop.attention.integral_attention` adds to Σ_j k_ij over equally weighted
+            keys.
+        is_additive: whether log k is a sum over the channels; between functions it is then integrated.
+        parts: the kernels that this one is made of.
     """
 
     sign: str
+    epsilon: float = 0.0
+    is_additive: bool = False
 
     def __call__(self, a: Float[Array, " d"], b: Float[Array, " d"]) -> Float[Array, ""]:
         """k(a, b) of one query a and one key b."""
@@ -50,14 +57,28 @@ class Kernel(Protocol):
         pair = self if self.sign == "signed" else self.log
         return jax.vmap(lambda a: jax.vmap(lambda b: pair(a, b))(key))(query)
 
+    @property
+    def parts(self) -> "tuple[Kernel, ...]":
+        """The kernels that this one is made of."""
+        return ()
+
+    def with_depth(self, depth: int) -> "Kernel":
+        """The kernel of vectors that sample functions of ``depth`` channels: that many count in its √d."""
+        del depth
+        return self
+
+    @classmethod
+    def __subclasshook__(cls, other: type):
+        if cls is not Kernel:
+            return NotImplemented
+        names = set().union(*(vars(base) for base in other.__mro__))
+        return {"__call__", "log", "tile"} <= names or NotImplemented
+
 
 class BaseKernel(Kernel):
     """A `Kernel` with arithmetic: what the kernels of this library derive from, and yours may.
 
     ``k1 + k2`` is a `Sum`, ``k1 * k2`` a `Product` and ``2.0 * k`` a `Scaled` kernel.
-
-    Attributes:
-        is_additive: whether log k is a sum over the channels; between functions it is then integrated.
 
     Example:
         >>> import jax.numpy as jnp
@@ -67,31 +88,89 @@ class BaseKernel(Kernel):
         3.0 positive
     """
 
-    is_additive = False
     __array_ufunc__ = None  # NumPy's numbers leave ``factor * kernel`` to the kernel
 
-    def with_depth(self, depth: int) -> "BaseKernel":
-        """The kernel of vectors that sample functions of ``depth`` channels: that many count in its √d."""
-        del depth
-        return self
-
-    def __add__(self, other: Any) -> "BaseKernel":
+    def __add__(self, other: object) -> "Sum":
         """The kernel k₁ + k₂."""
-        from jaxop.kernels.composition import Sum
-
         return Sum((self, other)) if isinstance(other, Kernel) else NotImplemented
 
-    def __mul__(self, other: Any) -> "BaseKernel":
+    def __mul__(self, other: object) -> "Product | Scaled":
         """The kernel k₁ k₂, or c k₁ for a number c."""
-        from jaxop.kernels.composition import Product, Scaled
-
         if isinstance(other, Kernel):
             return Product((self, other))
-        return Scaled(self, other) if _is_real(other) else NotImplemented
+        is_real = isinstance(other, numbers.Real | np.ndarray | np.generic | jax.Array)
+        return Scaled(self, other) if is_real else NotImplemented
 
-    def __rmul__(self, factor: Any) -> "BaseKernel":
+    def __rmul__(self, factor: object) -> "Product | Scaled":
         """The kernel c k of a number c."""
         return self.__mul__(factor)
+
+
+def as_kernel(kernel: object, argument: str = "kernel") -> Kernel:
+    """The kernel with every attribute of `Kernel`: one that does not derive from that class gets the defaults.
+
+    Raises:
+        TypeError: if ``kernel`` is not a kernel.
+
+    Example:
+        >>> from jaxop import kernels
+        >>> from jaxop.kernels.base import as_kernel
+        >>> as_kernel(kernels.ExpDotProduct()).epsilon
+        0.0
+    """
+    if isinstance(kernel, type) or not isinstance(kernel, Kernel) or not hasattr(kernel, "sign"):
+        received = f"the class {kernel.__name__} itself" if isinstance(kernel, type) else type(kernel).__name__
+        raise TypeError(
+            f"{argument} must be a Kernel, such as kernels.ExpDotProduct(), got {received}; "
+            "kernels.from_pair makes one from a function."
+        )
+    if Kernel in type(kernel).__mro__:
+        return kernel
+    return _Adapted(
+        kernel,
+        sign=kernel.sign,
+        epsilon=kernel.epsilon if isinstance(kernel, _HasEpsilon) else 0.0,
+        is_additive=kernel.is_additive if isinstance(kernel, _HasAdditivity) else False,
+    )
+
+
+@runtime_checkable
+class _HasEpsilon(Protocol):
+    epsilon: float
+
+
+@runtime_checkable
+class _HasAdditivity(Protocol):
+    is_additive: bool
+
+
+@runtime_checkable
+class _HasDepth(Protocol):
+    def with_depth(self, depth: int) -> Kernel: ...
+
+
+@functools.partial(register, static=("sign", "epsilon", "is_additive"))
+@dataclasses.dataclass(frozen=True)
+class _Adapted(BaseKernel):
+    """A kernel that does not derive from `Kernel`, with the attributes that it lacks."""
+
+    kernel: Kernel
+    _: dataclasses.KW_ONLY
+    sign: str
+    epsilon: float
+    is_additive: bool
+
+    def __call__(self, a: Float[Array, " d"], b: Float[Array, " d"]) -> Float[Array, ""]:
+        return self.kernel(a, b)
+
+    def log(self, a: Float[Array, " d"], b: Float[Array, " d"]) -> Float[Array, ""]:
+        return self.kernel.log(a, b)
+
+    def tile(self, query: Float[Array, "n d"], key: Float[Array, "m d"]) -> Float[Array, "n m"]:
+        return self.kernel.tile(query, key)
+
+    def with_depth(self, depth: int) -> Kernel:
+        return as_kernel(self.kernel.with_depth(depth)) if isinstance(self.kernel, _HasDepth) else self
 
 
 @functools.partial(register, static=("fn", "is_log", "sign"))
@@ -99,7 +178,7 @@ class BaseKernel(Kernel):
 class FunctionKernel(BaseKernel):
     """A kernel made from a Python function by `from_pair`."""
 
-    fn: Callable[..., Any]
+    fn: Callable[..., Array]
     params: Any
     is_log: bool
     sign: str
@@ -117,89 +196,15 @@ class FunctionKernel(BaseKernel):
         return self._evaluate(a, b) if self.is_log else super().log(a, b)
 
 
-def matrix(kernel: Kernel, query: Float[Array, "n a"], key: Float[Array, "m b"]) -> Float[Array, "n m"]:
-    """The values k(q_i, k_j) of a kernel of any sign, whose `Kernel.tile` may hold their logarithms.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from jaxop import kernels
-        >>> print(kernels.matrix(kernels.Quadratic(), jnp.zeros((1, 2)), jnp.ones((2, 2))))
-        [[1. 1.]]
-    """
-    tile = kernel.tile(query, key)
-    return tile if kernel.sign == "signed" else jnp.exp(tile)
-
-
-def with_depth(kernel: Kernel, depth: int) -> Kernel:
-    """`BaseKernel.with_depth` of any kernel; one that has no such method stays as it is."""
-    change: Callable[[int], Kernel] | None = getattr(kernel, "with_depth", None)
-    return kernel if change is None else change(depth)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def log_power(value: Float[Array, "*n"], power: float = 1.0) -> Float[Array, "*n"]:
-    """The logarithm of |x|^p; `LOG_ZERO` with derivative 0 where |x|^p, or |x|, is below the smallest normal number.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from jaxop.kernels.base import log_power
-        >>> print(log_power(jnp.asarray([1.0, -1.0, 0.0]), 2))
-        [ 0.e+00  0.e+00 -1.e+30]
-    """
-    return _log_power(value, power)[0]
-
-
-@log_power.defjvp
-def _log_power_jvp(power, primals, tangents):
-    (value,), (change,) = primals, tangents
-    logarithm, alive, value = _log_power(value, power)
-    return logarithm, change * jnp.where(alive, power / value, 0)
-
-
-def _log_power(value: Array, power: float) -> tuple[Array, Array, Array]:
-    smallest = float(jnp.finfo(value.dtype).tiny)
-    alive = jnp.abs(value) >= max(smallest, smallest ** (1 / power))
-    value = jnp.where(alive, value, 1)
-    return jnp.where(alive, power * jnp.log(jnp.abs(value)), LOG_ZERO), alive, value
-
-
-def _is_real(value: Any) -> bool:
-    return isinstance(value, numbers.Real | np.ndarray | np.generic | jax.Array)
-
-
-def check_numbers(value: Any, argument: str) -> None:
-    """Refuses a parameter that is neither a real number nor an array of them."""
-    check_plain(value, argument)
-    dtype = value.dtype if hasattr(value, "dtype") else np.asarray(value).dtype
-    if dtype.kind not in "iuf" and not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(f"{argument} must be a real number or an array of them, got {value!r}.")
-
-
-def check_depth(depth: Any) -> None:
-    """Refuses a d in √d that is not the length of a vector."""
-    if depth is not None:
-        check_size(depth, "depth")
-
-
-def check_positive(value: Any, argument: str, meaning: str) -> None:
-    """Refuses a parameter whose values can be read and are not all positive and finite."""
-    if not is_concrete(*jax.tree.leaves(value)):
-        return
-    check_numbers(value, argument)
-    values = np.asarray(value).astype(np.float64)
-    if not (np.all(np.isfinite(values)) and np.all(values > 0)):
-        raise ValueError(f"{argument} must be positive and finite, got {values}: {meaning}.")
-
-
 def from_pair(
-    fn: Callable[..., Any], params: Any = None, *, log: bool = False, sign: str | None = None
+    fn: Callable[..., Array], params: Any = None, *, log: bool = False, sign: str | None = None
 ) -> FunctionKernel:
     """k(q, k') = fn(q, k'), or fn(params, q, k'): any function of one pair becomes a kernel.
 
     Args:
         fn: maps one query (d,) and one key (d,) to a scalar; takes ``params`` first if they are given.
         params: pytree of trainable arrays, or None. What ``fn`` closes over works as well, gradients
-            included; ``params`` also allows one kernel per head (``kernel_axis=0``).
+            included; ``params`` also allows one kernel per head (`PerHead`).
         log: whether ``fn`` returns log k. Prefer it for kernels that decay fast.
         sign: ``"positive"``, ``"nonnegative"`` or ``"signed"``. Default: positive if ``log``, else
             nonnegative, and then values below 0 count as 0.
@@ -210,8 +215,8 @@ def from_pair(
         the same object and computes the same.
 
     Raises:
-        TypeError: for what is not a function.
-        ValueError: for an unknown sign, or a signed kernel given by its logarithm.
+        TypeError: if ``fn`` is not a function.
+        ValueError: if the sign is unknown, or ``"signed"`` for a kernel given by its logarithm.
 
     Example:
         >>> import jax.numpy as jnp
@@ -229,3 +234,225 @@ def from_pair(
             "sign='signed' has no logarithm; pass log=False and a function that returns the kernel itself."
         )
     return FunctionKernel(fn, params, log, sign)
+
+
+def matrix(kernel: Kernel, query: Float[Array, "n a"], key: Float[Array, "m b"]) -> Float[Array, "n m"]:
+    """The values k(q_i, k_j) of a kernel of any sign, whose `Kernel.tile` may hold their logarithms.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxop import kernels
+        >>> print(kernels.matrix(kernels.Quadratic(), jnp.zeros((1, 2)), jnp.ones((2, 2))))
+        [[1. 1.]]
+    """
+    tile = kernel.tile(query, key)
+    return tile if kernel.sign == "signed" else jnp.exp(tile)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Composite(BaseKernel):
+    """A kernel of parts, which the depth reaches."""
+
+    kernels: tuple[Kernel, ...]
+    sign: str = dataclasses.field(init=False, repr=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "kernels", _check_parts(self.kernels))
+        object.__setattr__(self, "sign", self._sign({kernel.sign for kernel in self.kernels}))
+
+    @staticmethod
+    def _sign(signs: set[str]) -> str:
+        raise NotImplementedError
+
+    @property
+    def parts(self) -> tuple[Kernel, ...]:
+        """The kernels."""
+        return self.kernels
+
+    def with_depth(self, depth: int) -> "_Composite":
+        """The same kernel of the parts with that depth."""
+        return type(self)(tuple(kernel.with_depth(depth) for kernel in self.kernels))
+
+
+@functools.partial(register, static=("sign",))
+@dataclasses.dataclass(frozen=True)
+class Sum(_Composite):
+    """k = k₁ + k₂ + …: positive if one part is positive and none signed, nonnegative if none is signed, else signed.
+
+    In the log domain, without overflow, unless a part is signed.
+
+    Attributes:
+        kernels: the parts; all leaves are trainable.
+
+    Raises:
+        TypeError: if a part is not a `Kernel`.
+        ValueError: if there are no parts, or a part has an ``epsilon``, which belongs to a whole integral.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxop import kernels
+        >>> kernel = kernels.Gaussian() + kernels.DotProduct()
+        >>> print(kernel(jnp.zeros(4), jnp.zeros(4)), kernel.sign)
+        1.0 signed
+    """
+
+    @staticmethod
+    def _sign(signs: set[str]) -> str:
+        return "signed" if "signed" in signs else "positive" if "positive" in signs else "nonnegative"
+
+    def __call__(self, a: Float[Array, " a"], b: Float[Array, " b"]) -> Float[Array, ""]:
+        """Σ k(a, b) over the parts."""
+        return sum((kernel(a, b) for kernel in self.kernels[1:]), start=self.kernels[0](a, b))
+
+    def log(self, a: Float[Array, " a"], b: Float[Array, " b"]) -> Float[Array, ""]:
+        """Log Σ exp log k(a, b) over the parts."""
+        return log_sum(tuple(kernel.log(a, b) for kernel in self.kernels))
+
+    def tile(self, query: Float[Array, "n a"], key: Float[Array, "m b"]) -> Float[Array, "n m"]:
+        """The logarithm of the sum of the matrices of the parts; the sum itself if a part is signed."""
+        if self.sign != "signed":
+            return log_sum(tuple(kernel.tile(query, key) for kernel in self.kernels))
+        first, *others = (matrix(kernel, query, key) for kernel in self.kernels)
+        return sum(others, start=first)
+
+
+@functools.partial(register, static=("sign", "is_additive"))
+@dataclasses.dataclass(frozen=True)
+class Product(_Composite):
+    """k = k₁ k₂ …: positive if all parts are, signed if one is, else nonnegative.
+
+    In the log domain, without overflow, unless a part is signed.
+
+    Attributes:
+        kernels: the parts; all leaves are trainable.
+        is_additive: whether log k is a sum over the channels: if those of all parts are.
+
+    Raises:
+        TypeError: if a part is not a `Kernel`.
+        ValueError: if there are no parts, or a part has an ``epsilon``, which belongs to a whole integral.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxop import kernels
+        >>> kernel = kernels.Gaussian() * kernels.Quadratic()
+        >>> print(f"{kernel(jnp.ones(4), jnp.ones(4)):.1f} {kernel.sign}")  # exp(0) (4/2 + 1)²
+        9.0 nonnegative
+    """
+
+    is_additive: bool = dataclasses.field(init=False, repr=False)
+
+    def __post_init__(self):
+        super().__post_init__()
+        object.__setattr__(self, "is_additive", all(kernel.is_additive for kernel in self.kernels))
+
+    @staticmethod
+    def _sign(signs: set[str]) -> str:
+        return "signed" if "signed" in signs else "nonnegative" if "nonnegative" in signs else "positive"
+
+    def __call__(self, a: Float[Array, " a"], b: Float[Array, " b"]) -> Float[Array, ""]:
+        """Π k(a, b) over the parts."""
+        return math.prod((kernel(a, b) for kernel in self.kernels[1:]), start=self.kernels[0](a, b))
+
+    def log(self, a: Float[Array, " a"], b: Float[Array, " b"]) -> Float[Array, ""]:
+        """Σ log k(a, b) over the parts."""
+        return log_product([kernel.log(a, b) for kernel in self.kernels])
+
+    def tile(self, query: Float[Array, "n a"], key: Float[Array, "m b"]) -> Float[Array, "n m"]:
+        """The sum of the logarithms of the parts; the product itself if a part is signed."""
+        logs = [kernel.tile(query, key) for kernel in self.kernels if kernel.sign != "signed"]
+        values = [kernel.tile(query, key) for kernel in self.kernels if kernel.sign == "signed"]
+        if not values:
+            return log_product(logs)
+        first, *others = values if not logs else [jnp.exp(log_product(logs)), *values]
+        return math.prod(others, start=first)
+
+
+@functools.partial(register, static=("sign",))
+@dataclasses.dataclass(frozen=True)
+class Scaled(BaseKernel):
+    """k = c k₁, with a number c.
+
+    Attributes:
+        kernel: k₁.
+        factor: c, a number or scalar array (trainable); one per head, (h,), within `PerHead`.
+        sign: None means that of k₁, or ``"signed"`` if c, or one of its entries, is negative. Give it if the value of c
+            is not known when the kernel is made, under differentiation or `jax.jit`: unless ``"signed"``, the kernel
+            counts as 0 where c turns out to be negative.
+
+    Raises:
+        TypeError: if ``kernel`` is not a `Kernel`, or the factor is not a real number.
+        ValueError: if the sign is unknown, or left out where the factor is traced, or contradicts the factor, or if the
+            kernel has an ``epsilon``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxop import kernels
+        >>> kernel = -0.5 * kernels.Gaussian()
+        >>> print(kernel(jnp.zeros(2), jnp.zeros(2)), kernel.sign)
+        -0.5 signed
+    """
+
+    kernel: Kernel
+    factor: Any
+    sign: str | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def __post_init__(self):
+        object.__setattr__(self, "kernel", _check_parts((self.kernel,))[0])
+        negative = False
+        if is_concrete(*jax.tree.leaves(self.factor)):
+            check_numbers(self.factor, "factor")
+            negative = bool(np.any(np.asarray(self.factor).astype(np.float64) < 0))
+        elif self.sign is None and self.kernel.sign != "signed":
+            raise ValueError(
+                "the sign of a kernel times a traced factor is not known; pass "
+                f"Scaled(kernel, factor, sign={self.kernel.sign!r}), or sign='signed' if it may be negative."
+            )
+        if self.sign is None:
+            object.__setattr__(self, "sign", "signed" if negative else self.kernel.sign)
+        check_name(self.sign, "sign", SIGNS)
+        if self.sign != "signed" and (negative or self.kernel.sign == "signed"):
+            raise ValueError(f"sign={self.sign!r} contradicts a negative factor or a signed kernel; leave it out.")
+
+    @property
+    def parts(self) -> tuple[Kernel, ...]:
+        """k₁."""
+        return (self.kernel,)
+
+    def __call__(self, a: Float[Array, " a"], b: Float[Array, " b"]) -> Float[Array, ""]:
+        """The multiple c k₁(a, b)."""
+        factor = self.factor if self.sign == "signed" else jnp.maximum(self.factor, 0)
+        return factor * self.kernel(a, b)
+
+    def log(self, a: Float[Array, " a"], b: Float[Array, " b"]) -> Float[Array, ""]:
+        """Log c + log k₁(a, b)."""
+        return self._shift(self.kernel.log(a, b))
+
+    def tile(self, query: Float[Array, "n a"], key: Float[Array, "m b"]) -> Float[Array, "n m"]:
+        """Log c + the tile of k₁; c times its matrix if the kernel is signed."""
+        if self.sign == "signed":
+            return self.factor * matrix(self.kernel, query, key)
+        return self._shift(self.kernel.tile(query, key))
+
+    def with_depth(self, depth: int) -> "Scaled":
+        """The multiple of k₁ with that depth."""
+        return Scaled(self.kernel.with_depth(depth), self.factor, self.sign)
+
+    def _shift(self, log: Array) -> Array:
+        shift = log_power(jnp.maximum(jnp.asarray(self.factor, log.dtype), 0))
+        return jnp.where((log > LOG_ZERO / 2) & (shift > LOG_ZERO / 2), log + shift, LOG_ZERO)
+
+
+def _check_parts(kernels: object) -> tuple[Kernel, ...]:
+    """Kernels that may be summed and multiplied, as a tuple."""
+    if isinstance(kernels, Kernel) or not isinstance(kernels, Iterable):
+        raise TypeError(f"kernels must be a tuple of kernels, such as (kernels.Gaussian(),), got {kernels!r}.")
+    kernels = tuple(as_kernel(kernel, "a part") for kernel in kernels)
+    if not kernels:
+        raise ValueError("kernels is empty; give at least one kernel.")
+    for kernel in kernels:
+        if kernel.epsilon:
+            raise ValueError(
+                f"epsilon = {kernel.epsilon} of {type(kernel).__name__} belongs to a whole integral and not to a part "
+                "of a kernel; use epsilon=0."
+            )
+    return kernels

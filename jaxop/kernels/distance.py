@@ -1,4 +1,4 @@
-"""Kernels of the distance between query and key: Gaussian and Euclidean distance."""
+"""Kernels of the distance between query and key: Gaussian, Euclidean distance and inverse multiquadric."""
 
 import dataclasses
 import functools
@@ -10,8 +10,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxop._pytree import register
-from jaxop.kernels.base import LOG_ZERO, BaseKernel, check_depth, check_positive, log_power
+from jaxop.kernels.base import BaseKernel
 from jaxop.kernels.channels import sum_over_channels
+from jaxop.kernels.checks import check_depth, check_positive
+from jaxop.kernels.logarithms import LOG_ZERO, log_power
 
 
 @functools.partial(register, static=("depth",))
@@ -24,11 +26,11 @@ class Gaussian(BaseKernel):
 
     Attributes:
         inverse_width: τ, in units of one over the squared channels; a number or scalar array (trainable).
-            With one per head, (h,), pass ``kernel_axis=0``.
-        depth: d in √d; None: the length of a query.
+            One per head, (h,), within `PerHead`.
+        depth: d in √d; None means the length of a query.
 
     Raises:
-        ValueError: for an inverse width that is not positive and finite.
+        ValueError: if the inverse width is not positive and finite.
 
     Source: Wright, Gonzalez, "Transformers are Deep Infinite-Dimensional Non-Mercer Binary Kernel Machines",
         arXiv:2106.01506.
@@ -82,12 +84,12 @@ class EuclideanDistance(BaseKernel):
 
     Attributes:
         inverse_width: τ > 0, in units of one over the channels; a number or scalar array (trainable; where a traced
-            one is not positive the kernel is 0). With one per head, (h,), pass ``kernel_axis=0``. None: 1, with
+            one is not positive the kernel is 0). One per head, (h,), within `PerHead`. None means 1, with
             nothing to train.
-        depth: d in √d; None: the length of a query.
+        depth: d in √d; None means the length of a query.
 
     Raises:
-        ValueError: for an inverse width that is not positive and finite.
+        ValueError: if the inverse width is not positive and finite.
 
     Cost: `tile` two operations per pair and channel and one logarithm per pair, by differences: a distance errs by a
         few ε |q − k'|, however small it is. Its derivatives are matrix products, which err by ε |q| / |q − k'|.
@@ -131,6 +133,45 @@ class EuclideanDistance(BaseKernel):
     def with_depth(self, depth: int) -> "EuclideanDistance":
         """The kernel of vectors that sample functions of ``depth`` channels: that many count in its √d."""
         return dataclasses.replace(self, depth=depth)
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class InverseMultiquadric(BaseKernel):
+    """k(q, k') = (1 + τ |q − k'|²)^(−1/2), with heavy tails.
+
+    Attributes:
+        inverse_width: τ > 0, in units of one over the squared channels; a number or scalar array (trainable).
+            One per head, (h,), within `PerHead`.
+
+    Source: Gorham, Mackey, "Measuring Sample Quality with Kernels", arXiv:1703.01717.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxop import kernels
+        >>> print(f"{kernels.InverseMultiquadric()(jnp.zeros(3), jnp.ones(3)):.2f}")  # 1/√4
+        0.50
+    """
+
+    inverse_width: float | Array = 1.0
+
+    sign = "positive"
+
+    def __post_init__(self):
+        check_positive(self.inverse_width, "inverse_width", "the larger, the narrower the kernel")
+
+    def __call__(self, a: Float[Array, " d"], b: Float[Array, " d"]) -> Float[Array, ""]:
+        """(1 + τ |a − b|²)^(−1/2)."""
+        return jnp.exp(self.log(a, b))
+
+    def log(self, a: Float[Array, " d"], b: Float[Array, " d"]) -> Float[Array, ""]:
+        """Minus half the logarithm of 1 + τ |a − b|²."""
+        difference = a - b
+        return -jnp.log1p(self.inverse_width * jnp.dot(difference, difference)) / 2
+
+    def tile(self, query: Float[Array, "n d"], key: Float[Array, "m d"]) -> Float[Array, "n m"]:
+        """−½ log(1 + τ |q − k|²), as in `Gaussian.tile`."""
+        return -jnp.log1p(self.inverse_width * squared_distances(query, key)) / 2
 
 
 _FEW = 4

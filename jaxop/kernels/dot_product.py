@@ -1,4 +1,4 @@
-"""The exponentiated dot product of ordinary softmax attention, and the dot product of linear attention."""
+"""Kernels of the dot product: exponentiated, as in softmax attention, plain, as in linear attention, and bilinear."""
 
 import dataclasses
 import functools
@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxop._pytree import register
-from jaxop.kernels.base import BaseKernel, check_depth, check_numbers
+from jaxop.kernels.base import BaseKernel
+from jaxop.kernels.checks import check_depth, check_numbers
 
 
 class ScaledProduct(BaseKernel):
@@ -50,7 +51,7 @@ class ExpDotProduct(ScaledProduct):
 
     Attributes:
         scale: a number or scalar array (trainable); None means 1/√d.
-        depth: d in √d; None: the length of a query.
+        depth: d in √d; None means the length of a query.
 
     Example:
         >>> import jax.numpy as jnp
@@ -85,7 +86,7 @@ class DotProduct(ScaledProduct):
 
     Attributes:
         scale: a number or scalar array (trainable); None means 1/√d.
-        depth: d in √d; None: the length of a query.
+        depth: d in √d; None means the length of a query.
 
     Example:
         >>> import jax.numpy as jnp
@@ -113,3 +114,42 @@ class DotProduct(ScaledProduct):
     ) -> tuple[Float[Array, "n d"], Float[Array, "m d"]]:
         """Rows whose inner products are the kernel: scale · Q and K."""
         return self.scaled(query), key
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class Bilinear(BaseKernel):
+    """k(q, k') = qᵀ A k' + c, a signed kernel of finite rank.
+
+    Attributes:
+        matrix: A, (d, d); one per head, (h, d, d), within `PerHead` (then ``offset`` has shape (h,)).
+        offset: c, a number or scalar array; None leaves it out, and the kernel has rank d instead of d + 1.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxop import kernels
+        >>> print(kernels.Bilinear(jnp.eye(3))(jnp.ones(3), jnp.ones(3)))
+        4.0
+    """
+
+    matrix: Float[Array, "*h d d"]
+    offset: float | Array | None = 1.0
+
+    sign = "signed"
+
+    def __post_init__(self):
+        check_numbers(self.matrix, "matrix")
+        if self.offset is not None:
+            check_numbers(self.offset, "offset")
+        if jnp.ndim(self.matrix) < 2:
+            raise ValueError(
+                f"matrix must have shape (d, d), or (h, d, d) with one per head, got {jnp.shape(self.matrix)}."
+            )
+
+    def __call__(self, a: Float[Array, " d"], b: Float[Array, " d"]) -> Float[Array, ""]:
+        """aᵀ A b + c."""
+        return jnp.dot(a @ self.matrix, b) + (0.0 if self.offset is None else self.offset)
+
+    def tile(self, query: Float[Array, "n d"], key: Float[Array, "m d"]) -> Float[Array, "n m"]:
+        """Q A Kᵀ + c."""
+        return query @ self.matrix @ key.T + (0.0 if self.offset is None else self.offset)

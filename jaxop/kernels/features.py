@@ -25,8 +25,8 @@ class LearnedFeatures(BaseKernel):
         query_map: Φ, called as ``query_map(params[0], q)`` with q of shape (d,); returns (r,). Two kernels have the
             same tree structure if their maps are the same objects.
         key_map: Ψ, called as ``key_map(params[1], k)``; returns (r,).
-        params: the parameters of both, two pytrees of trainable arrays; with a leading head axis on every leaf pass
-            ``kernel_axis=0``.
+        params: the parameters of both, two pytrees of trainable arrays; one per head, with a leading axis of
+            heads on every leaf, within `PerHead`.
 
     Raises:
         TypeError: for maps that cannot be called, or parameters that are not a pair.

@@ -4,7 +4,8 @@ import dataclasses
 import functools
 import math
 import numbers
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,8 @@ from jaxop._eager import compiled
 from jaxop._pytree import register
 from jaxop._validation import accumulator, is_integer
 from jaxop._varying import varying_like
-from jaxop.kernels.base import BaseKernel, check_positive
+from jaxop.kernels.base import BaseKernel
+from jaxop.kernels.checks import check_positive
 
 _NEAR = 0.25
 """x² below which sin x / x and its logarithmic derivative are summed as series."""
@@ -29,7 +31,7 @@ _ROWS = 64
 """Queries of a strip of the backward pass, whose matrices stay in a core's cache."""
 
 
-@functools.partial(register, static=("power", "epsilon"))
+@functools.partial(register, static=("power", "epsilon", "sign"))
 @dataclasses.dataclass(frozen=True)
 class FourierIntegral(BaseKernel):
     r"""k(q, k') = Π_d φ(sin(R_d (q_d − k'_d)) / (R_d (q_d − k'_d))), φ(z) = z^power.
@@ -47,8 +49,8 @@ class FourierIntegral(BaseKernel):
     2 attention starts almost one-hot at d = 16 and more; R ≈ 0.7 d^(−1/4) starts it about as soft as softmax.
 
     Attributes:
-        radius: R, in units of one over the channels: a number, or one per channel, (d,); trainable. With
-            one per head, (h, 1) or (h, d), pass ``kernel_axis=0``. A traced one may be negative: only |R| matters.
+        radius: R, in units of one over the channels: a number, or one per channel, (d,); trainable. One
+            per head, (h, 1) or (h, d), within `PerHead`. A traced one may be negative: only |R| matters.
         power: an even number 2 l, or 1.
         epsilon: added by a normalised `integral_attention` to Σ_j k_ij over equally weighted keys (to
             Σ_j w_j k_ij / w̄ with w̄ = Σ_j w_j / m in general), whose products are then formed without the log
@@ -56,7 +58,7 @@ class FourierIntegral(BaseKernel):
             0 is exact.
 
     Raises:
-        ValueError: for another power, a radius that is not positive and finite, or a negative epsilon.
+        ValueError: if the power is another, the radius not positive and finite, or epsilon negative.
 
     Cost: `tile` O((n + m) d) sines, about a dozen multiplications and a quarter of a division per pair and
         channel, one logarithm per pair and 16 channels; O(n m) memory, its derivative included. Reverse mode only.
@@ -76,6 +78,10 @@ class FourierIntegral(BaseKernel):
     power: int = 4
     _: dataclasses.KW_ONLY
     epsilon: float = 0.0
+    sign: str = dataclasses.field(init=False, repr=False)
+
+    is_additive = True
+    """Log k is a sum over the channels."""
 
     def __post_init__(self):
         if not is_integer(self.power):
@@ -90,14 +96,7 @@ class FourierIntegral(BaseKernel):
         if not (self.epsilon >= 0 and math.isfinite(self.epsilon)):
             raise ValueError(f"epsilon must be a finite number ≥ 0, got {self.epsilon}; 0 is exact, 1e-6 as published.")
         check_positive(self.radius, "radius", "one over the distance at which k falls off")
-
-    is_additive = True
-    """Log k is a sum over the channels."""
-
-    @property
-    def sign(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """``"signed"`` for power 1, else ``"nonnegative"``."""
-        return "signed" if self.power == 1 else "nonnegative"
+        object.__setattr__(self, "sign", "signed" if self.power == 1 else "nonnegative")
 
     def __call__(self, a: Float[Array, " d"], b: Float[Array, " d"]) -> Float[Array, ""]:
         """Π_d sinc(R_d (a_d − b_d))^power."""
@@ -122,7 +121,7 @@ class FourierIntegral(BaseKernel):
         if radius.shape not in ((), (1,), (depth,)):
             raise ValueError(
                 f"radius must be a number or have one entry per channel, ({depth},), got shape {radius.shape}; for one "
-                "per head pass (h, 1) or (h, d) with kernel_axis=0."
+                "per head pass (h, 1) or (h, d) within PerHead."
             )
         return jnp.broadcast_to(radius, (depth,))
 
@@ -142,7 +141,7 @@ def log_sinc(query: Float[Array, "n d"], key: Float[Array, "m d"], radius: Float
 @jax.custom_vjp
 @compiled()
 def _log_sinc(query: Array, key: Array, radius: Array) -> Array:
-    def add(total: Array, x: Any, y: Any) -> Array:
+    def add(total: Array, x: list[Array], y: list[Array]) -> Array:
         mantissa, exponent = jnp.ones_like(total), jnp.zeros(total.shape, LAYOUT[total.dtype.name].integer)
         for start in range(0, len(x[0]), _GROUP):
             group = slice(start, start + _GROUP)
@@ -170,7 +169,7 @@ def sinc_product(
     """
 
     @jax.checkpoint
-    def multiply(product: Array, x: Any, y: Any) -> Array:
+    def multiply(product: Array, x: list[Array], y: list[Array]) -> Array:
         sines, differences = _fraction(x, y)
         return product * (sines / differences)
 
@@ -252,7 +251,7 @@ def split_bits(x: Array) -> tuple[Array, Array]:
     return jax.lax.bitcast_convert_type(mantissa, x.dtype), exponent
 
 
-def _fraction(x: Any, y: Any) -> tuple[Array, Array]:
+def _fraction(x: list[Array], y: list[Array]) -> tuple[Array, Array]:
     """Π sin R (x − y) and Π R (x − y) over a few channels; where |R (x − y)| < ½, sinc and 1."""
     numerator = denominator = jnp.ones((), x[0].dtype)
     for x_c, sin_x, cos_x, radius, y_c, sin_y, cos_y, _ in zip(*x, *y, strict=True):
@@ -304,7 +303,15 @@ def _channels(a: Array, radius: Array, count: int) -> tuple[Array, Array, Array,
     return settle(pad, a.T), sine, cosine, jnp.pad(radius, (0, count - depth))
 
 
-def _over_blocks(update: Any, start: Any, query: Array, key: Array, radius: Array, *, block: int = _BLOCK) -> Any:
+def _over_blocks(
+    update: Callable[[Array, list[Array], list[Array]], Array],
+    start: Array,
+    query: Array,
+    key: Array,
+    radius: Array,
+    *,
+    block: int = _BLOCK,
+) -> Array:
     """``update(carry, channels of queries, channels of keys)`` for one block of channels after the other."""
     x, y = _blocks(query, key, radius, block)
     if x[0].shape[0] == 1:
@@ -325,7 +332,7 @@ def _log_sinc_forward(query: Array, key: Array, radius: Array):
 
 
 @compiled()
-def _log_sinc_backward(residuals: Any, cotangent: Array):
+def _log_sinc_backward(residuals: tuple[Array, Array, Array], cotangent: Array):
     query, key, radius = residuals
     n, depth = query.shape
     rows, strips = min(n, _ROWS), -(-n // _ROWS)
@@ -335,7 +342,7 @@ def _log_sinc_backward(residuals: Any, cotangent: Array):
     def differentiate(x: list[Array], y: list[Array]) -> tuple[Array, Array]:
         """Row and column sums of the slopes of one block of channels, (channels, n) and (channels, m)."""
 
-        def strip(d_b: Array, inputs: Any):
+        def strip(d_b: Array, inputs: tuple[list[Array], Array]) -> tuple[Array, Array]:
             x, cotangent = inputs
             slopes = [cotangent * _slope(*xy) for xy in zip(*x, *y, strict=True)]
             d_a = jnp.stack([jnp.sum(s, axis=1) for s in slopes])

@@ -9,8 +9,9 @@ from jaxtyping import Array, Float
 from jaxop._eager import compiled
 from jaxop._pytree import register
 from jaxop._varying import varying_like
-from jaxop.kernels.base import BaseKernel, check_numbers
+from jaxop.kernels.base import BaseKernel
 from jaxop.kernels.channels import sum_over_channels
+from jaxop.kernels.checks import check_numbers
 
 
 @register
@@ -26,8 +27,8 @@ class Intersection(BaseKernel):
 
     Attributes:
         scale: s, in units of one over the channels; a number or scalar array (trainable). The published kernel has 1,
-            which is sharper than softmax: 1/√d starts attention about as soft. With one per head, (h,), pass
-            ``kernel_axis=0``.
+            which is sharper than softmax: 1/√d starts attention about as soft. One per head, (h,), within
+            `PerHead`.
 
     Where q_l = k'_l the derivative of min is that in q_l.
 

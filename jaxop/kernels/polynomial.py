@@ -11,9 +11,10 @@ from jaxtyping import Array, Float
 
 from jaxop._pytree import register
 from jaxop._validation import accumulator, is_integer
-from jaxop.kernels.base import LOG_ZERO, check_numbers, log_power
+from jaxop.kernels.checks import check_numbers
 from jaxop.kernels.dot_product import ScaledProduct
 from jaxop.kernels.fourier import LAYOUT, split_bits
+from jaxop.kernels.logarithms import LOG_ZERO, log_power
 
 MAX_DEGREE = 20
 """Largest degree of a `TruncatedExponential`: up to it the zeros are known to 1e-12, and beyond it e^x is near."""
@@ -27,9 +28,9 @@ class Quadratic(ScaledProduct):
     Nonnegative: a row whose products all equal −γ has no mass.
 
     Attributes:
-        offset: γ, a number or scalar array (trainable). With one per head, (h,), pass ``kernel_axis=0``.
+        offset: γ, a number or scalar array (trainable). One per head, (h,), within `PerHead`.
         scale: a number or scalar array (trainable); None means 1/√d.
-        depth: d in √d; None: the length of a query.
+        depth: d in √d; None means the length of a query.
 
     Source: Wright, Gonzalez, "Transformers are Deep Infinite-Dimensional Non-Mercer Binary Kernel Machines",
         arXiv:2106.01506.
@@ -65,7 +66,7 @@ class Quadratic(ScaledProduct):
         return log_power(self.products(query, key) + self.offset, 2)
 
 
-@functools.partial(register, static=("degree", "clip", "depth"))
+@functools.partial(register, static=("degree", "clip", "depth", "sign"))
 @dataclasses.dataclass(frozen=True)
 class TruncatedExponential(ScaledProduct):
     """k(q, k') = T_p(scale · q·k'), T_p(x) = Σ_{r ≤ p} x^r / r!: the exponentiated dot product cut at degree p.
@@ -84,11 +85,11 @@ class TruncatedExponential(ScaledProduct):
         degree: p, from 1 to 20.
         scale: a number or scalar array (trainable); None means 1/√d.
         clip: for odd degrees, whether negative values become 0.
-        depth: d in √d; None: the length of a query.
+        depth: d in √d; None means the length of a query.
 
     Raises:
-        ValueError: for another degree, or ``clip`` with an even one.
-        TypeError: for a degree that is no integer.
+        ValueError: if the degree lies outside this range, or ``clip`` is given for an even one.
+        TypeError: if the degree is not an integer.
 
     Cost: `tile` a matrix product, and 3 p operations, a division and two logarithms per pair.
 
@@ -107,6 +108,7 @@ class TruncatedExponential(ScaledProduct):
     _: dataclasses.KW_ONLY
     clip: bool = False
     depth: int | None = None
+    sign: str = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self):
         super().__post_init__()
@@ -118,13 +120,8 @@ class TruncatedExponential(ScaledProduct):
             )
         if self.clip and self.degree % 2 == 0:
             raise ValueError(f"clip=True is for odd degrees: degree {self.degree} is positive already; leave it out.")
-
-    @property
-    def sign(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """``"positive"`` for even degrees; for odd ones ``"nonnegative"`` if clipped, else ``"signed"``."""
-        if self.degree % 2 == 0:
-            return "positive"
-        return "nonnegative" if self.clip else "signed"
+        sign = "nonnegative" if self.clip else "signed"
+        object.__setattr__(self, "sign", sign if self.degree % 2 else "positive")
 
     def __call__(self, a: Float[Array, " d"], b: Float[Array, " d"]) -> Float[Array, ""]:
         """T_p(scale · a·b), or max(T_p, 0)."""

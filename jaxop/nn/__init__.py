@@ -7,7 +7,10 @@ from jaxop.nn.activations import gelu_tanh as gelu_tanh
 from jaxop.nn.attention import IntegralAttention as IntegralAttention
 from jaxop.nn.attention import IntegralAttentionConfig as IntegralAttentionConfig
 from jaxop.nn.encoder import NORMS as NORMS
+from jaxop.nn.encoder import EncoderConfig as EncoderConfig
 from jaxop.nn.encoder import EncoderLayer as EncoderLayer
+from jaxop.nn.encoder import LayersConfig as LayersConfig
+from jaxop.nn.encoder import ModelConfig as ModelConfig
 from jaxop.nn.flow import FlowLayer as FlowLayer
 from jaxop.nn.kernel_configs import KERNELS as KERNELS
 from jaxop.nn.kernel_configs import PER as PER

@@ -41,7 +41,7 @@ def gelu_tanh(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
         >>> print(f"{nn.gelu_tanh(jnp.array(1.0)):.4f}")
         0.8412
     """
-    return x * (0.5 * (1 + jnp.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x))))
+    return jax.nn.gelu(x, approximate=True)
 
 
 ACTIVATIONS = {"gelu": gelu, "gelu_tanh": gelu_tanh}

@@ -13,11 +13,11 @@ from jaxtyping import Array, Bool, Float
 
 from jaxop._validation import check_name
 from jaxop.attention import IMPLEMENTATIONS, averaging_operator, integral_attention, linear_attention
-from jaxop.attention.checks import cast_kernel
 from jaxop.attention.connection import check_dot_product, connection, scaled
+from jaxop.attention.operands import cast_kernel
 from jaxop.flows import linear_connection
-from jaxop.kernels import DotProduct, ExpDotProduct, Kernel, LearnedFeatures
-from jaxop.nn.checks import check_kernel_axis
+from jaxop.kernels import DotProduct, ExpDotProduct, Kernel, LearnedFeatures, PerHead
+from jaxop.kernels.per_head import one_head, over_heads
 from jaxop.nn.kernel_configs import LINEAR, ExpDotProductConfig, KernelConfig, KernelParameters, check_kernel_config
 from jaxop.nn.pointwise import Linear, check_heads
 
@@ -31,8 +31,8 @@ class IntegralAttentionConfig:
         implementation: of `jaxop.attention.integral_attention`; None lets it choose.
 
     Raises:
-        ValueError: for an unknown implementation, or one for linear attention.
-        TypeError: for a kernel that is no settings of one.
+        ValueError: if the implementation is unknown, or given for linear attention.
+        TypeError: if ``kernel`` is not the settings of a kernel.
     """
 
     kernel: KernelConfig = ExpDotProductConfig()
@@ -60,12 +60,11 @@ class IntegralAttentionConfig:
             ValueError: if the heads do not divide the width.
         """
         check_heads(width, heads)
-        kernel, axis = self.kernel.make(heads, width // heads, rngs=rngs)
+        kernel = self.kernel.make(heads, width // heads, rngs=rngs)
         return IntegralAttention(
             width,
             heads,
             kernel=kernel,
-            kernel_axis=axis,
             implementation=self.implementation,
             dtype=dtype,
             param_dtype=param_dtype,
@@ -82,10 +81,10 @@ class IntegralAttention(nnx.Module):
     Args:
         width: channels d.
         heads: h, a divisor of d.
-        kernel: any kernel; its leaves become trainable parameters. None: ``ExpDotProduct()``.
-        kernel_axis: 0 if the kernel's leaves carry a leading head axis.
+        kernel: any kernel, one for all heads or `jaxop.kernels.PerHead`; its leaves become trainable parameters. None
+            means ``ExpDotProduct()``.
         implementation: of `jaxop.attention.integral_attention`; None lets it choose.
-        dtype: dtype of the computation; None: that of the inputs and parameters.
+        dtype: dtype of the computation; None means that of the inputs and parameters.
         param_dtype: dtype of the parameters.
         rngs: random streams; ``params`` is used.
 
@@ -108,8 +107,7 @@ class IntegralAttention(nnx.Module):
         width: int,
         heads: int,
         *,
-        kernel: Kernel | None = None,
-        kernel_axis: int | None = None,
+        kernel: Kernel | PerHead | None = None,
         implementation: str | None = None,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
@@ -117,11 +115,9 @@ class IntegralAttention(nnx.Module):
     ):
         if implementation is not None:
             check_name(implementation, "implementation", IMPLEMENTATIONS)
-            if isinstance(kernel, DotProduct | LearnedFeatures):
+            if kernel is not None and isinstance(one_head(kernel), DotProduct | LearnedFeatures):
                 raise ValueError("linear attention has one implementation: leave implementation=None.")
         self.heads = check_heads(width, heads)
-        check_kernel_axis(kernel_axis)
-        self.kernel_axis = kernel_axis
         self.implementation = implementation
         self.kernel = KernelParameters(ExpDotProduct() if kernel is None else kernel, param_dtype=param_dtype)
         self.query = Linear(width, width, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
@@ -141,8 +137,9 @@ class IntegralAttention(nnx.Module):
 
         Args:
             x: samples of u, (b, n, d).
-            weights: quadrature weights of the context's nodes, (m,), or one row per sample, (b, m); None: equal.
-            context: samples of v, (b, m, d); None: u itself.
+            weights: quadrature weights of the context's nodes, (m,), or one row per sample, (b, m); None means
+                equal ones.
+            context: samples of v, (b, m, d); None means u itself.
             mask: True where a node of ``x`` may see one of the context. Shared by the samples: (m,), (n, m) or
                 (h, n, m); one per sample: (b, m), (b, n, m) or (b, h, n, m). With four axes each of b, h and n may be
                 1; what fits two of these shapes needs that form.
@@ -150,8 +147,8 @@ class IntegralAttention(nnx.Module):
 
         Raises:
             ValueError: for arrays that do not fit, and a mask whose shape has two meanings.
-            TypeError: for weights that are not an array.
-            NotImplementedError: for a mask of linear attention.
+            TypeError: if the weights are not an array.
+            NotImplementedError: if linear attention is given a mask.
         """
         mixed = self.mix(x, weights, context=context, mask=mask, is_causal=is_causal)
         return self.output(mixed.reshape(x.shape))
@@ -171,7 +168,7 @@ class IntegralAttention(nnx.Module):
         query, key, value = self.project(x, x if context is None else context)
         check_weights(weights, *key.shape[:2])
         kernel = self.kernel.value
-        if isinstance(kernel, DotProduct | LearnedFeatures):
+        if isinstance(one_head(kernel), DotProduct | LearnedFeatures):
             if mask is not None:
                 raise NotImplementedError("linear attention takes no mask; give masked nodes the weight 0.")
             query, key = self._features(kernel, query, key)
@@ -187,7 +184,6 @@ class IntegralAttention(nnx.Module):
                 value,
                 weights,
                 kernel=kernel,
-                kernel_axis=self.kernel_axis,
                 mask=mask,
                 is_causal=is_causal,
                 implementation=self.implementation,
@@ -208,7 +204,7 @@ class IntegralAttention(nnx.Module):
         """F = Attn(z), and C(z; v)_i = a_i v_i − ½ (|v_i|² F_i + Σ_heads Σ_j P_ij |v_j|² V z_j O).
 
         a_i is the mean over the heads of Σ_j P_ij d/dt (q_i·k_j scale) as tokens move with v. The bias of O, which is
-        the same at all tokens, is no part of the forces in C. Linear attention moves in another metric: there C is
+        the same at all tokens, does not enter the forces in C. Linear attention moves in another metric: there C is
         `jaxop.flows.linear_connection`, head by head of the channels of z.
 
         Args:
@@ -222,14 +218,14 @@ class IntegralAttention(nnx.Module):
             (F, C), each (b, n, d).
 
         Raises:
-            NotImplementedError: for another kernel than the exponentiated and the plain dot product.
+            NotImplementedError: if the kernel is neither the exponentiated nor the plain dot product.
 
         Cost: one attention with four times the channels of its values; linear attention: O(n d²/h), causal one token
         after the other.
 
         Source: Stein, Li, Steidl, arXiv:2603.16535, corrected study.
         """
-        if isinstance(self.kernel.value, DotProduct):
+        if isinstance(one_head(self.kernel.value), DotProduct):
             force = self(z, weights, mask=mask, is_causal=is_causal)
             v = velocity(force) if callable(velocity) else velocity
             return force, self._linear_connection(z, v, weights, is_causal)
@@ -238,13 +234,15 @@ class IntegralAttention(nnx.Module):
         check_weights(weights, *key.shape[:2])
         mask, mask_axis = _mask_of_samples(mask, query, key)
         width = z.shape[-1]
-        options = {"kernel_axis": self.kernel_axis, "is_causal": is_causal, "implementation": self.implementation}
-        operators = jax.vmap(
-            lambda query, key, weights, mask: averaging_operator(
-                query, key, weights, kernel=kernel, mask=mask, **options
-            ),
-            in_axes=(0, 0, _batch_axis(weights), mask_axis),
-        )(query, key, weights, mask)
+
+        def operator(query: Array, key: Array, weights: Array | None, mask: Array | None) -> Callable[[Array], Array]:
+            how = self.implementation
+            return averaging_operator(
+                query, key, weights, kernel=kernel, mask=mask, is_causal=is_causal, implementation=how
+            )
+
+        axes = (0, 0, _batch_axis(weights), mask_axis)
+        operators = jax.vmap(operator, in_axes=axes)(query, key, weights, mask)
         # velocities pass the matrices of the projections and not their biases
         matrices = jnp.concatenate([self.query.kernel[...], self.key_value.kernel[:, :width]], axis=1)
 
@@ -259,11 +257,11 @@ class IntegralAttention(nnx.Module):
 
         def rates(v: Array) -> tuple[Array, Array]:
             moved = (v.reshape(-1, width) @ matrices.astype(v.dtype)).reshape(*z.shape[:2], 2, *query.shape[2:])
-            return scaled(kernel, self.kernel_axis, moved[:, :, 0]), moved[:, :, 1]
+            return scaled(kernel, moved[:, :, 0]), moved[:, :, 1]
 
         return connection(
             velocity,
-            scaled(kernel, self.kernel_axis, query),
+            scaled(kernel, query),
             key,
             value,
             average=average,
@@ -281,11 +279,17 @@ class IntegralAttention(nnx.Module):
         x, u = (a.reshape(*z.shape[:2], self.heads, -1) for a in (z, v))
         return jax.vmap(by_head, in_axes=(0, 0, _batch_axis(weights)))(x, u, weights).reshape(z.shape).astype(z.dtype)
 
-    def _features(self, kernel: DotProduct | LearnedFeatures, query: Array, key: Array) -> tuple[Array, Array]:
+    def _features(self, kernel: Kernel | PerHead, query: Array, key: Array) -> tuple[Array, Array]:
         """Features (b, n, h, r) and (b, m, h, r) whose inner products are the kernel of every head."""
         kernel = cast_kernel(kernel, query.dtype)
-        per_head = jax.vmap(lambda k, q, x: k.features(q, x), (self.kernel_axis, 1, 1), 1, axis_size=self.heads)
-        return jax.vmap(per_head, in_axes=(None, 0, 0))(kernel, query, key)
+
+        def of_head(kernel: DotProduct | LearnedFeatures, query: Array, key: Array) -> tuple[Array, Array]:
+            return kernel.features(query, key)
+
+        def of_sample(query: Array, key: Array) -> tuple[Array, Array]:
+            return over_heads(of_head, kernel, (query, key), (1, 1), 1, heads=self.heads)
+
+        return jax.vmap(of_sample)(query, key)
 
     def project(
         self, x: Float[Array, "b n d"], context: Float[Array, "b m d"]

@@ -1,43 +1,32 @@
 """What layers ask of their constructors' arguments, but for sizes and names."""
 
-from typing import Any
-
 from flax import nnx
 
 from jaxop._validation import check_dtype, check_type
-from jaxop.kernels import Kernel
+from jaxop.kernels import Kernel, PerHead
 
 
-def check_rngs(rngs: Any) -> None:
+def check_rngs(rngs: object) -> None:
     """Refuses what draws no parameters, such as a seed or a key."""
     check_type(rngs, "rngs", nnx.Rngs, "flax.nnx.Rngs, such as rngs=nnx.Rngs(0) with a seed")
 
 
-def check_dtypes(dtype: Any, param_dtype: Any) -> None:
+def check_dtypes(dtype: object, param_dtype: object) -> None:
     """Refuses dtypes that are not floating, and their nicknames."""
     check_dtype(dtype, "dtype", optional=True)
     check_dtype(param_dtype, "param_dtype")
 
 
-def check_kernel(kernel: Any) -> None:
+def check_kernel(kernel: object) -> None:
     """Refuses what is not a kernel itself."""
-    if not isinstance(kernel, Kernel) or isinstance(kernel, type):
+    if not isinstance(kernel, Kernel | PerHead) or isinstance(kernel, type):
         raise TypeError(
             f"kernel must be a Kernel, such as kernels.Gaussian(), got {kernel!r}; settings and names of kernels "
             "belong to nn.IntegralAttentionConfig(kernel=...), whose make(...) builds the layer."
         )
 
 
-def check_kernel_axis(kernel_axis: Any) -> None:
-    """Refuses axes of heads that kernels cannot have."""
-    if kernel_axis not in (None, 0) or isinstance(kernel_axis, bool):
-        raise ValueError(
-            f"kernel_axis must be 0, if the parameters of the kernel have a leading axis of heads, or None, got "
-            f"{kernel_axis!r}."
-        )
-
-
-def check_attention(attention: Any) -> None:
+def check_attention(attention: object) -> None:
     """Refuses what cannot be called."""
     if not callable(attention) or isinstance(attention, type):
         raise TypeError(

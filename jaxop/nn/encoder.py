@@ -1,16 +1,23 @@
-"""The encoder layer: attention and a pointwise network, each with a residual and a norm."""
+"""The encoder layer, attention and a pointwise network with residuals and norms, and the configs that make it."""
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypedDict, TypeVar
 
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxop._validation import as_number, check_name, check_size
-from jaxop.nn.checks import check_attention
-from jaxop.nn.pointwise import FeedForward, LayerNorm, in_blocks
+from jaxop._validation import check_dtype, check_name, check_size, check_type
+from jaxop.nn.activations import ACTIVATIONS
+from jaxop.nn.attention import IntegralAttentionConfig
+from jaxop.nn.checks import check_attention, check_rngs
+from jaxop.nn.kernel_configs import ExpDotProductConfig, KernelConfig, LinearConfig
+from jaxop.nn.momentum import MomentumConfig, MomentumLayer
+from jaxop.nn.pointwise import FeedForward, LayerNorm, check_dropout, check_heads, in_blocks
+
+Config = TypeVar("Config", bound="ModelConfig")
 
 NORMS = ("post", "pre")
 """Where an encoder layer normalises: after each residual sum, or before each branch."""
@@ -30,7 +37,7 @@ class EncoderLayer(nnx.Module):
         norm: one of `NORMS`.
         dropout: rate, active in training mode (``model.train()``, `nnx.Dropout`).
         activation: of `FeedForward`.
-        dtype: dtype of the computation; None: that of the inputs and parameters.
+        dtype: dtype of the computation. None takes that of inputs and parameters.
         param_dtype: dtype of the parameters.
         rngs: random streams; ``params`` and, if ``dropout > 0``, ``dropout`` are used.
 
@@ -50,7 +57,7 @@ class EncoderLayer(nnx.Module):
 
     def __init__(
         self,
-        attention: Callable[..., Any],
+        attention: Callable[..., Array],
         width: int,
         feedforward: int,
         *,
@@ -83,7 +90,7 @@ class EncoderLayer(nnx.Module):
         return in_blocks(self._pointwise, x, self.dropout(jnp.ones_like(x)))
 
     def attention_input(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
-        """What the attention of this layer acts on: LN(x) ("pre") or x ("post")."""
+        """Returns what the attention of this layer acts on: LN(x) ("pre") or x ("post")."""
         return in_blocks(self.attention_norm, x) if self.norm == "pre" else x
 
     def _pointwise(self, x: Array, keep: Array | None = None) -> Array:
@@ -97,7 +104,178 @@ class EncoderLayer(nnx.Module):
         return branch if self.dropout is None else self.dropout(branch)
 
 
-def check_dropout(rate: Any) -> None:
-    """Refuses what is not a rate in [0, 1)."""
-    if not 0 <= as_number(rate, "dropout") < 1:
-        raise ValueError(f"dropout must be a rate in [0, 1), got {rate}.")
+class Dtypes(TypedDict):
+    """The dtypes of a layer, as keywords of its constructor."""
+
+    dtype: str | None
+    param_dtype: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Base class of the configs of all models: what every one of them has.
+
+    Attributes:
+        width: channels d inside.
+        layers: number of layers.
+        activation: ``"gelu"`` (exact) or ``"gelu_tanh"``.
+        dtype: dtype of the computation. None takes that of inputs and parameters.
+        param_dtype: dtype of the parameters.
+
+    Raises:
+        TypeError: for a size that is not an integer.
+        ValueError: for a size below 1 and unknown names; the message has valid ones.
+
+    Example:
+        >>> from jaxop import nn
+        >>> nn.ModelConfig(width=16, param_dtype="float64").dtypes
+        {'dtype': None, 'param_dtype': 'float64'}
+    """
+
+    width: int = 128
+    layers: int = 6
+    activation: str = "gelu"
+    dtype: str | None = None
+    param_dtype: str = "float32"
+
+    def __post_init__(self):
+        check_size(self.width, "width")
+        check_size(self.layers, "layers")
+        check_name(self.activation, "activation", ACTIVATIONS)
+        check_dtype(self.dtype, "dtype", optional=True)
+        check_dtype(self.param_dtype, "param_dtype")
+
+    @classmethod
+    def checked(cls: type[Config], config: Config, rngs: nnx.Rngs) -> Config:
+        """Returns the config of a new model if it is of this class and the model can draw its parameters.
+
+        Raises:
+            TypeError: for another config, and for what is not `flax.nnx.Rngs`.
+        """
+        room = cls.__module__.split(".")[1]
+        check_type(config, "config", cls, f"{room}.{cls.__name__}(...), made by operators.from_dict from a dict")
+        check_rngs(rngs)
+        return config
+
+    @property
+    def dtypes(self) -> Dtypes:
+        """The dtypes as keywords of a layer."""
+        return {"dtype": self.dtype, "param_dtype": self.param_dtype}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LayersConfig(ModelConfig):
+    """Base class of the configs of models with layers of attention: a `ModelConfig`, and what such a layer has.
+
+    Attributes:
+        heads: h, a divisor of the width.
+        feedforward: hidden channels of the pointwise networks.
+        norm: ``"post"`` or ``"pre"``.
+        dropout: rate in training mode.
+
+    Raises:
+        TypeError: for a size that is not an integer.
+        ValueError: for sizes that do not fit, unknown names and rates outside [0, 1); the message has valid ones.
+    """
+
+    heads: int = 8
+    feedforward: int = 128
+    norm: str = "post"
+    dropout: float = 0.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_heads(self.width, self.heads)
+        check_size(self.feedforward, "feedforward")
+        check_name(self.norm, "norm", NORMS)
+        check_dropout(self.dropout)
+
+    def residual_layer(self, attention: Callable[..., Array], *, rngs: nnx.Rngs) -> EncoderLayer:
+        """Returns a new layer around an attention, whose tokens have no velocity.
+
+        Example:
+            >>> from flax import nnx
+            >>> from jaxop import nn
+            >>> config = nn.LayersConfig(width=8, heads=2, norm="pre")
+            >>> attention = nn.IntegralAttention(config.width, config.heads, rngs=nnx.Rngs(0))
+            >>> config.residual_layer(attention, rngs=nnx.Rngs(1)).norm
+            'pre'
+        """
+        return EncoderLayer(
+            attention,
+            self.width,
+            self.feedforward,
+            norm=self.norm,
+            dropout=self.dropout,
+            activation=self.activation,
+            rngs=rngs,
+            **self.dtypes,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncoderConfig(LayersConfig):
+    """Base class of the configs of encoders: a `LayersConfig`, and whether its tokens have a velocity.
+
+    Attributes:
+        momentum: whether tokens carry a velocity; its blocks need ``norm="pre"``.
+
+    Raises:
+        TypeError: for a size that is not an integer, and settings of another kind.
+        ValueError: for sizes that do not fit, unknown names and rates outside [0, 1); the message has valid ones.
+    """
+
+    momentum: MomentumConfig = MomentumConfig()
+
+    def __post_init__(self):
+        super().__post_init__()
+        momentum = self.momentum
+        check_type(momentum, "momentum", MomentumConfig, "nn.MomentumConfig(block=...)")
+        if momentum.block != "none" and self.norm != "pre":
+            raise ValueError(
+                f"momentum blocks normalise before each branch: give norm='pre' with block={momentum.block!r}, got "
+                f"norm={self.norm!r}."
+            )
+
+    def check_kernel(self, kernel: KernelConfig) -> None:
+        """Raises ``ValueError`` if the momentum block is not made for the kernel of the attention."""
+        known = (ExpDotProductConfig, LinearConfig)
+        if self.momentum.block in ("H1", "R2") and not isinstance(kernel, known):
+            names = " and ".join(kind.__name__ for kind in known)
+            raise ValueError(
+                f"block={self.momentum.block!r} is made for {names}, got {type(kernel).__name__}; Y and H0 take any "
+                "kernel."
+            )
+
+    def layer(self, attention: Callable[..., Array], *, rngs: nnx.Rngs) -> EncoderLayer | MomentumLayer:
+        """Returns a new layer around an attention, with the momentum of this config.
+
+        Example:
+            >>> from flax import nnx
+            >>> from jaxop import nn
+            >>> config = nn.EncoderConfig(width=8, heads=2, norm="pre", momentum=nn.MomentumConfig("Y"))
+            >>> attention = nn.IntegralAttention(config.width, config.heads, rngs=nnx.Rngs(0))
+            >>> config.layer(attention, rngs=nnx.Rngs(1)).block
+            'Y'
+        """
+        if self.momentum.block == "none":
+            return self.residual_layer(attention, rngs=rngs)
+        return MomentumLayer(
+            attention,
+            self.width,
+            self.feedforward,
+            block=self.momentum.block,
+            dropout=self.dropout,
+            activation=self.activation,
+            rngs=rngs,
+            **self.dtypes,
+        )
+
+
+def check_attention_config(attention: object) -> None:
+    """Raises ``TypeError`` unless ``attention`` is the settings of an attention."""
+    if not isinstance(attention, IntegralAttentionConfig):
+        raise TypeError(
+            f"attention must be nn.IntegralAttentionConfig(kernel=...), got {attention!r}; operators.from_dict "
+            "makes a config from nested dicts."
+        )

@@ -11,9 +11,8 @@ from jaxop._validation import accumulator, check_name, check_size
 from jaxop.flows import METHODS, Damping, State, displace, second_order, start, step
 from jaxop.flows.softmax import function_rates
 from jaxop.nn.attention import check_weights
-from jaxop.nn.encoder import check_dropout
 from jaxop.nn.momentum import Positive
-from jaxop.nn.pointwise import FeedForward, LayerNorm, in_blocks
+from jaxop.nn.pointwise import FeedForward, LayerNorm, check_dropout, in_blocks
 
 
 class FlowLayer(nnx.Module):
@@ -34,12 +33,12 @@ class FlowLayer(nnx.Module):
         method: a name in `jaxop.flows.METHODS`.
         dropout: rate on FF, in training mode.
         activation: of `FeedForward`.
-        dtype: dtype of the computation of FF; None: that of the inputs and parameters.
+        dtype: dtype of the computation of FF; None means that of the inputs and parameters.
         param_dtype: dtype of the parameters.
         rngs: random streams; ``params`` and, if ``dropout > 0``, ``dropout`` are used.
 
     Raises:
-        ValueError: for an unknown method or activation, or a rate outside [0, 1).
+        ValueError: if the method or the activation is unknown, or a rate lies outside [0, 1).
 
     Cost: one attention with 3 d channels of values per layer; four with ``"tao"``.
 
@@ -113,7 +112,7 @@ class FlowLayer(nnx.Module):
 
         Args:
             state: positions and velocities of n tokens, (b, n, d), or of n functions on patches, (b, n, s, d).
-            weights: masses of the tokens, (n,) or (b, n); None: equal.
+            weights: masses of the tokens, (n,) or (b, n); None means equal ones.
             measure: for functions, the quadrature weights of a patch, (s,) or (b, s).
         """
         x = state.position

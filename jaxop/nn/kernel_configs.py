@@ -21,9 +21,11 @@ from jaxop.kernels import (
     Intersection,
     Kernel,
     LearnedFeatures,
+    PerHead,
     Quadratic,
     TruncatedExponential,
 )
+from jaxop.kernels.per_head import one_head
 from jaxop.nn.activations import ACTIVATIONS
 from jaxop.nn.checks import check_kernel, check_rngs
 
@@ -37,10 +39,10 @@ class ExpDotProductConfig:
 
     name: Literal["exp_dot_product"] = "exp_dot_product"
 
-    def make(self, heads: int, depth: int, *, rngs: nnx.Rngs) -> tuple[Kernel, int | None]:
-        """The kernel of a layer with ``heads`` heads of ``depth`` channels, and its ``kernel_axis``."""
+    def make(self, heads: int, depth: int, *, rngs: nnx.Rngs) -> Kernel | PerHead:
+        """The kernel of a layer with ``heads`` heads of ``depth`` channels."""
         del heads, depth, rngs
-        return ExpDotProduct(), None
+        return ExpDotProduct()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,10 +51,10 @@ class LinearConfig:
 
     name: Literal["linear"] = "linear"
 
-    def make(self, heads: int, depth: int, *, rngs: nnx.Rngs) -> tuple[Kernel, int | None]:
-        """The kernel of a layer with ``heads`` heads of ``depth`` channels, and its ``kernel_axis``."""
+    def make(self, heads: int, depth: int, *, rngs: nnx.Rngs) -> Kernel | PerHead:
+        """The kernel of a layer with ``heads`` heads of ``depth`` channels."""
         del heads, depth, rngs
-        return DotProduct(), None
+        return DotProduct()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +65,7 @@ class GaussianConfig:
         inverse_width: its initial value; see `jaxop.kernels.Gaussian`.
 
     Raises:
-        ValueError: for a width that is not positive and finite.
+        ValueError: if the width is not positive and finite.
     """
 
     inverse_width: float = 1.0
@@ -72,11 +74,11 @@ class GaussianConfig:
     def __post_init__(self):
         _check_positive(self.inverse_width, "inverse_width")
 
-    def make(self, heads: int, depth: int, *, rngs: nnx.Rngs) -> tuple[Kernel, int | None]:
-        """The kernel of a layer with ``heads`` heads of ``depth`` channels, and its ``kernel_axis``."""
+    def make(self, heads: int, depth: int, *, rngs: nnx.Rngs) -> Kernel | PerHead:
+        """The kernel of a layer with ``heads`` heads of ``depth`` channels."""
         _check_heads(heads, depth)
         del rngs
-        return Gaussian(jnp.full(heads, self.inverse_width)), 0
+        return PerHead(Gaussian(jnp.full(heads, self.inverse_width)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,8 +86,8 @@ class FourierIntegralConfig:
     """The Fourier integral kernel, with trainable radii.
 
     Attributes:
-        radius: initial value of all radii; None: 0.7 d^(−1/4) for heads of d channels, which starts attention about as
-            soft as softmax. Published are 2 for language and 1 for images, nearly one-hot at d ≥ 16.
+        radius: initial value of all radii; None means 0.7 d^(−1/4) for heads of d channels, which starts attention
+            about as soft as softmax. Published are 2 for language and 1 for images, nearly one-hot at d ≥ 16.
         power: an even number.
         epsilon: 0 is exact; published is 1e-6. See `jaxop.kernels.FourierIntegral`.
         per: what has a radius of its own: the "layer", every "head", or every "channel" of every head.
@@ -110,14 +112,14 @@ class FourierIntegralConfig:
         if FourierIntegral(radius, self.power, epsilon=self.epsilon).sign == "signed":
             raise ValueError("power=1 is a signed kernel, which attention cannot normalise; use 2, 4, 6, ...")
 
-    def make(self, heads: int, depth: int, *, rngs: nnx.Rngs) -> tuple[Kernel, int | None]:
-        """The kernel of a layer with ``heads`` heads of ``depth`` channels, and its ``kernel_axis``."""
+    def make(self, heads: int, depth: int, *, rngs: nnx.Rngs) -> Kernel | PerHead:
+        """The kernel of a layer with ``heads`` heads of ``depth`` channels."""
         _check_heads(heads, depth)
         del rngs
         shape = {"layer": (), "head": (heads, 1), "channel": (heads, depth)}[self.per]
         radius = 0.7 * depth**-0.25 if self.radius is None else self.radius
         kernel = FourierIntegral(jnp.full(shape, radius), self.power, epsilon=self.epsilon)
-        return kernel, 0 if shape else None
+        return PerHead(kernel) if shape else kernel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,10 +128,10 @@ class EuclideanDistanceConfig:
 
     name: Literal["euclidean_distance"] = "euclidean_distance"
 
-    def make(self, heads: int, depth: int, *, rngs: nnx.Rngs) -> tuple[Kernel, int | None]:
-        """The kernel of a layer with ``heads`` heads of ``depth`` channels, and its ``kernel_axis``."""
+    def make(self, heads: int, depth: int, *, rngs: nnx.Rngs) -> Kernel | PerHead:
+        """The kernel of a layer with ``heads`` heads of ``depth`` channels."""
         del heads, depth, rngs
-        return EuclideanDistance(None), None
+        return EuclideanDistance(None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,11 +139,11 @@ class IntersectionConfig:
     """The exponentiated intersection, with one trainable scale per head.
 
     Attributes:
-        scale: its initial value; None: 1/√d for heads of d channels, which starts attention about as soft as softmax.
-            Published is 1. See `jaxop.kernels.Intersection`.
+        scale: its initial value; None means 1/√d for heads of d channels, which starts attention about as soft as
+            softmax. Published is 1. See `jaxop.kernels.Intersection`.
 
     Raises:
-        ValueError: for a scale that is not positive and finite.
+        ValueError: if the scale is not positive and finite.
     """
 
     scale: float | None = None
@@ -151,11 +153,11 @@ class IntersectionConfig:
         if self.scale is not None:
             _check_positive(self.scale, "scale")
 
-    def make(self, heads: int, depth: int, *, rngs: nnx.Rngs) -> tuple[Kernel, int | None]:
-        """The kernel of a layer with ``heads`` heads of ``depth`` channels, and its ``kernel_axis``."""
+    def make(self, heads: int, depth: int, *, rngs: nnx.Rngs) -> Kernel | PerHead:
+        """The kernel of a layer with ``heads`` heads of ``depth`` channels."""
         _check_heads(heads, depth)
         del rngs
-        return Intersection(jnp.full(heads, depth**-0.5 if self.scale is None else self.scale)), 0
+        return PerHead(Intersection(jnp.full(heads, depth**-0.5 if self.scale is None else self.scale)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +168,7 @@ class QuadraticConfig:
         offset: its initial value; see `jaxop.kernels.Quadratic`.
 
     Raises:
-        ValueError: for an offset that is not finite.
+        ValueError: if the offset is not finite.
     """
 
     offset: float = 1.0
@@ -176,11 +178,11 @@ class QuadraticConfig:
         if not math.isfinite(as_number(self.offset, "offset")):
             raise ValueError(f"offset must be finite, got {self.offset}; 1 starts with nearly equal weights.")
 
-    def make(self, heads: int, depth: int, *, rngs: nnx.Rngs) -> tuple[Kernel, int | None]:
-        """The kernel of a layer with ``heads`` heads of ``depth`` channels, and its ``kernel_axis``."""
+    def make(self, heads: int, depth: int, *, rngs: nnx.Rngs) -> Kernel | PerHead:
+        """The kernel of a layer with ``heads`` heads of ``depth`` channels."""
         _check_heads(heads, depth)
         del rngs
-        return Quadratic(jnp.full(heads, self.offset)), 0
+        return PerHead(Quadratic(jnp.full(heads, self.offset)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,10 +209,10 @@ class TruncatedExponentialConfig:
                 "positive part, even degrees are positive."
             )
 
-    def make(self, heads: int, depth: int, *, rngs: nnx.Rngs) -> tuple[Kernel, int | None]:
-        """The kernel of a layer with ``heads`` heads of ``depth`` channels, and its ``kernel_axis``."""
+    def make(self, heads: int, depth: int, *, rngs: nnx.Rngs) -> Kernel | PerHead:
+        """The kernel of a layer with ``heads`` heads of ``depth`` channels."""
         del heads, depth, rngs
-        return TruncatedExponential(self.degree, clip=self.clip), None
+        return TruncatedExponential(self.degree, clip=self.clip)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,7 +227,7 @@ class LearnedFeaturesConfig:
         activation: σ, a name in `jaxop.nn.ACTIVATIONS`.
 
     Raises:
-        ValueError: for sizes below 1, or an unknown activation.
+        ValueError: if a size is below 1, or the activation is unknown.
     """
 
     features: int = 64
@@ -240,8 +242,8 @@ class LearnedFeaturesConfig:
             if not is_integer(size) or size < 1:
                 raise ValueError(f"{name} must be an integer of at least 1, got {size!r}.")
 
-    def make(self, heads: int, depth: int, *, rngs: nnx.Rngs) -> tuple[Kernel, int | None]:
-        """The kernel of a layer with ``heads`` heads of ``depth`` channels, and its ``kernel_axis``."""
+    def make(self, heads: int, depth: int, *, rngs: nnx.Rngs) -> Kernel | PerHead:
+        """The kernel of a layer with ``heads`` heads of ``depth`` channels."""
         _check_heads(heads, depth)
         check_rngs(rngs)
 
@@ -254,7 +256,7 @@ class LearnedFeaturesConfig:
             return {"inner": inner, "outer": outer, **biases}
 
         network = _network(self.activation)
-        return LearnedFeatures(network, network, (parameters(), parameters())), 0
+        return PerHead(LearnedFeatures(network, network, (parameters(), parameters())))
 
 
 @functools.cache
@@ -268,12 +270,12 @@ def _network(activation: str) -> Callable[[Any, jax.Array], jax.Array]:
     return network
 
 
-def _check_heads(heads: Any, depth: Any) -> None:
+def _check_heads(heads: object, depth: object) -> None:
     check_size(heads, "heads")
     check_size(depth, "depth")
 
 
-def _check_positive(value: Any, name: str) -> None:
+def _check_positive(value: object, name: str) -> None:
     if not 0 < as_number(value, name) < math.inf:
         raise ValueError(f"{name} must be positive and finite, got {value}.")
 
@@ -308,7 +310,7 @@ KERNELS: dict[str, type] = {
 """The choices by name."""
 
 
-def check_kernel_config(choice: Any) -> None:
+def check_kernel_config(choice: object) -> None:
     """Refuses what is not the settings of a kernel."""
     if not isinstance(choice, KernelConfig):
         expected = ", ".join(f"nn.{kind.__name__}()" for kind in KERNELS.values())
@@ -322,7 +324,7 @@ class KernelParameters(nnx.Module):
     """A kernel whose leaves are trainable parameters of a module: `value` is the kernel at its present ones.
 
     Args:
-        kernel: the kernel with its initial parameters.
+        kernel: the kernel with its initial parameters, one for all heads or `jaxop.kernels.PerHead`.
         param_dtype: dtype of the parameters.
 
     Example:
@@ -331,16 +333,17 @@ class KernelParameters(nnx.Module):
         Gaussian(inverse_width=Array(2., dtype=float32), depth=None)
     """
 
-    def __init__(self, kernel: Kernel, *, param_dtype: DTypeLike = jnp.float32):
+    def __init__(self, kernel: Kernel | PerHead, *, param_dtype: DTypeLike = jnp.float32):
         check_kernel(kernel)
         check_dtype(param_dtype, "param_dtype")
-        leaves, self.structure = jax.tree_util.tree_flatten_with_path(kernel)
+        self.structure = jax.tree.structure(kernel)
+        leaves = jax.tree_util.tree_leaves_with_path(one_head(kernel))
         # nnx sorts the entries of a Dict when it puts a module together again: the order is kept apart
         self.names = tuple(jax.tree_util.keystr(path, simple=True, separator="_") for path, _ in leaves)
         params = [nnx.Param(jnp.asarray(leaf, param_dtype)) for _, leaf in leaves]
         self.leaves = nnx.Dict(dict(zip(self.names, params, strict=True)))
 
     @property
-    def value(self) -> Kernel:
+    def value(self) -> Kernel | PerHead:
         """The kernel at its present parameters."""
         return jax.tree.unflatten(self.structure, [self.leaves[name][...] for name in self.names])

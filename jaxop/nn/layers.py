@@ -1,5 +1,6 @@
 """Encoder layers one after the other, whether or not their tokens have a velocity."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxtyping import Array
@@ -8,20 +9,23 @@ from jaxop.flows import State
 from jaxop.nn.flow import FlowLayer
 from jaxop.nn.momentum import MomentumLayer
 
+Layers = Sequence[Callable[..., Array | State]]
+"""Layers one after the other: what one returns, the next takes."""
 
-def start_layers(layers: Any, x: Array, velocity: Array | None = None) -> Any:
-    """What the first of some layers takes: the tokens, or their state with a velocity."""
-    first = next(iter(layers), None)
+
+def start_layers(layers: Layers, x: Array, velocity: Array | None = None) -> Array | State:
+    """Returns what the first of some layers takes: the tokens, or their state with a velocity."""
+    first = layers[0] if layers else None
     return first.start(x, velocity) if isinstance(first, MomentumLayer | FlowLayer) else x
 
 
-def tokens_of(state: Any) -> Array:
-    """The tokens after a layer of either kind."""
+def tokens_of(state: Array | State) -> Array:
+    """Returns the tokens after a layer of either kind."""
     return state.position if isinstance(state, State) else state
 
 
-def run_layers(layers: Any, x: Array, *args: Any, velocity: Array | None = None, **kwargs: Any) -> Array:
-    """The tokens after all layers, with or without a velocity; further arguments go to every layer.
+def run_layers(layers: Layers, x: Array, *args: Any, velocity: Array | None = None, **kwargs: Any) -> Array:
+    """Returns the tokens after all layers, with or without a velocity; further arguments go to every layer.
 
     Example:
         >>> import jax.numpy as jnp

@@ -13,8 +13,7 @@ from jaxtyping import Array, Float
 from jaxop._validation import check_name, check_size
 from jaxop.flows import State
 from jaxop.nn.checks import check_attention
-from jaxop.nn.encoder import check_dropout
-from jaxop.nn.pointwise import FeedForward, LayerNorm, in_blocks
+from jaxop.nn.pointwise import FeedForward, LayerNorm, check_dropout, in_blocks
 
 BLOCKS = ("none", "Y", "H0", "H1", "R2")
 """What `MomentumConfig.block` may be."""
@@ -33,7 +32,7 @@ class MomentumConfig:
         initial: the first velocity: ``"learned"`` from the model's input by an embedding of its own, or ``"zero"``.
 
     Raises:
-        ValueError: for an unknown name; the message has the closest ones.
+        ValueError: if a name is unknown; the message has the closest ones.
 
     Example:
         >>> from jaxop import nn, transformers
@@ -108,7 +107,7 @@ class MomentumLayer(nnx.Module):
         block: ``"Y"``, ``"H0"``, ``"H1"`` or ``"R2"``.
         dropout: rate on F and on FF, in training mode.
         activation: of `FeedForward`.
-        dtype: dtype of the computation; None: that of the inputs and parameters.
+        dtype: dtype of the computation; None means that of the inputs and parameters.
         param_dtype: dtype of the parameters.
         rngs: random streams; ``params`` and, if ``dropout > 0``, ``dropout`` are used.
 
@@ -116,8 +115,8 @@ class MomentumLayer(nnx.Module):
     (``look_ahead.value``, ``retention.value``, ``gain.value``) and one for FF (``feedforward_look_ahead.value``, …).
 
     Raises:
-        ValueError: for an unknown block or activation, or a rate outside [0, 1).
-        TypeError: for an attention without a connection in H1 and R2.
+        ValueError: if the block or the activation is unknown, or a rate lies outside [0, 1).
+        TypeError: if the attention of H1 or R2 has no connection.
 
     Cost: one attention per layer; in H1 with four times the channels of its values, in R2 applied twice. With causal
     linear attention H1 and R2 fit a d/h × d/h matrix per head, one token after the other.

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +12,8 @@ from jaxtyping import Array, Float
 from jaxop._validation import accumulator
 from jaxop.attention.connection import check_dot_product, connection, scaled
 from jaxop.attention.patch import patch_attention, spectral_patch_attention
-from jaxop.kernels import ExpDotProduct, Kernel
-from jaxop.nn.checks import check_dtypes, check_kernel_axis, check_rngs
+from jaxop.kernels import ExpDotProduct, Kernel, PerHead
+from jaxop.nn.checks import check_dtypes, check_rngs
 from jaxop.nn.kernel_configs import KernelParameters
 from jaxop.nn.pointwise import Linear, add_to_rows, check_heads
 from jaxop.spectral import (
@@ -35,9 +34,9 @@ class PatchAttention(nnx.Module):
     Args:
         width: channels d.
         heads: h, a divisor of d.
-        kernel: of `jaxop.attention.patch_attention`, its leaves become parameters; None: exp ∫ Q u_j · K u_k dx.
-        kernel_axis: 0 if the kernel's leaves carry a leading head axis.
-        dtype: dtype of the computation; None: that of the inputs and parameters.
+        kernel: of `jaxop.attention.patch_attention`, one for all heads or `jaxop.kernels.PerHead`; its leaves become
+            parameters. None means exp ∫ Q u_j · K u_k dx.
+        dtype: dtype of the computation; None means that of the inputs and parameters.
         param_dtype: dtype of the parameters.
         rngs: random streams; ``params`` is used.
 
@@ -60,16 +59,13 @@ class PatchAttention(nnx.Module):
         width: int,
         heads: int,
         *,
-        kernel: Kernel | None = None,
-        kernel_axis: int | None = None,
+        kernel: Kernel | PerHead | None = None,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.heads = check_heads(width, heads)
-        check_kernel_axis(kernel_axis)
         self.kernel = None if kernel is None else KernelParameters(kernel, param_dtype=param_dtype)
-        self.kernel_axis = kernel_axis
         self.projection = Linear(width, 3 * width, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.output = Linear(width, width, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
@@ -104,7 +100,7 @@ class PatchAttention(nnx.Module):
             (F, C), each (b, p, s, d).
 
         Raises:
-            NotImplementedError: for another kernel than the exponentiated inner product.
+            NotImplementedError: if the kernel is not the exponentiated inner product.
         """
         # without a kernel scores are inner products as they are
         kernel = ExpDotProduct(1.0) if self.kernel is None else check_dot_product(self.kernel.value)
@@ -122,11 +118,11 @@ class PatchAttention(nnx.Module):
         def rates(v: Array) -> tuple[Array, Array]:
             matrices = self.projection.kernel[:, : 2 * width].astype(v.dtype)
             query_rate, key_rate = self._heads((v.reshape(-1, width) @ matrices).reshape(*z.shape[:-1], -1))
-            return scaled(kernel, self.kernel_axis, query_rate), key_rate
+            return scaled(kernel, query_rate), key_rate
 
         return connection(
             velocity,
-            scaled(kernel, self.kernel_axis, query),
+            scaled(kernel, query),
             key,
             value,
             average=average,
@@ -139,9 +135,9 @@ class PatchAttention(nnx.Module):
         )
 
     def _attend(self, query: Array, key: Array, value: Array, weights: Array) -> Array:
-        options = {"kernel": None if self.kernel is None else self.kernel.value, "kernel_axis": self.kernel_axis}
+        attend = functools.partial(patch_attention, kernel=None if self.kernel is None else self.kernel.value)
         axes = (0, 0, 0, None if weights.ndim == 1 else 0)
-        return jax.vmap(functools.partial(patch_attention, **options), in_axes=axes)(query, key, value, weights)
+        return jax.vmap(attend, in_axes=axes)(query, key, value, weights)
 
     def _heads(self, projected: Array) -> list[Array]:
         """Projections side by side, (b, p, s, k d), as k arrays (b, p, s, h, c)."""
@@ -161,7 +157,7 @@ class FourierPatchAttention(nnx.Module):
         heads: h, a divisor of d.
         modes: m, one number or one per axis.
         reference: nodes along each axis of a PATCH of the reference grid.
-        dtype: dtype of the result; None: that of the inputs and parameters. All of it is computed on
+        dtype: dtype of the result; None means that of the inputs and parameters. All of it is computed on
             coefficients, in float32 at least.
         param_dtype: dtype of the parameters.
         rngs: random streams; ``params`` is used.
@@ -274,7 +270,7 @@ class FourierPatchAttention(nnx.Module):
         shape = (2, band.size, b, p, self.heads, d // self.heads)
         return [part.reshape(shape) for part in jnp.split(coefficients, 3, axis=-1)]
 
-    def _attend(self, query: Array, key: Array, value: Array, band: Band, weight: Any) -> Array:
+    def _attend(self, query: Array, key: Array, value: Array, band: Band, weight: Array | float) -> Array:
         def attend(query: Array, key: Array, value: Array, weight: Array) -> Array:
             return spectral_patch_attention(query, key, value, band, weight)
 
@@ -288,6 +284,6 @@ class FourierPatchAttention(nnx.Module):
         merged = heads.reshape(-1, shape[-1]) @ self.output.kernel[...].astype(heads.dtype)
         return synthesis(merged.reshape(2, band.size, *shape[1:]), band)
 
-    def _with_bias(self, functions: Array, dtype: Any) -> Array:
+    def _with_bias(self, functions: Array, dtype: DTypeLike) -> Array:
         out = add_to_rows(functions.reshape(-1, functions.shape[-1]), self.output.bias[...].astype(functions.dtype))
         return out.astype(self.output.result_dtype(dtype)).reshape(functions.shape)

@@ -15,8 +15,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxop._eager import in_turn
-from jaxop._validation import accumulator, check_name, check_size, divisors, is_integer
+from jaxop._blocks import map_blocks
+from jaxop._validation import accumulator, as_number, check_name, check_size, divisors, is_integer
 from jaxop.nn.activations import ACTIVATIONS
 from jaxop.nn.checks import check_dtypes, check_rngs
 
@@ -50,18 +50,9 @@ def in_blocks(fn: Callable[..., Array], *arrays: Float[Array, "*n _"]) -> Float[
     """
     leading = arrays[0].shape[:-1]
     n = math.prod(leading)
-    rows = [array.reshape(n, array.shape[-1]) for array in arrays]
-    size = ROWS if jax.default_backend() == "cpu" else n
-    if n <= size:
-        out = fn(*rows)
-    else:
-        whole = n - n % size
-        blocks = [array[:whole].reshape(-1, size, array.shape[1]) for array in rows]
-        block_fn = jax.checkpoint(fn)
-        out = in_turn(lambda block: block_fn(*block), tuple(blocks))
-        out = out.reshape(whole, out.shape[-1])
-        if whole < n:
-            out = jnp.concatenate([out, block_fn(*(array[whole:] for array in rows))])
+    rows = tuple(array.reshape(n, array.shape[-1]) for array in arrays)
+    size = ROWS if jax.default_backend() == "cpu" else None
+    out = map_blocks(lambda block: fn(*block), rows, size, recompute=True)
     return out.reshape(*leading, out.shape[-1])
 
 
@@ -145,7 +136,7 @@ class Linear(nnx.Module):
     Args:
         width: channels d in.
         out: channels e out.
-        dtype: dtype of the computation; None: that of the inputs and parameters.
+        dtype: dtype of the computation. None takes that of inputs and parameters.
         param_dtype: dtype of the parameters.
         rngs: random streams; ``params`` is used.
 
@@ -195,7 +186,7 @@ class LayerNorm(nnx.Module):
 
     Args:
         width: channels d.
-        dtype: dtype of the result; None: that of the input. Statistics are taken in float32 at least.
+        dtype: dtype of the result. None takes that of the input. Statistics are taken in float32 at least.
         param_dtype: dtype of the parameters.
 
     Example:
@@ -226,9 +217,9 @@ class FeedForward(nnx.Module):
     Args:
         width: channels d in.
         hidden: hidden channels f.
-        out: channels e out; None: as many as in.
+        out: channels e out. None takes as many as in.
         activation: a name in `ACTIVATIONS`.
-        dtype: dtype of the computation; None: that of the inputs and parameters.
+        dtype: dtype of the computation. None takes that of inputs and parameters.
         param_dtype: dtype of the parameters.
         rngs: random streams; ``params`` is used.
 
@@ -266,10 +257,16 @@ class FeedForward(nnx.Module):
 
 
 def check_heads(width: int, heads: int) -> int:
-    """Refuses heads that do not divide the channels evenly."""
+    """Returns the number of heads, if it divides the channels evenly."""
     check_size(width, "width")
     if not is_integer(heads):
         raise TypeError(f"heads must be an integer that divides the width {width}, got {heads!r}.")
     if heads < 1 or width % heads:
         raise ValueError(f"heads must divide the width {width}, got {heads}; valid numbers: {divisors(width)}.")
     return heads
+
+
+def check_dropout(rate: object) -> None:
+    """Raises ``ValueError`` unless ``rate`` lies in [0, 1), and ``TypeError`` unless it is a number."""
+    if not 0 <= as_number(rate, "dropout") < 1:
+        raise ValueError(f"dropout must be a rate in [0, 1), got {rate}.")

@@ -11,11 +11,14 @@ from jaxtyping import Array, Float
 
 from jaxop._eager import in_turn
 from jaxop._validation import check_name, is_concrete, is_integer
-from jaxop.domains import Domain, Grid, box
+from jaxop.domains import Decomposed, Domain, Grid, box
+from jaxop.domains.domain import as_domain, check_domain
+from jaxop.domains.rules import MIDPOINT, PERIODIC
 from jaxop.nn.attention import IntegralAttention, IntegralAttentionConfig
 from jaxop.nn.kernel_configs import LINEAR, ExpDotProductConfig, KernelConfig, check_kernel_config
 from jaxop.schwarz import COARSE_SPACES, PARTITIONS_OF_UNITY, Decomposition, decompose
-from jaxop.schwarz.decomposition import BoxCuts
+from jaxop.schwarz.clouds import BoxCuts
+from jaxop.schwarz.grids import span
 from jaxop.schwarz.local_attention import coarse_averages, subdomain_attention
 from jaxop.schwarz.operator import check_decomposition
 
@@ -34,13 +37,13 @@ class SchwarzAttentionConfig:
             of two cores around a periodic axis at most a half; among scattered nodes and on meshes of the shortest
             side that a cut made, of the median core.
         partition: of unity, ``"ramp"`` or ``"multiplicity"``.
-        coarse: the coarse space, ``"partition"``, ``"hat"``, or None: no coarse level. Hats do not vanish at the ends
-            of a grid, whatever its rule.
+        coarse: the coarse space, ``"partition"``, ``"hat"``, or None, which leaves the coarse level out. Hats do not
+            vanish at the ends of a grid, whatever its rule.
         kernel: the settings of the kernel, of both levels.
-        implementation: of `jaxop.attention.integral_attention` inside a subdomain; None: ``"chunked"``.
+        implementation: of `jaxop.attention.integral_attention` inside a subdomain; None means ``"chunked"``.
 
     Raises:
-        TypeError: for a kernel that is no settings of one, and coarse functions in place of the name of their space.
+        TypeError: if ``kernel`` is not the settings of a kernel, or ``coarse`` is not a name.
         ValueError: for a signed kernel, unknown names, no subdomain, and overlaps outside [0, 1).
 
     Example:
@@ -104,7 +107,7 @@ class SchwarzAttentionConfig:
         local = level(self.implementation)
         return SchwarzAttention(local, None if self.coarse is None else level(None))
 
-    def decompose(self, domain: Domain) -> Decomposition:
+    def decompose(self, domain: Domain | Decomposed) -> Decomposition:
         """The decomposition of a domain: on every grid of one box the same subdomains.
 
         Scattered nodes and meshes are cut as they lie, so others of the same region get other subdomains: for the same,
@@ -115,9 +118,7 @@ class SchwarzAttentionConfig:
                 decomposition without the coarse space that the layer needs, numbers of subdomains that are not one per
                 axis, and as `jaxop.schwarz.decompose`.
         """
-        if not isinstance(domain, Domain):
-            raise TypeError(f"domain must be a Domain, got {type(domain).__name__}; build one: domains.box((8, 8)).")
-        if domain.is_batched:
+        if as_domain(domain, "domain").is_batched:
             raise ValueError("Schwarz attention needs one domain for all samples, got a stack; pass them one by one.")
         if isinstance(domain, Decomposition):
             if self.coarse is not None and domain.coarse is None:
@@ -126,8 +127,9 @@ class SchwarzAttentionConfig:
                     "coarse=None."
                 )
             return domain
+        domain = check_domain(domain, "domain")
         options = {"partition": self.partition, "coarse": self.coarse}
-        uneven = isinstance(domain, Grid) and any(axis.rule == "samples" for axis in domain.axes)
+        uneven = isinstance(domain, Grid) and domain.has_given_nodes
         if (uneven or not isinstance(domain, Grid)) and not is_concrete(*jax.tree.leaves(domain)):
             raise ValueError(
                 "scattered nodes, meshes and grids of given nodes must be known to be decomposed: pass the "
@@ -145,10 +147,7 @@ class SchwarzAttentionConfig:
             sides = np.min(cores.upper - cores.lower, axis=1, initial=np.inf, where=made)
             side = float(np.median(sides)) if cores.subdomains > 1 else 0.0
             return decompose(domain, self.subdomains, self.overlap * side, **options)
-        ends = [
-            (float(axis.nodes[0]), float(axis.nodes[-1])) if axis.rule == "samples" else axis.ends
-            for axis in domain.axes
-        ]
+        ends = [span(axis) for axis in domain.axes]
         counts = self.subdomains if isinstance(self.subdomains, tuple) else (self.subdomains,) * domain.dim
         if len(counts) != domain.dim:
             raise ValueError(f"subdomains must be one number or {domain.dim}, one per axis of the grid, got {counts}.")
@@ -156,7 +155,7 @@ class SchwarzAttentionConfig:
             [count * _REFERENCE for count in counts],
             lower=[lower for lower, _ in ends],
             upper=[upper for _, upper in ends],
-            rule=["periodic" if axis.rule == "periodic" else "midpoint" for axis in domain.axes],
+            rule=[PERIODIC if axis.rule.is_periodic else MIDPOINT for axis in domain.axes],
         )
         overlaps = [
             float(self.overlap * (upper - lower) / count) for count, (lower, upper) in zip(counts, ends, strict=True)
@@ -173,7 +172,7 @@ class SchwarzAttention(nnx.Module):
 
     Args:
         local: Q, K, V, O, kernel and implementation of A; a kernel that makes averages.
-        coarse: A₀, or None: there are no coarse tokens.
+        coarse: A₀; None leaves the coarse tokens out.
 
     Cost: O(n s d + n0² d + n d²) for subdomains of s nodes and n0 coarse tokens: linear in n at fixed s and n0.
 
@@ -209,8 +208,8 @@ class SchwarzAttention(nnx.Module):
             decomposition: of their domain, with a coarse space unless the layer has one level.
 
         Raises:
-            TypeError: for a domain that is not decomposed.
-            ValueError: for values that do not fit the decomposition.
+            TypeError: if the domain is not decomposed.
+            ValueError: if values do not fit the decomposition.
         """
         check_decomposition(decomposition)
         if x.ndim != 3 or x.shape[1] != decomposition.domain.size:
@@ -219,12 +218,10 @@ class SchwarzAttention(nnx.Module):
                 "sample pass x[None]."
             )
         query, key, value = self.local.project(x, x)
-        kernel, axis, how = self.local.kernel.value, self.local.kernel_axis, self.local.implementation
+        kernel, how = self.local.kernel.value, self.local.implementation
 
         def local(query: Array, key: Array, value: Array) -> Array:
-            return subdomain_attention(
-                query, key, value, decomposition, kernel=kernel, kernel_axis=axis, implementation=how
-            )
+            return subdomain_attention(query, key, value, decomposition, kernel=kernel, implementation=how)
 
         if jax.default_backend() == "cpu":  # the scores of one sample stay in the cache
             mixed = in_turn(lambda arrays: local(*arrays), (query, key, value))

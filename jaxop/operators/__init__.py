@@ -1,20 +1,29 @@
-"""Neural operators, all called as ``operator(values, domain)``, and transformers: one config, one thin module each.
+"""Neural operators, all called as ``operator(values, domain)``; one config and one thin module each.
 
 `TransformerNeuralOperator`, `ViTNeuralOperator`, `FourierAttentionNeuralOperator`, `FourierNeuralOperator`,
-`FlowNeuralOperator`; `SequenceTransformer`, `SequenceClassifier`, `EncoderDecoderTransformer`, `VisionTransformer`;
-`Standardized` puts an operator into physical units.
+`FlowNeuralOperator`; `Standardized` puts an operator into physical units. `models` lists them by name, with the
+transformers of `jaxop.transformers`.
 """
 
+from jaxop._config import from_dict as from_dict
+from jaxop._config import to_dict as to_dict
 from jaxop._moved import moved
+from jaxop.operators.config import Operator as Operator
+from jaxop.operators.config import OperatorConfig as OperatorConfig
 from jaxop.operators.fano import FourierAttentionNeuralOperator as FourierAttentionNeuralOperator
 from jaxop.operators.fano import FourierAttentionNeuralOperatorConfig as FourierAttentionNeuralOperatorConfig
 from jaxop.operators.flow import FlowNeuralOperator as FlowNeuralOperator
 from jaxop.operators.flow import FlowNeuralOperatorConfig as FlowNeuralOperatorConfig
 from jaxop.operators.fno import FourierNeuralOperator as FourierNeuralOperator
 from jaxop.operators.fno import FourierNeuralOperatorConfig as FourierNeuralOperatorConfig
+from jaxop.operators.grid import GridConfig as GridConfig
+from jaxop.operators.grid import PatchConfig as PatchConfig
 from jaxop.operators.registry import CONFIGS as CONFIGS
+from jaxop.operators.registry import Model as Model
 from jaxop.operators.registry import build as build
-from jaxop.operators.registry import from_dict as from_dict
+from jaxop.operators.registry import model_of as model_of
+from jaxop.operators.registry import models as models
+from jaxop.operators.registry import register as register
 from jaxop.operators.standardized import Standardized as Standardized
 from jaxop.operators.standardized import Statistic as Statistic
 from jaxop.operators.tno import TransformerNeuralOperator as TransformerNeuralOperator

@@ -6,46 +6,16 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxop.nn import FourierPatchAttention, Linear, MomentumConfig, run_layers
-from jaxop.operators._common import (
-    GridFunctions,
-    GridOperator,
-    check_config,
-    check_patches,
-    checked,
-    cut_grid,
-    encoder_layer,
-    join,
-    smooth,
-    smoothing,
-    split,
-)
+from jaxop.nn import FourierPatchAttention, Linear, run_layers
+from jaxop.operators.grid import GridFunctions, GridOperator, PatchConfig, cut_grid, join, smooth, split
+from jaxop.operators.registry import register
 
 
-@dataclasses.dataclass(frozen=True)
-class FourierAttentionNeuralOperatorConfig:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FourierAttentionNeuralOperatorConfig(PatchConfig):
     """Sizes and choices of a `FourierAttentionNeuralOperator`; the defaults suit 64 × 64 grids on a CPU.
 
-    Attributes:
-        in_channels: channels of the input function.
-        out_channels: channels of the output function.
-        dim: space dimensions of the grid, 1 to 3.
-        width: channels d inside.
-        heads: h, a divisor of the width.
-        layers: encoder layers.
-        feedforward: hidden channels of the pointwise networks.
-        patches: patches along each axis, the same on every grid; a divisor of its sides.
-        modes: m, the modes kept along every axis of a patch.
-        reference: nodes along each axis of the grid that the operator is made for: its patches must carry
-            all modes, 2 m ≤ reference / patches. On a coarser grid the highest modes are dropped.
-        smoothing_modes: modes of a final u + SpectralConv(u) on the whole grid; None: no smoothing.
-        norm: ``"post"`` or ``"pre"``.
-        momentum: whether tokens carry a velocity; its blocks need ``norm="pre"``.
-        dropout: rate in training mode.
-        activation: ``"gelu"`` (exact) or ``"gelu_tanh"``.
-        dtype: dtype of the pointwise maps; None: that of inputs and parameters. Spectral parts and scores
-            run in float32 at least.
-        param_dtype: dtype of the parameters.
+    The attributes are those of `PatchConfig`: ``in_channels, out_channels, dim``, then keywords.
 
     Raises:
         TypeError: for a size that is not an integer.
@@ -53,30 +23,9 @@ class FourierAttentionNeuralOperatorConfig:
             names valid ones.
     """
 
-    in_channels: int
-    out_channels: int
-    dim: int = 2
-    width: int = 32
-    heads: int = 8
-    layers: int = 6
-    feedforward: int = 128
-    patches: int = 4
-    modes: int = 8
-    reference: int = 64
-    smoothing_modes: int | None = None
-    norm: str = "post"
-    momentum: MomentumConfig = MomentumConfig()
-    dropout: float = 0.0
-    activation: str = "gelu"
-    dtype: str | None = None
-    param_dtype: str = "float32"
 
-    def __post_init__(self):
-        check_config(self)
-        check_patches(self.patches, self.reference, self.modes, self.dim)
-
-
-class FourierAttentionNeuralOperator(GridOperator):
+@register("fano", FourierAttentionNeuralOperatorConfig)
+class FourierAttentionNeuralOperator(GridOperator[FourierAttentionNeuralOperatorConfig]):
     """u ↦ head ∘ layers ∘ lift, lift = Linear([u(x), x]), attention between patches by Fourier integral operators.
 
     The grid is cut into equal patches; a token is the function on one of them. Queries, keys and values
@@ -112,25 +61,23 @@ class FourierAttentionNeuralOperator(GridOperator):
     """
 
     def __init__(self, config: FourierAttentionNeuralOperatorConfig, *, rngs: nnx.Rngs):
-        self.config = checked(config, FourierAttentionNeuralOperatorConfig, rngs)
-        patch = check_patches(config.patches, config.reference, config.modes, config.dim)
-        dtypes = {"dtype": config.dtype, "param_dtype": config.param_dtype}
+        self.config = FourierAttentionNeuralOperatorConfig.checked(config, rngs)
 
         def lift() -> Linear:
             return Linear(config.in_channels + config.dim, config.width, param_dtype=config.param_dtype, rngs=rngs)
 
+        def attention() -> FourierPatchAttention:
+            sizes = config.width, config.heads, config.modes
+            return FourierPatchAttention(*sizes, reference=config.modes_shape, rngs=rngs, **config.dtypes)
+
         self.lift = lift()
-
-        def attend() -> FourierPatchAttention:
-            return FourierPatchAttention(config.width, config.heads, config.modes, reference=patch, rngs=rngs, **dtypes)
-
-        self.layers = nnx.List(encoder_layer(config, attend, rngs) for _ in range(config.layers))
-        self.head = Linear(config.width, config.out_channels, rngs=rngs, **dtypes)
-        self.smoothing = smoothing(config, rngs)
+        self.layers = nnx.List(config.layer(attention(), rngs=rngs) for _ in range(config.layers))
+        self.head = Linear(config.width, config.out_channels, rngs=rngs, **config.dtypes)
+        self.smoothing = config.smoothing(rngs)
         self.velocity = lift() if config.momentum.learns_velocity else None
 
     def transform(self, functions: GridFunctions) -> Float[Array, "b n c_out"]:
-        """The output functions at the nodes."""
+        """Returns the output functions at the nodes."""
         config = self.config
         cut = cut_grid(functions.grid, config.patches)
 

@@ -5,59 +5,50 @@ import dataclasses
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxop._validation import check_name
-from jaxop.domains import Domain
+from jaxop._validation import check_name, check_size
+from jaxop.domains import Decomposed, Domain
 from jaxop.flows import METHODS
 from jaxop.nn import VELOCITIES, FlowLayer, Linear, run_layers
-from jaxop.nn.encoder import check_dropout
-from jaxop.operators._common import check_config, check_same, checked
-from jaxop.operators.nodes import node_functions
+from jaxop.nn.pointwise import check_dropout
+from jaxop.operators.config import OperatorConfig
+from jaxop.operators.nodes import check_no_initial, check_same, node_functions
+from jaxop.operators.registry import register
 
 
-@dataclasses.dataclass(frozen=True)
-class FlowNeuralOperatorConfig:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FlowNeuralOperatorConfig(OperatorConfig):
     """Sizes and choices of a `FlowNeuralOperator`.
 
+    The attributes are those of `OperatorConfig`, ``in_channels, out_channels, dim`` and then keywords, and four more.
+
     Attributes:
-        in_channels: channels of the input function.
-        out_channels: channels of the output function.
-        dim: space dimensions of the domain.
-        width: channels d inside.
         layers: steps of the flow, each followed by a pointwise network.
         feedforward: hidden channels of the pointwise networks.
         method: the integrator, a name in `jaxop.flows.METHODS`.
         velocity: the first velocity: ``"learned"`` from the input function by an affine map of its own, or ``"zero"``.
         dropout: rate on the pointwise networks, in training mode.
-        activation: ``"gelu"`` (exact) or ``"gelu_tanh"``.
-        dtype: dtype of the pointwise maps. None is the dtype of inputs and parameters. The flow runs in float32 at
+        dtype: dtype of the pointwise maps. None takes that of inputs and parameters. The flow runs in float32 at
             least.
-        param_dtype: dtype of the parameters.
 
     Raises:
         TypeError: for a size that is not an integer.
         ValueError: for unknown names and rates outside [0, 1); the message names valid ones.
     """
 
-    in_channels: int
-    out_channels: int
-    dim: int = 1
-    width: int = 128
-    layers: int = 6
     feedforward: int = 128
     method: str = "kick_damp_drift"
     velocity: str = "learned"
     dropout: float = 0.0
-    activation: str = "gelu"
-    dtype: str | None = None
-    param_dtype: str = "float32"
 
     def __post_init__(self):
-        check_config(self)
+        super().__post_init__()
+        check_size(self.feedforward, "feedforward")
         check_name(self.method, "method", METHODS)
         check_name(self.velocity, "velocity", VELOCITIES)
         check_dropout(self.dropout)
 
 
+@register("flow", FlowNeuralOperatorConfig)
 class FlowNeuralOperator(nnx.Module):
     """u ↦ head ∘ layers ∘ lift, lift = Linear([u(x), x]), layers of `jaxop.nn.FlowLayer`: ẍ = −α ẋ + Γ − C.
 
@@ -88,8 +79,7 @@ class FlowNeuralOperator(nnx.Module):
     """
 
     def __init__(self, config: FlowNeuralOperatorConfig, *, rngs: nnx.Rngs):
-        self.config = checked(config, FlowNeuralOperatorConfig, rngs)
-        dtypes = {"dtype": config.dtype, "param_dtype": config.param_dtype}
+        self.config = FlowNeuralOperatorConfig.checked(config, rngs)
 
         def lift() -> Linear:
             return Linear(config.in_channels + config.dim, config.width, param_dtype=config.param_dtype, rngs=rngs)
@@ -103,22 +93,22 @@ class FlowNeuralOperator(nnx.Module):
                 dropout=config.dropout,
                 activation=config.activation,
                 rngs=rngs,
-                **dtypes,
+                **config.dtypes,
             )
             for _ in range(config.layers)
         )
-        self.head = Linear(config.width, config.out_channels, rngs=rngs, **dtypes)
+        self.head = Linear(config.width, config.out_channels, rngs=rngs, **config.dtypes)
         self.velocity = lift() if config.velocity == "learned" else None
 
     def __call__(
         self,
         values: Float[Array, "n c"] | Float[Array, "b n c"],
-        domain: Domain,
+        domain: Domain | Decomposed,
         *,
-        at: Domain | None = None,
+        at: Domain | Decomposed | None = None,
         initial: Float[Array, " c0"] | Float[Array, "b c0"] | None = None,
     ) -> Float[Array, "n c_out"] | Float[Array, "b n c_out"]:
-        """The output function on the nodes of the input.
+        """Returns the output function on the nodes of the input.
 
         Args:
             values: u(x_i), shape (n, c_in), or a batch (b, n, c_in).
@@ -133,8 +123,7 @@ class FlowNeuralOperator(nnx.Module):
         """
         config = self.config
         functions = node_functions(values, domain, at=at, in_channels=config.in_channels, dim=config.dim)
-        if initial is not None:
-            raise ValueError("initial must be None: only the TransformerNeuralOperator takes an initial condition.")
+        check_no_initial(initial)
         check_same(
             at,
             domain,

@@ -6,53 +6,42 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jaxop._validation import check_size
 from jaxop.nn import ACTIVATIONS, FeedForward, Linear, SpectralConvolution
-from jaxop.operators._common import GridFunctions, GridOperator, check_config, checked
-from jaxop.spectral import check_modes
+from jaxop.operators.grid import GridConfig, GridFunctions, GridOperator
+from jaxop.operators.registry import register
 
 
-@dataclasses.dataclass(frozen=True)
-class FourierNeuralOperatorConfig:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FourierNeuralOperatorConfig(GridConfig):
     """Sizes and choices of a `FourierNeuralOperator`.
 
+    The attributes are those of `GridConfig`, ``in_channels, out_channels, dim`` and then keywords, and one more.
+
     Attributes:
-        in_channels: channels of the input function.
-        out_channels: channels of the output function.
-        dim: space dimensions of the grid, 1 to 3.
-        width: channels inside.
         layers: Fourier layers.
-        modes: m, the modes kept along every axis.
         projection: hidden channels of the network at the end.
         reference: nodes along each axis of the grid that the operator is made for, at least 2 m. Any
             other grid of equal weights may be given; below 2 m nodes the highest modes are dropped.
-        activation: ``"gelu"`` (exact) or ``"gelu_tanh"``.
-        dtype: dtype of the pointwise maps; None: that of inputs and parameters. Spectral parts run in
-            float32 at least.
-        param_dtype: dtype of the parameters.
+        dtype: dtype of the pointwise maps. None takes that of inputs and parameters. Spectral parts run in float32 at
+            least.
 
     Raises:
         TypeError: for a size that is not an integer.
-        ValueError: for sizes that do not fit, unknown names; the message names valid ones.
+        ValueError: for sizes that do not fit and unknown names; the message names valid ones.
     """
 
-    in_channels: int
-    out_channels: int
-    dim: int = 2
     width: int = 32
     layers: int = 4
-    modes: int = 12
     projection: int = 128
-    reference: int = 64
-    activation: str = "gelu"
-    dtype: str | None = None
-    param_dtype: str = "float32"
 
     def __post_init__(self):
-        check_config(self)
-        check_modes(self.modes, (self.reference,) * self.dim)
+        super().__post_init__()
+        check_size(self.projection, "projection")
 
 
-class FourierNeuralOperator(GridOperator):
+@register("fno", FourierNeuralOperatorConfig)
+class FourierNeuralOperator(GridOperator[FourierNeuralOperatorConfig]):
     """u ↦ Q(σ(L v + K v) ∘ … ∘ P[u, x]): pointwise affine L plus a Fourier integral operator K per layer.
 
     P is affine, Q a network of one hidden layer, and the last Fourier layer has no σ.
@@ -78,9 +67,8 @@ class FourierNeuralOperator(GridOperator):
     """
 
     def __init__(self, config: FourierNeuralOperatorConfig, *, rngs: nnx.Rngs):
-        self.config = checked(config, FourierNeuralOperatorConfig, rngs)
+        self.config = FourierNeuralOperatorConfig.checked(config, rngs)
         reference, width = (config.reference,) * config.dim, config.width
-        dtypes = {"dtype": config.dtype, "param_dtype": config.param_dtype}
         self.lift = Linear(config.in_channels + config.dim, width, param_dtype=config.param_dtype, rngs=rngs)
         self.integrals = nnx.List(
             SpectralConvolution(
@@ -88,13 +76,13 @@ class FourierNeuralOperator(GridOperator):
             )
             for _ in range(config.layers)
         )
-        self.skips = nnx.List(Linear(width, width, rngs=rngs, **dtypes) for _ in range(config.layers))
+        self.skips = nnx.List(Linear(width, width, rngs=rngs, **config.dtypes) for _ in range(config.layers))
         self.projection = FeedForward(
-            width, config.projection, config.out_channels, activation=config.activation, rngs=rngs, **dtypes
+            width, config.projection, config.out_channels, activation=config.activation, rngs=rngs, **config.dtypes
         )
 
     def transform(self, functions: GridFunctions) -> Float[Array, "b n c_out"]:
-        """The output functions at the nodes."""
+        """Returns the output functions at the nodes."""
         config = self.config
         activation = ACTIVATIONS[config.activation]
         x = self.lift(jnp.moveaxis(functions.values, 0, 1))  # (n, b, d)

@@ -1,15 +1,16 @@
-"""Functions on any nodes, grids and scattered ones: what the operators that act on them share."""
+"""Functions on the nodes of any domain, and what the operators that act on them share."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from jaxop._validation import accumulator, as_float
-from jaxop.domains import Domain
+from jaxop._validation import accumulator, as_float, is_concrete
+from jaxop.domains import Decomposed, Domain
+from jaxop.domains.domain import as_domain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,12 +30,19 @@ class NodeFunctions:
     is_single: bool
 
 
-def node_functions(values: Any, domain: Domain, *, at: Domain | None, in_channels: int, dim: int) -> NodeFunctions:
+def node_functions(
+    values: ArrayLike,
+    domain: Domain | Decomposed,
+    *,
+    at: Domain | Decomposed | None,
+    in_channels: int,
+    dim: int,
+) -> NodeFunctions:
     """Checks the arguments of an operator's call and brings them into one form."""
     values = as_float(values, "values")
-    check_domain(domain, "domain")
+    domain = as_domain(domain, "domain")
     if at is not None:
-        check_domain(at, "at")
+        as_domain(at, "at")
     is_single = values.ndim == 2
     if values.ndim not in (2, 3) or values.shape[-2:] != (domain.size, in_channels):
         raise ValueError(
@@ -47,16 +55,9 @@ def node_functions(values: Any, domain: Domain, *, at: Domain | None, in_channel
     return NodeFunctions(jnp.concatenate([values.astype(wide), points], axis=-1), values.dtype, weights, is_single)
 
 
-def check_domain(domain: Any, argument: str) -> None:
-    """Refuses what is not a domain."""
-    if not isinstance(domain, Domain):
-        raise TypeError(
-            f"{argument} must be a Domain, got {type(domain).__name__}; build one, e.g. domains.from_samples(t)."
-        )
-
-
-def coordinates(domain: Domain, batch: int, dim: int, argument: str) -> Float[Array, "b n dim"]:
-    """The coordinates of a batch of samples on one domain or a stack of them."""
+def coordinates(domain: Domain | Decomposed, batch: int, dim: int, argument: str) -> Float[Array, "b n dim"]:
+    """Returns the coordinates of a batch of samples on one domain or on a stack of them."""
+    domain = as_domain(domain, argument)
     if domain.dim != dim:
         raise ValueError(f"{argument} must have dim={dim} space dimensions like the config, got {domain.dim}.")
     if not domain.is_batched:
@@ -65,3 +66,25 @@ def coordinates(domain: Domain, batch: int, dim: int, argument: str) -> Float[Ar
     if points.shape[0] != batch:
         raise ValueError(f"{argument} stacks {points.shape[0]} domains for {batch} samples; give one, or one each.")
     return points
+
+
+def check_no_initial(initial: object) -> None:
+    """Raises ``ValueError`` if an initial condition is given to an operator that takes none."""
+    if initial is not None:
+        raise ValueError("initial must be None: only the TransformerNeuralOperator takes an initial condition.")
+
+
+def check_same(at: Domain | Decomposed | None, domain: Domain | Decomposed, remedy: str) -> None:
+    """Raises ``NotImplementedError`` unless ``at`` is the input's domain: None, the same object, or an equal one."""
+    if at is None:
+        return
+    at, domain = as_domain(at, "at"), as_domain(domain, "domain")
+    if at is domain:
+        return
+    ours, theirs = jax.tree.leaves(domain), jax.tree.leaves(at)
+    same = jax.tree.structure(at) == jax.tree.structure(domain) and is_concrete(*ours, *theirs)
+    if not (same and all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))):
+        raise NotImplementedError(
+            "`at` is another domain than the input's (or cannot be compared with it under jit: pass the same object "
+            f"or None), and {remedy}"
+        )

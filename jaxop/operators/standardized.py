@@ -1,6 +1,6 @@
 """An operator in physical units around one that sees standardised channels."""
 
-from typing import Any
+from typing import cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +9,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jaxop._validation import accumulator, as_float, check_plain, first_index, float_dtype, is_concrete
-from jaxop.domains import Domain
+from jaxop.domains import Decomposed, Domain
+from jaxop.operators.config import Operator, OperatorConfig
 
 
 class Statistic(nnx.Variable):
@@ -30,8 +31,8 @@ class Standardized(nnx.Module):
         input_std: σ_in, shape (c_in,).
         output_mean: μ_out, shape (c_out,), in the units of the outputs.
         output_std: σ_out, shape (c_out,).
-        initial_mean: of ``initial``, shape (c0,), for operators with an initial condition; None: 0.
-        initial_std: of ``initial``, shape (c0,); None: 1.
+        initial_mean: of ``initial``, shape (c0,), for operators with an initial condition. None takes 0.
+        initial_std: of ``initial``, shape (c0,). None takes 1.
 
     Raises:
         TypeError: for an operator without a config, and statistics that are not numbers.
@@ -69,13 +70,13 @@ class Standardized(nnx.Module):
         initial_mean: ArrayLike | list[float] | None = None,
         initial_std: ArrayLike | list[float] | None = None,
     ):
-        config: Any = getattr(operator, "config", None)
+        config: OperatorConfig | None = getattr(operator, "config", None)
         if not isinstance(operator, nnx.Module) or config is None:
             raise TypeError(
                 f"operator must be a neural operator with a config, such as operators.build(config, rngs=rngs), got "
                 f"{type(operator).__name__}."
             )
-        self.operator = operator
+        self.operator = cast(Operator, operator)
         initial_channels = getattr(config, "initial_channels", 0)
         statistics = {
             "input_mean": (input_mean, config.in_channels),
@@ -93,30 +94,30 @@ class Standardized(nnx.Module):
             setattr(self, name, Statistic(_statistic(value, name, channels)))
 
     @property
-    def config(self) -> Any:
+    def config(self) -> OperatorConfig:
         """The config of the operator inside."""
-        return self.operator.config  # pyright: ignore[reportAttributeAccessIssue]
+        return self.operator.config
 
     def __call__(
         self,
         values: Float[Array, "n c"] | Float[Array, "b n c"],
-        domain: Domain,
+        domain: Domain | Decomposed,
         *,
-        at: Domain | None = None,
+        at: Domain | Decomposed | None = None,
         initial: Float[Array, " c0"] | Float[Array, "b c0"] | None = None,
     ) -> Float[Array, "k c_out"] | Float[Array, "b k c_out"]:
-        """The output function in physical units, in float32 at least; arguments as for the operator inside."""
+        """Returns the output function in physical units, in float32 at least; arguments as for the operator inside."""
         values = as_float(values, "values")
         if initial is not None and getattr(self.config, "initial_channels", 0):
             initial = _standardize(as_float(initial, "initial"), self.initial_mean, self.initial_std)
         standardized = _standardize(values, self.input_mean, self.input_std)
-        outputs = self.operator(standardized, domain, at=at, initial=initial)  # pyright: ignore[reportCallIssue]
+        outputs = self.operator(standardized, domain, at=at, initial=initial)
         outputs, mean, std = _in_one_precision(outputs, self.output_mean, self.output_std)
         return outputs * std + mean
 
 
-def _statistic(value: Any, name: str, channels: int) -> Array:
-    """A statistic in the precision in force: one finite number per channel, positive if it is a deviation."""
+def _statistic(value: ArrayLike | list[float], name: str, channels: int) -> Array:
+    """Returns a statistic in the precision in force: one finite number per channel, positive if it is a deviation."""
     check_plain(value, name)
     try:
         array = jnp.asarray(value, float_dtype())
@@ -135,7 +136,7 @@ def _statistic(value: Any, name: str, channels: int) -> Array:
 
 
 def _standardize(values: Array, mean: Statistic, std: Statistic) -> Array:
-    """(u − μ)/σ, in the dtype of u: half precision has digits enough for what is of size 1."""
+    """Returns (u − μ)/σ, in the dtype of u: half precision has digits enough for what is of size 1."""
     wide, centre, scale = _in_one_precision(values, mean, std)
     return ((wide - centre) / scale).astype(values.dtype)
 

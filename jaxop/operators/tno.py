@@ -1,78 +1,85 @@
 """The transformer neural operator: encoder layers of integral attention on any domain."""
 
 import dataclasses
+from typing import ClassVar
 
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxop.domains import Domain
+from jaxop._validation import check_size
+from jaxop.domains import Decomposed, Domain
 from jaxop.nn import (
-    IntegralAttention,
+    EncoderConfig,
     IntegralAttentionConfig,
     Linear,
-    MomentumConfig,
-    SchwarzAttention,
     SchwarzAttentionConfig,
     run_layers,
 )
-from jaxop.operators._common import check_config, check_same, checked, encoder_layer
-from jaxop.operators.nodes import coordinates, node_functions
+from jaxop.nn.encoder import check_attention_config
+from jaxop.operators.config import OperatorConfig
+from jaxop.operators.nodes import check_same, coordinates, node_functions
+from jaxop.operators.registry import register
 
 
-@dataclasses.dataclass(frozen=True)
-class TransformerNeuralOperatorConfig:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TransformerNeuralOperatorConfig(EncoderConfig, OperatorConfig):
     """Sizes and choices of a `TransformerNeuralOperator`; the defaults are those of the published study.
 
+    The attributes are those of `OperatorConfig` and `jaxop.nn.EncoderConfig`, ``in_channels, out_channels, dim`` and
+    then keywords, and four more.
+
     Attributes:
-        in_channels: channels of the input function.
-        out_channels: channels of the output function.
-        dim: space dimensions of the domain.
-        width: channels d inside.
-        heads: h, a divisor of the width.
-        layers: encoder layers.
-        feedforward: hidden channels of the pointwise networks.
         decoder_layers: cross-attention layers from the output's nodes, known by their coordinates, to
             the encoded input. 0 is the published architecture, whose output lives on the input's nodes;
             with 1 or more the operator evaluates anywhere.
         initial_channels: length of ``initial`` = [u0, y0, t0], which replaces the first node's
-            embedding by one of its own (data assimilation); 0: none.
-        norm: ``"post"`` or ``"pre"``.
+            embedding by one of its own (data assimilation). 0 disables it.
         momentum: whether tokens carry a velocity (in the encoder, not in the decoder); its blocks need ``norm="pre"``.
-        dropout: rate in training mode.
-        activation: ``"gelu"`` (exact) or ``"gelu_tanh"``.
         attention: the kernel of the attention and its implementation.
         schwarz: two-level attention inside subdomains and between coarse tokens, in place of attention on the whole
-            domain, at a cost linear in n; None: none. The decoder keeps its own.
-        dtype: dtype of the computation; None: that of inputs and parameters.
-        param_dtype: dtype of the parameters.
+            domain, at a cost linear in n; the decoder keeps its own. None keeps attention on the whole domain.
 
     Raises:
         TypeError: for a size that is not an integer.
         ValueError: for sizes that do not fit, unknown names and rates outside [0, 1); the message names valid ones.
     """
 
-    in_channels: int
-    out_channels: int
-    dim: int = 1
-    width: int = 128
-    heads: int = 8
-    layers: int = 6
-    feedforward: int = 128
+    FROM_DATA: ClassVar[tuple[str, ...]] = (*OperatorConfig.FROM_DATA, "initial_channels")
+
     decoder_layers: int = 0
     initial_channels: int = 0
-    norm: str = "post"
-    momentum: MomentumConfig = MomentumConfig()
-    dropout: float = 0.0
-    activation: str = "gelu"
     attention: IntegralAttentionConfig = IntegralAttentionConfig()
     schwarz: SchwarzAttentionConfig | None = None
-    dtype: str | None = None
-    param_dtype: str = "float32"
 
     def __post_init__(self):
-        check_config(self)
+        super().__post_init__()
+        check_size(self.decoder_layers, "decoder_layers", 0)
+        check_size(self.initial_channels, "initial_channels", 0)
+        check_attention_config(self.attention)
+        self.check_kernel(self.attention.kernel)
+        if self.schwarz is not None:
+            self._check_schwarz(self.schwarz)
+
+    def _check_schwarz(self, schwarz: SchwarzAttentionConfig) -> None:
+        if not isinstance(schwarz, SchwarzAttentionConfig):
+            raise TypeError(f"schwarz must be nn.SchwarzAttentionConfig(...) or None, got {schwarz!r}.")
+        if isinstance(schwarz.subdomains, tuple) and len(schwarz.subdomains) != self.dim:
+            raise ValueError(
+                f"schwarz.subdomains must be one number or dim = {self.dim}, one per axis, got {schwarz.subdomains}."
+            )
+        if self.decoder_layers == 0 and self.attention != IntegralAttentionConfig():
+            raise ValueError(
+                f"attention={self.attention!r} is not used where schwarz is given: the kernel of both levels is "
+                "SchwarzAttentionConfig(kernel=...); leave attention out."
+            )
+        if self.momentum.block in ("H1", "R2"):
+            raise ValueError(
+                f"no connection is known for Schwarz attention: give block='Y' or 'H0' with schwarz, got "
+                f"{self.momentum.block!r}."
+            )
 
 
+@register("tno", TransformerNeuralOperatorConfig)
 class TransformerNeuralOperator(nnx.Module):
     """u ↦ head ∘ layers ∘ lift, lift = Linear([u(x), x]), layers of attention ∫ k(Qu(x), Ku(y)) Vu(y) dy.
 
@@ -103,50 +110,48 @@ class TransformerNeuralOperator(nnx.Module):
     """
 
     def __init__(self, config: TransformerNeuralOperatorConfig, *, rngs: nnx.Rngs):
-        self.config = checked(config, TransformerNeuralOperatorConfig, rngs)
-        dtypes = {"dtype": config.dtype, "param_dtype": config.param_dtype}
-
-        def layers(
-            count: int, kind: IntegralAttentionConfig | SchwarzAttentionConfig, momentum: MomentumConfig
-        ) -> nnx.List:
-            def attention() -> IntegralAttention | SchwarzAttention:
-                return kind.make(config.width, config.heads, rngs=rngs, **dtypes)
-
-            return nnx.List(encoder_layer(config, attention, rngs, momentum=momentum) for _ in range(count))
+        self.config = TransformerNeuralOperatorConfig.checked(config, rngs)
+        sizes = config.width, config.heads
 
         def affine(channels: int) -> Linear:
             return Linear(channels, config.width, param_dtype=config.param_dtype, rngs=rngs)
 
         self.lift = affine(config.in_channels + config.dim)
         self.initial = affine(config.initial_channels) if config.initial_channels else None
-        self.layers = layers(config.layers, config.schwarz or config.attention, config.momentum)
+        encoder = config.schwarz or config.attention
+        self.layers = nnx.List(
+            config.layer(encoder.make(*sizes, rngs=rngs, **config.dtypes), rngs=rngs) for _ in range(config.layers)
+        )
         self.query = affine(config.dim) if config.decoder_layers else None
-        self.decoder = layers(config.decoder_layers, config.attention, MomentumConfig())
-        self.head = Linear(config.width, config.out_channels, rngs=rngs, **dtypes)
+        self.decoder = nnx.List(
+            config.residual_layer(config.attention.make(*sizes, rngs=rngs, **config.dtypes), rngs=rngs)
+            for _ in range(config.decoder_layers)
+        )
+        self.head = Linear(config.width, config.out_channels, rngs=rngs, **config.dtypes)
         self.velocity = affine(config.in_channels + config.dim) if config.momentum.learns_velocity else None
 
     def __call__(
         self,
         values: Float[Array, "n c"] | Float[Array, "b n c"],
-        domain: Domain,
+        domain: Domain | Decomposed,
         *,
-        at: Domain | None = None,
+        at: Domain | Decomposed | None = None,
         initial: Float[Array, " c0"] | Float[Array, "b c0"] | None = None,
     ) -> Float[Array, "k c_out"] | Float[Array, "b k c_out"]:
-        """The output function on ``at``, from samples of the input function on ``domain``.
+        """Returns the output function on ``at``, from samples of the input function on ``domain``.
 
         Args:
             values: u(x_i), shape (n, c_in), or a batch (b, n, c_in).
             domain: where ``values`` were sampled; for a batch, one for all or a stack, one for each;
                 with ``schwarz``, one for all, or its `jaxop.schwarz.Decomposition`, which is used as it is:
                 scattered nodes and meshes need it inside `jax.jit`.
-            at: where the output is wanted, one domain or a stack; None: on ``domain``.
+            at: where the output is wanted, one domain or a stack. None takes ``domain``.
             initial: [u0, y0, t0] for operators with ``initial_channels``, shape (c0,) or (b, c0).
 
         Raises:
-            TypeError: for a domain that is none.
+            TypeError: for a domain that is not a `Domain`.
             ValueError: for shapes that do not fit the config or the domain.
-            NotImplementedError: for ``at`` another than ``domain`` in an operator without decoder layers.
+            NotImplementedError: if ``at`` is another domain than ``domain`` and the operator has no decoder layers.
         """
         config = self.config
         functions = node_functions(values, domain, at=at, in_channels=config.in_channels, dim=config.dim)

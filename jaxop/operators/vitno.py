@@ -1,54 +1,27 @@
 """The vision transformer neural operator: attention between functions on patches."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxop.nn import KernelConfig, Linear, MomentumConfig, PatchAttention, SpectralConvolution, run_layers
+from jaxop.nn import ExpDotProductConfig, KernelConfig, Linear, PatchAttention, SpectralConvolution, run_layers
 from jaxop.nn.kernel_configs import LINEAR, check_kernel_config
-from jaxop.operators._common import (
-    GridFunctions,
-    GridOperator,
-    check_config,
-    check_patches,
-    checked,
-    cut_grid,
-    encoder_layer,
-    join,
-    smooth,
-    smoothing,
-    split,
-)
+from jaxop.operators.grid import GridFunctions, GridOperator, PatchConfig, cut_grid, join, smooth, split
+from jaxop.operators.registry import register
 
 
-@dataclasses.dataclass(frozen=True)
-class ViTNeuralOperatorConfig:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ViTNeuralOperatorConfig(PatchConfig):
     """Sizes and choices of a `ViTNeuralOperator`; the defaults suit 64 × 64 grids on a CPU.
 
+    The attributes are those of `PatchConfig`, ``in_channels, out_channels, dim`` and then keywords, and one more.
+
     Attributes:
-        in_channels: channels of the input function.
-        out_channels: channels of the output function.
-        dim: space dimensions of the grid, 1 to 3.
-        width: channels d inside.
-        heads: h, a divisor of the width.
-        layers: encoder layers.
-        feedforward: hidden channels of the pointwise networks.
-        patches: patches along each axis, the same on every grid; a divisor of its sides.
         modes: m, the modes that the lift keeps along every axis of a patch.
-        reference: nodes along each axis of the grid that the operator is made for: its patches must carry
-            all modes, 2 m ≤ reference / patches. On a coarser grid the highest modes are dropped.
-        kernel: the settings of a kernel between functions on patches; None:
-            exp ∫_patch Q·K dx, the published one.
-        smoothing_modes: modes of the final u + SpectralConv(u) on the whole grid; None: no smoothing.
-        norm: ``"post"`` or ``"pre"``.
-        momentum: whether tokens carry a velocity; its blocks need ``norm="pre"``.
-        dropout: rate in training mode.
-        activation: ``"gelu"`` (exact) or ``"gelu_tanh"``.
-        dtype: dtype of the pointwise maps; None: that of inputs and parameters. Spectral parts and scores
-            run in float32 at least.
-        param_dtype: dtype of the parameters.
+        kernel: the settings of a kernel between functions on patches. None takes exp ∫_patch Q·K dx, the published one.
 
     Raises:
         TypeError: for a size that is not an integer.
@@ -56,26 +29,13 @@ class ViTNeuralOperatorConfig:
             names valid ones.
     """
 
-    in_channels: int
-    out_channels: int
-    dim: int = 2
-    width: int = 32
-    heads: int = 8
-    layers: int = 6
-    feedforward: int = 128
-    patches: int = 4
-    modes: int = 8
-    reference: int = 64
+    FROM_GRID: ClassVar[tuple[str, ...]] = (*PatchConfig.FROM_GRID, "smoothing_modes")
+
     kernel: KernelConfig | None = None
     smoothing_modes: int | None = 16
-    norm: str = "post"
-    momentum: MomentumConfig = MomentumConfig()
-    dropout: float = 0.0
-    activation: str = "gelu"
-    dtype: str | None = None
-    param_dtype: str = "float32"
 
     def __post_init__(self):
+        super().__post_init__()
         if self.kernel is not None:
             check_kernel_config(self.kernel)
             if isinstance(self.kernel, LINEAR):
@@ -83,11 +43,11 @@ class ViTNeuralOperatorConfig:
                     "kernel must be one that attention between functions can normalise; "
                     f"{type(self.kernel).__name__} is signed."
                 )
-        check_config(self)
-        check_patches(self.patches, self.reference, self.modes, self.dim)
+        self.check_kernel(self.kernel or ExpDotProductConfig())
 
 
-class ViTNeuralOperator(GridOperator):
+@register("vitno", ViTNeuralOperatorConfig)
+class ViTNeuralOperator(GridOperator[ViTNeuralOperatorConfig]):
     """u ↦ S ∘ head ∘ layers ∘ lift: tokens are functions on patches, S = 1 + a spectral convolution.
 
     The grid is cut into equal patches. The lift is a spectral convolution of [u(x), x] inside each patch;
@@ -122,30 +82,27 @@ class ViTNeuralOperator(GridOperator):
     """
 
     def __init__(self, config: ViTNeuralOperatorConfig, *, rngs: nnx.Rngs):
-        self.config = checked(config, ViTNeuralOperatorConfig, rngs)
-        patch = check_patches(config.patches, config.reference, config.modes, config.dim)
-        dtypes = {"dtype": config.dtype, "param_dtype": config.param_dtype}
+        self.config = ViTNeuralOperatorConfig.checked(config, rngs)
 
         def lift() -> SpectralConvolution:
             sizes = config.in_channels + config.dim, config.width, config.modes
-            return SpectralConvolution(*sizes, reference=patch, param_dtype=config.param_dtype, rngs=rngs)
+            return SpectralConvolution(*sizes, reference=config.modes_shape, param_dtype=config.param_dtype, rngs=rngs)
 
         self.lift = lift()
-        kernel, axis = None, None
+        kernel = None
         if config.kernel is not None:
-            kernel, axis = config.kernel.make(config.heads, config.width // config.heads, rngs=rngs)
-        attention = {"kernel": kernel, "kernel_axis": axis, "rngs": rngs, **dtypes}
+            kernel = config.kernel.make(config.heads, config.width // config.heads, rngs=rngs)
 
-        def attend() -> PatchAttention:
-            return PatchAttention(config.width, config.heads, **attention)
+        def attention() -> PatchAttention:
+            return PatchAttention(config.width, config.heads, kernel=kernel, rngs=rngs, **config.dtypes)
 
-        self.layers = nnx.List(encoder_layer(config, attend, rngs) for _ in range(config.layers))
-        self.head = Linear(config.width, config.out_channels, rngs=rngs, **dtypes)
-        self.smoothing = smoothing(config, rngs)
+        self.layers = nnx.List(config.layer(attention(), rngs=rngs) for _ in range(config.layers))
+        self.head = Linear(config.width, config.out_channels, rngs=rngs, **config.dtypes)
+        self.smoothing = config.smoothing(rngs)
         self.velocity = lift() if config.momentum.learns_velocity else None
 
     def transform(self, functions: GridFunctions) -> Float[Array, "b n c_out"]:
-        """The output functions at the nodes."""
+        """Returns the output functions at the nodes."""
         config = self.config
         cut = cut_grid(functions.grid, config.patches)
 

@@ -12,19 +12,20 @@ from jaxtyping import Array, Float, Int
 
 from jaxop._pytree import register
 from jaxop._scaling import unit_of
+from jaxop._sparse import SparseMatrix
 from jaxop._validation import accumulator, as_float, is_integer, is_numeric
 from jaxop._varying import varying_like
-from jaxop.schwarz import Decomposition
-from jaxop.schwarz.operator import SchwarzFactors, check_factors, schwarz_apply
+from jaxop.schwarz.decomposition import Decomposition
+from jaxop.schwarz.operator import Factors, apply, check_factors
 
 
-def schwarz_preconditioner(
-    decomposition: Decomposition, factors: SchwarzFactors
+def preconditioner(
+    decomposition: Decomposition, factors: Factors
 ) -> Callable[[Float[Array, "..."]], Float[Array, "..."]]:
     """M⁻¹ W⁻¹ r of a residual r, symmetric where keys are left out: ``M`` of `jax.scipy.sparse.linalg.cg`.
 
     A residual is a sum against weights already (W A u = W f, the symmetric matrix of a bilinear form), which
-    `schwarz_apply` would apply again. On grids of equal weights the difference is a factor, which conjugate gradients
+    `apply` would apply again. On grids of equal weights the difference is a factor, which conjugate gradients
     do not notice: there the matrix may be A itself. Factors of low rank annihilate what they do not
     represent; conjugate gradients converge only with a ``shift`` > 0 then, best the size of the largest
     eigenvalue of A⁻¹ that is left out.
@@ -46,7 +47,7 @@ def schwarz_preconditioner(
         >>> from jaxop import domains, schwarz
         >>> dec = schwarz.decompose(domains.interval(63, rule="interior"), 8, 2)
         >>> A = 64**2 * (2 * np.eye(63) - np.eye(63, k=1) - np.eye(63, k=-1))
-        >>> M = schwarz.schwarz_preconditioner(dec, schwarz.galerkin_factors(dec, A, blocks="overlap"))
+        >>> M = schwarz.preconditioner(dec, schwarz.galerkin_factors(dec, A, blocks="overlap"))
         >>> u, _ = cg(jnp.asarray(A, jnp.float32), jnp.ones(63), M=M, maxiter=20)
         >>> print(u.max().round(3))  # of x (1 - x) / 2
         0.125
@@ -55,7 +56,7 @@ def schwarz_preconditioner(
     return jax.tree_util.Partial(_precondition, decomposition, factors)
 
 
-def _precondition(decomposition: Decomposition, factors: SchwarzFactors, residual: Array) -> Array:
+def _precondition(decomposition: Decomposition, factors: Factors, residual: Array) -> Array:
     residual = as_float(residual, "residual")
     n = decomposition.domain.size
     if residual.ndim not in (1, 2) or residual.shape[0] != n:
@@ -64,7 +65,7 @@ def _precondition(decomposition: Decomposition, factors: SchwarzFactors, residua
     wide = accumulator(residual.dtype)  # densities overflow half precision
     weights = decomposition.domain.weights.astype(wide)[:, None]
     density = jnp.where(weights > 0, columns.astype(wide) / jnp.where(weights > 0, weights, 1), 0)
-    out = jnp.where(weights > 0, schwarz_apply(density, decomposition, factors), 0)
+    out = jnp.where(weights > 0, apply(density, decomposition, factors), 0)
     return out.reshape(residual.shape).astype(residual.dtype)
 
 
@@ -114,7 +115,7 @@ def flexible_cg(
             least 0, or a function does not return (n,).
 
     Cost: one product with A and one with M⁻¹ per step; memory O(n). Called outside `jax.jit`, arrays and a
-        `jax.tree_util.Partial` of arrays (`schwarz_preconditioner`) compile once per shape, other functions at each
+        `jax.tree_util.Partial` of arrays (`preconditioner`) compile once per shape, other functions at each
         call.
 
     Source: Notay, "Flexible conjugate gradients", SIAM J. Sci. Comput. 22, 2000.
@@ -135,15 +136,15 @@ def flexible_cg(
         raise ValueError(f"tolerance must be positive, got {tolerance}.")
     if not is_integer(max_iterations) or max_iterations < 0:
         raise ValueError(f"max_iterations must be an integer of at least 0, got {max_iterations!r}.")
-    if hasattr(matrix, "tocoo"):
+    if isinstance(matrix, SparseMatrix):
         raise TypeError(
             "matrix is of scipy.sparse, which JAX cannot apply; pass jax.experimental.sparse.BCOO.from_scipy_sparse("
             "matrix), matrix.toarray(), or a function."
         )
-    if isinstance(preconditioner, SchwarzFactors):
+    if isinstance(preconditioner, Factors):
         raise TypeError(
-            "preconditioner must be a function of (n,), got SchwarzFactors; pass "
-            "schwarz.schwarz_preconditioner(decomposition, factors)."
+            "preconditioner must be a function of (n,), got schwarz.Factors; pass "
+            "schwarz.preconditioner(decomposition, factors)."
         )
     wide = accumulator(rhs.dtype)
     arrays = jax.tree.leaves((matrix, preconditioner))
@@ -168,7 +169,7 @@ def _conjugate_gradients(
             raise ValueError(f"{name} must map (n,) = ({n},) to (n,), got {out.shape}.")
         return out.astype(rhs.dtype)
 
-    def apply(residual: Array) -> Array:
+    def precondition(residual: Array) -> Array:
         return residual if preconditioner is None else product("preconditioner", preconditioner, residual)
 
     unit = unit_of(jnp.max(jnp.abs(rhs), initial=0))  # squares of the residual neither over- nor underflow
@@ -188,11 +189,11 @@ def _conjugate_gradients(
         sound = curvature > 0
         alpha = jnp.where(sound, rho / jnp.where(sound, curvature, 1), 0)
         new = r - alpha * image
-        z = apply(new)
+        z = precondition(new)
         beta = jnp.vdot(z, new - r) / jnp.where(rho == 0, 1, rho)
         return x + alpha * p, new, z, z + beta * p, jnp.vdot(z, new), k + 1, sound
 
-    z = apply(scaled)
+    z = precondition(scaled)
     start = (jnp.zeros_like(scaled), scaled, z, z, jnp.vdot(z, scaled), jnp.zeros((), jnp.int32), jnp.array(True))
     start = varying_like(start, jax.eval_shape(advance, start))
     x, r, *_, k, _ = jax.lax.while_loop(unfinished, advance, start)

@@ -10,8 +10,8 @@ from jaxop._eager import compiled, in_turn
 from jaxop._validation import accumulator, as_float
 from jaxop.attention.closing import is_closed
 from jaxop.attention.integral import integral_attention
-from jaxop.kernels import ExpDotProduct, Kernel
-from jaxop.schwarz import Decomposition
+from jaxop.kernels import ExpDotProduct, Kernel, PerHead
+from jaxop.schwarz.decomposition import Decomposition
 from jaxop.schwarz.operator import check_decomposition
 
 
@@ -21,8 +21,7 @@ def subdomain_attention(
     value: Float[Array, "n h c"],
     decomposition: Decomposition,
     *,
-    kernel: Kernel | None = None,
-    kernel_axis: int | None = None,
+    kernel: Kernel | PerHead | None = None,
     implementation: str | None = None,
 ) -> Float[Array, "n h c"]:
     """A(x) = Σ_i D_i(x) ∫ k(q(x), k(y)) v(y) D_i(y) dy / ∫ k(q(x), k(y)) D_i(y) dy, D the partition of unity.
@@ -39,14 +38,13 @@ def subdomain_attention(
         value: v, (n, h, c).
         decomposition: of the domain, see `jaxop.schwarz.decompose`.
         kernel: as in `integral_attention`.
-        kernel_axis: as in `integral_attention`.
-        implementation: as in `integral_attention`, inside a subdomain; None: ``"chunked"``.
+        implementation: as in `integral_attention`, inside a subdomain; None means ``"chunked"``.
 
     Returns:
         Shape (n, h, c), in the dtype of ``value``.
 
     Raises:
-        ValueError: for shapes that do not fit, and as `integral_attention`.
+        ValueError: if shapes do not fit, and as `integral_attention`.
 
     Cost: O(n s h (d + c)) time for subdomains of s nodes, linear in n at fixed s; O(n (d + c) h) memory beyond one
         group of subdomains.
@@ -85,14 +83,14 @@ def subdomain_attention(
     kernel = ExpDotProduct() if kernel is None else kernel
 
     def one(operands: tuple[Array, Array, Array, Array]) -> Array:
-        return integral_attention(*operands, kernel=kernel, kernel_axis=kernel_axis, implementation=how)
+        return integral_attention(*operands, kernel=kernel, implementation=how)
 
     together = max(1, _scores(heads) // decomposition.local_size**2)
     if together >= decomposition.subdomains:
         local = jax.vmap(lambda *arrays: one(arrays))(*operands)
     else:
         if how != "chunked":
-            recomputed = functools.partial(_recomputed, kernel=kernel, kernel_axis=kernel_axis, implementation=how)
+            recomputed = functools.partial(_recomputed, kernel=kernel, implementation=how)
             one = recomputed if is_closed(kernel) else jax.checkpoint(one)
         local = in_turn(one, operands, batch_size=together if together > 1 else None)
     blended = local * decomposition.partition.astype(local.dtype)[:, :, None, None]
@@ -134,13 +132,13 @@ def coarse_averages(
     return means.astype(values.dtype), jnp.maximum(measure[:, 0], 0)  # half precision would lose small ones
 
 
-@compiled(static=("kernel_axis", "implementation"))
-def _recomputed(operands, kernel, kernel_axis, implementation):
+@compiled(static=("implementation",))
+def _recomputed(operands: tuple[Array, Array, Array, Array], kernel: Kernel | PerHead, implementation: str) -> Array:
     """Attention whose scores are computed again for the derivative."""
 
     @jax.checkpoint
-    def attend(operands: tuple[Array, Array, Array, Array], kernel: Kernel) -> Array:
-        return integral_attention(*operands, kernel=kernel, kernel_axis=kernel_axis, implementation=implementation)
+    def attend(operands: tuple[Array, Array, Array, Array], kernel: Kernel | PerHead) -> Array:
+        return integral_attention(*operands, kernel=kernel, implementation=implementation)
 
     return attend(operands, kernel)
 

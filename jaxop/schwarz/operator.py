@@ -10,14 +10,14 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxop._pytree import register
-from jaxop._validation import accumulator, as_float, float_dtype, is_concrete, is_integer
-from jaxop.schwarz import Decomposition
+from jaxop._validation import accumulator, as_float, float_dtype, is_concrete, is_integer, is_numeric
+from jaxop.schwarz.decomposition import Decomposition
 
 
 @register
 @dataclasses.dataclass(frozen=True, eq=False)
-class SchwarzFactors:
-    """Parameters of `schwarz_apply`; the arrays of a gradient descent, a fit or a network.
+class Factors:
+    """Parameters of `apply`; the arrays of a gradient descent, a fit or a network.
 
     Factors are samples of functions: on the nodes of the subdomains (padding is not looked at) and on the coarse
     functions. The operator maps values in units of f to units of f·Q·K·length^dim.
@@ -37,9 +37,7 @@ class SchwarzFactors:
     shift: Float[Array, ""] | float | None = None
 
 
-def schwarz_apply(
-    values: Float[Array, "n c"], decomposition: Decomposition, factors: SchwarzFactors
-) -> Float[Array, "n c"]:
+def apply(values: Float[Array, "n c"], decomposition: Decomposition, factors: Factors) -> Float[Array, "n c"]:
     """M⁻¹ v = Φ Q0 K0ᵀ Φᵀ W v + Σ_i R_iᵀ D_i^½ Q_i K_iᵀ D_i^½ R_i W v + σ v.
 
     Inner products with keys are quadratures, so that factors which are samples of functions give the same
@@ -66,7 +64,7 @@ def schwarz_apply(
         >>> from jaxop import domains, schwarz
         >>> dec = schwarz.decompose(domains.interval(63, rule="interior"), 8, 2)
         >>> factors = schwarz.random_factors(jax.random.key(0), dec, rank=4)
-        >>> schwarz.schwarz_apply(dec.domain.points, dec, factors).shape
+        >>> schwarz.apply(dec.domain.points, dec, factors).shape
         (63, 1)
     """
     check_factors(decomposition, factors)
@@ -146,7 +144,7 @@ def random_factors(
     coarse_rank: int | None = None,
     *,
     symmetric: bool = False,
-) -> SchwarzFactors:
+) -> Factors:
     """Independent normal factors of variance √(p / (r |D|)), as of functions on p parts of the domain D.
 
     On a domain of measure 1 the coarse part maps a function of size 1 to one of about size 1. Local factors are white
@@ -187,14 +185,14 @@ def random_factors(
     shapes = (coarse, coarse, local, local)
     parts = (max(coarse[0], 1),) * 2 + (decomposition.subdomains,) * 2
     drawn = [draw(k, shape, p) for k, shape, p in zip(keys, shapes, parts, strict=True)]
-    return SchwarzFactors(drawn[0], None if symmetric else drawn[1], drawn[2], None if symmetric else drawn[3])
+    return Factors(drawn[0], None if symmetric else drawn[1], drawn[2], None if symmetric else drawn[3])
 
 
 def sample_factors(
-    coefficients: SchwarzFactors,
+    coefficients: Factors,
     decomposition: Decomposition,
     features: Callable[[Float[Array, "s dim"]], Float[Array, "s q"]],
-) -> SchwarzFactors:
+) -> Factors:
     """Q_i(x) = B(ξ_i(x)) C_i: factors that are functions, on the nodes of any decomposition with the same subdomains.
 
     ξ_i(x) are the local coordinates of subdomain i, in which it is a part of [−1, 1]^dim. What was learned on one
@@ -213,7 +211,7 @@ def sample_factors(
         >>> from jaxop import domains, schwarz
         >>> features = functools.partial(schwarz.legendre_features, degree=5)
         >>> dec = schwarz.decompose(domains.interval(63, rule="interior"), 8, 2)
-        >>> coefficients = schwarz.SchwarzFactors(local_query=jax.random.normal(jax.random.key(0), (8, 6, 3)))
+        >>> coefficients = schwarz.Factors(local_query=jax.random.normal(jax.random.key(0), (8, 6, 3)))
         >>> finer = dec.on(domains.interval(127, rule="interior"))
         >>> schwarz.sample_factors(coefficients, finer, features).local_query.shape
         (8, 24, 3)
@@ -267,8 +265,8 @@ def legendre_features(coordinates: Float[Array, "s dim"], degree: int) -> Float[
     return basis
 
 
-def schwarz_matrix(decomposition: Decomposition, factors: SchwarzFactors) -> Float[Array, "n n"]:
-    """M⁻¹ as a dense matrix, block by block: the oracle of `schwarz_apply`, for small domains.
+def matrix(decomposition: Decomposition, factors: Factors) -> Float[Array, "n n"]:
+    """M⁻¹ as a dense matrix, block by block: the oracle of `apply`, for small domains.
 
     Raises:
         ValueError: for shapes that do not fit.
@@ -279,25 +277,25 @@ def schwarz_matrix(decomposition: Decomposition, factors: SchwarzFactors) -> Flo
         >>> import jax
         >>> from jaxop import domains, schwarz
         >>> dec = schwarz.decompose(domains.interval(63, rule="interior"), 8, 2)
-        >>> schwarz.schwarz_matrix(dec, schwarz.random_factors(jax.random.key(0), dec, rank=4)).shape
+        >>> schwarz.matrix(dec, schwarz.random_factors(jax.random.key(0), dec, rank=4)).shape
         (63, 63)
     """
     check_factors(decomposition, factors)
     weights, n = decomposition.domain.weights, decomposition.domain.size
-    matrix = jnp.zeros((n, n), weights.dtype)
+    dense = jnp.zeros((n, n), weights.dtype)
     if factors.local_query is not None:
         query, key = _pair(factors.local_query, factors.local_key, weights.dtype)
         root = jnp.sqrt(decomposition.partition)[..., None]
         inside = decomposition.cover.inside[..., None]
         query, key = jnp.where(inside, query, 0), jnp.where(inside, key, 0)
         rows = jax.nn.one_hot(decomposition.cover.index, n, dtype=weights.dtype)  # (p, s, n)
-        matrix += jnp.einsum("psn,psr,ptr,ptm->nm", rows, root * query, root * key, rows)
+        dense += jnp.einsum("psn,psr,ptr,ptm->nm", rows, root * query, root * key, rows)
     if factors.coarse_query is not None:
         query, key = _pair(factors.coarse_query, factors.coarse_key, weights.dtype)
         basis = decomposition.coarse_basis()
-        matrix += (basis @ query) @ (basis @ key).T
+        dense += (basis @ query) @ (basis @ key).T
     shift = 0.0 if factors.shift is None else factors.shift
-    return matrix * weights[None, :] + jnp.asarray(shift, weights.dtype) * jnp.eye(n, dtype=weights.dtype)
+    return dense * weights[None, :] + jnp.asarray(shift, weights.dtype) * jnp.eye(n, dtype=weights.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -315,8 +313,8 @@ class SymmetryReport:
     largest_eigenvalue: float
 
 
-def symmetry_report(decomposition: Decomposition, factors: SchwarzFactors) -> SymmetryReport:
-    """Asymmetry and extreme eigenvalues of `schwarz_apply`, on nodes of positive weight.
+def symmetry_report(decomposition: Decomposition, factors: Factors) -> SymmetryReport:
+    """Asymmetry and extreme eigenvalues of `apply`, on nodes of positive weight.
 
     Raises:
         ValueError: for shapes that do not fit.
@@ -331,17 +329,17 @@ def symmetry_report(decomposition: Decomposition, factors: SchwarzFactors) -> Sy
         >>> schwarz.symmetry_report(dec, factors).asymmetry < 1e-6
         True
     """
-    matrix = np.asarray(schwarz_matrix(decomposition, factors), np.float64)
+    dense = np.asarray(matrix(decomposition, factors), np.float64)
     root = np.sqrt(np.asarray(decomposition.domain.weights, np.float64))
     alive = root > 0
-    matrix = root[alive, None] * matrix[np.ix_(alive, alive)] / root[alive]
-    values = np.linalg.eigvalsh((matrix + matrix.T) / 2)
-    size = np.linalg.norm(matrix)
-    asymmetry = np.linalg.norm(matrix - matrix.T) / size if size else 0.0
+    dense = root[alive, None] * dense[np.ix_(alive, alive)] / root[alive]
+    values = np.linalg.eigvalsh((dense + dense.T) / 2)
+    size = np.linalg.norm(dense)
+    asymmetry = np.linalg.norm(dense - dense.T) / size if size else 0.0
     return SymmetryReport(float(asymmetry), float(values[0]), float(values[-1]))
 
 
-def count_parameters(decomposition: Decomposition, factors: SchwarzFactors) -> int:
+def count_parameters(decomposition: Decomposition, factors: Factors) -> int:
     """Numbers among the factors that act, padding left out; coefficients of features, q of them ≠ s, act all.
 
     Example:
@@ -394,11 +392,11 @@ def check_ranks(decomposition: Decomposition, rank: int, coarse_rank: int, featu
         )
 
 
-def check_factors(decomposition: Decomposition, factors: SchwarzFactors) -> None:
+def check_factors(decomposition: Decomposition, factors: Factors) -> None:
     """Shapes that fit a decomposition and each other, or a ``ValueError``."""
     check_decomposition(decomposition)
-    if not isinstance(factors, SchwarzFactors):
-        raise TypeError(f"factors must be SchwarzFactors, got {type(factors).__name__}; are the arguments in order?")
+    if not isinstance(factors, Factors):
+        raise TypeError(f"factors must be schwarz.Factors, got {type(factors).__name__}; are the arguments in order?")
     shapes: dict[str, tuple[int, ...]] = {
         "coarse": (decomposition.coarse_size,),
         "local": decomposition.partition.shape,
@@ -430,3 +428,9 @@ def _pair(query: Any, key: Any, dtype: Any) -> tuple[Array, Array]:
 def as_factor(array: np.ndarray | None) -> Array | None:
     """A factor computed on the host, in JAX's default floating dtype."""
     return None if array is None else jnp.asarray(array, float_dtype())
+
+
+def check_shift(shift: Any) -> None:
+    """One finite number or None, or a ``ValueError``."""
+    if shift is not None and (not is_numeric(shift) or np.ndim(shift) or not np.isfinite(shift)):
+        raise ValueError(f"shift must be one finite number or None, got {shift!r}.")

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxop.domains import EQUAL_WEIGHT_RULES, Domain, Grid
+from jaxop.domains import EQUAL_WEIGHT_RULES, Decomposed, Domain, Grid
+from jaxop.domains.domain import refuse_decomposed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +144,7 @@ def check_modes(modes: int | Sequence[int], reference: Sequence[int], *, argumen
     return result
 
 
-def check_grid(domain: Domain, dim: int | None = None) -> Grid:
+def check_grid(domain: Domain | Decomposed, dim: int | None = None) -> Grid:
     """Refuses domains on which a discrete Fourier transform is not a quadrature.
 
     Args:
@@ -154,7 +155,7 @@ def check_grid(domain: Domain, dim: int | None = None) -> Grid:
         The domain.
 
     Raises:
-        TypeError: for a domain that is not a grid.
+        TypeError: for a domain that is not a grid, such as a decomposition of one.
         ValueError: for another number of axes, or uneven weights; the message names the rules to use.
 
     Example:
@@ -164,6 +165,7 @@ def check_grid(domain: Domain, dim: int | None = None) -> Grid:
             ...
         ValueError: a spectral layer needs equal weights ... got rule='trapezoid' along axis 0; ...
     """
+    refuse_decomposed(domain, "domain")
     if not isinstance(domain, Grid):
         raise TypeError(
             f"a spectral layer needs a grid (interval or box with rule='midpoint' or 'periodic'), got "
@@ -171,10 +173,11 @@ def check_grid(domain: Domain, dim: int | None = None) -> Grid:
         )
     if dim is not None and domain.dim != dim:
         raise ValueError(f"domain must have {dim} axes, as the layer was built for, got {domain.dim}.")
-    for axis, rule in enumerate(domain.rules):
-        if rule not in EQUAL_WEIGHT_RULES:
+    for k, axis in enumerate(domain.axes):
+        if not axis.rule.has_equal_weights:
             raise ValueError(
-                f"a spectral layer needs equal weights on the whole period, got rule={rule!r} along axis {axis}; build "
+                "a spectral layer needs equal weights on the whole period, "
+                f"got rule={axis.rule.name!r} along axis {k}; build "
                 f"the grid with {' or '.join(f'rule={name!r}' for name in EQUAL_WEIGHT_RULES)}, or use the "
                 "TransformerNeuralOperator, which takes any nodes."
             )

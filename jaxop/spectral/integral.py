@@ -40,7 +40,7 @@ def fourier_integral(
             the order of the FFT, 0, …, m − 1, −m, …, −1.
         grid_shape: nodes along each axis, 1 to 3 of them; their product is n.
         implementation: ``"fft"`` is the definition; ``"matrix"`` does the same in real arithmetic as one
-            matrix product per axis, fit for matrix units. None: matrices for up to 32 modes per axis and
+            matrix product per axis, fit for matrix units. None means matrices for up to 32 modes per axis and
             at least 16 channels (times batch), which is where they were faster on CPUs.
 
     Returns:
@@ -48,7 +48,7 @@ def fourier_integral(
         in float32.
 
     Raises:
-        ValueError: for shapes that do not fit each other, or an unknown implementation.
+        ValueError: if shapes do not fit each other, or the implementation is unknown.
 
     Cost: "matrix" O(n Σ_j m_j + M c_in c_out) per function for M modes, "fft" O(n log n + M c_in c_out).
 

@@ -1,5 +1,6 @@
 """Training: losses as weighted norms, one compiled step, checkpoints that can be trusted, resumable runs."""
 
+from jaxop._moved import moved
 from jaxop.training.checkpoint import Checkpoints as Checkpoints
 from jaxop.training.checkpoint import DamagedCheckpointError as DamagedCheckpointError
 from jaxop.training.config import LOSSES as LOSSES
@@ -11,10 +12,6 @@ from jaxop.training.evaluation import Scores as Scores
 from jaxop.training.evaluation import evaluate as evaluate
 from jaxop.training.evaluation import predict as predict
 from jaxop.training.evaluation import score as score
-from jaxop.training.figures import plot_errors as plot_errors
-from jaxop.training.figures import plot_learning_curves as plot_learning_curves
-from jaxop.training.figures import plot_predictions as plot_predictions
-from jaxop.training.figures import save_figure as save_figure
 from jaxop.training.loggers import JsonLines as JsonLines
 from jaxop.training.loggers import Logger as Logger
 from jaxop.training.loggers import Progress as Progress
@@ -23,13 +20,27 @@ from jaxop.training.loggers import WeightsAndBiases as WeightsAndBiases
 from jaxop.training.loggers import read_metrics as read_metrics
 from jaxop.training.loop import Result as Result
 from jaxop.training.loop import fit as fit
+from jaxop.training.losses import Loss as Loss
 from jaxop.training.losses import cross_entropy as cross_entropy
+from jaxop.training.losses import cross_entropy_loss as cross_entropy_loss
+from jaxop.training.losses import relative_h1_loss as relative_h1_loss
+from jaxop.training.losses import relative_l2_loss as relative_l2_loss
 from jaxop.training.losses import relative_norm as relative_norm
 from jaxop.training.losses import relative_norms as relative_norms
+from jaxop.training.optimizer import learning_rate as learning_rate
+from jaxop.training.optimizer import make_optimizer as make_optimizer
 from jaxop.training.run import Run as Run
 from jaxop.training.run import load_run as load_run
 from jaxop.training.state import TrainState as TrainState
 from jaxop.training.state import init_state as init_state
-from jaxop.training.state import learning_rate as learning_rate
-from jaxop.training.state import make_optimizer as make_optimizer
 from jaxop.training.step import make_step as make_step
+
+__getattr__ = moved(
+    __name__,
+    {
+        "plot_errors": "jaxop.experiments.plot_errors",
+        "plot_learning_curves": "jaxop.experiments.plot_learning_curves",
+        "plot_predictions": "jaxop.experiments.plot_predictions",
+        "save_figure": "jaxop.experiments.save_figure",
+    },
+)

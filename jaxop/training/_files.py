@@ -7,7 +7,7 @@ import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from jaxop._validation import check_type
 
@@ -101,7 +101,7 @@ def writing(directory: Path) -> Iterator[None]:
                     directory.rmdir()
 
 
-def _locked(path: Path) -> Any:
+def _locked(path: Path) -> TextIO:
     """The open file at a path, locked."""
     import fcntl  # POSIX only
 

@@ -122,7 +122,7 @@ class Checkpoints:
     def save(
         self,
         step: int,
-        state: Any,
+        state: object,
         *,
         metrics: Mapping[str, float] | None = None,
         seconds: float = 0.0,
@@ -140,7 +140,8 @@ class Checkpoints:
             settings: what the state belongs to, as JSON; kept in the manifest.
 
         Raises:
-            FloatingPointError: if an array holds NaN or infinity: nothing is written.
+            FloatingPointError: if an array holds NaN or infinity: nothing is written. The part ``opt_state`` may hold
+                infinity, with which optimisers of Optax mark what has no value yet.
             FileExistsError: if the step is there already.
 
         Cost: one copy of the state to disk, read back once for the checksums.
@@ -306,17 +307,20 @@ class Checkpoints:
                 _remove(doomed)
 
 
-def leaf_names(tree: Any) -> list[str]:
+def leaf_names(tree: object) -> list[str]:
     """Dotted names of the leaves of a pytree, in its order: ``layers.0.kernel``."""
     paths = jax.tree_util.tree_flatten_with_path(tree)[0]
     return [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths]
 
 
 def first_nonfinite(leaves: Mapping[str, Any]) -> str | None:
-    """Name of the first floating-point array that holds NaN or infinity, or None."""
+    """Name of the first floating-point array that holds NaN, or infinity outside ``opt_state``; or None."""
     for name, leaf in leaves.items():
-        if jnp.issubdtype(leaf.dtype, jnp.inexact) and not np.isfinite(np.asarray(leaf)).all():
-            return name
+        if jnp.issubdtype(leaf.dtype, jnp.inexact):
+            array = np.asarray(leaf)
+            bad = np.isnan(array) if name.startswith("opt_state.") else ~np.isfinite(array)
+            if bad.any():
+                return name
     return None
 
 
@@ -336,7 +340,7 @@ def _fits(name: str, saved: str, wanted: str) -> bool:
     return saved == wanted or (name.startswith("other.") and same_shape and both == precisions)
 
 
-def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+def _abstract(leaf: Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
@@ -366,7 +370,7 @@ def _remove(path: Path) -> None:
         path.unlink()
 
 
-def _seal(content: Any) -> str:
+def _seal(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -379,7 +383,7 @@ def _hash(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _flush_and_hash(file: Path) -> list[Any]:
+def _flush_and_hash(file: Path) -> list[int | str]:
     with file.open("rb") as stream:
         os.fsync(stream.fileno())
         checksum = hashlib.file_digest(stream, "sha256").hexdigest()

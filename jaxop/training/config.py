@@ -9,10 +9,9 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import jax
-import numpy as np
-
-from jaxop._validation import check_name, check_type, closest, is_integer
+from jaxop._config import from_dict
+from jaxop._config import to_json as to_json
+from jaxop._validation import check_name, check_type, is_integer
 
 SCHEDULES = ("cosine", "constant")
 """Courses of the learning rate after the warm-up."""
@@ -28,7 +27,7 @@ _CONTENTS = re.compile(r"train\..*\.contents|valid_sets\..*")
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:
-    """Everything about a training run but the operator and the data.
+    """Everything about a training run but the operator, the data, and an optimiser or a loss of one's own.
 
     The learning rate at step t of T, with W warm-up steps, is η (t+1)/W for t < W and then
     η_end + (η − η_end)·½(1 + cos π(t−W)/(T−W)), or η throughout for ``schedule="constant"``. It follows
@@ -47,7 +46,8 @@ class TrainingConfig:
         clip_norm: largest global norm of a gradient, longer ones are shortened to it; 0 switches it off.
         ema_decay: β of the moving average of the parameters that evaluations use; 0 switches it off.
         loss: "l2" or "h1": mean relative error in that norm, over the batch; "cross_entropy" for
-            `jaxop.data.Examples`.
+            `jaxop.data.Examples`. Read unless `jaxop.training.fit` is given a ``loss``. In the same way the fields
+            from ``learning_rate`` to ``clip_norm`` are read unless it is given an ``optimizer``.
         eval_every: steps between evaluations.
         checkpoint_every: steps between checkpoints.
         keep_last: checkpoints kept besides the best one.
@@ -126,7 +126,7 @@ class TrainingConfig:
             self._check("time_limit_s", positive, "must be positive and finite, or None for no limit")
 
     @classmethod
-    def check(cls, config: Any) -> None:
+    def check(cls, config: object) -> None:
         """Raises ``TypeError`` unless ``config`` is a `TrainingConfig`."""
         expected = "a training.TrainingConfig, which TrainingConfig(steps=..., ...) or TrainingConfig.from_dict makes"
         check_type(config, "config", cls, expected)
@@ -150,51 +150,9 @@ class TrainingConfig:
             >>> from jaxop import training
             >>> training.TrainingConfig.from_dict({"stepps": 10})
             Traceback (most recent call last):
-            ValueError: training has no field 'stepps': did you mean 'steps' or 'warmup_steps'?
+            ValueError: TrainingConfig has no field 'stepps': did you mean 'steps' or 'warmup_steps'?
         """
-        check_type(values, "training", Mapping, "a dict of the fields of TrainingConfig")
-        known = [field.name for field in dataclasses.fields(cls)]
-        for name in values:
-            if name not in known:
-                raise ValueError(f"training has no field {name!r}: {closest(str(name), known)}")
-        return cls(**values)
-
-
-def to_json(value: Any, *, name: str = "settings") -> Any:
-    """``value`` in terms of dicts, lists, strings, numbers and None, as ``json`` gives them back.
-
-    Args:
-        value: nested dataclasses, mappings, sequences, paths, dtypes and scalars.
-        name: what to call it in an error.
-
-    Returns:
-        The same with dataclasses as dicts, sequences as lists, paths and dtypes as strings.
-
-    Raises:
-        TypeError: for a value without JSON form; the message says where it sits.
-
-    Example:
-        >>> from jaxop import training
-        >>> training.to_json({"shape": (2, 3), "training": training.TrainingConfig(seed=7)})["shape"]
-        [2, 3]
-    """
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): to_json(item, name=f"{name}.{key}") for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [to_json(item, name=f"{name}[{i}]") for i, item in enumerate(value)]
-    if isinstance(value, np.ndarray | np.generic | jax.Array):
-        return to_json(value.tolist(), name=name)
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if isinstance(value, np.dtype) or isinstance(getattr(value, "dtype", None), np.dtype):  # also jnp.float32 itself
-        return np.dtype(value).name
-    if value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value)):
-        return value
-    raise TypeError(
-        f"{name}={value!r} has no JSON form; give numbers, strings, dataclasses, or lists or dicts of them."
-    )
+        return from_dict(cls, values, name="training")
 
 
 def path_fields(value: Any, name: str = "") -> set[str]:
@@ -228,7 +186,7 @@ def check_same_settings(
     """
     old, new = _flatten(saved), _flatten(current)
     free = {f"training.{name}" for name in _MAY_CHANGE}
-    if "train.inputs.contents" in old:
+    if "valid_sets" in saved or "train.inputs.contents" in old:
         free |= {*paths}
     else:
         new = {name: value for name, value in new.items() if not _CONTENTS.fullmatch(name)}

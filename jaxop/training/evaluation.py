@@ -12,10 +12,12 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxop._validation import check_size, check_type
-from jaxop.data import Batch, ExampleBatch, Examples, Samples
+from jaxop.data import Batch, DataSource, ExampleBatch, Examples, Samples
+from jaxop.data.source import check_source
 from jaxop.domains import SPACES, Domain
-from jaxop.training.losses import cross_entropy, relative_norms
-from jaxop.training.state import Tree, split_model
+from jaxop.training.losses import Loss, apply_loss, cross_entropy, relative_norms
+from jaxop.training.optimizer import Tree
+from jaxop.training.state import split_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Errors:
     h1: Float[np.ndarray, " n"] | None
 
 
-def evaluate(model: nnx.Module, samples: Samples, *, batch_size: int = 16) -> Errors:
+def evaluate(model: nnx.Module, samples: Samples | DataSource, *, batch_size: int = 16) -> Errors:
     """‖f(u_i) − y_i‖ / ‖y_i‖ in L2 and H1 for every sample, in the units the model returns.
 
     A model wrapped in `jaxop.operators.Standardized` returns physical units, so the errors are those
@@ -39,7 +41,8 @@ def evaluate(model: nnx.Module, samples: Samples, *, batch_size: int = 16) -> Er
 
     Args:
         model: an operator; it runs in evaluation mode and is left as it was.
-        samples: inputs and targets, on one domain or one per sample, not necessarily those of training.
+        samples: inputs and targets, on one domain or one per sample, not necessarily those of training; or any
+            `jaxop.data.DataSource` of `jaxop.data.Batch`.
         batch_size: samples per call. The last batch is filled up with copies, so that one program
             serves the whole set; later calls with a model and samples of the same shapes reuse it.
 
@@ -66,8 +69,12 @@ def evaluate(model: nnx.Module, samples: Samples, *, batch_size: int = 16) -> Er
     """
     _check_samples(samples, "evaluate")
     graphdef, params, other = split_model(model, train=False)
-    spaces = _spaces(samples.target_domain)
-    columns = [_errors(graphdef, spaces, params, other, batch) for batch in _batches(samples, batch_size)]
+    spaces: tuple[str, ...] = ()
+    columns = []
+    for batch in _batches(samples, batch_size):
+        _check_batch(batch, samples, "evaluate")
+        spaces = spaces or _spaces(batch.target_domain)
+        columns.append(_errors(graphdef, spaces, params, other, batch))
     l2, *h1 = (np.concatenate(column)[: len(samples)] for column in zip(*jax.device_get(columns), strict=True))
     return Errors(l2, h1[0] if h1 else None)
 
@@ -90,12 +97,12 @@ class Scores:
         return float(np.exp(np.mean(self.cross_entropy, dtype=np.float64)))
 
 
-def score(model: nnx.Module, examples: Examples, *, batch_size: int = 16) -> Scores:
+def score(model: nnx.Module, examples: Examples | DataSource, *, batch_size: int = 16) -> Scores:
     """Cross-entropy and accuracy of a model called as ``model(inputs)``, in evaluation mode.
 
     Args:
         model: a classifier or language model that returns logits.
-        examples: inputs and labels.
+        examples: inputs and labels, or any `jaxop.data.DataSource` of `jaxop.data.ExampleBatch`.
         batch_size: examples per call, see `evaluate`.
 
     Returns:
@@ -116,10 +123,15 @@ def score(model: nnx.Module, examples: Examples, *, batch_size: int = 16) -> Sco
         >>> round(training.score(Undecided(), examples, batch_size=2).perplexity, 4)
         4.0
     """
-    check_type(examples, "examples", Examples, "data.Examples; training.evaluate takes Samples of functions")
-    check_classes(model, examples)
+    if isinstance(examples, Samples) or not isinstance(examples, DataSource):
+        check_type(examples, "examples", Examples, "data.Examples; training.evaluate takes Samples of functions")
+    if isinstance(examples, Examples):
+        check_classes(model, examples)
     graphdef, params, other = split_model(model, train=False)
-    columns = [_scores(graphdef, params, other, batch) for batch in _batches(examples, batch_size)]
+    columns = []
+    for batch in _batches(examples, batch_size):
+        check_type(batch, "examples[indices]", ExampleBatch, "a data.ExampleBatch")
+        columns.append(_scores(graphdef, params, other, batch))
     return Scores(*(np.concatenate(c)[: len(examples)] for c in zip(*jax.device_get(columns), strict=True)))
 
 
@@ -143,7 +155,7 @@ def check_classes(model: nnx.Module, examples: Examples) -> None:
         )
 
 
-def predict(model: nnx.Module, samples: Samples, *, batch_size: int = 16) -> Float[np.ndarray, "s k c"]:
+def predict(model: nnx.Module, samples: Samples | DataSource, *, batch_size: int = 16) -> Float[np.ndarray, "s k c"]:
     """The model's outputs f(u_i) for every sample, in evaluation mode.
 
     Args:
@@ -170,37 +182,76 @@ def predict(model: nnx.Module, samples: Samples, *, batch_size: int = 16) -> Flo
     """
     _check_samples(samples, "predict")
     graphdef, params, other = split_model(model, train=False)
-    outputs = [np.asarray(_outputs(graphdef, params, other, batch)) for batch in _batches(samples, batch_size)]
+    outputs = []
+    for batch in _batches(samples, batch_size):
+        _check_batch(batch, samples, "predict")
+        outputs.append(np.asarray(_outputs(graphdef, params, other, batch)))
     return np.concatenate(outputs)[: len(samples)]
 
 
-def trace_errors(model: nnx.Module, samples: Samples | Examples, *, batch_size: int) -> None:
-    """Traces what `evaluate` or `score` will run on these, so that a model that cannot run there says so now."""
+def trace_errors(model: nnx.Module, source: DataSource, *, batch_size: int, loss: Loss | None = None) -> None:
+    """Traces what `mean_errors` will run on these, so that a model that cannot run there says so now."""
     graphdef, params, other = split_model(model, train=False)
-    batch = next(_batches(samples, batch_size))
-    if isinstance(samples, Examples):
+    batch = next(_batches(source, batch_size))
+    if loss is not None:
+        _losses.eval_shape(loss, graphdef, params, other, batch)
+    elif isinstance(batch, ExampleBatch):
         _scores.eval_shape(graphdef, params, other, batch)
-        return
-    _errors.eval_shape(graphdef, _spaces(samples.target_domain), params, other, batch)
-
-
-def mean_errors(model: nnx.Module, samples: Samples | Examples, *, batch_size: int) -> dict[str, float]:
-    """The means over a set of what `evaluate` or `score` finds, by name."""
-    if isinstance(samples, Examples):
-        found = vars(score(model, samples, batch_size=batch_size))
     else:
-        found = vars(evaluate(model, samples, batch_size=batch_size))
+        _check_batch(batch, source, "evaluate")
+        _errors.eval_shape(graphdef, _spaces(batch.target_domain), params, other, batch)
+
+
+def mean_errors(
+    model: nnx.Module, source: DataSource, *, batch_size: int, labelled: bool, loss: Loss | None = None
+) -> dict[str, float]:
+    """The means over a set, by name, of a loss and its metrics if it is given, else of `evaluate` or `score`.
+
+    Args:
+        model: runs in evaluation mode.
+        source: the set.
+        batch_size: items per call.
+        labelled: whether the items are labelled examples.
+        loss: as for `jaxop.training.make_step`.
+    """
+    if loss is not None:
+        return _mean_losses(model, source, loss, batch_size)
+    found = vars((score if labelled else evaluate)(model, source, batch_size=batch_size))
     values = {name: value for name, value in found.items() if value is not None}
     return {name: float(np.mean(value, dtype=np.float64)) for name, value in values.items()}
 
 
-def _check_samples(samples: Any, function: str) -> None:
+def _mean_losses(model: nnx.Module, source: DataSource, loss: Loss, batch_size: int) -> dict[str, float]:
+    """The mean of a loss over a set, as "loss", and the means of its metrics; the last batch may be a smaller one."""
+    check_size(batch_size, "batch_size")
+    graphdef, params, other = split_model(model, train=False)
+    totals: dict[str, float] = {}
+    for start in range(0, len(source), batch_size):
+        index = np.arange(start, min(start + batch_size, len(source)))
+        losses, metrics = jax.device_get(_losses(loss, graphdef, params, other, source[index]))
+        for name, value in {"loss": losses, **metrics}.items():
+            totals[name] = totals.get(name, 0.0) + len(index) * float(np.mean(value, dtype=np.float64))
+    return {name: total / len(source) for name, total in totals.items()}
+
+
+def _check_samples(samples: object, function: str) -> None:
     if isinstance(samples, Examples):
         raise TypeError(f"{function} takes Samples of functions; use training.score for Examples.")
-    check_type(samples, "samples", Samples, "data.Samples, such as data.Samples(inputs, targets, domain)")
+    if isinstance(samples, np.ndarray | jax.Array) or not isinstance(samples, DataSource):
+        check_type(samples, "samples", Samples, "data.Samples, such as data.Samples(inputs, targets, domain)")
+    check_source(samples, "samples")
 
 
-def _batches(samples: Any, batch_size: int) -> Iterator[Any]:
+def _check_batch(batch: object, source: object, function: str) -> None:
+    """Refuses batches of other things than functions."""
+    if not isinstance(batch, Batch):
+        raise TypeError(
+            f"{function} takes data.Samples, or a source of data.Batch, but {type(source).__name__}[indices] is "
+            f"{type(batch).__name__}; measure such a source by a loss of your own."
+        )
+
+
+def _batches(samples: DataSource, batch_size: int) -> Iterator[Any]:
     check_size(batch_size, "batch_size")
     size = min(batch_size, len(samples))
     for start in range(0, len(samples), size):
@@ -238,3 +289,10 @@ def _scores(graphdef: nnx.GraphDef, params: Tree, other: Tree, batch: ExampleBat
     logits = model(batch.inputs)
     hits = (jnp.argmax(logits, axis=-1) == batch.labels).astype(jnp.float32)
     return cross_entropy(logits, batch.labels), jnp.mean(hits.reshape(hits.shape[0], -1), axis=1)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _losses(
+    loss: Loss, graphdef: nnx.GraphDef, params: Tree, other: Tree, batch: Any
+) -> tuple[Array, dict[str, Array]]:
+    return apply_loss(loss, nnx.merge(graphdef, params, other), batch)

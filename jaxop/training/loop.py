@@ -1,30 +1,30 @@
 """The training loop: resumable at any step, evaluated on the way, stopped cleanly."""
 
-import collections
 import contextlib
 import dataclasses
 import os
-import signal
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 from flax import nnx
+from jaxtyping import Array
 
-from jaxop._validation import check_type
-from jaxop.data import Batch, ExampleBatch, Examples, Samples, batch_indices
+from jaxop.data import DataSource, batch_indices
+from jaxop.data.source import check_batch
+from jaxop.training._arguments import RESERVED, check_arguments, check_sources
 from jaxop.training._files import local_path, writing
+from jaxop.training._running import Clock, noted, prefetched, sigterm
 from jaxop.training.checkpoint import Checkpoints, first_nonfinite, leaf_names
 from jaxop.training.config import TrainingConfig, check_same_settings, path_fields, to_json
-from jaxop.training.evaluation import check_classes, mean_errors, trace_errors
+from jaxop.training.evaluation import mean_errors, trace_errors
+from jaxop.training.identity import describe_source
 from jaxop.training.loggers import JsonLines, Logger, Progress
+from jaxop.training.losses import Loss, loss_name
+from jaxop.training.optimizer import EvalParams, Optimizer, describe_state, make_optimizer
 from jaxop.training.run import (
-    describe_samples,
     error_name,
     has_begun,
     in_present_terms,
@@ -33,12 +33,10 @@ from jaxop.training.run import (
     record_versions,
     write_settings,
 )
-from jaxop.training.state import TrainState, init_state, make_optimizer, split_model
+from jaxop.training.state import TrainState, init_state, split_model
 from jaxop.training.step import make_step
 
 Model = TypeVar("Model", bound=nnx.Module)
-
-_PREFETCH = 2  # batches prepared ahead
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,13 +44,13 @@ class Result(Generic[Model]):
     """What a call of `fit` ends with.
 
     Attributes:
-        model: a copy of the model in evaluation mode, with the averaged parameters if the run keeps them,
-            else the last ones. The best ones: `jaxop.training.load_run` and `Run.restore`.
+        model: a copy of the model in evaluation mode, with the averaged parameters if the run keeps them (or the
+            optimiser does), else the last ones. The best ones: `jaxop.training.load_run` and `Run.restore`.
         state: the last training state.
         stopped: "completed", "time limit" or "terminated" (SIGTERM).
         seconds: time spent in training steps over all resumptions.
         errors: means of the last evaluation, "NAME/l2" and "NAME/h1" or "NAME/cross_entropy" and
-            "NAME/accuracy"; empty if there was none.
+            "NAME/accuracy", or "NAME/loss" and the metrics of a loss of one's own; empty if there was none.
     """
 
     model: Model
@@ -64,34 +62,49 @@ class Result(Generic[Model]):
 
 def fit(
     model: Model,
-    train: Samples | Examples,
-    valid: Mapping[str, Samples] | Mapping[str, Examples],
+    train: DataSource,
+    valid: Mapping[str, DataSource],
     config: TrainingConfig,
     *,
     run_dir: str | os.PathLike[str],
+    optimizer: Optimizer | None = None,
+    loss: Loss | None = None,
+    eval_params: EvalParams | None = None,
     settings: Mapping[str, Any] | None = None,
     resume: bool = False,
     loggers: Sequence[Logger] = (),
     progress: bool = True,
 ) -> Result[Model]:
-    """Minimises the mean loss over ``train`` in ``config.steps`` steps of AdamW.
+    """Minimises the mean loss over ``train`` in ``config.steps`` steps of AdamW, or of any other optimiser.
 
     The run directory then holds ``config.json``, ``versions.json``, ``metrics.jsonl`` (every step and
     every evaluation), ``checkpoints/`` (the last ones and the best by the first validation set, in the norm
     of the loss) and an empty ``figures/``. A run that is killed at any moment and resumed ends with the
     parameters of the uninterrupted run, bit for bit on one kind of machine: batches and random numbers are
-    functions of (seed, step), and a checkpoint holds all the rest. SIGTERM lets the step finish, saves
-    and returns. One process at a time writes to the directory. The first checkpoint is restored as soon as it is
-    saved, which proves that the rest will be readable.
+    functions of (seed, step), and a checkpoint holds all the rest, the whole state of the optimiser included. SIGTERM
+    lets the step finish, saves and returns. One process at a time writes to the directory. The first checkpoint is
+    restored as soon as it is saved, which proves that the rest will be readable.
 
     Args:
-        model: an operator, called as ``model(inputs, domain, at=at, initial=initial)``, or for cross-entropy
-            a model of `jaxop.data.Examples`, called as ``model(inputs)``; left as it was.
-        train: training samples; a run is resumed only on those it was started with, as their sizes and
-            the checksum of all of them tell.
+        model: any NNX module that the loss can call; left as it was. The losses "l2" and "h1" call
+            ``model(inputs, domain, at=at, initial=initial)``, and "cross_entropy" calls ``model(inputs)``.
+        train: training samples: `jaxop.data.Samples`, `jaxop.data.Examples`, or any `jaxop.data.DataSource`, whose
+            items are what the loss takes. A run is resumed only on the data it was started with, as
+            their sizes and the checksum of all of them tell, or the identity of the source.
         valid: validation sets by name, on any grids, compared in the same way; they may be empty.
         config: see `TrainingConfig`.
         run_dir: directory of the run, in a local file system; a new run needs one without checkpoints.
+        optimizer: any `optax.GradientTransformation` or `optax.MultiSteps`. None makes AdamW from ``config``
+            (`make_optimizer`). A run remembers the structure of its state and is resumed with one of the same
+            structure only. It cannot see numbers such as a learning rate: put them into ``settings``. Every step of
+            the run is one call of its ``update``, which `optax.MultiSteps` answers with a change every k-th time.
+        loss: a function of (model, batch) that returns one number per sample, or these numbers and a dict of metrics;
+            see `jaxop.training.losses`. The metrics of a step go to the loggers. Validation sets are then measured by
+            this loss and its metrics. None takes the loss that ``config.loss`` names. A run remembers the name of
+            the function.
+        eval_params: for an optimiser that evaluates with other parameters than it takes gradients at: a function from
+            (state of the optimiser, parameters) to these. Schedule-free optimisers of Optax are recognised: they need
+            None. Evaluations, ``Result.model`` and `Run.restore` use these parameters.
         settings: what else describes the run (operator config, source of the data): dataclasses, numbers, strings,
             paths, or dicts and lists of them. Kept in ``config.json`` and in every checkpoint, and compared when
             the run is resumed, but for paths: samples may move.
@@ -105,7 +118,7 @@ def fit(
 
     Raises:
         TypeError: for arguments of another kind, such as samples that the loss does not take.
-        ValueError: for samples that do not fit each other or the config, settings or training samples that differ
+        ValueError: for samples that do not fit each other or the config, settings, data, loss or optimiser that differ
             from those of the run to resume (every differing field is named), or a model that does not fit its
             checkpoint.
         FileNotFoundError: if there is nothing to resume.
@@ -132,13 +145,28 @@ def fit(
         >>> result.stopped, result.errors["same/l2"] < 0.05
         ('completed', True)
     """
-    _check_arguments(model, valid, config, run_dir, settings, loggers)
-    _check_samples(model, train, valid, config)
+    check_arguments(
+        model=model,
+        valid=valid,
+        config=config,
+        run_dir=run_dir,
+        settings=settings,
+        loggers=loggers,
+        optimizer=optimizer,
+        loss=loss,
+        eval_params=eval_params,
+    )
+    check_sources(model, train, valid, config, loss)
     directory = local_path(run_dir, "run_dir")
     extra = to_json(settings or {})
-    if reserved := {"training", "train", "valid", "valid_sets"} & extra.keys():
+    given = {} if loss is None else {"loss": {"function": loss_name(loss)}}
+    chosen = make_optimizer(config) if optimizer is None else optimizer
+    graphdef, state = init_state(model, chosen, config, eval_params=eval_params)
+    if optimizer is not None:
+        given["optimizer"] = {"state": describe_state(state.opt_state)}
+    if reserved := {*RESERVED, *given} & extra.keys():
         raise ValueError(f"settings must not use the names {sorted(reserved)}: fit fills them in itself.")
-    checkpoints = open_checkpoints(directory, config, list(valid))
+    checkpoints = open_checkpoints(directory, config, list(valid), own_loss=loss is not None)
     if resume and not directory.is_dir():
         raise FileNotFoundError(f"nothing to resume from: {directory} does not exist. Check the path.")
     with contextlib.ExitStack() as stack:
@@ -149,19 +177,18 @@ def fit(
             raise FileExistsError(f"{directory} already holds a run, {what} give another run_dir.")
         described = {
             "training": to_json(config),
-            "train": describe_samples(train),
+            "train": describe_source(train),
             "valid": list(valid),
-            "valid_sets": {name: describe_samples(samples) for name, samples in valid.items()},
+            "valid_sets": {name: describe_source(source) for name, source in valid.items()},
+            **given,
             **extra,
         }
-        optimizer = make_optimizer(config)
-        graphdef, state = init_state(model, optimizer, config)
         start, seconds, errors = 0, 0.0, {}
         if resume:
             start, state, seconds, errors = _resumed(checkpoints, directory, state, described, path_fields(settings))
         own: list[Logger] = [JsonLines(), *([Progress()] if progress else [])]
-        training = _Training(model, train, valid, config, described, checkpoints, [*own, *loggers], errors)
-        step = training.trace(make_step(graphdef, optimizer, config), state)
+        training = _Training(model, train, valid, config, loss, described, checkpoints, [*own, *loggers], errors)
+        step = training.trace(make_step(graphdef, chosen, config, loss=loss, eval_params=eval_params), state)
 
         for output in (*loggers, *own):  # those that may be missing come first
             output.start(directory, described, start)
@@ -189,14 +216,22 @@ def _resumed(
     return start, state, manifest["seconds"], manifest["metrics"]
 
 
+class _Loaded(NamedTuple):
+    """A batch and the numbers of its items."""
+
+    indices: np.ndarray
+    batch: Any
+
+
 @dataclasses.dataclass
 class _Training(Generic[Model]):
     """One call of `fit`, past its checks."""
 
     model: Model
-    train: Samples | Examples
-    valid: Mapping[str, Samples] | Mapping[str, Examples]
+    train: DataSource
+    valid: Mapping[str, DataSource]
     config: TrainingConfig
+    loss: Loss | None
     settings: Mapping[str, Any]
     checkpoints: Checkpoints
     outputs: Sequence[Logger]
@@ -204,11 +239,11 @@ class _Training(Generic[Model]):
 
     def trace(self, step: Any, state: TrainState) -> jax.stages.Lowered:
         """The step ready to compile; a model that cannot run on some samples fails here, with nothing written."""
-        for name, samples in self.valid.items():
-            with _noted(f"on valid[{name!r}]"):
-                trace_errors(self.model, samples, batch_size=self.config.batch_size)
-        with _noted("on the training samples"):
-            return step.lower(state, self._load(0))
+        for name, source in self.valid.items():
+            with noted(f"on valid[{name!r}]"):
+                trace_errors(self.model, source, batch_size=self.config.batch_size, loss=self.loss)
+        with noted("on the training samples"):
+            return step.lower(state, self._load(0).batch)
 
     def run(self, lowered: jax.stages.Lowered, start: int, state: TrainState, seconds: float) -> Result[Model]:
         config, stopped = self.config, "completed"
@@ -220,11 +255,11 @@ class _Training(Generic[Model]):
         if ahead and seconds > limit:
             ahead, stopped = ahead[:0], "time limit"
         step_fn: Any = lowered.compile() if ahead else None
-        with _sigterm() as terminated, _prefetched(self._load, ahead) as batches:
-            clock = _Clock(seconds)
-            unreported: tuple[int, Batch | ExampleBatch, dict[str, Any]] | None = None
+        with sigterm() as terminated, prefetched(self._load, ahead) as batches:
+            clock = Clock(seconds)
+            unreported: tuple[int, _Loaded, dict[str, Array]] | None = None
             for step, batch in enumerate(batches, start=start + 1):
-                state, metrics = step_fn(state, batch)
+                state, metrics = step_fn(state, batch.batch)
                 if unreported:  # while the device works on this step
                     self._report(*unreported, clock.seconds)
                 unreported = step, batch, metrics
@@ -248,35 +283,44 @@ class _Training(Generic[Model]):
                     break
             return Result(self._current_model(state), state, stopped, clock.seconds, self.errors)
 
-    def _load(self, step: int) -> Batch | ExampleBatch:
-        indices = batch_indices(len(self.train), self.config.batch_size, seed=self.config.seed, step=step)
-        return jax.device_put(self.train[indices])
+    def _load(self, step: int) -> _Loaded:
+        size = self.config.batch_size
+        indices = batch_indices(len(self.train), size, seed=self.config.seed, step=step)
+        batch = self.train[indices]
+        check_batch(batch, size, "train")
+        return _Loaded(indices, jax.device_put(batch))
 
-    def _report(self, step: int, batch: Batch | ExampleBatch, metrics: Mapping[str, Any], seconds: float) -> None:
+    def _report(self, step: int, batch: _Loaded, metrics: Mapping[str, Array], seconds: float) -> None:
         values = {name: value.item() for name, value in jax.device_get(metrics).items()}
         if not values.pop("finite"):
             raise FloatingPointError(self._diagnose(step, batch, values))
         del values["culprit"]
         self._log(step, values | {"seconds": seconds})
 
-    def _diagnose(self, step: int, batch: Batch | ExampleBatch, values: Mapping[str, Any]) -> str:
-        arrays = {name: getattr(batch, name, None) for name in ("inputs", "targets", "initial")}
-        bad = first_nonfinite({f"batch.{name}": array for name, array in arrays.items() if array is not None})
+    def _diagnose(self, step: int, batch: _Loaded, values: Mapping[str, Any]) -> str:
+        arrays = zip(leaf_names(batch.batch), jax.tree.leaves(batch.batch), strict=True)
+        bad = first_nonfinite({f"batch.{name}" if name else "batch": array for name, array in arrays})
         if bad is None and values["culprit"] >= 0:
             params = leaf_names(split_model(self.model, train=True)[1])
             kind, number = divmod(values["culprit"], len(params))
             bad = f"{('the gradient', 'the new value')[kind]} of {params[number]}"
         return (
             f"step {step}: the loss is {values['loss']} and the gradient norm {values['grad_norm']}, on samples "
-            f"{np.asarray(batch.index).tolist()}; first array that is not finite: {bad or 'the loss'}. "
+            f"{batch.indices.tolist()}; first array that is not finite: {bad or 'the loss'}. "
             f"The state was not saved; the last checkpoint is that of step {self.checkpoints.latest}. "
             "Look at these samples, or start again with a smaller learning rate or a longer warm-up."
         )
 
     def _evaluate(self, step: int, state: TrainState) -> dict[str, float]:
         model, errors = self._current_model(state), {}
-        for name, samples in self.valid.items():
-            means = mean_errors(model, samples, batch_size=self.config.batch_size)
+        for name, source in self.valid.items():
+            means = mean_errors(
+                model,
+                source,
+                batch_size=self.config.batch_size,
+                labelled=self.config.loss == "cross_entropy",
+                loss=self.loss,
+            )
             errors |= {error_name(name, quantity): value for quantity, value in means.items()}
         if errors:
             self.errors = errors
@@ -296,125 +340,3 @@ class _Training(Generic[Model]):
     def _log(self, step: int, metrics: Mapping[str, float]) -> None:
         for output in self.outputs:
             output.log(step, metrics)
-
-
-class _Clock:
-    """Seconds of training, with pauses for what is not training."""
-
-    def __init__(self, seconds: float):
-        self._origin = time.perf_counter() - seconds
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self._origin
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        begin = self.seconds
-        yield
-        self._origin = time.perf_counter() - begin
-
-
-@contextlib.contextmanager
-def _noted(note: str) -> Iterator[None]:
-    """Adds to an error where it happened."""
-    try:
-        yield
-    except Exception as error:
-        error.add_note(f"(while tracing the model {note})")
-        raise
-
-
-@contextlib.contextmanager
-def _sigterm() -> Iterator[Callable[[], bool]]:
-    """Yields whether SIGTERM has arrived; outside the main thread, which alone may handle it, it never has."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event.is_set
-        return
-    previous = signal.signal(signal.SIGTERM, lambda *_: event.set())
-    try:
-        yield event.is_set
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-@contextlib.contextmanager
-def _prefetched(load: Callable[[int], Any], steps: range) -> Iterator[Iterator[Any]]:
-    """Batches in order, the next ones loaded on a thread while one is in use."""
-    x64 = jax.config.read("jax_enable_x64")
-
-    def task(step: int) -> Any:
-        with jax.enable_x64(x64):  # set per thread
-            return load(step)
-
-    def batches() -> Iterator[Any]:
-        pending: collections.deque[Future[Any]] = collections.deque()
-        for step in steps:
-            pending.append(pool.submit(task, step))
-            if len(pending) > _PREFETCH:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-
-    with ThreadPoolExecutor(1, thread_name_prefix="jaxop-data") as pool:
-        try:
-            yield batches()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _check_arguments(model: Any, valid: Any, config: Any, run_dir: Any, settings: Any, loggers: Any) -> None:
-    """Refuses what is not of its kind, before anything else is looked at."""
-    check_type(model, "model", nnx.Module, "a flax.nnx.Module, such as operators.build(config, rngs=nnx.Rngs(0))")
-    TrainingConfig.check(config)
-    check_type(valid, "valid", Mapping, "a dict of validation sets by name, such as {'valid': samples}, or {}")
-    for name in valid:
-        check_type(name, "every name in valid", str, f"a string, such as {str(name)!r}")
-    check_type(run_dir, "run_dir", (str, os.PathLike), "the path of a directory")
-    if settings is not None:
-        check_type(settings, "settings", Mapping, "a dict of what describes the run, or None")
-    check_type(loggers, "loggers", Sequence, "a sequence of loggers, such as [training.TensorBoard()]")
-    for logger in loggers:
-        check_type(logger, "every one of loggers", Logger, "a training.Logger with start, log and close")
-
-
-def _check_samples(
-    model: nnx.Module,
-    train: Samples | Examples,
-    valid: Mapping[str, Samples] | Mapping[str, Examples],
-    config: TrainingConfig,
-) -> None:
-    fitting = Examples if config.loss == "cross_entropy" else Samples
-    for name, given in (("train", train), *((f"valid[{name!r}]", samples) for name, samples in valid.items())):
-        if not isinstance(given, fitting):
-            raise TypeError(
-                f"{name} must be jaxop.data.{fitting.__name__} for loss={config.loss!r}, got {type(given).__name__}; "
-                '"cross_entropy" goes with Examples, "l2" and "h1" with Samples.'
-            )
-    if config.batch_size > len(train):
-        raise ValueError(
-            f"batch_size={config.batch_size} exceeds the {len(train)} training samples; take at most {len(train)}."
-        )
-    expected = _signature(train)
-    for name, samples in valid.items():
-        for what, received in _signature(samples).items():
-            if received != expected[what]:
-                raise ValueError(
-                    f"valid[{name!r}] has {received} {what}, the training samples have {expected[what]}; "
-                    "validation sets may differ in grid and size only."
-                )
-    for samples in (train, *valid.values()):
-        if isinstance(samples, Examples):
-            check_classes(model, samples)
-
-
-def _signature(samples: Any) -> dict[str, Any]:
-    if isinstance(samples, Examples):
-        return {"shape of an input": samples.inputs.shape[1:], "shape of a label": samples.labels.shape[1:]}
-    return {
-        "space dimensions": samples.domain.dim,
-        "input channels": samples.inputs.shape[-1],
-        "target channels": samples.targets.shape[-1],
-        "initial channels": 0 if samples.initial is None else samples.initial.shape[-1],
-    }

@@ -1,11 +1,66 @@
-"""Relative errors as weighted norms of the domain: the training losses and the metrics of an evaluation."""
+"""Losses: relative errors as weighted norms of the domain, cross-entropy, and functions of one's own.
+
+A loss is a function of a model and a batch. It returns one number per sample, shape (b,), or these numbers and a
+dict of metrics by name, each of shape (b,) or (). The batch holds the domain, and the model can be evaluated on any
+nodes, so derivatives of the output in space come from `jax.jvp`. The residual of −u″ = f, with u the output for the
+input f, is ten lines:
+
+Example:
+    >>> import jax, jax.numpy as jnp
+    >>> from flax import nnx
+    >>> from jaxop import data, domains
+    >>> def poisson(model, batch):
+    ...     def u(points):  # the output at given nodes: u(x_i) depends on x_i alone
+    ...         return model(batch.inputs, batch.domain, at=domains.PointCloud(points, batch.domain.weights))
+    ...     def derivative(function):
+    ...         return lambda x: jax.jvp(function, (x,), (jnp.ones_like(x),))[1]
+    ...     residual = derivative(derivative(u))(batch.domain.points) + batch.inputs
+    ...     energy = jax.vmap(batch.domain.dirichlet)(u(batch.domain.points), u(batch.domain.points))
+    ...     return jax.vmap(batch.domain.norm)(residual), {"energy": energy}
+
+    For f = π² sin πx, whose solution is sin πx, the residual of the solution vanishes, and ∫ u′² = π²/2:
+
+    >>> class Solution(nnx.Module):
+    ...     def __call__(self, values, domain, *, at=None, initial=None):
+    ...         return jnp.sin(jnp.pi * at.points)[None]
+    >>> grid = domains.interval(65)
+    >>> f = jnp.pi**2 * jnp.sin(jnp.pi * grid.points)[None]
+    >>> residuals, metrics = poisson(Solution(), data.Batch(f, f, grid, None, None, jnp.arange(1)))
+    >>> print(residuals.round(3) + 0, metrics["energy"].round(2))
+    [0.] [4.93]
+
+    A model that changes its state when it is called (dropout, running averages) is called as ``nnx.clone(model)(…)``
+    inside a function that is differentiated: the clone draws the same random numbers.
+
+    Attention between more than 128² pairs of nodes is chunked, which has derivatives in reverse mode only: name
+    ``implementation="dense"`` in its config, or write ``jax.grad(lambda x: jnp.sum(u(x)))`` for one sample. This is the
+    same derivative, since u(x_i) depends on x_i alone.
+
+    Among the operators, `jaxop.operators.TransformerNeuralOperator` with decoder layers gives its output on any nodes.
+    For those that give it on their own grid, integrals of products of derivatives serve: ``domain.dirichlet`` and
+    ``domain.norm(u, space="H1")`` are differentiable in u.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
+from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jaxop._validation import accumulator, check_type
+from jaxop.data import Batch, ExampleBatch
 from jaxop.domains import Domain
+from jaxop.domains.domain import check_domain
+
+Loss = Callable[[Any, Any], Array | tuple[Array, Mapping[str, Array]]]
+"""(model, batch) -> one number per sample, or these numbers and metrics by name."""
+
+RESERVED = ("step", "seconds", "loss", "grad_norm", "learning_rate", "finite", "culprit")
+"""Names of metrics that a training step has itself."""
 
 
 def relative_norm(
@@ -45,7 +100,7 @@ def relative_norm(
         >>> print(training.relative_norm(truth, jnp.zeros_like(truth), domain).round(4))
         0.7071
     """
-    check_type(domain, "domain", Domain, "the Domain on which both functions are given")
+    check_domain(domain, "domain")
     if prediction.shape != target.shape:
         raise ValueError(
             f"prediction and target must have one shape (k, c), got {prediction.shape} and {target.shape}; "
@@ -120,5 +175,123 @@ def cross_entropy(logits: Float[Array, "b *n v"], labels: Int[Array, "b *n"]) ->
             f"{logits.shape}, got {labels.dtype} of shape {labels.shape}."
         )
     logits = logits.astype(accumulator(logits.dtype))
-    logs = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], axis=-1)[..., 0]
-    return -jnp.mean(logs.reshape(labels.shape[0], -1), axis=1)
+    entropies = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return jnp.mean(entropies.reshape(labels.shape[0], -1), axis=1)
+
+
+def relative_l2_loss(model: Callable[..., Array], batch: Batch) -> Float[Array, " b"]:
+    """‖f(u_i) − y_i‖ / ‖y_i‖ in L2 for every sample of a batch: the loss "l2", see `relative_norm`.
+
+    Args:
+        model: an operator f, called as ``model(inputs, domain, at=at, initial=initial)``.
+        batch: inputs u_i and targets y_i.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxop import data, domains, training
+        >>> ones = jnp.ones((2, 9, 1))
+        >>> batch = data.Batch(ones, 2 * ones, domains.interval(9), None, None, jnp.arange(2))
+        >>> print(training.relative_l2_loss(lambda values, domain, **_: 3 * values, batch))
+        [0.5 0.5]
+    """
+    return _relative_loss(model, batch, "L2")
+
+
+def relative_h1_loss(model: Callable[..., Array], batch: Batch) -> Float[Array, " b"]:
+    """‖f(u_i) − y_i‖ / ‖y_i‖ in H1 for every sample of a batch: the loss "h1"; arguments as `relative_l2_loss`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxop import data, domains, training
+        >>> ones = jnp.ones((2, 9, 1))
+        >>> batch = data.Batch(ones, 2 * ones, domains.interval(9), None, None, jnp.arange(2))
+        >>> print(training.relative_h1_loss(lambda values, domain, **_: 3 * values, batch))
+        [0.5 0.5]
+    """
+    return _relative_loss(model, batch, "H1")
+
+
+def cross_entropy_loss(model: Callable[..., Array], batch: ExampleBatch) -> Float[Array, " b"]:
+    """−log p(label) for every example of a batch, in nats: the loss "cross_entropy", see `cross_entropy`.
+
+    Args:
+        model: a classifier or language model, called as ``model(inputs)``; it returns logits.
+        batch: inputs and labels.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxop import data, training
+        >>> batch = data.ExampleBatch(jnp.ones((1, 2)), jnp.array([1]), jnp.arange(1))
+        >>> print(training.cross_entropy_loss(lambda inputs: jnp.zeros((1, 4)), batch))  # log 4
+        [1.3862944]
+    """
+    check_type(batch, "batch", ExampleBatch, 'a data.ExampleBatch for the loss "cross_entropy"')
+    return cross_entropy(model(batch.inputs), batch.labels)
+
+
+def _relative_loss(model: Callable[..., Array], batch: Batch, space: str) -> Float[Array, " b"]:
+    expected = 'a data.Batch for the losses "l2" and "h1"; for other batches give a loss, a function of (model, batch)'
+    check_type(batch, "batch", Batch, expected)
+    predictions = model(batch.inputs, batch.domain, at=batch.at, initial=batch.initial)
+    return relative_norms(predictions, batch.targets, batch.target_domain, space=space)
+
+
+LOSS_FUNCTIONS: Mapping[str, Loss] = {
+    "l2": relative_l2_loss,
+    "h1": relative_h1_loss,
+    "cross_entropy": cross_entropy_loss,
+}
+"""The losses that `jaxop.training.TrainingConfig` knows by name."""
+
+
+def check_loss(loss: object) -> None:
+    """Raises ``TypeError`` unless this can be a loss: callable, and hashable since compiled programs are kept by it."""
+    if not callable(loss) or isinstance(loss, type):
+        raise TypeError(
+            "loss must be a function of (model, batch) that returns one number per sample, such as "
+            f"training.relative_l2_loss, got {loss!r}; the losses with a name go into the config: "
+            "TrainingConfig(loss='l2')."
+        )
+    try:
+        hash(loss)
+    except TypeError:
+        raise TypeError(
+            f"loss must be hashable, got {type(loss).__name__}; give a function, or a frozen dataclass with __call__."
+        ) from None
+
+
+def apply_loss(loss: Loss, model: nnx.Module, batch: object) -> tuple[Float[Array, " b"], dict[str, Array]]:
+    """The losses of a batch and the metrics that come with them, checked.
+
+    Raises:
+        TypeError: if the loss returns something other than an array, or an array and a dict of arrays.
+        ValueError: if an array is not of shape (b,), or for a metric (b,) or (), or a name is taken.
+    """
+    result = loss(model, batch)
+    per_sample, metrics = result if isinstance(result, tuple) and len(result) == 2 else (result, {})
+    if not isinstance(per_sample, jax.Array) or not isinstance(metrics, Mapping):
+        raise TypeError(
+            "loss must return an array with one number per sample, or such an array and a dict of metrics, got "
+            f"{type(result).__name__}."
+        )
+    if per_sample.ndim != 1 or not jnp.issubdtype(per_sample.dtype, jnp.floating):
+        raise ValueError(
+            f"loss must return one real number per sample, of shape (b,), got {per_sample.dtype} of shape "
+            f"{per_sample.shape}; average over nodes and channels, for instance by jax.vmap(domain.norm)."
+        )
+    for name, value in metrics.items():
+        if name in RESERVED or not isinstance(name, str):
+            raise ValueError(f"metric {name!r} of the loss needs another name: {', '.join(RESERVED)} are taken.")
+        if jnp.shape(value) not in ((), per_sample.shape):
+            raise ValueError(
+                f"metric {name!r} of the loss must be one number, or one per sample of shape {per_sample.shape}, got "
+                f"shape {jnp.shape(value)}."
+            )
+    return per_sample, {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
+
+
+def loss_name(loss: Loss) -> str:
+    """The name by which a run remembers a loss: that of the function, or of the class of a callable object."""
+    while isinstance(loss, functools.partial):
+        loss = loss.func
+    return getattr(loss, "__qualname__", type(loss).__qualname__)

@@ -9,8 +9,7 @@ import platform
 import subprocess
 import sys
 import warnings
-import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,13 +19,11 @@ import numpy as np
 from flax import nnx
 
 import jaxop
-from jaxop.data import Examples, Samples
-from jaxop.data.samples import ArraySource, blocks
-from jaxop.domains import Domain, TriangleMesh
-from jaxop.operators import CONFIGS, Standardized, build, from_dict
+from jaxop._config import from_dict, to_dict
+from jaxop.operators import CONFIGS, Standardized, build, models
 from jaxop.training._files import local_path, read_json, set_aside, write_in_one_go
 from jaxop.training.checkpoint import Checkpoints
-from jaxop.training.config import LOSSES, TrainingConfig, to_json
+from jaxop.training.config import LOSSES, TrainingConfig
 from jaxop.training.loggers import read_metrics
 from jaxop.training.state import split_model
 
@@ -44,7 +41,8 @@ class Run:
     Attributes:
         directory: the run directory.
         config: the settings it was started with: ``"training"``, ``"train"`` (the samples),
-            ``"valid"`` (names of the sets), ``"valid_sets"`` (their samples) and whatever was given to `fit`.
+            ``"valid"`` (names of the sets), ``"valid_sets"`` (their samples), ``"optimizer"`` and ``"loss"`` if
+            they were given to `fit` as arguments, and its ``settings``.
         checkpoints: its saved steps.
     """
 
@@ -59,7 +57,7 @@ class Run:
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """The rows of ``metrics.jsonl``: training steps have "loss", validation rows "NAME/l2" and "NAME/h1"."""
+        """The rows of ``metrics.jsonl``: training steps have "loss", validation rows "NAME/l2" and the like."""
         return read_metrics(self.directory)
 
     def step(self, checkpoint: int | str = "best") -> int:
@@ -84,9 +82,11 @@ class Run:
         """A copy of the model with the variables of a checkpoint, in evaluation mode.
 
         Args:
-            model: built from `config`; its own values do not matter.
+            model: any NNX module of the kind that was trained. Its own values do not matter, so
+                ``nnx.eval_shape(lambda: Model(..., rngs=nnx.Rngs(0)))`` will do.
             checkpoint: "best" (lowest validation error), "last", or the number of a step.
-            average: whether to take the moving average of the parameters, if the run kept one.
+            average: whether to take the parameters that the run's evaluations used, if they differ from those of the
+                step: their moving average, or those of a schedule-free optimiser.
 
         Raises:
             FileNotFoundError: if the run has no such checkpoint.
@@ -108,7 +108,7 @@ class Run:
         ours, recorded = getattr(model, "config", None), settings.get("model")
         if not dataclasses.is_dataclass(ours) or not isinstance(recorded, dict):
             return
-        given = to_json(ours)
+        given = to_dict(ours)
         different = [name for name, value in recorded.items() if name in given and given[name] != value]
         if different:
             pairs = ", ".join(f"{name}={given[name]!r} and not {recorded[name]!r}" for name in different)
@@ -117,7 +117,7 @@ class Run:
     def model(self, *, checkpoint: int | str = "best", average: bool = True) -> Standardized:
         """The trained operator in physical units, of a run that recorded its ``operator`` and ``model`` settings.
 
-        Runs of ``scripts/train.py`` do. For others build the model and use `restore`.
+        Runs of ``jaxop train`` do. For others build the model and use `restore`.
 
         Args:
             checkpoint: as in `restore`.
@@ -130,6 +130,12 @@ class Run:
 
     def blank_model(self) -> Standardized:
         """The operator that `model` restores, with shapes and dtypes in place of values."""
+        if missing := [name for name in ("operator", "model") if name not in self.config]:
+            raise ValueError(
+                f"{self.directory}/{_CONFIG} does not name an operator of jaxop: it has no {missing[0]!r}. Build the "
+                "model as the run did and call run.restore(model); training.fit(..., settings={'operator': NAME, "
+                "'model': config}) records an operator by its name in operators.CONFIGS."
+            )
         try:
             config = from_dict(CONFIGS[self.config["operator"]], self.config["model"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -164,12 +170,15 @@ def load_run(directory: str | os.PathLike[str]) -> Run:
         settings = TrainingConfig.from_dict(config["training"])
     except (TypeError, ValueError) as error:
         raise ValueError(f"{Path(directory) / _CONFIG}: training: {error}") from error
-    return Run(Path(directory), config, open_checkpoints(directory, settings, config["valid"]))
+    own_loss = isinstance(config.get("loss"), dict)
+    return Run(Path(directory), config, open_checkpoints(directory, settings, config["valid"], own_loss=own_loss))
 
 
-def open_checkpoints(directory: str | os.PathLike[str], config: TrainingConfig, valid: list[str]) -> Checkpoints:
-    """The checkpoints of a run, judged by the training loss's norm on the first validation set."""
-    best = error_name(valid[0], LOSSES[config.loss]) if valid else None
+def open_checkpoints(
+    directory: str | os.PathLike[str], config: TrainingConfig, valid: list[str], *, own_loss: bool
+) -> Checkpoints:
+    """The checkpoints of a run, judged by the training loss's norm, or its own loss, on the first validation set."""
+    best = error_name(valid[0], "loss" if own_loss else LOSSES[config.loss]) if valid else None
     return Checkpoints(Path(directory) / "checkpoints", keep_last=config.keep_last, best_metric=best)
 
 
@@ -202,7 +211,7 @@ def in_present_terms(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Recorded settings with the operator's fields as this version has them; as they are if they cannot be read."""
     settings = dict(settings)
     with contextlib.suppress(KeyError, TypeError, ValueError):
-        settings["model"] = to_json(from_dict(CONFIGS[settings["operator"]], settings["model"]))
+        settings["model"] = to_dict(from_dict(models()[settings["operator"]].config, settings["model"]))
     return settings
 
 
@@ -217,63 +226,13 @@ def has_begun(directory: Path) -> bool:
     return any(path.suffix != ".tmp" for path in steps) or bool(read_metrics(directory))
 
 
-def describe_samples(samples: Samples | Examples) -> dict[str, Any]:
-    """What tells a set of samples from another, as JSON: sizes, dtypes, and CRC-32 sums of the contents.
-
-    ``contents`` is the sum over all samples, ``crc32`` over the first, middle and last one, which is all that
-    earlier versions recorded. A mesh counts with its vertices and faces; its weights follow from them.
-
-    Cost: every sample is read once, in blocks that fit in memory.
-    """
-    rows = np.unique([0, len(samples) // 2, len(samples) - 1])
-
-    def array(source: ArraySource | None) -> dict[str, Any] | None:
-        if source is None:
-            return None
-        return {
-            "shape": list(source.shape),
-            "dtype": np.dtype(source.dtype).name,
-            "crc32": _crc32([source[rows]]),
-            "contents": _crc32(source[block] for block in blocks(source)),
-        }
-
-    def nodes(domain: Domain | None) -> dict[str, Any] | None:
-        if domain is None:
-            return None
-        parts = jax.tree.leaves((domain.points, domain.faces) if isinstance(domain, TriangleMesh) else domain)
-        return {
-            "kind": type(domain).__name__,
-            "size": domain.size,
-            "stacked": domain.is_batched,
-            "crc32": _crc32([np.asarray(part)[rows] if domain.is_batched else part for part in parts]),
-            "contents": _crc32(parts),
-        }
-
-    if isinstance(samples, Examples):
-        return {"examples": len(samples), "inputs": array(samples.inputs), "labels": array(samples.labels)}
-    return {
-        "samples": len(samples),
-        **{name: array(getattr(samples, name)) for name in ("inputs", "targets", "initial")},
-        **{name: nodes(getattr(samples, name)) for name in ("domain", "at")},
-    }
-
-
-def _crc32(parts: Iterable[Any]) -> str:
-    """Checksum of the arrays' entries, the same whichever byte order they are kept in."""
-    total = 0
-    for part in map(np.asarray, parts):
-        entries = np.ascontiguousarray(part, part.dtype.newbyteorder("<")).reshape(-1)
-        total = zlib.crc32(entries.view(np.uint8).data, total)
-    return f"{total:08x}"
-
-
 def record_versions(directory: Path, step: int, *, resume: bool) -> None:
     """Adds an entry to ``versions.json``, or begins it anew: what this process runs on, and from which step.
 
     A file that cannot be read is set aside: it is no part of the state.
     """
     path = directory / _VERSIONS
-    entries: Any = []
+    entries: object = []
     if resume and os.path.lexists(path):
         try:
             entries = read_json(path)
@@ -297,7 +256,7 @@ def record_versions(directory: Path, step: int, *, resume: bool) -> None:
     _write_json(path, [*entries, entry])
 
 
-def _write_json(path: Path, value: Any) -> None:
+def _write_json(path: Path, value: object) -> None:
     write_in_one_go(path, (json.dumps(value, indent=2) + "\n").encode())
 
 

@@ -1,9 +1,9 @@
 """One optimiser step as a pure, compiled function of state and batch."""
 
-import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -11,16 +11,35 @@ from flax import nnx
 from jaxtyping import Array
 
 from jaxop._validation import check_type, float_dtype
-from jaxop.training.config import LOSSES, TrainingConfig
-from jaxop.training.losses import cross_entropy, relative_norms
-from jaxop.training.state import Optimizer, TrainState, Tree, check_optimizer, used_learning_rate
+from jaxop.data.source import batch_parts, is_shared
+from jaxop.training.config import TrainingConfig
+from jaxop.training.losses import LOSS_FUNCTIONS, Loss, apply_loss, check_loss
+from jaxop.training.optimizer import (
+    EvalParams,
+    Optimizer,
+    Tree,
+    check_optimizer,
+    evaluated_params,
+    update_of,
+    used_learning_rate,
+)
+from jaxop.training.state import TrainState
 
-Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]
+Totals = TypeVar("Totals")
+
+Step = Callable[[TrainState, Tree], tuple[TrainState, dict[str, Array]]]
 """(state, batch) -> (state, metrics)."""
 
 
-def make_step(graphdef: nnx.GraphDef, optimizer: Optimizer, config: TrainingConfig) -> Step:
-    """θ ← θ + AdamW(∇_θ (1/b) Σ_i L_i), L_i = ‖f_θ(u_i) − y_i‖ / ‖y_i‖ or the cross-entropy, compiled, state donated.
+def make_step(
+    graphdef: nnx.GraphDef,
+    optimizer: Optimizer,
+    config: TrainingConfig,
+    *,
+    loss: Loss | None = None,
+    eval_params: EvalParams | None = None,
+) -> Step:
+    """θ ← θ + update(∇_θ (1/b) Σ_i L_i) for the losses L_i of the samples of a batch, compiled, state donated.
 
     With ``accumulate`` = a the batch is split into a micro-batches of b/a samples whose gradients are
     summed in a `jax.lax.scan`: the gradient of the whole batch at the memory of one micro-batch. Random
@@ -29,93 +48,101 @@ def make_step(graphdef: nnx.GraphDef, optimizer: Optimizer, config: TrainingConf
     which forgets the initial parameters quickly.
 
     Args:
-        graphdef: of the model in training mode, as `init_state` returns it. The model is called as
-            ``model(inputs, domain, at=at, initial=initial)``.
-        optimizer: as `make_optimizer` makes it, or any other transformation of Optax.
+        graphdef: of the model in training mode, as `init_state` returns it.
+        optimizer: as `make_optimizer` makes it, or any other transformation of Optax. One that takes them gets the
+            keyword arguments ``value``, ``grad`` and ``value_fn``: loss, gradient, and loss as a function of the
+            parameters.
         config: reads ``loss``, ``accumulate``, ``ema_decay`` and ``seed``.
+        loss: a function of (model, batch) that returns one number per sample, or these numbers and a dict of metrics;
+            see `jaxop.training.losses`. None takes the one that ``config.loss`` names: the relative errors in L2 or
+            H1 of a model called as ``model(inputs, domain, at=at, initial=initial)``, or the cross-entropy of one
+            called as ``model(inputs)``.
+        eval_params: as for `init_state`.
 
     Returns:
-        A jitted function from (state, batch) to (state, metrics). A batch is a `jaxop.data.Batch`, or for
-        cross-entropy a `jaxop.data.ExampleBatch`, whose model is called as ``model(inputs)``; the
-        metrics are scalars on the device: ``loss``, ``grad_norm`` (before clipping), ``learning_rate`` (where the
-        optimiser tells it: that of `make_optimizer`, or one in `optax.inject_hyperparams`), ``finite`` (whether loss,
-        gradient and new parameters are) and ``culprit`` (number of the first array that is not among the gradients of
-        all parameters followed by all new parameters, −1 if they are finite). The state passed in must not be used
-        again.
+        A jitted function from (state, batch) to (state, metrics). A batch is a `jaxop.data.Batch`, a
+        `jaxop.data.ExampleBatch`, or what the loss takes: a pytree of arrays with a leading sample axis and of
+        domains. The metrics are scalars on the device: ``loss``, ``grad_norm`` (before clipping), ``learning_rate``
+        (where the optimiser tells it: that of `make_optimizer`, or one in `optax.inject_hyperparams`), ``finite``
+        (whether loss, gradient and new parameters are), ``culprit`` (number of the first array that is not among the
+        gradients of all parameters followed by all new parameters, −1 if they are finite), and the means of the
+        loss's own metrics. The state passed in must not be used again.
 
     Cost: one forward and one backward pass of the model; no temporary copy of the state.
 
     Example:
         >>> import jax.numpy as jnp
+        >>> import optax
         >>> from flax import nnx
-        >>> from jaxop import data, domains, training
-        >>> class Pointwise(nnx.Linear):
-        ...     def __call__(self, values, domain, *, at=None, initial=None):
-        ...         return super().__call__(values)
+        >>> from jaxop import training
+        >>> def squares(model, batch):
+        ...     errors = model(batch["x"]) - batch["y"]
+        ...     return jnp.mean(errors**2, axis=1), {"bias": jnp.mean(errors)}
         >>> config = training.TrainingConfig(steps=10, batch_size=4, accumulate=2)
-        >>> optimizer = training.make_optimizer(config)
-        >>> graphdef, state = training.init_state(Pointwise(1, 1, rngs=nnx.Rngs(0)), optimizer, config)
-        >>> step = training.make_step(graphdef, optimizer, config)
-        >>> ones = jnp.ones((4, 9, 1))
-        >>> batch = data.Batch(ones, 2 * ones, domains.interval(9), None, None, jnp.arange(4))
-        >>> state, metrics = step(state, batch)
-        >>> int(state.step), bool(metrics["finite"])
-        (1, True)
+        >>> optimizer = optax.sgd(0.1)
+        >>> graphdef, state = training.init_state(nnx.Linear(1, 1, rngs=nnx.Rngs(0)), optimizer, config)
+        >>> step = training.make_step(graphdef, optimizer, config, loss=squares)
+        >>> state, metrics = step(state, {"x": jnp.ones((4, 1)), "y": jnp.zeros((4, 1))})
+        >>> int(state.step), bool(metrics["finite"]), sorted(metrics)
+        (1, True, ['bias', 'culprit', 'finite', 'grad_norm', 'loss'])
     """
     TrainingConfig.check(config)
     check_optimizer(optimizer)
     check_type(graphdef, "graphdef", nnx.GraphDef, "the graph definition that training.init_state returns")
+    if loss is not None:
+        check_loss(loss)
+    chosen = loss or LOSS_FUNCTIONS[config.loss]
+    update = update_of(optimizer)
 
-    def losses(model: Any, batch: dict[str, Any]) -> Array:
-        if config.loss == "cross_entropy":
-            return cross_entropy(model(batch["inputs"]), batch["labels"])
-        at = batch["at"]
-        predictions = model(batch["inputs"], batch["domain"], at=at, initial=batch["initial"])
-        target_domain = batch["domain"] if at is None else at
-        return relative_norms(predictions, batch["targets"], target_domain, space=LOSSES[config.loss])
-
-    def loss(params: Tree, other: Tree, batch: dict[str, Any], draw: tuple[Array, Array]) -> tuple[Array, Tree]:
+    def mean_loss(
+        params: Tree, other: Tree, batch: Tree, draw: tuple[Array, Array]
+    ) -> tuple[Array, tuple[Tree, dict[str, Array]]]:
         model = nnx.merge(graphdef, params, other)
         streams = _fold_streams(model, config.seed, *draw)
-        mean = jnp.mean(losses(model, batch))
+        losses, extra = apply_loss(chosen, model, batch)
         nnx.update(model, streams)
-        return mean, nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
+        nnx.pop(model, nnx.Intermediate)
+        others = nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
+        others = _of_same_kind(others, other, "a call of the model must keep the model's variables")
+        return jnp.mean(losses), (others, {name: jnp.mean(metric) for name, metric in extra.items()})
 
-    gradient = jax.value_and_grad(loss, has_aux=True)
+    gradient = jax.value_and_grad(mean_loss, has_aux=True)
 
-    def accumulated(state: TrainState, batch: dict[str, Any]) -> tuple[tuple[Array, Tree], Tree]:
-        params, pieces = state.params, config.accumulate
-        numbers = jnp.arange(pieces)
-        if pieces == 1:
-            return gradient(params, state.other, batch, (state.step, numbers[0]))
-        per_sample, shared = _split_fields(batch)
-        per_sample = jax.tree.map(lambda x: x.reshape(pieces, -1, *x.shape[1:]), per_sample)
+    def step(state: TrainState, batch: Tree) -> tuple[TrainState, dict[str, Array]]:
+        def values_and_gradients(other: Tree, batch: Tree, piece: Array):
+            (value, (other, extra)), gradients = gradient(state.params, other, batch, (state.step, piece))
+            return (value, extra, gradients), other
 
-        def add(carry: tuple[Array, Tree, Tree], piece: tuple[Array, dict[str, Any]]):
-            (total, other, gradients), (number, fields) = carry, piece
-            (value, other), more = gradient(params, other, shared | fields, (state.step, number))
-            return (total + value, other, jax.tree.map(jnp.add, gradients, more)), None
+        def value_fn(params: Tree) -> Array:
+            def values(other: Tree, batch: Tree, piece: Array):
+                value, (other, _) = mean_loss(params, other, batch, (state.step, piece))
+                return value, other
 
-        first = jax.tree.map(lambda x: x[0], per_sample)
-        (value, _), _ = jax.eval_shape(gradient, params, state.other, shared | first, (state.step, numbers[0]))
-        start = jnp.zeros((), value.dtype), state.other, jax.tree.map(jnp.zeros_like, params)
-        (total, other, gradients), _ = jax.lax.scan(add, start, (numbers, per_sample))
-        return (total / pieces, other), jax.tree.map(lambda g: g / pieces, gradients)
+            return _mean_over_pieces(values, state.other, batch, config.accumulate)[0]
 
-    def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Array]]:
-        fields = {
-            field.name: getattr(batch, field.name) for field in dataclasses.fields(batch) if field.name != "index"
-        }
-        (value, other), gradients = accumulated(state, fields)
+        (value, extra, gradients), other = _mean_over_pieces(
+            values_and_gradients, state.other, batch, config.accumulate
+        )
+        chex.assert_shape(value, ())
+        chex.assert_trees_all_equal_shapes_and_dtypes(gradients, state.params)
         squares = jnp.stack([jnp.sum(jnp.square(g.astype(float_dtype()))) for g in jax.tree.leaves(gradients)])
         norm = jnp.sqrt(jnp.sum(squares))
         with jax.numpy_dtype_promotion("standard"):  # Optax mixes dtypes
-            updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+            updates, opt_state = update(
+                gradients, state.opt_state, state.params, value=value, grad=gradients, value_fn=value_fn
+            )
             params = optax.apply_updates(state.params, updates)
-        ema = None if state.ema is None else _average(state.ema, params, config.ema_decay, state.step)
+        opt_state = _of_same_kind(opt_state, state.opt_state, "optimizer.update must keep the structure of the state")
+        ema = None
+        if state.ema is not None:
+            ema = (
+                _average(state.ema, params, config.ema_decay, state.step)
+                if config.ema_decay
+                else evaluated_params(opt_state, params, eval_params)
+            )
         moved = jnp.stack([jnp.all(jnp.isfinite(p)) for p in jax.tree.leaves(params)])
         good = jnp.concatenate([jnp.isfinite(squares), moved])
-        metrics = {
+        metrics = extra | {
             "loss": value,
             "grad_norm": norm,
             "finite": jnp.isfinite(value) & jnp.isfinite(norm) & jnp.all(moved),
@@ -129,14 +156,37 @@ def make_step(graphdef: nnx.GraphDef, optimizer: Optimizer, config: TrainingConf
     return jax.jit(step, donate_argnums=0)
 
 
-def _split_fields(batch: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The fields with a leading sample axis, and those that all samples share."""
-    per_sample = {
-        name: value
-        for name, value in batch.items()
-        if value is not None and (name not in ("domain", "at") or value.is_batched)
-    }
-    return per_sample, {name: value for name, value in batch.items() if name not in per_sample}
+def _mean_over_pieces(
+    function: Callable[[Tree, Tree, Array], tuple[Totals, Tree]], other: Tree, batch: Tree, pieces: int
+) -> tuple[Totals, Tree]:
+    """The mean of a function of (other variables, micro-batch, its number); each call hands on the other variables."""
+    numbers = jnp.arange(pieces)
+    if pieces == 1:
+        return function(other, batch, numbers[0])
+    parts, structure = batch_parts(batch)
+    shared = [is_shared(part) for part in parts]
+    split = [
+        part if together else jax.tree.map(lambda x: x.reshape(pieces, -1, *x.shape[1:]), part)
+        for part, together in zip(parts, shared, strict=True)
+    ]
+
+    def whole(own: list[Tree]) -> Tree:
+        rest = iter(own)
+        mixed = [part if together else next(rest) for part, together in zip(parts, shared, strict=True)]
+        return jax.tree.unflatten(structure, mixed)
+
+    own = [part for part, together in zip(split, shared, strict=True) if not together]
+
+    def add(carry: tuple[Totals, Tree], piece: tuple[Array, list[Tree]]) -> tuple[tuple[Totals, Tree], None]:
+        totals, other = carry
+        more, other = function(other, whole(piece[1]), piece[0])
+        return (jax.tree.map(jnp.add, totals, more), other), None
+
+    first = jax.tree.map(lambda x: x[0], own)
+    shapes, _ = jax.eval_shape(lambda other, own, number: function(other, whole(own), number), other, first, numbers[0])
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    (totals, other), _ = jax.lax.scan(add, (zeros, other), (numbers, own))
+    return jax.tree.map(lambda total: total / pieces, totals), other
 
 
 def _fold_streams(model: nnx.Module, seed: int, step: Array, piece: Array) -> Tree:
@@ -160,4 +210,20 @@ def _fold_streams(model: nnx.Module, seed: int, step: Array, piece: Array) -> Tr
 def _average(ema: Tree, params: Tree, decay: float, step: Array) -> Tree:
     time = step.astype(jnp.float32)
     rate = 1 - jnp.minimum(decay, (1 + time) / (10 + time))
-    return jax.tree.map(lambda mean, new: mean + rate.astype(mean.dtype) * (new - mean), ema, params)
+    with jax.numpy_dtype_promotion("standard"):
+        return _of_same_kind(optax.incremental_update(params, ema, rate), ema, "an average keeps its structure")
+
+
+def _of_same_kind(new: Tree, old: Tree, rule: str) -> Tree:
+    """The new tree in the dtypes of the old one, so that the compiled step takes it.
+
+    Raises:
+        TypeError: if the structures differ; the message begins with the rule.
+    """
+    if jax.tree.structure(new) != jax.tree.structure(old):
+        raise TypeError(f"{rule}, {jax.tree.structure(old)}, got {jax.tree.structure(new)}.")
+
+    def one(new: Array, old: Array) -> Array:
+        return new if new.dtype == old.dtype and not new.weak_type else jnp.asarray(new, old.dtype)
+
+    return jax.tree.map(one, new, old)

@@ -7,30 +7,26 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Integer
 
-from jaxop.nn import IntegralAttention, IntegralAttentionConfig, LayerNorm, Linear, MomentumConfig
-from jaxop.operators._common import check_config, checked, encoder_layer
+from jaxop._validation import check_size
+from jaxop.nn import EncoderLayer, IntegralAttentionConfig, LayerNorm, LayersConfig, Linear
+from jaxop.nn.encoder import check_attention_config
+from jaxop.operators import register
 from jaxop.transformers.sequence import TokenEmbedding, check_padding, check_sequences, check_vocabulary, token_weights
 
 
 @dataclasses.dataclass(frozen=True)
-class EncoderDecoderTransformerConfig:
+class EncoderDecoderTransformerConfig(LayersConfig):
     """Sizes and choices of an `EncoderDecoderTransformer`.
+
+    The attributes are five more than those of a `jaxop.nn.LayersConfig`, which are keywords.
 
     Attributes:
         vocabulary: number of different tokens, of both sequences.
         source: length of the first sequence; shorter ones are filled up with padding.
         target: longest second sequence.
-        width: channels d inside.
-        heads: h, a divisor of the width.
         layers: layers of the encoder, and pairs of layers of the decoder.
-        feedforward: hidden channels of the pointwise networks.
         attention: the kernel of all attentions and its implementation.
-        padding: the token that fills up the source and weighs nothing; None: every token counts.
-        norm: ``"post"`` or ``"pre"``.
-        dropout: rate in training mode.
-        activation: ``"gelu"`` (exact) or ``"gelu_tanh"``.
-        dtype: dtype of the computation; None: that of the parameters.
-        param_dtype: dtype of the parameters.
+        padding: the token that fills up the source and weighs nothing. None counts every token.
 
     Raises:
         TypeError: for a size that is not an integer.
@@ -40,21 +36,19 @@ class EncoderDecoderTransformerConfig:
     vocabulary: int
     source: int
     target: int
-    width: int = 128
-    heads: int = 8
+    _: dataclasses.KW_ONLY
     layers: int = 2
     feedforward: int = 512
+    norm: str = "pre"
     attention: IntegralAttentionConfig = IntegralAttentionConfig()
     padding: int | None = None
-    norm: str = "pre"
-    dropout: float = 0.0
-    activation: str = "gelu"
-    dtype: str | None = None
-    param_dtype: str = "float32"
 
     def __post_init__(self):
-        check_config(self)
-        check_padding(self)
+        super().__post_init__()
+        for name in ("vocabulary", "source", "target"):
+            check_size(getattr(self, name), name)
+        check_attention_config(self.attention)
+        check_padding(self.padding, self.vocabulary)
 
     @property
     def context(self) -> int:
@@ -62,6 +56,7 @@ class EncoderDecoderTransformerConfig:
         return max(self.source, self.target)
 
 
+@register("translation", EncoderDecoderTransformerConfig)
 class EncoderDecoderTransformer(nnx.Module):
     """The logits of p(t_{i+1} | t_0 … t_i, s): all of the source s is seen, and the target t up to its token i.
 
@@ -90,24 +85,25 @@ class EncoderDecoderTransformer(nnx.Module):
     """
 
     def __init__(self, config: EncoderDecoderTransformerConfig, *, rngs: nnx.Rngs):
-        self.config = checked(config, EncoderDecoderTransformerConfig, rngs)
-        dtypes: dict[str, Any] = {"dtype": config.dtype, "param_dtype": config.param_dtype}
+        self.config = EncoderDecoderTransformerConfig.checked(config, rngs)
 
-        def attention() -> IntegralAttention:
-            return config.attention.make(config.width, config.heads, rngs=rngs, **dtypes)
+        def embedding() -> TokenEmbedding:
+            return TokenEmbedding(config.vocabulary, config.context, config, rngs)
+
+        def layer() -> EncoderLayer:
+            attention = config.attention.make(config.width, config.heads, rngs=rngs, **config.dtypes)
+            return config.residual_layer(attention, rngs=rngs)
 
         def layers() -> nnx.List:
-            return nnx.List(
-                encoder_layer(config, attention, rngs, momentum=MomentumConfig()) for _ in range(config.layers)
-            )
+            return nnx.List(layer() for _ in range(config.layers))
 
-        self.source, self.target = TokenEmbedding(config, rngs), TokenEmbedding(config, rngs)
+        self.source, self.target = embedding(), embedding()
         self.encoder, self.decoder, self.crossing = layers(), layers(), layers()
-        self.source_norm, self.norm = LayerNorm(config.width, **dtypes), LayerNorm(config.width, **dtypes)
-        self.head = Linear(config.width, config.vocabulary, rngs=rngs, **dtypes)
+        self.source_norm, self.norm = (LayerNorm(config.width, **config.dtypes) for _ in range(2))
+        self.head = Linear(config.width, config.vocabulary, rngs=rngs, **config.dtypes)
 
     def __call__(self, tokens: Integer[Array | np.ndarray, "*b n"]) -> Float[Array, "*b m v"]:
-        """The logits of the token that follows each token of the target.
+        """Returns the logits of the token that follows each token of the target.
 
         Args:
             tokens: the source, exactly ``source`` of them, then 1 to ``target`` of the target; (n,) or (b, n).
@@ -116,7 +112,7 @@ class EncoderDecoderTransformer(nnx.Module):
             Shape (m, vocabulary) or (b, m, vocabulary) for targets of m tokens.
 
         Raises:
-            TypeError: for tokens that are no integers.
+            TypeError: for tokens that are not integers.
             ValueError: for another number of tokens, another shape, or (unless traced) numbers beyond the vocabulary.
         """
         config = self.config

@@ -11,6 +11,7 @@ from benchmarks.timing import median_seconds_in_turns
 from jaxop import kernels, nn
 from jaxop._validation import check_name
 from jaxop.attention import integral_attention, linear_attention
+from jaxop.kernels.per_head import over_heads
 
 LEARNED = "learned features"
 KERNELS: dict[str, kernels.Kernel] = {
@@ -35,10 +36,10 @@ def with_kernel(kernel: kernels.Kernel, implementation: str) -> Attention:
 
 def with_learned_features(depth: int) -> Attention:
     """Linear attention of one sample with learned features of 4 heads."""
-    learned, _ = nn.LearnedFeaturesConfig().make(4, depth, rngs=nnx.Rngs(0))
+    learned = nn.LearnedFeaturesConfig().make(4, depth, rngs=nnx.Rngs(0))
 
     def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        by_query, by_key = jax.vmap(lambda head, q, k: head.features(q, k), (0, 1, 1), 1)(learned, q, k)
+        by_query, by_key = over_heads(lambda h, q, k: h.features(q, k), learned, (q, k), (1, 1), 1, heads=4)
         return linear_attention(by_query, by_key, v)
 
     return attention

@@ -16,7 +16,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from studies.commands import Command, run_command
-from terminal import print_anywhere
+
+from jaxop.experiments.terminal import print_anywhere
 
 SECTIONS = {
     "attention": Command("benchmarks.attention", "integral_attention against jax.nn.dot_product_attention"),

@@ -24,7 +24,7 @@ def main(powers: tuple[int, ...] = (7, 8, 9, 10), repeats: int = 9) -> None:
         dec = schwarz.decompose(domains.interval(n, rule="interior"), subdomains, 8)
         factors = schwarz.random_factors(jax.random.key(0), dec, RANK)
         values = jax.random.normal(jax.random.key(1), (n, 1))
-        program = compile_call(schwarz.schwarz_apply, values, dec, factors)
+        program = compile_call(schwarz.apply, values, dec, factors)
         times[n] = seconds_of_program(program, values, dec, factors, repeats=repeats)
         # Galerkin blocks reach a 2-norm error ~ 1 / (N (r + 1))², a global rank R ~ 1 / (R + 1)²
         rank = subdomains * (RANK + 1)

@@ -1,13 +1,13 @@
 """A training step of the models of studies/kernels.py, with the Fourier kernel and with softmax, in turns."""
 
 import numpy as np
-from experiment import tune_allocator
 from studies.kernels import TASKS, build, kernel_choices
 from studies.table import print_header, print_row
 
 from benchmarks.timing import median_seconds_in_turns
 from benchmarks.training_step import TrainingStep
 from jaxop import data, training
+from jaxop.experiments.terminal import tune_allocator
 
 IMAGES = {"mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
 

@@ -18,12 +18,13 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 import tyro
-from experiment import check_options, parameters
 from flax import nnx
 
 from jaxop import data, training, transformers
 from jaxop._validation import check_name
 from jaxop.data import Examples
+from jaxop.experiments.comparison import check_options
+from jaxop.experiments.settings import parameters
 from jaxop.nn import (
     EuclideanDistanceConfig,
     ExpDotProductConfig,

@@ -19,10 +19,10 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from experiment import check_options
 
 from jaxop import kernel_machines
 from jaxop._validation import check_name
+from jaxop.experiments.comparison import check_options
 from jaxop.kernels import Gaussian
 from studies.real_data import CACHE, Ratings, fetch, movielens
 from studies.table import print_header, print_row

@@ -9,16 +9,16 @@ time for. The trainings are short: these are comparisons, not records.
 
 import dataclasses
 import functools
-import importlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import tyro
-from equal_time import Contender, compare
-from experiment import CACHE, Experiment, build, check_options
 
 from jaxop import operators
+from jaxop.experiments import build, load_recipe
+from jaxop.experiments.comparison import Contender, check_options, compare
+from jaxop.experiments.experiment import AnyExperiment, default_cache
 from jaxop.nn import BLOCKS, MomentumConfig
 from studies.momentum_text import check_blocks
 
@@ -50,7 +50,7 @@ class Comparison:
     minutes: float = 2.0
     learning_rate: float = 2e-3
     blocks: tuple[str, ...] | None = None
-    cache: Path = CACHE
+    cache: Path = dataclasses.field(default_factory=default_cache)
     run_dir: Path = Path("runs/momentum")
 
     def __post_init__(self):
@@ -58,7 +58,7 @@ class Comparison:
         check_blocks(self.blocks, (*BLOCKS, FLOW))
 
 
-def run(name: str, default: Experiment[Any, Any], sizes: dict[str, int], options: Comparison) -> dict[str, np.ndarray]:
+def run(name: str, default: AnyExperiment, sizes: dict[str, int], options: Comparison) -> dict[str, np.ndarray]:
     """Trains an operator with every block and seed for equal times and prints the table.
 
     Args:
@@ -70,7 +70,9 @@ def run(name: str, default: Experiment[Any, Any], sizes: dict[str, int], options
     Returns:
         The errors by block, (seeds, tests).
     """
-    is_tno = isinstance(default.model, operators.TransformerNeuralOperatorConfig)
+    model = default.model
+    assert isinstance(model, operators.OperatorConfig)
+    is_tno = isinstance(model, operators.TransformerNeuralOperatorConfig)
     blocks = options.blocks or ((*BLOCKS, FLOW) if is_tno else BLOCKS)
     if FLOW in blocks and not is_tno:
         raise ValueError(f"--blocks: {FLOW!r} is compared with the blocks of a TNO, on the task cde; leave it out.")
@@ -80,15 +82,15 @@ def run(name: str, default: Experiment[Any, Any], sizes: dict[str, int], options
     def operator(block: str, seed: int) -> operators.Standardized:
         if block == FLOW:
             config = operators.FlowNeuralOperatorConfig(
-                default.model.in_channels,
-                default.model.out_channels,
-                dim=default.model.dim,
+                model.in_channels,
+                model.out_channels,
+                dim=model.dim,
                 width=sizes["width"],
                 layers=sizes["layers"],
                 feedforward=sizes["feedforward"],
             )
         else:
-            config = dataclasses.replace(default.model, norm="pre", momentum=MomentumConfig(block=block), **sizes)
+            config = dataclasses.replace(model, norm="pre", momentum=MomentumConfig(block=block), **sizes)
         return build(config, sets.train, seed=seed)
 
     contenders = {block: Contender(functools.partial(operator, block), sets.train, sets.test) for block in blocks}
@@ -104,4 +106,4 @@ def main(name: tyro.conf.Positional[Literal["cde", "darcy"]], options: Compariso
         options: how often, how long and where.
     """
     experiment, sizes = OPERATORS[name]
-    run(name, importlib.import_module(f"configs.{experiment}").CONFIG, sizes, options)
+    run(name, load_recipe(experiment).experiment, sizes, options)

@@ -17,12 +17,13 @@ from typing import Literal
 import numpy as np
 import scipy.stats
 import tyro
-from experiment import check_options, parameters
 from flax import nnx
 from numpy.typing import ArrayLike
 
 from jaxop import data, training, transformers
 from jaxop._validation import check_name
+from jaxop.experiments.comparison import check_options
+from jaxop.experiments.settings import parameters
 from jaxop.nn import BLOCKS, ExpDotProductConfig, IntegralAttentionConfig, KernelConfig, LinearConfig, MomentumConfig
 from studies.real_data import CACHE, addresses, fetch
 from studies.table import print_header, print_row

@@ -19,9 +19,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import tyro
-from problems import check_directory
 
 from jaxop.data import Examples
+from jaxop.experiments.problems import check_directory
 
 CACHE = Path(".cache/packages")
 

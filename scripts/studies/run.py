@@ -13,8 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from experiment import report, tune_allocator
-
+from jaxop.experiments import terminal
 from studies.commands import Command, run_command
 
 STUDIES = {
@@ -29,9 +28,9 @@ STUDIES = {
 
 def command_line(arguments: Sequence[str]) -> None:
     """Runs the study that the first argument names."""
-    tune_allocator()
+    terminal.tune_allocator()
     run_command(STUDIES, __doc__, arguments)
 
 
 if __name__ == "__main__":
-    sys.exit(report(command_line, sys.argv[1:]))
+    sys.exit(terminal.run_command(command_line, sys.argv[1:]))

@@ -4,11 +4,11 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from experiment import brief, new_run, train_once
 from flax import nnx
 
 from jaxop import training
 from jaxop.data import Examples
+from jaxop.experiments.comparison import brief, new_run, train_once
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ import pytest
 
 from jaxop import attention, kernels
 from jaxop.attention import IMPLEMENTATIONS, fused, integral, integral_attention
+from jaxop.attention.operands import check_operands
 from jaxop.kernels import ExpDotProduct
 
 
@@ -16,6 +17,22 @@ def arrays(n=4, m=6, heads=2, depth=8, channels=3, dtype=jnp.float32):
     keys = jax.random.split(jax.random.key(0), 3)
     shapes = [(n, heads, depth), (m, heads, depth), (m, heads, channels)]
     return [jax.random.normal(k, s, dtype) for k, s in zip(keys, shapes, strict=True)]
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_epsilon_belongs_to_the_end(weighted):
+    """In units of the mean weight, as the published kernel has it for equal ones."""
+    q, k, v = arrays()
+    weights = jnp.asarray(np.linspace(0.4, 1.6, 6) if weighted else np.ones(6), jnp.float32)
+
+    @jax.jit
+    def both(q, k, v, weights):
+        whole = integral_attention(q, k, v, 3 * weights, kernel=kernels.FourierIntegral(0.5, epsilon=0.2))
+        part = attention.accumulate(q, k, v, weights, kernel=kernels.FourierIntegral(0.5))
+        return whole, attention.finish(part, epsilon=0.2)
+
+    whole, ours = both(q, k, v, weights)
+    np.testing.assert_allclose(ours, whole, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -50,11 +67,11 @@ class TestBadInput:
             ),
             ({"is_causal": True}, ValueError, "is_causal needs as many queries as keys, got n=4 and m=6"),
             ({"implementation": "chunkd"}, ValueError, "implementation='chunkd' is unknown: did you mean 'chunked'"),
-            ({"kernel_axis": 1}, ValueError, "kernel_axis must be None or 0, got 1"),
+            ({"kernel_axis": 0}, TypeError, "kernel_axis"),
             (
-                {"kernel": ExpDotProduct(jnp.ones(3)), "kernel_axis": 0},
+                {"kernel": kernels.PerHead(ExpDotProduct(jnp.ones(3)))},
                 ValueError,
-                "every leaf of the kernel needs a leading axis of 2 heads, but .scale has shape (3,)",
+                "kernel must have one entry per head of query, 2, got PerHead(ExpDotProduct) of 3 heads",
             ),
             ({"kernel": "exp"}, TypeError, "kernel must be a Kernel, such as kernels.ExpDotProduct(), got str"),
             (
@@ -65,9 +82,13 @@ class TestBadInput:
             (
                 {"kernel": kernels.Gaussian(jnp.ones(2))},
                 ValueError,
-                "got shape (2,); sum over the channels, or pass kernel_axis=0",
+                "got shape (2,); sum over the channels, or pass kernels.PerHead(kernel)",
             ),
-            ({"kernel": ExpDotProduct(jnp.ones(2))}, ValueError, "carry an axis of heads, pass kernel_axis=0"),
+            (
+                {"kernel": ExpDotProduct(jnp.ones(2))},
+                ValueError,
+                "carry an axis of heads, pass kernels.PerHead(kernel)",
+            ),
             (
                 {"kernel": kernels.from_pair(lambda q, k: q @ k, sign="signed")},
                 ValueError,
@@ -203,7 +224,7 @@ class TestDefault:
 
     def test_large_problems_are_chunked(self, monkeypatch):
         called = []
-        monkeypatch.setattr(integral, "chunked_attention", lambda q, k, v, *a, **o: called.append(1) or v)
+        monkeypatch.setitem(integral._RUN, "chunked", lambda operands, _: called.append(1) or operands.value)
         integral_attention(*arrays(300, 300))
         assert called
         assert set(IMPLEMENTATIONS) == {"dense", "chunked", "xla", "cudnn", "tpu"}
@@ -230,18 +251,8 @@ class TestBackends:
         q, k, v = arrays(n=5, m=7)
         weights = jnp.linspace(0.0, 3.0, 7)
         with pltpu.force_tpu_interpret_mode(), jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-            out = fused.fused_attention(
-                "tpu",
-                q,
-                k,
-                v,
-                weights,
-                kernel=ExpDotProduct(),
-                kernel_axis=None,
-                normalize=True,
-                mask=jnp.arange(7) != 3,
-                is_causal=False,
-            )
+            operands = check_operands(q, k, v, weights, mask=jnp.arange(7) != 3)
+            out = fused.fused_attention("tpu", operands, normalize=True)
         monkeypatch.undo()
         truth = integral_attention(q, k, v, weights, mask=jnp.arange(7) != 3)
         np.testing.assert_allclose(out, truth, atol=1e-4)

@@ -1,9 +1,7 @@
 """Attention between functions on patches, against plain numpy in float64 and against numpy's FFT."""
 
 import functools
-import itertools
 import math
-import re
 
 import jax
 import jax.numpy as jnp
@@ -13,80 +11,23 @@ import pytest
 from jaxop import attention, domains, kernels, testing
 from jaxop.attention.patch import patch_attention, patch_weights, spectral_patch_attention
 from jaxop.spectral import Band
-
-HEADS, DEPTH, RATE = 2, 3, 0.6
-RADIUS = 0.15  # R |Q - K| < π: no zeros of sinc, where the integrand is singular
-# (query patches, key patches, nodes of a patch, value channels): few long tokens, many short ones
-SIZES = {"long tokens": (3, 4, 7, 2), "short tokens": (4, 9, 3, 1)}
-sizes = pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
-
-
-def inner(q, k):
-    """Logits of the default kernel, ∫ Q·K dx."""
-    return np.sum(q * k, axis=-1)
-
-
-def distance(q, k):
-    """Logits of a Gaussian, −r ∫ |Q − K|² dx."""
-    return -RATE * np.sum((q - k) ** 2, axis=-1)
-
-
-def sinc(q, k):
-    """Logits of the Fourier integral kernel, ∫ Σ_d 2 log|sinc(R (Q_d − K_d))| dx."""
-    return 2 * np.sum(np.log(np.abs(np.sinc(RADIUS * (q - k) / np.pi))), axis=-1)
-
-
-def minima(q, k):
-    """Logits of the intersection, ∫ Σ_d min(Q_d, K_d) dx."""
-    return RATE * np.sum(np.minimum(q, k), axis=-1)
-
-
-DENSITIES = {"inner product": inner, "Gaussian": distance, "Fourier": sinc, "intersection": minima}
-kinds = pytest.mark.parametrize("kind", DENSITIES)
-smooth = pytest.mark.parametrize("kind", [kind for kind in DENSITIES if kind != "intersection"])
-
-
-def gaussian(rate, q, k):
-    return -rate * jnp.sum((q - k) ** 2)
-
-
-def make(kind):
-    """The library's kernel of that name; None, its default, for inner products."""
-    if kind == "intersection":
-        return kernels.Intersection(jnp.asarray(RATE))
-    if kind == "Fourier":
-        return kernels.FourierIntegral(jnp.asarray(RADIUS), 2)
-    return None if kind == "inner product" else kernels.from_pair(gaussian, jnp.asarray(RATE), log=True)
-
-
-def ones(*shape):
-    return jnp.asarray(np.ones(shape, np.float32))
-
-
-attend = jax.jit(patch_attention, static_argnames=("kernel_axis", "implementation"))
-
-
-def oracle(query, key, value, weights, *, density=inner, mask=None):
-    """Softmax over k of Σ_i w_i density(Q_j(x_i), K_k(x_i)), head by head; 0 where nothing is seen."""
-    query, key, value, weights = (np.asarray(a, np.float64) for a in (query, key, value, weights))
-    p, q, heads = query.shape[0], key.shape[0], query.shape[2]
-    seen = np.broadcast_to(True if mask is None else np.asarray(mask), (heads, p, q))
-    out = np.zeros((*query.shape[:3], value.shape[-1]))
-    for h, j in np.ndindex(heads, p):
-        ks = np.flatnonzero(seen[h, j])
-        if ks.size:
-            scores = np.array([weights @ density(query[j, :, h], key[k, :, h]) for k in ks])
-            mass = np.exp(scores - scores.max())
-            out[j, :, h] = np.tensordot(mass / mass.sum(), value[ks, :, h], 1)
-    return out
-
-
-def inputs(size, dtype=jnp.float64, seed=0):
-    p, q, s, c = size
-    rng = np.random.default_rng(seed)
-    shapes = (p, s, HEADS, DEPTH), (q, s, HEADS, DEPTH), (q, s, HEADS, c)
-    functions = [(2 * rng.normal(size=shape)).astype(dtype) for shape in shapes]
-    return *functions, rng.uniform(0.1, 0.4, s).astype(dtype)
+from tests.attention.patch_cases import (
+    DENSITIES,
+    DEPTH,
+    HEADS,
+    RADIUS,
+    SIZES,
+    attend,
+    inputs,
+    kinds,
+    make,
+    ones,
+    oracle,
+    pull_back,
+    sinc,
+    sizes,
+    smooth,
+)
 
 
 @sizes
@@ -107,18 +48,6 @@ def test_agrees_with_the_oracle(size, kind, implementation, masked, x64):
     out = attend(*arrays, kernel=make(kind), mask=mask, implementation=implementation)
     truth = oracle(*arrays, density=DENSITIES[kind], mask=mask)
     np.testing.assert_allclose(out, truth, rtol=1e-12, atol=1e-13)
-
-
-@functools.cache
-def pull_back(kind):
-    """The jitted value, and a cotangent of it pulled back to query, key, value and weights."""
-
-    @jax.jit
-    def call(cotangent, *arrays):
-        out, pull = jax.vjp(lambda *arrays: patch_attention(*arrays, kernel=make(kind)), *arrays)
-        return out, pull(cotangent)
-
-    return call
 
 
 @sizes
@@ -387,142 +316,6 @@ def test_jit_is_eager_and_vmap_is_a_loop(size, implementation):
     np.testing.assert_allclose(shared[0], loop[0], rtol=1e-5, atol=1e-5)
     if implementation is None:
         np.testing.assert_allclose(call(*(jnp.asarray(a[0]) for a in stacked)), loop[0], rtol=1e-5, atol=1e-5)
-
-
-BANDS = {
-    "1-d Nyquist": ((6,), (3,)),
-    "2-d without a mirror image": ((6, 5), (2, 2)),
-    "2-d Nyquist": ((4, 6), (2, 3)),
-    "2-d coarse": ((3, 4), (2, 3)),
-    "3-d": ((5, 4, 3), (2, 2, 1)),
-}
-bands = pytest.mark.parametrize("name", BANDS)
-
-
-def sampled(coefficients, shape, modes):
-    """The functions of coefficients (2, m, p, h, d) at the nodes, by irfftn: (p, s, h, d)."""
-    axes = [[*range(m), *range(-m, 0)] for m in modes[:-1]] + [list(range(modes[-1]))]
-    kept = [
-        k
-        for k in itertools.product(*axes)
-        if all(n >= 2 * m or 2 * abs(f) < n for f, n, m in zip(k, shape, modes, strict=True))
-    ]
-    n, rest = math.prod(shape), coefficients.shape[2:]
-    spectrum = np.zeros((*shape[:-1], shape[-1] // 2 + 1, *rest), complex)
-    for k, real, imag in zip(kept, *coefficients, strict=True):
-        # irfftn counts every column but 0 twice
-        spectrum[tuple(f % m for f, m in zip(k, shape, strict=True))] = math.sqrt(n if k[-1] == 0 else n / 2) * (
-            real + 1j * imag
-        )
-    functions = np.fft.irfftn(spectrum, s=shape, axes=tuple(range(len(shape))))
-    return np.moveaxis(functions.reshape(n, *rest), 0, 1)
-
-
-@bands
-@pytest.mark.parametrize("kind", ["inner product", "Gaussian"])
-def test_fourier_space_is_physical_space(name, kind, x64):
-    """In value, and in the derivative along random directions."""
-    shape, modes = BANDS[name]
-    band, weight, (p, q, c) = Band(shape, modes), 0.37, (2, 3, 2)
-    rng = np.random.default_rng(0)
-    arrays = [rng.normal(size=(2, band.size, *rest, HEADS, d)) for *rest, d in ((p, DEPTH), (q, DEPTH), (q, c))]
-    arrays = [1.5 * a for a in arrays]
-    directions = [rng.normal(size=a.shape) for a in arrays]
-    cotangent = rng.normal(size=(p, math.prod(shape), HEADS, c))
-
-    def physical(query, key, value):
-        functions = (sampled(a, shape, modes) for a in (query, key, value))
-        return oracle(*functions, np.full(math.prod(shape), weight), density=DENSITIES[kind])
-
-    def mix(query, key, value):
-        return spectral_patch_attention(query, key, value, band, weight, kernel=make(kind))
-
-    @jax.jit
-    def evaluate(arrays, directions):
-        tangents = [[d if i == j else jnp.zeros_like(d) for j, d in enumerate(directions)] for i in range(3)]
-        return mix(*arrays), [jax.jvp(mix, tuple(arrays), tuple(t))[1] for t in tangents]
-
-    out, slopes = evaluate(arrays, directions)
-    np.testing.assert_allclose(sampled(np.asarray(out), shape, modes), physical(*arrays), rtol=1e-11, atol=1e-12)
-    for i, slope in enumerate(slopes):
-        step = [1e-5 * d if j == i else 0 * d for j, d in enumerate(directions)]
-        forth, back = (physical(*(a + sign * d for a, d in zip(arrays, step, strict=True))) for sign in (1, -1))
-        found = np.sum(cotangent * sampled(np.asarray(slope), shape, modes))
-        np.testing.assert_allclose(found, np.sum(cotangent * (forth - back)) / 2e-5, rtol=1e-6, atol=1e-8)
-
-
-def test_fourier_space_takes_masks_and_reverse_mode(x64):
-    shape, modes = BANDS["2-d without a mirror image"]
-    band = Band(shape, modes)
-    arrays = tuple(np.random.default_rng(1).normal(size=(3, 2, band.size, 3, HEADS, DEPTH)))
-    mask = np.array([[True, False, True], [False, False, False], [True, True, False]])
-
-    def mix(*arrays):
-        return spectral_patch_attention(*arrays, band, 0.2, mask=jnp.asarray(mask))
-
-    functions = [sampled(a, shape, modes) for a in arrays]
-    truth = oracle(*functions, np.full(math.prod(shape), 0.2), mask=mask)
-    directions = tuple(np.sin(a) for a in arrays)
-
-    @jax.jit
-    def evaluate(arrays, directions):
-        out, vjp = jax.vjp(mix, *arrays)
-        return out, vjp(jnp.cos(out)), jax.jvp(mix, arrays, directions)[1]
-
-    out, gradients, slope = evaluate(arrays, directions)
-    np.testing.assert_allclose(sampled(np.asarray(out), shape, modes), truth, atol=1e-12)
-    np.testing.assert_array_equal(np.asarray(out)[:, :, 1], 0.0)
-    pulled = sum(np.vdot(g, d) for g, d in zip(gradients, directions, strict=True))
-    np.testing.assert_allclose(pulled, np.vdot(np.cos(out), slope), rtol=1e-11)
-
-
-class TestBadInput:
-    @pytest.mark.parametrize(
-        ("change", "message"),
-        [
-            (lambda q, k, v, w: (q[0], k, v, w), "query must have shape (patches, nodes of a patch, heads, channels)"),
-            (lambda q, k, v, w: (q, k[:, :5], v, w), "nodes of query, (7,), got (4, 5, 2, 3); use Partition.split"),
-            (lambda q, k, v, w: (q, k, v[:, :5], w), "value must have shape (patches, nodes of a patch, heads, chan"),
-            (
-                lambda q, k, v, w: (q, k, v, w[:5]),
-                "weights must have shape (s,) = (7,), one per node of a patch, got (5,)",
-            ),
-            (
-                lambda q, k, v, w: (q, k[:, :, :1], v, w),
-                "key must have 2 heads of 3 channels to match query (3, 7, 2, 3), got (4, 7, 1, 3).",
-            ),
-            (
-                lambda q, k, v, w: (q, k, v[:3], w),
-                "value must have 4 patches and 2 heads to match key (4, 7, 2, 3), got (3, 7, 2, 2).",
-            ),
-            (lambda q, k, v, w: (q, k, v[:, :, :1], w), "value must have 4 patches and 2 heads"),
-        ],
-    )
-    def test_shapes_that_do_not_fit_are_named(self, change, message, unchecked):
-        arrays = inputs(SIZES["long tokens"], jnp.float32)
-        with pytest.raises(ValueError, match=re.escape(message)):
-            patch_attention(*change(*arrays))
-
-    def test_coefficients_of_another_band_are_refused(self, unchecked):
-        q = ones(2, 8, 3, 1, 2)
-        with pytest.raises(ValueError, match=re.escape("coefficients must have shape (2, m, ..., c) with m = 4")):
-            spectral_patch_attention(q, q, q, Band((12,), (4,)), 0.1)
-
-    def test_uneven_patches_are_refused(self):
-        cut = domains.partition(domains.interval(8), (2,))
-        with pytest.raises(ValueError, match=r"same quadrature weights, .* rules \('trapezoid',\) differ"):
-            patch_weights(cut)
-
-    def test_signed_kernels_are_refused(self):
-        kernel = kernels.from_pair(lambda q, k: jnp.dot(q, k), sign="signed")
-        with pytest.raises(ValueError, match="a signed kernel cannot be normalised"):
-            patch_attention(*map(jnp.asarray, inputs(SIZES["long tokens"], jnp.float32)), kernel=kernel)
-
-
-def test_sums_over_channels_have_no_fourier_space():
-    functions = [ones(2, 2, 4, HEADS, DEPTH)] * 3
-    with pytest.raises(NotImplementedError, match="use patch_attention"):
-        spectral_patch_attention(*functions, Band((6,), (2,)), 0.1, kernel=kernels.FourierIntegral())
 
 
 def test_epsilon_reaches_the_patches():

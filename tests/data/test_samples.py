@@ -253,7 +253,7 @@ MASKED = np.ma.masked_array(np.ones((6, 8, 1), np.float32), np.arange(48).reshap
     [
         ((MASKED, functions()), "inputs must hold numbers only, but 1 of its 48 entries are masked"),
         ((functions(), MASKED), "targets must hold numbers only"),
-        ((functions(), functions(), None, None, MASKED[:, 0]), "domain must be a domain, got NoneType"),
+        ((functions(), functions(), None, None, MASKED[:, 0]), "domain must be a Domain, got NoneType"),
         (
             (functions().astype("timedelta64[s]"), functions()),
             r"inputs must hold real numbers, got dtype timedelta64\[s\]",
@@ -264,7 +264,7 @@ MASKED = np.ma.masked_array(np.ones((6, 8, 1), np.float32), np.arange(48).reshap
         ),
         ((functions().astype(object), functions()), "inputs must hold real numbers, got dtype object"),
         ((None, functions()), "inputs must be an array, got NoneType"),
-        ((functions(), functions(), "x"), "domain must be a domain, got str"),
+        ((functions(), functions(), "x"), "domain must be a Domain, got str"),
     ],
 )
 def test_what_is_not_an_array_of_numbers_is_a_type_error(grid, arguments, message):

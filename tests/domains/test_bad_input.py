@@ -26,15 +26,15 @@ ROWS = {
     ),
     "negative weight": (
         lambda: domains.from_nodes(SQUARE, [1.0, 0.0, -0.5, -1.0]),
-        r"weights must be non-negative, but weights\[2\] = -0\.5",
+        r"weights must be finite and non-negative, but weights\[2\] = -0\.5",
     ),
     "NaN weight": (
         lambda: domains.from_nodes(SQUARE, [1.0, NAN, 1.0, NAN]),
-        r"weights must be finite, but weights\[1\] = nan; remove or repair",
+        r"weights must be finite and non-negative, but weights\[1\] = nan",
     ),
     "infinite weight": (
         lambda: domains.from_nodes(SQUARE, [1.0, 1.0, 1.0, INF]),
-        r"weights must be finite, but weights\[3\] = inf",
+        r"weights must be finite and non-negative, but weights\[3\] = inf",
     ),
     "weights all zero": (
         lambda: domains.from_nodes(SQUARE, [0.0] * 4),
@@ -394,8 +394,8 @@ WRONG = {
     "faces of durations": (lambda: domains.triangle_mesh(SQUARE, SECONDS[None, :3]), "faces must hold real numbers"),
     "masked values": (lambda: GRID.integrate(MASKED[:, None]), "values must hold numbers only, but 1 of its 4 entries"),
     "a domain to stack": (lambda: domains.stack(GRID), "domains must be a list of domains, got Grid; put it in a list"),
-    "numbers to stack": (lambda: domains.stack([1, 2]), r"domains\[0\] must be a domain, got int"),
-    "a list to pad": (lambda: domains.pad([GRID], 5), "domain must be a domain, got list"),
+    "numbers to stack": (lambda: domains.stack([1, 2]), r"domains\[0\] must be a Domain, got int"),
+    "a list to pad": (lambda: domains.pad([GRID], 5), "domain must be a Domain, got list"),
     "padded by a float": (lambda: domains.pad(MESH, 5.0), r"size must be an integer, got 5\.0"),
     "faces of a float": (lambda: domains.pad(MESH, 5, faces=2.0), r"faces must be an integer, got 2\.0"),
     "patches of one number": (lambda: domains.partition(GRID, 2), "patches must hold one integer for each axis.*got 2"),

@@ -94,8 +94,8 @@ def test_parameters_of_all_parts_are_trained_per_head(implementation, x64):
     params = np.asarray([0.3, 0.6]), np.asarray([0.5, 1.0]), np.asarray([0.7, 0.2]), maps
 
     def loss(params):
-        options = {"kernel": make(*params), "kernel_axis": 0, "implementation": implementation}
-        return jnp.sum(jnp.sin(integral_attention(query, key, value, **options)))
+        kernel = kernels.PerHead(make(*params))
+        return jnp.sum(jnp.sin(integral_attention(query, key, value, kernel=kernel, implementation=implementation)))
 
     def one_by_one(params):
         heads = []

@@ -233,7 +233,7 @@ def test_radius_per_head_and_channel():
     query, key, value = rng.normal(size=(3, 9, 2, 3)).astype(np.float32)
     radius = np.asarray([[0.5, 1.0, 1.5], [2.0, 1.0, 0.7]], np.float32)
     together, *each = (kernels.FourierIntegral(jnp.asarray(r)) for r in (radius, *radius))
-    out = jax.jit(functools.partial(integral_attention, kernel=together, kernel_axis=0))(query, key, value)
+    out = jax.jit(functools.partial(integral_attention, kernel=kernels.PerHead(together)))(query, key, value)
     oracle = testing.attention_oracle(query, key, value, kernel=[Compiled(kernel) for kernel in each])
     np.testing.assert_allclose(out, oracle, rtol=1e-4, atol=1e-5)
 

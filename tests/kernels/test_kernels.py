@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxop import kernels
+from jaxop import attention, kernels
 from tests.laws.cases import KERNELS, SIGNED
 
-SHARED = [case for case in [*KERNELS, *SIGNED] if case.axis is None]
+SHARED = [case for case in [*KERNELS, *SIGNED] if case.per_head is None]
 
 
 @pytest.mark.parametrize("case", SHARED, ids=str)
@@ -59,3 +59,61 @@ def test_kernels_are_pytrees_with_trainable_leaves():
 def test_bad_sign(options, message):
     with pytest.raises(ValueError, match=message):
         kernels.from_pair(lambda a, b: a @ b, **options)
+
+
+class Derived(kernels.Kernel):
+    """A kernel that defines a pair function and nothing else."""
+
+    sign = "positive"
+
+    def __call__(self, a, b):
+        return jnp.exp(-jnp.sum((a - b) ** 2))
+
+
+class Structural:
+    """A kernel that derives from nothing."""
+
+    def __init__(self, epsilon=None):
+        self.sign = "positive"
+        if epsilon is not None:
+            self.epsilon = epsilon
+
+    def __call__(self, a, b):
+        return jnp.exp(self.log(a, b))
+
+    def log(self, a, b):
+        return -jnp.sum((a - b) ** 2)
+
+    def tile(self, query, key):
+        return jax.vmap(lambda a: jax.vmap(lambda b: self.log(a, b))(key))(query)
+
+
+def test_a_kernel_that_is_derived_inherits_the_defaults():
+    kernel = Derived()
+    assert isinstance(kernel, kernels.Kernel)
+    assert (kernel.epsilon, kernel.is_additive, kernel.parts, kernel.with_depth(3)) == (0.0, False, (), kernel)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("implementation", ["dense", "chunked"])
+@pytest.mark.parametrize("epsilon", [None, 0.3])
+def test_a_kernel_need_not_be_derived(implementation, epsilon):
+    q, k, v = (np.random.default_rng(n).normal(size=(n, 2, 3)).astype(np.float32) for n in (4, 6, 6))
+    kernel = Structural(epsilon)
+    assert isinstance(kernel, kernels.Kernel)
+    assert not isinstance(object(), kernels.Kernel)
+    if epsilon is None:
+        assert (kernels.Gaussian() * kernel)(q[0, 0], q[0, 0]) == 1
+
+    @jax.jit
+    def attend(q, k, v):
+        ours = attention.integral_attention(q, k, v, kernel=kernel, implementation=implementation)
+        return ours, attention.patch_attention(q[:, None], k[:, None], v[:, None], kernel=kernel)
+
+    ours, patches = attend(q, k, v)
+    densities = np.exp(-((q[:, None] - k[None]) ** 2).sum(-1))  # (n, m, h)
+    mass = densities.mean(axis=1) + (epsilon or 0.0) / 6
+    np.testing.assert_allclose(
+        ours, np.einsum("nmh,mhc->nhc", densities, v) / 6 / mass[..., None], rtol=1e-4, atol=1e-6
+    )
+    assert patches.shape == (4, 1, 2, 3)

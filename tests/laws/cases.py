@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxop import kernels
 from jaxop.attention import integral_attention
-from jaxop.kernels import Kernel
+from jaxop.kernels import Kernel, PerHead
 
 N, M, HEADS, DEPTH, CHANNELS = 19, 37, 2, 5, 3
 
@@ -18,15 +18,11 @@ N, M, HEADS, DEPTH, CHANNELS = 19, 37, 2, 5, 3
 @dataclasses.dataclass(frozen=True)
 class KernelCase:
     name: str
-    make: Callable[[], Kernel]
-    per_head: Callable[[], Sequence[Kernel]] | None = None  # set when the kernel carries a head axis
+    make: Callable[[], Kernel | PerHead]
+    per_head: Callable[[], Sequence[Kernel]] | None = None  # set when the kernel is one per head
 
     def __str__(self):
         return self.name
-
-    @property
-    def axis(self):
-        return None if self.per_head is None else 0
 
     def oracle(self):
         return _oracle(self, jax.config.read("jax_enable_x64"))
@@ -102,20 +98,20 @@ KERNELS = [
     KernelCase("exp-dot-product-scaled", lambda: kernels.ExpDotProduct(jnp.asarray(0.7))),
     KernelCase(
         "exp-dot-product-per-head",
-        lambda: kernels.ExpDotProduct(jnp.asarray([0.3, 0.9])),
+        lambda: PerHead(kernels.ExpDotProduct(jnp.asarray([0.3, 0.9]))),
         lambda: [kernels.ExpDotProduct(jnp.asarray(0.3)), kernels.ExpDotProduct(jnp.asarray(0.9))],
     ),
     KernelCase("gaussian", lambda: kernels.Gaussian(jnp.asarray(0.4))),
     KernelCase("fourier", lambda: kernels.FourierIntegral(scales())),
     KernelCase(
         "fourier-per-head",
-        lambda: kernels.FourierIntegral(jnp.asarray([[0.6], [0.9]]), 2),
+        lambda: PerHead(kernels.FourierIntegral(jnp.asarray([[0.6], [0.9]]), 2)),
         lambda: [kernels.FourierIntegral(jnp.asarray([radius]), 2) for radius in (0.6, 0.9)],
     ),
     KernelCase("euclidean-distance", lambda: kernels.EuclideanDistance(jnp.asarray(0.7))),
     KernelCase(
         "intersection-per-head",
-        lambda: kernels.Intersection(jnp.asarray([0.5, 0.9])),
+        lambda: PerHead(kernels.Intersection(jnp.asarray([0.5, 0.9]))),
         lambda: [kernels.Intersection(jnp.asarray(scale)) for scale in (0.5, 0.9)],
     ),
     KernelCase("composed", _composed),
@@ -140,6 +136,10 @@ PAIRS = [
     for implementation in IMPLEMENTATIONS
     if implementation != "xla" or kernel.name in ("exp-dot-product", "exp-dot-product-scaled")
 ]
+# a positive, a compact and a per-head kernel: what does not depend on the kernel is tested with these
+_EXEMPLARY = ("exp-dot-product", "compact-pair", "fourier-per-head")
+EXEMPLARY = [kernel for kernel in KERNELS if kernel.name in _EXEMPLARY]
+EXEMPLARY_PAIRS = [(kernel, implementation) for kernel, implementation in PAIRS if kernel in EXEMPLARY]
 
 
 def inputs(dtype=jnp.float32, seed=0, n=N, m=M):
@@ -168,7 +168,6 @@ def attend(case, implementation, **options):
             value,
             weights,
             kernel=case.make(),
-            kernel_axis=case.axis,
             implementation=implementation,
             mask=mask,
             **options,
@@ -201,7 +200,6 @@ def dense_and_chunked(case, is_causal):
             value,
             weights,
             kernel=kernel,
-            kernel_axis=case.axis,
             mask=mask,
             is_causal=is_causal,
             normalize=case not in SIGNED,

@@ -45,7 +45,7 @@ def test_every_kernel(case, implementation):
     kernel = case.make()
 
     def attend(query, key, value, weights):
-        options = {"kernel_axis": case.axis, "implementation": implementation, "normalize": case not in SIGNED}
+        options = {"implementation": implementation, "normalize": case not in SIGNED}
         return integral_attention(query, key, value, weights, kernel=kernel, **options)
 
     assert_compiles_once(attend, tuple(map(jnp.asarray, inputs())))

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 
 from jaxop import domains, kernel_machines, kernels, nn, operators, schwarz, spectral
 from jaxop.attention import accumulate, finish, integral_attention, patch_attention, spectral_patch_attention
-from jaxop.schwarz import random_factors, schwarz_apply, subdomain_attention
+from jaxop.schwarz import random_factors, subdomain_attention
 from tests.laws.cases import DISTINCT, SIGNED, inputs
 
 ONE, ALL = PartitionSpec("devices"), PartitionSpec()
@@ -68,7 +68,7 @@ def test_attention_and_its_derivatives(implementation, specs):
 @pytest.mark.parametrize("case", DISTINCT, ids=str)
 def test_every_kernel(case, implementation, specs):
     """Marks are checked when a program is traced; nothing is compiled."""
-    options = {"kernel_axis": case.axis, "implementation": implementation, "normalize": case not in SIGNED}
+    options = {"implementation": implementation, "normalize": case not in SIGNED}
     attend, leaves = attention_of(case.make(), **options)
     arguments = (*map(jnp.asarray, inputs()), leaves)
     jax.make_jaxpr(gradients(attend, arguments, specs)[0])(*arguments)
@@ -161,7 +161,7 @@ CASES = {
         lambda u, scale: subdomain_attention(u, scale * u, u, CUT, implementation="dense"), normal(64, 2, 4), SCALE
     ),
     "schwarz-apply": lambda: of_function(
-        lambda u, scale: schwarz_apply(scale * u, CUT, random_factors(jax.random.key(0), CUT, 2)), normal(64, 1), SCALE
+        lambda u, scale: schwarz.apply(scale * u, CUT, random_factors(jax.random.key(0), CUT, 2)), normal(64, 1), SCALE
     ),
     "fft": lambda: transformed("fft"),
     "matrix": lambda: transformed("matrix"),

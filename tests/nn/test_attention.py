@@ -59,7 +59,7 @@ def test_context_of_another_size_and_padding():
 
 def test_parameters_of_the_kernel_are_trained():
     kernel = kernels.from_pair(lambda rate, q, k: -rate * jnp.sum((q - k) ** 2), jnp.asarray(np.ones(2)), log=True)
-    attention = layer(kernel=kernel, kernel_axis=0)
+    attention = layer(kernel=kernels.PerHead(kernel))
     gradient = jax.jit(nnx.grad(lambda m, *args: jnp.sum(m(*args) ** 2)))(attention, random(2, 5, 8), np.full(5, 0.2))
     assert gradient["kernel"]["leaves"]["params"][...].shape == (2,)
     assert (np.abs(gradient["kernel"]["leaves"]["params"][...]) > 1e-6).all()

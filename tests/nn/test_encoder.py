@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxop import nn
+from jaxop import nn, operators, transformers
 
 WIDTH = 6
 
@@ -113,3 +113,59 @@ class TestDropout:
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         nn.EncoderLayer(lambda x: x, WIDTH, 5, rngs=nnx.Rngs(0), **options)
+
+
+class TestConfig:
+    def attention(self, config):
+        return nn.IntegralAttention(config.width, config.heads, rngs=nnx.Rngs(0))
+
+    def test_makes_the_layer_of_its_block(self):
+        for block, kind in (("none", nn.EncoderLayer), ("Y", nn.MomentumLayer)):
+            config = nn.EncoderConfig(
+                width=WIDTH, heads=2, feedforward=5, norm="pre", dropout=0.25, momentum=nn.MomentumConfig(block)
+            )
+            layer = config.layer(self.attention(config), rngs=nnx.Rngs(0))
+            assert type(layer) is kind
+            assert layer.dropout.rate == 0.25
+            assert layer.feedforward.inner.kernel.shape == (WIDTH, 5)
+            assert type(config.residual_layer(self.attention(config), rngs=nnx.Rngs(0))) is nn.EncoderLayer
+
+    def test_layers_have_the_dtypes_of_the_config(self):
+        config = nn.LayersConfig(width=WIDTH, heads=2, dtype="bfloat16", param_dtype="float16")
+        layer = config.residual_layer(lambda x: x, rngs=nnx.Rngs(0))
+        assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(layer, nnx.Param))} == {jnp.dtype("float16")}
+        assert jax.eval_shape(layer.feedforward, jnp.ones((3, WIDTH))).dtype == jnp.bfloat16
+
+    @pytest.mark.parametrize(
+        ("kind", "sizes"),
+        [
+            *((kind, (1, 1, 2)) for kind in operators.CONFIGS.values()),
+            (transformers.SequenceTransformerConfig, (11, 6)),
+            (transformers.SequenceClassifierConfig, (11, 6)),
+            (transformers.VisionTransformerConfig, (8, 3, 5, 4)),
+            (transformers.EncoderDecoderTransformerConfig, (11, 6, 5)),
+        ],
+        ids=lambda value: getattr(value, "__name__", ""),
+    )
+    def test_only_the_sizes_of_the_data_are_positional(self, kind, sizes):
+        assert kind(*sizes) != kind(*sizes, width=16)
+        with pytest.raises(TypeError, match="positional argument"):
+            kind(*sizes, 16)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"width": 0}, "width must be at least 1, got 0"),
+            ({"layers": 0}, "layers must be at least 1, got 0"),
+            ({"heads": 3}, "heads must divide the width 128, got 3"),
+            ({"feedforward": 0}, "feedforward must be at least 1, got 0"),
+            ({"norm": "psot"}, "norm='psot' is unknown: did you mean 'post'"),
+            ({"dropout": 1.0}, "dropout must be a rate in [0, 1), got 1.0"),
+            ({"activation": "gelo"}, "activation='gelo' is unknown: did you mean 'gelu'"),
+            ({"param_dtype": "float31"}, "param_dtype must be the name of a floating dtype"),
+            ({"momentum": nn.MomentumConfig("Y")}, "give norm='pre' with block='Y', got norm='post'"),
+        ],
+    )
+    def test_checks_itself(self, options, message):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            nn.EncoderConfig(**options)

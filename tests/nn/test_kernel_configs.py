@@ -41,10 +41,10 @@ def test_attention_is_the_integral_of_its_kernel_and_trains_it(choice):
         loss = lambda params: jnp.sum(nnx.merge(graphdef, params)(x, weights) ** 2)  # noqa: E731
         attention = nnx.merge(graphdef, params)
         query, key, value = (a[0] for a in attention.project(x, x))
-        kernel, axis = attention.kernel.value, attention.kernel_axis
+        kernel = attention.kernel.value
         signed = kernel.sign == "signed"
         share = weights / weights.sum() if signed else weights
-        options = {"kernel": kernel, "kernel_axis": axis, "normalize": not signed, "implementation": "dense"}
+        options = {"kernel": kernel, "normalize": not signed, "implementation": "dense"}
         mixed = integral_attention(query, key, value, share, **options)
         return jax.value_and_grad(loss)(params), attention.mix(x, weights)[0], mixed
 
@@ -64,9 +64,9 @@ def test_two_models_of_one_config_have_one_structure():
 
 
 def test_learned_features_start_at_the_size_of_one():
-    kernel, axis = nn.LearnedFeaturesConfig(features=64, hidden=128).make(4, 16, rngs=nnx.Rngs(0))
+    kernel = nn.LearnedFeaturesConfig(features=64, hidden=128).make(4, 16, rngs=nnx.Rngs(0))
     query, key = np.random.default_rng(0).normal(size=(2, 50, 4, 16))
-    tiles = jax.jit(jax.vmap(lambda kernel, q, k: kernel.tile(q, k), (axis, 1, 1)))(kernel, query, key)
+    tiles = jax.jit(jax.vmap(lambda each, q, k: each.kernel.tile(q, k), (0, 1, 1)))(kernel, query, key)
     assert 0.2 < np.std(tiles) < 2
 
 
@@ -111,7 +111,7 @@ def test_linear_attention_by_features_takes_no_mask():
 def test_composed_kernels_are_trained_by_a_layer():
     one, half = (jnp.asarray(np.full(2, value)) for value in (1.0, 0.5))
     kernel = kernels.Gaussian(one) + kernels.Scaled(kernels.Quadratic(one), half)
-    attention = nn.IntegralAttention(8, 2, kernel=kernel, kernel_axis=0, rngs=nnx.Rngs(0))
+    attention = nn.IntegralAttention(8, 2, kernel=kernels.PerHead(kernel), rngs=nnx.Rngs(0))
     x = np.random.default_rng(1).normal(size=(1, 6, 8))
     gradient = jax.jit(nnx.grad(lambda m, x: jnp.sum(m(x) ** 2)))(attention, x)
     leaves = jax.tree.leaves(gradient["kernel"])

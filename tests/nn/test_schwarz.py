@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxop import data, domains, nn, operators, schwarz, training
+from jaxop import data, domains, nn, operators, schwarz, spectral, training
 
 SMALL = {"width": 8, "heads": 2, "layers": 1, "feedforward": 8, "norm": "pre"}
 
@@ -99,23 +99,52 @@ def cloud(n, seed):
 
 
 def test_a_decomposition_takes_the_place_of_the_domain():
-    domain, schwarz = cloud(60, 0), nn.SchwarzAttentionConfig(4)
-    model, u = operator(schwarz), domain.points[:, :1]
+    domain, config = cloud(60, 0), nn.SchwarzAttentionConfig(4)
+    model, u = operator(config), domain.points[:, :1]
     with pytest.raises(ValueError, match=r"must be known to be decomposed: pass the decomposition"):
         call(model, u, domain)
-    cut = schwarz.decompose(domain)
+    cut = config.decompose(domain)
+    assert cut.domain is domain
+    assert not isinstance(cut, domains.Domain)
     np.testing.assert_allclose(call(model, u, cut), model(u, domain), atol=1e-5)
-    np.testing.assert_array_equal(cut.points, domain.points)
-    assert cut.measure == domain.measure
-    line = domains.interval(32)
-    wave = jnp.sin(3 * line.points)
-    assert schwarz.decompose(line, 4, 2).norm(wave, space="H1") == line.norm(wave, space="H1")
-    assert schwarz.decompose(cut) is cut
+    np.testing.assert_array_equal(model(u, cut, at=domain), model(u, cut))
+    assert config.decompose(cut) is cut
     assert schwarz.decompose(cut, 2, 0.1).domain is domain
     finer = cut.on(cloud(90, 1))
-    assert call(model, finer.points[:, :1], finer).shape == (90, 1)
+    assert call(model, finer.domain.points[:, :1], finer).shape == (90, 1)
     with pytest.raises(ValueError, match="decomposed without the coarse space of coarse='partition'"):
-        schwarz.decompose(schwarz.decompose(domain, 4, 0.1, coarse=None))
+        config.decompose(schwarz.decompose(domain, 4, 0.1, coarse=None))
+
+
+def test_operators_without_schwarz_attention_and_decoders_accept_a_decomposition():
+    domain = cloud(60, 0)
+    cut, u = schwarz.decompose(domain, 4, 0.1), domain.points[:, :1]
+    plain = operators.TransformerNeuralOperatorConfig(1, 1, **SMALL, dim=2)
+    for config in (plain, dataclasses.replace(plain, decoder_layers=1)):
+        model = operators.build(config, rngs=nnx.Rngs(0))
+        np.testing.assert_array_equal(model(u, cut, at=cut), model(u, domain, at=domain))
+    samples = data.Samples(np.asarray(u)[None], np.asarray(u)[None], cut, cut)
+    assert (samples.domain, samples.target_domain) == (cut, domain)
+    assert (samples[[0]].domain, samples[[0]].target_domain) == (cut, domain)
+    np.testing.assert_array_equal(
+        data.statistics(samples.inputs, cut).mean, data.statistics(samples.inputs, domain).mean
+    )
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda cut: domains.stack([cut]),
+        lambda cut: domains.pad(cut, 99),
+        lambda cut: domains.partition(cut, (2, 2)),
+        lambda cut: spectral.check_grid(cut),
+        lambda cut: training.relative_norm(jnp.ones((64, 1)), jnp.ones((64, 1)), cut),
+        lambda cut: data.save("nowhere.npz", data.Samples(*np.ones((2, 1, 64, 1), np.float32), cut)),
+    ],
+)
+def test_where_only_a_domain_is_meant_the_message_names_it(call, unchecked):
+    with pytest.raises(TypeError, match=r"must be a Domain, got Decomposition; pass .*decomposition\.domain"):
+        call(schwarz.decompose(domains.box((8, 8), rule="midpoint"), 2, 1))
 
 
 @pytest.mark.optax
@@ -125,7 +154,7 @@ def test_training_on_scattered_nodes(tmp_path):
     model = operator(schwarz)
 
     def samples(cut):
-        u = np.sin(3 * np.asarray(cut.points)[None, :, :1] + np.arange(4)[:, None, None])
+        u = np.sin(3 * np.asarray(cut.domain.points)[None, :, :1] + np.arange(4)[:, None, None])
         return data.Samples(u.astype(np.float32), (u**2).astype(np.float32), cut)
 
     settings = training.TrainingConfig(steps=4, batch_size=2, eval_every=2, checkpoint_every=2, warmup_steps=1)
@@ -142,8 +171,8 @@ def test_uneven_grids_have_the_subdomains_of_even_ones():
     np.testing.assert_allclose(uneven.lower, even.lower, atol=1e-6)
     model = operator(schwarz, dim=1)
     fine = schwarz.decompose(domains.interval(256, rule="midpoint"))
-    outputs = [np.asarray(call(model, jnp.sin(3 * cut.points), cut))[:, 0] for cut in (uneven, fine)]
-    there = np.interp(np.asarray(fine.points)[:, 0], np.asarray(uneven.points)[:, 0], outputs[0])
+    outputs = [np.asarray(call(model, jnp.sin(3 * cut.domain.points), cut))[:, 0] for cut in (uneven, fine)]
+    there = np.interp(np.asarray(fine.domain.points)[:, 0], np.asarray(uneven.domain.points)[:, 0], outputs[0])
     assert np.abs(there - outputs[1]).max() < 0.02 * np.ptp(outputs[1])
 
 
@@ -186,7 +215,7 @@ BAD = [
     (lambda: nn.SchwarzAttentionConfig((2, 2)).decompose(cloud(60, 0)), "subdomains must be one number on PointCloud"),
     (
         lambda: nn.SchwarzAttentionConfig(2).decompose(
-            domains.stack([schwarz.decompose(domains.box((8, 8)), 2, 2)] * 2)
+            jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), schwarz.decompose(domains.box((8, 8)), 2, 2))
         ),
         "needs one domain for all samples, got a stack",
     ),

@@ -339,7 +339,7 @@ ROWS = {
         lambda: schwarz.decompose(domains.from_nodes(jnp.zeros((4, 2)), jnp.ones(4)), 2, 0),
         r"coincide too often to be cut into 2 parts",
     ),
-    "stack": (lambda: schwarz.decompose(domains.stack([LINE, LINE])), r"this is a stack of domains"),
+    "stack": (lambda: schwarz.decompose(domains.stack([LINE, LINE])), "dom is a stack of domains"),
     "values": (
         lambda: schwarz.decompose(LINE, 2).restrict(jnp.ones((15, 1))),
         r"values must have shape \(16, c\), one row per node",
@@ -391,7 +391,7 @@ def test_overlap_of_another_type(unchecked):
         schwarz.decompose(LINE, 2, True)
     with pytest.raises(TypeError, match=r"subdomains must be integers, one or one per axis, got 8\.0"):
         schwarz.decompose(LINE, 8.0, 1)
-    with pytest.raises(TypeError, match="the domain must be a Domain, got ndarray"):
+    with pytest.raises(TypeError, match="dom must be a Domain, got ndarray"):
         schwarz.decompose(np.ones(5), 2, 1)
     with pytest.raises(TypeError, match="one integer on PointCloud"):
         schwarz.decompose(domains.monte_carlo(scattered(50, 2)), (2, 2))

@@ -40,9 +40,7 @@ def iterations(subdomains):
         (two, {"rank": 4, "shift": shift}),
     ):
         factors = schwarz.galerkin_factors(dec, matrix, **options)
-        result = schwarz.flexible_cg(
-            apply, rhs, preconditioner=schwarz.schwarz_preconditioner(dec, factors), tolerance=1e-8
-        )
+        result = schwarz.flexible_cg(apply, rhs, preconditioner=schwarz.preconditioner(dec, factors), tolerance=1e-8)
         assert float(result.residual) < 1e-8
         counts.append(int(result.iterations))
     return counts
@@ -67,16 +65,16 @@ def test_fitted_operators_precondition(x64):
     dec = schwarz.decompose(domain, 4, 4)
     eye = np.eye(domain.size)
     inverse = np.asarray(jnp.linalg.inv(jax.vmap(apply)(jnp.asarray(eye))))
-    tied = schwarz.fit_schwarz(dec, eye, inverse, rank=4, symmetric=True, shift=shift, steps=3).factors
+    tied = schwarz.fit(dec, eye, inverse, rank=4, symmetric=True, shift=shift, steps=3).factors
     start, tilt = schwarz.galerkin_factors(dec, matrix, 4), np.diag(np.linspace(1, 2, domain.size))
-    free = schwarz.fit_schwarz(dec, tilt, inverse @ tilt, rank=4, shift=shift, initial=start, steps=2).factors
+    free = schwarz.fit(dec, tilt, inverse @ tilt, rank=4, shift=shift, initial=start, steps=2).factors
     expected = inverse @ np.asarray(rhs)
-    solution, _ = cg(apply, rhs, M=schwarz.schwarz_preconditioner(dec, tied), tol=1e-10, maxiter=40)
+    solution, _ = cg(apply, rhs, M=schwarz.preconditioner(dec, tied), tol=1e-10, maxiter=40)
     np.testing.assert_allclose(solution, expected, rtol=1e-6, atol=1e-8)
     assert schwarz.symmetry_report(dec, free).asymmetry > 1e-6
     for factors in (tied, free):
         solve = jax.jit(lambda b, m: schwarz.flexible_cg(apply, b, preconditioner=m, tolerance=1e-10))
-        result = solve(rhs, schwarz.schwarz_preconditioner(dec, factors))
+        result = solve(rhs, schwarz.preconditioner(dec, factors))
         np.testing.assert_allclose(result.solution, expected, rtol=1e-6, atol=1e-8)
         assert int(result.iterations) < 40
 
@@ -109,7 +107,7 @@ def test_arrays_and_preconditioners_compile_once():
 
     def solve(scale):
         factors = schwarz.galerkin_factors(dec, np.asarray(matrix), blocks="overlap")
-        inverse = schwarz.schwarz_preconditioner(dec, factors)
+        inverse = schwarz.preconditioner(dec, factors)
         return schwarz.flexible_cg(matrix, scale * jnp.ones(15), preconditioner=inverse)
 
     solve(1.0)
@@ -146,13 +144,13 @@ def test_global_low_rank_needs_more_iterations_the_more_subdomains(x64):
         k, h = np.arange(1, 9), 1 / (nodes + 1)
         values = (h / (2 * np.sin(np.pi * k * h / 2))) ** 2
         modes = np.sqrt(2 * (values[:-1] - values[-1])) * np.sin(np.pi * h * np.outer(np.arange(1, nodes + 1), k[:-1]))
-        factors = schwarz.SchwarzFactors(local_query=jnp.asarray(modes[None]), shift=float(values[-1]))
+        factors = schwarz.Factors(local_query=jnp.asarray(modes[None]), shift=float(values[-1]))
 
         def apply(u, h=h):
             return (2 * u - jnp.pad(u[1:], (0, 1)) - jnp.pad(u[:-1], (1, 0))) / h**2
 
         rhs = jnp.asarray(np.random.default_rng(0).normal(size=nodes))
-        inverse = schwarz.schwarz_preconditioner(dec, factors)
+        inverse = schwarz.preconditioner(dec, factors)
         result = schwarz.flexible_cg(apply, rhs, preconditioner=inverse, tolerance=1e-8)
         counts.append((int(result.iterations), int(schwarz.flexible_cg(apply, rhs, tolerance=1e-8).iterations)))
     (few, none), (many, _) = counts
@@ -164,14 +162,14 @@ def test_the_preconditioner_is_symmetric_on_uneven_grids(x64):
     domain = domains.interval(24, rule="gauss-legendre")
     dec = schwarz.decompose(domain, 3, 2)
     factors = schwarz.random_factors(jax.random.key(0), dec, 3, symmetric=True)
-    matrix = schwarz.schwarz_preconditioner(dec, factors)(jnp.eye(24))
+    matrix = schwarz.preconditioner(dec, factors)(jnp.eye(24))
     np.testing.assert_allclose(matrix, matrix.T, rtol=1e-12, atol=1e-14)
     assert float(jnp.linalg.eigvalsh(matrix)[0]) > -1e-12
 
 
 def test_nodes_of_no_weight_stay_zero(x64):
     dec = schwarz.from_subdomains(domains.from_nodes(jnp.arange(4.0)[:, None], jnp.array([1.0, 1, 0, 1])), [range(4)])
-    apply = schwarz.schwarz_preconditioner(dec, schwarz.SchwarzFactors(shift=2.0))
+    apply = schwarz.preconditioner(dec, schwarz.Factors(shift=2.0))
     np.testing.assert_array_equal(apply(jnp.ones(4)), [2, 2, 0, 2])
 
 
@@ -195,7 +193,7 @@ def test_flexible_cg_stops_at_zero_and_at_indefinite_matrices():
 def test_residuals_in_half_precision_do_not_overflow():
     dec = schwarz.decompose(domains.interval(255, rule="interior"), 8, 2)
     matrix = 256**2 * (2 * np.eye(255) - np.eye(255, k=1) - np.eye(255, k=-1))
-    inverse = schwarz.schwarz_preconditioner(dec, schwarz.galerkin_factors(dec, matrix, blocks="overlap"))
+    inverse = schwarz.preconditioner(dec, schwarz.galerkin_factors(dec, matrix, blocks="overlap"))
     full = inverse(jnp.full(255, 300.0))
     half = inverse(jnp.full(255, 300.0, jnp.float16))
     assert half.dtype == jnp.float16
@@ -214,8 +212,8 @@ def test_bad_input_is_named(unchecked):
         schwarz.flexible_cg(lambda x: x, jnp.ones(3), max_iterations=-1)
     with pytest.raises(TypeError, match=r"matrix is of scipy.sparse, which JAX cannot apply; pass"):
         schwarz.flexible_cg(scipy.sparse.csr_array(np.eye(3)), jnp.ones(3))
-    with pytest.raises(TypeError, match=r"preconditioner must be a function .* got SchwarzFactors"):
-        schwarz.flexible_cg(lambda x: x, jnp.ones(3), preconditioner=schwarz.SchwarzFactors(shift=1.0))
+    with pytest.raises(TypeError, match=r"preconditioner must be a function .* got schwarz.Factors"):
+        schwarz.flexible_cg(lambda x: x, jnp.ones(3), preconditioner=schwarz.Factors(shift=1.0))
 
 
 def test_matrices_and_functions_of_any_precision(unchecked):

@@ -4,13 +4,10 @@ import dataclasses
 
 import numpy as np
 import pytest
-from configs import cde_tno, darcy_fano
 from studies import momentum_operators, momentum_text
 
 from jaxop import data
-
-import equal_time  # isort: skip
-import problems  # isort: skip
+from jaxop.experiments import comparison, load_recipe, problems
 
 pytestmark = pytest.mark.optax
 
@@ -37,8 +34,8 @@ def test_momentum_blocks_are_compared_in_operators(tmp_path, monkeypatch, capsys
     tiny = problems.ControlledOdeData(
         samples=8, valid_samples=2, test_samples=2, sampling="nodes=10", grids=("nodes=12",)
     )
-    experiment = dataclasses.replace(cde_tno.CONFIG, data=tiny)
-    monkeypatch.setattr(equal_time, "seconds_per_step", lambda *_: 1.0)
+    experiment = dataclasses.replace(load_recipe("cde_tno").experiment, data=tiny)
+    monkeypatch.setattr(comparison, "seconds_per_step", lambda *_: 1.0)
     options = momentum_operators.Comparison(
         seeds=(0,), minutes=0.05, blocks=("none", "flow"), cache=tmp_path / "cache", run_dir=tmp_path
     )
@@ -52,7 +49,7 @@ def test_momentum_blocks_are_compared_in_operators(tmp_path, monkeypatch, capsys
 def test_the_exact_flow_is_compared_with_a_tno_only():
     options = momentum_operators.Comparison(blocks=("none", "flow"))
     with pytest.raises(ValueError, match="--blocks: 'flow'"):
-        momentum_operators.run("darcy", darcy_fano.CONFIG, {}, options)
+        momentum_operators.run("darcy", load_recipe("darcy_fano").experiment, {}, options)
 
 
 @pytest.mark.parametrize("comparison", [momentum_text.Comparison, momentum_operators.Comparison])

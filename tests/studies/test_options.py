@@ -1,9 +1,10 @@
 """Numbers that no study can use are refused before anything is fetched or made."""
 
 import pytest
-from experiment import report
 from studies import kernels, machines, momentum_operators, momentum_text
 from studies.run import STUDIES, command_line
+
+from jaxop.experiments import terminal
 
 pytestmark = pytest.mark.optax
 
@@ -25,13 +26,13 @@ def test_comparisons_refuse_what_they_cannot_use_at_once(comparison, option, mes
 
 def test_a_setting_that_no_study_can_use_is_one_message(capsys):
     with pytest.raises(SystemExit) as stop:
-        report(command_line, ["momentum-text", "softmax", "--steps", "0"])
+        terminal.run_command(command_line, ["momentum-text", "softmax", "--steps", "0"])
     assert stop.value.code == 2
     assert "--steps must be positive and finite, got 0." in capsys.readouterr().err
 
 
 def test_unknown_packages_are_refused(capsys):
-    assert report(command_line, ["fetch", "mnits"]) == 2
+    assert terminal.run_command(command_line, ["fetch", "mnits"]) == 2
     assert "package 'mnits' is unknown" in capsys.readouterr().err
 
 

@@ -2,14 +2,14 @@
 
 import dataclasses
 
-import equal_time
 import numpy as np
 import pytest
-from experiment import report
 from studies.run import command_line
 from studies.schwarz import conjugate_gradients, fits, poisson, training, transfer
 from studies.schwarz.coefficient import coefficient
 from studies.schwarz.setting import Study
+
+from jaxop.experiments import comparison, terminal
 
 pytestmark = pytest.mark.optax
 TINY = Study(nodes=31, subdomains=4, overlap=2, modes=8, steps=2)
@@ -17,10 +17,10 @@ TINY = Study(nodes=31, subdomains=4, overlap=2, modes=8, steps=2)
 
 def test_a_setting_that_cannot_be_is_a_message(capsys):
     arguments = ["schwarz", "rank", "--nodes", "63", "--overlap", "20"]
-    assert report(command_line, arguments) == 2
+    assert terminal.run_command(command_line, arguments) == 2
     assert capsys.readouterr().err.startswith("error: overlap=20 nodes is larger than a subdomain")
     with pytest.raises(ValueError, match="overlap=20"):
-        report(command_line, [*arguments, "--traceback"])
+        terminal.run_command(command_line, [*arguments, "--traceback"])
 
 
 @pytest.mark.parametrize("setting", [{"modes": 256}, {"modes": 0}, {"decay": float("nan")}, {"seeds": ()}])
@@ -55,7 +55,7 @@ def test_every_table_of_a_small_study(x64, capsys):
 
 @pytest.mark.study
 def test_networks_that_see_the_coefficient(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(equal_time, "seconds_per_step", lambda *_: 1.0)
+    monkeypatch.setattr(comparison, "seconds_per_step", lambda *_: 1.0)
     study = dataclasses.replace(TINY, seeds=(0,))
     errors = coefficient(study, 2.0, side=48, train_samples=8, test_samples=2, run_dir=tmp_path)
     assert set(errors) == {"two levels", "local only", "global"}

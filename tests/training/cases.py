@@ -1,8 +1,12 @@
 """A small operator, its data and a run of it: what every training test uses."""
 
+import contextlib
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from jaxop import domains, training
@@ -21,6 +25,8 @@ CONFIG = training.TrainingConfig(
     keep_last=2,
     seed=3,
 )
+
+SHORT = dataclasses.replace(CONFIG, steps=2, warmup_steps=1)
 
 
 class Tiny(nnx.Module):
@@ -107,3 +113,35 @@ def state_at(directory, step: int):
     """The whole state that a run saved at a step."""
     _, like = training.init_state(tiny(), training.make_optimizer(CONFIG), CONFIG)
     return training.load_run(directory).checkpoints.restore(like, step=step)
+
+
+class Interrupt:
+    """Does something when a step is logged."""
+
+    def __init__(self, step, action):
+        self.step, self.action = step, action
+
+    def start(self, run_dir, settings, step): ...
+
+    def log(self, step, metrics):
+        if step == self.step and "loss" in metrics:
+            self.action()
+
+    def close(self): ...
+
+
+def crash():
+    raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def interruption(step, action=crash):
+    """The loggers of a run that ends when a step is logged, as a crash would end it."""
+    with pytest.raises(KeyboardInterrupt):
+        yield [Interrupt(step, action)]
+
+
+def interrupted(directory, step, action=crash, **options):
+    """A run of the table's config that ends like this."""
+    with interruption(step, action) as loggers:
+        run(directory, loggers=loggers, **options)

@@ -112,7 +112,7 @@ def test_unknown_checkpoints_and_runs_are_named(finished, tmp_path):
         ('{"training": {}}', "has no field 'valid'"),
         ('{"training": [], "valid": []}', r"training must be a dict, got \[\]"),
         ('{"training": {}, "valid": "9"}', 'valid must be a list, got "9"'),
-        ('{"training": {"stepps": 1}, "valid": []}', "training: training has no field 'stepps'"),
+        ('{"training": {"stepps": 1}, "valid": []}', "training: TrainingConfig has no field 'stepps'"),
         ('{"training": {"steps": 0}, "valid": []}', "training: steps=0 must be at least 1"),
         ('{"training": {"learning_rate": [1]}, "valid": []}', "training: "),
     ],

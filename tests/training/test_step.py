@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +12,8 @@ from flax import nnx
 
 from jaxop import kernels, nn, operators, testing, training, transformers
 from jaxop.training.checkpoint import leaf_names
-from jaxop.training.state import decays, split_model
+from jaxop.training.optimizer import decays
+from jaxop.training.state import split_model
 from tests.training.cases import CONFIG, assert_same_bits, batch, leaves, samples, stacked_samples, tiny
 
 PLAIN = dataclasses.replace(CONFIG, accumulate=1, warmup_steps=0, ema_decay=0.0, batch_size=8)
@@ -43,8 +45,7 @@ def test_accumulated_gradient_is_that_of_the_whole_batch(x64, loss, stacked):
         config = dataclasses.replace(PLAIN, accumulate=pieces, loss=loss)
         step, state = prepare(config, optimizer=optax.sgd(1.0), rate=0.0, dtype=jnp.float64)
         results[pieces] = step(state, data)
-    for name, leaf in leaves(results[4][0].params).items():
-        np.testing.assert_allclose(leaf, leaves(results[1][0].params)[name], rtol=1e-10, atol=1e-12)
+    chex.assert_trees_all_close(results[4][0].params, results[1][0].params, rtol=1e-10, atol=1e-12)
     for name in ("loss", "grad_norm"):  # the norm is a float32 monitor
         np.testing.assert_allclose(results[4][1][name], results[1][1][name], rtol=1e-6)
 
@@ -114,8 +115,7 @@ def test_average_follows_its_formula():
         state, _ = step(state, batch())
         rate = 1 - min(CONFIG.ema_decay, (1 + t) / (10 + t))
         ema = {name: ema[name] + rate * (new - ema[name]) for name, new in leaves(state.params).items()}
-    for name, expected in ema.items():
-        np.testing.assert_allclose(leaves(state.ema)[name], expected, rtol=1e-5, atol=1e-7)
+    chex.assert_trees_all_close(leaves(state.ema), ema, rtol=1e-5, atol=1e-7)
     assert state.averaged is state.ema
 
 
@@ -178,14 +178,14 @@ def test_weight_matrices_of_every_operator_decay_and_nothing_else():
 
 
 def test_weight_matrices_of_given_kernels_decay():
-    def layer(kernel, axis=None):
-        return nn.IntegralAttention(8, 2, kernel=kernel, kernel_axis=axis, rngs=nnx.Rngs(0)).kernel
+    def layer(kernel):
+        return nn.IntegralAttention(8, 2, kernel=kernel, rngs=nnx.Rngs(0)).kernel
 
     maps = jnp.ones((4, 3))
     projected = kernels.Projected(kernels.FourierIntegral(jnp.ones(3)), maps, maps)
     assert decayed(layer(projected)) == ({"leaves.query_map", "leaves.key_map"}, {"leaves.kernel_radius"})
     bilinear = kernels.Bilinear(jnp.ones((2, 4, 4)), jnp.ones(2))
-    assert decayed(layer(bilinear, 0)) == ({"leaves.matrix"}, {"leaves.offset"})
+    assert decayed(layer(kernels.PerHead(bilinear))) == ({"leaves.matrix"}, {"leaves.offset"})
 
 
 def test_per_head_radii_keep_their_size_under_weight_decay():

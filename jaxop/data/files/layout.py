@@ -11,7 +11,6 @@ from jaxop._validation import (
     as_integer,
     check_distinct,
     check_increasing,
-    check_name,
     first_index,
     float_dtype,
     host_array,
@@ -19,26 +18,21 @@ from jaxop._validation import (
     on_device,
 )
 from jaxop.data.samples import ArraySource, Samples, check_array, plain_rows
-from jaxop.domains import RULES, Axis, Domain, Grid, PointCloud
-from jaxop.domains.rules import trapezoid_weights
+from jaxop.domains import Axis, Domain, Grid, PointCloud
+from jaxop.domains.measure import check_weights, trapezoid_weights
+from jaxop.domains.rules import as_rule
 
-_RULES_OF_SPACING = {  # margins between the end nodes and the ends of the interval, in gaps
-    "trapezoid": (0.0, 0.0),
-    "midpoint": (0.5, 0.5),
-    "periodic": (0.0, 1.0),
-    "interior": (1.0, 1.0),
-}
 _EVEN = 1e-3  # of a gap
 
 
 def from_arrays(
-    inputs: Any,
-    targets: Any,
-    coordinates: Any = None,
+    inputs: object,
+    targets: object,
+    coordinates: object = None,
     *,
-    weights: Any = None,
-    initial: Any = None,
-    faces: Any = None,
+    weights: object = None,
+    initial: object = None,
+    faces: object = None,
     dim: int | None = None,
     rule: str | Sequence[str] | None = None,
     lower: float | Sequence[float] | None = None,
@@ -212,14 +206,14 @@ class _Functions:
         return (self._source.shape[0], *self._row)
 
     @property
-    def dtype(self) -> Any:
+    def dtype(self) -> np.dtype:
         return self._source.dtype
 
     def __getitem__(self, index: Any, /) -> np.ndarray:
         return plain_rows(self._source, index, self._argument).reshape(-1, *self._row)
 
 
-def _located(coordinates: Any, weights: Any, rule: str | Sequence[str] | None, shape: tuple[int, ...]) -> Domain:
+def _located(coordinates: object, weights: object, rule: str | Sequence[str] | None, shape: tuple[int, ...]) -> Domain:
     """The domain of given coordinates, for functions of the given shape."""
     if isinstance(coordinates, (list, tuple)) and all(np.ndim(axis) == 1 for axis in coordinates):
         if len(coordinates) == 0:
@@ -277,7 +271,7 @@ def _mesh(coordinates: Any, faces: Any, weights: Any, rule: str | Sequence[str] 
     return domains.triangle_mesh(vertices.astype(float_dtype()), triangles)
 
 
-def _shared(nodes: np.ndarray, weights: Any) -> Domain:
+def _shared(nodes: np.ndarray, weights: object) -> Domain:
     if weights is None and nodes.shape[1] == 1:
         return Grid((_axis(nodes[:, 0], "coordinates"),))
     _check(np.isfinite(nodes), nodes, "coordinates", "must be finite")
@@ -294,7 +288,7 @@ def _shared(nodes: np.ndarray, weights: Any) -> Domain:
     return cloud
 
 
-def _stacked(nodes: np.ndarray, weights: Any) -> Domain:
+def _stacked(nodes: np.ndarray, weights: object) -> Domain:
     count, n, dim = nodes.shape
     _check(np.isfinite(nodes), nodes, "coordinates", "must be finite")
     if weights is None and dim == 1:
@@ -305,12 +299,8 @@ def _stacked(nodes: np.ndarray, weights: Any) -> Domain:
     array = host_real(weights, "weights")
     if array.shape not in ((n,), (count, n)):
         raise ValueError(f"weights must have shape ({n},) or ({count}, {n}), one for each node, got {array.shape}.")
-    _check(np.isfinite(array) & (array >= 0), array, "weights", "must be finite and not negative")
+    check_weights(array)
     array = np.broadcast_to(array, (count, n))
-    if not (array > 0).any(axis=1).all():
-        raise ValueError(
-            f"weights of sample {first_index(~(array > 0).any(axis=1))} are all zero; one must be positive."
-        )
     leaves = on_device(nodes, float_dtype()), on_device(array, float_dtype())
     if dim == 1 and (np.diff(nodes[..., 0], axis=1) >= 0).all():
         return Grid((Axis(on_device(nodes[..., 0], float_dtype()), leaves[1]),))
@@ -341,12 +331,12 @@ def _axis(nodes: np.ndarray, argument: str) -> Axis:
 
 def _even_axis(nodes: np.ndarray, rule: str, k: int) -> Axis:
     """The axis of a rule that has the given, evenly spaced nodes."""
-    check_name(rule, "rule", RULES)
-    if rule not in _RULES_OF_SPACING:
+    margins = as_rule(rule).margins
+    if margins is None:
         raise ValueError(f"rule={rule!r} is not evenly spaced: leave the coordinates out and give lower and upper.")
     first, last = float(nodes[0]), float(nodes[-1])
     gap = (last - first) / (len(nodes) - 1)
-    before, after = _RULES_OF_SPACING[rule]
+    before, after = margins
     axis = domains.interval(len(nodes), lower=first - before * gap, upper=last + after * gap, rule=rule).axes[0]
     rounding = 8 * np.finfo(nodes.dtype).eps * max(abs(first), abs(last))
     bad = np.abs(nodes - np.asarray(axis.nodes)) > _EVEN * gap + rounding

@@ -8,6 +8,8 @@ import numpy as np
 
 from jaxop.data.samples import Samples
 from jaxop.domains import Domain, Grid, PointCloud, TriangleMesh
+from jaxop.domains.domain import check_domain
+from jaxop.domains.rules import is_named
 
 
 def save(path: str | os.PathLike[str], samples: Samples) -> None:
@@ -38,7 +40,7 @@ def save(path: str | os.PathLike[str], samples: Samples) -> None:
         raise ValueError(f"{path} has the suffix {path.suffix!r}; samples are written as .npz.")
     if samples.at is not None:
         raise ValueError("samples have targets on a domain of their own (at), which the file cannot describe.")
-    domain = samples.domain
+    domain = check_domain(samples.domain, "samples.domain")
     shape = domain.shape if isinstance(domain, Grid) and not domain.is_batched else (domain.size,)
     arrays = _described(domain)
     arrays["x"], arrays["y"] = (
@@ -58,10 +60,10 @@ def save(path: str | os.PathLike[str], samples: Samples) -> None:
 def _described(domain: Domain) -> dict[str, Any]:
     """The arrays from which `read` rebuilds a domain."""
     if isinstance(domain, Grid):
-        if "samples" not in domain.rules and not domain.is_batched:
+        if all(is_named(axis.rule) for axis in domain.axes) and not domain.is_batched:
             ends = np.array([axis.ends for axis in domain.axes])
             return {"rule": np.array(domain.rules), "lower": ends[:, 0], "upper": ends[:, 1]}
-        if domain.rules == ("samples",):
+        if domain.dim == 1 and domain.has_given_nodes:
             axis = domain.axes[0]
             return {"coordinates": np.asarray(axis.nodes)[..., None], "weights": np.asarray(axis.weights)}
     if isinstance(domain, TriangleMesh) and not domain.is_batched:
@@ -69,6 +71,6 @@ def _described(domain: Domain) -> dict[str, Any]:
     if isinstance(domain, PointCloud):
         return {"coordinates": np.asarray(domain.points), "weights": np.asarray(domain.weights)}
     raise ValueError(
-        f"the file cannot describe this domain ({type(domain).__name__} of dimension {domain.dim}); it can a grid "
-        "under rules, given nodes of one dimension, scattered nodes (jaxop.domains.from_nodes), and a mesh."
+        f"the file cannot describe this domain ({type(domain).__name__} of dimension {domain.dim}); it can describe a "
+        "grid under named rules, given nodes of one dimension, scattered nodes (jaxop.domains.from_nodes), and a mesh."
     )

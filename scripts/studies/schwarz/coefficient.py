@@ -4,11 +4,11 @@ import functools
 from pathlib import Path
 
 import numpy as np
-from equal_time import Contender, compare
-from experiment import build
 
 from jaxop import domains, nn, operators, training
 from jaxop.data import Samples, gaussian_field, solve_darcy
+from jaxop.experiments import build
+from jaxop.experiments.comparison import Contender, compare
 from studies.schwarz.setting import Study
 
 NETWORKS: dict[str, nn.SchwarzAttentionConfig | None] = {

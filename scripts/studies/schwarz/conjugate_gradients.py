@@ -12,14 +12,14 @@ from jaxop import domains, schwarz
 from studies.schwarz.setting import Study, laplacian
 from studies.table import print_header, print_row
 
-Preconditioner = tuple[schwarz.Decomposition, schwarz.SchwarzFactors]
+Preconditioner = tuple[schwarz.Decomposition, schwarz.Factors]
 
 
 def iterations(
     matrix: Callable[[jax.Array], jax.Array], rhs: jax.Array, preconditioner: Preconditioner | None = None
 ) -> str:
     """The number of iterations to a residual of 1e-8."""
-    inverse = schwarz.schwarz_preconditioner(*preconditioner) if preconditioner else None
+    inverse = schwarz.preconditioner(*preconditioner) if preconditioner else None
     result = schwarz.flexible_cg(matrix, rhs, preconditioner=inverse, tolerance=1e-8, max_iterations=5000)
     return str(int(result.iterations)) if result.residual <= 1e-8 else "stalled"
 
@@ -44,9 +44,7 @@ def line(study: Study, counts: Sequence[int] = (8, 16, 32, 64, 128), core: int =
         if subdomains <= 16:  # beyond, the joint least squares take too many unknowns
             data = dataclasses.replace(here, decay=0.0).covariance()
             for symmetric in (True, False):
-                fit = schwarz.fit_schwarz(
-                    two, *data, rank=here.rank, initial=start, shift=shift, steps=5, symmetric=symmetric
-                )
+                fit = schwarz.fit(two, *data, rank=here.rank, initial=start, shift=shift, steps=5, symmetric=symmetric)
                 forms.append((two, fit.factors))
         rhs = jax.random.normal(jax.random.key(study.seeds[0]), (here.nodes,))
 
@@ -64,7 +62,7 @@ def best_global(nodes: int, rank: int) -> Preconditioner:
     modes = np.sqrt(2) * np.sin(np.pi * h * np.outer(np.arange(1, nodes + 1), k[:-1]))
     whole = schwarz.decompose(domains.interval(nodes, rule="interior"), 1, 0, coarse=None)
     query = jnp.asarray((modes * np.sqrt(values[:-1] - values[-1]))[None])
-    return whole, schwarz.SchwarzFactors(local_query=query, shift=float(values[-1]))
+    return whole, schwarz.Factors(local_query=query, shift=float(values[-1]))
 
 
 def plane(study: Study, sides: Sequence[int] = (31, 63, 127, 255), core: int = 8) -> None:

@@ -25,6 +25,6 @@ def poisson(
         data = Pair(inputs.reshape(side**2, -1), targets.reshape(side**2, -1))
         galerkin = schwarz.operator_error(dec, schwarz.galerkin_factors(dec, laplacian(side), rank), *data)
         begin = time.perf_counter()
-        fit = schwarz.fit_schwarz(dec, *data, rank=rank, steps=5)
+        fit = schwarz.fit(dec, *data, rank=rank, steps=5)
         cells = columns(dec, fit, time.perf_counter() - begin, data)
         print_row(f"{side}², {(side + 1) // core}²", f"{galerkin:.2e}", *cells)

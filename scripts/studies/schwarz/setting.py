@@ -100,7 +100,7 @@ COLUMNS = ("parameters", "error", "bound", "error / bound", "global", "global / 
 """What is said of every fit; `columns` fills them in."""
 
 
-def columns(dec: schwarz.Decomposition, fit: schwarz.SchwarzFit, seconds: float, data: Pair) -> list[str]:
+def columns(dec: schwarz.Decomposition, fit: schwarz.Fit, seconds: float, data: Pair) -> list[str]:
     """The cells below `COLUMNS`."""
     count = schwarz.count_parameters(dec, fit.factors)
     best = schwarz.low_rank_errors(*data, np.asarray(dec.domain.weights))
@@ -129,10 +129,10 @@ class Form:
 
 def fitted(
     study: Study, dec: schwarz.Decomposition, data: Pair, form: Form = Form(), *, noise: float = 1e-6
-) -> tuple[schwarz.SchwarzFit, float]:
+) -> tuple[schwarz.Fit, float]:
     """The fit of a form to the data, and the seconds that it took."""
     begin = time.perf_counter()
-    fit = schwarz.fit_schwarz(
+    fit = schwarz.fit(
         dec,
         *data,
         rank=study.rank if form.is_local else 0,

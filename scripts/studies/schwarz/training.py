@@ -82,8 +82,8 @@ def trainings(study: Study, seconds: float, seed: int) -> list[Row]:
         rank**-0.25 * jax.random.normal(rng_key, (study.nodes, rank), weights.dtype) for rng_key in (query_key, key_key)
     )
 
-    def two_levels(parameters: schwarz.SchwarzFactors, v: jax.Array) -> jax.Array:
-        return schwarz.schwarz_apply(v, dec, parameters)
+    def two_levels(parameters: schwarz.Factors, v: jax.Array) -> jax.Array:
+        return schwarz.apply(v, dec, parameters)
 
     def one_level(parameters: Factors, v: jax.Array) -> jax.Array:
         return schwarz.low_rank_apply(v, weights, *parameters)

@@ -16,7 +16,7 @@ def transfer(study: Study) -> None:
     for degree, overlap, unity in ((5, 0, "multiplicity"), (9, 0, "multiplicity"), (9, study.overlap, "ramp")):
         features = functools.partial(schwarz.legendre_features, degree=degree)
         dec = dataclasses.replace(study, overlap=overlap).decompose(partition=unity)
-        fit = schwarz.fit_schwarz(dec, *study.covariance(), rank=study.rank, features=features, steps=study.steps)
+        fit = schwarz.fit(dec, *study.covariance(), rank=study.rank, features=features, steps=study.steps)
         errors = []
         for nodes in sizes:
             there = dec.on(domains.interval(nodes, rule="interior"))

@@ -160,8 +160,12 @@ UNEVEN = np.array([0.0, 1.0, 2.5])
             r"coordinates must be finite, but coordinates\[0, 0, 0\]",
         ),
         ((ones(5, 4), ones(5, 4), ones(5, 4, 2)), {"weights": ones(3)}, r"weights must have shape \(4,\) or \(5, 4\)"),
-        ((ones(5, 4), ones(5, 4), ones(5, 4, 2)), {"weights": -ones(4)}, r"weights must be finite and not negative"),
-        ((ones(5, 4), ones(5, 4), ones(5, 4, 2)), {"weights": 0 * ones(4)}, "weights of sample 0 are all zero"),
+        (
+            (ones(5, 4), ones(5, 4), ones(5, 4, 2)),
+            {"weights": -ones(4)},
+            r"weights must be .*, but weights\[0\] = -1",
+        ),
+        ((ones(5, 4), ones(5, 4), ones(5, 4, 2)), {"weights": 0 * ones(4)}, "weights are all zero"),
         (
             (ones(5, 4), ones(5, 4), ones(4, 2)),
             {"weights": ones(3)},

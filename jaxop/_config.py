@@ -1,0 +1,245 @@
+"""Configs to JSON and back, by the type hints of their fields."""
+
+import dataclasses
+import functools
+import math
+import os
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+from jaxop._validation import check_name, check_type, closest
+
+Config = TypeVar("Config")
+
+
+@dataclasses.dataclass(frozen=True)
+class Dropped:
+    """A field that a config no longer has.
+
+    Attributes:
+        field: its name.
+        idle: the value that changed nothing: it is left out.
+        remedy: what took its place, for all other values.
+    """
+
+    field: str
+    idle: Any
+    remedy: str
+
+    def apply(self, kind: str, values: dict[str, Any]) -> None:
+        """Brings the recorded fields of a config into present terms."""
+        value = values.pop(self.field, self.idle)
+        if value != self.idle:
+            raise ValueError(f"{kind} has no {self.field} any more, got {self.field}={value!r}: {self.remedy}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Retired:
+    """A value that a field no longer takes.
+
+    Attributes:
+        field: the name of the field.
+        value: what it no longer takes.
+        remedy: what took its place.
+    """
+
+    field: str
+    value: Any
+    remedy: str
+
+    def apply(self, kind: str, values: dict[str, Any]) -> None:
+        """Refuses the recorded fields of a config if they hold the value."""
+        if values.get(self.field) == self.value:
+            raise ValueError(f"{kind} has no {self.field}={self.value!r} any more: {self.remedy}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Added:
+    """A field that configs of earlier versions did not have.
+
+    Attributes:
+        field: its name.
+        value: what gives the behaviour of the earlier versions, where the default does not.
+    """
+
+    field: str
+    value: Any
+
+    def apply(self, kind: str, values: dict[str, Any]) -> None:
+        """Completes the recorded fields of a config."""
+        del kind
+        values.setdefault(self.field, self.value)
+
+
+_TWO_LEVELS = "two-level attention is an option of the TransformerNeuralOperator alone; train it anew."
+_FLOW = "the exact flow is an operator of its own, the FlowNeuralOperator; train it anew."
+
+CHANGES: dict[str, tuple[Dropped | Retired | Added, ...]] = {
+    "FourierAttentionNeuralOperatorConfig": (Dropped("schwarz", None, _TWO_LEVELS),),
+    "ViTNeuralOperatorConfig": (Dropped("schwarz", None, _TWO_LEVELS),),
+    "MomentumConfig": (Dropped("method", "kick_damp_drift", _FLOW), Retired("block", "exact", _FLOW)),
+    "FileData": (Added("faces", None),),  # the vertices of a mesh were a cloud of points
+}
+"""How configs of earlier versions differ from those of today, by the name of their class."""
+
+
+def to_dict(config: Any, *, name: str = "config") -> dict[str, Any]:
+    """Returns the fields of a config in terms of JSON; `from_dict` reads them.
+
+    Args:
+        config: any dataclass.
+        name: what to call it in an error.
+
+    Returns:
+        Names and values. Configs inside become dicts, tuples become lists, paths and dtypes become strings.
+
+    Raises:
+        TypeError: if ``config`` is not a dataclass, or holds a value without a JSON form; the message says where.
+
+    Example:
+        >>> from jaxop import nn, operators
+        >>> operators.to_dict(nn.SchwarzAttentionConfig((2, 3)))["subdomains"]
+        [2, 3]
+    """
+    if not dataclasses.is_dataclass(config) or isinstance(config, type):
+        raise TypeError(f"{name} must be a config, an instance of a dataclass, got {config!r}.")
+    return to_json(config, name=name)
+
+
+def to_json(value: Any, *, name: str = "settings") -> Any:
+    """Returns ``value`` in terms of dicts, lists, strings, numbers and None, as ``json`` gives them back.
+
+    Args:
+        value: nested dataclasses, mappings, sequences, paths, dtypes and scalars.
+        name: what to call it in an error.
+
+    Returns:
+        The same with dataclasses as dicts, sequences as lists, paths and dtypes as strings.
+
+    Raises:
+        TypeError: for a value without a JSON form; the message says where it sits.
+
+    Example:
+        >>> from jaxop import training
+        >>> training.to_json({"shape": (2, 3), "training": training.TrainingConfig(seed=7)})["shape"]
+        [2, 3]
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item, name=f"{name}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(item, name=f"{name}[{i}]") for i, item in enumerate(value)]
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        return to_json(value.tolist(), name=name)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, np.dtype) or isinstance(getattr(value, "dtype", None), np.dtype):  # also jnp.float32 itself
+        return np.dtype(value).name
+    if value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    raise TypeError(
+        f"{name}={value!r} has no JSON form; give numbers, strings, dataclasses, or lists or dicts of them."
+    )
+
+
+def from_dict(kind: type[Config], values: Mapping[str, Any], *, name: str = "values") -> Config:
+    """Returns the config whose fields `to_dict` (or `dataclasses.asdict`) wrote.
+
+    The type hints of the fields say what JSON cannot: which lists are tuples, which strings are paths, and of which
+    class a config inside is. Where several classes are possible, the field ``name`` chooses. Configs of earlier
+    versions are brought into present terms.
+
+    Args:
+        kind: the class of the config.
+        values: its fields, before or after JSON. Fields that are absent take their defaults.
+        name: what to call ``values`` in an error.
+
+    Raises:
+        ValueError: for a field or name that does not exist, with the closest ones, and for a setting of an earlier
+            version that does not exist any more, with what took its place.
+        TypeError: if ``kind`` is not a dataclass, if ``values`` is not a dict, if fields without a default are missing,
+            and if a value cannot be what the type hint of its field says.
+
+    Example:
+        >>> from jaxop import nn, operators
+        >>> attention = nn.IntegralAttentionConfig(kernel=nn.FourierIntegralConfig(radius=1.0))
+        >>> config = operators.CONFIGS["tno"](1, 1, attention=attention)
+        >>> operators.from_dict(type(config), operators.to_dict(config)) == config
+        True
+        >>> operators.from_dict(nn.GaussianConfig, {"inverse_widht": 2.0})
+        Traceback (most recent call last):
+        ValueError: GaussianConfig has no field 'inverse_widht': did you mean 'inverse_width'?
+    """
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+        raise TypeError(f"kind must be the class of a config, such as operators.CONFIGS['tno'], got {kind!r}.")
+    check_type(values, name, Mapping, f"a dict of the fields of {kind.__name__}")
+    fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
+    present = dict(values)
+    for change in CHANGES.get(kind.__name__, ()):
+        if isinstance(change, Dropped) != (change.field in fields):
+            change.apply(kind.__name__, present)
+    for field in present:
+        if field not in fields:
+            raise ValueError(f"{kind.__name__} has no field {field!r}: {closest(str(field), fields)}")
+    missing = [
+        field.name
+        for field in fields.values()
+        if field.name not in present and field.default is field.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise TypeError(f"{name} must hold all fields of {kind.__name__} without a default, but {missing} are missing.")
+    hints = _hints(kind)
+    return kind(**{field: _read(hints[field], value, f"{name}.{field}") for field, value in present.items()})
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def _read(hint: Any, value: Any, name: str) -> Any:
+    """A value of a field by its hint. Numbers and strings pass as they are: the config checks them itself."""
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    if isinstance(value, Mapping):
+        kinds = [option for option in options if dataclasses.is_dataclass(option)]
+        return _read_config(kinds, value, name) if kinds else _as_it_is(options, value, name)
+    if isinstance(value, list | tuple):
+        tuples = [option for option in options if (typing.get_origin(option) or option) is tuple]
+        return _read_tuple(tuples[0], value, name) if tuples else _as_it_is(options, value, name)
+    if Path in options and isinstance(value, str | os.PathLike):
+        return Path(value)
+    if Path in options and (value is not None or types.NoneType not in options):
+        raise TypeError(f"{name} must be a path, got {value!r}.")
+    return value
+
+
+def _as_it_is(options: tuple[Any, ...], value: Any, name: str) -> Any:
+    kinds = [typing.get_origin(option) or option for option in options]
+    if any(kind is Any or (isinstance(kind, type) and isinstance(value, kind)) for kind in kinds):
+        return value
+    raise TypeError(f"{name} must not be a {type(value).__name__}, got {value!r}.")
+
+
+def _read_config(kinds: list[Any], value: Mapping[str, Any], name: str) -> Any:
+    """A config of one of some classes; if there are several, their field ``name`` tells them apart."""
+    if len(kinds) > 1:
+        by_name = {str(kind.name): kind for kind in kinds if hasattr(kind, "name")}
+        check_name(value.get("name"), name.rpartition(".")[2], by_name)
+        kinds = [by_name[value["name"]]]
+    return from_dict(kinds[0], value, name=name)
+
+
+def _read_tuple(hint: Any, value: list[Any] | tuple[Any, ...], name: str) -> tuple[Any, ...]:
+    hints = typing.get_args(hint) or (Any, ...)
+    if hints[1:] == (...,):
+        hints = hints[:1] * len(value)
+    if len(hints) != len(value):
+        raise TypeError(f"{name} must hold {len(hints)} entries, got {value!r}.")
+    return tuple(_read(hint, item, f"{name}[{i}]") for i, (hint, item) in enumerate(zip(hints, value, strict=True)))

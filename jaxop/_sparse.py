@@ -1,0 +1,111 @@
+"""One reader of matrices that are given by their entries: of scipy.sparse, BCOO and dense ones."""
+
+import dataclasses
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxop._validation import first_index, host_real
+
+
+@runtime_checkable
+class SparseMatrix(Protocol):
+    """A matrix of scipy.sparse, or anything else with `tocoo`."""
+
+    shape: tuple[int, ...]
+
+    def tocoo(self) -> Any:
+        """An object with ``row``, ``col`` and ``data``."""
+        ...
+
+
+@runtime_checkable
+class CoordinateMatrix(Protocol):
+    """A `jax.experimental.sparse.BCOO` matrix.
+
+    Attributes:
+        indices: rows and columns, (k, 2); indices beyond the shape are padding.
+        data: entries, (k,).
+        shape: (n, m).
+    """
+
+    indices: Any
+    data: Any
+    shape: tuple[int, ...]
+
+    @property
+    def n_batch(self) -> int:
+        """0."""
+        ...
+
+    @property
+    def n_dense(self) -> int:
+        """0."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Entries:
+    """A matrix as a list of entries on the host; entries of one place add up.
+
+    Attributes:
+        row: rows, (k,).
+        column: columns, (k,).
+        value: entries in float64, (k,).
+        shape: (n, m).
+    """
+
+    row: Int[np.ndarray, " k"]
+    column: Int[np.ndarray, " k"]
+    value: Float[np.ndarray, " k"]
+    shape: tuple[int, int]
+
+
+def stored(
+    matrix: SparseMatrix | CoordinateMatrix, argument: str
+) -> tuple[Array | np.ndarray, Array | np.ndarray, Array | np.ndarray]:
+    """Rows, columns and data of a sparse matrix as it stores them, in JAX arrays that may be traced or in NumPy's.
+
+    Raises:
+        ValueError: for a BCOO matrix with batch or dense axes.
+
+    Example:
+        >>> import scipy.sparse
+        >>> from jaxop._sparse import stored
+        >>> [part.tolist() for part in stored(scipy.sparse.csr_array([[0.0, 2.0], [3.0, 0.0]]), "matrix")]
+        [[0, 1], [1, 0], [2.0, 3.0]]
+    """
+    if isinstance(matrix, CoordinateMatrix):
+        if matrix.n_batch or matrix.n_dense:
+            raise ValueError(
+                f"{argument} must be a BCOO matrix without batch and dense axes, got n_batch={matrix.n_batch} and "
+                f"n_dense={matrix.n_dense}; see BCOO.update_layout."
+            )
+        return matrix.indices[:, 0], matrix.indices[:, 1], matrix.data
+    listed = matrix.tocoo()
+    return listed.row, listed.col, listed.data
+
+
+def entries(matrix: Any, argument: str) -> Entries:
+    """The entries of a concrete matrix, dense or sparse, of which a sparse one may store zeros.
+
+    Raises:
+        TypeError: for complex entries.
+        ValueError: for entries that are not finite.
+    """
+    if isinstance(matrix, CoordinateMatrix | SparseMatrix):
+        parts = stored(matrix, argument)
+        row, column = (np.asarray(part, np.int64) for part in parts[:2])
+        value = host_real(parts[2], argument)
+        inside = (row < matrix.shape[0]) & (column < matrix.shape[1])
+        row, column, value = row[inside], column[inside], value[inside]
+    else:
+        dense = host_real(matrix, argument)
+        row, column = np.nonzero(dense)
+        value = dense[row, column]
+    if not np.isfinite(value).all():
+        j = first_index(~np.isfinite(value))
+        raise ValueError(f"{argument} must be finite, but {argument}[{row[j]}, {column[j]}] = {value[j]}.")
+    n, m = np.shape(matrix)
+    return Entries(row, column, value, (n, m))

@@ -1,0 +1,106 @@
+"""What training needs of a set of data: a length and items by their numbers."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
+
+from jaxop.domains import Decomposed, Domain
+
+
+@runtime_checkable
+class DataSource(Protocol):
+    """A set of N items that reads what it is asked for, so the set may be larger than memory.
+
+    `jaxop.data.Samples` and `jaxop.data.Examples` are data sources. Any class with these two methods is one.
+
+    A source may also have a method ``identity()`` without arguments. It returns what tells this set from others:
+    numbers, strings, and lists or dicts of them, such as the name, version and checksum of a file. A run records the
+    identity and compares it when it is resumed. For a source without this method, the run compares the length and
+    checksums of the first, the middle and the last item.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxop import data
+        >>> class Rows:
+        ...     def __init__(self, path):
+        ...         self.rows = np.load(path, mmap_mode="r")
+        ...     def __len__(self):
+        ...         return len(self.rows)
+        ...     def __getitem__(self, indices):
+        ...         return {"x": self.rows[indices]}
+        ...     def identity(self):
+        ...         return {"file": "rows.npy", "version": 2}
+        >>> isinstance(Rows.__new__(Rows), data.DataSource)
+        True
+    """
+
+    def __len__(self) -> int:
+        """N, the number of items."""
+        ...
+
+    def __getitem__(self, indices: Int[np.ndarray, " b"], /) -> Any:
+        """The batch of the items with these numbers, in this order.
+
+        A batch is a pytree of arrays whose first axis has length b, such as a `jaxop.data.Batch`, a dict or one
+        array. Nodes that all items share are a `jaxop.domains.Domain` in the batch. Repeated numbers are allowed.
+        It is called on a thread of its own, one call at a time.
+        """
+        ...
+
+
+def check_source(source: object, argument: str) -> None:
+    """Raises unless ``source`` is a `DataSource` with at least one item.
+
+    Raises:
+        TypeError: if it has no length or no items, or takes no array of numbers, as a list or a dict.
+        ValueError: if it is empty.
+    """
+    if not isinstance(source, DataSource) or isinstance(source, type | Mapping | list | tuple | str | bytes):
+        raise TypeError(
+            f"{argument} must be a data source, such as data.Samples(inputs, targets, domain) or any object with "
+            f"__len__ and with __getitem__ of an array of numbers, got {type(source).__name__}."
+        )
+    if len(source) < 1:
+        raise ValueError(f"{argument} is empty: its length is {len(source)}; give at least one item.")
+
+
+def is_shared(part: object) -> bool:
+    """Whether all items of a batch share this part of it: a domain that is not a stack."""
+    return isinstance(part, Domain | Decomposed) and not part.is_batched
+
+
+def batch_parts(batch: object) -> tuple[list[Any], jax.tree_util.PyTreeDef]:
+    """The arrays and the domains of a batch, and the structure that puts them together again."""
+    return jax.tree.flatten(batch, is_leaf=lambda part: isinstance(part, Domain | Decomposed))
+
+
+def check_batch(batch: object, count: int, argument: str) -> None:
+    """Raises unless a source has returned a pytree of arrays with ``count`` entries each.
+
+    Raises:
+        TypeError: if the batch has no arrays, or has a leaf that is not an array of numbers.
+        ValueError: if an array has another number of entries; the message names it.
+    """
+    own = [part for part in batch_parts(batch)[0] if not is_shared(part)]
+    if not own:
+        raise TypeError(
+            f"{argument}[indices] must return a pytree of arrays with one entry per index, got {type(batch).__name__} "
+            "without any."
+        )
+    for path, part in jax.tree_util.tree_flatten_with_path(batch, is_leaf=is_shared)[0]:
+        if is_shared(part):
+            continue
+        name = f"{argument}[indices]{jax.tree_util.keystr(path)}"
+        is_array = isinstance(part, np.ndarray | np.generic | jax.Array)
+        if not is_array or not (part.dtype == bool or jnp.issubdtype(part.dtype, np.number)):
+            received = part.dtype if is_array else type(part).__name__
+            raise TypeError(f"{name} must be an array of numbers, got {received}; convert it, or leave it out.")
+        if part.shape[:1] != (count,):
+            raise ValueError(
+                f"{name} must have {count} entries for {count} indices, got shape {part.shape}; nodes that all items "
+                "share belong into a Domain."
+            )

@@ -1,0 +1,50 @@
+"""Quadrature weights: checked, relative, uniform, and those of the trapezoid rule on given nodes."""
+
+from types import ModuleType
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxop._scaling import unit_of
+from jaxop._validation import first_index
+
+
+def check_weights(weights: np.ndarray, argument: str = "weights") -> None:
+    """Raises ``ValueError`` unless weights (..., n) are finite, not negative, and positive at a node of every row."""
+    bad = ~(np.isfinite(weights) & (weights >= 0))
+    if bad.any():
+        where = first_index(bad)
+        raise ValueError(
+            f"{argument} must be finite and non-negative, but {argument}[{str(where).strip('()')}] = {weights[where]}; "
+            "a quadrature weight is a measure."
+        )
+    empty = ~(weights > 0).any(axis=-1)
+    if empty.any():
+        of_sample = f" of sample {first_index(empty)}" if weights.ndim > 1 else ""
+        raise ValueError(f"{argument}{of_sample} are all zero; at least one node must carry weight.")
+
+
+def uniform_weights(n: int, dtype: Any) -> Float[Array, " n"]:
+    """1/n for every node."""
+    return jnp.full(n, 1 / n, dtype)
+
+
+def relative_weights(weights: Float[Array, " n"]) -> Float[Array, " n"]:
+    """Weights in units of the largest, whose sums neither over- nor underflow; unchanged if none is positive."""
+    largest = jnp.max(weights)
+    return weights / jnp.where(largest > 0, unit_of(largest), 1)
+
+
+def trapezoid_weights(nodes: Float[Array | np.ndarray, "*batch n"]) -> Float[Array | np.ndarray, "*batch n"]:
+    """(x_{i+1} − x_{i−1})/2 along the last axis, and half a gap at the ends."""
+    xp = namespace(nodes)
+    gaps = xp.diff(nodes, axis=-1)
+    zero = xp.zeros_like(nodes[..., :1])
+    return (xp.concatenate([gaps, zero], axis=-1) + xp.concatenate([zero, gaps], axis=-1)) / 2
+
+
+def namespace(*arrays: Any) -> ModuleType:
+    """NumPy where every array is one of the host, so that nothing is compiled; `jax.numpy` otherwise."""
+    return np if all(isinstance(array, np.ndarray) for array in arrays) else jnp

@@ -1,0 +1,26 @@
+"""Experiments: a problem, an operator and a training as one value; runs, their evaluation, and the command line.
+
+The extra ``scripts`` holds what is needed besides: ``pip install 'jaxop[scripts]'``.
+"""
+
+from jaxop.experiments.evaluation import Evaluation as Evaluation
+from jaxop.experiments.evaluation import evaluate as evaluate
+from jaxop.experiments.experiment import Experiment as Experiment
+from jaxop.experiments.experiment import Recipe as Recipe
+from jaxop.experiments.experiment import load_recipe as load_recipe
+from jaxop.experiments.experiment import ready_made as ready_made
+from jaxop.experiments.plots import plot_errors as plot_errors
+from jaxop.experiments.plots import plot_learning_curves as plot_learning_curves
+from jaxop.experiments.plots import plot_predictions as plot_predictions
+from jaxop.experiments.plots import save_figure as save_figure
+from jaxop.experiments.problems import PROBLEMS as PROBLEMS
+from jaxop.experiments.problems import ControlledOdeData as ControlledOdeData
+from jaxop.experiments.problems import DarcyData as DarcyData
+from jaxop.experiments.problems import FileData as FileData
+from jaxop.experiments.problems import LorenzData as LorenzData
+from jaxop.experiments.problems import Problem as Problem
+from jaxop.experiments.problems import Sets as Sets
+from jaxop.experiments.record import recorded_problem as recorded_problem
+from jaxop.experiments.run import build as build
+from jaxop.experiments.run import train as train
+from jaxop.experiments.settings import OperatorSettings as OperatorSettings

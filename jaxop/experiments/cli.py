@@ -1,0 +1,139 @@
+"""The command line ``jaxop``.
+
+    jaxop train NAME          a ready-made experiment, or a file of your own that defines CONFIG
+    jaxop train custom        your own arrays
+    jaxop resume RUN          continue a run
+    jaxop evaluate RUN        errors and pictures on other grids or files
+    jaxop list                experiments and operators
+
+Every command explains its options with --help. With --traceback an error shows where it came from.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+
+import jaxop
+from jaxop import operators, training
+from jaxop._validation import check_name
+from jaxop.experiments import terminal
+from jaxop.experiments.evaluation import evaluate
+from jaxop.experiments.experiment import first_line, load_recipe, ready_made
+from jaxop.experiments.run import train
+
+_TRAIN = """Trains an operator and evaluates it on other grids.
+
+    jaxop train darcy_fano --training.steps 500 --model.width 64 --run-dir runs/wide
+    jaxop train custom --data.train a.npz model:fano --model.width 32
+    jaxop train my_experiment.py
+
+NAME is one of the experiments below, or the path of your own file (it ends in .py) that defines
+CONFIG = jaxop.experiments.Experiment(...). `jaxop train NAME --help` lists every setting."""
+
+_RESUME = """Continues a run with the settings that it recorded, except for a time limit.
+
+    jaxop resume runs/wide
+    jaxop resume runs/mine --data.train moved/a.npz
+
+The time limit, and how often the run is evaluated and saved, may be given anew, as may the places of files whose
+contents are the same. `jaxop resume RUN --help` lists the settings."""
+
+_EVALUATE = """Evaluates a trained run on files or on other grids.
+
+    jaxop evaluate runs/mine --data b.npz c.h5
+    jaxop evaluate runs/darcy_fano --grids 32 64 96 128
+    jaxop evaluate runs/cde_tno --grids dt=0.005 nodes=400
+
+Prints and saves relative L2 and H1 errors and the worst sample of every set, in physical units
+(RUN/evaluation/NAME.csv and .json), and pictures of the median and the worst sample (RUN/figures/)."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line.
+
+    Args:
+        arguments: without the program's name; None takes those of this process.
+
+    Returns:
+        The exit status: 0, or 2 with one message on stderr if the inputs are wrong.
+
+    Raises:
+        SystemExit: after ``--help`` and for options that cannot be read.
+
+    Example:
+        >>> from jaxop.experiments import cli
+        >>> cli.main(["list"])  # doctest: +ELLIPSIS
+        experiments: ...
+    """
+    return terminal.run_command(_run, sys.argv[1:] if arguments is None else arguments)
+
+
+def _run(arguments: Sequence[str]) -> None:
+    parser = _parser("jaxop", __doc__)
+    parser.add_argument("--version", action="version", version=f"jaxop {jaxop.__version__}")
+    parser.add_argument("command", metavar="COMMAND", help=", ".join(_COMMANDS))
+    command, options = _first(parser, arguments)
+    check_name(command, "command", _COMMANDS)
+    _COMMANDS[command](options)
+
+
+def _train(arguments: Sequence[str]) -> None:
+    parser = _parser("jaxop train", f"{_TRAIN}\n\n{_listing('experiments', ready_made())}")
+    parser.add_argument("name", metavar="NAME")
+    name, others = _first(parser, arguments)
+    recipe = load_recipe(name)
+    terminal.tune_allocator()
+    train(_options().of_recipe(recipe, others, prog=f"jaxop train {name}"), name=recipe.name)
+
+
+def _resume(arguments: Sequence[str]) -> None:
+    parser = _parser("jaxop resume", _RESUME)
+    parser.add_argument("run", metavar="RUN")
+    directory, others = _first(parser, arguments)
+    run = training.load_run(directory)
+    terminal.tune_allocator()
+    train(_options().of_run(run, others, prog="jaxop resume RUN", description=_RESUME), name=run.directory.name)
+
+
+def _evaluate(arguments: Sequence[str]) -> None:
+    settings = _options().of_evaluation(arguments, prog="jaxop evaluate", description=_EVALUATE)
+    terminal.tune_allocator()
+    evaluate(settings)
+
+
+def _list(arguments: Sequence[str]) -> None:
+    _parser("jaxop list", "Lists experiments and operators.").parse_args(arguments)
+    about = {name: first_line(sys.modules[kind.__module__].__doc__) for name, kind in operators.CONFIGS.items()}
+    sys.stdout.write(f"{_listing('experiments', ready_made())}\n\n{_listing('operators', about)}\n")
+
+
+_COMMANDS = {"train": _train, "resume": _resume, "evaluate": _evaluate, "list": _list}
+
+
+def _parser(prog: str, description: str | None) -> argparse.ArgumentParser:
+    kind = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(prog, description=description, formatter_class=kind, allow_abbrev=False)
+
+
+def _first(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """The word that a parser asks for, and what follows it, which another one reads."""
+    parser.add_argument("others", metavar="...", nargs=argparse.REMAINDER, help="its options; see --help after it")
+    word, others = vars(parser.parse_args(arguments)).values()
+    return word, others
+
+
+def _listing(title: str, about: Mapping[str, str]) -> str:
+    width = max(map(len, about))
+    return "\n".join([f"{title}:", *(f"  {name:{width}}  {text}" for name, text in about.items())])
+
+
+def _options() -> ModuleType:
+    """The module that needs tyro, which the commands without settings do not."""
+    from jaxop.experiments import options
+
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())

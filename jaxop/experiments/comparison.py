@@ -1,0 +1,156 @@
+"""Comparisons: many short runs, models that are trained for the same time, and the options of their scripts."""
+
+import dataclasses
+import math
+import re
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from jaxop import training
+from jaxop.data import Examples, Samples
+from jaxop.experiments.run import new_directory
+from jaxop.experiments.settings import parameters
+from jaxop.experiments.terminal import tune_allocator
+
+
+@dataclasses.dataclass(frozen=True)
+class Contender:
+    """One of the models of a comparison.
+
+    Attributes:
+        make: the untrained model of a seed.
+        train: what it is trained on.
+        tests: what it is judged by, the columns of the table.
+    """
+
+    make: Callable[[int], nnx.Module]
+    train: Samples
+    tests: Mapping[str, Samples]
+
+
+def seconds_per_step(model: nnx.Module, train: Samples | Examples, settings: training.TrainingConfig) -> float:
+    """The fastest of some compiled training steps: what the machine does when nothing else runs on it."""
+    optimizer = training.make_optimizer(settings)
+    graphdef, state = training.init_state(model, optimizer, settings)
+    step = training.make_step(graphdef, optimizer, settings)
+    batch = jax.device_put(train[np.arange(settings.batch_size)])
+    seconds = []
+    for _ in range(25):
+        start = time.perf_counter()
+        state, metrics = step(state, batch)
+        jax.block_until_ready((state, metrics))
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def compare(
+    contenders: Mapping[str, Contender],
+    settings: training.TrainingConfig,
+    *,
+    seconds: float,
+    seeds: Sequence[int],
+    run_dir: Path,
+    task: str,
+) -> dict[str, np.ndarray]:
+    """Trains every contender with every seed, the learning rate a cosine over the steps it has time for.
+
+    Compilation, evaluation and saving are not counted. Prints a Markdown table: mean and standard deviation over the
+    seeds of the mean relative L2 error on every test set.
+
+    Returns:
+        The errors by contender, (seeds, tests).
+    """
+    # all of them before the first training, twice: the speed of a machine drifts
+    rounds = [[seconds_per_step(c.make(0), c.train, settings) for c in contenders.values()] for _ in range(2)]
+    columns = next(iter(contenders.values())).tests
+    _print(f"\n| {task}, {len(seeds)} seeds | parameters | steps | seconds | " + " | ".join(columns) + " |")
+    _print("|---" * (4 + len(columns)) + "|")
+    errors: dict[str, np.ndarray] = {}
+    for (label, contender), per_step in zip(contenders.items(), np.min(rounds, axis=0), strict=True):
+        rows, spent, count, steps = [], [], 0, max(1, int(seconds / per_step))
+        for seed in seeds:
+            model = contender.make(seed)
+            count = parameters(model)
+            here = dataclasses.replace(
+                settings, steps=steps, warmup_steps=steps // 20, eval_every=steps, checkpoint_every=steps, seed=seed
+            )
+            directory = new_run(run_dir, task, label, seed)
+            result = train_once(model, contender.train, here, directory)
+            spent.append(result.seconds)
+            rows.append([training.evaluate(result.model, t, batch_size=4).l2.mean() for t in contender.tests.values()])
+        errors[label] = np.asarray(rows)
+        cells = [f"{count:,}", str(steps), f"{np.mean(spent):.0f}", *map(mean_and_deviation, errors[label].T)]
+        _print(f"| {label} | " + " | ".join(cells) + " |")
+    return errors
+
+
+def mean_and_deviation(values: np.ndarray) -> str:
+    """Mean ± standard deviation; one value alone."""
+    return f"{values.mean():.4f}" + (f" ± {values.std(ddof=1):.4f}" if values.size > 1 else "")
+
+
+def train_once(
+    model: nnx.Module, train: Samples | Examples, settings: training.TrainingConfig, directory: Path
+) -> training.Result:
+    """One of many runs of a comparison. If it is told to end, the comparison ends with it."""
+    result = training.fit(model, train, {}, settings, run_dir=directory, progress=False)
+    if result.stopped == "terminated":
+        raise SystemExit(f"terminated; {directory} holds what was trained")
+    return result
+
+
+def brief(steps: int, batch_size: int, learning_rate: float, seed: int) -> training.TrainingConfig:
+    """A short training by cross-entropy, saved at its end only."""
+    return training.TrainingConfig(
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        warmup_steps=steps // 20,
+        weight_decay=1e-2,
+        loss="cross_entropy",
+        seed=seed,
+        eval_every=steps,
+        checkpoint_every=steps,
+    )
+
+
+def new_run(folder: Path, task: str, label: str, seed: int) -> Path:
+    """Makes a run directory that no other run has."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    return new_directory(folder / f"{task}-{re.sub('[^a-z0-9.]+', '-', label.lower())}-{seed}-{stamp}")
+
+
+def check_options(options: Any) -> None:
+    """Refuses numbers that no comparison can use, before anything is fetched or made."""
+    for name, value in vars(options).items():
+        option = f"--{name.replace('_', '-')}"
+        if isinstance(value, tuple) and not value:
+            raise ValueError(f"{option} must have at least one value, got none.")
+        if name == "seeds" and min(value) < 0:
+            raise ValueError(f"{option} must not be negative, got {min(value)}.")
+        if isinstance(value, int | float) and not 0 < value < math.inf:
+            raise ValueError(f"{option} must be positive and finite, got {value}.")
+
+
+def options_of(main: Callable[..., object], description: str | None) -> Callable[[Sequence[str]], None]:
+    """The command for `terminal.run_command` whose options are the parameters of ``main``."""
+
+    def command(arguments: Sequence[str]) -> None:
+        from jaxop.experiments.options import parse, tyro
+
+        tune_allocator()
+        parse(main, arguments, description=description, config=(tyro.conf.OmitArgPrefixes,))
+
+    return command
+
+
+def _print(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()

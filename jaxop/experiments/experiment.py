@@ -1,0 +1,154 @@
+"""One training run as a value, the ready-made ones, and those in a user's own files."""
+
+import ast
+import dataclasses
+import importlib
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Generic, TypeAlias, TypeVar
+
+from jaxop import training
+from jaxop._validation import check_name, closest
+from jaxop.experiments.problems import Problem
+from jaxop.experiments.settings import OperatorSettings
+from jaxop.operators import OperatorConfig
+
+Data = TypeVar("Data", bound=Problem, covariant=True)
+Model = TypeVar("Model", bound=OperatorConfig | OperatorSettings, covariant=True)
+
+_CONFIGS = Path(__file__).parent / "configs"
+
+
+def default_cache() -> Path:
+    """Where generated data are kept: ``jaxop/data`` in ``$XDG_CACHE_HOME``, or in ``~/.cache``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxop" / "data"
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment(Generic[Data, Model]):
+    """One training run: what to learn, with which operator, how, and where it is recorded.
+
+    Attributes:
+        data: the problem or the files.
+        model: the operator's config, or `OperatorSettings` that the data complete.
+        training: steps, batches, learning rate, checkpoints.
+        run_dir: directory of the run; None makes runs/NAME-DATE-TIME.
+        resume: continue the run in run_dir from its newest checkpoint.
+        cache: where generated data are kept, by their parameters.
+        tensorboard: also log to run_dir/tensorboard.
+        wandb: also log to this Weights & Biases project.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from jaxop import experiments, training
+        >>> experiment = experiments.Experiment(
+        ...     data=experiments.FileData(Path("a.npz")),
+        ...     model=experiments.OperatorSettings("fano", width=16),
+        ...     training=training.TrainingConfig(steps=100),
+        ... )
+        >>> experiment.model.operator
+        'fano'
+    """
+
+    data: Data
+    model: Model
+    training: training.TrainingConfig
+    run_dir: Path | None = None
+    resume: bool = False
+    cache: Path = dataclasses.field(default_factory=default_cache)
+    tensorboard: bool = False
+    wandb: str | None = None
+
+
+AnyExperiment: TypeAlias = Experiment[Problem, OperatorConfig | OperatorSettings]
+"""An experiment on whatever data, with whatever operator."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """An experiment with its name and what its author says of it.
+
+    Attributes:
+        name: a ready-made experiment's name, or the stem of a user's own file.
+        about: the docstring of its file.
+        experiment: the settings.
+    """
+
+    name: str
+    about: str
+    experiment: AnyExperiment
+
+
+def ready_made() -> dict[str, str]:
+    """The ready-made experiments: the first line of what each says of itself, by name.
+
+    Example:
+        >>> from jaxop import experiments
+        >>> sorted(experiments.ready_made())[:3]
+        ['cde_tno', 'custom', 'darcy_fano']
+    """
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in sorted(_CONFIGS.glob("[a-z]*.py"))}
+    return {name: first_line(ast.get_docstring(ast.parse(text))) for name, text in texts.items()}
+
+
+def first_line(docstring: str | None) -> str:
+    """The first line of a docstring, "" if there is none."""
+    return (docstring or "").partition("\n")[0]
+
+
+def load_recipe(name: str | os.PathLike[str]) -> Recipe:
+    """A ready-made experiment by its name, or a user's own by the path of its file, which ends in ".py".
+
+    The file defines ``CONFIG``, an `Experiment`, and may define what else it needs: its folder is on Python's path.
+
+    Args:
+        name: the name or the path.
+
+    Raises:
+        ValueError: for an unknown name, or a file that cannot be run or does not define ``CONFIG``.
+        FileNotFoundError: if the file does not exist.
+        TypeError: if ``CONFIG`` is not an `Experiment`.
+
+    Example:
+        >>> from jaxop import experiments
+        >>> experiments.load_recipe("darcy_fano").experiment.model.patches
+        2
+    """
+    if Path(name).suffix == ".py":
+        module, source = _run_file(Path(name)), str(name)
+        name = Path(name).stem
+    else:
+        check_name(os.fspath(name), "config", ready_made())
+        module, source = importlib.import_module(f"jaxop.experiments.configs.{name}"), f"configs/{name}.py"
+    if not hasattr(module, "CONFIG"):
+        raise ValueError(f"{source} must define CONFIG = experiments.Experiment(...), but does not define CONFIG.")
+    if not isinstance(module.CONFIG, Experiment):
+        raise TypeError(f"CONFIG of {source} must be an experiments.Experiment(...), got {module.CONFIG!r}.")
+    return Recipe(os.fspath(name), module.__doc__ or "", module.CONFIG)
+
+
+def _run_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        there = [other.name for other in path.parent.glob("*.py")] if path.parent.is_dir() else []
+        hint = f"; {closest(path.name, there)}" if there else "."
+        raise FileNotFoundError(f"{path} does not exist{hint}")
+    name = f"jaxop_experiment_{path.stem}"
+    specification = importlib.util.spec_from_file_location(name, path)
+    if specification is None or specification.loader is None:
+        raise ValueError(f"{path} is not a file of Python.")
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[name] = module  # where type hints of its dataclasses are looked up
+    folder = str(path.parent.resolve())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        specification.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise ValueError(
+            f"{path} cannot be run ({type(error).__name__}: {error}); --traceback shows where it fails."
+        ) from error
+    return module

@@ -1,0 +1,244 @@
+"""Pictures of a run: predictions beside the truth, learning curves, errors against resolution.
+
+The functions return `matplotlib.figure.Figure` objects that no window system or global state knows of:
+save them with `save_figure`, or let a notebook show them (after ``%matplotlib inline``).
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from jaxtyping import Real
+
+from jaxop.data import Samples
+from jaxop.domains import Decomposed, Domain, Grid, TriangleMesh
+from jaxop.domains.domain import as_domain
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_WIDTH, _HEIGHT = 3.2, 2.7  # inches of a panel
+_COLORS = {"field": "viridis", "error": "magma"}
+_SMOOTHING = 0.02  # of the steps: window of the running mean of the loss
+
+
+def plot_predictions(
+    samples: Samples,
+    predictions: Real[np.ndarray, "s k c"],
+    *,
+    labels: Sequence[str] | None = None,
+    title: str = "",
+) -> "Figure":
+    """Input, truth, prediction and |error| of samples, one row for every sample and output channel.
+
+    Functions of one variable are curves, of two colour maps (truth and prediction share their scale), of
+    three the middle slice of a grid, or scattered nodes seen along the third axis.
+
+    Args:
+        samples: the samples to show; `jaxop.data.Samples.take` picks some of a set.
+        predictions: what a model makes of them, see `jaxop.training.predict`, shape (N, k, c).
+        labels: a name for each sample, shown as it is: "$" starts no formula.
+        title: above everything, shown as it is.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ImportError: without matplotlib.
+        ValueError: if the predictions do not have the targets' shape, or labels are too few.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxop import data, domains, experiments
+        >>> u = np.ones((2, 64, 1), np.float32)
+        >>> samples = data.Samples(u, 2 * u, domains.box((8, 8), rule="midpoint"))
+        >>> figure = experiments.plot_predictions(samples, 1.9 * u, labels=["median", "worst"])
+        >>> len(figure.axes)  # 2 × 4 panels and their colour bars
+        16
+    """
+    targets = np.asarray(samples.targets[:])
+    if predictions.shape != targets.shape:
+        raise ValueError(f"predictions must have the targets' shape {targets.shape}, got {predictions.shape}.")
+    labels = [f"sample {i}" for i in range(len(samples))] if labels is None else list(labels)
+    if len(labels) != len(samples):
+        raise ValueError(f"labels must name each of the {len(samples)} samples, got {len(labels)}.")
+    inputs, channels = np.asarray(samples.inputs[:]), targets.shape[-1]
+    figure = _figure(4, len(samples) * channels)
+    panels = np.atleast_2d(figure.subplots(len(samples) * channels, 4, squeeze=False))
+    for i, label in enumerate(labels):
+        source, place = _one(samples.domain, i), _one(samples.target_domain, i)
+        for c in range(channels):
+            row = panels[i * channels + c]
+            truth, guess = targets[i, :, c], predictions[i, :, c]
+            _draw(row[0], source, inputs[i, :, min(c, inputs.shape[-1] - 1)])
+            if place.dim == 1:
+                _draw(row[1], place, truth)
+                _draw(row[2], place, guess)
+                _draw(row[2], place, truth, style={"color": "0.6", "linestyle": "--", "linewidth": 1})
+            else:
+                scale = {"vmin": truth.min(), "vmax": truth.max()}
+                _draw(row[1], place, truth, style=scale)
+                _draw(row[2], place, guess, style=scale)
+            _draw(row[3], place, np.abs(guess - truth), kind="error")
+            row[0].set_ylabel(label if channels == 1 else f"{label}\nchannel {c}", parse_math=False)
+    for panel, heading in zip(panels[0], ("input", "truth", "prediction", "|error|"), strict=True):
+        panel.set_title(heading)
+    if title:
+        figure.suptitle(title, parse_math=False)
+    return figure
+
+
+def plot_learning_curves(metrics: Sequence[Mapping[str, Any]]) -> "Figure":
+    """Training loss, with its running mean, and validation errors against the step.
+
+    Args:
+        metrics: rows of a run, see `jaxop.training.read_metrics`.
+
+    Returns:
+        The figure, with logarithmic errors.
+
+    Raises:
+        ImportError: without matplotlib.
+
+    Example:
+        >>> from jaxop import experiments
+        >>> rows = [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}, {"step": 2, "valid/l2": 0.6}]
+        >>> [line.get_label() for line in experiments.plot_learning_curves(rows).axes[0].lines]
+        ['training loss', 'running mean', 'valid/l2']
+    """
+    figure = _figure(2, 1.4)
+    axes = figure.subplots()
+    losses = [(row["step"], row["loss"]) for row in metrics if row.get("loss") is not None]
+    if losses:
+        steps, values = np.array(losses, float).T
+        axes.plot(steps, values, color="0.8", linewidth=0.8, label="training loss")
+        window = max(1, round(_SMOOTHING * len(values)))
+        sums = np.cumsum(np.concatenate([[0.0], values]))
+        axes.plot(steps[window - 1 :], (sums[window:] - sums[:-window]) / window, color="0.4", label="running mean")
+    names = dict.fromkeys(name for row in metrics if "loss" not in row for name in row if name != "step")
+    for name in names:
+        points = [(row["step"], row[name]) for row in metrics if row.get(name) is not None]
+        if points:
+            axes.plot(*np.array(points, float).T, marker="o", markersize=3, label=name)
+    axes.set(xlabel="step", ylabel="relative error", yscale="log")
+    axes.grid(alpha=0.3)
+    if axes.lines:
+        for name in axes.legend(handles=axes.lines).get_texts():  # sets are called like files: "_a.npz", "b$2$.npz"
+            name.set_parse_math(False)
+    return figure
+
+
+def plot_errors(
+    domains: Sequence[Domain | Decomposed],
+    errors: Mapping[str, Sequence[float | None]],
+    *,
+    trained_on: float | None = None,
+) -> "Figure":
+    """Errors of one model on several grids against the number of nodes along an axis, n^(1/dim).
+
+    Args:
+        domains: the grids; even and uneven ones form curves of their own.
+        errors: for each kind of error, such as "relative L2", its value on every grid; None for unknown.
+        trained_on: nodes along an axis of the training grid, marked by a line.
+
+    Returns:
+        The figure, with logarithmic axes.
+
+    Raises:
+        ImportError: without matplotlib.
+
+    Example:
+        >>> from jaxop import domains, experiments
+        >>> grids = [domains.interval(n) for n in (50, 100, 200)]
+        >>> figure = experiments.plot_errors(grids, {"relative L2": [0.02, 0.01, 0.01]}, trained_on=100)
+        >>> [round(x) for x in figure.axes[0].lines[0].get_xdata()]
+        [50, 100, 200]
+    """
+    figure = _figure(2, 1.4)
+    axes = figure.subplots()
+    wholes = [as_domain(domain, f"domains[{i}]") for i, domain in enumerate(domains)]
+    resolutions = np.array([_resolution(domain) for domain in wholes])
+    uneven = np.array([not isinstance(domain, Grid) or domain.has_given_nodes for domain in wholes])
+    for name, values in errors.items():
+        known = np.array([np.nan if value is None else value for value in values], float)
+        for part, suffix, line in ((~uneven, "", "-"), (uneven, ", uneven nodes", ":")):
+            order = np.flatnonzero(part & np.isfinite(known))
+            order = order[np.argsort(resolutions[order], kind="stable")]
+            if order.size:
+                axes.plot(resolutions[order], known[order], line, marker="o", label=name + suffix)
+    if trained_on is not None:
+        axes.axvline(trained_on, color="0.5", linestyle="--", linewidth=1, label="training grid")
+    axes.set(xlabel="nodes along an axis", ylabel="mean error", xscale="log", yscale="log")
+    ticks = np.unique(resolutions.round())
+    axes.set_xticks(ticks, [f"{tick:.0f}" for tick in ticks])
+    axes.xaxis.set_minor_locator(_matplotlib("ticker").NullLocator())
+    axes.grid(alpha=0.3)
+    if axes.lines:
+        axes.legend()
+    return figure
+
+
+def save_figure(figure: "Figure", path: str | os.PathLike[str]) -> None:
+    """Writes a figure, in the format of the suffix; its folder is made if need be.
+
+    Args:
+        figure: from one of the functions here.
+        path: where to write, for example ``run/figures/errors.png``.
+    """
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+def _matplotlib(module: str) -> ModuleType:
+    try:
+        import matplotlib.figure
+        import matplotlib.ticker
+    except ImportError as error:
+        raise ImportError("figures need matplotlib; install it with: pip install 'jaxop[scripts]'") from error
+    return getattr(matplotlib, module)
+
+
+def _figure(columns: float, rows: float) -> "Figure":
+    size = (_WIDTH * columns, _HEIGHT * rows + 0.4)
+    return _matplotlib("figure").Figure(figsize=size, layout="constrained")
+
+
+def _one(domain: Domain | Decomposed, index: int) -> Domain:
+    """The domain of one sample."""
+    domain = as_domain(domain, "domain")
+    return jax.tree.map(lambda leaf: leaf[index], domain) if domain.is_batched else domain
+
+
+def _resolution(domain: Domain) -> float:
+    return domain.size ** (1 / domain.dim)
+
+
+def _draw(
+    axes: Any, domain: Domain, values: np.ndarray, *, kind: str = "field", style: Mapping[str, Any] | None = None
+) -> None:
+    """One function on its domain."""
+    style = dict(style or {})
+    if domain.dim == 1:
+        points = np.asarray(domain.points)[:, 0]
+        order = np.argsort(points, kind="stable")
+        axes.plot(points[order], values[order], **({"color": "C3"} if kind == "error" else {}) | style)
+        return
+    style["cmap"] = _COLORS[kind]
+    points = np.asarray(domain.points)
+    if isinstance(domain, Grid):
+        block = values.reshape(domain.shape)
+        while block.ndim > 2:
+            block = block[..., block.shape[-1] // 2]
+        x, y = (np.asarray(axis.nodes) for axis in domain.axes[:2])
+        drawn = axes.pcolormesh(x, y, block.T, shading="nearest", **style)
+    elif isinstance(domain, TriangleMesh) and domain.dim == 2:
+        drawn = axes.tripcolor(*points.T, np.asarray(domain.faces), values, shading="gouraud", **style)
+    else:
+        drawn = axes.scatter(points[:, 0], points[:, 1], c=values, s=8, **style)
+    axes.set_aspect("equal")
+    axes.set(xticks=[], yticks=[])
+    axes.figure.colorbar(drawn, ax=axes, shrink=0.85)

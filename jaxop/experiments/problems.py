@@ -1,0 +1,341 @@
+"""The data of an experiment: generated problems, kept on disk once made, and a user's files."""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+
+from jaxop import data, training
+from jaxop.data import Samples
+from jaxop.domains import Grid
+from jaxop.training._files import local_path
+
+_VALID, _TEST = 1_000_000, 2_000_000  # first sample numbers: no set meets another, however large the training set
+_FORMAT = 1  # of the cache
+
+
+@dataclasses.dataclass(frozen=True)
+class Sets:
+    """The sets of one experiment, by name where there may be several.
+
+    Attributes:
+        train: training samples.
+        valid: evaluated during training; the first one decides which checkpoint is the best.
+        test: evaluated at the end, on other grids or from other files.
+    """
+
+    train: Samples
+    valid: dict[str, Samples]
+    test: dict[str, Samples]
+
+
+@runtime_checkable
+class Problem(Protocol):
+    """What an experiment needs of its data settings, a frozen dataclass.
+
+    Attributes:
+        name: what the runs record the problem as.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+    name: ClassVar[str]
+
+    def load(self, cache: Path) -> Sets:
+        """All sets of the experiment."""
+        ...
+
+    def at(self, grids: Sequence[str], cache: Path) -> dict[str, Samples]:
+        """Test samples on other grids, by the names the tables use."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class DarcyData:
+    """Darcy flow −∇·(a∇u) = 1 on the unit square: from the coefficient a to u, on midpoint grids.
+
+    Attributes:
+        samples: training samples.
+        valid_samples: samples that choose the best checkpoint, on the training grid.
+        test_samples: samples of the final evaluation.
+        resolution: nodes along each side of the training grid.
+        grids: nodes along each side of the grids of the final evaluation.
+        reference: nodes along each side of the solves, of which all grids see restrictions.
+        coefficient: "two-valued" or "lognormal".
+        seed: of the coefficient fields.
+    """
+
+    name: ClassVar[str] = "darcy"
+
+    samples: int = 1000
+    valid_samples: int = 100
+    test_samples: int = 100
+    resolution: int = 64
+    grids: tuple[int, ...] = (32, 64, 128)
+    reference: int = 256
+    coefficient: str = "two-valued"
+    seed: int = 0
+
+    def load(self, cache: Path) -> Sets:
+        """See `Problem`."""
+        return Sets(
+            train=self._sets("train", self.samples, 0, (self.resolution,), cache)[self.resolution],
+            valid={
+                "valid": self._sets("valid", self.valid_samples, _VALID, (self.resolution,), cache)[self.resolution]
+            },
+            test=self.at([str(grid) for grid in self.grids], cache),
+        )
+
+    def at(self, grids: Sequence[str], cache: Path) -> dict[str, Samples]:
+        """See `Problem`; a grid is called by its nodes along a side."""
+        for grid in grids:
+            if not grid.isdecimal():
+                raise ValueError(f"grids must be numbers of nodes along a side, such as 32 64 128, got {grid!r}.")
+        sets = self._sets("test", self.test_samples, _TEST, [int(grid) for grid in grids], cache)
+        return {f"{r}²": samples for r, samples in sets.items()}
+
+    def _sets(self, part: str, samples: int, first: int, grids: Sequence[int], cache: Path) -> dict[int, Samples]:
+        common = {"seed": self.seed, "reference": self.reference, "coefficient": self.coefficient}
+        common |= {"samples": samples, "first": first}
+        paths = {r: cached(cache, f"darcy-{part}-{r}", common | {"resolution": r}) for r in grids}
+        if missing := [r for r, path in paths.items() if not path.is_file()]:
+            for r, made in data.darcy_resolutions(resolutions=missing, **common).items():
+                data.save(paths[r], made)
+        return {r: data.read(path) for r, path in paths.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Trajectories:
+    name: ClassVar[str]
+    _generate: ClassVar[Callable[..., Samples]]
+
+    samples: int = 10_000
+    valid_samples: int = 500
+    test_samples: int = 1000
+    sampling: str = "dt=0.01"
+    grids: tuple[str, ...] = ("dt=0.005", "dt=0.0075", "dt=0.01", "dt=0.015", "dt=0.02", "nodes=200")
+    final_time: float = 2.0
+    seed: int = 0
+
+    def load(self, cache: Path) -> Sets:
+        """See `Problem`."""
+        return Sets(
+            train=self._set("train", self.samples, 0, self.sampling, cache),
+            valid={"valid": self._set("valid", self.valid_samples, _VALID, self.sampling, cache)},
+            test=self.at(self.grids, cache),
+        )
+
+    def at(self, grids: Sequence[str], cache: Path) -> dict[str, Samples]:
+        """See `Problem`; a sampling is called ``dt=0.01`` or ``nodes=200``, which is uneven."""
+        return {grid: self._set("test", self.test_samples, _TEST, grid, cache) for grid in grids}
+
+    def _set(self, part: str, samples: int, first: int, sampling: str, cache: Path) -> Samples:
+        kind, _, value = sampling.partition("=")
+        try:
+            when = {"dt": float, "nodes": int}[kind](value)
+            if not math.isfinite(when):
+                raise ValueError
+        except (KeyError, ValueError, OverflowError):
+            raise ValueError(
+                f"a sampling is 'dt=STEP' (even) or 'nodes=COUNT' (uneven, other times for every sample), "
+                f"got {sampling!r}."
+            ) from None
+        if not math.isfinite(self.final_time):
+            raise ValueError(f"final_time must be positive and finite, got {self.final_time}.")
+        common = {"samples": samples, "first": first, "seed": self.seed, "final_time": self.final_time, kind: when}
+        common |= self._options()
+        path = cached(cache, f"{self.name}-{part}-{sampling}", common)
+        if not path.is_file():
+            data.save(path, self._generate(**common))
+        return data.read(path)
+
+    def _options(self) -> dict[str, str]:
+        """What the problem's generator takes besides samples and sampling."""
+        return {}
+
+
+@dataclasses.dataclass(frozen=True)
+class ControlledOdeData(_Trajectories):
+    """Controlled equation dz = sin(z) du, z(0) = 1: from the control u(t) to z(t), with its exact solution.
+
+    Attributes:
+        samples: training samples.
+        valid_samples: samples that choose the best checkpoint, sampled as in training.
+        test_samples: samples of the final evaluation.
+        sampling: of the training set: "dt=STEP" for even times, "nodes=COUNT" for uneven ones, other
+            times for every sample.
+        grids: samplings of the final evaluation.
+        final_time: end of the interval, which starts at 0.
+        seed: of the controls and times.
+    """
+
+    name: ClassVar[str] = "cde"
+    _generate: ClassVar[Callable[..., Samples]] = staticmethod(data.controlled_ode)
+
+
+@dataclasses.dataclass(frozen=True)
+class LorenzData(_Trajectories):
+    """Lorenz-63: from the path x(t) and the initial values to y(t), or to y(t) and z(t).
+
+    Attributes:
+        samples: training samples.
+        valid_samples: samples that choose the best checkpoint, sampled as in training.
+        test_samples: samples of the final evaluation.
+        sampling: of the training set: "dt=STEP" for even times, "nodes=COUNT" for uneven ones, other
+            times for every sample.
+        grids: samplings of the final evaluation.
+        final_time: end of the interval, which starts at 0.
+        seed: of the initial states and times.
+        task: "x->y" or "x->yz".
+    """
+
+    name: ClassVar[str] = "lorenz"
+    _generate: ClassVar[Callable[..., Samples]] = staticmethod(data.lorenz63)
+
+    task: str = "x->y"
+
+    def _options(self) -> dict[str, str]:
+        return {"task": self.task}
+
+
+@dataclasses.dataclass(frozen=True)
+class FileData:
+    """Arrays from .npz, HDF5 or MATLAB files: inputs and targets (samples, *grid) or (samples, *grid, channels).
+
+    Attributes:
+        train: file of the training samples; ``Path()`` leaves it to the command line.
+        operator: which operator to train, one of `jaxop.operators.CONFIGS`.
+        valid: file of the validation samples; without one, a part of the training file is held out.
+        test: files of the final evaluation, on any grids; without them, it uses the validation samples.
+        held_out: fraction of the training file that validates.
+        inputs: name of the input functions in the files.
+        targets: name of the target functions.
+        coordinates: name of the coordinates, or one name per axis; used if the files have them, None ignores them.
+        weights: name of the quadrature weights; used if the files have them, None ignores them.
+        initial: name of the data given at the first node; used if the files have them, None ignores them.
+        faces: name of the triangles of a mesh, whose vertices are the coordinates; used if the files have them,
+            None ignores them.
+        dim: space dimension, where the shapes leave it open.
+        rule: quadrature rule of the grid, one or one per axis: "midpoint", "periodic", "trapezoid", ...
+        lower: lower corner of the box, where there are no coordinates.
+        upper: upper corner of the box, where there are no coordinates.
+        external: whether an HDF5 file may have its values in other files (external links, external storage, virtual
+            datasets).
+        seed: of the choice of held-out samples.
+    """
+
+    name: ClassVar[str] = "files"
+
+    train: Path
+    operator: str = "fano"
+    valid: Path | None = None
+    test: tuple[Path, ...] = ()
+    held_out: float = 0.1
+    inputs: str = "x"
+    targets: str = "y"
+    coordinates: tuple[str, ...] | None = ("coordinates",)
+    weights: str | None = "weights"
+    initial: str | None = "initial"
+    faces: str | None = "faces"
+    dim: int | None = None
+    rule: tuple[str, ...] | None = None
+    lower: tuple[float, ...] | None = None
+    upper: tuple[float, ...] | None = None
+    external: bool = False
+    seed: int = 0
+
+    def load(self, cache: Path) -> Sets:
+        """See `Problem`; nothing is cached."""
+        train = self._read(self.train)
+        if self.valid is not None:
+            valid = {self.valid.name: self._read(self.valid)}
+        else:
+            train, held_out = self._split(train)
+            valid = {"held out": held_out}
+        return Sets(train, valid, self.files(self.test) if self.test else valid)
+
+    def at(self, grids: Sequence[str], cache: Path) -> dict[str, Samples]:
+        """Files have the grids they have."""
+        raise ValueError("--grids belongs to generated problems; this run was trained on files: give others by --data.")
+
+    def files(self, paths: Sequence[Path]) -> dict[str, Samples]:
+        """The samples of each file, by the shortest names that tell them apart."""
+        if repeated := [path for i, path in enumerate(paths) if path in paths[:i]]:
+            raise ValueError(f"{repeated[0]} is given more than once; name every file once.")
+        names = [path.name for path in paths]
+        unique = len(set(names)) == len(names)
+        return {path.name if unique else str(path): self._read(path) for path in paths}
+
+    def _read(self, path: Path) -> Samples:
+        return data.read(
+            path,
+            inputs=self.inputs,
+            targets=self.targets,
+            coordinates=_single(self.coordinates),
+            weights=self.weights,
+            initial=self.initial,
+            faces=self.faces,
+            dim=self.dim,
+            rule=_single(self.rule),
+            lower=_single(self.lower),
+            upper=_single(self.upper),
+            external=self.external,
+        )
+
+    def _split(self, samples: Samples) -> tuple[Samples, Samples]:
+        count = math.ceil(self.held_out * len(samples)) if 0 < self.held_out < 1 else 0
+        if not 0 < count < len(samples):
+            raise ValueError(
+                f"held_out={self.held_out} of the {len(samples)} samples in {self.train} leaves one of the two parts "
+                "empty; take a fraction between 0 and 1 and at least two samples, or give a file by --data.valid."
+            )
+        if self.seed < 0:
+            raise ValueError(f"seed must be a non-negative integer, got {self.seed}.")
+        order = np.random.default_rng(self.seed).permutation(len(samples))
+        return samples.take(np.sort(order[count:])), samples.take(np.sort(order[:count]))
+
+
+PROBLEMS: dict[str, type] = {kind.name: kind for kind in (DarcyData, ControlledOdeData, LorenzData, FileData)}
+"""The data settings by the name under which a run records them."""
+
+
+def check_directory(option: str, directory: Path) -> None:
+    """Raises where a directory does not exist and cannot be made, or cannot be written to."""
+    if any("\udc80" <= c <= "\udcff" for c in str(directory)):  # a byte that Python could not decode
+        raise ValueError(
+            f"{option} {directory}: the name is not in the encoding {sys.getfilesystemencoding()} of this system; "
+            "give another name, or set LC_ALL=C.UTF-8."
+        )
+    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise NotADirectoryError(f"{option} {directory}: {existing} is a file; give the name of a directory.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise PermissionError(f"{option} {directory}: {existing} cannot be written to; give another directory.")
+
+
+def cached(cache: Path, label: str, parameters: Mapping[str, str | int | float]) -> Path:
+    """The file that holds what these parameters generate; its folder exists."""
+    key = json.dumps(training.to_json(dict(parameters)) | {"format": _FORMAT}, sort_keys=True)
+    check_directory("--cache", cache)
+    local_path(cache, "cache").mkdir(parents=True, exist_ok=True)
+    return cache / f"{label}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
+
+
+def grid_name(samples: Samples) -> str:
+    """The nodes of a set, as "64 × 64", with "uneven" where their weights differ from a rule's."""
+    domain = samples.target_domain
+    if not isinstance(domain, Grid):
+        return f"{domain.size} nodes"
+    shape = " × ".join(str(axis.size) for axis in domain.axes)
+    return f"{shape} uneven" if domain.has_given_nodes else shape
+
+
+def _single(values: tuple[Any, ...] | None) -> Any:
+    """One value for one, as the readers take it."""
+    return values[0] if values is not None and len(values) == 1 else values

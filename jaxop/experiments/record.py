@@ -1,0 +1,71 @@
+"""What a run records of its experiment, and the experiment back from the record."""
+
+import dataclasses
+from typing import Any
+
+from jaxop import operators, training
+from jaxop._validation import check_name, closest
+from jaxop.data import Samples
+from jaxop.domains.domain import as_domain
+from jaxop.experiments.experiment import AnyExperiment, Experiment
+from jaxop.experiments.problems import PROBLEMS, FileData, Problem
+from jaxop.operators import OperatorConfig
+
+
+def describe(problem: Problem, config: OperatorConfig, train: Samples) -> dict[str, Any]:
+    """What a run records of its data and operator, enough to rebuild both."""
+    settings = dict(vars(problem))  # with paths as such: where a file lies may change before a run is resumed
+    if isinstance(problem, FileData):
+        settings |= {"train": problem.train.resolve(), "test": [path.resolve() for path in problem.test]}
+        settings["valid"] = None if problem.valid is None else problem.valid.resolve()
+        del settings["external"]  # a permission, to be given each time
+        if problem.faces is None:  # as in runs of earlier versions
+            del settings["faces"]
+    domain = as_domain(train.domain, "train.domain")
+    return {
+        "problem": problem.name,
+        "data": settings,
+        "operator": operators.model_of(config).name,
+        "model": config,
+        "resolution": round(domain.size ** (1 / domain.dim), 3),
+        "samples": len(train),
+    }
+
+
+def recorded_problem(run: training.Run, *, own: type | None = None) -> Problem:
+    """The problem of a run, from what `describe` recorded.
+
+    Args:
+        run: the run.
+        own: class of a problem that is not one of `PROBLEMS`, which the run may be on.
+
+    Raises:
+        ValueError: if the record lacks a field or holds one that this version does not have; the message names the
+            file and the field.
+    """
+    path = run.directory / "config.json"
+    if missing := {"problem", "data", "operator", "model", "resolution"} - run.config.keys():
+        raise ValueError(f"{path} is not of a run of `jaxop train`: it has no field {min(missing)!r}.")
+    kinds = PROBLEMS if own is None else PROBLEMS | {own.name: own}
+    if isinstance(name := run.config["problem"], str) and name not in kinds:
+        raise ValueError(
+            f"{path}: problem={name!r} is unknown: {closest(name, kinds)} If a file of your own defines it, use "
+            f"`jaxop train FILE.py --run-dir {run.directory} --resume` or `jaxop evaluate RUN --experiment FILE.py`."
+        )
+    try:
+        check_name(run.config["problem"], "problem", kinds)
+        return operators.from_dict(kinds[run.config["problem"]], run.config["data"], name="data")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: data cannot be read ({type(error).__name__}: {error}).") from error
+
+
+def recorded_experiment(run: training.Run) -> AnyExperiment:
+    """The experiment that a run was started with, ready to continue it.
+
+    Its time limit is left out: it has been reached, or it never mattered.
+
+    Raises:
+        ValueError: as `recorded_problem`.
+    """
+    settings = dataclasses.replace(run.training, time_limit_s=None)
+    return Experiment(recorded_problem(run), run.blank_model().config, settings, run_dir=run.directory, resume=True)

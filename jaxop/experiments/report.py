@@ -1,0 +1,164 @@
+"""Errors of a model on named sets: a table on the screen and on disk, and pictures."""
+
+import collections
+import csv
+import functools
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
+
+import numpy as np
+from flax import nnx
+
+from jaxop import operators, training
+from jaxop.data import Samples
+from jaxop.domains.domain import as_domain
+from jaxop.experiments import plots
+from jaxop.experiments.problems import grid_name
+from jaxop.experiments.terminal import needs_extra
+from jaxop.training.evaluation import trace_errors
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from rich.console import Console
+    from rich.table import Table
+
+_EVALUATION_NODES = 2**16  # at once: keeps the working memory of an evaluation small on fine grids
+
+
+class Row(TypedDict):
+    """Mean relative errors on a set, in physical units, with the median and the worst sample."""
+
+    set: str
+    grid: str
+    samples: int
+    rel_l2: float
+    rel_h1: float | None
+    median_rel_l2: float
+    worst_rel_l2: float
+    worst_sample: int
+
+
+def check(model: operators.Standardized, sets: Mapping[str, Samples]) -> None:
+    """Raises where the model cannot run on a set or does not return what the set holds, naming the set."""
+    if not sets:
+        raise ValueError("there is nothing to evaluate on; name at least one grid or file.")
+    config = model.config
+    for label, samples in sets.items():
+        for what, expected, received in (
+            ("dimensions", config.dim, as_domain(samples.domain, "domain").dim),
+            ("input channels", config.in_channels, samples.inputs.shape[-1]),
+            ("output channels", config.out_channels, samples.targets.shape[-1]),
+        ):
+            if expected != received:
+                raise ValueError(
+                    f"{label} ({grid_name(samples)}) has {received} {what} but the operator was made for {expected}; "
+                    "take data of the kind it is trained on."
+                )
+        try:
+            trace_errors(model, samples, batch_size=min(2, len(samples)))
+        except (ValueError, TypeError, NotImplementedError) as error:
+            raise type(error)(f"{label} ({grid_name(samples)}): {error}") from error
+
+
+def write_report(
+    run: training.Run,
+    model: nnx.Module,
+    sets: Mapping[str, Samples],
+    *,
+    name: str,
+    checkpoint: int | str,
+    console: "Console",
+) -> list[Row]:
+    """Errors on every set: a table printed and saved under ``evaluation/``, then pictures under ``figures/``.
+
+    A picture that cannot be drawn is a warning.
+
+    Args:
+        run: the run that the model belongs to.
+        model: with the parameters of the checkpoint.
+        sets: the sets by name.
+        name: prefix of all files.
+        checkpoint: the step the parameters are from, for the record.
+        console: where the table goes.
+
+    Returns:
+        The rows of the table.
+    """
+    rows: list[Row] = []
+    figures: dict[str, Callable[[], Figure]] = {}
+    for (label, samples), file in zip(sets.items(), file_names(sets), strict=True):
+        size = max(1, min(16, _EVALUATION_NODES // samples.target_domain.size))
+        errors = training.evaluate(model, samples, batch_size=size)
+        order = np.argsort(errors.l2, kind="stable")
+        shown = {"median": int(order[(len(order) - 1) // 2]), "worst": int(order[-1])}
+        row: Row = {
+            "set": label,
+            "grid": grid_name(samples),
+            "samples": len(samples),
+            "rel_l2": float(np.mean(errors.l2, dtype=np.float64)),
+            "rel_h1": None if errors.h1 is None else float(np.mean(errors.h1, dtype=np.float64)),
+            "median_rel_l2": float(np.median(errors.l2)),
+            "worst_rel_l2": float(errors.l2[shown["worst"]]),
+            "worst_sample": shown["worst"],
+        }
+        rows.append(row)
+        labels = [f"{word} (sample {i}), {errors.l2[i]:.2%}" for word, i in shown.items()]
+        chosen = samples.take(list(shown.values()))
+        title = f"{label}: {row['grid']}"
+        figures[f"{name}-{file}"] = functools.partial(_predictions, model, chosen, labels=labels, title=title)
+    console.print(error_table(run, rows))
+    _save(run.directory / "evaluation", name, {"run": str(run.directory), "step": checkpoint}, rows)
+    grids = [samples.target_domain for samples in sets.values()]
+    means = {"relative L2": [row["rel_l2"] for row in rows], "relative H1": [row["rel_h1"] for row in rows]}
+    trained_on = run.config.get("resolution")
+    figures[f"{name}-errors"] = functools.partial(plots.plot_errors, grids, means, trained_on=trained_on)
+    figures["learning-curves"] = functools.partial(plots.plot_learning_curves, run.metrics)
+    for file, draw in figures.items():
+        path = run.directory / "figures" / f"{file}.png"
+        try:
+            plots.save_figure(draw(), path)
+        except Exception as error:  # of whatever kind: the table is what was asked for
+            reason = next(iter(str(error).splitlines()), "")
+            console.print(f"warning: {path} was not drawn ({type(error).__name__}: {reason})")
+    console.print(f"table: {run.directory / 'evaluation' / name}.csv and .json; pictures: {run.directory / 'figures'}/")
+    return rows
+
+
+def file_names(labels: Iterable[str]) -> list[str]:
+    """A short name for the files of each label, all of them different."""
+    names, times = [], collections.Counter()
+    for label in labels:
+        name = "".join(c if c.isalnum() or c in "-_." else "-" for c in label.replace("²", ""))[:100]
+        times[name] += 1
+        names.append(name if times[name] == 1 else f"{name}-{times[name]}")
+    return names
+
+
+def _predictions(model: nnx.Module, samples: Samples, *, labels: Sequence[str], title: str) -> "Figure":
+    return plots.plot_predictions(samples, training.predict(model, samples, batch_size=1), labels=labels, title=title)
+
+
+def error_table(run: training.Run, rows: Sequence[Row]) -> "Table":
+    """The errors on every set."""
+    with needs_extra("a table of errors"):
+        from rich.table import Table
+    title = f"{run.config['operator']} · {run.directory.name} · errors in physical units"
+    table = Table("set", "grid", "samples", "relative L2", "relative H1", "worst L2", "sample", title=title)
+    for row in rows:
+        h1 = "–" if row["rel_h1"] is None else f"{row['rel_h1']:.3e}"
+        errors = f"{row['rel_l2']:.3e}", h1, f"{row['worst_rel_l2']:.3e}"
+        table.add_row(row["set"], row["grid"], str(row["samples"]), *errors, str(row["worst_sample"]))
+    return table
+
+
+def _save(folder: Path, name: str, about: Mapping[str, str | int], rows: Sequence[Row]) -> None:
+    folder.mkdir(exist_ok=True)
+    record = {**about, "units": "physical", "sets": rows}
+    (folder / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
+    # names of files need not be Unicode
+    with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)

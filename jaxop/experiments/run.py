@@ -1,0 +1,168 @@
+"""From an experiment to a trained and evaluated run."""
+
+import contextlib
+import datetime
+import itertools
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from flax import nnx
+
+from jaxop import data, operators, training
+from jaxop.data import Samples
+from jaxop.domains import monte_carlo
+from jaxop.experiments import report
+from jaxop.experiments.experiment import AnyExperiment
+from jaxop.experiments.problems import FileData, Sets, check_directory, grid_name
+from jaxop.experiments.record import describe
+from jaxop.experiments.settings import check_memory, parameters
+from jaxop.experiments.terminal import make_console, needs_extra
+from jaxop.operators import OperatorConfig
+from jaxop.training._files import local_path
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+
+def train(experiment: AnyExperiment, *, name: str = "run", console: "Console | None" = None) -> Path:
+    """Trains an operator, evaluates it on the test sets, and keeps all of it in a run directory.
+
+    Args:
+        experiment: data, operator, training.
+        name: beginning of the directory's name, if ``experiment.run_dir`` does not give it.
+        console: where progress is told; None writes to stdout.
+
+    Returns:
+        The run directory.
+
+    Raises:
+        ValueError: for data that the operator cannot run on, an operator that does not fit into memory, or settings
+            other than those of the run that is resumed.
+        FileExistsError: if the directory holds a run that is not to be resumed.
+        OSError: for files that cannot be read and directories that cannot be written.
+        ImportError: without the extra ``scripts``.
+    """
+    console = make_console() if console is None else console
+    directory = _run_dir(name, experiment)
+    console.print(f"{name}: reading or generating data", style="bold")
+    if isinstance(experiment.model, OperatorConfig):
+        check_memory(experiment.model)  # before data are made
+    try:
+        sets = experiment.data.load(experiment.cache)
+    except FileNotFoundError as error:
+        if experiment.resume and isinstance(experiment.data, FileData):
+            error.add_note("(A file that has moved can be named anew: --data.train FILE, --data.valid FILE.)")
+        raise
+    if isinstance(experiment.model, OperatorConfig):
+        config, chosen = experiment.model, {}
+    else:
+        config, chosen = experiment.model.for_data(sets.train, [*sets.valid.values(), *sets.test.values()])
+        check_memory(config)
+    model = build(config, sets.train, seed=experiment.training.seed)
+    report.check(model, sets.test)
+    if experiment.run_dir is None:
+        directory = new_directory(directory)
+    console.print(_summary(directory, sets, config, chosen, parameters(model)))
+    valid = sets.valid
+    if experiment.resume and len(known := training.load_run(directory).config["valid"]) == len(valid):
+        valid = dict(zip(known, valid.values(), strict=True))  # a file may have been renamed
+    loggers: list[training.Logger] = [training.TensorBoard()] if experiment.tensorboard else []
+    if experiment.wandb is not None:
+        loggers.append(training.WeightsAndBiases(experiment.wandb))
+    try:
+        result = training.fit(
+            model,
+            sets.train,
+            valid,
+            experiment.training,
+            run_dir=directory,
+            settings=describe(experiment.data, config, sets.train),
+            resume=experiment.resume,
+            loggers=loggers,
+        )
+    finally:
+        if experiment.run_dir is None:
+            with contextlib.suppress(OSError):
+                directory.rmdir()  # nothing was written
+    console.print(f"{result.stopped} after step {int(result.state.step)}, {result.seconds:.0f} s of training")
+    if result.stopped == "terminated":
+        console.print(f"saved; continue with: jaxop resume {directory}")
+        return directory
+    finished = training.load_run(directory)
+    report.write_report(
+        finished, finished.restore(model), sets.test, name="test", checkpoint=finished.step(), console=console
+    )
+    console.print(f"run: {directory}; checkpoints: {directory / 'checkpoints'}/")
+    return directory
+
+
+def build(config: OperatorConfig, train: Samples, *, seed: int) -> operators.Standardized:
+    """The operator in physical units, standardised by the statistics of the training set.
+
+    Args:
+        config: of the operator.
+        train: the training samples.
+        seed: of the parameters.
+    """
+    inputs = data.statistics(train.inputs, train.domain)
+    outputs = data.statistics(train.targets, train.target_domain)
+    initial = {}
+    if train.initial is not None:
+        at_one_node = data.statistics(np.asarray(train.initial[:])[:, None], monte_carlo(np.zeros((1, 1), np.float32)))
+        initial = {"initial_mean": at_one_node.mean, "initial_std": at_one_node.std}
+    return operators.Standardized(
+        operators.build(config, rngs=nnx.Rngs(seed)),
+        input_mean=inputs.mean,
+        input_std=inputs.std,
+        output_mean=outputs.mean,
+        output_std=outputs.std,
+        **initial,
+    )
+
+
+def new_directory(wanted: Path) -> Path:
+    """Makes a directory that was not there: the wanted one, or with a number behind its name."""
+    names = itertools.chain([wanted.name], (f"{wanted.name}-{number}" for number in itertools.count(2)))
+    while True:
+        directory = wanted.with_name(next(names))
+        with contextlib.suppress(FileExistsError):
+            directory.mkdir(parents=True)
+            return directory
+
+
+def _run_dir(name: str, experiment: AnyExperiment) -> Path:
+    """Where the run goes; what cannot go there fails before any data are made."""
+    directory = experiment.run_dir
+    if experiment.resume:
+        if directory is None:
+            raise ValueError("--resume needs --run-dir, the directory of the run to continue.")
+        training.load_run(directory)
+        return directory
+    if directory is None:
+        directory = Path("runs") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    elif (local_path(directory, "run_dir") / "config.json").exists():
+        raise FileExistsError(
+            f"{directory} already holds a run; continue it with `jaxop resume {directory}`, or give another --run-dir."
+        )
+    check_directory("--run-dir", directory)
+    return directory
+
+
+def _summary(directory: Path, sets: Sets, config: OperatorConfig, chosen: dict[str, int], count: int) -> "Table":
+    with needs_extra("a table of settings"):
+        from rich.table import Table
+    table = Table(show_header=False)
+    table.add_row("run", str(directory))
+    table.add_row("training samples", f"{len(sets.train)} on {grid_name(sets.train)}")
+    for kind, part in (("valid", sets.valid), ("test", sets.test)):
+        for name, samples in part.items():
+            table.add_row(f"{kind}: {name}", f"{len(samples)} on {grid_name(samples)}")
+    table.add_row("operator", type(config).__name__.removesuffix("Config"))
+    table.add_row("settings", ", ".join(f"{field} {value}" for field, value in vars(config).items()))
+    if chosen:
+        options = ", ".join(f"--model.{field.replace('_', '-')} {value}" for field, value in chosen.items())
+        table.add_row("chosen to suit the grids", options)
+    table.add_row("parameters", f"{count:,}")
+    return table

@@ -1,0 +1,148 @@
+"""An operator's settings before its data are known, and the config that the data make of them."""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from jaxop import operators
+from jaxop._validation import check_name
+from jaxop.data import Samples
+from jaxop.data.files._reading import memory
+from jaxop.domains import Grid
+from jaxop.domains.domain import as_domain
+from jaxop.operators import OperatorConfig
+
+_COPIES = 5  # of the parameters, during training
+_DEPTH = 3  # layers beyond which operators are not made to count their parameters
+
+
+@dataclasses.dataclass(frozen=True, init=False)
+class OperatorSettings:
+    """Settings of an operator whose channels, dimension and reference grid are those of the data.
+
+    Patches and modes may be left open, too: `for_data` takes numbers that suit the grids.
+
+    Args:
+        operator: one of `jaxop.operators.CONFIGS`.
+        **settings: fields of its config; the others keep their defaults.
+
+    Attributes:
+        operator: name of the operator.
+        settings: the fields that were given.
+
+    Raises:
+        ValueError: for an unknown operator or field, and for fields that the data decide.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxop import data, domains, experiments
+        >>> u = np.ones((4, 256, 1), np.float32)
+        >>> samples = data.Samples(u, u, domains.box((16, 16), rule="midpoint"))
+        >>> config, chosen = experiments.OperatorSettings("fano", width=16, heads=2).for_data(samples)
+        >>> config.width, config.dim, config.reference
+        (16, 2, 16)
+        >>> chosen
+        {'patches': 2, 'modes': 4}
+    """
+
+    operator: str
+    settings: Mapping[str, Any]
+
+    def __init__(self, operator: str, **settings: Any):
+        check_name(operator, "operator", operators.CONFIGS)
+        object.__setattr__(self, "operator", operator)
+        for name in settings:
+            if name in self.config_type.FROM_DATA:
+                raise ValueError(f"{name}={settings[name]!r} is decided by the data; leave it out.")
+            check_name(name, "setting", self.fields())
+        object.__setattr__(self, "settings", types.MappingProxyType(settings))
+
+    @property
+    def config_type(self) -> type[OperatorConfig]:
+        """The class of the operator's config."""
+        return operators.CONFIGS[self.operator]
+
+    def fields(self) -> dict[str, tuple[Any, Any]]:
+        """Type and default of every setting; None, the default of patches and modes, leaves them open."""
+        kind = self.config_type
+        hints = typing.get_type_hints(kind)
+        fields = {}
+        for field in dataclasses.fields(kind):
+            if field.name in kind.FROM_GRID:
+                fields[field.name] = int | None, None
+            elif field.name not in kind.FROM_DATA:
+                fields[field.name] = hints[field.name], field.default
+        return fields
+
+    def for_data(self, train: Samples, others: Sequence[Samples] = ()) -> tuple[OperatorConfig, dict[str, int]]:
+        """The operator's config for these samples, by `jaxop.operators.OperatorConfig.for_data`.
+
+        Args:
+            train: the training samples.
+            others: samples on other grids that the operator must be able to run on.
+
+        Returns:
+            The config, and those of its fields that were chosen to suit the grids.
+
+        Raises:
+            ValueError: if the settings do not fit together; see the operator's config.
+        """
+        domain, *other_domains = (as_domain(samples.domain, "domain") for samples in (train, *others))
+        config = self.config_type.for_data(
+            domain,
+            in_channels=train.inputs.shape[-1],
+            out_channels=train.targets.shape[-1],
+            initial_channels=0 if train.initial is None else train.initial.shape[-1],
+            others=other_domains,
+            **self.settings,
+        )
+        is_on_grid = isinstance(domain, Grid) and not domain.is_batched
+        open_names = [name for name in config.FROM_GRID if is_on_grid and self.settings.get(name) is None]
+        return config, {name: getattr(config, name) for name in open_names}
+
+
+def check_memory(config: OperatorConfig) -> None:
+    """Raises ``ValueError`` for an operator whose training cannot fit into memory, without making it."""
+    size, count = size_of(config)
+    needed, available = _COPIES * size, _memory()
+    if needed <= available:
+        return
+    sizes = {f.name: (getattr(config, f.name), f.default) for f in dataclasses.fields(config)}
+    sizes = {name: pair for name, pair in sizes.items() if all(isinstance(n, int) for n in pair)}
+    large = [f"{name}={given} (default {default})" for name, (given, default) in sizes.items() if given > default]
+    raise ValueError(
+        f"the operator has {count:,} parameters of {size / 2**30:,.1f} GiB. Training needs {_COPIES} times as much "
+        f"({needed / 2**30:,.1f} GiB: the parameters twice, their gradient, two moments), and there are "
+        f"{available / 2**30:,.1f} GiB of memory. Make the operator smaller: {', '.join(large or sizes)}."
+    )
+
+
+def size_of(config: OperatorConfig) -> tuple[int, int]:
+    """Bytes and number of an operator's parameters. Both are linear in the depth: deep operators are extrapolated."""
+    for name in ("layers", "decoder_layers"):
+        depth = getattr(config, name, 0)
+        if depth > _DEPTH:
+            less, more = (
+                np.array(size_of(dataclasses.replace(config, **{name: n})), object) for n in (_DEPTH - 1, _DEPTH)
+            )
+            size, count = more + (depth - _DEPTH) * (more - less)
+            return size, count
+    leaves = jax.tree.leaves(nnx.state(nnx.eval_shape(lambda: operators.build(config, rngs=nnx.Rngs(0))), nnx.Param))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves), sum(leaf.size for leaf in leaves)
+
+
+def parameters(model: nnx.Module) -> int:
+    """Trainable numbers of a model."""
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+
+def _memory() -> float:
+    """Bytes of the accelerator's memory, or of this machine's."""
+    statistics = jax.local_devices()[0].memory_stats() or {}
+    return statistics.get("bytes_limit", memory())

@@ -1,0 +1,111 @@
+"""What a command shares with the terminal: ASCII where it must be, messages without tracebacks, exit statuses."""
+
+import argparse
+import codecs
+import contextlib
+import ctypes
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import jax
+
+from jaxop import training
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_PLAIN = {"×": "x", "²": "^2", "³": "^3", "±": "+-", "−": "-", "–": "-", "·": "-", "…": "...", "─": "-", "│": "|"}
+_INPUT_ERRORS = (
+    ValueError,
+    TypeError,
+    OSError,
+    ImportError,
+    MemoryError,
+    NotImplementedError,
+    ArithmeticError,
+    jax.errors.JaxRuntimeError,  # out of memory, usually
+    training.DamagedCheckpointError,
+)
+
+
+def run_command(command: Callable[[Sequence[str]], object], arguments: Sequence[str]) -> int:
+    """Runs a command. If its inputs are wrong, writes one message to stderr.
+
+    The option ``--traceback`` of every command raises the error instead, so that its origin is shown.
+
+    Args:
+        command: takes the arguments, ``--traceback`` excluded.
+        arguments: of the command line, without the program's name.
+
+    Returns:
+        The exit status: 0, 2 if the inputs are wrong, or 1 if the reader of stdout has gone.
+
+    Example:
+        >>> from jaxop.experiments import terminal
+        >>> terminal.run_command(lambda arguments: None, ["--steps", "5"])
+        0
+    """
+    print_anywhere()
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--traceback", action="store_true")
+    own, others = parser.parse_known_args(arguments)
+    try:
+        command(others)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes
+        return 1
+    except _INPUT_ERRORS as error:
+        if own.traceback:
+            raise
+        notes = [note for note in getattr(error, "__notes__", ()) if note.startswith("(")]  # others are JAX's own
+        sys.stderr.write(" ".join([f"error: {error or type(error).__name__}", *notes]) + "\n")
+        return 2
+    return 0
+
+
+@contextlib.contextmanager
+def needs_extra(purpose: str) -> Iterator[None]:
+    """Names the extra ``scripts`` if an import inside the block fails for want of a package."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("jaxop"):
+            raise
+        raise ImportError(f"{purpose} needs {error.name}; install it with: pip install 'jaxop[scripts]'") from error
+
+
+def print_anywhere() -> None:
+    """Replaces what the encoding of stdout or stderr lacks, "²" by "^2" and unknown characters by "?"."""
+    codecs.register_error("plain", _plain)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # notebooks have streams of their own, which take everything
+            stream.reconfigure(errors="plain")
+
+
+def make_console() -> "Console":
+    """A console on stdout that does not read text as markup, since files and directories may be called anything."""
+    with needs_extra("a table of errors"):
+        from rich.console import Console
+    return Console(markup=False, emoji=False)
+
+
+def tune_allocator() -> None:
+    """Keeps freed memory in the process: XLA's large buffers otherwise cost page faults at every step (glibc)."""
+    trim_threshold, top_pad, mmap_max = -1, -2, -4  # of <malloc.h>
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # not glibc
+        return
+    mallopt(mmap_max, 0)
+    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(top_pad, 2**28)
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(_PLAIN.get(c, "?") for c in error.object[error.start : error.end]), error.end

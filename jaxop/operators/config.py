@@ -1,0 +1,119 @@
+"""What every neural operator is, and the config that those of all of them extend."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from jaxtyping import Array, Float
+
+from jaxop._config import from_dict
+from jaxop._validation import check_size
+from jaxop.domains import Decomposed, Domain, Grid
+from jaxop.domains.domain import as_domain
+from jaxop.nn import ModelConfig
+
+Config = TypeVar("Config", bound="OperatorConfig")
+
+
+@dataclasses.dataclass(frozen=True)
+class OperatorConfig(ModelConfig):
+    """Base class of the configs of neural operators: a `jaxop.nn.ModelConfig`, and the functions that it acts on.
+
+    Attributes:
+        FROM_DATA: the fields that the data decide, see `for_data`.
+        FROM_GRID: the fields that `for_data` chooses to suit the grids where they are None.
+        in_channels: channels of the input function.
+        out_channels: channels of the output function.
+        dim: space dimensions of the domain.
+
+    Raises:
+        TypeError: for a size that is not an integer.
+        ValueError: for a size below 1 and unknown names; the message has valid ones.
+    """
+
+    FROM_DATA: ClassVar[tuple[str, ...]] = ("in_channels", "out_channels", "dim")
+    FROM_GRID: ClassVar[tuple[str, ...]] = ()
+
+    in_channels: int
+    out_channels: int
+    dim: int = 1
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("in_channels", "out_channels", "dim"):
+            check_size(getattr(self, name), name)
+
+    @classmethod
+    def for_data(
+        cls: type[Config],
+        domain: Domain | Decomposed,
+        *,
+        in_channels: int,
+        out_channels: int,
+        initial_channels: int = 0,
+        others: Sequence[Domain | Decomposed] = (),
+        **choices: Any,
+    ) -> Config:
+        """Returns the config of an operator for functions on a domain, with the fields that the data decide filled in.
+
+        Operators on grids are made for the shortest side of the domain's grid: their ``reference``. ``FROM_GRID`` names
+        the fields, among ``patches``, ``modes`` and ``smoothing_modes``, that are then chosen so that this grid and all
+        others can carry them: the number of patches along each axis divides all grids, leaves at least 8 nodes in
+        each patch where it can, and is as near to 4 as possible (8 in one dimension); 8 modes in a patch, 12 on a grid
+        without patches, 16 in the smoothing, or half of the nodes if there are fewer.
+
+        Args:
+            domain: where the inputs are sampled for training.
+            in_channels: channels of the inputs.
+            out_channels: channels of the targets.
+            initial_channels: length of the initial condition, if there is one and the operator takes it.
+            others: the other domains on which the operator must run, such as those of the validation.
+            choices: any other fields. None for a field in ``FROM_GRID`` chooses it, as if it were absent.
+
+        Raises:
+            ValueError: for unknown fields and for choices that do not fit each other or the grid.
+            TypeError: for a size that is not an integer.
+
+        Example:
+            >>> from jaxop import domains, operators
+            >>> grids = [domains.box((side, side), rule="midpoint") for side in (64, 32)]
+            >>> config = operators.CONFIGS["fano"].for_data(
+            ...     grids[0], in_channels=1, out_channels=2, others=grids[1:], width=16
+            ... )
+            >>> config.dim, config.reference, config.patches, config.modes, config.width
+            (2, 64, 4, 4, 16)
+        """
+        domains = [as_domain(domain, "domain"), *(as_domain(other, "others") for other in others)]
+        fields = {name: value for name, value in choices.items() if value is not None or name not in cls.FROM_GRID}
+        fields |= {"in_channels": in_channels, "out_channels": out_channels, "dim": domains[0].dim}
+        if initial_channels and "initial_channels" in cls.FROM_DATA:
+            fields["initial_channels"] = initial_channels
+        shapes = [grid.shape for grid in domains if isinstance(grid, Grid) and not grid.is_batched]
+        fitting = cls._fitting(shapes, fields) if shapes else {}
+        return from_dict(cls, {name: fitting[name] for name in fitting if name not in fields} | fields, name="choices")
+
+    @classmethod
+    def _fitting(cls, shapes: Sequence[Sequence[int]], fields: Mapping[str, Any]) -> dict[str, int]:
+        """Fields that every one of these grids can carry, with what has been chosen already."""
+        del shapes, fields
+        return {}
+
+
+class Operator(Protocol):
+    """A neural operator: a map between functions, whatever nodes they are sampled on."""
+
+    @property
+    def config(self) -> OperatorConfig:
+        """The sizes of the operator."""
+        ...
+
+    def __call__(
+        self,
+        values: Float[Array, "n c"] | Float[Array, "b n c"],
+        domain: Domain | Decomposed,
+        *,
+        at: Domain | Decomposed | None = None,
+        initial: Float[Array, " c0"] | Float[Array, "b c0"] | None = None,
+    ) -> Float[Array, "k c_out"] | Float[Array, "b k c_out"]:
+        """Returns the output function on ``at``, from samples of the input function on ``domain``."""
+        ...

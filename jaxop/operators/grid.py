@@ -1,0 +1,245 @@
+"""Operators on grids of equal weights: their configs, the functions that they act on, and their call."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Generic, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from jaxop._validation import accumulator, as_float, check_size, divisors
+from jaxop.domains import Decomposed, Domain, Grid, Partition, partition
+from jaxop.nn import EncoderConfig, SpectralConvolution
+from jaxop.operators.config import OperatorConfig
+from jaxop.operators.nodes import check_no_initial, check_same
+from jaxop.spectral import check_grid, check_modes
+
+
+@dataclasses.dataclass(frozen=True)
+class GridConfig(OperatorConfig):
+    """Base class of the configs of operators on grids: an `OperatorConfig`, and the modes that it keeps.
+
+    Attributes:
+        dim: space dimensions of the grid, 1 to 3.
+        modes: m, the modes kept along every axis.
+        reference: nodes along each axis of the grid that the operator is made for. On a coarser grid the highest modes
+            are dropped.
+    """
+
+    FROM_DATA: ClassVar[tuple[str, ...]] = (*OperatorConfig.FROM_DATA, "reference")
+    FROM_GRID: ClassVar[tuple[str, ...]] = ("modes",)
+
+    dim: int = 2
+    _: dataclasses.KW_ONLY
+    modes: int = 12
+    reference: int = 64
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("modes", "reference"):
+            check_size(getattr(self, name), name)
+        check_modes(self.modes, self.modes_shape)
+
+    @property
+    def modes_shape(self) -> tuple[int, ...]:
+        """The nodes, along each axis of the reference grid, that must carry the modes."""
+        return (self.reference,) * self.dim
+
+    @classmethod
+    def _fitting(cls, shapes: Sequence[Sequence[int]], fields: Mapping[str, Any]) -> dict[str, int]:
+        del fields
+        smallest = min(n for shape in shapes for n in shape)
+        return {"reference": min(shapes[0]), "modes": max(1, min(12, smallest // 2))}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PatchConfig(EncoderConfig, GridConfig):
+    """Base class of the configs of operators between patches: a `jaxop.nn.EncoderConfig` and a `GridConfig`.
+
+    Attributes:
+        patches: patches along each axis, the same on every grid; a divisor of its sides.
+        modes: m, the modes kept along every axis of a patch.
+        reference: nodes along each axis of the grid that the operator is made for: its patches must carry all modes,
+            2 m ≤ reference / patches. On a coarser grid the highest modes are dropped.
+        smoothing_modes: modes of a final u + SpectralConv(u) on the whole grid. None disables smoothing.
+        dtype: dtype of the pointwise maps. None takes that of inputs and parameters. Spectral parts and scores run in
+            float32 at least.
+    """
+
+    FROM_GRID: ClassVar[tuple[str, ...]] = ("patches", "modes")
+
+    width: int = 32
+    patches: int = 4
+    modes: int = 8
+    smoothing_modes: int | None = None
+
+    def __post_init__(self):
+        check_size(self.patches, "patches")
+        super().__post_init__()
+        if self.smoothing_modes is not None:
+            check_size(self.smoothing_modes, "smoothing_modes")
+            check_modes(self.smoothing_modes, (self.reference,) * self.dim, argument="smoothing_modes")
+
+    @property
+    def modes_shape(self) -> tuple[int, ...]:
+        """The nodes along each axis of a patch of the reference grid."""
+        if self.reference % self.patches:
+            raise ValueError(
+                f"patches must divide reference = {self.reference}, got {self.patches}; valid numbers: "
+                f"{divisors(self.reference)}."
+            )
+        return (self.reference // self.patches,) * self.dim
+
+    @classmethod
+    def _fitting(cls, shapes: Sequence[Sequence[int]], fields: Mapping[str, Any]) -> dict[str, int]:
+        nodes = [n for shape in shapes for n in shape]
+        divisor, smallest = math.gcd(*nodes), min(nodes)
+        wanted = 8 if len(shapes[0]) == 1 else 4
+        allowed = [p for p in range(1, divisor + 1) if divisor % p == 0 and smallest // p >= 8] or [1]
+        patches = fields.get("patches") or min(allowed, key=lambda p: abs(p - wanted))
+        fitting = {"reference": min(shapes[0]), "patches": patches, "modes": max(1, min(8, smallest // patches // 2))}
+        if "smoothing_modes" in cls.FROM_GRID:
+            fitting["smoothing_modes"] = max(1, min(16, smallest // 2))
+        return fitting
+
+    def smoothing(self, rngs: nnx.Rngs) -> SpectralConvolution | None:
+        """Returns a new convolution for `smooth`, if the config asks for one."""
+        if self.smoothing_modes is None:
+            return None
+        return SpectralConvolution(
+            self.out_channels,
+            self.out_channels,
+            self.smoothing_modes,
+            reference=(self.reference,) * self.dim,
+            param_dtype=self.param_dtype,
+            rngs=rngs,
+        )
+
+
+Config = TypeVar("Config", bound=GridConfig)
+
+
+@dataclasses.dataclass(frozen=True)
+class GridFunctions:
+    """A batch of functions on equal-weight grids of one shape, with the coordinates as last channels.
+
+    Attributes:
+        values: [u(x), x], shape (b, n, c + dim), in float32 at least: half precision merges neighbouring nodes.
+        dtype: that of the caller's u.
+        grid: the grid, or the first of a stack; its shape and rules are those of all.
+        weight: quadrature weight of a node, a scalar, or (b,) if every sample has its own grid; float32 at least.
+        is_single: whether the caller passed one function rather than a batch.
+    """
+
+    values: Float[Array, "b n c"]
+    dtype: np.dtype
+    grid: Grid
+    weight: Array
+    is_single: bool
+
+
+def grid_functions(
+    values: Array,
+    domain: Domain | Decomposed,
+    *,
+    at: Domain | Decomposed | None,
+    initial: Array | None,
+    in_channels: int,
+    dim: int,
+) -> GridFunctions:
+    """Checks the arguments of an operator's call and brings them into one form."""
+    values = as_float(values, "values")
+    grid = check_grid(domain, dim)
+    check_no_initial(initial)
+    if values.ndim not in (2, 3) or values.shape[-2:] != (grid.size, in_channels):
+        raise ValueError(
+            f"values must have shape (n, c_in) = ({grid.size}, {in_channels}), or (b, n, c_in), got {values.shape}."
+        )
+    check_same(
+        at,
+        grid,
+        "this operator gives its output on the grid of its input. Resample the input onto the grid of the output, or "
+        "use the TransformerNeuralOperator with decoder layers, which evaluates anywhere.",
+    )
+    is_single = values.ndim == 2
+    values = values[None] if is_single else values
+    if grid.is_batched:
+        stack = grid.axes[0].nodes.shape[0]
+        if stack != values.shape[0]:
+            raise ValueError(f"domain stacks {stack} grids but values hold {values.shape[0]} functions.")
+        points = jax.vmap(lambda one: one.points)(grid)
+        first = jax.tree.map(lambda leaf: leaf[0], grid)
+    else:
+        points, first = grid.points, grid
+    weight = math.prod([axis.weights[..., 0] for axis in grid.axes[1:]], start=grid.axes[0].weights[..., 0])
+    wide = accumulator(values.dtype)
+    points = jnp.broadcast_to(points.astype(wide), (*values.shape[:2], dim))
+    lifted = jnp.concatenate([values.astype(wide), points], axis=-1)
+    return GridFunctions(lifted, values.dtype, first, weight.astype(wide), is_single)
+
+
+class GridOperator(nnx.Module, Generic[Config]):
+    """Base class of operators between functions on one grid of equal weights; subclasses define `transform`."""
+
+    config: Config
+
+    def __call__(
+        self,
+        values: Float[Array, "n c"] | Float[Array, "b n c"],
+        domain: Domain | Decomposed,
+        *,
+        at: Domain | Decomposed | None = None,
+        initial: Float[Array, " c0"] | Float[Array, "b c0"] | None = None,
+    ) -> Float[Array, "n c_out"] | Float[Array, "b n c_out"]:
+        """Returns the output function on the grid of the input.
+
+        Args:
+            values: u(x_i), shape (n, c_in), or a batch (b, n, c_in).
+            domain: the grid of ``values``, under rule "midpoint" or "periodic", its sides multiples of
+                ``config.patches`` in operators with patches; for a batch, one for all or a stack, one for each.
+            at: None or the input's grid.
+            initial: must be None.
+
+        Returns:
+            Shape (n, c_out) or (b, n, c_out).
+
+        Raises:
+            TypeError: if the domain is not a grid.
+            ValueError: for shapes that do not fit, uneven weights, or patches that do not divide the grid.
+            NotImplementedError: if ``at`` is another grid than the input's.
+        """
+        functions = grid_functions(
+            values, domain, at=at, initial=initial, in_channels=self.config.in_channels, dim=self.config.dim
+        )
+        outputs = self.transform(functions)
+        return outputs[0] if functions.is_single else outputs
+
+    def transform(self, functions: GridFunctions) -> Float[Array, "b n c_out"]:
+        """Returns the output functions at the nodes."""
+        raise NotImplementedError
+
+
+def split(values: Float[Array, "b n c"], cut: Partition) -> Float[Array, "b p s c"]:
+    """Returns every function of a batch, patch by patch."""
+    return jax.vmap(cut.split)(values)
+
+
+def join(values: Float[Array, "b p s c"], cut: Partition) -> Float[Array, "b n c"]:
+    """Returns the functions that `split` cut."""
+    return jax.vmap(cut.join)(values)
+
+
+def smooth(convolution: SpectralConvolution | None, values: Float[Array, "b n c"], grid: Grid) -> Float[Array, "b n c"]:
+    """Returns u + SpectralConv(u), by a convolution on the whole grid; without one, u itself."""
+    if convolution is None:
+        return values
+    return values + jnp.moveaxis(convolution(jnp.moveaxis(values, 1, 0), grid.shape), 0, 1)
+
+
+def cut_grid(grid: Grid, patches: int) -> Partition:
+    """Returns the grid cut into the same number of patches along each axis."""
+    return partition(grid, (patches,) * grid.dim)

@@ -1,0 +1,160 @@
+"""Errors of operators on samples, and the smallest that a rank allows."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxop._validation import first_index, host_real, is_concrete
+from jaxop.domains import Domain
+from jaxop.domains.measure import check_weights
+from jaxop.schwarz.decomposition import Decomposition
+from jaxop.schwarz.low_rank import best, svd
+from jaxop.schwarz.operator import Factors, apply, as_factor, check_factors
+
+
+def operator_error(
+    decomposition: Decomposition, factors: Factors, inputs: Float[Any, "n m"], targets: Float[Any, "n m"]
+) -> float:
+    """‖M F − U‖ / ‖U‖ in L2 and the Frobenius norm over samples: ‖(M − A⁻¹)F‖ / ‖A⁻¹F‖ for U = A⁻¹F.
+
+    Args:
+        decomposition: see `schwarz.decompose`.
+        factors: of `apply`.
+        inputs: F, one sample per column, (n, m).
+        targets: U, (n, m).
+
+    Raises:
+        TypeError: for complex samples.
+        ValueError: for shapes that do not fit, values that are not finite, and U = 0.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxop import domains, schwarz
+        >>> dec = schwarz.decompose(domains.interval(31), 4, 2)
+        >>> schwarz.operator_error(dec, schwarz.Factors(shift=1.0), np.eye(31), 2 * np.eye(31))
+        0.5
+    """
+    check_factors(decomposition, factors)
+    inputs, targets = checked_samples(decomposition.domain.weights, inputs, targets)
+    root = np.sqrt(np.asarray(decomposition.domain.weights, np.float64))[:, None]
+    run: Any = jax.jit(apply)
+    size = float(np.linalg.norm(root * targets))
+    check_targets(size)
+    outputs = np.asarray(run(as_factor(inputs), decomposition, factors), np.float64)
+    return float(np.linalg.norm(root * (outputs - targets)) / size)
+
+
+def low_rank_errors(inputs: Float[Any, "n m"], targets: Float[Any, "n m"], weights: Float[Any, " n"]) -> np.ndarray:
+    """‖M F − U‖ / ‖U‖ of the best operator M of rank 0, 1, 2, …, by Eckart and Young, in L2.
+
+    A rigorous lower bound for every form of such a rank; for U = A⁻¹F the error of the optimal global attention QKᵀ.
+
+    Args:
+        inputs: F, (n, m).
+        targets: U, (n, m).
+        weights: quadrature weights, (n,).
+
+    Returns:
+        rank(F) + 1 errors; the last is that of the best linear map whatsoever.
+
+    Raises:
+        TypeError: for complex samples.
+        ValueError: for shapes that do not fit, values that are not finite, negative weights, and U = 0.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxop import schwarz
+        >>> print(schwarz.low_rank_errors(np.eye(2), np.diag([3.0, 4.0]), np.ones(2)))
+        [1.  0.6 0. ]
+    """
+    inputs, targets = checked_samples(weights, inputs, targets)
+    root = np.sqrt(np.asarray(weights, np.float64))[:, None]
+    _, image, total = compress(root * inputs, root * targets)
+    check_targets(total)
+    return tails(image, total)
+
+
+def optimal_low_rank(
+    inputs: Float[Any, "n m"], targets: Float[Any, "n m"], weights: Float[Any, " n"], rank: int
+) -> tuple[Float[Array, "n r"], Float[Array, "n r"]]:
+    """Q and K of the best global Q Kᵀ W of a rank: the truncated singular value decomposition, on the span of F.
+
+    Args:
+        inputs: F, (n, m).
+        targets: U, (n, m).
+        weights: positive quadrature weights, (n,).
+        rank: r.
+
+    Returns:
+        Q and K for `low_rank_apply`, in units of u and one over f times length^dim.
+
+    Raises:
+        TypeError: for complex samples.
+        ValueError: for a rank outside 0 … n, shapes that do not fit, values that are not finite, or weights that are
+            not positive.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxop import schwarz
+        >>> Q, K = schwarz.optimal_low_rank(np.eye(2), np.diag([3.0, 4.0]), np.ones(2), 1)
+        >>> print(np.asarray(Q @ K.T).round(5))
+        [[0. 0.]
+         [0. 4.]]
+    """
+    inputs, targets = checked_samples(weights, inputs, targets)
+    weights = np.asarray(weights, np.float64)
+    if not 0 <= rank <= weights.size:
+        raise ValueError(f"rank must lie between 0 and the {weights.size} nodes, got {rank}.")
+    if not (weights > 0).all():
+        raise ValueError(
+            f"weights must be positive, but weights[{first_index(weights <= 0)}] is not; leave the node out."
+        )
+    root = np.sqrt(weights)[:, None]
+    query, key = best(np.eye(weights.size), root * inputs, root * targets, rank)
+    return as_factor(query / root), as_factor(key / root)  # pyright: ignore[reportReturnType]
+
+
+def compress(source: np.ndarray, image: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """Samples on an orthonormal basis of those combinations that see an input, and ‖image‖ before."""
+    basis = svd(source, max(source.shape) * np.finfo(np.float64).eps)[2].T
+    return source @ basis, image @ basis, float(np.linalg.norm(image))
+
+
+def tails(image: np.ndarray, total: float) -> np.ndarray:
+    """What the best approximations of rank 0, 1, … leave of an image, as parts of a total that may be larger."""
+    squares = np.linalg.svd(image, compute_uv=False) ** 2
+    lost = max(total**2 - squares.sum(), 0.0)
+    lost = lost if lost > 1e-13 * total**2 else 0.0  # rounding
+    tails = np.append(np.cumsum(squares[::-1])[::-1], 0.0) + lost
+    return np.sqrt(tails) / total
+
+
+def check_targets(size: float) -> None:
+    """Raises ``ValueError`` for targets of size 0."""
+    if not size > 0:
+        raise ValueError("targets are 0 everywhere: there is no relative error.")
+
+
+def checked_samples(weights: Any, inputs: Any, targets: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Samples on the host: finite, of one shape, a row for every weight."""
+    if not is_concrete(inputs, targets, weights):
+        raise ValueError("inputs, targets and decomposition must be concrete to be fitted; call it outside jax.jit.")
+    if isinstance(weights, Domain):
+        raise TypeError(f"weights must be an array (n,), got {type(weights).__name__}; pass domain.weights.")
+    weights = np.asarray(weights)
+    if weights.ndim != 1:
+        raise ValueError(f"weights must have shape (n,), got {weights.shape}.")
+    check_weights(weights)
+    arrays = host_real(inputs, "inputs"), host_real(targets, "targets")
+    n = weights.size
+    for name, array in zip(("inputs", "targets"), arrays, strict=True):
+        if array.ndim != 2 or array.shape[0] != n or array.shape != arrays[0].shape or not array.shape[1]:
+            raise ValueError(
+                f"{name} must have shape (n, m) = ({n}, m), one row per weight and one column per sample, alike for "
+                f"inputs and targets; got {arrays[0].shape} and {arrays[1].shape}."
+            )
+        if not np.isfinite(array).all():
+            raise ValueError(f"{name} must be finite, but {name}[{first_index(~np.isfinite(array))}] is not.")
+    return arrays

@@ -1,0 +1,82 @@
+"""What surrounds the steps of a run: the clock, the signal to stop, and batches loaded ahead."""
+
+import collections
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import jax
+
+Loaded = TypeVar("Loaded")
+
+_PREFETCH = 2  # batches prepared ahead
+
+
+class Clock:
+    """Seconds of training, with pauses for what is not training."""
+
+    def __init__(self, seconds: float):
+        self._origin = time.perf_counter() - seconds
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._origin
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        begin = self.seconds
+        yield
+        self._origin = time.perf_counter() - begin
+
+
+@contextlib.contextmanager
+def noted(note: str) -> Iterator[None]:
+    """Adds to an error where it happened."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"(while tracing the model {note})")
+        raise
+
+
+@contextlib.contextmanager
+def sigterm() -> Iterator[Callable[[], bool]]:
+    """Yields whether SIGTERM has arrived; outside the main thread, which alone may handle it, it never has."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event.is_set
+        return
+    previous = signal.signal(signal.SIGTERM, lambda *_: event.set())
+    try:
+        yield event.is_set
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+@contextlib.contextmanager
+def prefetched(load: Callable[[int], Loaded], steps: range) -> Iterator[Iterator[Loaded]]:
+    """Batches in order, the next ones loaded on a thread while one is in use."""
+    x64 = jax.config.read("jax_enable_x64")
+
+    def task(step: int) -> Loaded:
+        with jax.enable_x64(x64):  # set per thread
+            return load(step)
+
+    def batches() -> Iterator[Loaded]:
+        pending: collections.deque[Future[Loaded]] = collections.deque()
+        for step in steps:
+            pending.append(pool.submit(task, step))
+            if len(pending) > _PREFETCH:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+    with ThreadPoolExecutor(1, thread_name_prefix="jaxop-data") as pool:
+        try:
+            yield batches()
+        finally:
+            pool.shutdown(cancel_futures=True)

@@ -1,0 +1,88 @@
+"""What is saved is read back, meshes included."""
+
+import jax
+import numpy as np
+import pytest
+
+from jaxop import data, domains
+from tests.data.files.cases import U, V, refuse, write_hdf5, write_mat, write_mat73
+
+CORNERS = np.array([[0, 0], [2, 0], [2, 1], [0, 1]], np.float32)
+
+FACES = np.array([[0, 1, 2], [0, 2, 3]])
+
+
+class TestMeshes:
+    def test_are_read(self, kind):
+        write, path = kind
+        u = U.reshape(4, 9)[:, :4]
+        write(path, x=u, y=-u, coordinates=CORNERS, faces=FACES)
+        samples = data.read(path)
+        expected = domains.triangle_mesh(CORNERS, FACES)
+        assert type(samples.domain) is domains.TriangleMesh
+        np.testing.assert_array_equal(samples.domain.weights, expected.weights)
+        np.testing.assert_array_equal(samples.domain.faces, FACES)
+        assert type(data.read(path, faces=None).domain) is domains.PointCloud
+
+    @pytest.mark.parametrize("write", [write_mat, write_mat73])
+    def test_of_matlab_count_from_one(self, tmp_path, write):
+        path = tmp_path / "set.mat"
+        u = U.reshape(4, 9)[:, :4]
+        write(path, x=u, y=-u, coordinates=CORNERS, faces=FACES + 1.0)
+        np.testing.assert_array_equal(data.read(path).domain.faces, FACES)
+        write(path, x=u, y=-u, coordinates=CORNERS, faces=FACES[:1] + 0.5)
+        refuse(path, "faces must be integers")
+        write(path, x=u, y=-u, coordinates=CORNERS, faces=np.array([[1.0, 2.0, 3.0]]))
+        refuse(path, "faces has indices from 1 to 3 for 4 vertices, which may count from 0 or from 1")
+        write(path, x=u, y=-u, coordinates=CORNERS, faces=FACES + 2.0)
+        refuse(path, r"faces\[0, 2\] = 4 names no vertex")
+
+
+DOMAINS = {
+    "midpoint box": lambda: domains.box((3, 3), lower=(0.0, -1.0), upper=(2.0, 1.0), rule="midpoint"),
+    "mixed rules": lambda: domains.box((3, 3), rule=("trapezoid", "gauss-legendre")),
+    "interval": lambda: domains.interval(9, upper=2.0, rule="periodic"),
+    "uneven times": lambda: domains.from_samples(np.linspace(0, 1, 9, dtype=np.float32) ** 2),
+    "padded times": lambda: domains.pad(domains.from_samples([0.0, 0.5, 2.0]), 9),
+    "times of each sample": lambda: jax.vmap(domains.from_samples)(
+        np.cumsum(1 + U.reshape(4, 9), axis=1).astype(np.float32)
+    ),
+    "scattered": lambda: domains.from_nodes(U.reshape(18, 2)[:9], np.arange(9, dtype=np.float32)),
+    "mesh": lambda: domains.triangle_mesh(U.reshape(18, 2)[:9] ** 2, np.arange(9).reshape(3, 3)),
+    "scattered of each sample": lambda: domains.stack(
+        [domains.monte_carlo(i + U.reshape(18, 2)[:9], measure=2.0) for i in range(4)]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DOMAINS)
+def test_what_is_saved_is_read_back(tmp_path, name):
+    domain = DOMAINS[name]()
+    samples = data.Samples(U.reshape(4, 9, 1), V.reshape(4, 9, 1), domain, initial=U[:, 0])
+    data.save(tmp_path / "set.npz", samples)
+    again = data.read(tmp_path / "set.npz")
+    assert [file.name for file in tmp_path.iterdir()] == ["set.npz"]
+    assert jax.tree.structure(again.domain) == jax.tree.structure(domain)
+    for ours, theirs in zip(jax.tree.leaves(again.domain), jax.tree.leaves(domain), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    for field in ("inputs", "targets", "initial"):
+        np.testing.assert_array_equal(getattr(again, field), getattr(samples, field))
+
+
+def test_lazily_read_samples_are_saved(tmp_path):
+    write_hdf5(tmp_path / "a.h5", x=U, y=V)
+    data.save(tmp_path / "b.npz", data.read(tmp_path / "a.h5").take([2, 0]))
+    np.testing.assert_array_equal(data.read(tmp_path / "b.npz").inputs[..., 0], U[[2, 0]].reshape(2, 9))
+
+
+def test_what_cannot_be_saved_is_refused_and_leaves_nothing(tmp_path):
+    u = U.reshape(4, 9, 1)
+    mesh = domains.triangle_mesh(CORNERS, FACES)
+    for path, samples, message in (
+        ("set.h5", data.Samples(u, u, domains.interval(9)), "samples are written as .npz"),
+        ("set.npz", data.Samples(u, u, domains.interval(9), at=domains.interval(9)), "a domain of their own"),
+        ("set.npz", data.Samples(u[:, :4], u[:, :4], domains.stack([mesh] * 4)), "cannot describe .* .TriangleMesh"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            data.save(tmp_path / path, samples)
+    assert not list(tmp_path.iterdir())
