@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the tests in the environment .venv, which is made if need be. Arguments go to pytest: scripts/test.sh -m slow
+# Runs the tests in the environment .venv, which is made if need be. Arguments go to pytest: scripts/test.sh -m study
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 prepare dev

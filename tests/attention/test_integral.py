@@ -203,7 +203,7 @@ class TestMemory:
         assert large < 4.5 * small
         assert large < 32 * 2**20 < self.scratch(4096, "dense")
 
-    @pytest.mark.slow
+    @pytest.mark.study
     def test_65536_nodes_in_two_gigabytes(self):
         assert self.scratch(65536, "chunked") < 2 * 2**30
         q, k, v = arrays(65536, 65536, heads=1, depth=8, channels=8)

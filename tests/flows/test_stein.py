@@ -142,7 +142,7 @@ def steps_to_target(condition, accelerated):
     return float(jnp.nanmin(counts))
 
 
-@pytest.mark.slow
+@pytest.mark.study
 def test_steps_to_a_gaussian_target_grow_slower_with_acceleration(x64):
     """∝ κ for the first order. Accelerated: measured κ^0.61, theory κ^1/2 up to a horizon that grows like log κ."""
     conditions = [64, 128, 256, 512, 1024]

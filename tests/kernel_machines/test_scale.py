@@ -81,7 +81,7 @@ def test_memory_of_large_fits_is_that_of_the_data(kind):
         assert program.memory_analysis().temp_size_in_bytes < 100e6  # the matrix of responses has 268 MB
 
 
-@pytest.mark.slow
+@pytest.mark.study
 def test_many_listed_pairs():
     """3000 × 3000 rows, 2 % of the pairs observed with noise: the error on other pairs is below the noise."""
     n, count = 3000, 200_000

@@ -133,7 +133,7 @@ def test_exact_rates():
         assert slope[2] < slope[4] - 0.05 < slope[4] + 0.05 < slope[1]
 
 
-@pytest.mark.slow
+@pytest.mark.study
 @pytest.mark.parametrize("dim", [1, 2])
 def test_measured_density_rates(dim):
     counts = [256, 1024, 4096]
@@ -146,7 +146,7 @@ def test_measured_density_rates(dim):
     assert slope[2] < slope[4] < slope[1]
 
 
-@pytest.mark.slow
+@pytest.mark.study
 @pytest.mark.parametrize("dim", [1, 2])
 def test_measured_regression_rates(dim):
     """E (f̂ − f)² at interior points falls like N^{−4/(D+4)} with R ~ N^{1/(D+4)}."""

@@ -32,7 +32,7 @@ def test_the_fit_comes_near_the_bound_and_far_below_the_global_optimum(x64, deca
     assert fit.bound < fit.errors[-1] < distance * fit.bound
 
 
-@pytest.mark.slow
+@pytest.mark.study
 @pytest.mark.parametrize(("decay", "gain"), [(1, 25), (0, 8)])
 def test_the_study_reaches_its_aims(x64, decay, gain):
     dec, matrix, inputs, targets = problem(255, 8, 8, decay)

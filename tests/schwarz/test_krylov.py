@@ -53,7 +53,7 @@ def test_iterations_are_flat_with_a_coarse_space_and_grow_without(x64):
     assert (many[1:] < 25).all()
 
 
-@pytest.mark.slow
+@pytest.mark.study
 def test_iterations_stay_flat_up_to_128_subdomains(x64):
     counts = np.array([iterations(subdomains) for subdomains in (8, 16, 32, 64, 128)])
     assert (np.ptp(counts[:, 1:], axis=0) <= 2).all()

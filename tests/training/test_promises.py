@@ -35,9 +35,12 @@ def wait_for(condition, process, seconds=60.0):
     return False
 
 
+@pytest.mark.fit
 def test_promise_1_a_killed_and_resumed_run_ends_with_the_same_bits(tmp_path):
     whole = run(tmp_path / "whole", config=LONG)
-    directory, moments = tmp_path / "killed", random.Random(int.from_bytes(os.urandom(4)))
+    directory, seed = tmp_path / "killed", int.from_bytes(os.urandom(4))
+    print(f"moments drawn from seed {seed}")
+    moments = random.Random(seed)
     metrics = directory / training.loggers.METRICS_FILE
     saves_hit = 0
     for signal_sent in ("in a save", signal.SIGTERM, "any time"):

@@ -103,6 +103,7 @@ def test_padding_of_a_source_has_no_influence():
     np.testing.assert_allclose(logits_of(model, tokens), logits, rtol=1e-6)
 
 
+@pytest.mark.fit
 @pytest.mark.optax
 def test_a_decoder_learns_to_copy(tmp_path):
     rng = np.random.default_rng(0)
@@ -173,6 +174,7 @@ def test_images_are_cut_into_patches():
     np.testing.assert_allclose(logits_of(model, image[None])[0], logits, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.fit
 @pytest.mark.optax
 @pytest.mark.parametrize("kernel", [KERNELS[0], KERNELS[3]], ids=lambda k: k.name)
 def test_learns_a_cycle_and_resumes(kernel, tmp_path):
