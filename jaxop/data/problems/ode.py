@@ -52,7 +52,7 @@ def controlled_ode(
         stacked (``nodes``), in JAX's default floating dtype. No units. Cost: O(N n).
 
     Raises:
-        ValueError: unless exactly one of ``dt`` and ``nodes`` is given, or for values out of range.
+        ValueError: unless exactly one of ``dt`` and ``nodes`` is given, and if a value is out of range.
 
     Reference:
         Calvello, Kovachki, Levine, Stuart, "Continuum Attention for Neural Operators" (2024).
@@ -90,7 +90,7 @@ def lorenz63(
 
     x(0), y(0) ~ U(−15, 15) and z(0) ~ U(0, 40). The path of x alone does not fix the rest, so the
     initial values [x(0), y(0), 0] or [x(0), y(0), z(0), 0], ending with the time 0, come with each sample.
-    Sampling as in `controlled_ode`; the initial state depends on (seed, sample number) only, so all
+    The sampling is that of `controlled_ode`. The initial state depends on (seed, sample number) only, so all
     samplings see the same trajectories.
 
     Args:
