@@ -38,7 +38,7 @@ def check_arguments(
         check_type(name, "every name in valid", str, f"a string, such as {str(name)!r}")
     check_type(run_dir, "run_dir", (str, os.PathLike), "the path of a directory")
     if settings is not None:
-        check_type(settings, "settings", Mapping, "a dict of what describes the run, or None")
+        check_type(settings, "settings", Mapping, "a dict that describes the run, or None")
     check_type(loggers, "loggers", Sequence, "a sequence of loggers, such as [training.TensorBoard()]")
     for logger in loggers:
         check_type(logger, "every one of loggers", Logger, "a training.Logger with start, log and close")

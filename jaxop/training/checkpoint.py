@@ -31,7 +31,7 @@ _MANIFEST = "manifest.json"
 _ARRAYS = "arrays"
 _STEP = re.compile(r"step_([0-9]{8,})")
 _SCRATCH = re.compile(_STEP.pattern + r"\.tmp")
-_PATTERN = re.compile(r"[*?\[\]\\\ud800-\udfff]")  # what Orbax takes for a pattern, and bytes that are not UTF-8
+_PATTERN = re.compile(r"[*?\[\]\\\ud800-\udfff]")  # patterns to Orbax, and bytes that are not UTF-8
 
 
 class Manifest(TypedDict):

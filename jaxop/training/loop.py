@@ -250,7 +250,7 @@ class _Training(Generic[Model]):
         limit = config.time_limit_s or float("inf")
         if self.checkpoints.latest is None:  # a run killed early can be resumed, and a full disk shows now
             self.checkpoints.save(0, state, settings=self.settings)
-            self.checkpoints.restore(state, step=0)  # whatever cannot be read here could not be resumed
+            self.checkpoints.restore(state, step=0)  # a checkpoint that cannot be read fails now, not at resume
         ahead = range(start, config.steps)
         if ahead and seconds > limit:
             ahead, stopped = ahead[:0], "time limit"

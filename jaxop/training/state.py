@@ -54,7 +54,7 @@ def split_model(model: nnx.Module, *, train: bool) -> tuple[nnx.GraphDef, Tree, 
     check_type(model, "model", nnx.Module, "a flax.nnx.Module, such as operators.build(config, rngs=nnx.Rngs(0))")
     copy = nnx.clone(model)
     copy.train() if train else copy.eval()
-    nnx.pop(copy, nnx.Intermediate)  # what the last call has sown is not state
+    nnx.pop(copy, nnx.Intermediate)  # intermediates of the last call are not state
     graphdef, params, other = nnx.split(copy, nnx.Param, ...)
     return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(other)
 

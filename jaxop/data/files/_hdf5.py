@@ -266,7 +266,7 @@ def _check_allocated(label: str, dataset: "h5py.Dataset") -> None:
     if written < needed:
         raise FileError(
             f"{label} {size} was written in part: {written} of its {needed} chunks are in the file, and the others "
-            f"would read as fill values ({dataset.fillvalue}); write them, or keep only what was written."
+            f"would read as fill values ({dataset.fillvalue}); write them, or keep only the written part."
         )
 
 

@@ -404,7 +404,7 @@ class _MatArray:
         self._path, self._name, self._is_version_5 = path, name, is_version_5
         self.shape, self.dtype = tuple(shape), np.dtype(_MATLAB_NUMBERS.get(kind, object))
         self.matlab_class = None if kind in _MATLAB_NUMBERS else kind
-        # an entry takes a byte at least, whatever its class, before compression
+        # before compression, an entry of any class takes a byte at least
         stored = path.stat().st_size * (_DEFLATE if is_version_5 else 1)
         if self.matlab_class is None:
             check_claim(path, name, self.shape, math.prod(self.shape), stored)

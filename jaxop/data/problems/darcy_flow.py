@@ -182,7 +182,7 @@ def gaussian_field(
         and a cosine transform of size r² each.
 
     Raises:
-        ValueError: for parameters out of range.
+        ValueError: if a parameter is out of range.
 
     Example:
         >>> from jaxop import data

@@ -143,8 +143,8 @@ def solve_lorenz63(
 ) -> Float[np.ndarray, "b n 3"]:
     """(x, y, z)(t) of ẋ = σ(y − x), ẏ = x(ρ − z) − y, ż = xy − βz, by an explicit Runge–Kutta pair of order 8.
 
-    diffrax integrates with `Dopri8`, adaptive steps and dense output, in float64 whatever JAX's
-    setting, with a tolerance of 1e-12 per step. At t = 2 the states, of size 50, are good to about
+    diffrax integrates with `Dopri8`, adaptive steps and dense output, in float64 under any setting of JAX,
+    with a tolerance of 1e-12 per step. At t = 2 the states, of size 50, are good to about
     1e-8; neighbouring trajectories separate by about e^(0.9 t), so nothing is meaningful far beyond t = 25.
 
     Args:
