@@ -8,7 +8,7 @@ import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import jax
 import numpy as np
@@ -16,6 +16,11 @@ import numpy as np
 from jaxop._validation import check_name, check_type, closest
 
 Config = TypeVar("Config")
+
+if TYPE_CHECKING:
+    Json: TypeAlias = dict[str, "Json"] | list["Json"] | str | int | float | bool | None
+else:
+    Json = object  # run-time type checkers cannot follow a recursive alias
 
 
 @dataclasses.dataclass(frozen=True)

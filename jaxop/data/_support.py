@@ -1,4 +1,4 @@
-"""What the problems share: random numbers by index, double precision, checks of counts."""
+"""Random numbers by index, double precision and checks of counts, shared by the generated problems."""
 
 import contextlib
 import functools
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def generator(seed: int, *index: int) -> np.random.Generator:
-    """Independent random stream number ``index`` of a seed: the same wherever and in whatever order it is asked for."""
+    """Independent random stream number ``index`` of a seed; it does not depend on the streams drawn before."""
     return np.random.Generator(np.random.Philox(seed_sequence(seed, *index)))
 
 
@@ -47,7 +47,7 @@ def double_precision() -> Iterator[None]:
 
 @functools.cache
 def _host() -> jax.Device | None:
-    """The CPU, or None (JAX's default device) where ``JAX_PLATFORMS`` leaves it out."""
+    """Returns the CPU, or None, JAX's default device, if ``JAX_PLATFORMS`` leaves the CPU out."""
     try:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError:

@@ -37,9 +37,9 @@ class Examples:
         labels: classes 0, 1, …, shape (N,) or (N, n).
 
     Raises:
-        TypeError: for labels that are no integers, inputs that are no real numbers, and masked arrays.
-        ValueError: for an empty set, different numbers of inputs and labels, negative labels, or inputs that
-            are not finite (the message names the first).
+        TypeError: if labels are not integers, inputs are not real numbers, or an array is masked.
+        ValueError: if the set is empty, the numbers of inputs and labels differ, a label is negative, or an input
+            is not finite (the message names the first).
 
     Example:
         >>> import numpy as np
@@ -79,7 +79,7 @@ class Examples:
         return f"Examples({len(self)} of shape {self.inputs.shape[1:]}, {self.inputs.dtype})"
 
     def __getitem__(self, indices: slice | Sequence[SupportsIndex] | Int[np.ndarray | Array, " b"]) -> ExampleBatch:
-        """The examples of the given numbers, in that order."""
+        """Returns the examples of the given numbers, in that order."""
         index = checked_indices(indices, len(self), "examples")
 
         def to_jax(rows: np.ndarray) -> Array:
@@ -88,7 +88,7 @@ class Examples:
         return ExampleBatch(to_jax(self.inputs[index]), to_jax(self.labels[index]), on_device(index, np.int32))
 
     def take(self, indices: slice | Sequence[SupportsIndex] | Int[np.ndarray | Array, " b"]) -> "Examples":
-        """The set of the given examples."""
+        """Returns the set of the given examples."""
         index = checked_indices(indices, len(self), "examples")
         if not index.size:
             raise ValueError(f"indices select none of the {len(self)} examples; a set needs at least one.")
@@ -108,8 +108,8 @@ def text_windows(tokens: Integer[np.ndarray, " n"], context: int) -> Examples:
         `Examples` with inputs t_0 … t_{n−1} and labels t_1 … t_n.
 
     Raises:
-        TypeError: for what is no row of integers, such as a string, and a ``context`` that is no integer.
-        ValueError: for a text shorter than one window and its successor.
+        TypeError: if ``tokens`` is not a row of integers (a string, for instance) or ``context`` is not an integer.
+        ValueError: if the text is shorter than one window and the token after it.
 
     Example:
         >>> import numpy as np

@@ -17,7 +17,7 @@ from jaxop.domains.domain import as_domain
 @register
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """Mean μ_c and standard deviation σ_c > 0 of every channel; build it with `statistics`.
+    """Mean μ_c and standard deviation σ_c > 0 of every channel; `statistics` computes them.
 
     Attributes:
         mean: shape (c,), in the units of the values.
@@ -102,7 +102,7 @@ def normalize(values: Real[Array | np.ndarray, "... c"], statistics: Statistics)
 
     Args:
         values: shape (..., c).
-        statistics: of the training set, whatever set the values come from.
+        statistics: those of the training set, also for values from another set.
 
     Returns:
         Values without units.
@@ -124,7 +124,7 @@ def normalize(values: Real[Array | np.ndarray, "... c"], statistics: Statistics)
 def denormalize(values: Real[Array | np.ndarray, "... c"], statistics: Statistics) -> Float[Array, "... c"]:
     """μ + σ u for every channel: the inverse of `normalize`.
 
-    Physical units need digits: 101325 and 101625 are the same number in bfloat16 and none in float16.
+    Physical units need digits: 101325 and 101625 are the same number in bfloat16, and both are infinite in float16.
 
     Args:
         values: shape (..., c), without units.
@@ -148,7 +148,7 @@ def denormalize(values: Real[Array | np.ndarray, "... c"], statistics: Statistic
 
 
 def _prepare(values: Array | np.ndarray, statistics: Statistics) -> tuple[np.dtype, Array, Array, Array]:
-    """The floating dtype of the values; values and statistics, in one precision and rank."""
+    """Returns the floating dtype of the values, and values, mean and deviation in one precision and rank."""
     check_type(statistics, "statistics", Statistics, "data.Statistics, such as data.statistics(values, domain)")
     result = as_float(values, "values")
     channels = statistics.mean.shape[0]

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
+from types import EllipsisType
 from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 import jax
@@ -27,12 +28,15 @@ from jaxop.domains.domain import as_domain
 _BLOCK = 2**22  # numbers in memory at once while a set is scanned: 32 MiB of float64
 _ORDER = 0x6F72  # the random stream of the order of samples, apart from those of generated problems
 
+Rows = slice | EllipsisType | SupportsIndex | Sequence[int] | np.ndarray
+"""Which rows of an array: a slice, all of them, or their numbers."""
+
 
 @runtime_checkable
 class ArraySource(Protocol):
-    """What a set of samples needs of an array: NumPy arrays and lazily read files alike have it.
+    """Array whose rows a set of samples can read: a NumPy array, or a file that is read lazily.
 
-    Rows are asked for with a slice or with strictly increasing indices along the first axis.
+    Rows are chosen by a slice or by strictly increasing indices along the first axis.
     """
 
     @property
@@ -45,8 +49,8 @@ class ArraySource(Protocol):
         """NumPy dtype of the entries."""
         ...
 
-    def __getitem__(self, index: Any, /) -> Any:
-        """The rows of a slice or of strictly increasing indices."""
+    def __getitem__(self, index: Rows, /) -> Any:
+        """Returns the rows of a slice or of strictly increasing indices."""
         ...
 
 
@@ -59,8 +63,8 @@ class Batch:
         inputs: shape (b, n, c_in).
         targets: shape (b, k, c_out).
         domain: domain of the inputs, shared or stacked.
-        at: domain of the targets; None where it is that of the inputs.
-        initial: data given at the first node, shape (b, c0), or None.
+        at: domain of the targets; None means that of the inputs.
+        initial: data given at the first node, shape (b, c0); None if the set has no initial data.
         index: number of each sample in its set, shape (b,).
     """
 
@@ -81,22 +85,22 @@ class Batch:
 class Samples:
     """N pairs of functions (u_s, v_s): inputs u_s(x_i) and targets v_s(y_j), checked when built.
 
-    Arrays stay as they came, in memory or in a file; `samples[indices]` reads the rows and hands them
-    to JAX, float64 becoming float32 unless x64 is enabled (one warning says so).
+    Arrays stay where they are, in memory or in a file. `samples[indices]` reads the rows and hands them
+    to JAX. float64 becomes float32 unless x64 is enabled; one warning says so.
 
     Args:
         inputs: shape (N, n, c_in); an array, or anything that reads rows (`ArraySource`).
         targets: shape (N, k, c_out).
         domain: domain of the inputs: one for all, or stacked with N (`jaxop.domains.stack`); or a decomposition of
             one (`jaxop.schwarz.Decomposition`), for operators that use its subdomains.
-        at: domain of the targets, shared or stacked, where it is another than that of the inputs.
+        at: domain of the targets, shared or stacked; None means that of the inputs.
         initial: data given at the first node, shape (N, c0), for operators that take it.
 
     Raises:
-        TypeError: for something that is not a real array or not a domain, and for masked arrays, arrays of times
-            and arrays with a unit: they carry more than numbers.
-        ValueError: for an empty set, shapes that do not fit each other or the domain, domains of
-            different dimensions, and values that are not finite (the message names the first).
+        TypeError: if an argument is not a real array or not a domain, or is a masked array, an array of times
+            or an array with a unit: these carry more than numbers.
+        ValueError: if the set is empty, shapes do not fit each other or the domain, the domains have
+            different dimensions, or a value is not finite (the message names the first).
 
     Example:
         >>> import numpy as np
@@ -153,7 +157,7 @@ class Samples:
         return self.inputs.shape[0]
 
     def __getitem__(self, indices: slice | Sequence[SupportsIndex] | Int[np.ndarray | Array, " b"]) -> Batch:
-        """The samples of the given numbers, in that order, as a `Batch`; repeated numbers are allowed."""
+        """Returns the samples of the given numbers, in that order, as a `Batch`; repeated numbers are allowed."""
         index = checked_indices(indices, len(self), "samples")
         return Batch(
             inputs=_to_jax(_rows(self.inputs, index, "inputs")),
@@ -170,7 +174,7 @@ class Samples:
         return as_domain(self.domain if self.at is None else self.at, "at")
 
     def take(self, indices: slice | Sequence[SupportsIndex] | Int[np.ndarray | Array, " b"]) -> "Samples":
-        """The set of the given samples; arrays in files stay there.
+        """Returns the set of the given samples; arrays in files stay there.
 
         Example:
             >>> import numpy as np
@@ -203,7 +207,7 @@ class Samples:
         return jax.tree.map(lambda leaf: on_device(leaf[index]), self._host_domains[name])
 
     @functools.cached_property
-    def _host_domains(self) -> dict[str, Any]:
+    def _host_domains(self) -> dict[str, Domain | Decomposed | None]:
         """Stacked domains in host memory, where a few rows are picked without a transfer of all."""
         return {name: jax.tree.map(np.asarray, getattr(self, name)) for name in ("domain", "at")}
 
@@ -215,7 +219,7 @@ def batch_indices(
 
     The order of an epoch is a permutation drawn from (seed, epoch) alone, so the step is the whole
     state of the data pipeline: any step can be recomputed without those before it. The last N mod b samples
-    of the order fill no batch and sit out the epoch; every epoch draws them anew, so some may repeat.
+    of the order do not fill a batch and sit out the epoch. Every epoch draws a new order, so some may repeat.
 
     Args:
         size: N, samples in the set.
@@ -227,7 +231,7 @@ def batch_indices(
         b sample numbers, without repetition. Cost: O(N log N) once per epoch, O(b) per step.
 
     Raises:
-        ValueError: for an empty set, a batch of none or of more than the set holds, a negative step or seed.
+        ValueError: if the set is empty, the batch is empty or larger than the set, or step or seed is negative.
 
     Example:
         >>> from jaxop import data
@@ -258,7 +262,7 @@ def _order(size: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def blocks(source: ArraySource) -> Iterator[slice]:
-    """Slices of samples that together cover the array, each of a size that fits in memory."""
+    """Yields slices of samples that together cover the array and each fit in memory."""
     count, *rest = source.shape
     rows = max(1, _BLOCK // max(1, int(np.prod(rest))))
     for start in range(0, count, rows):
@@ -296,8 +300,8 @@ def check_array(value: object, argument: str) -> None:
     check_real(value.dtype, argument)
 
 
-def plain_rows(source: ArraySource, index: Any, argument: str) -> np.ndarray:
-    """Rows of an array as NumPy has them; files may mark missing entries by a mask, which is refused."""
+def plain_rows(source: ArraySource, index: Rows, argument: str) -> np.ndarray:
+    """Rows of an array in NumPy; a mask, by which files may mark missing entries, is refused."""
     return plain_array(source[index], argument)
 
 
@@ -321,7 +325,7 @@ def checked_indices(indices: object, count: int, what: str) -> np.ndarray:
 
 
 def _check_finite(source: ArraySource, argument: str, domain: Domain) -> None:
-    """Raises ``ValueError`` naming the first entry that is no finite number to JAX; files are read in blocks."""
+    """Raises ``ValueError`` naming the first entry that is not finite in JAX's dtype; files are read in blocks."""
     dtype = jax_dtype(np.dtype(source.dtype))
     for rows in blocks(source):
         block = plain_rows(source, rows, argument)
@@ -371,5 +375,5 @@ class _Part:
     def dtype(self) -> np.dtype:
         return self._source.dtype
 
-    def __getitem__(self, index: Any, /) -> np.ndarray:
+    def __getitem__(self, index: Rows, /) -> np.ndarray:
         return _rows(self._source, self._index[index], self._argument)

@@ -1,4 +1,4 @@
-"""What training needs of a set of data: a length and items by their numbers."""
+"""Data sources: sets of data with a length and with items by their numbers, as training needs them."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
@@ -6,21 +6,21 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, PyTree
 
 from jaxop.domains import Decomposed, Domain
 
 
 @runtime_checkable
 class DataSource(Protocol):
-    """A set of N items that reads what it is asked for, so the set may be larger than memory.
+    """Set of N items that reads only the items of the next batch, so the set may be larger than memory.
 
     `jaxop.data.Samples` and `jaxop.data.Examples` are data sources. Any class with these two methods is one.
 
-    A source may also have a method ``identity()`` without arguments. It returns what tells this set from others:
-    numbers, strings, and lists or dicts of them, such as the name, version and checksum of a file. A run records the
-    identity and compares it when it is resumed. For a source without this method, the run compares the length and
-    checksums of the first, the middle and the last item.
+    A source may also have a method ``identity()`` without arguments. It returns numbers, strings, and lists or dicts
+    of them that tell this set from others, such as the name, version and checksum of a file. A run records the
+    identity and compares it when it is resumed. If a source does not have this method, the run compares the length
+    and checksums of the first, the middle and the last item.
 
     Example:
         >>> import numpy as np
@@ -43,11 +43,11 @@ class DataSource(Protocol):
         ...
 
     def __getitem__(self, indices: Int[np.ndarray, " b"], /) -> Any:
-        """The batch of the items with these numbers, in this order.
+        """Returns the batch of the items with these numbers, in this order.
 
         A batch is a pytree of arrays whose first axis has length b, such as a `jaxop.data.Batch`, a dict or one
         array. Nodes that all items share are a `jaxop.domains.Domain` in the batch. Repeated numbers are allowed.
-        It is called on a thread of its own, one call at a time.
+        This method is called on a thread of its own, one call at a time.
         """
         ...
 
@@ -56,7 +56,8 @@ def check_source(source: object, argument: str) -> None:
     """Raises unless ``source`` is a `DataSource` with at least one item.
 
     Raises:
-        TypeError: if it has no length or no items, or takes no array of numbers, as a list or a dict.
+        TypeError: if it does not have a length and items, or is a list, dict or the like, which cannot be indexed by
+            an array of numbers.
         ValueError: if it is empty.
     """
     if not isinstance(source, DataSource) or isinstance(source, type | Mapping | list | tuple | str | bytes):
@@ -69,12 +70,12 @@ def check_source(source: object, argument: str) -> None:
 
 
 def is_shared(part: object) -> bool:
-    """Whether all items of a batch share this part of it: a domain that is not a stack."""
+    """Tells whether all items of a batch share this part of it: a domain that is not a stack."""
     return isinstance(part, Domain | Decomposed) and not part.is_batched
 
 
-def batch_parts(batch: object) -> tuple[list[Any], jax.tree_util.PyTreeDef]:
-    """The arrays and the domains of a batch, and the structure that puts them together again."""
+def batch_parts(batch: object) -> tuple[list[PyTree], jax.tree_util.PyTreeDef]:
+    """Returns the arrays and the domains of a batch, and the structure that puts them together again."""
     return jax.tree.flatten(batch, is_leaf=lambda part: isinstance(part, Domain | Decomposed))
 
 

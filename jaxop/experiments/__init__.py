@@ -1,6 +1,6 @@
 """Experiments: a problem, an operator and a training as one value; runs, their evaluation, and the command line.
 
-The extra ``scripts`` holds what is needed besides: ``pip install 'jaxop[scripts]'``.
+They need the packages of the extra ``scripts``: ``pip install 'jaxop[scripts]'``.
 """
 
 from jaxop.experiments.evaluation import Evaluation as Evaluation

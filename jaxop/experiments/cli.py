@@ -50,16 +50,16 @@ Prints and saves relative L2 and H1 errors and the worst sample of every set, in
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line.
+    """Runs the command line.
 
     Args:
-        arguments: without the program's name; None takes those of this process.
+        arguments: the arguments without the program's name; None takes those of this process.
 
     Returns:
         The exit status: 0, or 2 with one message on stderr if the inputs are wrong.
 
     Raises:
-        SystemExit: after ``--help`` and for options that cannot be read.
+        SystemExit: after ``--help``, and if options cannot be read.
 
     Example:
         >>> from jaxop.experiments import cli
@@ -117,7 +117,7 @@ def _parser(prog: str, description: str | None) -> argparse.ArgumentParser:
 
 
 def _first(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tuple[str, list[str]]:
-    """The word that a parser asks for, and what follows it, which another one reads."""
+    """Returns the first word of the arguments, and the others, which another parser reads."""
     parser.add_argument("others", metavar="...", nargs=argparse.REMAINDER, help="its options; see --help after it")
     word, others = vars(parser.parse_args(arguments)).values()
     return word, others
@@ -129,7 +129,7 @@ def _listing(title: str, about: Mapping[str, str]) -> str:
 
 
 def _options() -> ModuleType:
-    """The module that needs tyro, which the commands without settings do not."""
+    """Imports the module that needs tyro; the commands without settings do not need it."""
     from jaxop.experiments import options
 
     return options

@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -25,9 +24,9 @@ class Contender:
     """One of the models of a comparison.
 
     Attributes:
-        make: the untrained model of a seed.
-        train: what it is trained on.
-        tests: what it is judged by, the columns of the table.
+        make: returns the untrained model of a seed.
+        train: training samples.
+        tests: test sets by name, the columns of the table.
     """
 
     make: Callable[[int], nnx.Module]
@@ -36,7 +35,7 @@ class Contender:
 
 
 def seconds_per_step(model: nnx.Module, train: Samples | Examples, settings: training.TrainingConfig) -> float:
-    """The fastest of some compiled training steps: what the machine does when nothing else runs on it."""
+    """Returns the seconds of the fastest of some compiled training steps: the speed of the machine when it is idle."""
     optimizer = training.make_optimizer(settings)
     graphdef, state = training.init_state(model, optimizer, settings)
     step = training.make_step(graphdef, optimizer, settings)
@@ -59,10 +58,10 @@ def compare(
     run_dir: Path,
     task: str,
 ) -> dict[str, np.ndarray]:
-    """Trains every contender with every seed, the learning rate a cosine over the steps it has time for.
+    """Trains every contender with every seed, for as many steps as the time allows.
 
-    Compilation, evaluation and saving are not counted. Prints a Markdown table: mean and standard deviation over the
-    seeds of the mean relative L2 error on every test set.
+    The learning rate is a cosine over these steps. Compilation, evaluation and saving are not counted. Prints a
+    Markdown table: mean and standard deviation over the seeds of the mean relative L2 error on every test set.
 
     Returns:
         The errors by contender, (seeds, tests).
@@ -92,14 +91,14 @@ def compare(
 
 
 def mean_and_deviation(values: np.ndarray) -> str:
-    """Mean ± standard deviation; one value alone."""
+    """Returns "mean ± standard deviation", or a single value alone."""
     return f"{values.mean():.4f}" + (f" ± {values.std(ddof=1):.4f}" if values.size > 1 else "")
 
 
 def train_once(
     model: nnx.Module, train: Samples | Examples, settings: training.TrainingConfig, directory: Path
 ) -> training.Result:
-    """One of many runs of a comparison. If it is told to end, the comparison ends with it."""
+    """Trains one of many runs of a comparison. SIGTERM ends the whole comparison."""
     result = training.fit(model, train, {}, settings, run_dir=directory, progress=False)
     if result.stopped == "terminated":
         raise SystemExit(f"terminated; {directory} holds what was trained")
@@ -107,7 +106,7 @@ def train_once(
 
 
 def brief(steps: int, batch_size: int, learning_rate: float, seed: int) -> training.TrainingConfig:
-    """A short training by cross-entropy, saved at its end only."""
+    """Returns the settings of a short training by cross-entropy, saved at its end only."""
     return training.TrainingConfig(
         steps=steps,
         batch_size=batch_size,
@@ -127,8 +126,8 @@ def new_run(folder: Path, task: str, label: str, seed: int) -> Path:
     return new_directory(folder / f"{task}-{re.sub('[^a-z0-9.]+', '-', label.lower())}-{seed}-{stamp}")
 
 
-def check_options(options: Any) -> None:
-    """Refuses numbers that no comparison can use, before anything is fetched or made."""
+def check_options(options: object) -> None:
+    """Raises ``ValueError`` if a number among the options is unusable, before anything is fetched or made."""
     for name, value in vars(options).items():
         option = f"--{name.replace('_', '-')}"
         if isinstance(value, tuple) and not value:
@@ -140,7 +139,7 @@ def check_options(options: Any) -> None:
 
 
 def options_of(main: Callable[..., object], description: str | None) -> Callable[[Sequence[str]], None]:
-    """The command for `terminal.run_command` whose options are the parameters of ``main``."""
+    """Returns the command for `terminal.run_command` whose options are the parameters of ``main``."""
 
     def command(arguments: Sequence[str]) -> None:
         from jaxop.experiments.options import parse, tyro

@@ -1,4 +1,4 @@
-"""A trained run on files or on other grids."""
+"""Evaluation of a trained run on files or on other grids."""
 
 import dataclasses
 from pathlib import Path
@@ -18,22 +18,22 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What to evaluate and where.
+    """Settings of an evaluation.
 
     Attributes:
         run: the run directory.
-        data: files of samples, with the same names inside as the training file's unless --inputs and
-            --targets say otherwise.
-        grids: grids of a generated problem, as the tables name them: 64 for Darcy flow, dt=0.01 or
+        data: files of samples, whose arrays have the names of the training file unless --inputs and
+            --targets give others.
+        grids: grids of a generated problem, by their names in the tables: 64 for Darcy flow, dt=0.01 or
             nodes=200 for trajectories.
         samples: evaluate only this many samples of each set; None evaluates all.
         checkpoint: "best", "last" or the number of a step.
         name: prefix of the files that are written.
-        inputs: name of the input functions in the files.
-        targets: name of the target functions in the files.
-        external: whether HDF5 files may have their values in other files.
+        inputs: name of the input functions in the files; None takes that of the training file.
+        targets: name of the target functions in the files; None takes that of the training file.
+        external: allows HDF5 files to have their values in other files.
         experiment: file of your own experiment, if it defines the problem of the run; it is executed.
-        cache: where generated data are kept, by their parameters.
+        cache: directory of generated data, which are kept by their parameters.
     """
 
     run: Path
@@ -50,22 +50,22 @@ class Evaluation:
 
 
 def evaluate(settings: Evaluation, *, console: "Console | None" = None) -> list[report.Row]:
-    """Relative L2 and H1 errors and the worst sample of every set, in physical units.
+    """Computes relative L2 and H1 errors and the worst sample of every set, in physical units.
 
     They are printed and saved (``RUN/evaluation/NAME.csv`` and ``.json``), with pictures of the median and the worst
     sample (``RUN/figures/``). Without files and grids, the sets are the test sets of the run.
 
     Args:
         settings: the run, the sets, the checkpoint.
-        console: where the table goes; None writes to stdout.
+        console: destination of the table; None writes to stdout.
 
     Returns:
         The rows of the table.
 
     Raises:
-        ValueError: for settings that do not fit together, or sets that the operator cannot run on.
-        FileNotFoundError: if there is no such run, checkpoint or file.
-        ImportError: without the extra ``scripts``.
+        ValueError: if settings do not fit together, or the operator cannot run on a set.
+        FileNotFoundError: if the run, the checkpoint or a file does not exist.
+        ImportError: if a package of the extra ``scripts`` is not installed.
     """
     if Path(settings.name).name != settings.name:
         raise ValueError(f"--name must be the beginning of a file's name, without directories, got {settings.name!r}.")

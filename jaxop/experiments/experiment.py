@@ -1,4 +1,4 @@
-"""One training run as a value, the ready-made ones, and those in a user's own files."""
+"""Experiments: one training run as a value, ready-made ones, and those in a user's own files."""
 
 import ast
 import dataclasses
@@ -23,13 +23,13 @@ _CONFIGS = Path(__file__).parent / "configs"
 
 
 def default_cache() -> Path:
-    """Where generated data are kept: ``jaxop/data`` in ``$XDG_CACHE_HOME``, or in ``~/.cache``."""
+    """Returns the directory of generated data: ``jaxop/data`` in ``$XDG_CACHE_HOME``, or in ``~/.cache``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxop" / "data"
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment(Generic[Data, Model]):
-    """One training run: what to learn, with which operator, how, and where it is recorded.
+    """One training run: data, operator, training, and the place of the record.
 
     Attributes:
         data: the problem or the files.
@@ -37,9 +37,9 @@ class Experiment(Generic[Data, Model]):
         training: steps, batches, learning rate, checkpoints.
         run_dir: directory of the run; None makes runs/NAME-DATE-TIME.
         resume: continue the run in run_dir from its newest checkpoint.
-        cache: where generated data are kept, by their parameters.
+        cache: directory of generated data, which are kept by their parameters.
         tensorboard: also log to run_dir/tensorboard.
-        wandb: also log to this Weights & Biases project.
+        wandb: also log to this Weights & Biases project; None does not.
 
     Example:
         >>> from pathlib import Path
@@ -64,12 +64,12 @@ class Experiment(Generic[Data, Model]):
 
 
 AnyExperiment: TypeAlias = Experiment[Problem, OperatorConfig | OperatorSettings]
-"""An experiment on whatever data, with whatever operator."""
+"""An experiment on any data with any operator."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """An experiment with its name and what its author says of it.
+    """An experiment with its name and its description.
 
     Attributes:
         name: a ready-made experiment's name, or the stem of a user's own file.
@@ -83,7 +83,7 @@ class Recipe:
 
 
 def ready_made() -> dict[str, str]:
-    """The ready-made experiments: the first line of what each says of itself, by name.
+    """Returns the ready-made experiments: the first line of the docstring of each, by name.
 
     Example:
         >>> from jaxop import experiments
@@ -95,20 +95,21 @@ def ready_made() -> dict[str, str]:
 
 
 def first_line(docstring: str | None) -> str:
-    """The first line of a docstring, "" if there is none."""
+    """Returns the first line of a docstring, or "" if it is None."""
     return (docstring or "").partition("\n")[0]
 
 
 def load_recipe(name: str | os.PathLike[str]) -> Recipe:
-    """A ready-made experiment by its name, or a user's own by the path of its file, which ends in ".py".
+    """Returns a ready-made experiment by its name, or a user's own by the path of its file, which ends in ".py".
 
-    The file defines ``CONFIG``, an `Experiment`, and may define what else it needs: its folder is on Python's path.
+    The file defines ``CONFIG``, an `Experiment`. It may import other files of its folder, which is put on Python's
+    path.
 
     Args:
         name: the name or the path.
 
     Raises:
-        ValueError: for an unknown name, or a file that cannot be run or does not define ``CONFIG``.
+        ValueError: if the name is unknown, or the file cannot be run or does not define ``CONFIG``.
         FileNotFoundError: if the file does not exist.
         TypeError: if ``CONFIG`` is not an `Experiment`.
 

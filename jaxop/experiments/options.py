@@ -1,4 +1,4 @@
-"""Options of the command line, read by tyro, and how it reads what it does not know by itself."""
+"""Options of the command line, read by tyro, with rules for the types of this package."""
 
 import dataclasses
 import functools
@@ -35,24 +35,24 @@ _FREE_ORDER = (tyro.conf.CascadeSubcommandArgs,)
 
 
 def parse(kind: Callable[..., Result], arguments: Sequence[str], **options: Any) -> Result:
-    """Reads options of a command line; a value that is empty is refused, as it would mean the current directory.
+    """Reads options of a command line. Empty values are refused, as they would mean the current directory.
 
     Args:
         kind: a dataclass, or a function whose parameters are the options.
-        arguments: of the command line.
+        arguments: the arguments of the command line.
         **options: further arguments of ``tyro.cli``.
 
     Returns:
-        The dataclass, or what the function returns.
+        The dataclass, or the result of the function.
 
     Raises:
-        SystemExit: with status 2 and a message on stderr for arguments that cannot be read, with 0 after ``--help``.
+        SystemExit: with status 2 and a message on stderr if arguments cannot be read, with 0 after ``--help``.
     """
     return tyro.cli(kind, args=list(arguments), registry=_registry(), **options)
 
 
 def of_recipe(recipe: Recipe, arguments: Sequence[str], *, prog: str) -> AnyExperiment:
-    """The experiment of a recipe with the settings of a command line.
+    """Returns the experiment of a recipe with the settings of a command line.
 
     Two settings change the defaults of others:
 
@@ -63,11 +63,11 @@ def of_recipe(recipe: Recipe, arguments: Sequence[str], *, prog: str) -> AnyExpe
     Args:
         recipe: gives the defaults.
         arguments: the options.
-        prog: what the help calls the command.
+        prog: name of the command in the help.
 
     Raises:
-        SystemExit: as `parse`.
-        ValueError: for an unknown operator.
+        SystemExit: see `parse`.
+        ValueError: if the operator is unknown.
     """
     ahead, _ = tyro.cli(_Ahead, args=list(arguments), return_unknown_args=True, add_help=False)
     default = _with_share_of_warmup(recipe.experiment, ahead.steps)
@@ -89,11 +89,11 @@ def of_recipe(recipe: Recipe, arguments: Sequence[str], *, prog: str) -> AnyExpe
 
 
 def of_run(run: training.Run, arguments: Sequence[str], *, prog: str, description: str) -> AnyExperiment:
-    """The experiment that continues a run, with the settings of a command line.
+    """Returns the experiment that continues a run, with the settings of a command line.
 
     Raises:
-        SystemExit: as `parse`.
-        ValueError: for a record that cannot be read.
+        SystemExit: see `parse`.
+        ValueError: if the record of the run cannot be read.
     """
     default = recorded_experiment(run)
     kind = Experiment[type(default.data), type(default.model)]
@@ -101,7 +101,7 @@ def of_run(run: training.Run, arguments: Sequence[str], *, prog: str, descriptio
 
 
 def of_evaluation(arguments: Sequence[str], *, prog: str, description: str) -> Evaluation:
-    """What to evaluate, by a command line; raises as `parse`."""
+    """Returns the settings of an evaluation from a command line; raises the errors of `parse`."""
     positional = (tyro.conf.PositionalRequiredArgs, tyro.conf.PositionalMetavarFromFieldName)
     return parse(Evaluation, arguments, prog=prog, description=description, config=positional)
 
@@ -123,7 +123,7 @@ def _with_share_of_warmup(default: AnyExperiment, steps: str | None) -> AnyExper
 
 
 def _any_operator(default: OperatorSettings) -> Any:
-    """The type of one of all operators, each a subcommand called by its name.
+    """Returns the union of the settings of all operators, each a subcommand with the operator's name.
 
     Args:
         default: the settings of one of them; the others start from their own defaults.
@@ -138,7 +138,7 @@ def _any_operator(default: OperatorSettings) -> Any:
 
 @functools.cache
 def _registry() -> ConstructorRegistry:
-    """The rules of this package, which go before those of tyro."""
+    """Returns the rules of this package, which take precedence over those of tyro."""
     rules = ConstructorRegistry()
     rules.primitive_rule(_text)
     rules.struct_rule(_operator_settings)
@@ -177,7 +177,7 @@ def _operator_settings(info: StructTypeInfo) -> StructConstructorSpec | None:
 
 
 def _helps(kind: type) -> dict[str, str]:
-    """What the docstring of a config says of each attribute."""
+    """Returns the text on each attribute in the docstring of a config."""
     _, _, section = (inspect.getdoc(kind) or "").partition("Attributes:\n")
     helps: dict[str, str] = {}
     name = ""

@@ -1,6 +1,6 @@
 """Pictures of a run: predictions beside the truth, learning curves, errors against resolution.
 
-The functions return `matplotlib.figure.Figure` objects that no window system or global state knows of:
+The functions return `matplotlib.figure.Figure` objects outside of any window system or global state:
 save them with `save_figure`, or let a notebook show them (after ``%matplotlib inline``).
 """
 
@@ -35,20 +35,20 @@ def plot_predictions(
 ) -> "Figure":
     """Input, truth, prediction and |error| of samples, one row for every sample and output channel.
 
-    Functions of one variable are curves, of two colour maps (truth and prediction share their scale), of
-    three the middle slice of a grid, or scattered nodes seen along the third axis.
+    Functions of one variable are curves. Functions of two variables are colour maps, and truth and prediction share
+    their scale. Functions of three variables show the middle slice of a grid, or scattered nodes along the third axis.
 
     Args:
         samples: the samples to show; `jaxop.data.Samples.take` picks some of a set.
-        predictions: what a model makes of them, see `jaxop.training.predict`, shape (N, k, c).
-        labels: a name for each sample, shown as it is: "$" starts no formula.
-        title: above everything, shown as it is.
+        predictions: predictions of a model, see `jaxop.training.predict`, shape (N, k, c).
+        labels: a name for each sample, shown literally: "$" does not start a formula. None takes their numbers.
+        title: title of the figure, shown literally.
 
     Returns:
         The figure.
 
     Raises:
-        ImportError: without matplotlib.
+        ImportError: if matplotlib is not installed.
         ValueError: if the predictions do not have the targets' shape, or labels are too few.
 
     Example:
@@ -92,7 +92,7 @@ def plot_predictions(
     return figure
 
 
-def plot_learning_curves(metrics: Sequence[Mapping[str, Any]]) -> "Figure":
+def plot_learning_curves(metrics: Sequence[Mapping[str, float | None]]) -> "Figure":
     """Training loss, with its running mean, and validation errors against the step.
 
     Args:
@@ -102,7 +102,7 @@ def plot_learning_curves(metrics: Sequence[Mapping[str, Any]]) -> "Figure":
         The figure, with logarithmic errors.
 
     Raises:
-        ImportError: without matplotlib.
+        ImportError: if matplotlib is not installed.
 
     Example:
         >>> from jaxop import experiments
@@ -142,14 +142,14 @@ def plot_errors(
 
     Args:
         domains: the grids; even and uneven ones form curves of their own.
-        errors: for each kind of error, such as "relative L2", its value on every grid; None for unknown.
-        trained_on: nodes along an axis of the training grid, marked by a line.
+        errors: for each kind of error, such as "relative L2", its value on every grid. None leaves a grid out.
+        trained_on: nodes along an axis of the training grid, marked by a line. None draws no line.
 
     Returns:
         The figure, with logarithmic axes.
 
     Raises:
-        ImportError: without matplotlib.
+        ImportError: if matplotlib is not installed.
 
     Example:
         >>> from jaxop import domains, experiments
@@ -183,11 +183,11 @@ def plot_errors(
 
 
 def save_figure(figure: "Figure", path: str | os.PathLike[str]) -> None:
-    """Writes a figure, in the format of the suffix; its folder is made if need be.
+    """Writes a figure in the format of the suffix, and makes its folder if it does not exist.
 
     Args:
-        figure: from one of the functions here.
-        path: where to write, for example ``run/figures/errors.png``.
+        figure: a figure of one of the functions above.
+        path: the file to write, such as ``run/figures/errors.png``.
     """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
@@ -208,7 +208,7 @@ def _figure(columns: float, rows: float) -> "Figure":
 
 
 def _one(domain: Domain | Decomposed, index: int) -> Domain:
-    """The domain of one sample."""
+    """Returns the domain of one sample."""
     domain = as_domain(domain, "domain")
     return jax.tree.map(lambda leaf: leaf[index], domain) if domain.is_batched else domain
 
@@ -220,7 +220,7 @@ def _resolution(domain: Domain) -> float:
 def _draw(
     axes: Any, domain: Domain, values: np.ndarray, *, kind: str = "field", style: Mapping[str, Any] | None = None
 ) -> None:
-    """One function on its domain."""
+    """Draws one function on its domain."""
     style = dict(style or {})
     if domain.dim == 1:
         points = np.asarray(domain.points)[:, 0]

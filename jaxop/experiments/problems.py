@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -20,15 +20,17 @@ from jaxop.training._files import local_path
 _VALID, _TEST = 1_000_000, 2_000_000  # first sample numbers: no set meets another, however large the training set
 _FORMAT = 1  # of the cache
 
+Value = TypeVar("Value")
+
 
 @dataclasses.dataclass(frozen=True)
 class Sets:
-    """The sets of one experiment, by name where there may be several.
+    """The sets of one experiment.
 
     Attributes:
         train: training samples.
-        valid: evaluated during training; the first one decides which checkpoint is the best.
-        test: evaluated at the end, on other grids or from other files.
+        valid: sets by name that are evaluated during training; the first one decides which checkpoint is the best.
+        test: sets by name that are evaluated at the end, on other grids or from other files.
     """
 
     train: Samples
@@ -38,21 +40,21 @@ class Sets:
 
 @runtime_checkable
 class Problem(Protocol):
-    """What an experiment needs of its data settings, a frozen dataclass.
+    """Protocol of the data settings of an experiment, which are a frozen dataclass.
 
     Attributes:
-        name: what the runs record the problem as.
+        name: name of the problem in the record of a run.
     """
 
-    __dataclass_fields__: ClassVar[dict[str, Any]]
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field]]
     name: ClassVar[str]
 
     def load(self, cache: Path) -> Sets:
-        """All sets of the experiment."""
+        """Returns all sets of the experiment."""
         ...
 
     def at(self, grids: Sequence[str], cache: Path) -> dict[str, Samples]:
-        """Test samples on other grids, by the names the tables use."""
+        """Returns test samples on other grids, by the names in the tables."""
         ...
 
 
@@ -66,7 +68,7 @@ class DarcyData:
         test_samples: samples of the final evaluation.
         resolution: nodes along each side of the training grid.
         grids: nodes along each side of the grids of the final evaluation.
-        reference: nodes along each side of the solves, of which all grids see restrictions.
+        reference: nodes along each side of the grid of the solves, which are restricted to all other grids.
         coefficient: "two-valued" or "lognormal".
         seed: of the coefficient fields.
     """
@@ -156,7 +158,7 @@ class _Trajectories:
         return data.read(path)
 
     def _options(self) -> dict[str, str]:
-        """What the problem's generator takes besides samples and sampling."""
+        """Returns the arguments of the problem's generator besides samples and sampling."""
         return {}
 
 
@@ -210,10 +212,10 @@ class FileData:
 
     Attributes:
         train: file of the training samples; ``Path()`` leaves it to the command line.
-        operator: which operator to train, one of `jaxop.operators.CONFIGS`.
-        valid: file of the validation samples; without one, a part of the training file is held out.
+        operator: the operator to train, one of `jaxop.operators.CONFIGS`.
+        valid: file of the validation samples; None holds out a part of the training file.
         test: files of the final evaluation, on any grids; without them, it uses the validation samples.
-        held_out: fraction of the training file that validates.
+        held_out: fraction of the training file that is held out for validation.
         inputs: name of the input functions in the files.
         targets: name of the target functions.
         coordinates: name of the coordinates, or one name per axis; used if the files have them, None ignores them.
@@ -221,11 +223,11 @@ class FileData:
         initial: name of the data given at the first node; used if the files have them, None ignores them.
         faces: name of the triangles of a mesh, whose vertices are the coordinates; used if the files have them,
             None ignores them.
-        dim: space dimension, where the shapes leave it open.
+        dim: space dimension, if the shapes leave it open.
         rule: quadrature rule of the grid, one or one per axis: "midpoint", "periodic", "trapezoid", ...
-        lower: lower corner of the box, where there are no coordinates.
-        upper: upper corner of the box, where there are no coordinates.
-        external: whether an HDF5 file may have its values in other files (external links, external storage, virtual
+        lower: lower corner of the box, if the files do not have coordinates.
+        upper: upper corner of the box, if the files do not have coordinates.
+        external: allows an HDF5 file to have its values in other files (external links, external storage, virtual
             datasets).
         seed: of the choice of held-out samples.
     """
@@ -261,11 +263,11 @@ class FileData:
         return Sets(train, valid, self.files(self.test) if self.test else valid)
 
     def at(self, grids: Sequence[str], cache: Path) -> dict[str, Samples]:
-        """Files have the grids they have."""
+        """Raises ``ValueError``: files cannot be sampled on other grids."""
         raise ValueError("--grids belongs to generated problems; this run was trained on files: give others by --data.")
 
     def files(self, paths: Sequence[Path]) -> dict[str, Samples]:
-        """The samples of each file, by the shortest names that tell them apart."""
+        """Returns the samples of each file, by the shortest names that tell them apart."""
         if repeated := [path for i, path in enumerate(paths) if path in paths[:i]]:
             raise ValueError(f"{repeated[0]} is given more than once; name every file once.")
         names = [path.name for path in paths]
@@ -306,7 +308,7 @@ PROBLEMS: dict[str, type] = {kind.name: kind for kind in (DarcyData, ControlledO
 
 
 def check_directory(option: str, directory: Path) -> None:
-    """Raises where a directory does not exist and cannot be made, or cannot be written to."""
+    """Raises ``OSError`` if a directory cannot be made or written to, and ``ValueError`` if its name is not text."""
     if any("\udc80" <= c <= "\udcff" for c in str(directory)):  # a byte that Python could not decode
         raise ValueError(
             f"{option} {directory}: the name is not in the encoding {sys.getfilesystemencoding()} of this system; "
@@ -320,7 +322,7 @@ def check_directory(option: str, directory: Path) -> None:
 
 
 def cached(cache: Path, label: str, parameters: Mapping[str, str | int | float]) -> Path:
-    """The file that holds what these parameters generate; its folder exists."""
+    """Returns the file of the samples that these parameters generate, and makes its folder."""
     key = json.dumps(training.to_json(dict(parameters)) | {"format": _FORMAT}, sort_keys=True)
     check_directory("--cache", cache)
     local_path(cache, "cache").mkdir(parents=True, exist_ok=True)
@@ -328,7 +330,7 @@ def cached(cache: Path, label: str, parameters: Mapping[str, str | int | float])
 
 
 def grid_name(samples: Samples) -> str:
-    """The nodes of a set, as "64 × 64", with "uneven" where their weights differ from a rule's."""
+    """Returns the nodes of a set as text: "64 × 64", with "uneven" if they do not follow a rule."""
     domain = samples.target_domain
     if not isinstance(domain, Grid):
         return f"{domain.size} nodes"
@@ -336,6 +338,6 @@ def grid_name(samples: Samples) -> str:
     return f"{shape} uneven" if domain.has_given_nodes else shape
 
 
-def _single(values: tuple[Any, ...] | None) -> Any:
-    """One value for one, as the readers take it."""
+def _single(values: tuple[Value, ...] | None) -> Value | tuple[Value, ...] | None:
+    """Returns the only value of a tuple of one, and other tuples unchanged."""
     return values[0] if values is not None and len(values) == 1 else values

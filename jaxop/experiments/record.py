@@ -1,7 +1,6 @@
-"""What a run records of its experiment, and the experiment back from the record."""
+"""The record of an experiment in a run, and the experiment read back from it."""
 
 import dataclasses
-from typing import Any
 
 from jaxop import operators, training
 from jaxop._validation import check_name, closest
@@ -12,14 +11,14 @@ from jaxop.experiments.problems import PROBLEMS, FileData, Problem
 from jaxop.operators import OperatorConfig
 
 
-def describe(problem: Problem, config: OperatorConfig, train: Samples) -> dict[str, Any]:
-    """What a run records of its data and operator, enough to rebuild both."""
-    settings = dict(vars(problem))  # with paths as such: where a file lies may change before a run is resumed
+def describe(problem: Problem, config: OperatorConfig, train: Samples) -> dict[str, object]:
+    """Returns the record of data and operator, from which both can be rebuilt."""
+    settings = dict(vars(problem))  # paths stay paths: files may move before a run is resumed
     if isinstance(problem, FileData):
         settings |= {"train": problem.train.resolve(), "test": [path.resolve() for path in problem.test]}
         settings["valid"] = None if problem.valid is None else problem.valid.resolve()
         del settings["external"]  # a permission, to be given each time
-        if problem.faces is None:  # as in runs of earlier versions
+        if problem.faces is None:  # runs of earlier versions do not have this field
             del settings["faces"]
     domain = as_domain(train.domain, "train.domain")
     return {
@@ -33,11 +32,11 @@ def describe(problem: Problem, config: OperatorConfig, train: Samples) -> dict[s
 
 
 def recorded_problem(run: training.Run, *, own: type | None = None) -> Problem:
-    """The problem of a run, from what `describe` recorded.
+    """Returns the problem of a run from the record that `describe` made.
 
     Args:
         run: the run.
-        own: class of a problem that is not one of `PROBLEMS`, which the run may be on.
+        own: class of a user's own problem, which the run may have. None allows those of `PROBLEMS` only.
 
     Raises:
         ValueError: if the record lacks a field or holds one that this version does not have; the message names the
@@ -45,7 +44,7 @@ def recorded_problem(run: training.Run, *, own: type | None = None) -> Problem:
     """
     path = run.directory / "config.json"
     if missing := {"problem", "data", "operator", "model", "resolution"} - run.config.keys():
-        raise ValueError(f"{path} is not of a run of `jaxop train`: it has no field {min(missing)!r}.")
+        raise ValueError(f"{path} does not belong to a run of `jaxop train`: it has no field {min(missing)!r}.")
     kinds = PROBLEMS if own is None else PROBLEMS | {own.name: own}
     if isinstance(name := run.config["problem"], str) and name not in kinds:
         raise ValueError(
@@ -60,12 +59,12 @@ def recorded_problem(run: training.Run, *, own: type | None = None) -> Problem:
 
 
 def recorded_experiment(run: training.Run) -> AnyExperiment:
-    """The experiment that a run was started with, ready to continue it.
+    """Returns the experiment that a run was started with, ready to continue it.
 
-    Its time limit is left out: it has been reached, or it never mattered.
+    Its time limit is left out: either it was reached, or it did not stop the run.
 
     Raises:
-        ValueError: as `recorded_problem`.
+        ValueError: see `recorded_problem`.
     """
     settings = dataclasses.replace(run.training, time_limit_s=None)
     return Experiment(recorded_problem(run), run.blank_model().config, settings, run_dir=run.directory, resume=True)

@@ -41,7 +41,7 @@ class Row(TypedDict):
 
 
 def check(model: operators.Standardized, sets: Mapping[str, Samples]) -> None:
-    """Raises where the model cannot run on a set or does not return what the set holds, naming the set."""
+    """Raises, naming the set, if the model cannot run on a set or its outputs do not have the shape of the targets."""
     if not sets:
         raise ValueError("there is nothing to evaluate on; name at least one grid or file.")
     config = model.config
@@ -71,17 +71,17 @@ def write_report(
     checkpoint: int | str,
     console: "Console",
 ) -> list[Row]:
-    """Errors on every set: a table printed and saved under ``evaluation/``, then pictures under ``figures/``.
+    """Evaluates all sets, prints the table and saves it under ``evaluation/``, with pictures under ``figures/``.
 
     A picture that cannot be drawn is a warning.
 
     Args:
-        run: the run that the model belongs to.
-        model: with the parameters of the checkpoint.
+        run: the run of the model.
+        model: the model with the parameters of the checkpoint.
         sets: the sets by name.
         name: prefix of all files.
-        checkpoint: the step the parameters are from, for the record.
-        console: where the table goes.
+        checkpoint: the step of the parameters, for the record.
+        console: destination of the table.
 
     Returns:
         The rows of the table.
@@ -127,7 +127,7 @@ def write_report(
 
 
 def file_names(labels: Iterable[str]) -> list[str]:
-    """A short name for the files of each label, all of them different."""
+    """Returns a short name for the files of each label; all names are different."""
     names, times = [], collections.Counter()
     for label in labels:
         name = "".join(c if c.isalnum() or c in "-_." else "-" for c in label.replace("²", ""))[:100]
@@ -141,7 +141,7 @@ def _predictions(model: nnx.Module, samples: Samples, *, labels: Sequence[str], 
 
 
 def error_table(run: training.Run, rows: Sequence[Row]) -> "Table":
-    """The errors on every set."""
+    """Returns the table of the errors on every set."""
     with needs_extra("a table of errors"):
         from rich.table import Table
     title = f"{run.config['operator']} · {run.directory.name} · errors in physical units"

@@ -1,4 +1,4 @@
-"""From an experiment to a trained and evaluated run."""
+"""Training of an experiment: the run, its report, and its directory."""
 
 import contextlib
 import datetime
@@ -31,18 +31,18 @@ def train(experiment: AnyExperiment, *, name: str = "run", console: "Console | N
 
     Args:
         experiment: data, operator, training.
-        name: beginning of the directory's name, if ``experiment.run_dir`` does not give it.
-        console: where progress is told; None writes to stdout.
+        name: beginning of the directory's name, if ``experiment.run_dir`` is None.
+        console: destination of the messages on progress; None writes to stdout.
 
     Returns:
         The run directory.
 
     Raises:
-        ValueError: for data that the operator cannot run on, an operator that does not fit into memory, or settings
-            other than those of the run that is resumed.
-        FileExistsError: if the directory holds a run that is not to be resumed.
-        OSError: for files that cannot be read and directories that cannot be written.
-        ImportError: without the extra ``scripts``.
+        ValueError: if the operator cannot run on the data or does not fit into memory, or the settings differ from
+            those of the run that is resumed.
+        FileExistsError: if the directory holds a run and ``experiment.resume`` is False.
+        OSError: if a file cannot be read or a directory cannot be written.
+        ImportError: if a package of the extra ``scripts`` is not installed.
     """
     console = make_console() if console is None else console
     directory = _run_dir(name, experiment)
@@ -99,12 +99,12 @@ def train(experiment: AnyExperiment, *, name: str = "run", console: "Console | N
 
 
 def build(config: OperatorConfig, train: Samples, *, seed: int) -> operators.Standardized:
-    """The operator in physical units, standardised by the statistics of the training set.
+    """Returns the operator in physical units, standardised by the statistics of the training set.
 
     Args:
-        config: of the operator.
+        config: the config of the operator.
         train: the training samples.
-        seed: of the parameters.
+        seed: the seed of the parameters.
     """
     inputs = data.statistics(train.inputs, train.domain)
     outputs = data.statistics(train.targets, train.target_domain)
@@ -123,7 +123,7 @@ def build(config: OperatorConfig, train: Samples, *, seed: int) -> operators.Sta
 
 
 def new_directory(wanted: Path) -> Path:
-    """Makes a directory that was not there: the wanted one, or with a number behind its name."""
+    """Makes a new directory: the wanted one, or, if it exists, one with a number appended to its name."""
     names = itertools.chain([wanted.name], (f"{wanted.name}-{number}" for number in itertools.count(2)))
     while True:
         directory = wanted.with_name(next(names))

@@ -1,4 +1,4 @@
-"""An operator's settings before its data are known, and the config that the data make of them."""
+"""Settings of an operator before its data are known, which the data complete to a config."""
 
 import dataclasses
 import types
@@ -24,9 +24,9 @@ _DEPTH = 3  # layers beyond which operators are not made to count their paramete
 
 @dataclasses.dataclass(frozen=True, init=False)
 class OperatorSettings:
-    """Settings of an operator whose channels, dimension and reference grid are those of the data.
+    """Settings of an operator whose channels, dimension and reference grid come from the data.
 
-    Patches and modes may be left open, too: `for_data` takes numbers that suit the grids.
+    Patches and modes may be left open, too: `for_data` chooses numbers that suit the grids.
 
     Args:
         operator: one of `jaxop.operators.CONFIGS`.
@@ -37,7 +37,7 @@ class OperatorSettings:
         settings: the fields that were given.
 
     Raises:
-        ValueError: for an unknown operator or field, and for fields that the data decide.
+        ValueError: if the operator or a field is unknown, or the data decide a field.
 
     Example:
         >>> import numpy as np
@@ -52,9 +52,9 @@ class OperatorSettings:
     """
 
     operator: str
-    settings: Mapping[str, Any]
+    settings: Mapping[str, object]
 
-    def __init__(self, operator: str, **settings: Any):
+    def __init__(self, operator: str, **settings: object):
         check_name(operator, "operator", operators.CONFIGS)
         object.__setattr__(self, "operator", operator)
         for name in settings:
@@ -68,11 +68,11 @@ class OperatorSettings:
         """The class of the operator's config."""
         return operators.CONFIGS[self.operator]
 
-    def fields(self) -> dict[str, tuple[Any, Any]]:
-        """Type and default of every setting; None, the default of patches and modes, leaves them open."""
+    def fields(self) -> dict[str, tuple[Any, object]]:
+        """Returns type and default of every setting; None, the default of patches and modes, leaves them open."""
         kind = self.config_type
         hints = typing.get_type_hints(kind)
-        fields = {}
+        fields: dict[str, tuple[Any, object]] = {}
         for field in dataclasses.fields(kind):
             if field.name in kind.FROM_GRID:
                 fields[field.name] = int | None, None
@@ -81,14 +81,14 @@ class OperatorSettings:
         return fields
 
     def for_data(self, train: Samples, others: Sequence[Samples] = ()) -> tuple[OperatorConfig, dict[str, int]]:
-        """The operator's config for these samples, by `jaxop.operators.OperatorConfig.for_data`.
+        """Returns the operator's config for these samples, by `jaxop.operators.OperatorConfig.for_data`.
 
         Args:
             train: the training samples.
-            others: samples on other grids that the operator must be able to run on.
+            others: samples on other grids on which the operator must run.
 
         Returns:
-            The config, and those of its fields that were chosen to suit the grids.
+            The config, and the fields that were chosen to suit the grids.
 
         Raises:
             ValueError: if the settings do not fit together; see the operator's config.
@@ -108,7 +108,7 @@ class OperatorSettings:
 
 
 def check_memory(config: OperatorConfig) -> None:
-    """Raises ``ValueError`` for an operator whose training cannot fit into memory, without making it."""
+    """Raises ``ValueError`` if the training of an operator cannot fit into memory; the operator is not made."""
     size, count = size_of(config)
     needed, available = _COPIES * size, _memory()
     if needed <= available:
@@ -124,7 +124,7 @@ def check_memory(config: OperatorConfig) -> None:
 
 
 def size_of(config: OperatorConfig) -> tuple[int, int]:
-    """Bytes and number of an operator's parameters. Both are linear in the depth: deep operators are extrapolated."""
+    """Returns bytes and number of an operator's parameters; both are linear in the depth, and extrapolated in it."""
     for name in ("layers", "decoder_layers"):
         depth = getattr(config, name, 0)
         if depth > _DEPTH:
@@ -138,11 +138,11 @@ def size_of(config: OperatorConfig) -> tuple[int, int]:
 
 
 def parameters(model: nnx.Module) -> int:
-    """Trainable numbers of a model."""
+    """Returns the number of trainable parameters of a model."""
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
 def _memory() -> float:
-    """Bytes of the accelerator's memory, or of this machine's."""
+    """Returns the bytes of memory of the accelerator, or of this machine."""
     statistics = jax.local_devices()[0].memory_stats() or {}
     return statistics.get("bytes_limit", memory())

@@ -1,4 +1,4 @@
-"""What a command shares with the terminal: ASCII where it must be, messages without tracebacks, exit statuses."""
+"""Commands on a terminal: messages without tracebacks, exit statuses, and ASCII where Unicode cannot be shown."""
 
 import argparse
 import codecs
@@ -38,7 +38,7 @@ def run_command(command: Callable[[Sequence[str]], object], arguments: Sequence[
 
     Args:
         command: takes the arguments, ``--traceback`` excluded.
-        arguments: of the command line, without the program's name.
+        arguments: the arguments of the command line, without the program's name.
 
     Returns:
         The exit status: 0, 2 if the inputs are wrong, or 1 if the reader of stdout has gone.
@@ -69,7 +69,7 @@ def run_command(command: Callable[[Sequence[str]], object], arguments: Sequence[
 
 @contextlib.contextmanager
 def needs_extra(purpose: str) -> Iterator[None]:
-    """Names the extra ``scripts`` if an import inside the block fails for want of a package."""
+    """Names the extra ``scripts`` if an import inside the block fails because a package is missing."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -79,7 +79,7 @@ def needs_extra(purpose: str) -> Iterator[None]:
 
 
 def print_anywhere() -> None:
-    """Replaces what the encoding of stdout or stderr lacks, "²" by "^2" and unknown characters by "?"."""
+    """Replaces characters that the encoding of stdout or stderr lacks: "²" by "^2", unknown ones by "?"."""
     codecs.register_error("plain", _plain)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # notebooks have streams of their own, which take everything
@@ -87,7 +87,7 @@ def print_anywhere() -> None:
 
 
 def make_console() -> "Console":
-    """A console on stdout that does not read text as markup, since files and directories may be called anything."""
+    """Returns a console on stdout that does not read text as markup, since files may have any name."""
     with needs_extra("a table of errors"):
         from rich.console import Console
     return Console(markup=False, emoji=False)

@@ -3,12 +3,12 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from jaxop._validation import check_name
@@ -24,11 +24,11 @@ from jaxop.nn.pointwise import Linear, check_heads
 
 @dataclasses.dataclass(frozen=True)
 class IntegralAttentionConfig:
-    """Which attention a layer runs; `make` builds it.
+    """Settings of the attention of a layer; `make` builds it.
 
     Attributes:
         kernel: the settings of a kernel.
-        implementation: of `jaxop.attention.integral_attention`; None lets it choose.
+        implementation: an implementation of `jaxop.attention.integral_attention`; None lets it choose.
 
     Raises:
         ValueError: if the implementation is unknown, or given for linear attention.
@@ -54,7 +54,7 @@ class IntegralAttentionConfig:
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ) -> "IntegralAttention":
-        """The layer, with new parameters.
+        """Returns the layer with new parameters.
 
         Raises:
             ValueError: if the heads do not divide the width.
@@ -73,9 +73,9 @@ class IntegralAttentionConfig:
 
 
 class IntegralAttention(nnx.Module):
-    """Attn(u)(x) = O ∫ k(Q u(x), K v(y)) V v(y) dy / ∫ k(Q u(x), K v(y)) dy, Q, K, V, O affine at every node.
+    """Attn(u)(x) = O ∫ k(Q u(x), K v(y)) V v(y) dy / ∫ k(Q u(x), K v(y)) dy, with Q, K, V, O affine at every node.
 
-    Queries come from u, keys and values from the ``context`` v; without one, v = u. The sums over nodes
+    Queries come from u, keys and values from the ``context`` v; without a context, v = u. The sums over nodes
     carry the weights of the context's domain.
 
     Args:
@@ -83,7 +83,7 @@ class IntegralAttention(nnx.Module):
         heads: h, a divisor of d.
         kernel: any kernel, one for all heads or `jaxop.kernels.PerHead`; its leaves become trainable parameters. None
             means ``ExpDotProduct()``.
-        implementation: of `jaxop.attention.integral_attention`; None lets it choose.
+        implementation: an implementation of `jaxop.attention.integral_attention`; None lets it choose.
         dtype: dtype of the computation; None means that of the inputs and parameters.
         param_dtype: dtype of the parameters.
         rngs: random streams; ``params`` is used.
@@ -142,11 +142,11 @@ class IntegralAttention(nnx.Module):
             context: samples of v, (b, m, d); None means u itself.
             mask: True where a node of ``x`` may see one of the context. Shared by the samples: (m,), (n, m) or
                 (h, n, m); one per sample: (b, m), (b, n, m) or (b, h, n, m). With four axes each of b, h and n may be
-                1; what fits two of these shapes needs that form.
-            is_causal: whether node i sees nodes j ≤ i only.
+                1. A mask that fits two of the shorter shapes must have four axes.
+            is_causal: lets node i see the nodes j ≤ i only.
 
         Raises:
-            ValueError: for arrays that do not fit, and a mask whose shape has two meanings.
+            ValueError: if arrays do not fit, or the shape of a mask has two meanings.
             TypeError: if the weights are not an array.
             NotImplementedError: if linear attention is given a mask.
         """
@@ -162,7 +162,7 @@ class IntegralAttention(nnx.Module):
         mask: Bool[Array, "..."] | None = None,
         is_causal: bool = False,
     ) -> Float[Array, "b n h c"]:
-        """The outputs of the heads, which `__call__` merges; arguments as there."""
+        """Returns the outputs of the heads, which `__call__` merges; the arguments are those of `__call__`."""
         if x.ndim != 3:
             raise ValueError(f"x must have shape (b, n, d), got {x.shape}; for a single sample pass x[None].")
         query, key, value = self.project(x, x if context is None else context)
@@ -203,16 +203,16 @@ class IntegralAttention(nnx.Module):
     ) -> tuple[Float[Array, "b n d"], Float[Array, "b n d"]]:
         """F = Attn(z), and C(z; v)_i = a_i v_i − ½ (|v_i|² F_i + Σ_heads Σ_j P_ij |v_j|² V z_j O).
 
-        a_i is the mean over the heads of Σ_j P_ij d/dt (q_i·k_j scale) as tokens move with v. The bias of O, which is
-        the same at all tokens, does not enter the forces in C. Linear attention moves in another metric: there C is
-        `jaxop.flows.linear_connection`, head by head of the channels of z.
+        a_i is the mean over the heads of Σ_j P_ij d/dt (q_i·k_j scale) as tokens move with v. The bias of O is
+        the same at all tokens and does not enter the forces in C. Linear attention moves in another metric: there C is
+        `jaxop.flows.linear_connection`, separately for the channels of each head.
 
         Args:
             z: samples, (b, n, d).
-            velocity: v, (b, n, d), or the function that makes it of F; the softmax is then applied twice.
-            weights: as in a call.
-            mask: as in a call.
-            is_causal: as in a call.
+            velocity: v, (b, n, d), or a function that computes it from F; the softmax is then applied twice.
+            weights: see `__call__`.
+            mask: see `__call__`.
+            is_causal: see `__call__`.
 
         Returns:
             (F, C), each (b, n, d).
@@ -243,7 +243,7 @@ class IntegralAttention(nnx.Module):
 
         axes = (0, 0, _batch_axis(weights), mask_axis)
         operators = jax.vmap(operator, in_axes=axes)(query, key, weights, mask)
-        # velocities pass the matrices of the projections and not their biases
+        # velocities are multiplied by the matrices of the projections, without their biases
         matrices = jnp.concatenate([self.query.kernel[...], self.key_value.kernel[:, :width]], axis=1)
 
         def average(*values: Array) -> list[Array]:
@@ -280,7 +280,7 @@ class IntegralAttention(nnx.Module):
         return jax.vmap(by_head, in_axes=(0, 0, _batch_axis(weights)))(x, u, weights).reshape(z.shape).astype(z.dtype)
 
     def _features(self, kernel: Kernel | PerHead, query: Array, key: Array) -> tuple[Array, Array]:
-        """Features (b, n, h, r) and (b, m, h, r) whose inner products are the kernel of every head."""
+        """Returns features (b, n, h, r) and (b, m, h, r) whose inner products are the kernel of every head."""
         kernel = cast_kernel(kernel, query.dtype)
 
         def of_head(kernel: DotProduct | LearnedFeatures, query: Array, key: Array) -> tuple[Array, Array]:
@@ -294,7 +294,7 @@ class IntegralAttention(nnx.Module):
     def project(
         self, x: Float[Array, "b n d"], context: Float[Array, "b m d"]
     ) -> tuple[Float[Array, "b n h c"], Float[Array, "b m h c"], Float[Array, "b m h c"]]:
-        """The queries of x, and the keys and values of the context, of all heads."""
+        """Returns the queries of x, and the keys and values of the context, for all heads."""
         (b, n, d), m = x.shape, context.shape[1]
         query = self.query(x).reshape(b, n, self.heads, d // self.heads)
         key_value = self.key_value(context).reshape(b, m, 2, self.heads, d // self.heads)
@@ -302,14 +302,14 @@ class IntegralAttention(nnx.Module):
 
 
 _RIDGE = {False: 1e-2, True: 1.0}
-"""Of `linear_connection` for normalised tokens; causal, as if one token had been seen at rest along every channel."""
+"""Ridge of `linear_connection` for normalised tokens, by ``is_causal``; 1 counts one token at rest per channel."""
 
 
-def check_weights(weights: Any, samples: int, nodes: int, *, argument: str = "weights") -> None:
-    """Refuses weights that are neither shared by the samples nor one row per sample."""
+def check_weights(weights: object, samples: int, nodes: int, *, argument: str = "weights") -> None:
+    """Raises unless the weights are an array, shared by the samples or with one row per sample, or None."""
     if weights is None:
         return
-    if not hasattr(weights, "ndim"):
+    if not isinstance(weights, jax.Array | np.ndarray):
         raise TypeError(f"{argument} must be an array, got {type(weights).__name__}; of a domain pass domain.weights.")
     if weights.shape not in ((nodes,), (samples, nodes)):
         raise ValueError(
@@ -318,8 +318,8 @@ def check_weights(weights: Any, samples: int, nodes: int, *, argument: str = "we
         )
 
 
-def _mask_of_samples(mask: Any, query: Array, key: Array) -> tuple[Array | None, int | None]:
-    """The mask as `integral_attention` takes that of one sample, and the axis of the samples."""
+def _mask_of_samples(mask: ArrayLike | None, query: Array, key: Array) -> tuple[Array | None, int | None]:
+    """Returns the mask in the form of `integral_attention`, and the axis of the samples if it has one."""
     if mask is None:
         return None, None
     mask = jnp.asarray(mask)

@@ -1,4 +1,4 @@
-"""What layers ask of their constructors' arguments, but for sizes and names."""
+"""Checks of the arguments of layers, other than sizes and names."""
 
 from flax import nnx
 
@@ -7,18 +7,18 @@ from jaxop.kernels import Kernel, PerHead
 
 
 def check_rngs(rngs: object) -> None:
-    """Refuses what draws no parameters, such as a seed or a key."""
+    """Raises ``TypeError`` unless ``rngs`` is `flax.nnx.Rngs`: a seed or a key is refused."""
     check_type(rngs, "rngs", nnx.Rngs, "flax.nnx.Rngs, such as rngs=nnx.Rngs(0) with a seed")
 
 
 def check_dtypes(dtype: object, param_dtype: object) -> None:
-    """Refuses dtypes that are not floating, and their nicknames."""
+    """Raises unless both are floating dtypes, by their full names; ``dtype`` may be None."""
     check_dtype(dtype, "dtype", optional=True)
     check_dtype(param_dtype, "param_dtype")
 
 
 def check_kernel(kernel: object) -> None:
-    """Refuses what is not a kernel itself."""
+    """Raises ``TypeError`` unless ``kernel`` is a kernel: settings and names are refused."""
     if not isinstance(kernel, Kernel | PerHead) or isinstance(kernel, type):
         raise TypeError(
             f"kernel must be a Kernel, such as kernels.Gaussian(), got {kernel!r}; settings and names of kernels "
@@ -27,7 +27,7 @@ def check_kernel(kernel: object) -> None:
 
 
 def check_attention(attention: object) -> None:
-    """Refuses what cannot be called."""
+    """Raises ``TypeError`` unless ``attention`` can be called."""
     if not callable(attention) or isinstance(attention, type):
         raise TypeError(
             f"attention must be a module that is called as attention(x, *args), such as nn.IntegralAttention(width, "

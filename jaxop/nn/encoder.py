@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, TypedDict, TypeVar
+from typing import TypedDict, TypeVar
 
 import jax.numpy as jnp
 from flax import nnx
@@ -20,13 +20,13 @@ from jaxop.nn.pointwise import FeedForward, LayerNorm, check_dropout, check_head
 Config = TypeVar("Config", bound="ModelConfig")
 
 NORMS = ("post", "pre")
-"""Where an encoder layer normalises: after each residual sum, or before each branch."""
+"""Places where an encoder layer normalises: after each residual sum ("post"), or before each branch ("pre")."""
 
 
 class EncoderLayer(nnx.Module):
     """x ← LN(x + Attn(x)), x ← LN(x + FF(x)) ("post"); x ← x + Attn(LN(x)), x ← x + FF(LN(x)) ("pre").
 
-    The layer is pointwise but for its attention, so one layer serves every operator and every layout:
+    Apart from its attention the layer is pointwise, so one layer serves every operator and every layout.
     LN normalises the channels at each node, FF is `FeedForward`, and dropout acts on the output of each
     branch.
 
@@ -36,13 +36,13 @@ class EncoderLayer(nnx.Module):
         feedforward: hidden channels of FF.
         norm: one of `NORMS`.
         dropout: rate, active in training mode (``model.train()``, `nnx.Dropout`).
-        activation: of `FeedForward`.
+        activation: the activation of `FeedForward`.
         dtype: dtype of the computation. None takes that of inputs and parameters.
         param_dtype: dtype of the parameters.
         rngs: random streams; ``params`` and, if ``dropout > 0``, ``dropout`` are used.
 
     Raises:
-        ValueError: for an unknown norm or activation, or a rate outside [0, 1).
+        ValueError: if the norm or the activation is unknown, or the rate lies outside [0, 1).
 
     Source: Vaswani et al., arXiv:1706.03762; Calvello et al., arXiv:2406.06486.
 
@@ -81,7 +81,7 @@ class EncoderLayer(nnx.Module):
         self.feedforward_norm = LayerNorm(width, dtype=dtype, param_dtype=param_dtype)
         self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout > 0 else None
 
-    def __call__(self, x: Float[Array, "*n d"], *args: Any, **kwargs: Any) -> Float[Array, "*n d"]:
+    def __call__(self, x: Float[Array, "*n d"], *args: object, **kwargs: object) -> Float[Array, "*n d"]:
         """Applies the layer; further arguments go to the attention."""
         x = x + self._drop(self.attention(self.attention_input(x), *args, **kwargs))
         if self.dropout is None or self.dropout.deterministic:
@@ -90,7 +90,7 @@ class EncoderLayer(nnx.Module):
         return in_blocks(self._pointwise, x, self.dropout(jnp.ones_like(x)))
 
     def attention_input(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
-        """Returns what the attention of this layer acts on: LN(x) ("pre") or x ("post")."""
+        """Returns the input of the attention of this layer: LN(x) ("pre") or x ("post")."""
         return in_blocks(self.attention_norm, x) if self.norm == "pre" else x
 
     def _pointwise(self, x: Array, keep: Array | None = None) -> Array:
@@ -113,7 +113,7 @@ class Dtypes(TypedDict):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Base class of the configs of all models: what every one of them has.
+    """Base class of the configs of all models, with the fields that they share.
 
     Attributes:
         width: channels d inside.
@@ -123,8 +123,8 @@ class ModelConfig:
         param_dtype: dtype of the parameters.
 
     Raises:
-        TypeError: for a size that is not an integer.
-        ValueError: for a size below 1 and unknown names; the message has valid ones.
+        TypeError: if a size is not an integer.
+        ValueError: if a size is below 1 or a name is unknown; the message has valid ones.
 
     Example:
         >>> from jaxop import nn
@@ -150,7 +150,7 @@ class ModelConfig:
         """Returns the config of a new model if it is of this class and the model can draw its parameters.
 
         Raises:
-            TypeError: for another config, and for what is not `flax.nnx.Rngs`.
+            TypeError: if ``config`` is of another class, or ``rngs`` is not `flax.nnx.Rngs`.
         """
         room = cls.__module__.split(".")[1]
         check_type(config, "config", cls, f"{room}.{cls.__name__}(...), made by operators.from_dict from a dict")
@@ -165,7 +165,7 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LayersConfig(ModelConfig):
-    """Base class of the configs of models with layers of attention: a `ModelConfig`, and what such a layer has.
+    """Base class of the configs of models with layers of attention: a `ModelConfig` with the fields of these layers.
 
     Attributes:
         heads: h, a divisor of the width.
@@ -174,8 +174,8 @@ class LayersConfig(ModelConfig):
         dropout: rate in training mode.
 
     Raises:
-        TypeError: for a size that is not an integer.
-        ValueError: for sizes that do not fit, unknown names and rates outside [0, 1); the message has valid ones.
+        TypeError: if a size is not an integer.
+        ValueError: if sizes do not fit, a name is unknown or a rate lies outside [0, 1); the message has valid ones.
     """
 
     heads: int = 8
@@ -215,14 +215,14 @@ class LayersConfig(ModelConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EncoderConfig(LayersConfig):
-    """Base class of the configs of encoders: a `LayersConfig`, and whether its tokens have a velocity.
+    """Base class of the configs of encoders: a `LayersConfig` with the velocity of the tokens.
 
     Attributes:
-        momentum: whether tokens carry a velocity; its blocks need ``norm="pre"``.
+        momentum: the velocity of the tokens; all blocks except ``"none"`` need ``norm="pre"``.
 
     Raises:
-        TypeError: for a size that is not an integer, and settings of another kind.
-        ValueError: for sizes that do not fit, unknown names and rates outside [0, 1); the message has valid ones.
+        TypeError: if a size is not an integer, or ``momentum`` is not a `MomentumConfig`.
+        ValueError: if sizes do not fit, a name is unknown or a rate lies outside [0, 1); the message has valid ones.
     """
 
     momentum: MomentumConfig = MomentumConfig()
@@ -243,8 +243,8 @@ class EncoderConfig(LayersConfig):
         if self.momentum.block in ("H1", "R2") and not isinstance(kernel, known):
             names = " and ".join(kind.__name__ for kind in known)
             raise ValueError(
-                f"block={self.momentum.block!r} is made for {names}, got {type(kernel).__name__}; Y and H0 take any "
-                "kernel."
+                f"block={self.momentum.block!r} needs {names}, got {type(kernel).__name__}; the blocks Y and H0 take "
+                "any kernel."
             )
 
     def layer(self, attention: Callable[..., Array], *, rngs: nnx.Rngs) -> EncoderLayer | MomentumLayer:

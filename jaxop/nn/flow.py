@@ -18,21 +18,23 @@ from jaxop.nn.pointwise import FeedForward, LayerNorm, check_dropout, in_blocks
 class FlowLayer(nnx.Module):
     """One step of the accelerated softmax flow ẍ = −α ẋ + Γ − C of all tokens together, then a pointwise network.
 
-    The exact Hamiltonian system of `jaxop.flows.softmax_rates`, with the quadrature weights of the domain:
-    A = L_A L_Aᵀ / d and B = d L_B L_Bᵀ with triangular factors of positive diagonal, the identity at first, so that
-    scores start at |x|²/d and V = B A at 1. One kernel of full width; every token sees all others, so it is for
-    functions and not for sequences. Damping α(t) = c_log/t + c_lin, t growing by h_y from layer to layer, and the steps
-    h_x, h_y are trained, positive all. FF then acts on the velocity: v ← v + FF(LN(x)), x ← x + h_x FF(LN(x)).
+    The flow is the exact Hamiltonian system of `jaxop.flows.softmax_rates`, with the quadrature weights of the domain.
+    A = L_A L_Aᵀ / d and B = d L_B L_Bᵀ have triangular factors of positive diagonal. Both factors start as the
+    identity, so that scores start at |x|²/d and V = B A at 1. The layer has one kernel of full width, and every token
+    sees all others, so it is for functions and not for sequences. The damping is α(t) = c_log/t + c_lin, and t grows by
+    h_y from layer to layer. c_log, c_lin and the steps h_x, h_y are trained and stay positive. FF then acts on the
+    velocity: v ← v + FF(LN(x)), x ← x + h_x FF(LN(x)).
 
-    Nothing bounds the velocities, in which C is quadratic: with inputs a few times larger than those of training the
-    exact flow can run away and overflow. Standardise inputs, or take Y or H0, whose velocities are normalised.
+    The velocities are not bounded, and C is quadratic in them: with inputs a few times larger than those of training
+    the exact flow can run away and overflow. Standardise inputs, or take the block Y or H0, whose velocities are
+    normalised.
 
     Args:
         width: channels d.
         feedforward: hidden channels of FF.
         method: a name in `jaxop.flows.METHODS`.
         dropout: rate on FF, in training mode.
-        activation: of `FeedForward`.
+        activation: the activation of `FeedForward`.
         dtype: dtype of the computation of FF; None means that of the inputs and parameters.
         param_dtype: dtype of the parameters.
         rngs: random streams; ``params`` and, if ``dropout > 0``, ``dropout`` are used.
@@ -88,11 +90,11 @@ class FlowLayer(nnx.Module):
         self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout > 0 else None
 
     def start(self, x: Float[Array, "*n d"], velocity: Float[Array, "*n d"] | None = None) -> State:
-        """The state before the first layer, at t = 1; at rest without a velocity."""
+        """Returns the state before the first layer, at t = 1. Without a velocity, the tokens are at rest."""
         return start(self.method, x, velocity)
 
     def matrices(self) -> tuple[Float[Array, "d d"], Float[Array, "d d"]]:
-        """A and B, symmetric and positive definite."""
+        """Returns A and B, symmetric and positive definite."""
 
         def square(raw: Array) -> Array:
             factor = jnp.tril(raw, -1) + jnp.diag(jax.nn.softplus(jnp.diagonal(raw)))

@@ -1,10 +1,10 @@
-"""Choices of a kernel as plain settings: what a config holds, and what a layer turns into parameters."""
+"""Choices of a kernel as plain settings, which a config holds and a layer turns into parameters."""
 
 import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ from jaxop.nn.activations import ACTIVATIONS
 from jaxop.nn.checks import check_kernel, check_rngs
 
 PER = ("layer", "head", "channel")
-"""What may have a parameter of its own in a `FourierIntegralConfig`."""
+"""Parts of a layer that may have a radius of their own in a `FourierIntegralConfig`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ class ExpDotProductConfig:
     name: Literal["exp_dot_product"] = "exp_dot_product"
 
     def make(self, heads: int, depth: int, *, rngs: nnx.Rngs) -> Kernel | PerHead:
-        """The kernel of a layer with ``heads`` heads of ``depth`` channels."""
+        """Returns the kernel of a layer with ``heads`` heads of ``depth`` channels."""
         del heads, depth, rngs
         return ExpDotProduct()
 
@@ -52,7 +52,7 @@ class LinearConfig:
     name: Literal["linear"] = "linear"
 
     def make(self, heads: int, depth: int, *, rngs: nnx.Rngs) -> Kernel | PerHead:
-        """The kernel of a layer with ``heads`` heads of ``depth`` channels."""
+        """Returns the kernel of a layer with ``heads`` heads of ``depth`` channels."""
         del heads, depth, rngs
         return DotProduct()
 
@@ -75,7 +75,7 @@ class GaussianConfig:
         _check_positive(self.inverse_width, "inverse_width")
 
     def make(self, heads: int, depth: int, *, rngs: nnx.Rngs) -> Kernel | PerHead:
-        """The kernel of a layer with ``heads`` heads of ``depth`` channels."""
+        """Returns the kernel of a layer with ``heads`` heads of ``depth`` channels."""
         _check_heads(heads, depth)
         del rngs
         return PerHead(Gaussian(jnp.full(heads, self.inverse_width)))
@@ -90,10 +90,10 @@ class FourierIntegralConfig:
             about as soft as softmax. Published are 2 for language and 1 for images, nearly one-hot at d ≥ 16.
         power: an even number.
         epsilon: 0 is exact; published is 1e-6. See `jaxop.kernels.FourierIntegral`.
-        per: what has a radius of its own: the "layer", every "head", or every "channel" of every head.
+        per: the part with a radius of its own: the "layer", every "head", or every "channel" of every head.
 
     Raises:
-        ValueError: as `jaxop.kernels.FourierIntegral`, and for an unknown ``per`` or power 1.
+        ValueError: if ``per`` is unknown, ``power`` is 1, or `jaxop.kernels.FourierIntegral` raises it.
     """
 
     radius: float | None = None
@@ -113,7 +113,7 @@ class FourierIntegralConfig:
             raise ValueError("power=1 is a signed kernel, which attention cannot normalise; use 2, 4, 6, ...")
 
     def make(self, heads: int, depth: int, *, rngs: nnx.Rngs) -> Kernel | PerHead:
-        """The kernel of a layer with ``heads`` heads of ``depth`` channels."""
+        """Returns the kernel of a layer with ``heads`` heads of ``depth`` channels."""
         _check_heads(heads, depth)
         del rngs
         shape = {"layer": (), "head": (heads, 1), "channel": (heads, depth)}[self.per]
@@ -129,7 +129,7 @@ class EuclideanDistanceConfig:
     name: Literal["euclidean_distance"] = "euclidean_distance"
 
     def make(self, heads: int, depth: int, *, rngs: nnx.Rngs) -> Kernel | PerHead:
-        """The kernel of a layer with ``heads`` heads of ``depth`` channels."""
+        """Returns the kernel of a layer with ``heads`` heads of ``depth`` channels."""
         del heads, depth, rngs
         return EuclideanDistance(None)
 
@@ -154,7 +154,7 @@ class IntersectionConfig:
             _check_positive(self.scale, "scale")
 
     def make(self, heads: int, depth: int, *, rngs: nnx.Rngs) -> Kernel | PerHead:
-        """The kernel of a layer with ``heads`` heads of ``depth`` channels."""
+        """Returns the kernel of a layer with ``heads`` heads of ``depth`` channels."""
         _check_heads(heads, depth)
         del rngs
         return PerHead(Intersection(jnp.full(heads, depth**-0.5 if self.scale is None else self.scale)))
@@ -179,7 +179,7 @@ class QuadraticConfig:
             raise ValueError(f"offset must be finite, got {self.offset}; 1 starts with nearly equal weights.")
 
     def make(self, heads: int, depth: int, *, rngs: nnx.Rngs) -> Kernel | PerHead:
-        """The kernel of a layer with ``heads`` heads of ``depth`` channels."""
+        """Returns the kernel of a layer with ``heads`` heads of ``depth`` channels."""
         _check_heads(heads, depth)
         del rngs
         return PerHead(Quadratic(jnp.full(heads, self.offset)))
@@ -191,11 +191,11 @@ class TruncatedExponentialConfig:
 
     Attributes:
         degree: p, from 1 to 20. See `jaxop.kernels.TruncatedExponential`.
-        clip: for odd degrees, which are negative where q·k is very negative: such pairs weigh nothing. Attention cannot
-            normalise odd degrees without it.
+        clip: cuts the kernel at 0. Odd degrees need it, since they are negative if q·k is very negative, and
+            attention cannot normalise a signed kernel.
 
     Raises:
-        ValueError: as `jaxop.kernels.TruncatedExponential`, and for an odd degree without ``clip``.
+        ValueError: if the degree is odd without ``clip``, or `jaxop.kernels.TruncatedExponential` raises it.
     """
 
     degree: int = 2
@@ -210,7 +210,7 @@ class TruncatedExponentialConfig:
             )
 
     def make(self, heads: int, depth: int, *, rngs: nnx.Rngs) -> Kernel | PerHead:
-        """The kernel of a layer with ``heads`` heads of ``depth`` channels."""
+        """Returns the kernel of a layer with ``heads`` heads of ``depth`` channels."""
         del heads, depth, rngs
         return TruncatedExponential(self.degree, clip=self.clip)
 
@@ -243,7 +243,7 @@ class LearnedFeaturesConfig:
                 raise ValueError(f"{name} must be an integer of at least 1, got {size!r}.")
 
     def make(self, heads: int, depth: int, *, rngs: nnx.Rngs) -> Kernel | PerHead:
-        """The kernel of a layer with ``heads`` heads of ``depth`` channels."""
+        """Returns the kernel of a layer with ``heads`` heads of ``depth`` channels."""
         _check_heads(heads, depth)
         check_rngs(rngs)
 
@@ -260,10 +260,10 @@ class LearnedFeaturesConfig:
 
 
 @functools.cache
-def _network(activation: str) -> Callable[[Any, jax.Array], jax.Array]:
-    """The same object for the same activation: two models of one config have one structure."""
+def _network(activation: str) -> Callable[[dict[str, jax.Array], jax.Array], jax.Array]:
+    """Returns the same object for the same activation, so that two models of one config have one structure."""
 
-    def network(params: Any, x: jax.Array) -> jax.Array:
+    def network(params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
         hidden = ACTIVATIONS[activation](x @ params["inner"] + params["inner_bias"])
         return hidden @ params["outer"] + params["outer_bias"]
 
@@ -291,7 +291,7 @@ KernelConfig = (
     | TruncatedExponentialConfig
     | LearnedFeaturesConfig
 )
-"""Any of the choices."""
+"""One of the choices."""
 
 LINEAR = (LinearConfig, LearnedFeaturesConfig)
 """The choices that are signed and of finite rank: attention by moments, without normalisation."""
@@ -311,7 +311,7 @@ KERNELS: dict[str, type] = {
 
 
 def check_kernel_config(choice: object) -> None:
-    """Refuses what is not the settings of a kernel."""
+    """Raises ``TypeError`` unless ``choice`` is the settings of a kernel."""
     if not isinstance(choice, KernelConfig):
         expected = ", ".join(f"nn.{kind.__name__}()" for kind in KERNELS.values())
         raise TypeError(
@@ -321,7 +321,7 @@ def check_kernel_config(choice: object) -> None:
 
 
 class KernelParameters(nnx.Module):
-    """A kernel whose leaves are trainable parameters of a module: `value` is the kernel at its present ones.
+    """Kernel whose leaves are trainable parameters of a module; `value` is the kernel at its present parameters.
 
     Args:
         kernel: the kernel with its initial parameters, one for all heads or `jaxop.kernels.PerHead`.

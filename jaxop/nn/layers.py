@@ -1,7 +1,6 @@
-"""Encoder layers one after the other, whether or not their tokens have a velocity."""
+"""Encoder layers one after the other, with or without a velocity of their tokens."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from jaxtyping import Array
 
@@ -10,11 +9,11 @@ from jaxop.nn.flow import FlowLayer
 from jaxop.nn.momentum import MomentumLayer
 
 Layers = Sequence[Callable[..., Array | State]]
-"""Layers one after the other: what one returns, the next takes."""
+"""Layers one after the other: each takes the result of the one before."""
 
 
 def start_layers(layers: Layers, x: Array, velocity: Array | None = None) -> Array | State:
-    """Returns what the first of some layers takes: the tokens, or their state with a velocity."""
+    """Returns the argument of the first layer: the tokens, or their state with a velocity."""
     first = layers[0] if layers else None
     return first.start(x, velocity) if isinstance(first, MomentumLayer | FlowLayer) else x
 
@@ -24,7 +23,7 @@ def tokens_of(state: Array | State) -> Array:
     return state.position if isinstance(state, State) else state
 
 
-def run_layers(layers: Layers, x: Array, *args: Any, velocity: Array | None = None, **kwargs: Any) -> Array:
+def run_layers(layers: Layers, x: Array, *args: object, velocity: Array | None = None, **kwargs: object) -> Array:
     """Returns the tokens after all layers, with or without a velocity; further arguments go to every layer.
 
     Example:

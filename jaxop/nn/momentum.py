@@ -1,7 +1,8 @@
 """Encoder layers whose tokens have a velocity: accelerated attention as a network block."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -16,19 +17,34 @@ from jaxop.nn.checks import check_attention
 from jaxop.nn.pointwise import FeedForward, LayerNorm, check_dropout, in_blocks
 
 BLOCKS = ("none", "Y", "H0", "H1", "R2")
-"""What `MomentumConfig.block` may be."""
+"""Values of `MomentumConfig.block`."""
 
 VELOCITIES = ("learned", "zero")
-"""What `MomentumConfig.initial` may be."""
+"""Values of `MomentumConfig.initial`."""
+
+
+@runtime_checkable
+class Connected(Protocol):
+    """Attention with a connection, for the blocks H1 and R2; `jaxop.nn.IntegralAttention` is one."""
+
+    def __call__(self, x: Array, *args: object, **kwargs: object) -> Array:
+        """Returns the attention of x."""
+        ...
+
+    def with_connection(
+        self, z: Array, velocity: Array | Callable[[Array], Array], *args: object, **kwargs: object
+    ) -> tuple[Array, Array]:
+        """Returns the attention of z, and the connection C(z; v)."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
 class MomentumConfig:
-    """Whether and how the tokens of a model carry a velocity.
+    """Settings of the velocity of the tokens of a model.
 
     Attributes:
-        block: ``"none"``: tokens have no velocity, and layers are ordinary residual ones. ``"Y"`` (Nesterov), ``"H0"``,
-            ``"H1"``, ``"R2"``: see `MomentumLayer`; they keep the causal order of sequences.
+        block: ``"none"``: tokens do not have a velocity, and layers are ordinary residual ones. ``"Y"`` (Nesterov),
+            ``"H0"``, ``"H1"``, ``"R2"``: see `MomentumLayer`; they keep the causal order of sequences.
         initial: the first velocity: ``"learned"`` from the model's input by an embedding of its own, or ``"zero"``.
 
     Raises:
@@ -51,12 +67,12 @@ class MomentumConfig:
 
     @property
     def learns_velocity(self) -> bool:
-        """Whether the model needs an embedding of the first velocity."""
+        """True if the model needs an embedding of the first velocity."""
         return self.block != "none" and self.initial == "learned"
 
 
 class Unit(nnx.Module):
-    """A trainable number in (0, 1)."""
+    """Trainable number in (0, 1)."""
 
     def __init__(self, value: float, *, param_dtype: DTypeLike = jnp.float32):
         self.raw = nnx.Param(jnp.asarray(np.log(value) - np.log1p(-value), param_dtype))
@@ -67,12 +83,12 @@ class Unit(nnx.Module):
         return jax.nn.sigmoid(self.raw[...])
 
     def __call__(self, like: Array) -> Array:
-        """The number, in the dtype of an array."""
+        """Returns the number in the dtype of an array."""
         return self.value.astype(like.dtype)
 
 
 class Positive(Unit):
-    """A trainable positive number."""
+    """Trainable positive number."""
 
     def __init__(self, value: float, *, param_dtype: DTypeLike = jnp.float32):
         self.raw = nnx.Param(jnp.asarray(np.log(np.expm1(value)), param_dtype))
@@ -84,21 +100,21 @@ class Positive(Unit):
 
 
 class MomentumLayer(nnx.Module):
-    """Tokens x with velocities v, moved by attention and then by a pointwise network.
+    """Layer that moves tokens x with velocities v by attention and then by a pointwise network.
 
         Y ("Nesterov"):  F = Attn(LN(x + μ v)),  v ← LN_v(β v + γ F),            x ← x + v
         H0:              F = Attn(LN(x)),        v ← LN_v(β v + γ F),            x ← x + v
         H1:              z = LN(x), F = Attn(z), v ← LN_v(β v + γ F − C(z; v)),  x ← x + v
         R2:              W = β v + γ F,          x ← x + LN_v(W − ½ C(z; W)),    v ← LN_v(W − C(z; W))
 
-    and then v ← LN_v(β' v + γ' FF(LN(x + μ' v))), x ← x + v in all of them. C is the connection of the softmax metric,
+    and then v ← LN_v(β' v + γ' FF(LN(x + μ' v))), x ← x + v in every block. C is the connection of the softmax metric,
 
-        C(z; v)_i = a_i v_i − ½ (|v_i|² F_i + Σ_heads Σ_j P_ij |v_j|² V z_j O),
+        C(z; v)_i = a_i v_i − ½ (|v_i|² F_i + Σ_heads Σ_j P_ij |v_j|² V z_j O).
 
-    a_i the mean over the heads of the rate at which v changes the logarithm of the softmax denominator of token i. It
-    needs no second score matrix, and no row of it looks beyond what the attention itself sees: causal attention makes
-    a causal block. Y and H0 take any attention; H1 and R2 one with a method ``with_connection``, for linear attention
-    that of `jaxop.flows.linear_connection`.
+    a_i is the mean over the heads of the rate at which v changes the logarithm of the softmax denominator of token i.
+    C takes the score matrix of the attention itself, so causal attention makes a causal block. Y and H0 take any
+    attention. H1 and R2 need one with a method ``with_connection``; in linear attention this is
+    `jaxop.flows.linear_connection`.
 
     Args:
         attention: module called as ``attention(x, *args, **kwargs)``, (…, d) to (…, d).
@@ -106,17 +122,18 @@ class MomentumLayer(nnx.Module):
         feedforward: hidden channels of FF.
         block: ``"Y"``, ``"H0"``, ``"H1"`` or ``"R2"``.
         dropout: rate on F and on FF, in training mode.
-        activation: of `FeedForward`.
+        activation: the activation of `FeedForward`.
         dtype: dtype of the computation; None means that of the inputs and parameters.
         param_dtype: dtype of the parameters.
         rngs: random streams; ``params`` and, if ``dropout > 0``, ``dropout`` are used.
 
-    μ, β start at 0.9 and stay in (0, 1), γ starts at 1 and stays positive; all are trained, one set for the attention
-    (``look_ahead.value``, ``retention.value``, ``gain.value``) and one for FF (``feedforward_look_ahead.value``, …).
+    μ and β start at 0.9 and stay in (0, 1); γ starts at 1 and stays positive. All are trained, with one set for the
+    attention (``look_ahead.value``, ``retention.value``, ``gain.value``) and one for FF
+    (``feedforward_look_ahead.value``, …).
 
     Raises:
         ValueError: if the block or the activation is unknown, or a rate lies outside [0, 1).
-        TypeError: if the attention of H1 or R2 has no connection.
+        TypeError: if the attention of H1 or R2 does not have a method ``with_connection``.
 
     Cost: one attention per layer; in H1 with four times the channels of its values, in R2 applied twice. With causal
     linear attention H1 and R2 fit a d/h × d/h matrix per head, one token after the other.
@@ -136,7 +153,7 @@ class MomentumLayer(nnx.Module):
 
     def __init__(
         self,
-        attention: Any,
+        attention: Callable[..., Array],
         width: int,
         feedforward: int,
         *,
@@ -154,7 +171,7 @@ class MomentumLayer(nnx.Module):
         if block in ("H1", "R2") and not hasattr(attention, "with_connection"):
             raise TypeError(
                 f"block {block!r} needs an attention with a method with_connection, got {type(attention).__name__}; "
-                "Y and H0 take any."
+                "the blocks Y and H0 take any attention."
             )
         self.block = block
         self.attention = attention
@@ -174,20 +191,20 @@ class MomentumLayer(nnx.Module):
         self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout > 0 else None
 
     def start(self, x: Float[Array, "*n d"], velocity: Float[Array, "*n d"] | None = None) -> State:
-        """The state before the first layer; at rest without a velocity."""
+        """Returns the state before the first layer. Without a velocity, the tokens are at rest."""
         if velocity is not None and velocity.shape != x.shape:
             raise ValueError(f"velocity must have the shape of x, {x.shape}, got {velocity.shape}.")
         return State(x, jnp.zeros_like(x) if velocity is None else velocity.astype(x.dtype), jnp.ones((), jnp.float32))
 
     def attention_input(self, state: State) -> Float[Array, "*n d"]:
-        """What the attention of this layer acts on: LN(x + μ v) in Y, else LN(x)."""
+        """Returns the input of the attention of this layer: LN(x + μ v) in Y, otherwise LN(x)."""
         x, v = state.position, state.velocity
         if self.look_ahead is None:
             return in_blocks(self.attention_norm, x)
         look_ahead = self.look_ahead(x)
         return in_blocks(lambda x, v: self.attention_norm(x + look_ahead * v), x, v)
 
-    def __call__(self, state: State, *args: Any, **kwargs: Any) -> State:
+    def __call__(self, state: State, *args: object, **kwargs: object) -> State:
         """Moves the tokens; further arguments go to the attention."""
         x, v, z = state.position, state.velocity, self.attention_input(state)
         retention, gain = self.retention(x), self.gain(x)
@@ -195,21 +212,23 @@ class MomentumLayer(nnx.Module):
         def accelerated(force: Array) -> Array:
             return retention * v + gain * self._drop(force)
 
-        connection, share = None, 1.0
+        connection, share, attention = None, 1.0, self.attention
         if self.block == "H1":
-            force, connection = self.attention.with_connection(z, v, *args, **kwargs)
+            assert isinstance(attention, Connected)
+            force, connection = attention.with_connection(z, v, *args, **kwargs)
             moved = accelerated(force)
         elif self.block == "R2":
-            # drawn here: the proposal is made twice, and must be the same
+            assert isinstance(attention, Connected)
+            # drawn here, because the proposal is made twice and must be the same
             drop = None if self.dropout is None else self.dropout(jnp.ones_like(x))
 
             def proposal(force: Array) -> Array:
                 return retention * v + gain * (force if drop is None else drop * force)
 
-            force, connection = self.attention.with_connection(z, proposal, *args, **kwargs)
+            force, connection = attention.with_connection(z, proposal, *args, **kwargs)
             moved, share = proposal(force), 0.5
         else:
-            moved = accelerated(self.attention(z, *args, **kwargs))
+            moved = accelerated(attention(z, *args, **kwargs))
         keep = None if self.dropout is None else self.dropout(jnp.ones_like(x))
         look_ahead, retention, gain = (
             number(x) for number in (self.feedforward_look_ahead, self.feedforward_retention, self.feedforward_gain)
@@ -222,13 +241,13 @@ class MomentumLayer(nnx.Module):
             v = self.velocity_norm(retention * v + gain * (branch if keep is None else keep * branch))
             return jnp.concatenate([x + v, v], axis=-1)
 
-        given = {"connection": connection, "keep": keep}
-        names = [name for name, array in given.items() if array is not None]
+        optional = {"connection": connection, "keep": keep}
+        given = {name: array for name, array in optional.items() if array is not None}
         out = in_blocks(
-            lambda x, moved, *rest: pointwise(x, moved, **dict(zip(names, rest, strict=True))),
+            lambda x, moved, *rest: pointwise(x, moved, **dict(zip(given, rest, strict=True))),
             x,
             moved,
-            *(given[name] for name in names),
+            *given.values(),
         )
         x, v = jnp.split(out, 2, axis=-1)
         return state._replace(position=x, velocity=v, time=state.time + 1)

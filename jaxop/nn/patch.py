@@ -34,8 +34,8 @@ class PatchAttention(nnx.Module):
     Args:
         width: channels d.
         heads: h, a divisor of d.
-        kernel: of `jaxop.attention.patch_attention`, one for all heads or `jaxop.kernels.PerHead`; its leaves become
-            parameters. None means exp ∫ Q u_j · K u_k dx.
+        kernel: the kernel of `jaxop.attention.patch_attention`, one for all heads or `jaxop.kernels.PerHead`; its
+            leaves become parameters. None means exp ∫ Q u_j · K u_k dx.
         dtype: dtype of the computation; None means that of the inputs and parameters.
         param_dtype: dtype of the parameters.
         rngs: random streams; ``params`` is used.
@@ -93,8 +93,8 @@ class PatchAttention(nnx.Module):
 
         Args:
             z: functions on the patches, (b, p, s, d).
-            velocity: v, (b, p, s, d), or the function that makes it of F; the attention is then evaluated twice.
-            weights: as in a call.
+            velocity: v, (b, p, s, d), or a function that computes it from F; the attention is then evaluated twice.
+            weights: see `__call__`.
 
         Returns:
             (F, C), each (b, p, s, d).
@@ -102,7 +102,7 @@ class PatchAttention(nnx.Module):
         Raises:
             NotImplementedError: if the kernel is not the exponentiated inner product.
         """
-        # without a kernel scores are inner products as they are
+        # without a kernel, scores are the inner products themselves
         kernel = ExpDotProduct(1.0) if self.kernel is None else check_dot_product(self.kernel.value)
         query, key, value = self._heads(self.projection(z))
         width = z.shape[-1]
@@ -140,7 +140,7 @@ class PatchAttention(nnx.Module):
         return jax.vmap(attend, in_axes=axes)(query, key, value, weights)
 
     def _heads(self, projected: Array) -> list[Array]:
-        """Projections side by side, (b, p, s, k d), as k arrays (b, p, s, h, c)."""
+        """Splits projections side by side, (b, p, s, k d), into k arrays (b, p, s, h, c)."""
         width = self.output.kernel.shape[0]
         shape = (*projected.shape[:-1], self.heads, width // self.heads)
         return [part.reshape(shape) for part in jnp.split(projected, projected.shape[-1] // width, axis=-1)]
@@ -157,7 +157,7 @@ class FourierPatchAttention(nnx.Module):
         heads: h, a divisor of d.
         modes: m, one number or one per axis.
         reference: nodes along each axis of a PATCH of the reference grid.
-        dtype: dtype of the result; None means that of the inputs and parameters. All of it is computed on
+        dtype: dtype of the result; None means that of the inputs and parameters. The computation runs on
             coefficients, in float32 at least.
         param_dtype: dtype of the parameters.
         rngs: random streams; ``params`` is used.
@@ -222,13 +222,13 @@ class FourierPatchAttention(nnx.Module):
         patch_shape: Sequence[int],
         weight: Float[Array, ""] | Float[Array, " b"] | float,
     ) -> tuple[Float[Array, "s b p d"], Float[Array, "s b p d"]]:
-        """F = Attn(z) and the connection C(z; v), as `PatchAttention.with_connection`; attention on coefficients.
+        """F = Attn(z) and the connection C(z; v) of `PatchAttention.with_connection`, computed on coefficients.
 
         Args:
             z: functions on the patches, nodes first, (s, b, p, d).
-            velocity: v, (s, b, p, d), or the function that makes it of F; the attention is then evaluated twice.
-            patch_shape: as in a call.
-            weight: as in a call.
+            velocity: v, (s, b, p, d), or a function that computes it from F; the attention is then evaluated twice.
+            patch_shape: see `__call__`.
+            weight: see `__call__`.
 
         Returns:
             (F, C), each (s, b, p, d).
@@ -262,7 +262,7 @@ class FourierPatchAttention(nnx.Module):
         return force.astype(dtype), change.astype(dtype)
 
     def _project(self, tokens: Array, band: Band) -> list[Array]:
-        """Coefficients of Q, K and V, each (2, m, b, p, h, c)."""
+        """Returns the coefficients of Q, K and V, each (2, m, b, p, h, c)."""
         _, b, p, d = tokens.shape
         dtype = accumulator(tokens.dtype)
         multipliers = restrict(self.multipliers[...].astype(dtype), band)
@@ -279,8 +279,8 @@ class FourierPatchAttention(nnx.Module):
         return jax.vmap(attend, in_axes=axes, out_axes=2)(query, key, value, weight)
 
     def _functions(self, heads: Array, band: Band, shape: tuple[int, ...]) -> Array:
-        """O of the heads, without its bias, at the nodes."""
-        # O is linear at every x, so it acts on the coefficients, of which there are fewer than nodes
+        """Returns O of the heads, without its bias, at the nodes."""
+        # O is linear at every x, so it acts on the coefficients, which are fewer than the nodes
         merged = heads.reshape(-1, shape[-1]) @ self.output.kernel[...].astype(heads.dtype)
         return synthesis(merged.reshape(2, band.size, *shape[1:]), band)
 

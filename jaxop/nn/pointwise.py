@@ -1,9 +1,9 @@
 """Maps that act on the channels at every node, written so that their gradients are matrix products too.
 
-Two habits, worth a third of a training step on CPUs. A sum over rows or channels is a product with a vector of
-ones, and a vector is spread over rows the same way, so that differentiation yields products and not
-reductions. And what is pointwise runs in blocks of rows that stay in the cache, recomputed from their
-inputs in the backward pass, so that no hidden activation is ever held for all nodes.
+Two measures save a third of a training step on CPUs. First, a sum over rows or channels is a product with a vector of
+ones, and a vector is spread over rows in the same way, so that differentiation yields products and not
+reductions. Second, pointwise functions run in blocks of rows that stay in the cache. The backward pass recomputes them
+from their inputs, so hidden activations are never held for all nodes.
 """
 
 import math
@@ -30,9 +30,8 @@ ROWS = 4096
 def in_blocks(fn: Callable[..., Array], *arrays: Float[Array, "*n _"]) -> Float[Array, "*n e"]:
     """``fn`` of rows (k, c), applied to arrays of shape (…, c), block by block.
 
-    The backward pass recomputes each block from its inputs: the memory of ``fn``'s intermediates is that
-    of one block. On accelerators, whose memory is large and whose kernels want to be long, all rows are
-    one block.
+    The backward pass recomputes each block from its inputs, so the intermediates of ``fn`` take the memory
+    of one block. Accelerators have more memory and are faster on long arrays: there, all rows are one block.
 
     Args:
         fn: pointwise in the rows; takes one array of rows per argument and returns (k, e). It may close
@@ -176,13 +175,13 @@ class Linear(nnx.Module):
         return affine(rows, kernel.astype(dtype), bias.astype(dtype)).reshape(*x.shape[:-1], bias.size)
 
     def result_dtype(self, dtype: DTypeLike) -> jnp.dtype:
-        """The dtype in which inputs of a dtype are mapped."""
+        """Returns the dtype of the result for inputs of a dtype."""
         with jax.numpy_dtype_promotion("standard"):
             return jnp.dtype(self.dtype or jnp.promote_types(dtype, self.kernel[...].dtype))
 
 
 class LayerNorm(nnx.Module):
-    """LN(x) = γ (x − μ)/√(σ² + ε) + β, μ and σ² the mean and the variance of the channels at each node.
+    """LN(x) = γ (x − μ)/√(σ² + ε) + β with the mean μ and the variance σ² of the channels at each node.
 
     Args:
         width: channels d.
@@ -224,7 +223,7 @@ class FeedForward(nnx.Module):
         rngs: random streams; ``params`` is used.
 
     Raises:
-        ValueError: for an unknown activation.
+        ValueError: if the activation is unknown.
 
     Example:
         >>> import jax.numpy as jnp

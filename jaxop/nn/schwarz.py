@@ -23,28 +23,30 @@ from jaxop.schwarz.local_attention import coarse_averages, subdomain_attention
 from jaxop.schwarz.operator import check_decomposition
 
 _REFERENCE = 4
-"""Nodes of a subdomain of the grid on which cuts are placed, along each axis: they then lie at equal distances."""
+"""Nodes along each axis of a subdomain of the reference grid, on which cuts are placed at equal distances."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SchwarzAttentionConfig:
-    """Which two-level attention a layer runs; `make` builds it, `decompose` cuts a domain for it.
+    """Settings of the two-level attention of a layer; `make` builds it, `decompose` cuts a domain for it.
 
     Attributes:
-        subdomains: along each axis of a grid, one number per axis or one for all of them; on scattered nodes and
-            meshes their number in all.
-        overlap: what a subdomain extends beyond its core on each side, as a share of the side of a core, below 1, and
-            of two cores around a periodic axis at most a half; among scattered nodes and on meshes of the shortest
-            side that a cut made, of the median core.
-        partition: of unity, ``"ramp"`` or ``"multiplicity"``.
-        coarse: the coarse space, ``"partition"``, ``"hat"``, or None, which leaves the coarse level out. Hats do not
-            vanish at the ends of a grid, whatever its rule.
-        kernel: the settings of the kernel, of both levels.
-        implementation: of `jaxop.attention.integral_attention` inside a subdomain; None means ``"chunked"``.
+        subdomains: number of subdomains along each axis of a grid, one per axis or one for all axes; on scattered
+            nodes and meshes their total number.
+        overlap: how far a subdomain extends beyond its core on each side, as a share of the side of a core, below 1.
+            With two cores around a periodic axis, at most a half. On scattered nodes and meshes, the side is the
+            shortest one that a cut made, in the median over the cores.
+        partition: the partition of unity, ``"ramp"`` or ``"multiplicity"``.
+        coarse: the coarse space, ``"partition"`` or ``"hat"``. Hats do not vanish at the ends of a grid under any
+            rule. None leaves the coarse level out.
+        kernel: the settings of the kernel of both levels.
+        implementation: the implementation of `jaxop.attention.integral_attention` inside a subdomain; None means
+            ``"chunked"``.
 
     Raises:
         TypeError: if ``kernel`` is not the settings of a kernel, or ``coarse`` is not a name.
-        ValueError: for a signed kernel, unknown names, no subdomain, and overlaps outside [0, 1).
+        ValueError: if the kernel is signed, a name is unknown, a number of subdomains is below 1, or the overlap lies
+            outside [0, 1).
 
     Example:
         >>> from jaxop import domains, nn, schwarz
@@ -64,8 +66,8 @@ class SchwarzAttentionConfig:
         check_kernel_config(self.kernel)
         if isinstance(self.kernel, LINEAR):
             raise ValueError(
-                f"kernel={type(self.kernel).__name__}() is signed and makes no averages inside a subdomain; choose a "
-                "positive kernel, such as ExpDotProductConfig()."
+                f"kernel={type(self.kernel).__name__}() is signed, but averages inside a subdomain need a positive "
+                "kernel; choose one, such as ExpDotProductConfig()."
             )
         counts = self.subdomains if isinstance(self.subdomains, tuple) else (self.subdomains,)
         if not counts or any(not is_integer(p) or p < 1 for p in counts):
@@ -94,7 +96,7 @@ class SchwarzAttentionConfig:
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ) -> "SchwarzAttention":
-        """The layer, with new parameters, of both levels.
+        """Returns the layer with new parameters of both levels.
 
         Raises:
             ValueError: if the heads do not divide the width.
@@ -108,15 +110,15 @@ class SchwarzAttentionConfig:
         return SchwarzAttention(local, None if self.coarse is None else level(None))
 
     def decompose(self, domain: Domain | Decomposed) -> Decomposition:
-        """The decomposition of a domain: on every grid of one box the same subdomains.
+        """Returns the decomposition of a domain, with the same subdomains on every grid of one box.
 
-        Scattered nodes and meshes are cut as they lie, so others of the same region get other subdomains: for the same,
-        pass ``decomposition.on(others)``, since a domain that is decomposed already is taken as it is.
+        Scattered nodes and meshes are cut by their own positions, so other nodes of the same region get other
+        subdomains. To keep the subdomains, pass ``decomposition.on(others)``: a decomposed domain is not cut again.
 
         Raises:
-            ValueError: for a stack of domains, scattered nodes and meshes that are traced by `jax.jit`, a
-                decomposition without the coarse space that the layer needs, numbers of subdomains that are not one per
-                axis, and as `jaxop.schwarz.decompose`.
+            ValueError: if the domain is a stack; if scattered nodes or a mesh are traced by `jax.jit`; if a
+                decomposition lacks the coarse space that the layer needs; if the numbers of subdomains are not one per
+                axis; and if `jaxop.schwarz.decompose` raises it.
         """
         if as_domain(domain, "domain").is_batched:
             raise ValueError("Schwarz attention needs one domain for all samples, got a stack; pass them one by one.")
@@ -167,11 +169,11 @@ class SchwarzAttentionConfig:
 class SchwarzAttention(nnx.Module):
     """u ↦ O A(u) + Φ A₀(ū): attention A inside overlapping subdomains, and attention A₀ between coarse averages ū.
 
-    A is `jaxop.schwarz.subdomain_attention`; ū are the averages of u against the coarse functions, tokens with the
-    quadrature weights ∫ φ_I; Φ interpolates the answers of A₀ to the nodes. Both levels have their own Q, K, V and O.
+    A is `jaxop.schwarz.subdomain_attention`. ū are the averages of u against the coarse functions φ_I, tokens with the
+    quadrature weights ∫ φ_I. Φ interpolates the results of A₀ to the nodes. Both levels have their own Q, K, V and O.
 
     Args:
-        local: Q, K, V, O, kernel and implementation of A; a kernel that makes averages.
+        local: Q, K, V, O, kernel and implementation of A; the kernel must be positive.
         coarse: A₀; None leaves the coarse tokens out.
 
     Cost: O(n s d + n0² d + n d²) for subdomains of s nodes and n0 coarse tokens: linear in n at fixed s and n0.
@@ -205,7 +207,7 @@ class SchwarzAttention(nnx.Module):
 
         Args:
             x: samples of u, (b, n, d).
-            decomposition: of their domain, with a coarse space unless the layer has one level.
+            decomposition: the decomposition of their domain, with a coarse space unless the layer has one level.
 
         Raises:
             TypeError: if the domain is not decomposed.

@@ -1,8 +1,8 @@
-"""What every neural operator is, and the config that those of all of them extend."""
+"""The protocol of neural operators, and the base class of their configs."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import ClassVar, Protocol, TypeVar
 
 from jaxtyping import Array, Float
 
@@ -17,18 +17,18 @@ Config = TypeVar("Config", bound="OperatorConfig")
 
 @dataclasses.dataclass(frozen=True)
 class OperatorConfig(ModelConfig):
-    """Base class of the configs of neural operators: a `jaxop.nn.ModelConfig`, and the functions that it acts on.
+    """Base class of the configs of neural operators: a `jaxop.nn.ModelConfig` with the channels of the functions.
 
     Attributes:
         FROM_DATA: the fields that the data decide, see `for_data`.
-        FROM_GRID: the fields that `for_data` chooses to suit the grids where they are None.
+        FROM_GRID: the fields that `for_data` chooses to suit the grids if they are None.
         in_channels: channels of the input function.
         out_channels: channels of the output function.
         dim: space dimensions of the domain.
 
     Raises:
-        TypeError: for a size that is not an integer.
-        ValueError: for a size below 1 and unknown names; the message has valid ones.
+        TypeError: if a size is not an integer.
+        ValueError: if a size is below 1 or a name is unknown; the message has valid ones.
     """
 
     FROM_DATA: ClassVar[tuple[str, ...]] = ("in_channels", "out_channels", "dim")
@@ -52,18 +52,21 @@ class OperatorConfig(ModelConfig):
         out_channels: int,
         initial_channels: int = 0,
         others: Sequence[Domain | Decomposed] = (),
-        **choices: Any,
+        **choices: object,
     ) -> Config:
         """Returns the config of an operator for functions on a domain, with the fields that the data decide filled in.
 
         Operators on grids are made for the shortest side of the domain's grid: their ``reference``. ``FROM_GRID`` names
         the fields, among ``patches``, ``modes`` and ``smoothing_modes``, that are then chosen so that this grid and all
-        others can carry them: the number of patches along each axis divides all grids, leaves at least 8 nodes in
-        each patch where it can, and is as near to 4 as possible (8 in one dimension); 8 modes in a patch, 12 on a grid
-        without patches, 16 in the smoothing, or half of the nodes if there are fewer.
+        others can carry them:
+
+        * The number of patches along each axis divides all grids, leaves at least 8 nodes in each patch if possible,
+          and is as near to 4 as possible (8 in one dimension).
+        * There are 8 modes in a patch, 12 on a grid without patches and 16 in the smoothing, or half of the nodes if
+          that is less.
 
         Args:
-            domain: where the inputs are sampled for training.
+            domain: domain of the inputs in training.
             in_channels: channels of the inputs.
             out_channels: channels of the targets.
             initial_channels: length of the initial condition, if there is one and the operator takes it.
@@ -71,8 +74,8 @@ class OperatorConfig(ModelConfig):
             choices: any other fields. None for a field in ``FROM_GRID`` chooses it, as if it were absent.
 
         Raises:
-            ValueError: for unknown fields and for choices that do not fit each other or the grid.
-            TypeError: for a size that is not an integer.
+            ValueError: if a field is unknown, or choices do not fit each other or the grid.
+            TypeError: if a size is not an integer.
 
         Example:
             >>> from jaxop import domains, operators
@@ -93,14 +96,14 @@ class OperatorConfig(ModelConfig):
         return from_dict(cls, {name: fitting[name] for name in fitting if name not in fields} | fields, name="choices")
 
     @classmethod
-    def _fitting(cls, shapes: Sequence[Sequence[int]], fields: Mapping[str, Any]) -> dict[str, int]:
-        """Fields that every one of these grids can carry, with what has been chosen already."""
+    def _fitting(cls, shapes: Sequence[Sequence[int]], fields: Mapping[str, object]) -> dict[str, int]:
+        """Returns values of ``FROM_GRID`` that every one of these grids can carry, given the chosen fields."""
         del shapes, fields
         return {}
 
 
 class Operator(Protocol):
-    """A neural operator: a map between functions, whatever nodes they are sampled on."""
+    """Neural operator: a map between functions that are sampled on the nodes of domains."""
 
     @property
     def config(self) -> OperatorConfig:

@@ -18,8 +18,8 @@ class FourierAttentionNeuralOperatorConfig(PatchConfig):
     The attributes are those of `PatchConfig`: ``in_channels, out_channels, dim``, then keywords.
 
     Raises:
-        TypeError: for a size that is not an integer.
-        ValueError: for sizes that do not fit each other, unknown names and rates outside [0, 1); the message
+        TypeError: if a size is not an integer.
+        ValueError: if sizes do not fit each other, a name is unknown or a rate lies outside [0, 1); the message
             names valid ones.
     """
 
@@ -38,7 +38,7 @@ class FourierAttentionNeuralOperator(GridOperator[FourierAttentionNeuralOperator
         rngs: random streams; ``params`` and, with dropout, ``dropout`` are used.
 
     Raises:
-        ValueError: for sizes that do not fit.
+        ValueError: if sizes do not fit.
 
     Cost: per sample and layer O(n (m d + d f) + M d² + P² M d / p) for n nodes in p patches, P = p tokens
     and M modes.

@@ -31,8 +31,8 @@ class FlowNeuralOperatorConfig(OperatorConfig):
             least.
 
     Raises:
-        TypeError: for a size that is not an integer.
-        ValueError: for unknown names and rates outside [0, 1); the message names valid ones.
+        TypeError: if a size is not an integer.
+        ValueError: if a name is unknown or a rate lies outside [0, 1); the message names valid ones.
     """
 
     feedforward: int = 128
@@ -53,7 +53,7 @@ class FlowNeuralOperator(nnx.Module):
     """u ↦ head ∘ layers ∘ lift, lift = Linear([u(x), x]), layers of `jaxop.nn.FlowLayer`: ẍ = −α ẋ + Γ − C.
 
     The nodes of the domain are particles with its quadrature weights as masses, and every layer is one step of the
-    exact Hamiltonian system of softmax attention. Only its attention is of one head; its velocities are not
+    exact Hamiltonian system of softmax attention. Its attention has one head, and its velocities are not
     normalised. Standardise inputs: with inputs a few times larger than those of training the flow can overflow.
 
     Args:
@@ -61,7 +61,7 @@ class FlowNeuralOperator(nnx.Module):
         rngs: random streams; ``params`` and, with dropout, ``dropout`` are used.
 
     Raises:
-        ValueError: for sizes that do not fit.
+        ValueError: if sizes do not fit.
 
     Cost: O(layers · n (n d + d²)) per sample; four times the attention with ``method="tao"``.
 
@@ -117,8 +117,8 @@ class FlowNeuralOperator(nnx.Module):
             initial: must be None.
 
         Raises:
-            TypeError: for a domain that is not a `Domain`.
-            ValueError: for shapes that do not fit the config or the domain.
+            TypeError: if the domain is not a `Domain`.
+            ValueError: if shapes do not fit the config or the domain.
             NotImplementedError: if ``at`` is another domain than the input's.
         """
         config = self.config

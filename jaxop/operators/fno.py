@@ -27,8 +27,8 @@ class FourierNeuralOperatorConfig(GridConfig):
             least.
 
     Raises:
-        TypeError: for a size that is not an integer.
-        ValueError: for sizes that do not fit and unknown names; the message names valid ones.
+        TypeError: if a size is not an integer.
+        ValueError: if sizes do not fit or a name is unknown; the message names valid ones.
     """
 
     width: int = 32

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, SupportsIndex, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from jaxop.spectral import check_grid, check_modes
 
 @dataclasses.dataclass(frozen=True)
 class GridConfig(OperatorConfig):
-    """Base class of the configs of operators on grids: an `OperatorConfig`, and the modes that it keeps.
+    """Base class of the configs of operators on grids: an `OperatorConfig` with the retained modes.
 
     Attributes:
         dim: space dimensions of the grid, 1 to 3.
@@ -50,7 +50,7 @@ class GridConfig(OperatorConfig):
         return (self.reference,) * self.dim
 
     @classmethod
-    def _fitting(cls, shapes: Sequence[Sequence[int]], fields: Mapping[str, Any]) -> dict[str, int]:
+    def _fitting(cls, shapes: Sequence[Sequence[int]], fields: Mapping[str, object]) -> dict[str, int]:
         del fields
         smallest = min(n for shape in shapes for n in shape)
         return {"reference": min(shapes[0]), "modes": max(1, min(12, smallest // 2))}
@@ -95,12 +95,15 @@ class PatchConfig(EncoderConfig, GridConfig):
         return (self.reference // self.patches,) * self.dim
 
     @classmethod
-    def _fitting(cls, shapes: Sequence[Sequence[int]], fields: Mapping[str, Any]) -> dict[str, int]:
+    def _fitting(cls, shapes: Sequence[Sequence[int]], fields: Mapping[str, object]) -> dict[str, int]:
         nodes = [n for shape in shapes for n in shape]
         divisor, smallest = math.gcd(*nodes), min(nodes)
         wanted = 8 if len(shapes[0]) == 1 else 4
         allowed = [p for p in range(1, divisor + 1) if divisor % p == 0 and smallest // p >= 8] or [1]
-        patches = fields.get("patches") or min(allowed, key=lambda p: abs(p - wanted))
+        given = fields.get("patches")
+        patches = int(given) if isinstance(given, SupportsIndex) else 0
+        if patches < 1:  # left open, or refused by the config itself
+            patches = min(allowed, key=lambda p: abs(p - wanted))
         fitting = {"reference": min(shapes[0]), "patches": patches, "modes": max(1, min(8, smallest // patches // 2))}
         if "smoothing_modes" in cls.FROM_GRID:
             fitting["smoothing_modes"] = max(1, min(16, smallest // 2))
@@ -129,10 +132,10 @@ class GridFunctions:
 
     Attributes:
         values: [u(x), x], shape (b, n, c + dim), in float32 at least: half precision merges neighbouring nodes.
-        dtype: that of the caller's u.
-        grid: the grid, or the first of a stack; its shape and rules are those of all.
+        dtype: dtype of the caller's u.
+        grid: the grid, or the first grid of a stack, which has the shape and the rules of all others.
         weight: quadrature weight of a node, a scalar, or (b,) if every sample has its own grid; float32 at least.
-        is_single: whether the caller passed one function rather than a batch.
+        is_single: True if the caller passed one function, False for a batch.
     """
 
     values: Float[Array, "b n c"]
@@ -199,8 +202,8 @@ class GridOperator(nnx.Module, Generic[Config]):
 
         Args:
             values: u(x_i), shape (n, c_in), or a batch (b, n, c_in).
-            domain: the grid of ``values``, under rule "midpoint" or "periodic", its sides multiples of
-                ``config.patches`` in operators with patches; for a batch, one for all or a stack, one for each.
+            domain: the grid of ``values``, under rule "midpoint" or "periodic"; for a batch, one grid or a stack of
+                one for each function. In operators with patches its sides are multiples of ``config.patches``.
             at: None or the input's grid.
             initial: must be None.
 
@@ -209,7 +212,7 @@ class GridOperator(nnx.Module, Generic[Config]):
 
         Raises:
             TypeError: if the domain is not a grid.
-            ValueError: for shapes that do not fit, uneven weights, or patches that do not divide the grid.
+            ValueError: if shapes do not fit, weights are uneven, or the patches do not divide the grid.
             NotImplementedError: if ``at`` is another grid than the input's.
         """
         functions = grid_functions(
@@ -234,7 +237,7 @@ def join(values: Float[Array, "b p s c"], cut: Partition) -> Float[Array, "b n c
 
 
 def smooth(convolution: SpectralConvolution | None, values: Float[Array, "b n c"], grid: Grid) -> Float[Array, "b n c"]:
-    """Returns u + SpectralConv(u), by a convolution on the whole grid; without one, u itself."""
+    """Returns u + SpectralConv(u), by a convolution on the whole grid. If it is None, returns u itself."""
     if convolution is None:
         return values
     return values + jnp.moveaxis(convolution(jnp.moveaxis(values, 1, 0), grid.shape), 0, 1)

@@ -1,4 +1,4 @@
-"""Functions on the nodes of any domain, and what the operators that act on them share."""
+"""Functions on the nodes of any domain, and checks that the operators on them share."""
 
 import dataclasses
 
@@ -19,9 +19,9 @@ class NodeFunctions:
 
     Attributes:
         values: [u(x), x], shape (b, n, c + dim), in float32 at least: half precision merges neighbouring nodes.
-        dtype: that of the caller's u.
+        dtype: dtype of the caller's u.
         weights: quadrature weights of the nodes, (n,), or (b, n) if every sample has its own domain.
-        is_single: whether the caller passed one function rather than a batch.
+        is_single: True if the caller passed one function, False for a batch.
     """
 
     values: Float[Array, "b n c"]
@@ -69,7 +69,7 @@ def coordinates(domain: Domain | Decomposed, batch: int, dim: int, argument: str
 
 
 def check_no_initial(initial: object) -> None:
-    """Raises ``ValueError`` if an initial condition is given to an operator that takes none."""
+    """Raises ``ValueError`` if an initial condition is given to an operator that does not take one."""
     if initial is not None:
         raise ValueError("initial must be None: only the TransformerNeuralOperator takes an initial condition.")
 

@@ -1,4 +1,4 @@
-"""Every model of the package by its name, and from a config to its model."""
+"""The registry of all models by name, which builds the model of a config."""
 
 import dataclasses
 import importlib
@@ -17,7 +17,7 @@ _PACKAGES = ("jaxop.operators", "jaxop.transformers")
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A kind of model.
+    """Entry of the registry: a kind of model.
 
     Attributes:
         name: its short name, on the command line and in the record of a run.
@@ -31,7 +31,7 @@ class Model:
 
     @property
     def description(self) -> str:
-        """What it is, in one line."""
+        """The first line of the docstring of the module."""
         return (self.module.__doc__ or "").partition("\n")[0]
 
 
@@ -104,7 +104,7 @@ def model_of(config: ModelConfig) -> Model:
     """Returns the model that a config describes.
 
     Raises:
-        TypeError: for what is not the config of a registered model.
+        TypeError: if ``config`` is not the config of a registered model.
 
     Example:
         >>> from jaxop import operators
@@ -119,14 +119,14 @@ def model_of(config: ModelConfig) -> Model:
 
 
 def build(config: ModelConfig, *, rngs: nnx.Rngs) -> nnx.Module:
-    """Returns a new model, the one that a config describes.
+    """Returns a new model of a config.
 
     Args:
-        config: of any model in `models`.
+        config: config of any model in `models`.
         rngs: random streams for its parameters (and dropout).
 
     Raises:
-        TypeError: for anything else.
+        TypeError: if ``config`` is not the config of a registered model.
 
     Example:
         >>> from flax import nnx

@@ -1,4 +1,4 @@
-"""An operator in physical units around one that sees standardised channels."""
+"""An operator in physical units, made from one that acts on standardised channels."""
 
 from typing import cast
 
@@ -14,16 +14,16 @@ from jaxop.operators.config import Operator, OperatorConfig
 
 
 class Statistic(nnx.Variable):
-    """A constant stored with a model: part of its checkpoint, not of its trainable parameters."""
+    """Constant stored with a model: part of its checkpoint, not of its trainable parameters."""
 
 
 class Standardized(nnx.Module):
     """u ↦ σ_out · G((u − μ_in)/σ_in) + μ_out, channel by channel, around an operator G.
 
-    The statistics are those of the training set, whatever data the operator meets later. They live in
+    The statistics are those of the training set, for all data that the operator meets later. They live in
     the model as `Statistic` variables of JAX's default floating dtype, so that checkpoints carry them and
-    optimisers leave them alone. Both affine maps are computed in that precision, and so are the outputs: in
-    half precision 101325 Pa and 101625 Pa are the same number. G sees channels in the dtype of ``values``.
+    optimisers leave them alone. Both affine maps and the outputs have that precision, since 101325 Pa and 101625 Pa
+    are the same number in half precision. G sees channels in the dtype of ``values``.
 
     Args:
         operator: any operator of the library.
@@ -31,13 +31,13 @@ class Standardized(nnx.Module):
         input_std: σ_in, shape (c_in,).
         output_mean: μ_out, shape (c_out,), in the units of the outputs.
         output_std: σ_out, shape (c_out,).
-        initial_mean: of ``initial``, shape (c0,), for operators with an initial condition. None takes 0.
-        initial_std: of ``initial``, shape (c0,). None takes 1.
+        initial_mean: mean of ``initial``, shape (c0,), for operators with an initial condition. None takes 0.
+        initial_std: deviation of ``initial``, shape (c0,). None takes 1.
 
     Raises:
-        TypeError: for an operator without a config, and statistics that are not numbers.
-        ValueError: for statistics whose length is not the number of channels, that are not finite, and deviations
-            that are not positive.
+        TypeError: if the operator does not have a config, or statistics are not numbers.
+        ValueError: if the length of statistics is not the number of channels, statistics are not finite, or
+            deviations are not positive.
 
     Example:
         >>> import jax.numpy as jnp
@@ -106,7 +106,7 @@ class Standardized(nnx.Module):
         at: Domain | Decomposed | None = None,
         initial: Float[Array, " c0"] | Float[Array, "b c0"] | None = None,
     ) -> Float[Array, "k c_out"] | Float[Array, "b k c_out"]:
-        """Returns the output function in physical units, in float32 at least; arguments as for the operator inside."""
+        """Returns the output function in physical units, in float32 at least; takes the arguments of the operator."""
         values = as_float(values, "values")
         if initial is not None and getattr(self.config, "initial_channels", 0):
             initial = _standardize(as_float(initial, "initial"), self.initial_mean, self.initial_std)
@@ -136,13 +136,13 @@ def _statistic(value: ArrayLike | list[float], name: str, channels: int) -> Arra
 
 
 def _standardize(values: Array, mean: Statistic, std: Statistic) -> Array:
-    """Returns (u − μ)/σ, in the dtype of u: half precision has digits enough for what is of size 1."""
+    """Returns (u − μ)/σ in the dtype of u: half precision has enough digits for values of size 1."""
     wide, centre, scale = _in_one_precision(values, mean, std)
     return ((wide - centre) / scale).astype(values.dtype)
 
 
 def _in_one_precision(values: Array, mean: Statistic, std: Statistic) -> tuple[Array, Array, Array]:
-    """Values and the statistics of their last axis, ready to broadcast, in float32 or the widest of their dtypes."""
+    """Returns values and their statistics, ready to broadcast, in float32 or the widest of their dtypes."""
     dtype = np.promote_types(accumulator(values.dtype), accumulator(mean[...].dtype))
     centre, scale = (s[...].astype(dtype).reshape((1,) * (values.ndim - 1) + (-1,)) for s in (mean, std))
     return values.astype(dtype), centre, scale

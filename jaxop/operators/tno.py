@@ -34,14 +34,14 @@ class TransformerNeuralOperatorConfig(EncoderConfig, OperatorConfig):
             with 1 or more the operator evaluates anywhere.
         initial_channels: length of ``initial`` = [u0, y0, t0], which replaces the first node's
             embedding by one of its own (data assimilation). 0 disables it.
-        momentum: whether tokens carry a velocity (in the encoder, not in the decoder); its blocks need ``norm="pre"``.
+        momentum: the velocity of the tokens, in the encoder only; all blocks except ``"none"`` need ``norm="pre"``.
         attention: the kernel of the attention and its implementation.
         schwarz: two-level attention inside subdomains and between coarse tokens, in place of attention on the whole
             domain, at a cost linear in n; the decoder keeps its own. None keeps attention on the whole domain.
 
     Raises:
-        TypeError: for a size that is not an integer.
-        ValueError: for sizes that do not fit, unknown names and rates outside [0, 1); the message names valid ones.
+        TypeError: if a size is not an integer.
+        ValueError: if sizes do not fit, a name is unknown or a rate lies outside [0, 1); the message names valid ones.
     """
 
     FROM_DATA: ClassVar[tuple[str, ...]] = (*OperatorConfig.FROM_DATA, "initial_channels")
@@ -69,12 +69,12 @@ class TransformerNeuralOperatorConfig(EncoderConfig, OperatorConfig):
             )
         if self.decoder_layers == 0 and self.attention != IntegralAttentionConfig():
             raise ValueError(
-                f"attention={self.attention!r} is not used where schwarz is given: the kernel of both levels is "
+                f"attention={self.attention!r} is not used if schwarz is given: the kernel of both levels is "
                 "SchwarzAttentionConfig(kernel=...); leave attention out."
             )
         if self.momentum.block in ("H1", "R2"):
             raise ValueError(
-                f"no connection is known for Schwarz attention: give block='Y' or 'H0' with schwarz, got "
+                f"Schwarz attention does not have a connection: give block='Y' or 'H0' with schwarz, got "
                 f"{self.momentum.block!r}."
             )
 
@@ -91,7 +91,7 @@ class TransformerNeuralOperator(nnx.Module):
         rngs: random streams; ``params`` and, with dropout, ``dropout`` are used.
 
     Raises:
-        ValueError: for sizes that do not fit.
+        ValueError: if sizes do not fit.
 
     Cost: O(layers · n (n d + d²)) per sample, O(n d) memory where attention is chunked.
 
@@ -142,15 +142,15 @@ class TransformerNeuralOperator(nnx.Module):
 
         Args:
             values: u(x_i), shape (n, c_in), or a batch (b, n, c_in).
-            domain: where ``values`` were sampled; for a batch, one for all or a stack, one for each;
-                with ``schwarz``, one for all, or its `jaxop.schwarz.Decomposition`, which is used as it is:
+            domain: the domain of ``values``; for a batch, one domain or a stack of one for each function.
+                With ``schwarz``, one domain, or its `jaxop.schwarz.Decomposition`, which is used unchanged:
                 scattered nodes and meshes need it inside `jax.jit`.
-            at: where the output is wanted, one domain or a stack. None takes ``domain``.
+            at: the domain of the output, one or a stack. None takes ``domain``.
             initial: [u0, y0, t0] for operators with ``initial_channels``, shape (c0,) or (b, c0).
 
         Raises:
-            TypeError: for a domain that is not a `Domain`.
-            ValueError: for shapes that do not fit the config or the domain.
+            TypeError: if ``domain`` is not a `Domain`.
+            ValueError: if shapes do not fit the config or the domain.
             NotImplementedError: if ``at`` is another domain than ``domain`` and the operator has no decoder layers.
         """
         config = self.config

@@ -24,8 +24,8 @@ class ViTNeuralOperatorConfig(PatchConfig):
         kernel: the settings of a kernel between functions on patches. None takes exp ∫_patch Q·K dx, the published one.
 
     Raises:
-        TypeError: for a size that is not an integer.
-        ValueError: for sizes that do not fit each other, unknown names and rates outside [0, 1); the message
+        TypeError: if a size is not an integer.
+        ValueError: if sizes do not fit each other, a name is unknown or a rate lies outside [0, 1); the message
             names valid ones.
     """
 
@@ -60,7 +60,7 @@ class ViTNeuralOperator(GridOperator[ViTNeuralOperatorConfig]):
         rngs: random streams; ``params`` and, with dropout, ``dropout`` are used.
 
     Raises:
-        ValueError: for sizes that do not fit.
+        ValueError: if sizes do not fit.
 
     Cost: per sample and layer O(n (d² + d f + P d)) for n nodes in P patches.
 

@@ -1,8 +1,7 @@
-"""The arguments of `jaxop.training.fit`: what is not of its kind is refused before anything is written."""
+"""Checks of the arguments of `jaxop.training.fit`, made before anything is written."""
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from flax import nnx
 
@@ -25,13 +24,13 @@ def check_arguments(
     valid: Mapping[str, DataSource],
     config: TrainingConfig,
     run_dir: str | os.PathLike[str],
-    settings: Mapping[str, Any] | None,
+    settings: Mapping[str, object] | None,
     loggers: Sequence[Logger],
     optimizer: Optimizer | None,
     loss: Loss | None,
     eval_params: EvalParams | None,
 ) -> None:
-    """Refuses what is not of its kind, before anything else is looked at."""
+    """Raises ``TypeError`` for the first argument of a wrong type."""
     check_type(model, "model", nnx.Module, "a flax.nnx.Module, such as operators.build(config, rngs=nnx.Rngs(0))")
     TrainingConfig.check(config)
     check_type(valid, "valid", Mapping, "a dict of validation sets by name, such as {'valid': samples}, or {}")
@@ -39,7 +38,7 @@ def check_arguments(
         check_type(name, "every name in valid", str, f"a string, such as {str(name)!r}")
     check_type(run_dir, "run_dir", (str, os.PathLike), "the path of a directory")
     if settings is not None:
-        check_type(settings, "settings", Mapping, "a dict of what describes the run, or None")
+        check_type(settings, "settings", Mapping, "a dict that describes the run, or None")
     check_type(loggers, "loggers", Sequence, "a sequence of loggers, such as [training.TensorBoard()]")
     for logger in loggers:
         check_type(logger, "every one of loggers", Logger, "a training.Logger with start, log and close")
@@ -61,7 +60,7 @@ def check_sources(
     config: TrainingConfig,
     loss: Loss | None,
 ) -> None:
-    """Refuses sets that do not fit each other, the config or the model, as far as their sizes and kinds tell."""
+    """Raises ``TypeError`` or ``ValueError`` if sets do not fit each other, the config or the model by size or kind."""
     fitting, other = (Examples, Samples) if config.loss == "cross_entropy" else (Samples, Examples)
     for name, given in (("train", train), *((f"valid[{name!r}]", source) for name, source in valid.items())):
         check_source(given, name)

@@ -17,11 +17,11 @@ _LOCK = "writer.lock"
 
 
 def local_path(path: str | os.PathLike[str], argument: str) -> Path:
-    """The path, if it lies in the local file system.
+    """Returns the path, if it lies in the local file system.
 
     Raises:
-        TypeError: for anything but a path.
-        ValueError: for an empty path, or the address of a remote store, such as ``gs://bucket/run``.
+        TypeError: if it is not a path.
+        ValueError: if it is empty, or the address of a remote store, such as ``gs://bucket/run``.
     """
     check_type(path, argument, (str, os.PathLike), "a path")
     if not os.fspath(path):
@@ -35,11 +35,11 @@ def local_path(path: str | os.PathLike[str], argument: str) -> Path:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds.
+    """Returns the contents of a JSON file.
 
     Raises:
-        OSError: if there is no such file, or it may not be read.
-        ValueError: for a device, pipe or directory, for a file of more than 256 MiB, and for contents that are
+        OSError: if the file does not exist, or may not be read.
+        ValueError: if it is a device, pipe or directory, or has more than 256 MiB, or its contents are
             not JSON or nested too deeply; the message names the file.
     """
     size = path.stat().st_size
@@ -78,9 +78,9 @@ def set_aside(path: Path) -> Path:
 def writing(directory: Path) -> Iterator[None]:
     """Makes a directory and keeps other writers out of it while the context lasts.
 
-    The lock belongs to the operating system, which releases it however the process ends; the file
-    ``writer.lock`` is for the message. A file system without locks keeps nobody out. A directory that was made
-    here and is empty in the end is removed.
+    The lock belongs to the operating system, which releases it however the process ends. The file
+    ``writer.lock`` is for the message. On a file system without locks, other writers are not kept out. A directory
+    that was made here and is empty in the end is removed.
 
     Raises:
         BlockingIOError: if another process, or another thread of this one, is writing there.
@@ -102,7 +102,7 @@ def writing(directory: Path) -> Iterator[None]:
 
 
 def _locked(path: Path) -> TextIO:
-    """The open file at a path, locked."""
+    """Opens the file at a path and locks it."""
     import fcntl  # POSIX only
 
     while True:

@@ -1,4 +1,4 @@
-"""What surrounds the steps of a run: the clock, the signal to stop, and batches loaded ahead."""
+"""The surroundings of the steps of a run: the clock, the signal to stop, and batches loaded ahead."""
 
 import collections
 import contextlib
@@ -17,7 +17,7 @@ _PREFETCH = 2  # batches prepared ahead
 
 
 class Clock:
-    """Seconds of training, with pauses for what is not training."""
+    """Clock of the seconds of training, which can be paused."""
 
     def __init__(self, seconds: float):
         self._origin = time.perf_counter() - seconds
@@ -35,7 +35,7 @@ class Clock:
 
 @contextlib.contextmanager
 def noted(note: str) -> Iterator[None]:
-    """Adds to an error where it happened."""
+    """Adds to an error the place where it happened."""
     try:
         yield
     except Exception as error:
@@ -45,7 +45,7 @@ def noted(note: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def sigterm() -> Iterator[Callable[[], bool]]:
-    """Yields whether SIGTERM has arrived; outside the main thread, which alone may handle it, it never has."""
+    """Yields a function that tells whether SIGTERM has arrived; always False outside the main thread."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event.is_set
@@ -59,7 +59,7 @@ def sigterm() -> Iterator[Callable[[], bool]]:
 
 @contextlib.contextmanager
 def prefetched(load: Callable[[int], Loaded], steps: range) -> Iterator[Iterator[Loaded]]:
-    """Batches in order, the next ones loaded on a thread while one is in use."""
+    """Yields the batches in order; the next ones are loaded on a thread while one is in use."""
     x64 = jax.config.read("jax_enable_x64")
 
     def task(step: int) -> Loaded:

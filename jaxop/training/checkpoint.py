@@ -1,4 +1,4 @@
-"""Checkpoints on disk: complete or absent, verified on load, never silently of another model."""
+"""Checkpoints on disk: complete or absent, verified on load, and never loaded into another model unnoticed."""
 
 import contextlib
 import dataclasses
@@ -12,7 +12,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import NotRequired, TypedDict, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,18 +22,40 @@ from orbax.checkpoint import v1 as orbax
 
 from jaxop.training._files import local_path, read_json, set_aside
 
-PyTree = TypeVar("PyTree")
+State = TypeVar("State")
+
+Leaf = Array | np.ndarray | np.generic | jax.ShapeDtypeStruct
+"""A leaf of a state, or its shape and dtype."""
 
 _MANIFEST = "manifest.json"
 _ARRAYS = "arrays"
 _STEP = re.compile(r"step_([0-9]{8,})")
 _SCRATCH = re.compile(_STEP.pattern + r"\.tmp")
-_PATTERN = re.compile(r"[*?\[\]\\\ud800-\udfff]")  # what Orbax takes for a pattern, and bytes that are not UTF-8
-_RECORD = {"step", "seconds", "metrics", "leaves", "files"}
+_PATTERN = re.compile(r"[*?\[\]\\\ud800-\udfff]")  # patterns to Orbax, and bytes that are not UTF-8
+
+
+class Manifest(TypedDict):
+    """The record of a checkpoint.
+
+    Attributes:
+        step: number of the step.
+        seconds: time spent training so far.
+        metrics: validation metrics at this step.
+        leaves: dtype and shape of every leaf of the state, by name.
+        files: bytes and SHA-256 of every file.
+        settings: the settings of the run, if they were given.
+    """
+
+    step: int
+    seconds: float
+    metrics: dict[str, float]
+    leaves: dict[str, str]
+    files: dict[str, list[int | str]]
+    settings: NotRequired[dict[str, object]]
 
 
 class DamagedCheckpointError(Exception):
-    """A checkpoint whose files are not the ones that were saved; the message names the first bad file."""
+    """Error for a checkpoint whose files are not the ones that were saved; the message names the first bad file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,13 +65,13 @@ class Checkpoints:
     Each holds the arrays as Orbax writes them and a manifest: step, validation metrics, settings, shape and
     dtype of every leaf, and the SHA-256 of every file. A checkpoint is assembled under another name and renamed
     when it is complete and flushed to disk, so a run killed at any moment leaves whole checkpoints only.
-    Loading compares every file with the manifest first: a truncated, altered or missing file is found
-    whatever its place. One process writes to a directory at a time; any number may read.
+    Loading first compares every file with the manifest, so any truncated, altered or missing file is found.
+    One process writes to a directory at a time; any number may read.
 
     Attributes:
-        directory: where the steps live; made when the first one is saved.
+        directory: directory of the steps; made when the first one is saved.
         keep_last: how many of the newest steps are kept.
-        best_metric: metric of which the step with the lowest value is kept as well; None keeps none.
+        best_metric: metric whose lowest value marks a step that is kept as well. None keeps the newest steps only.
 
     Example:
         >>> import tempfile
@@ -73,18 +95,18 @@ class Checkpoints:
 
     @property
     def steps(self) -> list[int]:
-        """Steps with a complete checkpoint, ascending; what else the directory holds is ignored."""
+        """Steps with a complete checkpoint, ascending; other contents of the directory are ignored."""
         found = (_STEP.fullmatch(path.name) for path in Path(self.directory).glob("step_*") if path.is_dir())
         return sorted(int(match[1]) for match in found if match)
 
     @property
     def latest(self) -> int | None:
-        """The newest step, or None."""
+        """The newest step; None if nothing was saved."""
         return max(self.steps, default=None)
 
     @property
     def best(self) -> int | None:
-        """The step of the lowest `best_metric`, the earlier one if equal, or None if no step has recorded it."""
+        """The step of the lowest `best_metric`, the earlier one of equals; None if it was never recorded."""
         scores: list[tuple[float, int]] = []
         for step in self.steps:
             with contextlib.suppress(DamagedCheckpointError):
@@ -94,23 +116,20 @@ class Checkpoints:
         return min(scores)[1] if scores else None
 
     def path(self, step: int) -> Path:
-        """Directory of a step."""
+        """Returns the directory of a step."""
         return Path(self.directory) / f"step_{step:08d}"
 
-    def manifest(self, step: int) -> dict[str, Any]:
-        """What was recorded with a step.
-
-        Returns:
-            ``step``, ``seconds``, ``metrics``, ``leaves``, ``files``, and ``settings`` if they were given.
+    def manifest(self, step: int) -> Manifest:
+        """Returns the record of a step.
 
         Raises:
-            DamagedCheckpointError: if the manifest is missing or altered, or that of another step.
+            DamagedCheckpointError: if the manifest is missing, was altered or belongs to another step.
         """
         path = self.path(step) / _MANIFEST
         try:
             sealed = read_json(path)
             content = sealed["content"]
-            intact = sealed["sha256"] == _seal(content) and content.keys() >= _RECORD
+            intact = sealed["sha256"] == _seal(content) and content.keys() >= Manifest.__required_keys__
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DamagedCheckpointError(f"{path} cannot be read: {error}") from error
         if not intact:
@@ -126,7 +145,7 @@ class Checkpoints:
         *,
         metrics: Mapping[str, float] | None = None,
         seconds: float = 0.0,
-        settings: Mapping[str, Any] | None = None,
+        settings: Mapping[str, object] | None = None,
     ) -> None:
         """Saves a state and deletes the steps that are neither among the last ones nor the best.
 
@@ -137,12 +156,12 @@ class Checkpoints:
             state: any pytree of arrays, random keys included.
             metrics: validation metrics at this step; those that are not finite are left out.
             seconds: time spent training so far.
-            settings: what the state belongs to, as JSON; kept in the manifest.
+            settings: settings of the run, as JSON; kept in the manifest.
 
         Raises:
             FloatingPointError: if an array holds NaN or infinity: nothing is written. The part ``opt_state`` may hold
-                infinity, with which optimisers of Optax mark what has no value yet.
-            FileExistsError: if the step is there already.
+                infinity, by which optimisers of Optax mark values that are not known yet.
+            FileExistsError: if the step was saved before.
 
         Cost: one copy of the state to disk, read back once for the checksums.
         """
@@ -164,7 +183,7 @@ class Checkpoints:
         scratch.mkdir()
         with _literal(scratch) as folder:
             orbax.save(str(folder / _ARRAYS), leaves)
-        content = {
+        content: Manifest = {
             "step": step,
             "seconds": seconds,
             "metrics": {name: value for name, value in (metrics or {}).items() if math.isfinite(value)},
@@ -180,21 +199,22 @@ class Checkpoints:
         _flush_directory(root)
         self._delete_superseded()
 
-    def restore(self, like: PyTree, *, step: int | None = None, parts: Sequence[str] | None = None) -> PyTree:
-        """The state saved at a step, with the structure, shapes, dtypes and shardings of ``like``.
+    def restore(self, like: State, *, step: int | None = None, parts: Sequence[str] | None = None) -> State:
+        """Returns the state saved at a step, with the structure, shapes, dtypes and shardings of ``like``.
+
+        Variables that are not trained (the part ``other``, such as the statistics of `jaxop.operators.Standardized`)
+        are cast between float32 and float64, since they take the precision in force.
 
         Args:
-            like: pytree of arrays or `jax.ShapeDtypeStruct`, as the saved one except for the values.
-            step: which one; None means the newest.
-            parts: top-level fields that ``like`` consists of, when it is a part of what was saved; None: all.
+            like: pytree of arrays or `jax.ShapeDtypeStruct`, equal to the saved one except for the values.
+            step: number of the step; None means the newest.
+            parts: top-level fields of the saved state that ``like`` consists of. None means all of them.
 
         Raises:
-            FileNotFoundError: if there is no such step.
-            DamagedCheckpointError: if a file is not what was saved.
+            FileNotFoundError: if the step does not exist.
+            DamagedCheckpointError: if a file was changed or lost since it was saved.
             ValueError: if a leaf is unknown to ``like``, missing in the checkpoint, or of another shape or
-                dtype; the message names the leaves. Variables that are not trained (the part ``other``, such as the
-                statistics of `jaxop.operators.Standardized`) are cast between float32 and float64, since they take
-                the precision that is in force.
+                dtype; the message names the leaves.
             OSError: if Orbax cannot read files that are intact.
 
         Cost: the checkpoint is read twice, once for its checksums.
@@ -228,17 +248,17 @@ class Checkpoints:
             ) from error
         return jax.tree.unflatten(jax.tree.structure(like), [loaded[name] for name in wanted])
 
-    def restore_latest(self, like: PyTree) -> tuple[int, PyTree]:
-        """The newest undamaged step and its state; damaged ones are named in a warning and set aside.
+    def restore_latest(self, like: State) -> tuple[int, State]:
+        """Returns the newest undamaged step and its state; damaged ones are named in a warning and set aside.
 
         Setting aside means renaming to ``step_….damaged``: nothing is deleted.
 
         Args:
-            like: as for `restore`.
+            like: see `restore`.
 
         Raises:
-            FileNotFoundError: if there is nothing to resume from, or nothing undamaged is left.
-            ValueError: as `restore`.
+            FileNotFoundError: if nothing was saved, or all of it is damaged.
+            ValueError: see `restore`.
         """
         damaged = []
         while (step := self.latest) is not None:
@@ -263,8 +283,8 @@ class Checkpoints:
             "another directory."
         )
 
-    def verify(self, step: int) -> dict[str, Any]:
-        """The manifest of a step, after comparing every one of its files with it.
+    def verify(self, step: int) -> Manifest:
+        """Compares every file of a step with its manifest, and returns the manifest.
 
         Raises:
             DamagedCheckpointError: naming the first file that is missing, truncated or altered.
@@ -308,13 +328,13 @@ class Checkpoints:
 
 
 def leaf_names(tree: object) -> list[str]:
-    """Dotted names of the leaves of a pytree, in its order: ``layers.0.kernel``."""
+    """Returns the dotted names of the leaves of a pytree, in its order: ``layers.0.kernel``."""
     paths = jax.tree_util.tree_flatten_with_path(tree)[0]
     return [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths]
 
 
-def first_nonfinite(leaves: Mapping[str, Any]) -> str | None:
-    """Name of the first floating-point array that holds NaN, or infinity outside ``opt_state``; or None."""
+def first_nonfinite(leaves: Mapping[str, Leaf]) -> str | None:
+    """Returns the name of the first array that holds NaN, or infinity outside ``opt_state``; None if all are finite."""
     for name, leaf in leaves.items():
         if jnp.issubdtype(leaf.dtype, jnp.inexact):
             array = np.asarray(leaf)
@@ -324,30 +344,30 @@ def first_nonfinite(leaves: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _named_leaves(tree: Any) -> dict[str, Any]:
+def _named_leaves(tree: object) -> dict[str, Leaf]:
     return dict(zip(leaf_names(tree), jax.tree.leaves(tree), strict=True))
 
 
-def _describe(leaf: Array | jax.ShapeDtypeStruct) -> str:
+def _describe(leaf: Leaf) -> str:
     return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
 
 
 def _fits(name: str, saved: str, wanted: str) -> bool:
-    """Whether a leaf can be restored: as it was saved, or a constant of the model in the precision now in force."""
+    """Tells whether a leaf can be restored: unchanged, or as a constant of the model in the precision in force."""
     precisions = {"float32", "float64"}
     both = {description.partition("[")[0] for description in (saved, wanted)}
     same_shape = saved.partition("[")[2] == wanted.partition("[")[2]
     return saved == wanted or (name.startswith("other.") and same_shape and both == precisions)
 
 
-def _abstract(leaf: Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+def _abstract(leaf: Leaf) -> jax.ShapeDtypeStruct:
     sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 @contextlib.contextmanager
 def _literal(directory: Path) -> Iterator[Path]:
-    """A path of a directory that Orbax cannot take for a pattern: its own, or a link to it."""
+    """Yields a path of a directory that Orbax cannot take for a pattern: its own, or a link to it."""
     if not _PATTERN.search(str(directory)):
         yield directory
         return
@@ -363,7 +383,7 @@ def _literal(directory: Path) -> Iterator[Path]:
 
 
 def _remove(path: Path) -> None:
-    """Removes a directory with all it holds, or a file or link."""
+    """Removes a directory with its contents, or a file or link."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -7,7 +7,6 @@ import numbers
 import os
 import re
 from collections.abc import Collection, Mapping
-from typing import Any
 
 from jaxop._config import from_dict
 from jaxop._config import to_json as to_json
@@ -20,18 +19,18 @@ LOSSES = {"l2": "L2", "h1": "H1", "cross_entropy": "cross_entropy"}
 """Training losses: the mean over the batch of the relative norm in this space, or of the cross-entropy."""
 
 _MAY_CHANGE = ("eval_every", "checkpoint_every", "keep_last", "time_limit_s")
-"""Fields of a run that may differ when it is resumed: none of them moves a parameter."""
+"""Fields of a run that may differ when it is resumed, because they do not change the parameters."""
 
 _CONTENTS = re.compile(r"train\..*\.contents|valid_sets\..*")
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:
-    """Everything about a training run but the operator, the data, and an optimiser or a loss of one's own.
+    """Settings of a training run, apart from the operator, the data, and a user's own optimiser or loss.
 
     The learning rate at step t of T, with W warm-up steps, is η (t+1)/W for t < W and then
-    η_end + (η − η_end)·½(1 + cos π(t−W)/(T−W)), or η throughout for ``schedule="constant"``. It follows
-    the steps also under a time limit, so that a run cut short has taken the same steps as a longer one.
+    η_end + (η − η_end)·½(1 + cos π(t−W)/(T−W)), or η throughout for ``schedule="constant"``. Under a time limit, too,
+    it depends on the step alone, so that a run cut short has taken the same steps as a longer one.
 
     Attributes:
         steps: optimiser steps T of the whole run.
@@ -41,22 +40,22 @@ class TrainingConfig:
         learning_rate: peak learning rate η.
         warmup_steps: W, steps of linear warm-up.
         schedule: "cosine" or "constant", one of `SCHEDULES`.
-        final_learning_rate: η_end, where the cosine ends.
+        final_learning_rate: η_end, the end of the cosine.
         weight_decay: decoupled decay rate of AdamW, on matrices only (see `make_optimizer`).
-        clip_norm: largest global norm of a gradient, longer ones are shortened to it; 0 switches it off.
+        clip_norm: largest global norm of a gradient. Longer gradients are shortened to it; 0 switches it off.
         ema_decay: β of the moving average of the parameters that evaluations use; 0 switches it off.
         loss: "l2" or "h1": mean relative error in that norm, over the batch; "cross_entropy" for
-            `jaxop.data.Examples`. Read unless `jaxop.training.fit` is given a ``loss``. In the same way the fields
-            from ``learning_rate`` to ``clip_norm`` are read unless it is given an ``optimizer``.
+            `jaxop.data.Examples`. It is not read if `jaxop.training.fit` is given a ``loss``. The fields
+            from ``learning_rate`` to ``clip_norm`` are not read if it is given an ``optimizer``.
         eval_every: steps between evaluations.
         checkpoint_every: steps between checkpoints.
         keep_last: checkpoints kept besides the best one.
-        seed: of the data order and of every random number drawn in a step, 0 ≤ seed < 2³².
+        seed: seed of the data order and of every random number drawn in a step, 0 ≤ seed < 2³².
         time_limit_s: seconds of training after which the run stops and saves, over all resumptions,
-            without compilation, evaluation and saving; None for no limit. For comparisons at equal time.
+            without compilation, evaluation and saving, for comparisons at equal time. None sets no limit.
 
     Raises:
-        ValueError: for values that no run could use, naming field, value and remedy.
+        ValueError: if a value is unusable; the message names field, value and remedy.
 
     Example:
         >>> from jaxop import training
@@ -136,15 +135,15 @@ class TrainingConfig:
             raise ValueError(f"{name}={getattr(self, name)!r} {rule}.")
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "TrainingConfig":
-        """The config with these fields, the others at their defaults.
+    def from_dict(cls, values: Mapping[str, object]) -> "TrainingConfig":
+        """Returns the config with these fields, the others at their defaults.
 
         Args:
-            values: field names and values, as in the ``"training"`` entry of a run's ``config.json``.
+            values: field names and values, such as the ``"training"`` entry of a run's ``config.json``.
 
         Raises:
-            TypeError: for what is not a dict.
-            ValueError: for an unknown field (the message names the closest ones) or an impossible value.
+            TypeError: if ``values`` is not a dict.
+            ValueError: if a field is unknown (the message names the closest ones) or a value is impossible.
 
         Example:
             >>> from jaxop import training
@@ -155,8 +154,8 @@ class TrainingConfig:
         return from_dict(cls, values, name="training")
 
 
-def path_fields(value: Any, name: str = "") -> set[str]:
-    """Dotted names of the settings that are paths, or sequences of them: where something lies, not what it is."""
+def path_fields(value: object, name: str = "") -> set[str]:
+    """Returns the dotted names of the settings that are paths or sequences of paths."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -167,18 +166,18 @@ def path_fields(value: Any, name: str = "") -> set[str]:
 
 
 def check_same_settings(
-    saved: Mapping[str, Any], current: Mapping[str, Any], source: str, *, paths: Collection[str] = ()
+    saved: Mapping[str, object], current: Mapping[str, object], source: str, *, paths: Collection[str] = ()
 ) -> None:
     """Raises ``ValueError`` listing every field in which a run's saved settings differ from the current ones.
 
-    Fields of `TrainingConfig` that move no parameter may differ: how often to evaluate and to save, how many
-    checkpoints to keep, and the time limit. So may paths, if the contents of the samples were recorded. Contents that
-    were not, by earlier versions, are not compared.
+    Fields of `TrainingConfig` that do not change the parameters may differ: how often to evaluate and to save, how
+    many checkpoints to keep, and the time limit. Paths may differ, too, if the contents of the samples were recorded.
+    Earlier versions did not record all contents; those are then not compared.
 
     Args:
-        saved: settings as JSON, as the run was started with.
-        current: settings as JSON, as it is to be resumed with.
-        source: file of the saved ones, for the message.
+        saved: settings that the run was started with, as JSON.
+        current: settings to resume it with, as JSON.
+        source: file of the saved settings, for the message.
         paths: names of the fields that are paths.
 
     Raises:
@@ -200,13 +199,13 @@ def check_same_settings(
     if differences:
         raise ValueError(
             f"the run was started with other settings or samples ({source} -> now):\n" + "\n".join(differences) + "\n"
-            "Resume with those it was started with, or start a new run in another directory."
+            "Resume it with the settings and samples it was started with, or start a new run in another directory."
         )
 
 
-def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+def _flatten(value: object, prefix: str = "") -> dict[str, object]:
     if isinstance(value, Mapping) and value:
-        items: dict[str, Any] = {}
+        items: dict[str, object] = {}
         for key, item in value.items():
             items |= _flatten(item, f"{prefix}.{key}" if prefix else str(key))
         return items

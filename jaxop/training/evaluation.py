@@ -1,9 +1,8 @@
-"""Errors and predictions of a model over a set of samples, on whatever grid the set lives."""
+"""Errors and predictions of a model over a set of samples, on the grid of the set."""
 
 import dataclasses
 import functools
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +25,7 @@ class Errors:
 
     Attributes:
         l2: relative L2 errors, shape (N,).
-        h1: relative H1 errors, shape (N,); None on scattered nodes, which know no derivatives.
+        h1: relative H1 errors, shape (N,); None on scattered nodes, where derivatives are unknown.
     """
 
     l2: Float[np.ndarray, " n"]
@@ -41,16 +40,16 @@ def evaluate(model: nnx.Module, samples: Samples | DataSource, *, batch_size: in
 
     Args:
         model: an operator; it runs in evaluation mode and is left as it was.
-        samples: inputs and targets, on one domain or one per sample, not necessarily those of training; or any
+        samples: inputs and targets, on one domain or one per sample, which may differ from those of training; or any
             `jaxop.data.DataSource` of `jaxop.data.Batch`.
         batch_size: samples per call. The last batch is filled up with copies, so that one program
-            serves the whole set; later calls with a model and samples of the same shapes reuse it.
+            serves the whole set. Later calls with a model and samples of the same shapes reuse it.
 
     Returns:
         `Errors` with one entry per sample.
 
     Raises:
-        TypeError: for labelled examples, which `score` takes.
+        TypeError: if the set holds labelled examples, which `score` takes.
         ValueError: if ``batch_size`` is not positive, or prediction and target differ in shape.
 
     Cost: one forward pass per sample; the predictions do not leave the device.
@@ -81,7 +80,7 @@ def evaluate(model: nnx.Module, samples: Samples | DataSource, *, batch_size: in
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """What a classifier does on every example of a set.
+    """Scores of a classifier on every example of a set.
 
     Attributes:
         cross_entropy: mean over the example's labels of −log p(label), in nats, shape (N,).
@@ -109,7 +108,7 @@ def score(model: nnx.Module, examples: Examples | DataSource, *, batch_size: int
         `Scores` with one entry per example.
 
     Raises:
-        ValueError: if ``batch_size`` is not positive, or for labels and tokens that the model does not know.
+        ValueError: if ``batch_size`` is not positive, or the model does not know a label or a token.
 
     Example:
         >>> import jax.numpy as jnp
@@ -136,8 +135,8 @@ def score(model: nnx.Module, examples: Examples | DataSource, *, batch_size: int
 
 
 def check_classes(model: nnx.Module, examples: Examples) -> None:
-    """Refuses labels that are no class of a model and tokens beyond its vocabulary, by looking at all of them."""
-    check_tokens: Any = getattr(model, "check_tokens", None)
+    """Raises ``ValueError`` if any label is not a class of the model or any token is beyond its vocabulary."""
+    check_tokens: Callable[[np.ndarray], None] | None = getattr(model, "check_tokens", None)
     if check_tokens is not None:
         check_tokens(examples.inputs)
     graphdef, params, other = split_model(model, train=False)
@@ -160,7 +159,7 @@ def predict(model: nnx.Module, samples: Samples | DataSource, *, batch_size: int
 
     Args:
         model: an operator.
-        samples: as for `evaluate`; `jaxop.data.Samples.take` selects some.
+        samples: see `evaluate`; `jaxop.data.Samples.take` selects some.
         batch_size: samples per call, see `evaluate`.
 
     Returns:
@@ -190,7 +189,7 @@ def predict(model: nnx.Module, samples: Samples | DataSource, *, batch_size: int
 
 
 def trace_errors(model: nnx.Module, source: DataSource, *, batch_size: int, loss: Loss | None = None) -> None:
-    """Traces what `mean_errors` will run on these, so that a model that cannot run there says so now."""
+    """Traces the program of `mean_errors`, so that a model that cannot run on the set raises now."""
     graphdef, params, other = split_model(model, train=False)
     batch = next(_batches(source, batch_size))
     if loss is not None:
@@ -205,14 +204,14 @@ def trace_errors(model: nnx.Module, source: DataSource, *, batch_size: int, loss
 def mean_errors(
     model: nnx.Module, source: DataSource, *, batch_size: int, labelled: bool, loss: Loss | None = None
 ) -> dict[str, float]:
-    """The means over a set, by name, of a loss and its metrics if it is given, else of `evaluate` or `score`.
+    """Returns the means over a set by name: of a given loss and its metrics, or of `evaluate` or `score`.
 
     Args:
         model: runs in evaluation mode.
         source: the set.
         batch_size: items per call.
-        labelled: whether the items are labelled examples.
-        loss: as for `jaxop.training.make_step`.
+        labelled: True if the items are labelled examples.
+        loss: see `jaxop.training.make_step`. None takes `score` for labelled examples and `evaluate` for others.
     """
     if loss is not None:
         return _mean_losses(model, source, loss, batch_size)
@@ -222,7 +221,7 @@ def mean_errors(
 
 
 def _mean_losses(model: nnx.Module, source: DataSource, loss: Loss, batch_size: int) -> dict[str, float]:
-    """The mean of a loss over a set, as "loss", and the means of its metrics; the last batch may be a smaller one."""
+    """Returns the mean of a loss over a set, as "loss", and the means of its metrics; the last batch may be smaller."""
     check_size(batch_size, "batch_size")
     graphdef, params, other = split_model(model, train=False)
     totals: dict[str, float] = {}
@@ -243,7 +242,7 @@ def _check_samples(samples: object, function: str) -> None:
 
 
 def _check_batch(batch: object, source: object, function: str) -> None:
-    """Refuses batches of other things than functions."""
+    """Raises ``TypeError`` unless the batch is one of functions."""
     if not isinstance(batch, Batch):
         raise TypeError(
             f"{function} takes data.Samples, or a source of data.Batch, but {type(source).__name__}[indices] is "
@@ -251,7 +250,7 @@ def _check_batch(batch: object, source: object, function: str) -> None:
         )
 
 
-def _batches(samples: DataSource, batch_size: int) -> Iterator[Any]:
+def _batches(samples: DataSource, batch_size: int) -> Iterator[Tree]:
     check_size(batch_size, "batch_size")
     size = min(batch_size, len(samples))
     for start in range(0, len(samples), size):
@@ -259,7 +258,7 @@ def _batches(samples: DataSource, batch_size: int) -> Iterator[Any]:
 
 
 def _spaces(domain: Domain) -> tuple[str, ...]:
-    """The spaces whose norm the domain can compute: H1 is refused where nodes have no neighbours."""
+    """Returns the spaces whose norm the domain can compute: not H1 if the nodes do not have neighbours."""
     count = jax.tree.leaves(domain)[0].shape[0] if domain.is_batched else 1
     values = jax.ShapeDtypeStruct((count, domain.size, 1), np.float32)
     try:
@@ -271,7 +270,7 @@ def _spaces(domain: Domain) -> tuple[str, ...]:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _outputs(graphdef: nnx.GraphDef, params: Tree, other: Tree, batch: Batch) -> Array:
-    model: Any = nnx.merge(graphdef, params, other)
+    model = nnx.merge(graphdef, params, other)
     return model(batch.inputs, batch.domain, at=batch.at, initial=batch.initial)
 
 
@@ -285,7 +284,7 @@ def _errors(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _scores(graphdef: nnx.GraphDef, params: Tree, other: Tree, batch: ExampleBatch) -> tuple[Array, Array]:
-    model: Any = nnx.merge(graphdef, params, other)
+    model = nnx.merge(graphdef, params, other)
     logits = model(batch.inputs)
     hits = (jnp.argmax(logits, axis=-1) == batch.labels).astype(jnp.float32)
     return cross_entropy(logits, batch.labels), jnp.mean(hits.reshape(hits.shape[0], -1), axis=1)
@@ -293,6 +292,6 @@ def _scores(graphdef: nnx.GraphDef, params: Tree, other: Tree, batch: ExampleBat
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _losses(
-    loss: Loss, graphdef: nnx.GraphDef, params: Tree, other: Tree, batch: Any
+    loss: Loss, graphdef: nnx.GraphDef, params: Tree, other: Tree, batch: Tree
 ) -> tuple[Array, dict[str, Array]]:
     return apply_loss(loss, nnx.merge(graphdef, params, other), batch)

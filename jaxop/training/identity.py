@@ -1,13 +1,13 @@
-"""What tells the data of one run from those of another."""
+"""The identity of data, by which a run recognises them when it is resumed."""
 
 import zlib
 from collections.abc import Iterable
-from typing import Any
 
 import jax
 import numpy as np
 from jax.typing import ArrayLike
 
+from jaxop._config import Json
 from jaxop.data import DataSource, Examples, Samples
 from jaxop.data.samples import ArraySource, blocks
 from jaxop.domains import Decomposed, Domain, TriangleMesh
@@ -16,39 +16,39 @@ from jaxop.training.checkpoint import leaf_names
 from jaxop.training.config import to_json
 
 
-def describe_source(source: DataSource) -> dict[str, Any]:
-    """What tells a data source from another, as JSON.
+def describe_source(source: DataSource) -> dict[str, Json]:
+    """Returns the identity of a data source, as JSON.
 
-    Of `Samples` and `Examples` it is what `describe_samples` says. Any other source has a length, and its own
-    ``identity()`` if it has one; else shapes, dtypes and CRC-32 sums of its first, middle and last item.
+    For `Samples` and `Examples` it is that of `describe_samples`. For any other source it is the length and the result
+    of its method ``identity()``, or, without this method, shapes, dtypes and CRC-32 sums of the first, middle and last
+    item.
     """
     if isinstance(source, Samples | Examples):
         return describe_samples(source)
-    described: dict[str, Any] = {"length": len(source)}
-    identity: Any = getattr(source, "identity", None)  # optional in a DataSource
+    described: dict[str, Json] = {"length": len(source)}
+    identity: object = getattr(source, "identity", None)  # optional in a DataSource
     if identity is not None:
         return described | {"identity": to_json(identity() if callable(identity) else identity, name="identity")}
     items = source[np.unique([0, len(source) // 2, len(source) - 1])]
     arrays = {name: np.asarray(leaf) for name, leaf in zip(leaf_names(items), jax.tree.leaves(items), strict=True)}
-    return described | {
-        "items": {
-            name or "array": {"shape": list(array.shape), "dtype": array.dtype.name, "crc32": _crc32([array])}
-            for name, array in arrays.items()
-        }
+    described["items"] = {
+        name or "array": {"shape": list(array.shape), "dtype": array.dtype.name, "crc32": _crc32([array])}
+        for name, array in arrays.items()
     }
+    return described
 
 
-def describe_samples(samples: Samples | Examples) -> dict[str, Any]:
-    """What tells a set of samples from another, as JSON: sizes, dtypes, and CRC-32 sums of the contents.
+def describe_samples(samples: Samples | Examples) -> dict[str, Json]:
+    """Returns the identity of a set of samples, as JSON: sizes, dtypes, and CRC-32 sums of the contents.
 
-    ``contents`` is the sum over all samples, ``crc32`` over the first, middle and last one, which is all that
-    earlier versions recorded. A mesh counts with its vertices and faces; its weights follow from them.
+    ``contents`` is the sum over all samples. ``crc32`` is the sum over the first, middle and last one; earlier
+    versions recorded nothing else. A mesh counts with its vertices and faces; its weights follow from them.
 
     Cost: every sample is read once, in blocks that fit in memory.
     """
     rows = np.unique([0, len(samples) // 2, len(samples) - 1])
 
-    def array(source: ArraySource | None) -> dict[str, Any] | None:
+    def array(source: ArraySource | None) -> Json:
         if source is None:
             return None
         return {
@@ -58,7 +58,7 @@ def describe_samples(samples: Samples | Examples) -> dict[str, Any]:
             "contents": _crc32(source[block] for block in blocks(source)),
         }
 
-    def nodes(domain: Domain | Decomposed | None) -> dict[str, Any] | None:
+    def nodes(domain: Domain | Decomposed | None) -> Json:
         if domain is None:
             return None
         parts = jax.tree.leaves((domain.points, domain.faces) if isinstance(domain, TriangleMesh) else domain)
@@ -80,7 +80,7 @@ def describe_samples(samples: Samples | Examples) -> dict[str, Any]:
 
 
 def _crc32(parts: Iterable[ArrayLike]) -> str:
-    """Checksum of the arrays' entries, the same whichever byte order they are kept in."""
+    """Returns a checksum of the arrays' entries, which does not depend on their byte order."""
     total = 0
     for part in map(np.asarray, parts):
         entries = np.ascontiguousarray(part, part.dtype.newbyteorder("<")).reshape(-1)

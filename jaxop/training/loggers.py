@@ -1,4 +1,4 @@
-"""Where metrics go: JSON lines always; a progress display, TensorBoard and Weights & Biases if wanted."""
+"""Destinations of metrics: JSON lines, a progress display, TensorBoard, Weights & Biases."""
 
 import json
 import math
@@ -7,9 +7,12 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, TextIO, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TextIO, runtime_checkable
 
 from jaxop.training._files import write_in_one_go
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
 
 METRICS_FILE = "metrics.jsonl"
 """Name of the metrics file in a run directory."""
@@ -17,12 +20,12 @@ METRICS_FILE = "metrics.jsonl"
 
 @runtime_checkable
 class Logger(Protocol):
-    """A destination of metrics; `fit` calls the three methods in this order."""
+    """Destination of metrics; `fit` calls the three methods in this order."""
 
-    def start(self, run_dir: Path, settings: Mapping[str, Any], step: int) -> None:
+    def start(self, run_dir: Path, settings: Mapping[str, object], step: int) -> None:
         """Opens the destination for a run that continues after ``step`` (0 for a new one).
 
-        Whatever it holds of later steps belongs to work that was lost and will be repeated.
+        Metrics of later steps that it already holds belong to work that was lost and will be repeated.
         """
         ...
 
@@ -39,8 +42,8 @@ class JsonLines:
     """One JSON object per row in ``metrics.jsonl``: ``{"step": 3, "loss": 0.21, ...}``.
 
     Every row reaches the operating system before the next step begins, and a resumed run first drops the
-    rows after the step it resumes from, so that no row is lost or doubled however a run ends. Lines that are
-    not rows stay where they are, except a last one that was cut off. A value that is not finite becomes null.
+    rows after the step it resumes from. So no row is lost or doubled, however a run ends. Lines that are
+    not rows stay, except a last one that was cut off. A value that is not finite becomes null.
 
     Example:
         >>> import pathlib, tempfile
@@ -58,7 +61,7 @@ class JsonLines:
 
     _file: TextIO
 
-    def start(self, run_dir: Path, settings: Mapping[str, Any], step: int) -> None:
+    def start(self, run_dir: Path, settings: Mapping[str, object], step: int) -> None:
         """Drops the rows after ``step`` and opens the file to append."""
         path = run_dir / METRICS_FILE
         *lines, last = _lines(path)
@@ -80,10 +83,10 @@ class JsonLines:
 
 
 def read_metrics(run_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The rows of a run's ``metrics.jsonl``; lines that are not rows, such as one cut off by a crash, are left out.
+    """Returns the rows of a run's ``metrics.jsonl``, without lines that are not rows, such as one cut off by a crash.
 
     Args:
-        run_dir: the run directory; without a metrics file there are no rows.
+        run_dir: the run directory. If it does not hold a metrics file, the list is empty.
 
     Returns:
         One dict per row, each with the integer ``"step"``; the other values are numbers or None.
@@ -92,12 +95,12 @@ def read_metrics(run_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def _lines(path: Path) -> list[bytes]:
-    """The lines of a file, of which the last one has no end."""
+    """Returns the lines of a file; the last one is what follows the last line break."""
     return path.read_bytes().split(b"\n") if path.is_file() else [b""]
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
-    """The metrics in a line, or None if it is not a row of metrics."""
+    """Returns the metrics in a line, or None if it is not a row of metrics."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
@@ -111,16 +114,18 @@ class Progress:
     """Loss, steps per second and time left: a rich bar on a terminal, plain lines elsewhere.
 
     Args:
-        interval_s: least time between two plain lines.
+        interval_s: least number of seconds between two plain lines.
     """
 
     def __init__(self, *, interval_s: float = 10.0):
         self._interval = interval_s
-        self._bar: Any = None
+        self._bar: Bar | None = None
 
-    def start(self, run_dir: Path, settings: Mapping[str, Any], step: int) -> None:
+    def start(self, run_dir: Path, settings: Mapping[str, object], step: int) -> None:
         """Opens the display."""
-        self._total = settings["training"]["steps"]
+        training = settings["training"]
+        assert isinstance(training, Mapping)
+        self._total = training["steps"]
         self._first: tuple[int, float] | None = None
         self._printed = -math.inf
         try:
@@ -174,7 +179,7 @@ class Progress:
 
 
 def _printable(line: str, encoding: str | None) -> str:
-    """The line without what a terminal cannot show: validation sets may be called anything."""
+    """Returns the line without characters that the terminal cannot show: validation sets may have any name."""
     encoding = encoding or "utf-8"
     return line.encode(encoding, "replace").decode(encoding)
 
@@ -186,11 +191,11 @@ def _clock(seconds: int) -> str:
 class TensorBoard:
     """Scalars for TensorBoard in ``tensorboard/`` of the run directory, through tensorboardX."""
 
-    def start(self, run_dir: Path, settings: Mapping[str, Any], step: int) -> None:
+    def start(self, run_dir: Path, settings: Mapping[str, object], step: int) -> None:
         """Opens the event file; events after ``step`` are purged from the display.
 
         Raises:
-            ImportError: without tensorboardX.
+            ImportError: if tensorboardX is not installed.
         """
         try:
             from tensorboardX import SummaryWriter
@@ -219,11 +224,11 @@ class WeightsAndBiases:
     def __init__(self, project: str):
         self._project = project
 
-    def start(self, run_dir: Path, settings: Mapping[str, Any], step: int) -> None:
+    def start(self, run_dir: Path, settings: Mapping[str, object], step: int) -> None:
         """Starts or continues the online run, whose id is kept in ``wandb_id`` of the run directory.
 
         Raises:
-            ImportError: without wandb.
+            ImportError: if wandb is not installed.
         """
         try:
             import wandb

@@ -5,12 +5,12 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from jaxop.data import DataSource, batch_indices
 from jaxop.data.source import check_batch
@@ -34,23 +34,23 @@ from jaxop.training.run import (
     write_settings,
 )
 from jaxop.training.state import TrainState, init_state, split_model
-from jaxop.training.step import make_step
+from jaxop.training.step import Step, make_step
 
 Model = TypeVar("Model", bound=nnx.Module)
 
 
 @dataclasses.dataclass(frozen=True)
 class Result(Generic[Model]):
-    """What a call of `fit` ends with.
+    """Result of a call of `fit`.
 
     Attributes:
-        model: a copy of the model in evaluation mode, with the averaged parameters if the run keeps them (or the
-            optimiser does), else the last ones. The best ones: `jaxop.training.load_run` and `Run.restore`.
+        model: a copy of the model in evaluation mode, with the averaged parameters if the run or the optimiser keeps
+            an average, otherwise with the last ones. `jaxop.training.load_run` and `Run.restore` return the best ones.
         state: the last training state.
         stopped: "completed", "time limit" or "terminated" (SIGTERM).
         seconds: time spent in training steps over all resumptions.
         errors: means of the last evaluation, "NAME/l2" and "NAME/h1" or "NAME/cross_entropy" and
-            "NAME/accuracy", or "NAME/loss" and the metrics of a loss of one's own; empty if there was none.
+            "NAME/accuracy", or "NAME/loss" and the metrics of the user's own loss; empty without an evaluation.
     """
 
     model: Model
@@ -70,7 +70,7 @@ def fit(
     optimizer: Optimizer | None = None,
     loss: Loss | None = None,
     eval_params: EvalParams | None = None,
-    settings: Mapping[str, Any] | None = None,
+    settings: Mapping[str, object] | None = None,
     resume: bool = False,
     loggers: Sequence[Logger] = (),
     progress: bool = True,
@@ -81,47 +81,47 @@ def fit(
     every evaluation), ``checkpoints/`` (the last ones and the best by the first validation set, in the norm
     of the loss) and an empty ``figures/``. A run that is killed at any moment and resumed ends with the
     parameters of the uninterrupted run, bit for bit on one kind of machine: batches and random numbers are
-    functions of (seed, step), and a checkpoint holds all the rest, the whole state of the optimiser included. SIGTERM
-    lets the step finish, saves and returns. One process at a time writes to the directory. The first checkpoint is
-    restored as soon as it is saved, which proves that the rest will be readable.
+    functions of (seed, step), and a checkpoint holds everything else, the whole state of the optimiser included.
+    SIGTERM lets the step finish, saves and returns. One process at a time writes to the directory. The first checkpoint
+    is restored as soon as it is saved, so a run whose checkpoints cannot be read fails at once.
 
     Args:
-        model: any NNX module that the loss can call; left as it was. The losses "l2" and "h1" call
+        model: any NNX module that the loss can call; it is not changed. The losses "l2" and "h1" call
             ``model(inputs, domain, at=at, initial=initial)``, and "cross_entropy" calls ``model(inputs)``.
-        train: training samples: `jaxop.data.Samples`, `jaxop.data.Examples`, or any `jaxop.data.DataSource`, whose
-            items are what the loss takes. A run is resumed only on the data it was started with, as
-            their sizes and the checksum of all of them tell, or the identity of the source.
-        valid: validation sets by name, on any grids, compared in the same way; they may be empty.
+        train: training samples: `jaxop.data.Samples`, `jaxop.data.Examples`, or any `jaxop.data.DataSource` whose
+            batches the loss takes. A run is resumed only on the data it was started with. It recognises them by
+            their sizes and the checksum of all of them, or by the identity of the source.
+        valid: validation sets by name, on any grids, recognised in the same way; the dict may be empty.
         config: see `TrainingConfig`.
         run_dir: directory of the run, in a local file system; a new run needs one without checkpoints.
         optimizer: any `optax.GradientTransformation` or `optax.MultiSteps`. None makes AdamW from ``config``
-            (`make_optimizer`). A run remembers the structure of its state and is resumed with one of the same
-            structure only. It cannot see numbers such as a learning rate: put them into ``settings``. Every step of
-            the run is one call of its ``update``, which `optax.MultiSteps` answers with a change every k-th time.
+            (`make_optimizer`). A run records the structure of the optimiser's state and is resumed only with an
+            optimiser of the same structure. It cannot see numbers such as a learning rate: put them into ``settings``.
+            Every step of the run is one call of ``update``; `optax.MultiSteps` changes parameters every k-th time.
         loss: a function of (model, batch) that returns one number per sample, or these numbers and a dict of metrics;
             see `jaxop.training.losses`. The metrics of a step go to the loggers. Validation sets are then measured by
-            this loss and its metrics. None takes the loss that ``config.loss`` names. A run remembers the name of
+            this loss and its metrics. None takes the loss that ``config.loss`` names. A run records the name of
             the function.
         eval_params: for an optimiser that evaluates with other parameters than it takes gradients at: a function from
-            (state of the optimiser, parameters) to these. Schedule-free optimisers of Optax are recognised: they need
-            None. Evaluations, ``Result.model`` and `Run.restore` use these parameters.
-        settings: what else describes the run (operator config, source of the data): dataclasses, numbers, strings,
-            paths, or dicts and lists of them. Kept in ``config.json`` and in every checkpoint, and compared when
-            the run is resumed, but for paths: samples may move.
-        resume: whether to continue the run in ``run_dir`` from its newest undamaged checkpoint, or from
+            (state of the optimiser, parameters) to these. Schedule-free optimisers of Optax are recognised: leave None
+            for them. Evaluations, ``Result.model`` and `Run.restore` use these parameters.
+        settings: further description of the run (operator config, source of the data): dataclasses, numbers, strings,
+            paths, or dicts and lists of them. They are kept in ``config.json`` and in every checkpoint, and compared
+            when the run is resumed, except for paths: samples may move.
+        resume: continues the run in ``run_dir`` from its newest undamaged checkpoint, or from
             step 0 if it was interrupted before the first one.
         loggers: destinations of the metrics besides ``metrics.jsonl``.
-        progress: whether to display progress.
+        progress: displays progress.
 
     Returns:
         A `Result`.
 
     Raises:
-        TypeError: for arguments of another kind, such as samples that the loss does not take.
-        ValueError: for samples that do not fit each other or the config, settings, data, loss or optimiser that differ
-            from those of the run to resume (every differing field is named), or a model that does not fit its
+        TypeError: if an argument has a wrong type, such as samples that the loss does not take.
+        ValueError: if samples do not fit each other or the config; if settings, data, loss or optimiser differ
+            from those of the run to resume (every differing field is named); or if the model does not fit its
             checkpoint.
-        FileNotFoundError: if there is nothing to resume.
+        FileNotFoundError: if ``run_dir`` does not hold a run to resume.
         FileExistsError: if a new run would overwrite another.
         BlockingIOError: if another process is writing to ``run_dir``; the message names it.
         FloatingPointError: at the first step whose loss or gradient is not finite; the message names the
@@ -200,9 +200,9 @@ def fit(
 
 
 def _resumed(
-    checkpoints: Checkpoints, directory: Path, state: TrainState, described: Mapping[str, Any], paths: set[str]
+    checkpoints: Checkpoints, directory: Path, state: TrainState, described: Mapping[str, object], paths: set[str]
 ) -> tuple[int, TrainState, float, dict[str, float]]:
-    """Step, state, seconds and last errors of an interrupted run, if it had the settings described."""
+    """Returns step, state, seconds and last errors of an interrupted run with the settings described."""
     config, begun = directory / "config.json", has_begun(directory)
     if checkpoints.latest is not None or (config.exists() and not begun):
         check_same_settings(in_present_terms(read_settings(directory)), described, str(config), paths=paths)
@@ -220,25 +220,25 @@ class _Loaded(NamedTuple):
     """A batch and the numbers of its items."""
 
     indices: np.ndarray
-    batch: Any
+    batch: PyTree
 
 
 @dataclasses.dataclass
 class _Training(Generic[Model]):
-    """One call of `fit`, past its checks."""
+    """The training of one call of `fit`, whose arguments were checked."""
 
     model: Model
     train: DataSource
     valid: Mapping[str, DataSource]
     config: TrainingConfig
     loss: Loss | None
-    settings: Mapping[str, Any]
+    settings: Mapping[str, object]
     checkpoints: Checkpoints
     outputs: Sequence[Logger]
     errors: dict[str, float]
 
-    def trace(self, step: Any, state: TrainState) -> jax.stages.Lowered:
-        """The step ready to compile; a model that cannot run on some samples fails here, with nothing written."""
+    def trace(self, step: Step, state: TrainState) -> jax.stages.Lowered:
+        """Returns the step ready to compile; a model that cannot run on some samples raises before any saving."""
         for name, source in self.valid.items():
             with noted(f"on valid[{name!r}]"):
                 trace_errors(self.model, source, batch_size=self.config.batch_size, loss=self.loss)
@@ -250,11 +250,13 @@ class _Training(Generic[Model]):
         limit = config.time_limit_s or float("inf")
         if self.checkpoints.latest is None:  # a run killed early can be resumed, and a full disk shows now
             self.checkpoints.save(0, state, settings=self.settings)
-            self.checkpoints.restore(state, step=0)  # whatever cannot be read here could not be resumed
+            self.checkpoints.restore(state, step=0)  # a checkpoint that cannot be read fails now, not at resume
         ahead = range(start, config.steps)
         if ahead and seconds > limit:
             ahead, stopped = ahead[:0], "time limit"
-        step_fn: Any = lowered.compile() if ahead else None
+        if not ahead:
+            return Result(self._current_model(state), state, stopped, seconds, self.errors)
+        step_fn = lowered.compile()
         with sigterm() as terminated, prefetched(self._load, ahead) as batches:
             clock = Clock(seconds)
             unreported: tuple[int, _Loaded, dict[str, Array]] | None = None
@@ -297,12 +299,12 @@ class _Training(Generic[Model]):
         del values["culprit"]
         self._log(step, values | {"seconds": seconds})
 
-    def _diagnose(self, step: int, batch: _Loaded, values: Mapping[str, Any]) -> str:
+    def _diagnose(self, step: int, batch: _Loaded, values: Mapping[str, float]) -> str:
         arrays = zip(leaf_names(batch.batch), jax.tree.leaves(batch.batch), strict=True)
         bad = first_nonfinite({f"batch.{name}" if name else "batch": array for name, array in arrays})
         if bad is None and values["culprit"] >= 0:
             params = leaf_names(split_model(self.model, train=True)[1])
-            kind, number = divmod(values["culprit"], len(params))
+            kind, number = divmod(int(values["culprit"]), len(params))
             bad = f"{('the gradient', 'the new value')[kind]} of {params[number]}"
         return (
             f"step {step}: the loss is {values['loss']} and the gradient norm {values['grad_norm']}, on samples "

@@ -43,24 +43,23 @@ Example:
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from jaxop._validation import accumulator, check_type
 from jaxop.data import Batch, ExampleBatch
 from jaxop.domains import Domain
 from jaxop.domains.domain import check_domain
 
-Loss = Callable[[Any, Any], Array | tuple[Array, Mapping[str, Array]]]
+Loss = Callable[[PyTree, PyTree], Array | tuple[Array, Mapping[str, Array]]]
 """(model, batch) -> one number per sample, or these numbers and metrics by name."""
 
 RESERVED = ("step", "seconds", "loss", "grad_norm", "learning_rate", "finite", "culprit")
-"""Names of metrics that a training step has itself."""
+"""Names of the metrics that a training step adds to those of the loss."""
 
 
 def relative_norm(
@@ -69,9 +68,9 @@ def relative_norm(
     """‖p − t‖ / ‖t‖ in L2(D) or H1(D), with the quadrature weights of the domain.
 
     The norms are integrals over D with gradients in physical units, so the number means the same on
-    every grid. Both are taken in units of about max|t|, so very large and very small truths are compared like
-    any other; on nodes of weight 0 neither is looked at.
-    Where ‖t‖ = 0 (a truth that vanishes on every node of positive weight) no ratio exists and the value
+    every grid. Both norms are taken in units of about max|t|, so very large and very small truths are compared like
+    any other. Nodes of weight 0 do not count.
+    If ‖t‖ = 0, for a truth that vanishes on every node of positive weight, the ratio does not exist, and the value
     is ‖p − t‖ itself: finite, 0 only for an exact prediction, and with a usable gradient. In H1, ‖t‖ is
     0 only for t = 0, so a constant truth is an ordinary one.
 
@@ -85,8 +84,8 @@ def relative_norm(
         A scalar ≥ 0 without unit, in float32 or wider. Its gradient at p = t is 0.
 
     Raises:
-        ValueError: if the shapes differ or do not fit the domain, ``space`` is unknown, or H1 is asked
-            of scattered nodes.
+        ValueError: if the shapes differ or do not fit the domain, ``space`` is unknown, or it is "H1" and the nodes
+            are scattered.
 
     Cost: a few passes over (k, c).
 
@@ -129,7 +128,7 @@ def relative_norms(
         Shape (b,).
 
     Raises:
-        ValueError: as `relative_norm`.
+        ValueError: see `relative_norm`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -161,7 +160,7 @@ def cross_entropy(logits: Float[Array, "b *n v"], labels: Int[Array, "b *n"]) ->
         Shape (b,).
 
     Raises:
-        ValueError: for labels that are not integers, or do not fit the logits.
+        ValueError: if the labels are not integers, or do not fit the logits.
 
     Example:
         >>> import jax.numpy as jnp
@@ -198,7 +197,7 @@ def relative_l2_loss(model: Callable[..., Array], batch: Batch) -> Float[Array, 
 
 
 def relative_h1_loss(model: Callable[..., Array], batch: Batch) -> Float[Array, " b"]:
-    """‖f(u_i) − y_i‖ / ‖y_i‖ in H1 for every sample of a batch: the loss "h1"; arguments as `relative_l2_loss`.
+    """‖f(u_i) − y_i‖ / ‖y_i‖ in H1 for every sample of a batch: the loss "h1", with arguments of `relative_l2_loss`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -245,7 +244,7 @@ LOSS_FUNCTIONS: Mapping[str, Loss] = {
 
 
 def check_loss(loss: object) -> None:
-    """Raises ``TypeError`` unless this can be a loss: callable, and hashable since compiled programs are kept by it."""
+    """Raises ``TypeError`` unless the loss is callable, and hashable: it is a key of the compiled programs."""
     if not callable(loss) or isinstance(loss, type):
         raise TypeError(
             "loss must be a function of (model, batch) that returns one number per sample, such as "
@@ -261,11 +260,11 @@ def check_loss(loss: object) -> None:
 
 
 def apply_loss(loss: Loss, model: nnx.Module, batch: object) -> tuple[Float[Array, " b"], dict[str, Array]]:
-    """The losses of a batch and the metrics that come with them, checked.
+    """Returns the losses of a batch and their metrics, checked.
 
     Raises:
         TypeError: if the loss returns something other than an array, or an array and a dict of arrays.
-        ValueError: if an array is not of shape (b,), or for a metric (b,) or (), or a name is taken.
+        ValueError: if the losses are not of shape (b,), a metric is not of shape (b,) or (), or its name is taken.
     """
     result = loss(model, batch)
     per_sample, metrics = result if isinstance(result, tuple) and len(result) == 2 else (result, {})
@@ -291,7 +290,7 @@ def apply_loss(loss: Loss, model: nnx.Module, batch: object) -> tuple[Float[Arra
 
 
 def loss_name(loss: Loss) -> str:
-    """The name by which a run remembers a loss: that of the function, or of the class of a callable object."""
+    """Returns the name by which a run remembers a loss: that of the function, or of the class of a callable object."""
     while isinstance(loss, functools.partial):
         loss = loss.func
     return getattr(loss, "__qualname__", type(loss).__qualname__)

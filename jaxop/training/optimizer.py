@@ -1,25 +1,25 @@
-"""The optimiser of a config, and what training needs to know of any other one of Optax."""
+"""The optimiser of a config; the state, the learning rate and the averages of any other optimiser of Optax."""
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 from optax.contrib import ScheduleFreeState, schedule_free_eval_params
 
 from jaxop.training.config import TrainingConfig
 
-Tree = Any
+Tree: TypeAlias = PyTree
 """Nested dicts of arrays, the pure form of an NNX state."""
 
 Optimizer = optax.GradientTransformation | optax.MultiSteps
-"""What has Optax's ``init`` and ``update``."""
+"""Object with Optax's ``init`` and ``update``."""
 
-EvalParams = Callable[[Any, Tree], Tree]
+EvalParams = Callable[[Tree, Tree], Tree]
 """(state of the optimiser, parameters) -> the parameters that evaluations use."""
 
 _KERNEL = "leaves"
@@ -27,7 +27,7 @@ _KERNEL = "leaves"
 
 
 def learning_rate(config: TrainingConfig, step: Int[Array, ""] | int) -> Float[Array, ""]:
-    """The learning rate of the given step, see `TrainingConfig`.
+    """Returns the learning rate of a step, see `TrainingConfig`.
 
     Example:
         >>> from jaxop import training
@@ -50,12 +50,12 @@ def learning_rate(config: TrainingConfig, step: Int[Array, ""] | int) -> Float[A
 
 
 def decays(params: Tree) -> Tree:
-    """Which parameters weight decay applies to: the weight matrices.
+    """Returns a tree of booleans: True for the parameters that weight decay applies to, the weight matrices.
 
     These are the arrays of two or more axes, stacks of matrices and embeddings included, whose name does not end in
     "bias" or "scale". Kernels (`jaxop.nn.KernelParameters`) stack the parameters of their heads along a first axis, so
-    radii, widths and biases may have two axes as well. Of a kernel only arrays of three axes decay, and the arrays of
-    two that `jaxop.kernels` calls a matrix or a map.
+    radii, widths and biases may have two axes as well. In a kernel only arrays of three axes decay, and arrays of
+    two axes that `jaxop.kernels` calls a matrix or a map.
     """
 
     def decay(path: jax.tree_util.KeyPath, leaf: Array | jax.ShapeDtypeStruct) -> bool:
@@ -73,15 +73,15 @@ class ScheduledUpdate:
     """The update of an optimiser whose learning rate is known at every step.
 
     Attributes:
-        update: of an `optax.GradientTransformation`.
-        learning_rate: of the step with a given number.
+        update: the ``update`` of an `optax.GradientTransformation`.
+        learning_rate: the learning rate as a function of the number of the step.
     """
 
-    update: Callable[..., tuple[Tree, Any]]
+    update: Callable[..., tuple[Tree, Tree]]
     learning_rate: Callable[[Array], Array]
 
-    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Tree, Any]:
-        """The update."""
+    def __call__(self, *args: object, **kwargs: object) -> tuple[Tree, Tree]:
+        """Calls ``update``."""
         return self.update(*args, **kwargs)
 
 
@@ -128,7 +128,7 @@ def check_optimizer(optimizer: object) -> None:
 
 
 def used_learning_rate(optimizer: Optimizer, opt_state: object, step: Int[Array, ""]) -> Float[Array, ""] | None:
-    """The learning rate of the step after which the optimiser is in this state, or None if it cannot be told.
+    """Returns the learning rate of the step after which the optimiser is in this state, or None if it is unknown.
 
     `make_optimizer` knows its schedule, and `optax.inject_hyperparams` keeps the rate in the state. Other
     transformations hide theirs.
@@ -140,18 +140,18 @@ def used_learning_rate(optimizer: Optimizer, opt_state: object, step: Int[Array,
     return rates[0] if len(rates) == 1 else None
 
 
-def update_of(optimizer: Optimizer) -> Callable[..., tuple[Tree, Any]]:
-    """The optimiser's ``update``, which ignores the keyword arguments that it has no use for."""
+def update_of(optimizer: Optimizer) -> Callable[..., tuple[Tree, Tree]]:
+    """Returns the optimiser's ``update``, made to ignore the keyword arguments that it does not take."""
     if isinstance(optimizer, optax.MultiSteps):
         return optimizer.update
     return optax.with_extra_args_support(optimizer).update
 
 
 def evaluated_params(opt_state: Tree, params: Tree, eval_params: EvalParams | None = None) -> Tree | None:
-    """The parameters to evaluate with, or None if they are ``params`` themselves.
+    """Returns the parameters to evaluate with, or None if they are ``params`` themselves.
 
-    Schedule-free optimisers take gradients at one point and are good at another: their x is
-    (y − (1 − β) z)/β for the parameters y and the state's z.
+    Schedule-free optimisers take gradients at one point, y, and are evaluated at another: x = (y − (1 − β) z)/β for
+    the parameters y and the state's z.
 
     Args:
         opt_state: state of the optimiser.
@@ -163,7 +163,7 @@ def evaluated_params(opt_state: Tree, params: Tree, eval_params: EvalParams | No
         A tree like ``params``, or None.
 
     Raises:
-        ValueError: if a schedule-free state is that of some parameters only, or there are several of them.
+        ValueError: if a schedule-free state belongs to some of the parameters only, or there are several of them.
     """
 
     def is_schedule_free(node: object) -> bool:
@@ -176,8 +176,8 @@ def evaluated_params(opt_state: Tree, params: Tree, eval_params: EvalParams | No
             return None
         if len(found) > 1 or jax.tree.structure(found[0].z) != jax.tree.structure(params):
             raise ValueError(
-                f"the optimiser holds {len(found)} schedule-free states that are not those of all parameters, so the "
-                "parameters to evaluate with cannot be told: give eval_params, a function of (opt_state, params)."
+                f"the optimiser must hold one schedule-free state of all parameters, got {len(found)} of some of them; "
+                "give eval_params, a function from (opt_state, params) to the parameters to evaluate with."
             )
         eval_params, (state,) = schedule_free_eval_params, found
     with jax.numpy_dtype_promotion("standard"):
@@ -191,7 +191,7 @@ def evaluated_params(opt_state: Tree, params: Tree, eval_params: EvalParams | No
 
 
 def describe_state(opt_state: object) -> str:
-    """The structure of an optimiser's state on one line, such as ``(TraceState(trace=tree), EmptyState())``.
+    """Returns the structure of an optimiser's state on one line: ``(TraceState(trace=tree), EmptyState())``.
 
     Named tuples and tuples are spelled out, single arrays are given by dtype and shape, and a tree over the parameters
     is ``tree``: its leaves are compared by name where the state is restored.

@@ -1,4 +1,4 @@
-"""The run directory: what a run was, with which versions, and its parameters back in a model."""
+"""The run directory: the settings and versions of a run, and its parameters back in a model."""
 
 import contextlib
 import dataclasses
@@ -36,13 +36,13 @@ _PACKAGES = ("jaxop", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "num
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A finished, interrupted or running training run, as its directory tells it; see `load_run`.
+    """A finished, interrupted or running training run, read from its directory by `load_run`.
 
     Attributes:
         directory: the run directory.
         config: the settings it was started with: ``"training"``, ``"train"`` (the samples),
             ``"valid"`` (names of the sets), ``"valid_sets"`` (their samples), ``"optimizer"`` and ``"loss"`` if
-            they were given to `fit` as arguments, and its ``settings``.
+            they were arguments of `fit`, and the ``settings`` of `fit`.
         checkpoints: its saved steps.
     """
 
@@ -61,11 +61,11 @@ class Run:
         return read_metrics(self.directory)
 
     def step(self, checkpoint: int | str = "best") -> int:
-        """The step that "best", "last" or a number stands for; "best" is the last one if none was validated.
+        """Returns the step of "best", "last" or a number; "best" is the last step if the run was not validated.
 
         Raises:
-            ValueError: for another word.
-            FileNotFoundError: if the run has no such checkpoint.
+            ValueError: if ``checkpoint`` is another word.
+            FileNotFoundError: if the run does not have this checkpoint.
         """
         if checkpoint not in ("best", "last") and not isinstance(checkpoint, int):
             raise ValueError(f"checkpoint={checkpoint!r} is unknown: give 'best', 'last' or the number of a step.")
@@ -79,19 +79,19 @@ class Run:
         return step
 
     def restore(self, model: Model, *, checkpoint: int | str = "best", average: bool = True) -> Model:
-        """A copy of the model with the variables of a checkpoint, in evaluation mode.
+        """Returns a copy of the model with the variables of a checkpoint, in evaluation mode.
 
         Args:
             model: any NNX module of the kind that was trained. Its own values do not matter, so
                 ``nnx.eval_shape(lambda: Model(..., rngs=nnx.Rngs(0)))`` will do.
             checkpoint: "best" (lowest validation error), "last", or the number of a step.
-            average: whether to take the parameters that the run's evaluations used, if they differ from those of the
-                step: their moving average, or those of a schedule-free optimiser.
+            average: takes the parameters that the run's evaluations used: their moving average, or those of a
+                schedule-free optimiser. False takes the parameters of the step itself.
 
         Raises:
-            FileNotFoundError: if the run has no such checkpoint.
-            DamagedCheckpointError: if its files are not what was saved.
-            ValueError: if the model has other parameters than the run's; the message names them.
+            FileNotFoundError: if the run does not have this checkpoint.
+            DamagedCheckpointError: if a file was changed or lost since it was saved.
+            ValueError: if the parameters of the model are not those of the run; the message names them.
         """
         step = self.step(checkpoint)
         manifest = self.checkpoints.manifest(step)
@@ -103,8 +103,8 @@ class Run:
         saved = self.checkpoints.restore(like, step=step, parts=tuple(like))
         return nnx.merge(graphdef, saved[name], saved["other"])
 
-    def _compare(self, model: nnx.Module, settings: Mapping[str, Any]) -> None:
-        """Warns of settings in which a model differs from the recorded one: its parameters may fit all the same."""
+    def _compare(self, model: nnx.Module, settings: Mapping[str, object]) -> None:
+        """Warns of settings in which a model differs from the recorded one, though its parameters may fit."""
         ours, recorded = getattr(model, "config", None), settings.get("model")
         if not dataclasses.is_dataclass(ours) or not isinstance(recorded, dict):
             return
@@ -115,21 +115,21 @@ class Run:
             warnings.warn(f"model differs from the one that was trained in {pairs}.", UserWarning, stacklevel=3)
 
     def model(self, *, checkpoint: int | str = "best", average: bool = True) -> Standardized:
-        """The trained operator in physical units, of a run that recorded its ``operator`` and ``model`` settings.
+        """Returns the trained operator in physical units, if the run recorded its ``operator`` and ``model`` settings.
 
         Runs of ``jaxop train`` do. For others build the model and use `restore`.
 
         Args:
-            checkpoint: as in `restore`.
-            average: as in `restore`.
+            checkpoint: see `restore`.
+            average: see `restore`.
 
         Raises:
-            ValueError: for a run whose config does not describe its operator; otherwise as `restore`.
+            ValueError: if the config of the run does not describe its operator; see also `restore`.
         """
         return self.restore(self.blank_model(), checkpoint=checkpoint, average=average)
 
     def blank_model(self) -> Standardized:
-        """The operator that `model` restores, with shapes and dtypes in place of values."""
+        """Returns the operator that `model` restores, with shapes and dtypes in place of values."""
         if missing := [name for name in ("operator", "model") if name not in self.config]:
             raise ValueError(
                 f"{self.directory}/{_CONFIG} does not name an operator of jaxop: it has no {missing[0]!r}. Build the "
@@ -153,10 +153,10 @@ def load_run(directory: str | os.PathLike[str]) -> Run:
     """Opens a run directory for reading.
 
     Args:
-        directory: as given to `fit`.
+        directory: the ``run_dir`` of `fit`.
 
     Raises:
-        FileNotFoundError: if there is no run; the message says which file is missing.
+        FileNotFoundError: if it is not a run directory; the message names the missing file.
         ValueError: if its config cannot be read; the message names file and field.
 
     Example:
@@ -177,18 +177,25 @@ def load_run(directory: str | os.PathLike[str]) -> Run:
 def open_checkpoints(
     directory: str | os.PathLike[str], config: TrainingConfig, valid: list[str], *, own_loss: bool
 ) -> Checkpoints:
-    """The checkpoints of a run, judged by the training loss's norm, or its own loss, on the first validation set."""
+    """Returns the checkpoints of a run; the best is that of the lowest loss on the first validation set.
+
+    Args:
+        directory: the run directory.
+        config: names the norm of the training loss.
+        valid: names of the validation sets.
+        own_loss: True if the run has a loss of the user, which then takes the place of the norm.
+    """
     best = error_name(valid[0], "loss" if own_loss else LOSSES[config.loss]) if valid else None
     return Checkpoints(Path(directory) / "checkpoints", keep_last=config.keep_last, best_metric=best)
 
 
 def error_name(name: str, space: str) -> str:
-    """Name of the mean relative error on a validation set among the metrics: "NAME/l2"."""
+    """Returns the name of the mean relative error on a validation set among the metrics: "NAME/l2"."""
     return f"{name}/{space.lower()}"
 
 
 def read_settings(directory: str | os.PathLike[str]) -> dict[str, Any]:
-    """The settings in ``config.json``; raises as `load_run`."""
+    """Returns the settings in ``config.json``; raises the errors of `load_run`."""
     path = local_path(directory, "directory") / _CONFIG
     if not path.exists():
         raise FileNotFoundError(f"{os.fspath(directory)} is not a run directory: it has no {_CONFIG}.")
@@ -208,28 +215,28 @@ def read_settings(directory: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def in_present_terms(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Recorded settings with the operator's fields as this version has them; as they are if they cannot be read."""
+    """Returns recorded settings with the operator's fields of this version, unchanged if they cannot be read."""
     settings = dict(settings)
     with contextlib.suppress(KeyError, TypeError, ValueError):
         settings["model"] = to_dict(from_dict(models()[settings["operator"]].config, settings["model"]))
     return settings
 
 
-def write_settings(directory: Path, settings: Mapping[str, Any]) -> None:
+def write_settings(directory: Path, settings: Mapping[str, object]) -> None:
     """Writes ``config.json`` in one go."""
     _write_json(directory / _CONFIG, settings)
 
 
 def has_begun(directory: Path) -> bool:
-    """Whether a run directory holds a checkpoint, damaged or not, or a row of metrics."""
+    """Tells whether a run directory holds a checkpoint, damaged or not, or a row of metrics."""
     steps = (directory / "checkpoints").glob("step_*")
     return any(path.suffix != ".tmp" for path in steps) or bool(read_metrics(directory))
 
 
 def record_versions(directory: Path, step: int, *, resume: bool) -> None:
-    """Adds an entry to ``versions.json``, or begins it anew: what this process runs on, and from which step.
+    """Adds an entry on this process to ``versions.json``: packages, device, and the step it starts from.
 
-    A file that cannot be read is set aside: it is no part of the state.
+    A new run begins the file anew. A file that cannot be read is set aside: the state does not depend on it.
     """
     path = directory / _VERSIONS
     entries: object = []
@@ -268,7 +275,7 @@ def _version(package: str) -> str | None:
 
 
 def _git_revision() -> str | None:
-    """Revision of the checkout this package is run from, with "-dirty" if it has changes; None if it is installed."""
+    """Returns the revision of the package's checkout, with "-dirty" if it has changes; None if it is installed."""
     root = Path(jaxop.__file__).parent.parent
     if not (root / ".git").exists():
         return None

@@ -1,4 +1,4 @@
-"""The state of a training run, and how it comes from a model and an optimiser."""
+"""The state of a training run, made from a model and an optimiser."""
 
 import dataclasses
 
@@ -25,8 +25,8 @@ class TrainState:
         params: parameters (`nnx.Param`), nested dicts of arrays.
         other: every other variable of the model: data statistics, random streams, running averages.
         opt_state: state of the optimiser.
-        ema: the parameters that evaluations use, if these are not ``params``: their moving average, or what the
-            optimiser evaluates with (see `init_state`). None if they are ``params``.
+        ema: the parameters that evaluations use: the moving average of ``params``, or the ones that the optimiser
+            evaluates with (see `init_state`). None means ``params`` themselves.
     """
 
     step: Array
@@ -37,24 +37,24 @@ class TrainState:
 
     @property
     def averaged(self) -> Tree:
-        """The parameters to evaluate with: `ema` if there is one, else the last ones."""
+        """The parameters to evaluate with: `ema`, or `params` if it is None."""
         return self.params if self.ema is None else self.ema
 
 
 def split_model(model: nnx.Module, *, train: bool) -> tuple[nnx.GraphDef, Tree, Tree]:
-    """(graph definition, parameters, other variables) of a model in training or in evaluation mode.
+    """Returns graph definition, parameters and other variables of a model in training or in evaluation mode.
 
     Args:
         model: any NNX module; it is left as it was.
-        train: whether dropout and running averages are active in the graph definition.
+        train: switches dropout and running averages on in the graph definition.
 
     Returns:
-        What `flax.nnx.merge` puts together again; the trees hold the model's own arrays.
+        The arguments of `flax.nnx.merge`; the trees hold the model's own arrays.
     """
     check_type(model, "model", nnx.Module, "a flax.nnx.Module, such as operators.build(config, rngs=nnx.Rngs(0))")
     copy = nnx.clone(model)
     copy.train() if train else copy.eval()
-    nnx.pop(copy, nnx.Intermediate)  # what the last call has sown is not state
+    nnx.pop(copy, nnx.Intermediate)  # intermediates of the last call are not state
     graphdef, params, other = nnx.split(copy, nnx.Param, ...)
     return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(other)
 
@@ -62,7 +62,7 @@ def split_model(model: nnx.Module, *, train: bool) -> tuple[nnx.GraphDef, Tree, 
 def init_state(
     model: nnx.Module, optimizer: Optimizer, config: TrainingConfig, *, eval_params: EvalParams | None = None
 ) -> tuple[nnx.GraphDef, TrainState]:
-    """The graph definition in training mode and the state at step 0, in buffers of its own.
+    """Returns the graph definition in training mode and the state at step 0, in buffers of its own.
 
     A step may therefore donate the state without touching the model. The parameters must be in float32 at least:
     updates, gradients of micro-batches, moments and the moving average are summed in their dtype, and in
@@ -71,15 +71,15 @@ def init_state(
 
     Args:
         model: any NNX module with at least one `nnx.Param`.
-        optimizer: as `make_optimizer` makes it, or any other transformation of Optax.
+        optimizer: the result of `make_optimizer`, or any other transformation of Optax.
         config: reads ``ema_decay``.
         eval_params: for an optimiser that evaluates with other parameters than it takes gradients at: a function from
-            (state of the optimiser, parameters) to these. `optax.contrib.schedule_free` and what is made of it, such
-            as `optax.contrib.schedule_free_adamw`, are recognised: they need None.
+            (state of the optimiser, parameters) to these. `optax.contrib.schedule_free` and optimisers made with it,
+            such as `optax.contrib.schedule_free_adamw`, are recognised: leave None for them.
 
     Raises:
-        ValueError: if the model has no parameters, or has some in half precision, or if both ``ema_decay`` and the
-            optimiser ask for an average of the parameters.
+        ValueError: if the model does not have parameters, if some are in half precision, or if both ``ema_decay`` and
+            the optimiser ask for an average of the parameters.
 
     Example:
         >>> from flax import nnx
@@ -117,6 +117,6 @@ def init_state(
 
 
 def _own(leaf: ArrayLike) -> Array:
-    """A copy of definite dtype, as a restored state has it."""
+    """Returns a copy without a weak dtype, like a restored state."""
     array = jnp.asarray(leaf)
     return jnp.array(array, array.dtype)

@@ -1,7 +1,7 @@
 """One optimiser step as a pure, compiled function of state and batch."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import chex
 import jax
@@ -27,8 +27,18 @@ from jaxop.training.state import TrainState
 
 Totals = TypeVar("Totals")
 
-Step = Callable[[TrainState, Tree], tuple[TrainState, dict[str, Array]]]
-"""(state, batch) -> (state, metrics)."""
+
+@runtime_checkable
+class Step(Protocol):
+    """A jitted function (state, batch) -> (state, metrics)."""
+
+    def __call__(self, state: TrainState, batch: Tree, /) -> tuple[TrainState, dict[str, Array]]:
+        """Returns the state after the step and the metrics of the step."""
+        ...
+
+    def lower(self, state: TrainState, batch: Tree, /) -> jax.stages.Lowered:
+        """Traces the step, ready to be compiled."""
+        ...
 
 
 def make_step(
@@ -48,25 +58,28 @@ def make_step(
     which forgets the initial parameters quickly.
 
     Args:
-        graphdef: of the model in training mode, as `init_state` returns it.
-        optimizer: as `make_optimizer` makes it, or any other transformation of Optax. One that takes them gets the
-            keyword arguments ``value``, ``grad`` and ``value_fn``: loss, gradient, and loss as a function of the
-            parameters.
+        graphdef: the model in training mode, from `init_state`.
+        optimizer: the result of `make_optimizer`, or any other transformation of Optax. If its ``update`` takes them,
+            it gets the keyword arguments ``value``, ``grad`` and ``value_fn``: loss, gradient, and loss as a function
+            of the parameters.
         config: reads ``loss``, ``accumulate``, ``ema_decay`` and ``seed``.
         loss: a function of (model, batch) that returns one number per sample, or these numbers and a dict of metrics;
             see `jaxop.training.losses`. None takes the one that ``config.loss`` names: the relative errors in L2 or
             H1 of a model called as ``model(inputs, domain, at=at, initial=initial)``, or the cross-entropy of one
             called as ``model(inputs)``.
-        eval_params: as for `init_state`.
+        eval_params: see `init_state`.
 
     Returns:
         A jitted function from (state, batch) to (state, metrics). A batch is a `jaxop.data.Batch`, a
-        `jaxop.data.ExampleBatch`, or what the loss takes: a pytree of arrays with a leading sample axis and of
-        domains. The metrics are scalars on the device: ``loss``, ``grad_norm`` (before clipping), ``learning_rate``
-        (where the optimiser tells it: that of `make_optimizer`, or one in `optax.inject_hyperparams`), ``finite``
-        (whether loss, gradient and new parameters are), ``culprit`` (number of the first array that is not among the
-        gradients of all parameters followed by all new parameters, −1 if they are finite), and the means of the
-        loss's own metrics. The state passed in must not be used again.
+        `jaxop.data.ExampleBatch`, or any other argument of the loss: a pytree of arrays with a leading sample axis and
+        of domains. The state passed in must not be used again. The metrics are scalars on the device:
+
+        * ``loss``, and ``grad_norm`` before clipping;
+        * ``learning_rate``, if the optimiser is that of `make_optimizer` or keeps it in `optax.inject_hyperparams`;
+        * ``finite``: True if loss, gradient and new parameters are finite;
+        * ``culprit``: number of the first array that is not finite among the gradients of all parameters, followed by
+          all new parameters; −1 if all are finite;
+        * the means of the loss's own metrics.
 
     Cost: one forward and one backward pass of the model; no temporary copy of the state.
 
@@ -159,7 +172,7 @@ def make_step(
 def _mean_over_pieces(
     function: Callable[[Tree, Tree, Array], tuple[Totals, Tree]], other: Tree, batch: Tree, pieces: int
 ) -> tuple[Totals, Tree]:
-    """The mean of a function of (other variables, micro-batch, its number); each call hands on the other variables."""
+    """Returns the mean of a function of (other variables, micro-batch, number); calls pass on the other variables."""
     numbers = jnp.arange(pieces)
     if pieces == 1:
         return function(other, batch, numbers[0])
@@ -215,7 +228,7 @@ def _average(ema: Tree, params: Tree, decay: float, step: Array) -> Tree:
 
 
 def _of_same_kind(new: Tree, old: Tree, rule: str) -> Tree:
-    """The new tree in the dtypes of the old one, so that the compiled step takes it.
+    """Returns the new tree in the dtypes of the old one, so that the compiled step takes it.
 
     Raises:
         TypeError: if the structures differ; the message begins with the rule.

@@ -1,4 +1,4 @@
-"""What the transformers share: a config, layers between an embedding and a head, and a look inside."""
+"""Base classes of the transformers: a config, and layers between an embedding and a head."""
 
 import dataclasses
 from collections.abc import Callable
@@ -21,14 +21,14 @@ Embedding = Callable[[Array], Array]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TransformerConfig(EncoderConfig):
-    """Base class of the configs of transformers: a `jaxop.nn.EncoderConfig`, and the attention.
+    """Base class of the configs of transformers: a `jaxop.nn.EncoderConfig` with the attention.
 
     Attributes:
         attention: the kernel of the attention and its implementation.
 
     Raises:
-        TypeError: for a size that is not an integer, and settings of another kind.
-        ValueError: for sizes that do not fit, unknown names and rates outside [0, 1); the message names valid ones.
+        TypeError: if a size is not an integer, or ``attention`` is not a `jaxop.nn.IntegralAttentionConfig`.
+        ValueError: if sizes do not fit, a name is unknown, or a rate lies outside [0, 1); the message names valid ones.
     """
 
     layers: int = 4
@@ -50,7 +50,7 @@ class Transformer(nnx.Module, Generic[Config]):
 
     Args:
         config: the sizes.
-        embedding: makes the embedding, and another one for the first velocity where it is learned.
+        embedding: makes the embedding, and another one for the first velocity if it is learned.
         outputs: channels of the head.
         rngs: random streams.
     """
@@ -74,11 +74,11 @@ class Transformer(nnx.Module, Generic[Config]):
         return embedding(inputs)
 
     def batch(self, inputs: ArrayLike) -> tuple[Array, bool]:
-        """Returns the argument of a call, checked, as a batch, and whether it was a single example."""
+        """Checks the argument of a call; returns it as a batch, and True if it was a single example."""
         raise NotImplementedError
 
     def weights(self, inputs: Array) -> Float[Array, "b n"] | None:
-        """Returns how much each token of a batch counts. None counts all the same."""
+        """Returns how much each token of a batch counts. None counts all of them equally."""
         del inputs
 
     def encode(self, inputs: Array) -> Float[Array, "b n d"]:
@@ -101,7 +101,7 @@ class Transformer(nnx.Module, Generic[Config]):
             One number per layer.
 
         Raises:
-            TypeError, ValueError: as a call does.
+            TypeError, ValueError: if a call raises them.
 
         Source: the redundancy of heads in Nguyen et al., arXiv:2206.00206, up to the factor 1/√c.
         """
@@ -119,6 +119,6 @@ class Transformer(nnx.Module, Generic[Config]):
 
 
 def positions(count: int, config: ModelConfig, rngs: nnx.Rngs) -> nnx.Param:
-    """Returns a new vector for each of so many positions."""
+    """Returns a new vector for each of ``count`` positions."""
     initial = nnx.initializers.normal(_POSITION_SCALE)
     return nnx.Param(initial(rngs.params(), (count, config.width), jnp.dtype(config.param_dtype)))

@@ -41,9 +41,9 @@ class SequenceClassifier(TokenTransformer[SequenceClassifierConfig]):
         rngs: random streams; ``params`` and, with dropout, ``dropout`` are used.
 
     Raises:
-        ValueError: for sizes that do not fit.
+        ValueError: if sizes do not fit.
 
-    Cost: as `SequenceTransformer`.
+    Cost: that of `SequenceTransformer`.
 
     Source: Vaswani et al., arXiv:1706.03762, its encoder.
 
@@ -72,7 +72,7 @@ class SequenceClassifier(TokenTransformer[SequenceClassifierConfig]):
             Shape (classes,) or (b, classes).
 
         Raises:
-            As `SequenceTransformer`.
+            TypeError, ValueError: see `SequenceTransformer`.
         """
         batch, single = self.batch(tokens)
         x, weights = self.norm(self.encode(batch)), self.weights(batch)

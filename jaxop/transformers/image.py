@@ -26,8 +26,8 @@ class VisionTransformerConfig(TransformerConfig):
         patch: pixels along each side of a patch, a divisor of the side.
 
     Raises:
-        TypeError: for a size that is not an integer.
-        ValueError: for sizes that do not fit, unknown names and rates outside [0, 1); the message names valid ones.
+        TypeError: if a size is not an integer.
+        ValueError: if sizes do not fit, a name is unknown or a rate lies outside [0, 1); the message names valid ones.
     """
 
     side: int
@@ -58,7 +58,7 @@ class VisionTransformer(Transformer[VisionTransformerConfig]):
         rngs: random streams; ``params`` and, with dropout, ``dropout`` are used.
 
     Raises:
-        ValueError: for sizes that do not fit.
+        ValueError: if sizes do not fit.
 
     Cost: O(layers · n (n d + d²)) per image of n patches.
 
@@ -87,14 +87,14 @@ class VisionTransformer(Transformer[VisionTransformerConfig]):
             Shape (classes,) or (b, classes).
 
         Raises:
-            ValueError: for images of another shape.
+            ValueError: if the images have another shape.
         """
         batch, single = self.batch(images)
         logits = self.head(self.norm(self.encode(batch)[:, 0]))
         return logits[0] if single else logits
 
     def batch(self, inputs: ArrayLike) -> tuple[Float[Array, "b y x c"], bool]:
-        """Returns images, checked, as a batch, and whether they were one image."""
+        """Checks images; returns them as a batch, and True if they were one image."""
         config = self.config
         images = as_float(inputs, "images")
         shape = (config.side, config.side, config.channels)

@@ -1,7 +1,7 @@
-"""The causal transformer of sequences, and what all transformers of tokens share."""
+"""The causal transformer of sequences, and the embedding and the checks of tokens."""
 
 import dataclasses
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -26,8 +26,8 @@ class SequenceTransformerConfig(TransformerConfig):
         context: longest sequence.
 
     Raises:
-        TypeError: for a size that is not an integer.
-        ValueError: for sizes that do not fit, unknown names and rates outside [0, 1); the message names valid ones.
+        TypeError: if a size is not an integer.
+        ValueError: if sizes do not fit, a name is unknown or a rate lies outside [0, 1); the message names valid ones.
     """
 
     vocabulary: int
@@ -50,11 +50,11 @@ class TokenTransformer(Transformer[Config]):
     """Base class of the transformers of one sequence: its tokens, checked and embedded."""
 
     def batch(self, inputs: ArrayLike) -> tuple[Integer[Array, "b n"], bool]:
-        """Returns tokens, checked, as a batch, and whether they were one sequence."""
+        """Checks tokens; returns them as a batch, and True if they were one sequence."""
         return check_sequences(inputs, self.config.vocabulary, 1, self.config.context)
 
-    def check_tokens(self, tokens: Any) -> None:
-        """Raises ``ValueError`` for (known) numbers beyond the vocabulary."""
+    def check_tokens(self, tokens: ArrayLike) -> None:
+        """Raises ``ValueError`` if a number lies beyond the vocabulary; traced tokens are not checked."""
         check_vocabulary(tokens, self.config.vocabulary)
 
 
@@ -67,7 +67,7 @@ class SequenceTransformer(TokenTransformer[SequenceTransformerConfig]):
         rngs: random streams; ``params`` and, with dropout, ``dropout`` are used.
 
     Raises:
-        ValueError: for sizes that do not fit.
+        ValueError: if sizes do not fit.
 
     Cost: O(layers · n (n d + d²)) per sequence of n tokens, O(n d) memory where attention is chunked.
 
@@ -99,9 +99,9 @@ class SequenceTransformer(TokenTransformer[SequenceTransformerConfig]):
             Shape (n, vocabulary) or (b, n, vocabulary).
 
         Raises:
-            TypeError: for tokens that are not integers.
-            ValueError: for more tokens than the context, another shape, or (unless traced) numbers beyond the
-                vocabulary.
+            TypeError: if tokens are not integers.
+            ValueError: if there are more tokens than the context, the shape is another one, or (unless traced) a
+                number lies beyond the vocabulary.
         """
         batch, single = self.batch(tokens)
         logits = self.head(self.norm(self.encode(batch)))
@@ -124,7 +124,7 @@ class TokenEmbedding(nnx.Module):
 def check_sequences(
     tokens: ArrayLike, vocabulary: int, shortest: int, longest: int
 ) -> tuple[Integer[Array, "b n"], bool]:
-    """Returns tokens as a batch, and whether they were one sequence, if their lengths and numbers are possible."""
+    """Checks lengths and numbers of tokens; returns them as a batch, and True if they were one sequence."""
     batch = jnp.asarray(tokens)
     if not jnp.issubdtype(batch.dtype, jnp.integer):
         raise TypeError(f"tokens must be integers below {vocabulary}, got {batch.dtype}.")
@@ -137,8 +137,8 @@ def check_sequences(
     return (batch[None], True) if batch.ndim == 1 else (batch, False)
 
 
-def check_vocabulary(tokens: Any, vocabulary: int) -> None:
-    """Raises ``ValueError`` for (known) numbers beyond the vocabulary."""
+def check_vocabulary(tokens: ArrayLike, vocabulary: int) -> None:
+    """Raises ``ValueError`` if a number lies beyond the vocabulary; traced tokens are not checked."""
     if is_concrete(tokens) and np.size(tokens):
         known = np.asarray(tokens)  # inside jit, numpy's min of a JAX array would be traced
         least, most = int(known.min()), int(known.max())

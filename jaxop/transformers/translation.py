@@ -1,10 +1,10 @@
 """The encoder–decoder transformer, from one sequence to another."""
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 from flax import nnx
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer
 
 from jaxop._validation import check_size
@@ -29,8 +29,8 @@ class EncoderDecoderTransformerConfig(LayersConfig):
         padding: the token that fills up the source and weighs nothing. None counts every token.
 
     Raises:
-        TypeError: for a size that is not an integer.
-        ValueError: for sizes that do not fit, unknown names and rates outside [0, 1); the message names valid ones.
+        TypeError: if a size is not an integer.
+        ValueError: if sizes do not fit, a name is unknown or a rate lies outside [0, 1); the message names valid ones.
     """
 
     vocabulary: int
@@ -68,7 +68,7 @@ class EncoderDecoderTransformer(nnx.Module):
         rngs: random streams; ``params`` and, with dropout, ``dropout`` are used.
 
     Raises:
-        ValueError: for sizes that do not fit.
+        ValueError: if sizes do not fit.
 
     Cost: O(layers · (n + m) ((n + m) d + d²)) per pair of sequences of n and m tokens.
 
@@ -112,8 +112,9 @@ class EncoderDecoderTransformer(nnx.Module):
             Shape (m, vocabulary) or (b, m, vocabulary) for targets of m tokens.
 
         Raises:
-            TypeError: for tokens that are not integers.
-            ValueError: for another number of tokens, another shape, or (unless traced) numbers beyond the vocabulary.
+            TypeError: if tokens are not integers.
+            ValueError: if the number or shape of the tokens does not fit, or (unless traced) a number lies beyond the
+                vocabulary.
         """
         config = self.config
         shortest, longest = config.source + 1, config.source + config.target
@@ -129,6 +130,6 @@ class EncoderDecoderTransformer(nnx.Module):
         logits = self.head(self.norm(y))
         return logits[0] if single else logits
 
-    def check_tokens(self, tokens: Any) -> None:
-        """Raises ``ValueError`` for (known) numbers beyond the vocabulary."""
+    def check_tokens(self, tokens: ArrayLike) -> None:
+        """Raises ``ValueError`` if a number lies beyond the vocabulary; traced tokens are not checked."""
         check_vocabulary(tokens, self.config.vocabulary)

@@ -1,1 +1,1 @@
-"""Benchmarks: jaxop against what a user would pick instead, one file per table; run.py runs them."""
+"""Benchmarks: jaxop against the usual alternatives, one file per table; run.py runs them."""

@@ -91,7 +91,7 @@ def rows(n: int, depth: int, rate: float, repeats: int) -> None:
 
 
 def baselines(n: int, depth: int, repeats: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Seconds of PyTorch and of KeOps by what they compute; empty where one is not installed or would not fit."""
+    """Returns the seconds of PyTorch and of KeOps for each result; empty if one is not installed or would not fit."""
     has_torch = importlib.util.find_spec("torch") is not None
     has_keops = has_torch and importlib.util.find_spec("pykeops") is not None
     sizes = f"--nodes={n}", f"--depth={depth}", f"--repeats={repeats}"

@@ -1,7 +1,6 @@
 """Compiled programs of JAX, their times and their memory."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +11,13 @@ SKIP_ABOVE = 8 << 30  # bytes of scratch beyond which a baseline is not run on t
 NOT_RUN = "not run"
 
 
-def compile_call(function: Callable[..., Any], *operands: Any) -> jax.stages.Compiled:
-    """The program of a function for such operands."""
+def compile_call(function: Callable[..., object], *operands: object) -> jax.stages.Compiled:
+    """Returns the program of a function for operands like these."""
     return jax.jit(function).lower(*operands).compile()
 
 
 def compile_gradient(function: Callable[..., jax.Array], *operands: jax.Array) -> jax.stages.Compiled:
-    """The program of the gradient of ⟨f(q, k, v), c⟩ with respect to q, k and v, for operands like (q, k, v, c)."""
+    """Returns the program of the gradient of ⟨f(q, k, v), c⟩ in q, k and v, for operands like (q, k, v, c)."""
 
     def loss(*operands: jax.Array) -> jax.Array:
         return jnp.vdot(function(*operands[:-1]), operands[-1])
@@ -26,12 +25,12 @@ def compile_gradient(function: Callable[..., jax.Array], *operands: jax.Array) -
     return compile_call(jax.grad(loss, argnums=(0, 1, 2)), *operands)
 
 
-def run(program: Callable[..., Any], *operands: Any) -> Callable[[], Any]:
-    """A call of a program on operands, which returns when the results are there."""
+def run(program: Callable[..., object], *operands: object) -> Callable[[], object]:
+    """Returns a call of a program on operands, which waits for the results."""
     return lambda: jax.block_until_ready(program(*operands))
 
 
-def seconds_of_program(program: Callable[..., Any], *operands: Any, repeats: int) -> float:
+def seconds_of_program(program: Callable[..., object], *operands: object, repeats: int) -> float:
     """Median wall time of a program, see `timing.median_seconds`."""
     return median_seconds(run(program, *operands), repeats)
 

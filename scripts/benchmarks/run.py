@@ -1,4 +1,4 @@
-"""Measures jaxop against what a user would pick instead: medians, and ratios within one run.
+"""Measures jaxop against the usual alternatives: medians, and ratios within one run.
 
     python scripts/benchmarks/run.py                  # all tables, about 25 minutes on two cores
     python scripts/benchmarks/run.py attention        # one of them
@@ -39,7 +39,7 @@ MEASUREMENTS = {
     "step": Command("benchmarks.steps", "one measurement of steps, as JSON", "step"),
     "momentum-steps": Command("benchmarks.momentum", "the measurements of momentum, as JSON", "steps"),
 }
-"""What the tables measure in processes of their own."""
+"""Measurements that the tables make in processes of their own."""
 
 
 def command_line(arguments: Sequence[str]) -> None:

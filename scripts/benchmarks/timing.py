@@ -38,7 +38,7 @@ def median_seconds(call: Callable[[], object], repeats: int) -> float:
     A call of more than a minute is made once.
 
     Args:
-        call: what is measured; its work is done when it returns.
+        call: the call to measure; its work is done when it returns.
         repeats: measured calls.
 
     Raises:
@@ -59,7 +59,7 @@ def median_seconds_in_turns(calls: Mapping[str, Callable[[], object]], repeats: 
     """Median wall time of every call; the calls take turns, so that all of them meet the same machine.
 
     Args:
-        calls: what is measured; their work is done when they return.
+        calls: the calls to measure; their work is done when they return.
         repeats: measured rounds, after `WARM_UP_ROUNDS`.
 
     Raises:
@@ -76,7 +76,7 @@ def _check_repeats(repeats: int) -> None:
 
 
 def peak_memory() -> str:
-    """The most memory that this process has had so far."""
+    """Returns the peak memory of this process so far."""
     return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GB"
 
 
@@ -87,10 +87,10 @@ def allocators() -> dict[str, dict[str, str]]:
 
 
 def measured_by(script: str, *arguments: str, environment: Mapping[str, str] | None = None) -> Any:
-    """The JSON in the last line that a script of this folder prints, in a process of its own.
+    """Runs a script of this folder in a process of its own; returns the JSON in the last line that it prints.
 
     Raises:
-        ChildProcessError: if the script fails, with the end of what it wrote to stderr.
+        ChildProcessError: if the script fails, with the end of its stderr.
     """
     command = [sys.executable, str(HERE / script), *arguments]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

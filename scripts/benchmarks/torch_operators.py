@@ -43,12 +43,12 @@ class Config:
     )
     modes: int = 8  # of ViTNO and FANO: Fourier modes kept along each axis of a patch
     patch: int = 16  # of ViTNO and FANO: nodes along each side of a patch
-    smoothing: int = 0  # of ViTNO and FANO: modes of the global spectral smoothing of the output, 0 for none
+    smoothing: int = 0  # of ViTNO and FANO: modes of the global spectral smoothing of the output; 0 disables it
 
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Functions and where they were sampled.
+    """Functions and their nodes.
 
     values and targets are (b, n, c) on nodes (b, n, 1) of an interval, or (b, n1, n2, c) on the nodes (b, n1, n2, 2)
     of an equally spaced grid of the unit square.
@@ -177,7 +177,7 @@ class TNO(nn.Module):
 
 
 class PatchOperator(nn.Module):
-    """What the two operators on patches of a grid share: lift, encoder, output, smoothing."""
+    """Base class of the two operators on patches of a grid: lift, encoder, output, smoothing."""
 
     def __init__(self, config: Config):
         super().__init__()

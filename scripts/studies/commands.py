@@ -27,7 +27,7 @@ def run_command(commands: Mapping[str, Command], description: str | None, argume
 
     Args:
         commands: the commands by name.
-        description: what they have in common, for the list of commands.
+        description: their common purpose, for the list of commands.
         arguments: of the command line.
 
     Raises:

@@ -45,7 +45,7 @@ from studies.trainings import Plan, train_with_seeds
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What is learned and by which model.
+    """Task of a comparison: the model and its training.
 
     Attributes:
         model: "language", "encoder-decoder", "text classifier" or "image classifier".
@@ -74,7 +74,7 @@ class Task:
     patch: int = 4
 
 
-SMALL: dict[str, Any] = {"width": 64, "heads": 4, "layers": 2, "feedforward": 128}
+SMALL: dict[str, int] = {"width": 64, "heads": 4, "layers": 2, "feedforward": 128}
 
 TASKS = {
     "text": Task("language", radius=2.0, steps=400, batch_size=16),
@@ -89,7 +89,7 @@ TASKS = {
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Which kernels are compared, how often, and where the results go.
+    """Options of a comparison of kernels.
 
     Attributes:
         seeds: of parameters and batches; one training each.
@@ -116,7 +116,7 @@ class Comparison:
 
 
 def kernel_choices(radius: float) -> dict[str, KernelConfig]:
-    """The settings of every kernel by the name that it has in the table, and by the radius of the Fourier kernels."""
+    """Returns the settings of every kernel by its name in the table, for a radius of the Fourier kernels."""
     return {
         "softmax": ExpDotProductConfig(),
         "fourier": FourierIntegralConfig(radius=radius),
@@ -132,7 +132,7 @@ def kernel_choices(radius: float) -> dict[str, KernelConfig]:
 
 
 def load(name: str, task: Task, cache: Path) -> tuple[Examples, Examples]:
-    """The training and the validation set of a task."""
+    """Returns the training and the validation set of a task."""
     if name == "mnist":
         return mnist(fetch("mnist", cache))
     if name == "cifar10":
@@ -145,11 +145,11 @@ def load(name: str, task: Task, cache: Path) -> tuple[Examples, Examples]:
 
 
 START = 1
-"""The token before a text; no byte of a text."""
+"""The token before a text, which no text contains."""
 
 
 def from_consonants(windows: Examples) -> Examples:
-    """Pairs of a text without its vowels, filled up with 0, and the text itself, from windows of text."""
+    """Returns pairs of a text without its vowels, filled up with 0, and the text itself, from windows of text."""
     texts = windows.inputs
     source = np.zeros_like(texts)
     for row, text in zip(source, texts, strict=True):
@@ -168,7 +168,7 @@ Model = (
 
 
 def build(task: Task, choice: KernelConfig, train: Examples, seed: int) -> Model:
-    """The model of a task with one of the kernels, for such examples."""
+    """Returns the model of a task with one of the kernels, for examples like these."""
     rngs = nnx.Rngs(seed)
     sizes: dict[str, Any] = {
         "width": task.width,
@@ -194,7 +194,7 @@ def build(task: Task, choice: KernelConfig, train: Examples, seed: int) -> Model
 
 
 class Outcome(NamedTuple):
-    """What one training ends with.
+    """Outcome of one training.
 
     Attributes:
         measure: perplexity or accuracy on the validation set.
@@ -246,7 +246,7 @@ def main(name: tyro.conf.Positional[Name], options: Comparison = Comparison()) -
 
     Args:
         name: the task.
-        options: how often, how long and where.
+        options: seeds, steps, kernels and directories.
     """
     task = TASKS[name]
     if options.steps is not None:

@@ -32,10 +32,10 @@ SPLITS = ("pairs", "new users", "new films")
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """How often, and where the data are.
+    """Options of the comparison.
 
     Attributes:
-        seeds: of what is held out.
+        seeds: seeds of the choice of held-out ratings.
         splits: of "pairs", "new users" and "new films".
         landmarks: of the symmetrised machine, whose domain is that of users and films together.
         max_steps: of the conjugate gradients.
@@ -69,7 +69,7 @@ Predictor = Callable[[Set], np.ndarray]
 
 
 def choose(ratings: Ratings, chosen: np.ndarray) -> Set:
-    """The ratings that have these numbers."""
+    """Returns the ratings with these numbers."""
     rows, columns, values = (a[chosen] for a in (ratings.rows, ratings.columns, ratings.ratings))
     matrix = np.zeros((len(ratings.users), len(ratings.films)), np.float32)
     mask = np.zeros(matrix.shape, bool)
@@ -116,7 +116,7 @@ def product(
     users, films = standardised(ratings.users), standardised(ratings.films)
     if identity:
         users, films = with_identity(users, identity), with_identity(films, identity)
-    # in units of the features, whatever their number
+    # in units of the features, for any number of them
     kernels = Gaussian(width * users.shape[1] ** 0.5), Gaussian(width * films.shape[1] ** 0.5)
     return fitted(kernels, users, films, train, options, span="product", regularization=penalty)
 
@@ -158,7 +158,7 @@ def fitted(
     maps: int | None = None,
     landmarks: int | None = None,
 ) -> Predictor:
-    """A machine of the ratings less their mean, as a function of what is to be predicted."""
+    """Fits a machine to the ratings less their mean; returns its predictions as a function of the pairs."""
     mean = train.ratings.mean()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # stopped early: a regularisation as good as another

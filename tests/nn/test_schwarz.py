@@ -228,9 +228,9 @@ BAD = [
     (lambda: nn.SchwarzAttentionConfig(coarse="hats"), "coarse='hats' is unknown"),
     (
         lambda: operator(attention=nn.IntegralAttentionConfig(nn.GaussianConfig(0.1))),
-        "attention=.*is not used where schwarz is given",
+        "attention=.*is not used if schwarz is given",
     ),
-    (lambda: operator(momentum=nn.MomentumConfig("H1")), "no connection is known for Schwarz attention"),
+    (lambda: operator(momentum=nn.MomentumConfig("H1")), "give block='Y' or 'H0' with schwarz, got 'H1'"),
     (
         lambda: nn.SchwarzAttentionConfig().decompose(domains.stack([domains.interval(8)] * 2)),
         "needs one domain for all samples, got a stack",

@@ -5,12 +5,16 @@ import contextlib
 import math
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jaxop._validation import require
 from jaxop.data.files._reading import FileError, check_claim, reading
+from jaxop.data.samples import Rows
+
+if TYPE_CHECKING:
+    import h5py
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _VISITED = 1000  # links looked at for a list of datasets
@@ -22,12 +26,12 @@ _PERMISSION = (
 
 
 class Hdf5Array:
-    """A dataset of an HDF5 file, which is open only while rows are read.
+    """Dataset of an HDF5 file, which is open only while rows are read.
 
     Args:
         path: the file.
         name: path of the dataset in the file.
-        external: whether its values may come from other files.
+        external: allows its values to come from other files.
 
     Attributes:
         shape: length of every axis; (0,) for a null dataspace.
@@ -41,7 +45,7 @@ class Hdf5Array:
         if 0 not in self.shape:
             check_written(path, name, external=external)
 
-    def __getitem__(self, index: Any, /) -> np.ndarray:
+    def __getitem__(self, index: Rows, /) -> np.ndarray:
         with self._dataset() as dataset, reading(self._path, "HDF5", f"its dataset {self._name!r}"):
             try:
                 return dataset[index]
@@ -50,7 +54,7 @@ class Hdf5Array:
                 raise
 
     @contextlib.contextmanager
-    def _dataset(self) -> Iterator[Any]:
+    def _dataset(self) -> Iterator["h5py.Dataset"]:
         with opened(self._path) as file:
             with reading(self._path, "HDF5", f"its dataset {self._name!r}"):
                 dataset = find(self._path, file, self._name, external=self._external)
@@ -63,7 +67,7 @@ class Hdf5Array:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Any]:
-    """The file, open for reading."""
+    """Opens the file for reading and closes it in the end."""
     with reading(path, "HDF5"):
         file = require("h5py", f"reading {path}").File(path, "r")
     with file:
@@ -71,7 +75,7 @@ def opened(path: Path) -> Iterator[Any]:
 
 
 def has_signature(path: Path) -> bool:
-    """Whether the file is HDF5, with or without a block of the user's in front."""
+    """Tells whether the file is HDF5, with or without a user block in front."""
     size, offset = path.stat().st_size, 0
     with path.open("rb") as file:
         while offset < size:
@@ -83,7 +87,7 @@ def has_signature(path: Path) -> bool:
 
 
 def find(path: Path, group: Any, name: str, *, external: bool) -> Any:
-    """The dataset or group at the end of a path from a group or file; None where there is none.
+    """Returns the dataset or group at the end of a path from a group or file, or None if the path leads nowhere.
 
     Links are followed one by one, so that other files are opened only where that is allowed.
     """
@@ -123,7 +127,7 @@ def find(path: Path, group: Any, name: str, *, external: bool) -> Any:
             if not item.external:
                 return item
             del item  # HDF5 opens it in another way only if nothing holds it
-            return _beside(h5py, group, part)
+            return _beside(path, group, part)
         if not isinstance(item, h5py.Group):
             return None
         group = item
@@ -131,14 +135,14 @@ def find(path: Path, group: Any, name: str, *, external: bool) -> Any:
 
 
 def is_dataset(path: Path, name: str, *, external: bool) -> bool | None:
-    """Whether a path in the file is that of a dataset; False for a group, None where nothing is."""
+    """Tells whether a path in the file leads to a dataset: False for a group, None if it leads nowhere."""
     with opened(path) as file, reading(path, "HDF5", f"its dataset {name!r}"):
         item = find(path, file, name, external=external)
         return None if item is None else hasattr(item, "dtype")
 
 
 def others(path: Path, names: Collection[str]) -> tuple[list[str], bool]:
-    """Datasets that none of ``names`` leads to, those nearest to the root first, and whether these are all.
+    """Returns datasets that none of ``names`` leads to, those nearest to the root first, and whether these are all.
 
     At most a thousand links are looked at, however deep or wide the file is, and no other file is opened.
     """
@@ -166,14 +170,14 @@ def others(path: Path, names: Collection[str]) -> tuple[list[str], bool]:
 
 
 def _find_here(path: Path, group: Any, name: str) -> Any:
-    """The dataset or group at the end of a path; None where there is none, or only in another file."""
+    """Returns the dataset or group at the end of a path; None if the path leads nowhere or into another file."""
     with contextlib.suppress(FileError):
         return find(path, group, name, external=False)
     return None
 
 
-def matlab_marks(path: Path, name: str, *, external: bool) -> tuple[bool, dict[str, Any]]:
-    """Whether a variable of MATLAB 7.3 is a group, and the attributes that say what it stands for."""
+def matlab_marks(path: Path, name: str, *, external: bool) -> tuple[bool, dict[str, object]]:
+    """Tells whether a variable of MATLAB 7.3 is a group, and returns the attributes that name its class."""
     with opened(path) as file, reading(path, "HDF5", f"its dataset {name!r}"):
         item = find(path, file, name, external=external)
         marks = {key: item.attrs[key] for key in ("MATLAB_class", "MATLAB_empty", "MATLAB_sparse") if key in item.attrs}
@@ -183,7 +187,7 @@ def matlab_marks(path: Path, name: str, *, external: bool) -> tuple[bool, dict[s
 
 
 def check_written(path: Path, name: str, *, external: bool) -> None:
-    """Raises ``FileError`` unless every value of a dataset was written: HDF5 fills the others in silently.
+    """Raises ``FileError`` unless every value of a dataset was written: HDF5 silently fills in the others.
 
     A virtual dataset is followed to its sources, which must exist, and an external one to its files.
     """
@@ -211,7 +215,7 @@ def check_written(path: Path, name: str, *, external: bool) -> None:
 
 
 def _sources(label: str, dataset: Any, *, external: bool) -> list[tuple[Path, str]]:
-    """File and name of every dataset that a virtual one is made of."""
+    """Returns file and name of every dataset that a virtual one is made of."""
     own, found, covered = Path(dataset.file.filename), set(), 0
     for source in dataset.virtual_sources():
         covered += source.vspace.get_select_npoints()
@@ -251,7 +255,7 @@ def _check_external(label: str, dataset: Any, *, external: bool) -> None:
         left -= part
 
 
-def _check_allocated(label: str, dataset: Any) -> None:
+def _check_allocated(label: str, dataset: "h5py.Dataset") -> None:
     size = f"of shape {dataset.shape}"
     if dataset.chunks is None:
         if not dataset.id.get_storage_size():
@@ -262,7 +266,7 @@ def _check_allocated(label: str, dataset: Any) -> None:
     if written < needed:
         raise FileError(
             f"{label} {size} was written in part: {written} of its {needed} chunks are in the file, and the others "
-            f"would read as fill values ({dataset.fillvalue}); write them, or keep only what was written."
+            f"would read as fill values ({dataset.fillvalue}); write them, or keep only the written part."
         )
 
 
@@ -273,8 +277,8 @@ def _check_extent(dataset: Any) -> None:
         check_claim(path, dataset.name, dataset.shape, claimed, path.stat().st_size - offset)
 
 
-def _check_filters(path: Path, name: str, dataset: Any, error: Exception) -> None:
-    """Raises ``FileError`` if what compressed the dataset is not at hand."""
+def _check_filters(path: Path, name: str, dataset: "h5py.Dataset", error: Exception) -> None:
+    """Raises ``FileError`` if the filter that compressed the dataset is not available."""
     h5z = require("h5py", f"reading {path}").h5z
     properties = dataset.id.get_create_plist()
     for code, _, _, label in (properties.get_filter(i) for i in range(properties.get_nfilters())):
@@ -287,14 +291,15 @@ def _check_filters(path: Path, name: str, dataset: Any, error: Exception) -> Non
             ) from error
 
 
-def _beside(h5py: Any, group: Any, part: str) -> Any:
-    """A dataset whose external storage lies beside its file, not in the current directory."""
+def _beside(path: Path, group: "h5py.Group", part: str) -> "h5py.Dataset":
+    """Opens a dataset whose external storage lies beside its file, not in the current directory."""
+    h5py = require("h5py", f"reading {path}")
     access = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
     access.set_efile_prefix(b"${ORIGIN}")
     return h5py.Dataset(h5py.h5d.open(group.id, part.encode("utf-8", "surrogateescape"), access))
 
 
-def _address(item: Any) -> int:
+def _address(item: "h5py.Dataset | h5py.Group") -> int:
     return require("h5py", "reading HDF5").h5o.get_info(item.id).addr
 
 

@@ -1,4 +1,4 @@
-"""What goes wrong while a file is read: the cause, and what to do about it."""
+"""Errors while a file is read: the cause and the remedy."""
 
 import contextlib
 import errno
@@ -30,17 +30,17 @@ _LOCK = "unable to lock file"
 
 
 class FileError(ValueError):
-    """A fault of a file whose message is complete."""
+    """Fault of a file; its message already names the file and the remedy."""
 
 
 @contextlib.contextmanager
 def reading(path: Path, kind: str, part: str = "it") -> Iterator[None]:
-    """Says which file could not be read and why, when the format's library raises; not to be nested.
+    """Turns errors of the format's library into ones that name the file and the cause; must not be nested.
 
     Args:
         path: the file.
         kind: its format, one of ``_DAMAGE``.
-        part: what is read.
+        part: the part that is read, for the message.
     """
     try:
         yield
@@ -95,7 +95,7 @@ def check_claim(path: Path, name: str, shape: Sequence[int], claimed: int, store
 
 
 def memory() -> float:
-    """Bytes of physical memory, infinite where the system does not tell."""
+    """Returns the bytes of physical memory, infinite if the system does not report them."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -103,7 +103,7 @@ def memory() -> float:
 
 
 def amount(size: float) -> str:
-    """A number of bytes in a unit that suits it."""
+    """Returns a number of bytes as text in a suitable unit."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.4g} {unit}"

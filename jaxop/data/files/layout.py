@@ -1,7 +1,6 @@
-"""A user's own arrays as samples: which axes are the grid, where the nodes are and what they weigh."""
+"""A user's own arrays as samples: the axes of the grid, the nodes and their weights."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -17,7 +16,7 @@ from jaxop._validation import (
     host_real,
     on_device,
 )
-from jaxop.data.samples import ArraySource, Samples, check_array, plain_rows
+from jaxop.data.samples import ArraySource, Rows, Samples, check_array, plain_rows
 from jaxop.domains import Axis, Domain, Grid, PointCloud
 from jaxop.domains.measure import check_weights, trapezoid_weights
 from jaxop.domains.rules import as_rule
@@ -53,11 +52,11 @@ def from_arrays(
     total measure of 1; ``weights`` overrules both. A vertex of a mesh weighs a third of its triangles.
     Functions on nodes have shape (samples, n) or (samples, n, channels).
 
-    **Which axes are the grid.** Coordinates or ``dim`` say how many there are; one more axis holds
-    channels. Without either the two shapes decide: if one array has an axis more, or only their last axes
-    differ, the last axis holds channels; if the shapes are the same, it does where it has length 1, and
-    it belongs to the grid where all axes of the grid are then equally long. (N, 64, 64) is therefore a
-    scalar function on 64², and (N, 64, 64, 3) is an error that asks for ``dim``.
+    **Which axes are the grid.** Coordinates or ``dim`` fix their number; one more axis holds channels. Without
+    either, the two shapes decide. If one array has one axis more, or if only the last axes differ, the last axis
+    holds channels. If the shapes are the same, a last axis of length 1 holds channels, and any other belongs to the
+    grid if all axes of the grid are then equally long. (N, 64, 64) is therefore a scalar function on 64², and
+    (N, 64, 64, 3) is an error that asks for ``dim``.
 
     Args:
         inputs: u, real numbers; an array or anything that reads rows (`ArraySource`).
@@ -70,17 +69,16 @@ def from_arrays(
             `jaxop.domains.triangle_mesh`.
         dim: space dimension.
         rule: quadrature rule, one or one per axis; see `jaxop.domains.interval`.
-        lower: lower corner of the box, where there are no coordinates; 0 by default.
-        upper: upper corner of the box, where there are no coordinates; 1 by default.
+        lower: lower corner of the box, if coordinates are not given; 0 by default.
+        upper: upper corner of the box, if coordinates are not given; 1 by default.
 
     Returns:
         `Samples` in the dtypes of the arrays, with functions as (N, n, channels).
 
     Raises:
-        TypeError: for data that are not real numbers, and masked arrays.
-        ValueError: for shapes that disagree or leave the grid open, nodes that coincide only after rounding to
-            JAX's precision, and as `Samples` and the builders of
-            `jaxop.domains`.
+        TypeError: if data are not real numbers, or an array is masked.
+        ValueError: if shapes disagree or leave the grid open, or nodes coincide only after rounding to
+            JAX's precision; and whenever `Samples` or the builders of `jaxop.domains` raise it.
 
     Example:
         >>> import numpy as np
@@ -128,9 +126,10 @@ def from_arrays(
     )
 
 
-def _source(array: Any, argument: str) -> ArraySource:
-    lazy = isinstance(array, ArraySource) and not isinstance(array, jax.Array | np.ndarray)
-    source = array if lazy else host_array(array, argument)
+def _source(array: object, argument: str) -> ArraySource:
+    source = array
+    if isinstance(array, jax.Array | np.ndarray) or not isinstance(source, ArraySource):
+        source = host_array(array, argument)
     check_array(source, argument)
     if len(source.shape) < 2:
         raise ValueError(
@@ -196,7 +195,7 @@ def _functions(source: ArraySource, shape: tuple[int, ...], argument: str) -> Ar
 
 
 class _Functions:
-    """A lazily read array whose rows are reshaped."""
+    """Lazily read array whose rows are reshaped."""
 
     def __init__(self, source: ArraySource, row: tuple[int, int], argument: str):
         self._source, self._row, self._argument = source, row, argument
@@ -209,7 +208,7 @@ class _Functions:
     def dtype(self) -> np.dtype:
         return self._source.dtype
 
-    def __getitem__(self, index: Any, /) -> np.ndarray:
+    def __getitem__(self, index: Rows, /) -> np.ndarray:
         return plain_rows(self._source, index, self._argument).reshape(-1, *self._row)
 
 
@@ -217,7 +216,7 @@ def _located(coordinates: object, weights: object, rule: str | Sequence[str] | N
     """The domain of given coordinates, for functions of the given shape."""
     if isinstance(coordinates, (list, tuple)) and all(np.ndim(axis) == 1 for axis in coordinates):
         if len(coordinates) == 0:
-            raise ValueError("coordinates name no axis; leave them out for the unit box, or give one array per axis.")
+            raise ValueError("coordinates is empty; leave it out for the unit box, or give one array per axis.")
         if len(coordinates) > 1 and weights is not None:
             raise ValueError(
                 "weights belong to nodes, not to a grid of several axes; give nodes of shape (n, dim), or a rule."
@@ -230,7 +229,7 @@ def _located(coordinates: object, weights: object, rule: str | Sequence[str] | N
         return _grid([nodes], rule)
     if rule is not None:
         raise ValueError(
-            f"rule={rule!r} belongs to one array of coordinates per axis, without weights; scattered nodes follow none."
+            f"rule={rule!r} needs one array of coordinates per axis, without weights; scattered nodes have no rule."
         )
     count, n = shape[:2]
     if nodes.ndim == 1:
@@ -247,25 +246,26 @@ def _located(coordinates: object, weights: object, rule: str | Sequence[str] | N
     return _stacked(nodes, weights)
 
 
-def _mesh(coordinates: Any, faces: Any, weights: Any, rule: str | Sequence[str] | None) -> Domain:
-    """The mesh of triangles between coordinates that all samples share."""
+def _mesh(coordinates: object, faces: object, weights: object, rule: str | Sequence[str] | None) -> Domain:
+    """Returns the mesh of triangles between coordinates that all samples share."""
     if weights is not None or rule is not None:
         raise ValueError(
             "faces already give weights, a third of the triangles at each vertex; leave weights and rule out, or faces."
         )
-    if isinstance(coordinates, (list, tuple)) or np.ndim(coordinates) != 2:
-        received = f"{len(coordinates)} axes" if isinstance(coordinates, (list, tuple)) else np.shape(coordinates)
+    axes = len(coordinates) if isinstance(coordinates, (list, tuple)) else None
+    vertices = np.zeros(()) if axes is not None else host_array(coordinates, "coordinates")
+    if vertices.ndim != 2:
+        received = vertices.shape if axes is None else f"{axes} axes"
         raise ValueError(
             f"faces need coordinates of shape (n, 2) or (n, 3), the vertices that all samples share, got {received}; "
-            "leave faces out if the coordinates are no vertices."
+            "leave faces out if the coordinates are not vertices."
         )
     triangles = np.asarray(faces)
     if triangles.dtype.kind not in "iu" or triangles.ndim != 2 or triangles.shape[1] != 3:
         raise ValueError(
             f"faces must be integers of shape (f, 3), got {triangles.dtype} of shape {triangles.shape}; "
-            "leave faces out if they are no triangles."
+            "leave faces out if they are not triangles."
         )
-    vertices = host_array(coordinates, "coordinates")
     _check(np.isfinite(vertices), vertices, "coordinates", "must be finite")
     check_distinct(vertices, "coordinates", float_dtype())
     return domains.triangle_mesh(vertices.astype(float_dtype()), triangles)

@@ -10,7 +10,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from jaxop._validation import closest, require
 from jaxop.data.files import _hdf5
 from jaxop.data.files._reading import FileError, check_claim, check_memory, reading
 from jaxop.data.files.layout import from_arrays
-from jaxop.data.samples import ArraySource, Samples
+from jaxop.data.samples import ArraySource, Rows, Samples
 
 FORMATS = (".npz", ".h5", ".hdf5", ".mat")
 """Suffixes that `read` knows."""
@@ -67,17 +67,17 @@ def read(
 ) -> Samples:
     """Pairs of functions from a file: .npz, HDF5 (.h5, .hdf5; read lazily), MATLAB (.mat, all versions).
 
-    The arrays mean what they mean in `from_arrays`. Names of datasets inside HDF5 groups are paths,
-    "run/a". Coordinates, weights, initial data and faces are optional: those of the default names are used
-    if the file has them and they are not empty, any other name must be there, and None leaves them out.
+    The arrays have the same meaning as in `from_arrays`. Names of datasets inside HDF5 groups are paths,
+    "run/a". Coordinates, weights, initial data and faces are optional: datasets of the default names are used
+    if the file has them and they are not empty, a dataset of any other name must exist, and None leaves them out.
     Coordinates may be spread over one dataset per axis: name them in a sequence, or call them coordinates_0,
     coordinates_1, … in the file. A file written by `save` also holds its rule and box. A warning names the
-    datasets that nothing reads.
+    datasets that are not read.
 
-    Inputs and targets in HDF5 stay in the file, which is opened anew for every batch and scanned once,
+    Inputs and targets in HDF5 stay in the file. It is opened anew for every batch and scanned once,
     in blocks, for values that are not finite; chunks that hold single samples read fastest. Every value must
-    have been written, since HDF5 would return fill values for the others. MATLAB files are read into memory
-    (those of version 7.3 are HDF5 with the axes reversed, which is undone); indices of faces that MATLAB
+    have been written, since HDF5 would return fill values for the others. MATLAB files are read into memory.
+    Version 7.3 is HDF5 with reversed axes, which are put back in order. Indices of faces that MATLAB
     counts from 1 are counted from 0.
 
     Args:
@@ -88,25 +88,25 @@ def read(
         weights: name of the quadrature weights of the nodes.
         initial: name of the data given at the first node.
         faces: name of the triangles of a mesh, whose vertices are the coordinates.
-        dim: space dimension, where the shapes leave it open.
+        dim: space dimension, if the shapes leave it open.
         rule: quadrature rule of the grid, one or one per axis.
         lower: lower corner of the box.
         upper: upper corner of the box.
-        external: whether HDF5 may read from other files than this one: through external links, external
+        external: allows HDF5 to read from other files than this one, through external links, external
             storage and virtual datasets.
 
     Returns:
         `Samples`.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ImportError: without h5py or scipy where the format needs it.
+        FileNotFoundError: if the file does not exist.
+        ImportError: if the format needs h5py or scipy, and it is not installed.
         OSError: if the operating system does not let the file be read, or another process writes it.
-        TypeError: for data that are not real numbers.
-        ValueError: for an unknown suffix; a file that is empty, truncated or of another type than
-            its suffix says; a missing dataset (the message lists those present); an array larger than the
-            file or the memory; values that were never written or that lie in other files; anything
-            `from_arrays` objects to. Every message names the file.
+        TypeError: if data are not real numbers.
+        ValueError: if the suffix is unknown; the file is empty, truncated or of another type than
+            its suffix says; a dataset is missing (the message lists those present); an array is larger than the
+            file or the memory; values were never written or lie in other files; or
+            `from_arrays` raises it. Every message names the file.
 
     Example:
         >>> import tempfile, numpy as np
@@ -133,7 +133,7 @@ def read(
         written = {name: archive.source(name)[...].tolist() for name in box}
         dim = len(written["lower"]) if dim is None and isinstance(written["lower"], list) else dim
         box = {name: written[name] if value is None else value for name, value in box.items()}
-    u, v = archive.array(inputs, lazily=True), archive.array(targets, lazily=True)
+    u, v = archive.functions(inputs), archive.functions(targets)
     with _naming(archive.path, f"inputs: {inputs!r}, targets: {targets!r}"):
         samples = from_arrays(u, v, nodes, dim=dim, **box, **given)
     archive.warn_of_unread()
@@ -142,17 +142,17 @@ def read(
 
 @dataclasses.dataclass(frozen=True)
 class _Archive:
-    """A file: which datasets it has and how to read one.
+    """File with named datasets.
 
     Attributes:
         path: the file.
         kind: its format.
-        has: whether a name is that of a dataset.
-        others: some datasets besides those of the given names, and whether these are all.
-        get: the dataset of a name that is there; its values are read when they are asked for.
-        is_lazy: whether a part of a dataset can be read.
-        read: names asked for.
-        left_out: default names that are not to be read.
+        has: tells whether the file has a dataset of this name.
+        others: returns some datasets besides those of the given names, and whether these are all.
+        get: returns the dataset of a name that exists; its values are read when it is indexed.
+        is_lazy: tells whether a part of a dataset can be read.
+        read: names of datasets that were read.
+        left_out: default names that are not read.
     """
 
     path: Path
@@ -166,60 +166,66 @@ class _Archive:
 
     @property
     def is_matlab(self) -> bool:
-        """Whether MATLAB's conventions hold."""
+        """Tells whether MATLAB's conventions hold."""
         return self.kind.startswith("MATLAB")
 
     def source(self, name: str) -> ArraySource:
-        """The dataset, not yet read."""
+        """Returns the dataset before it is read."""
         self.read.add(name)
         if self.has(name):
             return self.get(name)
         names, complete = self.others(())
         if not names:
-            raise ValueError(f"{self.path} ({self.kind}) holds no datasets, so none named {_shown(name)}.")
+            raise ValueError(f"{self.path} ({self.kind}) holds no datasets, so {_shown(name)} is missing.")
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
         hint = ": did you mean " + " or ".join(map(_shown, near)) + "?" if near else "."
         raise ValueError(
             f"{self.path} ({self.kind}) has no dataset {_shown(name)}; it has {_listed(names, complete)}{hint}"
         )
 
-    def array(self, name: str, *, lazily: bool = False) -> Any:
-        """The dataset, checked to be an array of real numbers; read now unless ``lazily``, where the format can."""
+    def functions(self, name: str) -> ArraySource:
+        """Returns a dataset of real numbers, which is read row by row if the format allows it."""
+        if not self.is_lazy:
+            return self.array(name)
         source = self.source(name)
         _check_real(self.path, name, source)
-        if lazily and self.is_lazy:
-            check_memory(self.path, name, source.shape, source.dtype.itemsize, axis=1)
-            return source
+        check_memory(self.path, name, source.shape, source.dtype.itemsize, axis=1)
+        return source
+
+    def array(self, name: str) -> np.ndarray:
+        """Reads a dataset of real numbers."""
+        source = self.source(name)
+        _check_real(self.path, name, source)
         check_memory(self.path, name, source.shape, source.dtype.itemsize)
         array = source[...]
         _check_real(self.path, name, array)
         return array
 
     def optional(self, name: str | None, default: str) -> np.ndarray | None:
-        """The dataset; None if it is left out, or if it has its default name and is missing or empty."""
+        """Reads a dataset; None if it is left out, or if it has its default name and is missing or empty."""
         if name is None or (name == default and (not self.has(name) or 0 in self.get(name).shape)):
             self.left_out.add(default)
             return None
         return self.array(name)
 
     def vector(self, array: np.ndarray) -> np.ndarray:
-        """MATLAB has no arrays of one axis: its rows and columns are vectors."""
+        """Flattens MATLAB's rows and columns, which stand for arrays of one axis."""
         return array.ravel() if self.is_matlab and array.ndim == 2 and 1 in array.shape else array
 
     def warn_of_unread(self) -> None:
-        """Names the datasets that nothing reads."""
+        """Warns of the datasets that are not read."""
         unread, complete = self.others(self.read | self.left_out)
         if unread:
             warnings.warn(
-                f"{self.path}: nothing reads {_listed(unread, complete)}; what is read is "
-                f"{_listed(sorted(self.read), True)}. Name what else belongs to the samples by inputs, targets, "
-                "coordinates, weights, initial or faces.",
+                f"{self.path}: nothing reads {_listed(unread, complete)}, only {_listed(sorted(self.read), True)} are "
+                "read. If more datasets belong to the samples, name them by inputs, targets, coordinates, weights, "
+                "initial or faces.",
                 UserWarning,
                 stacklevel=3,
             )
 
 
-def _check_real(path: Path, name: str, array: Any) -> None:
+def _check_real(path: Path, name: str, array: ArraySource) -> None:
     kind = getattr(array, "matlab_class", None)
     dtype = np.dtype(array.dtype)
     if hasattr(array, "toarray"):
@@ -242,7 +248,7 @@ def _check_real(path: Path, name: str, array: Any) -> None:
 
 
 def _listed(names: Sequence[str], complete: bool) -> str:
-    """The first few of the names."""
+    """Returns the first few of the names as text."""
     return ", ".join(map(_shown, names[:_LISTED])) + ("" if complete and len(names) <= _LISTED else ", …")
 
 
@@ -250,8 +256,8 @@ def _shown(name: str) -> str:
     return repr(name if len(name) <= _SHOWN else name[:_SHOWN] + "…")
 
 
-def _coordinates(archive: _Archive, names: str | Sequence[str] | None) -> Any:
-    """The coordinates of a file: None, an array, or one array per axis."""
+def _coordinates(archive: _Archive, names: str | Sequence[str] | None) -> np.ndarray | list[np.ndarray] | None:
+    """Reads the coordinates of a file: an array, or one array per axis; None if they are left out."""
     if names is None or (isinstance(names, str) and not archive.has(names)):
         prefix, numbered = names or "coordinates", []
         while archive.has(f"{prefix}_{len(numbered)}"):
@@ -268,7 +274,7 @@ def _coordinates(archive: _Archive, names: str | Sequence[str] | None) -> Any:
 
 
 def _counted_from_zero(path: Path, faces: np.ndarray, count: int) -> np.ndarray:
-    """Faces of a MATLAB file, where indices are floating numbers and start at 1 if MATLAB made them."""
+    """Converts the faces of a MATLAB file, whose indices are floating numbers and start at 1 if MATLAB made them."""
     index = faces.astype(np.int64)
     if (index != faces).any() or 0 in index or index.max() > count:
         return index if (index == faces).all() else faces
@@ -316,7 +322,7 @@ def _open_npz(path: Path, start: bytes) -> _Archive:
 
 
 class _NpzArray:
-    """An array in an .npz, of which only the header is read at first."""
+    """Array in an .npz file, of which only the header is read at first."""
 
     def __init__(self, path: Path, name: str, members: dict[str, str]):
         self._path, self._name, self._member = path, name, members[name]
@@ -336,12 +342,12 @@ class _NpzArray:
             )
         check_claim(path, name, self.shape, math.prod(self.shape) * self.dtype.itemsize, left)
 
-    def __getitem__(self, index: Any, /) -> np.ndarray:
+    def __getitem__(self, index: Rows, /) -> np.ndarray:
         with self._opened() as (file, _):
             return np.lib.format.read_array(file, allow_pickle=False)[index]
 
     @contextlib.contextmanager
-    def _opened(self) -> Iterator[tuple[Any, int]]:
+    def _opened(self) -> Iterator[tuple[IO[bytes], int]]:
         part = f"its dataset {self._name!r}"
         with (
             reading(self._path, ".npz", part),
@@ -392,18 +398,18 @@ def _open_mat(path: Path, start: bytes, *, external: bool) -> _Archive:
 
 
 class _MatArray:
-    """A variable of a MATLAB file up to version 7, of which the header was read."""
+    """Variable of a MATLAB file up to version 7, of which the header was read."""
 
     def __init__(self, path: Path, name: str, shape: Sequence[int], kind: str, *, is_version_5: bool):
         self._path, self._name, self._is_version_5 = path, name, is_version_5
         self.shape, self.dtype = tuple(shape), np.dtype(_MATLAB_NUMBERS.get(kind, object))
         self.matlab_class = None if kind in _MATLAB_NUMBERS else kind
-        # an entry takes a byte at least, whatever its class, before compression
+        # before compression, an entry of any class takes a byte at least
         stored = path.stat().st_size * (_DEFLATE if is_version_5 else 1)
         if self.matlab_class is None:
             check_claim(path, name, self.shape, math.prod(self.shape), stored)
 
-    def __getitem__(self, index: Any, /) -> Any:
+    def __getitem__(self, index: Rows, /) -> Any:
         with reading(self._path, "MATLAB", f"its dataset {self._name!r}"):
             if self._is_version_5:
                 _check_parts(self._path)
@@ -412,7 +418,7 @@ class _MatArray:
 
 
 def _check_parts(path: Path) -> None:
-    """Raises ``ValueError`` for arrays of version 5 without their parts: scipy would end the process."""
+    """Raises ``ValueError`` if an array of version 5 lacks one of its parts: scipy would end the process."""
     with path.open("rb") as file:
         file.seek(126)
         order = "<" if file.read(2) == b"IM" else ">"
@@ -436,11 +442,11 @@ def _check_parts(path: Path) -> None:
 
 
 class _Mat73Array:
-    """A variable of a MATLAB 7.3 file, which is HDF5 with the axes reversed and marks for what is not an array."""
+    """Variable of a MATLAB 7.3 file, which is HDF5 with reversed axes and with marks on what is not an array."""
 
     def __init__(self, path: Path, name: str, *, external: bool):
         is_group, marks = _hdf5.matlab_marks(path, name, external=external)
-        kind = marks.get("MATLAB_class", "double")
+        kind = str(marks.get("MATLAB_class", "double"))
         self._source, self.shape, self.dtype = None, (), np.dtype(object)
         if is_group:
             kind = "sparse" if "MATLAB_sparse" in marks else "struct"
@@ -451,7 +457,7 @@ class _Mat73Array:
             self.shape, self.dtype = tuple(shape), self._source.dtype
         self.matlab_class = None if kind in _MATLAB_NUMBERS else kind
 
-    def __getitem__(self, index: Any, /) -> np.ndarray:
+    def __getitem__(self, index: Rows, /) -> np.ndarray:
         if self._source is None or 0 in self.shape:
             return np.zeros(self.shape, self.dtype)[index]
         return self._source[...].T[index]
@@ -462,7 +468,7 @@ def _others(names: Iterable[str]) -> Callable[[Collection[str]], tuple[list[str]
 
 
 def _signature(start: bytes) -> str | None:
-    """The type that the first bytes of a file tell, if any."""
+    """Returns the type of a file by its first bytes, or None if they are unknown."""
     return next((kind for signature, kind in _SIGNATURES.items() if start.startswith(signature)), None)
 
 
@@ -477,7 +483,7 @@ def _check_type(path: Path, start: bytes, fits: bool, expected: str) -> None:
 
 @contextlib.contextmanager
 def _naming(path: Path, names: str) -> Iterator[None]:
-    """Adds the file to what is wrong with its contents."""
+    """Adds the name of the file to errors about its contents."""
     try:
         yield
     except FileError:

@@ -13,19 +13,19 @@ from jaxop.domains.rules import is_named
 
 
 def save(path: str | os.PathLike[str], samples: Samples) -> None:
-    """Writes samples as .npz, which `read` turns into the same functions on the same nodes and weights.
+    """Writes samples as .npz, from which `read` restores the same functions on the same nodes and weights.
 
     Functions are stored as ``x`` and ``y`` of shape (samples, *grid, channels), with the rule and box of
     a grid or its ``coordinates`` with ``weights`` or ``faces``, and with ``initial`` if there is any. The file appears
     only when it is complete.
 
     Args:
-        path: where to write; the suffix must be .npz. A file that is there is replaced.
+        path: the file to write; its suffix must be .npz. An existing file is replaced.
         samples: a set whose targets live on the inputs' domain: a grid under rules, one-dimensional
             given nodes, scattered nodes, or a mesh shared by all samples.
 
     Raises:
-        ValueError: for another suffix or a domain that the file cannot describe.
+        ValueError: if the suffix is not .npz, or the file cannot describe the domain.
 
     Example:
         >>> import tempfile
@@ -58,7 +58,7 @@ def save(path: str | os.PathLike[str], samples: Samples) -> None:
 
 
 def _described(domain: Domain) -> dict[str, Any]:
-    """The arrays from which `read` rebuilds a domain."""
+    """Returns the arrays from which `read` rebuilds a domain."""
     if isinstance(domain, Grid):
         if all(is_named(axis.rule) for axis in domain.axes) and not domain.is_batched:
             ends = np.array([axis.ends for axis in domain.axes])

@@ -39,10 +39,9 @@ def darcy(
     ``"two-valued"``: a = high where g ≥ 0 and low where g < 0. ``"lognormal"``: a = exp(g). The
     Gaussian field g is that of `gaussian_field` for the same seed and sample numbers, so every
     resolution sees the same fields. u is computed by `solve_darcy` on this very grid, and carries its
-    discretisation error: relative to a solve at 1024², in L2, 1.7e-2 at 32², 9e-3 at 64², 4e-3 at 128² and
-    2e-3 at 256² for the two-valued coefficient, whose jumps a grid places only to within a cell;
-    2.6e-3, 6e-4, 1.6e-4 and 4e-5 for the lognormal one. For the truth on several grids take
-    `darcy_resolutions`.
+    discretisation error. Relative to a solve at 1024², in L2, this error is 1.7e-2 at 32², 9e-3 at 64², 4e-3 at 128²
+    and 2e-3 at 256² for the two-valued coefficient, whose jumps a grid places only to within a cell. It is
+    2.6e-3, 6e-4, 1.6e-4 and 4e-5 for the lognormal one. `darcy_resolutions` gives the truth on several grids.
 
     Args:
         samples: N.
@@ -60,7 +59,7 @@ def darcy(
         field per sample.
 
     Raises:
-        ValueError: for an unknown coefficient, values that are not positive, counts that are too small.
+        ValueError: if the coefficient is unknown, a value is not positive, or a count is too small.
 
     References:
         Li et al., "Fourier Neural Operator for Parametric Partial Differential Equations" (2021);
@@ -100,8 +99,8 @@ def darcy_resolutions(
     Args:
         samples: N.
         resolutions: nodes along each side, for every grid wanted.
-        seed: as in `darcy`, as are all arguments that follow.
-        reference: R, at least the largest resolution; None takes that one.
+        seed: non-negative integer, see `darcy`.
+        reference: R, at least the largest resolution; None takes the largest resolution.
         coefficient: one of `COEFFICIENTS`.
         low: smaller value of the two-valued coefficient.
         high: larger value of the two-valued coefficient.
@@ -160,14 +159,14 @@ def gaussian_field(
 
     Its covariance is τ^(2α−2) (−Δ + τ²)^(−α) on functions of mean zero: φ_k(x) = Π_j c(k_j) cos(π k_j x_j),
     c(0) = 1 and c(k) = √2 otherwise, are the eigenfunctions of the Laplacian with Neumann conditions and
-    λ_k = τ^(2α−2) (π²|k|² + τ²)^(−α); the constant one is left out, as is customary. The sum runs over
-    0 ≤ k_1, k_2 < ``modes``, whatever the resolution, and is evaluated exactly at the nodes x_i = (i + ½)/r:
-    modes beyond the grid's are not cut off but take the values that they have there. So grids of all
-    resolutions sample one and the same function. What ``modes`` leaves out of the infinite series is
-    rough and small: with the defaults a standard deviation of 1e-3, of 0.29 in all.
+    λ_k = τ^(2α−2) (π²|k|² + τ²)^(−α). The constant eigenfunction is left out, as usual. The sum runs over
+    0 ≤ k_1, k_2 < ``modes`` at every resolution, and is evaluated exactly at the nodes x_i = (i + ½)/r:
+    modes beyond those of the grid are not cut off. So grids of all resolutions sample the same function. The part of
+    the infinite series beyond ``modes`` is rough and small: with the defaults its standard deviation is 1e-3, that of
+    the field 0.29.
 
-    ξ_k depends on (seed, sample number, k) only: not on the resolution, nor on the other samples, nor
-    on ``modes``, which adds finer modes when raised.
+    ξ_k depends on (seed, sample number, k) only. It does not depend on the resolution, on the other samples or
+    on ``modes``: a larger number adds finer modes.
 
     Args:
         samples: N.
@@ -183,7 +182,7 @@ def gaussian_field(
         and a cosine transform of size r² each.
 
     Raises:
-        ValueError: for parameters out of range.
+        ValueError: if a parameter is out of range.
 
     Example:
         >>> from jaxop import data

@@ -52,7 +52,7 @@ def controlled_ode(
         stacked (``nodes``), in JAX's default floating dtype. No units. Cost: O(N n).
 
     Raises:
-        ValueError: unless exactly one of ``dt`` and ``nodes`` is given, or for values out of range.
+        ValueError: unless exactly one of ``dt`` and ``nodes`` is given, and if a value is out of range.
 
     Reference:
         Calvello, Kovachki, Levine, Stuart, "Continuum Attention for Neural Operators" (2024).
@@ -90,7 +90,7 @@ def lorenz63(
 
     x(0), y(0) ~ U(−15, 15) and z(0) ~ U(0, 40). The path of x alone does not fix the rest, so the
     initial values [x(0), y(0), 0] or [x(0), y(0), z(0), 0], ending with the time 0, come with each sample.
-    Sampling as in `controlled_ode`; the initial state depends on (seed, sample number) only, so all
+    The sampling is that of `controlled_ode`. The initial state depends on (seed, sample number) only, so all
     samplings see the same trajectories.
 
     Args:
@@ -143,8 +143,8 @@ def solve_lorenz63(
 ) -> Float[np.ndarray, "b n 3"]:
     """(x, y, z)(t) of ẋ = σ(y − x), ẏ = x(ρ − z) − y, ż = xy − βz, by an explicit Runge–Kutta pair of order 8.
 
-    diffrax integrates with `Dopri8`, adaptive steps and dense output, in float64 whatever JAX's
-    setting, with a tolerance of 1e-12 per step. At t = 2 the states, of size 50, are good to about
+    diffrax integrates with `Dopri8`, adaptive steps and dense output, in float64 under any setting of JAX,
+    with a tolerance of 1e-12 per step. At t = 2 the states, of size 50, are good to about
     1e-8; neighbouring trajectories separate by about e^(0.9 t), so nothing is meaningful far beyond t = 25.
 
     Args:

@@ -1,4 +1,4 @@
-"""The equations, their discretisations, and what the tables share."""
+"""The equations, their discretisations, and the settings of the tables."""
 
 import dataclasses
 import math
@@ -25,7 +25,7 @@ class Pair(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """The setting that one table varies.
+    """Setting of a table, of which one value varies.
 
     Attributes:
         nodes: n, interior nodes.
@@ -97,7 +97,7 @@ def laplacian(side: int) -> scipy.sparse.csr_array:
 
 
 COLUMNS = ("parameters", "error", "bound", "error / bound", "global", "global / error", "seconds")
-"""What is said of every fit; `columns` fills them in."""
+"""Titles of the columns of every fit; `columns` fills the cells."""
 
 
 def columns(dec: schwarz.Decomposition, fit: schwarz.Fit, seconds: float, data: Pair) -> list[str]:
@@ -115,10 +115,10 @@ class Form:
     """Which levels an operator has, where its fit starts, and how its factors are tied.
 
     Attributes:
-        is_local: whether every subdomain has a block, of the rank of the study.
-        is_coarse: whether there is a coarse level, of full rank.
-        from_matrix: whether the fit starts at the Galerkin blocks of A; otherwise at the data.
-        symmetric: whether K = Q.
+        is_local: gives every subdomain a block of the rank of the study.
+        is_coarse: adds a coarse level of full rank.
+        from_matrix: starts the fit at the Galerkin blocks of A; False starts it at the data.
+        symmetric: ties K = Q.
     """
 
     is_local: bool = True

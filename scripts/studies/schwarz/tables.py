@@ -16,7 +16,7 @@ with u = 0 at the ends, n = 255 interior nodes, f = Σ_k c_k sin(kπx), c_k ~ N(
 N·r + r0, can do better (Eckart and Young). "global": the best that QKᵀ of no fewer parameters can do at all.
 Parameters count both Q and K.
 
-A table varies or fixes what it is about, whatever the options say: "cg" and "plane-cg" all sizes, "rank" the rank.
+A table ignores the options that it varies or fixes itself: "cg" and "plane-cg" all sizes, "rank" the rank.
 """
 
 from collections.abc import Callable

@@ -4,12 +4,13 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import PyTree
 
 from jaxop import schwarz
 from studies.schwarz.setting import Form, Pair, Study, fitted
@@ -18,7 +19,7 @@ from studies.table import print_header, print_row
 Parameters = TypeVar("Parameters")
 Factors = tuple[jax.Array, jax.Array]
 """Q and K of a global operator."""
-Carry = tuple[Any, optax.OptState]
+Carry = tuple[PyTree, optax.OptState]
 """Parameters and the state of the optimiser; Optax's type of parameters leaves dataclasses out."""
 
 SAMPLES, TEST_SAMPLES = 4096, 512
@@ -43,11 +44,11 @@ class Row(NamedTuple):
 
 
 def descent(study: Study, seconds: float) -> None:
-    """The table: means and standard deviations over the seeds of the study.
+    """Prints the table: means and standard deviations over the seeds of the study.
 
     Args:
         study: the setting.
-        seconds: that Adam descends for.
+        seconds: time that Adam has.
     """
     study = study.with_band()
     if study.modes == study.nodes:
@@ -151,7 +152,7 @@ def adam(
 
         return jax.lax.scan(advance, carry, jax.random.split(key, 100))[0]
 
-    tree: Any = start
+    tree: PyTree = start
     carry: Carry = tree, optimizer.init(tree)
     key = jax.random.key(seed)
     jax.block_until_ready(epoch(carry, key))  # compiles

@@ -137,7 +137,7 @@ UNEVEN = np.array([0.0, 1.0, 2.5])
         ((ones(3, 8), ones(3, 8)), {"dim": 0}, "dim must be at least 1"),
         ((ones(3, 8), ones(3, 8)), {"weights": ones(8)}, "weights were given without coordinates"),
         ((ones(3, 8), ones(3, 8)), {"rule": "midpint"}, "did you mean 'midpoint'"),
-        ((ones(3, 3), ones(3, 3), []), {}, "coordinates name no axis"),
+        ((ones(3, 3), ones(3, 3), []), {}, "coordinates is empty"),
         ((ones(3, 3), ones(3, 3), UNEVEN), {"lower": 0.0}, "lower and upper belong to grids without coordinates"),
         ((ones(3, 3), ones(3, 3), UNEVEN), {"dim": 2}, "dim=2 but the coordinates have dimension 1"),
         (
@@ -151,7 +151,11 @@ UNEVEN = np.array([0.0, 1.0, 2.5])
         ((ones(3, 3), ones(3, 3), np.array([0.0, np.nan, 1.0])), {}, "must be finite"),
         ((ones(3, 4), ones(3, 4), UNEVEN), {}, r"shapes disagree: inputs has shape \(3, 4\) but the grid is \(3,\)"),
         ((ones(5, 4), ones(5, 4), ones(3, 2)), {}, r"coordinates have shape \(3, 2\) for functions of shape \(5, 4\)"),
-        ((ones(5, 4), ones(5, 4), ones(4, 2)), {"rule": "midpoint"}, "scattered nodes follow none"),
+        (
+            (ones(5, 4), ones(5, 4), ones(4, 2)),
+            {"rule": "midpoint"},
+            "rule='midpoint' needs one array of coordinates per axis",
+        ),
         ((ones(2, 2, 2), ones(2, 2, 2), [ones(2), ones(2)]), {"weights": ones(4)}, "weights belong to nodes"),
         ((ones(2, 3), ones(2, 3), np.array([[0.0, 1, 2], [0, 2, 1]])), {}, r"coordinates\[1, 2\] = 1.0"),
         (

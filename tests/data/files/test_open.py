@@ -38,11 +38,11 @@ def test_coordinates_of_a_grid(kind):
     first, second = np.array([0.0, 1.0, 3.0]), np.array([0.0, 0.5, 1.0])
     write(path, x=U, y=V, coordinates_0=first, coordinates_1=second, p=first, q=second)
     for settings, others in (({}, "'p', 'q'"), ({"coordinates": ["p", "q"]}, "'coordinates_0', 'coordinates_1'")):
-        with pytest.warns(UserWarning, match=f"nothing reads {others}; what is read is "):
+        with pytest.warns(UserWarning, match=f"nothing reads {others}, only .* are read"):
             samples = data.read(path, **settings)
         np.testing.assert_allclose(samples.domain.axes[0].nodes, first)
         np.testing.assert_allclose(samples.domain.axes[1].weights, [0.25, 0.5, 0.25])
-    with pytest.warns(UserWarning, match="nothing reads 'p', 'q'; what is read is 'x', 'y'"):
+    with pytest.warns(UserWarning, match="nothing reads 'p', 'q', only 'x', 'y' are read"):
         assert data.read(path, coordinates=None).domain.rules == ("midpoint", "midpoint")
 
 
@@ -66,7 +66,7 @@ def test_times_of_each_sample(kind):
 def test_hdf5_is_read_lazily_from_groups(tmp_path):
     path = tmp_path / "set.h5"
     write_hdf5(path, **{"run/a": U, "run/deep/b": V, "c": U})
-    with pytest.warns(UserWarning, match="nothing reads 'c'; what is read is 'run/a', 'run/deep/b'"):
+    with pytest.warns(UserWarning, match="nothing reads 'c', only 'run/a', 'run/deep/b' are read"):
         samples = data.read(path, inputs="run/a", targets="run/deep/b")
     assert not isinstance(samples.inputs, np.ndarray)
     assert samples.inputs.shape == (4, 9, 1)
@@ -145,7 +145,7 @@ def test_a_missing_dataset(good):
 def test_a_file_without_datasets(tmp_path):
     path = tmp_path / "set.h5"
     write_hdf5(path)
-    refuse(path, r"\(HDF5\) holds no datasets, so none named 'x'")
+    refuse(path, r"\(HDF5\) holds no datasets.*'x'")
 
 
 def test_shapes_that_disagree(kind):
