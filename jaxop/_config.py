@@ -6,16 +6,21 @@ import math
 import os
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
 
 import jax
 import numpy as np
 
 from jaxop._validation import check_name, check_type, closest
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 Config = TypeVar("Config")
+Json: TypeAlias = dict[str, "Json"] | list["Json"] | str | int | float | bool | None
+"""What ``json`` writes and reads."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,10 +34,10 @@ class Dropped:
     """
 
     field: str
-    idle: Any
+    idle: object
     remedy: str
 
-    def apply(self, kind: str, values: dict[str, Any]) -> None:
+    def apply(self, kind: str, values: dict[str, object]) -> None:
         """Brings the recorded fields of a config into present terms."""
         value = values.pop(self.field, self.idle)
         if value != self.idle:
@@ -50,10 +55,10 @@ class Retired:
     """
 
     field: str
-    value: Any
+    value: object
     remedy: str
 
-    def apply(self, kind: str, values: dict[str, Any]) -> None:
+    def apply(self, kind: str, values: dict[str, object]) -> None:
         """Refuses the recorded fields of a config if they hold the value."""
         if values.get(self.field) == self.value:
             raise ValueError(f"{kind} has no {self.field}={self.value!r} any more: {self.remedy}")
@@ -69,9 +74,9 @@ class Added:
     """
 
     field: str
-    value: Any
+    value: object
 
-    def apply(self, kind: str, values: dict[str, Any]) -> None:
+    def apply(self, kind: str, values: dict[str, object]) -> None:
         """Completes the recorded fields of a config."""
         del kind
         values.setdefault(self.field, self.value)
@@ -89,7 +94,7 @@ CHANGES: dict[str, tuple[Dropped | Retired | Added, ...]] = {
 """How configs of earlier versions differ from those of today, by the name of their class."""
 
 
-def to_dict(config: Any, *, name: str = "config") -> dict[str, Any]:
+def to_dict(config: object, *, name: str = "config") -> dict[str, Json]:
     """Returns the fields of a config in terms of JSON; `from_dict` reads them.
 
     Args:
@@ -112,7 +117,11 @@ def to_dict(config: Any, *, name: str = "config") -> dict[str, Any]:
     return to_json(config, name=name)
 
 
-def to_json(value: Any, *, name: str = "settings") -> Any:
+@overload
+def to_json(value: "DataclassInstance | Mapping[str, object]", *, name: str = "settings") -> dict[str, Json]: ...
+@overload
+def to_json(value: object, *, name: str = "settings") -> Json: ...
+def to_json(value: object, *, name: str = "settings") -> Json:
     """Returns ``value`` in terms of dicts, lists, strings, numbers and None, as ``json`` gives them back.
 
     Args:
@@ -140,8 +149,9 @@ def to_json(value: Any, *, name: str = "settings") -> Any:
         return to_json(value.tolist(), name=name)
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    if isinstance(value, np.dtype) or isinstance(getattr(value, "dtype", None), np.dtype):  # also jnp.float32 itself
-        return np.dtype(value).name
+    dtype = getattr(value, "dtype", value)  # that of jnp.float32 too
+    if isinstance(dtype, np.dtype):
+        return dtype.name
     if value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value)):
         return value
     raise TypeError(
@@ -149,7 +159,7 @@ def to_json(value: Any, *, name: str = "settings") -> Any:
     )
 
 
-def from_dict(kind: type[Config], values: Mapping[str, Any], *, name: str = "values") -> Config:
+def from_dict(kind: type[Config], values: Mapping[str, object], *, name: str = "values") -> Config:
     """Returns the config whose fields `to_dict` (or `dataclasses.asdict`) wrote.
 
     The type hints of the fields say what JSON cannot: which lists are tuples, which strings are paths, and of which
@@ -200,15 +210,15 @@ def from_dict(kind: type[Config], values: Mapping[str, Any], *, name: str = "val
 
 
 @functools.cache
-def _hints(kind: type) -> dict[str, Any]:
+def _hints(kind: type) -> dict[str, object]:
     return typing.get_type_hints(kind)
 
 
-def _read(hint: Any, value: Any, name: str) -> Any:
+def _read(hint: object, value: object, name: str) -> object:
     """A value of a field by its hint. Numbers and strings pass as they are: the config checks them itself."""
     options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     if isinstance(value, Mapping):
-        kinds = [option for option in options if dataclasses.is_dataclass(option)]
+        kinds = [option for option in options if isinstance(option, type) and dataclasses.is_dataclass(option)]
         return _read_config(kinds, value, name) if kinds else _as_it_is(options, value, name)
     if isinstance(value, list | tuple):
         tuples = [option for option in options if (typing.get_origin(option) or option) is tuple]
@@ -220,23 +230,23 @@ def _read(hint: Any, value: Any, name: str) -> Any:
     return value
 
 
-def _as_it_is(options: tuple[Any, ...], value: Any, name: str) -> Any:
+def _as_it_is(options: tuple[object, ...], value: object, name: str) -> object:
     kinds = [typing.get_origin(option) or option for option in options]
     if any(kind is Any or (isinstance(kind, type) and isinstance(value, kind)) for kind in kinds):
         return value
     raise TypeError(f"{name} must not be a {type(value).__name__}, got {value!r}.")
 
 
-def _read_config(kinds: list[Any], value: Mapping[str, Any], name: str) -> Any:
+def _read_config(kinds: list[type], value: Mapping[str, object], name: str) -> object:
     """A config of one of some classes; if there are several, their field ``name`` tells them apart."""
     if len(kinds) > 1:
-        by_name = {str(kind.name): kind for kind in kinds if hasattr(kind, "name")}
+        by_name = {str(getattr(kind, "name", None)): kind for kind in kinds if hasattr(kind, "name")}
         check_name(value.get("name"), name.rpartition(".")[2], by_name)
-        kinds = [by_name[value["name"]]]
+        kinds = [by_name[str(value["name"])]]
     return from_dict(kinds[0], value, name=name)
 
 
-def _read_tuple(hint: Any, value: list[Any] | tuple[Any, ...], name: str) -> tuple[Any, ...]:
+def _read_tuple(hint: object, value: Sequence[object], name: str) -> tuple[object, ...]:
     hints = typing.get_args(hint) or (Any, ...)
     if hints[1:] == (...,):
         hints = hints[:1] * len(value)

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,9 @@ import numpy as np
 
 from jaxop._validation import is_concrete
 
-F = TypeVar("F", bound=Callable[..., Any])
+F = TypeVar("F", bound=Callable[..., object])
+Tree = TypeVar("Tree")
+Result = TypeVar("Result")
 
 
 def compiled(*, static: tuple[str, ...] = ()) -> Callable[[F], F]:
@@ -41,7 +43,7 @@ def compiled(*, static: tuple[str, ...] = ()) -> Callable[[F], F]:
         program = jax.jit(function, static_argnames=static)
 
         @functools.wraps(function)
-        def call(*arguments: Any, **options: Any) -> Any:
+        def call(*arguments: object, **options: object) -> object:
             return (function if _is_staged() else program)(*arguments, **options)
 
         return call  # pyright: ignore[reportReturnType]
@@ -49,7 +51,7 @@ def compiled(*, static: tuple[str, ...] = ()) -> Callable[[F], F]:
     return decorate
 
 
-def in_turn(function: Callable[[Any], Any], operands: Any, *, batch_size: int | None = None) -> Any:
+def in_turn(function: Callable[[Tree], Result], operands: Tree, *, batch_size: int | None = None) -> Result:
     """`jax.lax.map`: ``function`` of one entry of the leading axis after the other. An eager call is a loop in Python.
 
     Args:
@@ -71,7 +73,7 @@ def in_turn(function: Callable[[Any], Any], operands: Any, *, batch_size: int | 
     sizes = [size] * (n // size) + [n % size] * (n % size > 0)
     pieces = zip(*(jax.lax.split(leaf, sizes) for leaf in leaves), strict=True)
 
-    def one(piece: Any) -> Any:
+    def one(piece: Tree) -> Result:
         return jax.tree.map(lambda a: a[None], function(jax.tree.map(lambda a: jnp.squeeze(a, 0), piece)))
 
     evaluate = one if batch_size is None else jax.vmap(function)

@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxop._validation import first_index, host_real
+from jaxop._validation import first_index, host_real, shape_of
 
 
 @runtime_checkable
@@ -30,8 +30,8 @@ class CoordinateMatrix(Protocol):
         shape: (n, m).
     """
 
-    indices: Any
-    data: Any
+    indices: Array
+    data: Array
     shape: tuple[int, ...]
 
     @property
@@ -87,7 +87,7 @@ def stored(
     return listed.row, listed.col, listed.data
 
 
-def entries(matrix: Any, argument: str) -> Entries:
+def entries(matrix: object, argument: str) -> Entries:
     """The entries of a concrete matrix, dense or sparse, of which a sparse one may store zeros.
 
     Raises:
@@ -107,5 +107,5 @@ def entries(matrix: Any, argument: str) -> Entries:
     if not np.isfinite(value).all():
         j = first_index(~np.isfinite(value))
         raise ValueError(f"{argument} must be finite, but {argument}[{row[j]}, {column[j]}] = {value[j]}.")
-    n, m = np.shape(matrix)
+    n, m = shape_of(matrix)
     return Entries(row, column, value, (n, m))

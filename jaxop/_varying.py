@@ -1,13 +1,14 @@
 """Manual mesh axes: which arrays differ between the devices of a `jax.shard_map`."""
 
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
+from jaxtyping import Array, PyTree
 
 Tree = TypeVar("Tree")
 
 
-def varying_like(tree: Tree, *others: Any) -> Tree:
+def varying_like(tree: Tree, *others: PyTree) -> Tree:
     """``tree`` with every leaf marked as varying over each mesh axis that a leaf of ``tree`` or ``others`` varies over.
 
     Inside `jax.shard_map`, the carry of a loop must enter with the marks with which it leaves, and the arguments of a
@@ -22,7 +23,7 @@ def varying_like(tree: Tree, *others: Any) -> Tree:
     leaves = jax.tree.leaves((tree, others))
     axes = frozenset().union(*(jax.typeof(leaf).manual_axis_type.varying for leaf in leaves))
 
-    def mark(leaf: Any) -> Any:
+    def mark(leaf: Array) -> Array:
         missing = axes - jax.typeof(leaf).manual_axis_type.varying
         return jax.lax.pcast(leaf, tuple(sorted(missing)), to="varying") if missing else leaf
 

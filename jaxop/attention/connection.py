@@ -1,7 +1,6 @@
 """The connection of the softmax metric for multi-head attention, whatever its tokens are."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -45,17 +44,14 @@ def connection(
     Returns:
         (F, C), each in the shape of v.
     """
-    free: Any = None
-    v: Any = velocity
-    if callable(velocity):
-        (free,) = merge(*average(value))
-        v = velocity(free + bias)
+    known = merge(*average(value)) if callable(velocity) else []
+    v = velocity(known[0] + bias) if callable(velocity) else velocity
     query_rate, key_rate = rates(v)
     size = square(v)
     moving = key, key_rate, spread(size) * value
-    *heads, mean_key, mean_rate, mean_moving = average(*(moving if free is not None else (value, *moving)))
+    *heads, mean_key, mean_rate, mean_moving = average(*(moving if known else (value, *moving)))
     *new, second = merge(*heads, mean_moving)
-    free = new[0] if new else free
+    (free,) = known or new
     drift = inner(query_rate, mean_key) + inner(query, mean_rate)
     return free + bias, drift * v - (size * free + second) / 2
 

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -105,7 +105,11 @@ def _forward(plan: _Plan, inputs: _Inputs):
     return out, (pull_back, inputs)
 
 
-def _backward(plan: _Plan, residuals: tuple[Callable[[Array], tuple[Any, ...]], _Inputs], cotangent: Array):
+def _backward(
+    plan: _Plan,
+    residuals: tuple[Callable[[Array], tuple[Array, Array, Array, Array | None]], _Inputs],
+    cotangent: Array,
+):
     pull_back, inputs = residuals
 
     # where the weights are constants nothing uses this, and XLA removes it

@@ -1,6 +1,6 @@
 """Functions that build validated domains."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -374,7 +374,7 @@ def _append(array: Array, count: int, **options: Any) -> Array:
     return jnp.pad(array, widths, **options)
 
 
-def _as_coordinates(array: Any, argument: str) -> Array | np.ndarray:
+def _as_coordinates(array: object, argument: str) -> Array | np.ndarray:
     """``array`` in float32 at least: sums of narrower weights would miss the measure. On the host unless traced."""
     warn_float64(array, argument)
     try:
@@ -385,14 +385,14 @@ def _as_coordinates(array: Any, argument: str) -> Array | np.ndarray:
     return host.astype(accumulator(jax_dtype(host.dtype)))
 
 
-def _as_indices(array: Any, argument: str) -> Array | np.ndarray:
+def _as_indices(array: object, argument: str) -> Array | np.ndarray:
     if not is_concrete(array):
-        return array
+        return jnp.asarray(array)
     host = host_array(array, argument)
     return host.astype(jax.dtypes.canonicalize_dtype(host.dtype))
 
 
-def _leaf(values: Array | np.ndarray, given: Any = None) -> Array:
+def _leaf(values: Array | np.ndarray, given: object = None) -> Array:
     """``values`` as a JAX array, which is ``given`` if that holds them already."""
     if isinstance(given, jax.Array) and given.dtype == values.dtype:
         return given
@@ -423,7 +423,7 @@ def _can_be_padded(domain: Domain) -> bool:
     )
 
 
-def _layout(domain: Domain) -> tuple[Any, ...]:
+def _layout(domain: Domain) -> tuple[Hashable, ...]:
     return jax.tree.structure(domain), *((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(domain))
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -236,7 +235,7 @@ def as_domain(value: Domain | Decomposed, argument: str) -> Domain:
     return check_domain(value.domain if isinstance(value, Decomposed) else value, argument)
 
 
-def check_domain(value: Any, argument: str) -> Domain:
+def check_domain(value: object, argument: str) -> Domain:
     """``value``, or a ``TypeError`` unless it is a `Domain`."""
     refuse_decomposed(value, argument)
     if not isinstance(value, Domain):
@@ -246,7 +245,7 @@ def check_domain(value: Any, argument: str) -> Domain:
     return value
 
 
-def refuse_decomposed(value: Any, argument: str) -> None:
+def refuse_decomposed(value: object, argument: str) -> None:
     """Raises ``TypeError`` for a decomposition, and names the domain that it holds."""
     if isinstance(value, Decomposed):
         raise TypeError(

@@ -1,10 +1,10 @@
 """Quadrature weights: checked, relative, uniform, and those of the trapezoid rule on given nodes."""
 
 from types import ModuleType
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxop._scaling import unit_of
@@ -26,7 +26,7 @@ def check_weights(weights: np.ndarray, argument: str = "weights") -> None:
         raise ValueError(f"{argument}{of_sample} are all zero; at least one node must carry weight.")
 
 
-def uniform_weights(n: int, dtype: Any) -> Float[Array, " n"]:
+def uniform_weights(n: int, dtype: DTypeLike) -> Float[Array, " n"]:
     """1/n for every node."""
     return jnp.full(n, 1 / n, dtype)
 
@@ -45,6 +45,6 @@ def trapezoid_weights(nodes: Float[Array | np.ndarray, "*batch n"]) -> Float[Arr
     return (xp.concatenate([gaps, zero], axis=-1) + xp.concatenate([zero, gaps], axis=-1)) / 2
 
 
-def namespace(*arrays: Any) -> ModuleType:
+def namespace(*arrays: object) -> ModuleType:
     """NumPy where every array is one of the host, so that nothing is compiled; `jax.numpy` otherwise."""
     return np if all(isinstance(array, np.ndarray) for array in arrays) else jnp

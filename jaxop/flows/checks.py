@@ -1,7 +1,5 @@
 """Validation of ensembles and of the matrices that flows take."""
 
-from typing import Any
-
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
@@ -43,7 +41,7 @@ def check_masses(weights: object, x: Array) -> Array:
     return weights
 
 
-def check_number(value: Any, argument: str) -> None:
+def check_number(value: object, argument: str) -> None:
     """Refuses what is not one number."""
     if not is_numeric(value) or np.ndim(value):
         raise TypeError(f"{argument} must be one number, got {value!r}.")

@@ -1,7 +1,7 @@
 """Six integrators of damped systems through one function, `step`."""
 
 import dataclasses
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -11,20 +11,10 @@ from jaxtyping import Array
 
 from jaxop._validation import accumulator, is_concrete, is_numeric
 from jaxop.flows.checks import check_number
-from jaxop.flows.system import Damping, State, System, evaluate, rates_of
+from jaxop.flows.system import Damping, Method, State, System, evaluate, rates_of
 
-
-@runtime_checkable
-class Method(Protocol):
-    """One way to advance a state; the objects below are the choices."""
-
-    def history(self, state: State) -> Any:
-        """What the method remembers at the start."""
-        ...
-
-    def advance(self, system: System, state: State, schedule: Damping, dt: Array, ratio: ArrayLike) -> State:
-        """The state after ``dt``, in which x moves by ``ratio · dt``."""
-        ...
+Length: TypeAlias = float | np.ndarray | Array
+"""Of a step."""
 
 
 def displace(state: State, position: Array, velocity: Array) -> State:
@@ -84,7 +74,7 @@ def step(
     return jax.tree.map(lambda new, old: new.astype(old.dtype), new, state)
 
 
-def check_step(method: object, system: object, state: object, schedule: object, dt: Any) -> tuple[Any, Any]:
+def check_step(method: object, system: object, state: object, schedule: object, dt: object) -> tuple[Length, Length]:
     """(h_x, h_y), after a look at what is known of them and of the time."""
     if isinstance(method, type) or not hasattr(method, "advance"):
         names = ", ".join(f"flows.{kind.__name__}()" for kind in METHODS.values())
@@ -98,17 +88,18 @@ def check_step(method: object, system: object, state: object, schedule: object, 
     pair = tuple(dt) if isinstance(dt, tuple | list) else (dt, dt)
     if len(pair) != 2:
         raise ValueError(f"dt must be a number or a pair (h_x, h_y), got {len(pair)} entries.")
-    h_x, h_y = pair
-    for name, h in (("h_x", h_x), ("h_y", h_y)):
+    lengths: list[Length] = []
+    for name, h in zip(("h_x", "h_y"), pair, strict=True):
         if not is_numeric(h):
             raise TypeError(f"dt must be a positive number or a pair of them, got {name} = {h!r}.")
         if is_concrete(h) and not (np.ndim(h) == 0 and np.isfinite(h) and h > 0):
             raise ValueError(f"dt must be a positive and finite number, or a pair of them, got {name} = {h}.")
+        lengths.append(h)
     if is_concrete(schedule.logarithmic, state.time) and schedule.logarithmic > 0 and not state.time > 0:
         raise ValueError(
             f"logarithmic damping c/t needs t > 0, got t = {float(state.time):g}; give flows.start(..., time=1.0)."
         )
-    return h_x, h_y
+    return lengths[0], lengths[1]
 
 
 def _decay(schedule: Damping, state: State, dt: ArrayLike) -> Array:

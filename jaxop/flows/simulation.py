@@ -1,17 +1,18 @@
 """Running a flow for many steps, with a diagnosis if it blows up."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jaxop._validation import first_index, is_concrete, is_integer
 from jaxop._varying import varying_like
-from jaxop.flows.integrators import Method, check_step, step
-from jaxop.flows.system import Damping, State, System
+from jaxop.flows.integrators import check_step, step
+from jaxop.flows.system import Damping, Method, State, System
 
 
 class Trajectory(NamedTuple):
@@ -35,7 +36,7 @@ def simulate(
     system: System,
     state: State,
     schedule: Damping,
-    dt: Any,
+    dt: ArrayLike | tuple[ArrayLike, ArrayLike],
     steps: int,
     *,
     every: int = 1,
@@ -109,7 +110,7 @@ def _run(
     system: System,
     state: State,
     schedule: Damping,
-    dt: Any,
+    dt: ArrayLike | tuple[ArrayLike, ArrayLike],
     *,
     steps: int,
     every: int,

@@ -2,12 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from jaxop._pytree import register
 from jaxop._validation import accumulator, as_float, is_concrete
@@ -30,7 +30,7 @@ class State(NamedTuple):
     position: Array
     velocity: Array
     time: Float[Array, ""]
-    history: Any = None
+    history: PyTree = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +157,20 @@ class Damping:
         return jnp.where(jnp.logical_and(self.logarithmic == 0, time == 0), 1, time)
 
 
-def start(method: Any, position: Array, velocity: Array | None = None, *, time: float | Array = 1.0) -> State:
+@runtime_checkable
+class Method(Protocol):
+    """One way to advance a state; the integrators of `jaxop.flows` are the choices."""
+
+    def history(self, state: State) -> PyTree:
+        """What the method remembers at the start."""
+        ...
+
+    def advance(self, system: System, state: State, schedule: Damping, dt: Array, ratio: ArrayLike) -> State:
+        """The state after ``dt``, in which x moves by ``ratio · dt``."""
+        ...
+
+
+def start(method: Method, position: Array, velocity: Array | None = None, *, time: float | Array = 1.0) -> State:
     """The state from which `step` goes on.
 
     Args:

@@ -3,7 +3,7 @@
 import dataclasses
 import warnings
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ SPANS = ("sections", "product")
 
 Kernels: TypeAlias = Kernel | tuple[Kernel, Kernel]
 Responses: TypeAlias = Real[Array | np.ndarray, "nx ny"] | CoordinateMatrix | SparseMatrix
-Maps: TypeAlias = str | int | Sequence[Any] | None
+Maps: TypeAlias = str | int | Sequence[object] | None
 Landmarks: TypeAlias = int | tuple[int | None, int | None] | None
 
 LARGEST_EXACT = 2000

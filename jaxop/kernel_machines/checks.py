@@ -1,7 +1,5 @@
 """What a binary machine asks of its input; each function returns what it has checked."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,20 +16,21 @@ def name(kernel: Kernel | tuple[Kernel, Kernel]) -> str:
     return " and ".join(dict.fromkeys(type(k).__name__ for k in (kernel if isinstance(kernel, tuple) else (kernel,))))
 
 
-def kernels(kernel: Any, span: str) -> Kernel | tuple[Kernel, Kernel]:
+def kernels(kernel: object, span: str) -> Kernel | tuple[Kernel, Kernel]:
     """One kernel for span "sections", a pair for span "product"."""
     given = tuple(kernel) if isinstance(kernel, tuple | list) else (kernel,)
-    if not all(isinstance(k, Kernel) and not isinstance(k, type) for k in given):
+    found = [k for k in given if isinstance(k, Kernel) and not isinstance(k, type)]
+    if len(found) < len(given):
         raise TypeError(
             "kernel must be a Kernel, such as kernels.ExpDotProduct(), or with span='product' two of them, got "
             f"{kernel!r}; kernels.from_pair makes one from a function."
         )
-    if len(given) > (2 if span == "product" else 1):
+    if len(found) > (2 if span == "product" else 1):
         raise ValueError(
-            f"kernel must be one kernel between both domains, or with span='product' one for each, got {len(given)} "
+            f"kernel must be one kernel between both domains, or with span='product' one for each, got {len(found)} "
             f"with span={span!r}."
         )
-    return given[0] if span == "sections" else (given[0], given[-1])
+    return found[0] if span == "sections" else (found[0], found[-1])
 
 
 def points(X: object, Y: object) -> tuple[Array, Array, np.dtype]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -95,7 +95,7 @@ def _leading_directions(x: Array, y: Array, observations: Observations, rank: in
     return AffineMap(u * signs / x_scale[:, None], x_centre), AffineMap(v * signs / y_scale[:, None], y_centre)
 
 
-def given_maps(maps: Any, a: int, b: int, dtype: np.dtype) -> tuple[AffineMap, AffineMap]:
+def given_maps(maps: Sequence[object], a: int, b: int, dtype: np.dtype) -> tuple[AffineMap, AffineMap]:
     """The maps x ↦ W_xᵀ x and y ↦ W_yᵀ y of two matrices."""
     matrices = [as_float(w, f"maps[{k}]").astype(dtype) for k, w in enumerate(maps)]
     for k, (matrix, length) in enumerate(zip(matrices, (a, b), strict=True)):

@@ -17,7 +17,8 @@ from jaxop.kernel_machines.observations import Grid, observe
 FOLDS = ("pairs", "rows", "columns")
 """What is held out: observed pairs, all pairs of some rows of X (new users), or of some rows of Y (new films)."""
 
-Data: TypeAlias = tuple[Any, Any, Any, Any]
+Points: TypeAlias = Real[Array | np.ndarray, "n d"]
+Data: TypeAlias = tuple[Points, Points, Responses, Bool[Array | np.ndarray, "nx ny"] | None]
 """X, Y, responses and mask (or None)."""
 
 
@@ -203,12 +204,12 @@ class Tuned(NamedTuple):
 
     kernel: Kernels
     regularization: float
-    params: Any
+    params: PyTree
     losses: Float[np.ndarray, " steps"]
 
 
 def tune(
-    build: Callable[[Any], Kernels],
+    build: Callable[[PyTree], Kernels],
     params: PyTree,
     training: Data,
     validation: Data,
@@ -258,12 +259,12 @@ def tune(
     start = jax.tree.map(lambda leaf: as_float(leaf, "params"), params)
     point = start, jnp.log(as_float(regularization, "regularization"))
 
-    def objective(point: Any) -> Array:
+    def objective(point: PyTree) -> Array:
         machine = fit(build(point[0]), *training, regularization=jnp.exp(point[1]), loss=loss, **options)
         return validation_loss(machine, *validation, loss=loss)
 
     @jax.jit
-    def advance(point: Any, state: Any) -> tuple[Any, Any, Array, Array]:
+    def advance(point: PyTree, state: optax.OptState) -> tuple[PyTree, optax.OptState, Array, Array]:
         value, gradient = jax.value_and_grad(objective)(point)
         with jax.numpy_dtype_promotion("standard"):  # Optax relies on it
             updates, state = optimizer.update(gradient, state, point)

@@ -4,11 +4,11 @@ import dataclasses
 import fractions
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jaxop._blocks import map_blocks
@@ -364,7 +364,7 @@ def _centred(points: Array, weights: Array) -> tuple[Array, Array]:
     return centre, points - centre[None, :]
 
 
-def _radii(radius: Any, points: Array) -> Array:
+def _radii(radius: ArrayLike, points: Array) -> Array:
     if jnp.shape(radius) not in ((), (1,), points.shape[1:]):
         raise ValueError(
             f"radius must be a number or have one entry per coordinate, {points.shape[1:]}, got shape "
@@ -373,7 +373,7 @@ def _radii(radius: Any, points: Array) -> Array:
     return jnp.broadcast_to(jnp.asarray(radius, points.dtype), points.shape[1:])
 
 
-def _gaussian(bandwidth: Any, points: Array) -> tuple[Gaussian, Array | None, Array]:
+def _gaussian(bandwidth: ArrayLike, points: Array) -> tuple[Gaussian, Array | None, Array]:
     """The kernel exp(−|z|²/2), the map to its coordinates, and log √det H."""
     dim = points.shape[1]
     kernel = Gaussian(jnp.asarray(math.sqrt(dim) / 2, points.dtype))
@@ -400,7 +400,7 @@ def _apply(transform: Array | None, points: Array) -> Array:
     return jnp.matmul(points, transform, precision=jax.lax.Precision.HIGHEST)
 
 
-def _check_bandwidth(bandwidth: Any) -> None:
+def _check_bandwidth(bandwidth: ArrayLike) -> None:
     if not is_concrete(bandwidth):
         return
     check_numbers(bandwidth, "bandwidth")

@@ -8,7 +8,7 @@ G = U_xᵀ Z U_y; on a part of the pairs the same filter preconditions conjugate
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -287,7 +287,7 @@ def _without_derivative(coefficients: Array, sources: object) -> Array:
 
 
 @_without_derivative.defjvp
-def _refuse(primals: Any, tangents: Any) -> Any:
+def _refuse(primals: object, tangents: object) -> NoReturn:
     raise NotImplementedError(
         "a fit with the hinge loss has no derivative here: its solution jumps between sets of support pairs. Use "
         "loss='logistic' or 'squared', or differentiate the machine in its inputs only."

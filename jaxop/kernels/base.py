@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from jaxop._pytree import register
 from jaxop._validation import check_name, is_concrete
@@ -179,7 +179,7 @@ class FunctionKernel(BaseKernel):
     """A kernel made from a Python function by `from_pair`."""
 
     fn: Callable[..., Array]
-    params: Any
+    params: PyTree
     is_log: bool
     sign: str
 
@@ -197,7 +197,7 @@ class FunctionKernel(BaseKernel):
 
 
 def from_pair(
-    fn: Callable[..., Array], params: Any = None, *, log: bool = False, sign: str | None = None
+    fn: Callable[..., Array], params: PyTree = None, *, log: bool = False, sign: str | None = None
 ) -> FunctionKernel:
     """k(q, k') = fn(q, k'), or fn(params, q, k'): any function of one pair becomes a kernel.
 

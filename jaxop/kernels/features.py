@@ -3,11 +3,10 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from jaxop._pytree import register
 from jaxop.kernels.base import BaseKernel
@@ -46,9 +45,9 @@ class LearnedFeatures(BaseKernel):
         24.0
     """
 
-    query_map: Callable[[Any, Array], Array]
-    key_map: Callable[[Any, Array], Array]
-    params: tuple[Any, Any]
+    query_map: Callable[[PyTree, Array], Array]
+    key_map: Callable[[PyTree, Array], Array]
+    params: tuple[PyTree, PyTree]
 
     sign = "signed"
 

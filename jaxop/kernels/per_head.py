@@ -1,11 +1,12 @@
 """One kernel per attention head."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from jaxop._pytree import register
 from jaxop.kernels.base import Kernel, as_kernel
@@ -92,9 +93,9 @@ def one_head(kernel: Kernel | PerHead) -> Kernel:
 def over_heads(
     function: Callable[..., T],
     kernel: Kernel | PerHead,
-    arrays: tuple[Any, ...],
+    arrays: tuple[Array | None, ...],
     in_axes: tuple[int | None, ...],
-    out_axes: Any,
+    out_axes: int | Sequence[int | None],
     *,
     heads: int,
 ) -> T:

@@ -1,10 +1,8 @@
 """Errors of operators on samples, and the smallest that a rank allows."""
 
-from typing import Any
-
 import jax
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from jaxop._validation import first_index, host_real, is_concrete
 from jaxop.domains import Domain
@@ -15,7 +13,7 @@ from jaxop.schwarz.operator import Factors, apply, as_factor, check_factors
 
 
 def operator_error(
-    decomposition: Decomposition, factors: Factors, inputs: Float[Any, "n m"], targets: Float[Any, "n m"]
+    decomposition: Decomposition, factors: Factors, inputs: Float[ArrayLike, "n m"], targets: Float[ArrayLike, "n m"]
 ) -> float:
     """‖M F − U‖ / ‖U‖ in L2 and the Frobenius norm over samples: ‖(M − A⁻¹)F‖ / ‖A⁻¹F‖ for U = A⁻¹F.
 
@@ -39,14 +37,16 @@ def operator_error(
     check_factors(decomposition, factors)
     inputs, targets = checked_samples(decomposition.domain.weights, inputs, targets)
     root = np.sqrt(np.asarray(decomposition.domain.weights, np.float64))[:, None]
-    run: Any = jax.jit(apply)
+    run = jax.jit(apply)
     size = float(np.linalg.norm(root * targets))
     check_targets(size)
     outputs = np.asarray(run(as_factor(inputs), decomposition, factors), np.float64)
     return float(np.linalg.norm(root * (outputs - targets)) / size)
 
 
-def low_rank_errors(inputs: Float[Any, "n m"], targets: Float[Any, "n m"], weights: Float[Any, " n"]) -> np.ndarray:
+def low_rank_errors(
+    inputs: Float[ArrayLike, "n m"], targets: Float[ArrayLike, "n m"], weights: Float[ArrayLike, " n"]
+) -> np.ndarray:
     """‖M F − U‖ / ‖U‖ of the best operator M of rank 0, 1, 2, …, by Eckart and Young, in L2.
 
     A rigorous lower bound for every form of such a rank; for U = A⁻¹F the error of the optimal global attention QKᵀ.
@@ -77,7 +77,7 @@ def low_rank_errors(inputs: Float[Any, "n m"], targets: Float[Any, "n m"], weigh
 
 
 def optimal_low_rank(
-    inputs: Float[Any, "n m"], targets: Float[Any, "n m"], weights: Float[Any, " n"], rank: int
+    inputs: Float[ArrayLike, "n m"], targets: Float[ArrayLike, "n m"], weights: Float[ArrayLike, " n"], rank: int
 ) -> tuple[Float[Array, "n r"], Float[Array, "n r"]]:
     """Q and K of the best global Q Kᵀ W of a rank: the truncated singular value decomposition, on the span of F.
 
@@ -137,7 +137,7 @@ def check_targets(size: float) -> None:
         raise ValueError("targets are 0 everywhere: there is no relative error.")
 
 
-def checked_samples(weights: Any, inputs: Any, targets: Any) -> tuple[np.ndarray, np.ndarray]:
+def checked_samples(weights: object, inputs: object, targets: object) -> tuple[np.ndarray, np.ndarray]:
     """Samples on the host: finite, of one shape, a row for every weight."""
     if not is_concrete(inputs, targets, weights):
         raise ValueError("inputs, targets and decomposition must be concrete to be fitted; call it outside jax.jit.")

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-from typing import Any
 
 import numpy as np
 import scipy.sparse
@@ -56,7 +55,7 @@ def cut_boxes(dom: Domain, count: int, overlap: int | float) -> BoxCuts:
     return BoxCuts(lower, upper, overlap, lattice, kept)
 
 
-def check_reach(dom: Domain, cuts: BoxCuts, found: Members, overlap: Any) -> None:
+def check_reach(dom: Domain, cuts: BoxCuts, found: Members, overlap: object) -> None:
     """Refuses overlaps larger than the largest core: a length beyond its longest side, or more layers than it has."""
     points, owner = host_points(dom), found.owner
     assert owner is not None

@@ -4,16 +4,24 @@ import dataclasses
 import functools
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from jaxop._pytree import register
 from jaxop._sparse import Entries
-from jaxop._validation import as_float, check_name, first_index, host_array, host_real, is_concrete, is_integer
+from jaxop._validation import (
+    as_float,
+    check_name,
+    first_index,
+    host_array,
+    host_real,
+    is_concrete,
+    is_integer,
+    shape_of,
+)
 from jaxop.domains import Decomposed, Domain, Grid
 from jaxop.domains.domain import as_domain
 from jaxop.schwarz.clouds import BoxCuts, check_reach, check_same_kind, cut_boxes, host_points, on_boxes
@@ -149,7 +157,7 @@ class Decomposition(Decomposed):
         """
         return self.refine(jnp.eye(self._coarse_space().size, dtype=self.partition.dtype))
 
-    def on(self, domain: Domain | Decomposed, *, coarse: Any = None) -> "Decomposition":
+    def on(self, domain: Domain | Decomposed, *, coarse: object = None) -> "Decomposition":
         """The same subdomains and coarse functions on other nodes of the same region: a change of resolution.
 
         Subdomains are intervals, boxes and cuts in coordinates, so a grid may become any other grid of the same box,
@@ -192,10 +200,10 @@ class Decomposition(Decomposed):
             check_same_kind(domain, self.cuts)
             found, hats = on_boxes(domain, self.cuts, self.unity)
         space = kind if coarse is None else coarse
-        if coarse is not None and np.shape(coarse)[1:] != (self.coarse_size,):
+        if coarse is not None and shape_of(coarse)[1:] != (self.coarse_size,):
             raise ValueError(
                 f"coarse must have shape (n, n0) = ({domain.size}, {self.coarse_size}), the coarse functions that were "
-                f"decomposed with, got {np.shape(coarse)}."
+                f"decomposed with, got {shape_of(coarse)}."
             )
         return _assemble(domain, found, hats, space, self.cuts, self.unity, (self.lower, self.upper))
 
@@ -204,7 +212,7 @@ class Decomposition(Decomposed):
             raise ValueError("this decomposition has no coarse space; build it with coarse='hat' or 'partition'.")
         return self.coarse
 
-    def _rows(self, values: Any, rows: int, argument: str, meaning: str) -> Array:
+    def _rows(self, values: object, rows: int, argument: str, meaning: str) -> Array:
         values = as_float(values, argument)
         if values.ndim != 2 or values.shape[0] != rows:
             raise ValueError(f"{argument} must have shape ({rows}, c), {meaning}, got {values.shape}.")
@@ -230,7 +238,7 @@ def decompose(
     overlap: int | float | Sequence[int | float] = 4,
     *,
     partition: str = "multiplicity",
-    coarse: Any = "hat",
+    coarse: object = "hat",
 ) -> Decomposition:
     """Cuts a domain into subdomains that overlap, with a partition of unity and a coarse space.
 
@@ -278,7 +286,7 @@ def decompose(
     check_name(partition, "partition", PARTITIONS_OF_UNITY)
     if isinstance(dom, Grid):
         counts = per_axis(subdomains, dom.dim)
-        overlaps: Any = (overlap,) * dom.dim if np.ndim(overlap) == 0 else overlap
+        overlaps = (overlap,) * dom.dim if isinstance(overlap, int | float) or np.ndim(overlap) == 0 else tuple(overlap)
         if len(overlaps) != dom.dim:
             raise ValueError(f"overlap must be one number or {dom.dim}, one per axis of the grid, got {overlap!r}.")
         cuts = tuple(cut_axis(dom.axes[k], counts[k], _overlap(overlaps[k]), k) for k in range(dom.dim))
@@ -297,10 +305,10 @@ def decompose(
 
 def from_subdomains(
     dom: Domain | Decomposed,
-    indices: Sequence[Any],
+    indices: Sequence[ArrayLike | Sequence[int]],
     *,
-    partition: str | Sequence[Any] = "multiplicity",
-    coarse: Any = "partition",
+    partition: str | Sequence[ArrayLike | Sequence[float]] = "multiplicity",
+    coarse: object = "partition",
 ) -> Decomposition:
     """A decomposition into given sets of nodes.
 
@@ -387,7 +395,7 @@ def _assemble(
     dom: Domain,
     found: Members,
     hats: Entries | None,
-    coarse: Any,
+    coarse: object,
     cuts: tuple[AxisCuts, ...] | BoxCuts | None,
     unity: str,
     corners: tuple[Array, Array],
@@ -426,7 +434,7 @@ def _single(domain: Domain | Decomposed, argument: str) -> Domain:
     return domain
 
 
-def _overlap(overlap: Any) -> int | float:
+def _overlap(overlap: object) -> int | float:
     if isinstance(overlap, bool) or not isinstance(overlap, int | float | np.integer | np.floating):
         raise TypeError(f"overlap must be a number of nodes (int) or a length (float), got {type(overlap).__name__}.")
     overlap = float(overlap) if isinstance(overlap, float | np.floating) else int(overlap)

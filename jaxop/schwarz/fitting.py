@@ -2,10 +2,9 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from jaxop._validation import is_integer, is_numeric
 from jaxop.schwarz.decomposition import Decomposition
@@ -35,8 +34,8 @@ class Fit:
 
 def fit(
     decomposition: Decomposition,
-    inputs: Float[Any, "n m"],
-    targets: Float[Any, "n m"],
+    inputs: Float[ArrayLike, "n m"],
+    targets: Float[ArrayLike, "n m"],
     *,
     rank: int,
     coarse_rank: int | None = None,
@@ -128,9 +127,9 @@ def fit(
         order = range(0 if symmetric or begun < coarse_rank else 1, len(ranks))
     if symmetric:
         if initial is None:
-            pairs, _, _ = _minimise(objective, pairs, ranks, order, False, steps, tolerance)
+            pairs, _, _ = _minimise(objective, pairs, ranks, order, False, steps, float(tolerance))
         pairs = _symmetrised(objective, pairs, ranks)
-    pairs, errors, converged = _minimise(objective, pairs, ranks, order, symmetric, steps, tolerance)
+    pairs, errors, converged = _minimise(objective, pairs, ranks, order, symmetric, steps, float(tolerance))
     bound = objective.bound(sum(ranks))
     pairs = [(np.asarray(as_factor(q), np.float64), np.asarray(as_factor(k), np.float64)) for q, k in pairs]
     errors[-1] = objective.relative(objective.residual(pairs))

@@ -1,11 +1,9 @@
 """Factors of two-level Schwarz attention from a matrix: inverses of its blocks."""
 
-from typing import Any
-
 import numpy as np
 
 from jaxop._sparse import Entries, entries
-from jaxop._validation import check_name, first_index, is_concrete
+from jaxop._validation import check_name, first_index, is_concrete, shape_of
 from jaxop.schwarz.decomposition import Decomposition
 from jaxop.schwarz.low_rank import truncate
 from jaxop.schwarz.operator import Factors, as_factor, check_decomposition, check_ranks, check_shift
@@ -16,7 +14,7 @@ BLOCKS = ("interior", "overlap")
 
 def galerkin_factors(
     decomposition: Decomposition,
-    matrix: Any,
+    matrix: object,
     rank: int | None = None,
     *,
     blocks: str = "interior",
@@ -147,9 +145,9 @@ def _inverse(matrix: np.ndarray, where: str) -> np.ndarray:
     return np.linalg.inv(matrix)
 
 
-def _entries(matrix: Any, n: int) -> Entries:
+def _entries(matrix: object, n: int) -> Entries:
     """The entries of A that are not 0: stored zeros tie no nodes."""
-    shape = np.shape(matrix)
+    shape = shape_of(matrix)
     if shape != (n, n):
         what = type(matrix).__name__ if shape == () else shape
         raise ValueError(

@@ -4,7 +4,8 @@ import dataclasses
 import functools
 import math
 import operator
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 
@@ -37,15 +38,15 @@ class AxisCuts:
     rule: Rule
 
 
-def per_axis(subdomains: Any, dim: int) -> tuple[int, ...]:
+def per_axis(subdomains: int | Sequence[int], dim: int) -> tuple[int, ...]:
     """Numbers of subdomains along each axis, from those or from one for all of them."""
-    counts = (subdomains,) * dim if np.ndim(subdomains) == 0 else tuple(subdomains)
+    counts = (subdomains,) * dim if isinstance(subdomains, int) or np.ndim(subdomains) == 0 else tuple(subdomains)
     if len(counts) != dim:
         raise ValueError(f"subdomains must be one number or {dim}, one per axis of the grid, got {counts}.")
-    for count in counts:
-        if not is_integer(count):
-            raise TypeError(f"subdomains must be integers, one or one per axis, got {subdomains!r}.")
-    return tuple(operator.index(count) for count in counts)
+    integers = tuple(operator.index(count) for count in counts if is_integer(count))
+    if len(integers) < dim:
+        raise TypeError(f"subdomains must be integers, one or one per axis, got {subdomains!r}.")
+    return integers
 
 
 def cut_axis(axis: Axis, count: int, overlap: int | float, k: int) -> AxisCuts:

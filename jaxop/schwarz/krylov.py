@@ -3,11 +3,12 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from jaxop._pytree import register
@@ -17,6 +18,17 @@ from jaxop._validation import accumulator, as_float, is_integer, is_numeric
 from jaxop._varying import varying_like
 from jaxop.schwarz.decomposition import Decomposition
 from jaxop.schwarz.operator import Factors, apply, check_factors
+
+
+@runtime_checkable
+class MatrixLike(Protocol):
+    """A dense array, or a matrix of `jax.experimental.sparse`."""
+
+    def __matmul__(self, x: Array, /) -> Array: ...
+
+
+Linear: TypeAlias = Callable[[Array], Array] | MatrixLike
+"""A linear map of (n,), as a function or as a matrix."""
 
 
 def preconditioner(
@@ -158,12 +170,12 @@ def flexible_cg(
 
 
 def _conjugate_gradients(
-    matrix: Any, preconditioner: Any, rhs: Array, tolerance: Any, max_iterations: Any
+    matrix: Linear, preconditioner: Linear | None, rhs: Array, tolerance: ArrayLike, max_iterations: ArrayLike
 ) -> tuple[Array, Array, Array]:
     """x, the number of steps and the relative residual."""
     n = rhs.size
 
-    def product(name: str, function: Any, x: Array) -> Array:
+    def product(name: str, function: Linear, x: Array) -> Array:
         out = jnp.asarray(function(x) if callable(function) else function @ x)
         if out.shape != (n,):
             raise ValueError(f"{name} must map (n,) = ({n},) to (n,), got {out.shape}.")

@@ -77,7 +77,7 @@ def subdomain_attention(
         return local.reshape(*local.shape[:2], heads, -1)
 
     weights = decomposition.restrict(decomposition.domain.weights[:, None])[..., 0] * decomposition.partition
-    operands = *(restrict(a) for a in (query, key, value)), weights
+    operands = restrict(query), restrict(key), restrict(value), weights
 
     how = implementation or "chunked"
     kernel = ExpDotProduct() if kernel is None else kernel

@@ -1,11 +1,12 @@
 """What a fit of two-level Schwarz attention minimises, in orthonormal coordinates of L2."""
 
 import functools
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from typing import TypeAlias
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 from scipy import sparse
 
 from jaxop._validation import float_dtype
@@ -27,9 +28,9 @@ class Objective:
     def __init__(
         self,
         decomposition: Decomposition,
-        inputs: Any,
-        targets: Any,
-        features: Any,
+        inputs: object,
+        targets: object,
+        features: Callable[[Array], Array] | None,
         shift: Float[Array, ""] | float | None,
         noise: float,
     ):
@@ -90,7 +91,7 @@ class Objective:
     def split(self, factors: Factors, ranks: list[int]) -> Blocks:
         """Factors block by block, cut or filled up with zeros to the ranks."""
 
-        def fit(array: Any, rank: int) -> np.ndarray:
+        def fit(array: ArrayLike, rank: int) -> np.ndarray:
             array = np.asarray(array, np.float64)[:, :rank]
             return np.pad(array, [(0, 0), (0, rank - array.shape[1])])
 

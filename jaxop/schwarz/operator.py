@@ -2,11 +2,11 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxop._pytree import register
@@ -420,7 +420,7 @@ def check_factors(decomposition: Decomposition, factors: Factors) -> None:
             raise ValueError(f"{part}_key must have the shape of {part}_query, {query.shape}, got {key.shape}.")
 
 
-def _pair(query: Any, key: Any, dtype: Any) -> tuple[Array, Array]:
+def _pair(query: Array, key: Array | None, dtype: DTypeLike) -> tuple[Array, Array]:
     query = query.astype(dtype)
     return query, query if key is None else key.astype(dtype)
 
@@ -430,7 +430,7 @@ def as_factor(array: np.ndarray | None) -> Array | None:
     return None if array is None else jnp.asarray(array, float_dtype())
 
 
-def check_shift(shift: Any) -> None:
+def check_shift(shift: object) -> None:
     """One finite number or None, or a ``ValueError``."""
     if shift is not None and (not is_numeric(shift) or np.ndim(shift) or not np.isfinite(shift)):
         raise ValueError(f"shift must be one finite number or None, got {shift!r}.")

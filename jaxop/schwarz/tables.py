@@ -2,16 +2,15 @@
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from jaxop._pytree import register
 from jaxop._sparse import Entries, entries
-from jaxop._validation import accumulator, first_index, float_dtype, is_concrete, on_device
+from jaxop._validation import accumulator, first_index, float_dtype, is_concrete, on_device, shape_of
 
 
 @register
@@ -130,11 +129,11 @@ def coarse_space(
     return CoarseSpace(integers(index), real(table), size, kind)
 
 
-def coarse_entries(matrix: Any, n: int) -> Entries:
+def coarse_entries(matrix: object, n: int) -> Entries:
     """Entries of a user's Φ."""
     if not is_concrete(matrix):
         raise ValueError("coarse must be concrete: decompose outside jax.jit and pass what it returns.")
-    shape = np.shape(matrix)
+    shape = shape_of(matrix)
     if len(shape) != 2 or shape[0] != n:
         raise ValueError(f"coarse must have shape (n, n0) = ({n}, n0), one row per node, got {shape}.")
     return entries(matrix, "coarse")
@@ -172,7 +171,7 @@ def bounding_boxes(points: np.ndarray, found: Members) -> tuple[np.ndarray, np.n
     return np.minimum.reduceat(values, start, axis=0), np.maximum.reduceat(values, start, axis=0)
 
 
-def ramp(x: np.ndarray, lower: Any, upper: Any, left: Any, right: Any) -> np.ndarray:
+def ramp(x: np.ndarray, lower: ArrayLike, upper: ArrayLike, left: ArrayLike, right: ArrayLike) -> np.ndarray:
     """Smooth steps t²(3 − 2t) from the ends of an interval over twice its overlaps ``left`` and ``right``."""
     steps = []
     for distance, width in ((x - lower, 2 * np.asarray(left)), (upper - x, 2 * np.asarray(right))):
