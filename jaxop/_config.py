@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Config = TypeVar("Config")
 Json: TypeAlias = dict[str, "Json"] | list["Json"] | str | int | float | bool | None
-"""What ``json`` writes and reads."""
+"""Values that ``json`` writes and reads."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Dropped:
 
     Attributes:
         field: its name.
-        idle: the value that changed nothing: it is left out.
-        remedy: what took its place, for all other values.
+        idle: the value that had no effect; a recorded field with this value is left out.
+        remedy: the present replacement, for the error that every other value raises.
     """
 
     field: str
@@ -50,8 +50,8 @@ class Retired:
 
     Attributes:
         field: the name of the field.
-        value: what it no longer takes.
-        remedy: what took its place.
+        value: the value that it no longer takes.
+        remedy: the present replacement, for the error.
     """
 
     field: str
@@ -70,7 +70,7 @@ class Added:
 
     Attributes:
         field: its name.
-        value: what gives the behaviour of the earlier versions, where the default does not.
+        value: the value that gives the behaviour of the earlier versions, where the default does not.
     """
 
     field: str
@@ -91,7 +91,7 @@ CHANGES: dict[str, tuple[Dropped | Retired | Added, ...]] = {
     "MomentumConfig": (Dropped("method", "kick_damp_drift", _FLOW), Retired("block", "exact", _FLOW)),
     "FileData": (Added("faces", None),),  # the vertices of a mesh were a cloud of points
 }
-"""How configs of earlier versions differ from those of today, by the name of their class."""
+"""Differences between the configs of earlier versions and those of today, by the name of their class."""
 
 
 def to_dict(config: object, *, name: str = "config") -> dict[str, Json]:
@@ -99,7 +99,7 @@ def to_dict(config: object, *, name: str = "config") -> dict[str, Json]:
 
     Args:
         config: any dataclass.
-        name: what to call it in an error.
+        name: the name of the argument in an error.
 
     Returns:
         Names and values. Configs inside become dicts, tuples become lists, paths and dtypes become strings.
@@ -126,7 +126,7 @@ def to_json(value: object, *, name: str = "settings") -> Json:
 
     Args:
         value: nested dataclasses, mappings, sequences, paths, dtypes and scalars.
-        name: what to call it in an error.
+        name: the name of the argument in an error.
 
     Returns:
         The same with dataclasses as dicts, sequences as lists, paths and dtypes as strings.
@@ -162,20 +162,20 @@ def to_json(value: object, *, name: str = "settings") -> Json:
 def from_dict(kind: type[Config], values: Mapping[str, object], *, name: str = "values") -> Config:
     """Returns the config whose fields `to_dict` (or `dataclasses.asdict`) wrote.
 
-    The type hints of the fields say what JSON cannot: which lists are tuples, which strings are paths, and of which
-    class a config inside is. Where several classes are possible, the field ``name`` chooses. Configs of earlier
+    JSON does not tell a list from a tuple, a string from a path, or one class of configs from another; the type hints
+    of the fields do. Where several classes are possible, the field ``name`` chooses. Configs of earlier
     versions are brought into present terms.
 
     Args:
         kind: the class of the config.
         values: its fields, before or after JSON. Fields that are absent take their defaults.
-        name: what to call ``values`` in an error.
+        name: the name of ``values`` in an error.
 
     Raises:
         ValueError: for a field or name that does not exist, with the closest ones, and for a setting of an earlier
-            version that does not exist any more, with what took its place.
+            version that does not exist any more; the message names its replacement.
         TypeError: if ``kind`` is not a dataclass, if ``values`` is not a dict, if fields without a default are missing,
-            and if a value cannot be what the type hint of its field says.
+            and if a value does not fit the type hint of its field.
 
     Example:
         >>> from jaxop import nn, operators
@@ -215,7 +215,7 @@ def _hints(kind: type) -> dict[str, object]:
 
 
 def _read(hint: object, value: object, name: str) -> object:
-    """A value of a field by its hint. Numbers and strings pass as they are: the config checks them itself."""
+    """Returns the value of a field in the type of its hint; numbers and strings pass: the config checks them."""
     options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     if isinstance(value, Mapping):
         kinds = [option for option in options if isinstance(option, type) and dataclasses.is_dataclass(option)]
@@ -238,7 +238,7 @@ def _as_it_is(options: tuple[object, ...], value: object, name: str) -> object:
 
 
 def _read_config(kinds: list[type], value: Mapping[str, object], name: str) -> object:
-    """A config of one of some classes; if there are several, their field ``name`` tells them apart."""
+    """Returns a config of one of the classes; if there are several, the field ``name`` chooses."""
     if len(kinds) > 1:
         by_name = {str(getattr(kind, "name", None)): kind for kind in kinds if hasattr(kind, "name")}
         check_name(value.get("name"), name.rpartition(".")[2], by_name)

@@ -1,4 +1,4 @@
-"""Calls outside `jax.jit`: one program per shape, and none for functions that are new at every call."""
+"""Calls outside `jax.jit` that compile one program per shape."""
 
 import functools
 from collections.abc import Callable
@@ -16,13 +16,13 @@ Result = TypeVar("Result")
 
 
 def compiled(*, static: tuple[str, ...] = ()) -> Callable[[F], F]:
-    """A decorator: eager calls of the function run one program per shape, under differentiation and `jax.vmap` too.
+    """Returns a decorator: eager calls of the function run one program per shape, also in `jax.grad` and `jax.vmap`.
 
-    JAX compiles a loop anew for each new body, and one that is defined inside a function is new at every call. Inside
-    another program the function leaves its operations and nothing else, as if it had not been decorated.
+    Without it JAX compiles a loop again whenever its body is a new object, and a body that is defined inside a function
+    is new at every call. Inside another program the decorator has no effect.
 
     Args:
-        static: names of the arguments that are part of the program rather than its inputs; they are hashable.
+        static: names of the arguments that are part of the program rather than its inputs. They must be hashable.
 
     Example:
         >>> import jax.numpy as jnp
@@ -52,13 +52,13 @@ def compiled(*, static: tuple[str, ...] = ()) -> Callable[[F], F]:
 
 
 def in_turn(function: Callable[[Tree], Result], operands: Tree, *, batch_size: int | None = None) -> Result:
-    """`jax.lax.map`: ``function`` of one entry of the leading axis after the other. An eager call is a loop in Python.
+    """Applies ``function`` to one entry of the leading axis after another, as `jax.lax.map`; eagerly in a Python loop.
 
     Args:
-        function: of one entry, a pytree of arrays, to a pytree of arrays. It may close over what changes from call to
-            call, such as parameters.
+        function: maps one entry, a pytree of arrays, to a pytree of arrays. It may close over values that change from
+            call to call, such as parameters.
         operands: a pytree of arrays with a common leading axis.
-        batch_size: entries that are evaluated at a time, by `jax.vmap`; None: one.
+        batch_size: number of entries that `jax.vmap` evaluates at a time; None means one, without `jax.vmap`.
 
     Example:
         >>> import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Checks shared by every layer: each message names argument, expected, received and remedy."""
+"""Checks shared by every layer; each message names argument, expected, received and remedy."""
 
 import difflib
 import importlib
@@ -20,22 +20,22 @@ _warned_about_float64: set[str] = set()
 
 
 def is_concrete(*arrays: object) -> bool:
-    """Whether the values (and not only the shapes) of all arrays can be read now."""
+    """Returns whether the values of all arrays, and not only their shapes, can be read now."""
     return not any(isinstance(array, jax.core.Tracer) for array in arrays)
 
 
 def is_numeric(value: object) -> TypeGuard[float | np.ndarray | jax.Array]:
-    """Whether a value is a number or an array, and no truth value."""
+    """Returns whether a value is a number or an array, but not a bool."""
     return isinstance(value, numbers.Real | np.ndarray | jax.Array) and not isinstance(value, bool)
 
 
 def is_integer(value: object) -> TypeGuard[int]:
-    """Whether a value is an integer of Python or NumPy, and no truth value."""
+    """Returns whether a value is an integer of Python or NumPy, but not a bool."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def as_integer(value: object, argument: str) -> int:
-    """``value`` as an int, or a ``TypeError``: 2.0 and True are no counts."""
+    """Returns ``value`` as an int; raises ``TypeError`` for anything that is not an integer, such as 2.0 or True."""
     try:
         if isinstance(value, bool | np.bool_ | np.timedelta64) or not isinstance(value, SupportsIndex):
             raise TypeError
@@ -45,14 +45,14 @@ def as_integer(value: object, argument: str) -> int:
 
 
 def as_number(value: object, argument: str) -> float:
-    """``value`` as a float, or a ``TypeError``."""
+    """Returns ``value`` as a float; raises ``TypeError`` if it is not a number."""
     if isinstance(value, bool | str | np.timedelta64) or not is_numeric(value) or np.ndim(value):
         raise TypeError(f"{argument} must be a number, got {value!r}.")
     return float(value)
 
 
 def divisors(number: int) -> list[int]:
-    """The divisors of a number up to 10000, for messages: looking for all of those of a huge one takes hours."""
+    """Returns the divisors of a number up to 10000, for messages; a full search takes hours for a huge number."""
     return [d for d in range(1, min(number, 10_000) + 1) if number % d == 0]
 
 
@@ -65,7 +65,7 @@ def check_size(value: object, argument: str, least: int = 1) -> None:
 
 
 def check_type(value: object, argument: str, kind: type | tuple[type, ...], expected: str) -> None:
-    """Raises ``TypeError`` unless ``value`` is an instance of ``kind``; ``expected`` says in words what is, and how."""
+    """Raises ``TypeError`` unless ``value`` is an instance of ``kind``; ``expected`` describes one."""
     if not isinstance(value, kind):
         received = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
         raise TypeError(f"{argument} must be {expected}, got {received}.")
@@ -128,9 +128,9 @@ def warn_float64(array: object, argument: str) -> None:
 
 
 def check_plain(array: object, argument: str) -> None:
-    """Raises ``TypeError`` for array-likes that carry more than numbers: a mask, or a unit, would be lost in silence.
+    """Raises ``TypeError`` for array-likes with a mask or a unit, which a conversion would lose silently.
 
-    A masked array without a masked entry is an array like any other. In a list or tuple every entry is looked at.
+    A masked array without masked entries passes. Of a list or tuple every entry is checked.
     """
     for part in array if isinstance(array, list | tuple) else (array,):
         if isinstance(part, int | float | jax.Array) or type(part) is np.ndarray:
@@ -151,7 +151,7 @@ def check_plain(array: object, argument: str) -> None:
 
 def check_real(dtype: DTypeLike, argument: str) -> None:
     """Raises ``TypeError`` unless entries of this dtype are real numbers (or truth values)."""
-    # the last family holds bfloat16, which NumPy does not count as a number
+    # bfloat16 is a floating dtype for JAX, but not for NumPy
     if np.dtype(dtype).kind in "biuf" or jnp.issubdtype(dtype, jnp.floating):
         return
     if np.issubdtype(dtype, np.complexfloating):
@@ -169,7 +169,7 @@ def shape_of(value: object) -> tuple[int, ...]:
 
 
 def plain_array(array: object, argument: str) -> np.ndarray:
-    """``array`` as a NumPy array of any dtype, if that loses nothing."""
+    """Returns ``array`` as a NumPy array of any dtype; refuses what would lose a mask or a unit."""
     check_plain(array, argument)
     try:
         return np.asarray(array)
@@ -178,7 +178,7 @@ def plain_array(array: object, argument: str) -> np.ndarray:
 
 
 def host_array(array: object, argument: str) -> np.ndarray:
-    """``array`` as a NumPy array of real numbers; what would lose a mask, a unit or an imaginary part is refused."""
+    """Returns ``array`` as a NumPy array of real numbers; refuses masks, units and complex numbers."""
     result = plain_array(array, argument)
     if result.dtype == object and (result.ndim == 0 or not hasattr(array, "dtype")):
         raise TypeError(
@@ -189,12 +189,12 @@ def host_array(array: object, argument: str) -> np.ndarray:
 
 
 def on_device(host: np.ndarray, dtype: DTypeLike | None = None) -> Array:
-    """A copy of a NumPy array as a JAX array; unlike ``jnp.asarray`` it compiles nothing, whatever the shape."""
+    """Returns a copy of a NumPy array as a JAX array; unlike ``jnp.asarray`` it never compiles a program."""
     return jax.device_put(host.astype(host.dtype if dtype is None else dtype))
 
 
 def as_float(array: object, argument: str) -> Array:
-    """``array`` as a JAX array of the default floating dtype (or its own, if it is a narrower float)."""
+    """Returns ``array`` as a JAX array of the default floating dtype (or its own, if narrower)."""
     warn_float64(array, argument)
     if isinstance(array, jax.Array | int | float) or hasattr(array, "__jax_array__"):
         result = jnp.asarray(array)
@@ -209,14 +209,14 @@ def as_float(array: object, argument: str) -> Array:
 
 
 def jax_dtype(dtype: np.dtype) -> np.dtype:
-    """The floating dtype in which JAX holds entries of ``dtype``: its own for floats of at most the default's width."""
+    """Returns the floating dtype in which JAX holds entries of ``dtype``: the default one, or ``dtype`` if narrower."""
     default = float_dtype()
     fits = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize <= default.itemsize
     return dtype.newbyteorder("=") if fits else default
 
 
 def host_real(array: object, argument: str) -> np.ndarray:
-    """``array`` on the host in float64; complex numbers are refused, not cut."""
+    """Returns ``array`` on the host in float64; refuses complex numbers."""
     return host_array(array, argument).astype(np.float64)
 
 
@@ -242,10 +242,10 @@ def check_increasing(nodes: object, argument: str, dtype: np.dtype) -> None:
 
 
 def check_distinct(points: object, argument: str, dtype: np.dtype) -> None:
-    """Raises ``ValueError`` if nodes (..., n, dim) coincide in ``dtype`` that it would tell apart about another origin.
+    """Raises ``ValueError`` if nodes (..., n, dim) coincide in ``dtype`` only because their origin is far away.
 
-    That is, if they are further apart than its rounding of the extent of all nodes: those that are closer merge
-    wherever the origin lies.
+    Such nodes are further apart than the rounding error of the extent of all nodes. Nodes that are closer to each
+    other coincide for every origin and pass.
     """
     given = np.asarray(points)
     if jax_dtype(given.dtype) == given.dtype or given.size == 0:

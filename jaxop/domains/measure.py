@@ -32,7 +32,7 @@ def uniform_weights(n: int, dtype: DTypeLike) -> Float[Array, " n"]:
 
 
 def relative_weights(weights: Float[Array, " n"]) -> Float[Array, " n"]:
-    """Weights in units of the largest, whose sums neither over- nor underflow; unchanged if none is positive."""
+    """Returns weights in units of the largest, so that sums do not overflow or underflow; zeros stay zeros."""
     largest = jnp.max(weights)
     return weights / jnp.where(largest > 0, unit_of(largest), 1)
 
@@ -46,5 +46,5 @@ def trapezoid_weights(nodes: Float[Array | np.ndarray, "*batch n"]) -> Float[Arr
 
 
 def namespace(*arrays: object) -> ModuleType:
-    """NumPy where every array is one of the host, so that nothing is compiled; `jax.numpy` otherwise."""
+    """Returns NumPy if all arrays are NumPy arrays, so that nothing is compiled, and `jax.numpy` otherwise."""
     return np if all(isinstance(array, np.ndarray) for array in arrays) else jnp

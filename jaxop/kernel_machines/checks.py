@@ -1,4 +1,4 @@
-"""What a binary machine asks of its input; each function returns what it has checked."""
+"""Checks of the input of a binary machine; each function returns the checked value."""
 
 import jax
 import jax.numpy as jnp

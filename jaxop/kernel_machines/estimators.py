@@ -1,4 +1,4 @@
-"""Binary kernel machines in the manner of scikit-learn: parameters in the constructor, NumPy arrays in and out."""
+"""Binary kernel machines as estimators of scikit-learn: parameters in the constructor, NumPy arrays in and out."""
 
 from collections.abc import Callable
 from typing import Any, TypeAlias, TypeVar
@@ -104,15 +104,15 @@ class BinaryKernelRegressor(RegressorMixin, _BinaryEstimator):
     """Regression of responses z_ij on pairs of rows (x_i, y_j), see `jaxop.kernel_machines.fit`.
 
     Args:
-        kernel: κ, or with span="product" a pair (κ_X, κ_Y); None: `jaxop.kernels.ExpDotProduct`.
+        kernel: κ, or with span="product" a pair (κ_X, κ_Y); None means `jaxop.kernels.ExpDotProduct`.
         span: ``"sections"`` or ``"product"``.
         regularization: λ.
-        solver: None, ``"spectral"`` or ``"cg"``.
-        maps: how rows of different lengths are compared.
+        solver: ``"spectral"`` or ``"cg"``; None means the first that applies.
+        maps: maps of rows of different lengths to a common space.
         landmarks: how many rows of each domain span the machine.
-        random_state: an integer that seeds the choice of landmarks; None: deterministic.
-        tolerance: where the solver stops.
-        max_steps: of the solver.
+        random_state: an integer that seeds the choice of landmarks; None chooses them deterministically.
+        tolerance: bound at which the solver stops.
+        max_steps: largest number of steps of the solver.
 
     Attributes:
         machine_: the fitted `BinaryMachine`.
@@ -137,7 +137,7 @@ class BinaryKernelRegressor(RegressorMixin, _BinaryEstimator):
             X: rows of the first domain, (nx, a).
             Y: rows of the second, (ny, b).
             responses: z_ij, (nx, ny), or a matrix of scipy.sparse whose stored entries are the observed pairs.
-            mask: which pairs are observed, (nx, ny), or None: all.
+            mask: which pairs are observed, (nx, ny), or None for all pairs.
 
         Returns:
             Itself.
@@ -152,7 +152,7 @@ class BinaryKernelRegressor(RegressorMixin, _BinaryEstimator):
         return self._values(X, Y)
 
     def score(self, X: ArrayLike, Y: ArrayLike, responses: Labels, mask: ArrayLike | None = None) -> float:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The share R² of the variance of the observed responses that is explained."""
+        """The coefficient of determination R² of the observed responses."""
         values = self._values(X, Y)
         z, at = _observed(responses, mask, *values.shape)
         z = z.astype(np.float64)
@@ -169,16 +169,16 @@ class BinaryKernelClassifier(ClassifierMixin, _BinaryEstimator):
     """Two classes of pairs of rows (x_i, y_j), see `jaxop.kernel_machines.fit`.
 
     Args:
-        kernel: κ, or with span="product" a pair (κ_X, κ_Y); None: `jaxop.kernels.ExpDotProduct`.
+        kernel: κ, or with span="product" a pair (κ_X, κ_Y); None means `jaxop.kernels.ExpDotProduct`.
         loss: ``"logistic"``, ``"hinge"`` or ``"squared"``.
         span: ``"sections"`` or ``"product"``.
         regularization: λ.
-        solver: None, or one of `jaxop.kernel_machines.fit` for the loss.
-        maps: how rows of different lengths are compared.
+        solver: a solver of `jaxop.kernel_machines.fit` for the loss; None means the first that applies.
+        maps: maps of rows of different lengths to a common space.
         landmarks: how many rows of each domain span the machine.
-        random_state: an integer that seeds the choice of landmarks; None: deterministic.
-        tolerance: where the solver stops.
-        max_steps: of the solver.
+        random_state: an integer that seeds the choice of landmarks; None chooses them deterministically.
+        tolerance: bound at which the solver stops.
+        max_steps: largest number of steps of the solver.
 
     Attributes:
         classes_: the two labels; the second counts as +1.
@@ -232,7 +232,7 @@ class BinaryKernelClassifier(ClassifierMixin, _BinaryEstimator):
             Y: rows of the second, (ny, b).
             responses: labels of any type with two different values, (nx, ny), or a matrix of scipy.sparse whose stored
                 entries are the observed pairs.
-            mask: which pairs are observed, (nx, ny), or None: all.
+            mask: which pairs are observed, (nx, ny), or None for all pairs.
 
         Returns:
             Itself.
@@ -247,7 +247,7 @@ class BinaryKernelClassifier(ClassifierMixin, _BinaryEstimator):
         return self._fit(X, Y, self._signs(labels, seen), mask, self.loss)
 
     def _signs(self, labels: np.ndarray, seen: np.ndarray | None = None) -> np.ndarray:
-        """±1 for the two labels that are seen, which become ``classes_``."""
+        """Returns ±1 for the two observed labels, which become ``classes_``."""
         classes = np.unique(labels if seen is None else labels[seen])
         if len(classes) != 2:
             raise ValueError(
@@ -273,7 +273,7 @@ class BinaryKernelClassifier(ClassifierMixin, _BinaryEstimator):
         return np.stack([1 - second, second], axis=-1)
 
     def score(self, X: ArrayLike, Y: ArrayLike, responses: Labels, mask: ArrayLike | None = None) -> float:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The share of observed labels that is predicted."""
+        """The share of observed labels that are predicted correctly."""
         predicted = self.predict(X, Y)
         if isinstance(responses, SparseMatrix):
             rows, columns, labels = stored(responses, "responses")

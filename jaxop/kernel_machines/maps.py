@@ -40,20 +40,20 @@ def partial_least_squares(
     *,
     rank: int,
 ) -> tuple[AffineMap, AffineMap]:
-    """The directions in which the responses pair the inputs most: the leading singular vectors of X̃ᵀ Z Ỹ.
+    """Maps to the directions of largest covariance with the responses: the leading singular vectors of X̃ᵀ Z Ỹ.
 
     X̃ and Ỹ are centred and have unit variance in each column, z is centred over the observed pairs and 0 elsewhere.
 
     Args:
         x: rows of the first domain.
         y: rows of the second.
-        responses: z_ij, a matrix or a sparse matrix as in `jaxop.kernel_machines.fit`.
-        mask: which pairs are observed, or None: all.
+        responses: z_ij, a matrix or a sparse matrix, see `jaxop.kernel_machines.fit`.
+        mask: which pairs are observed, or None for all pairs.
         rank: dimension of the common space, at most min(a, b).
 
     Returns:
-        The maps of both domains. Each left singular vector has its largest entry positive, so they are deterministic;
-        they count as fixed under differentiation.
+        The maps of both domains. The largest entry of each left singular vector is positive, so that the maps are
+        deterministic. They count as fixed under differentiation.
 
     Raises:
         ValueError: for a rank that is not in 1 … min(a, b), and responses that do not fit.

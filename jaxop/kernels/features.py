@@ -17,14 +17,14 @@ from jaxop.kernels.base import BaseKernel
 class LearnedFeatures(BaseKernel):
     """k(q, k') = ⟨Φ_θ(q), Ψ_θ(k')⟩, a signed kernel of rank r with any two maps Φ and Ψ.
 
-    Signed: attention takes it without normalisation, in time linear in the nodes by
-    ``linear_attention(*kernel.features(query, key), …)`` of one head, which is what `jaxop.nn.IntegralAttention` does.
+    Attention takes it without normalisation. For one head ``linear_attention(*kernel.features(query, key), …)`` takes
+    time linear in the nodes; `jaxop.nn.IntegralAttention` does this.
 
     Attributes:
         query_map: Φ, called as ``query_map(params[0], q)`` with q of shape (d,); returns (r,). Two kernels have the
             same tree structure if their maps are the same objects.
         key_map: Ψ, called as ``key_map(params[1], k)``; returns (r,).
-        params: the parameters of both, two pytrees of trainable arrays; one per head, with a leading axis of
+        params: the parameters of both maps, two pytrees of trainable arrays; one per head, with a leading axis of
             heads on every leaf, within `PerHead`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Errors of operators on samples, and the smallest that a rank allows."""
+"""Errors of operators on samples, and the smallest error of a given rank."""
 
 import jax
 import numpy as np
@@ -57,7 +57,7 @@ def low_rank_errors(
         weights: quadrature weights, (n,).
 
     Returns:
-        rank(F) + 1 errors; the last is that of the best linear map whatsoever.
+        rank(F) + 1 errors; the last is that of the best linear map.
 
     Raises:
         TypeError: for complex samples.
@@ -117,13 +117,13 @@ def optimal_low_rank(
 
 
 def compress(source: np.ndarray, image: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """Samples on an orthonormal basis of those combinations that see an input, and ‖image‖ before."""
+    """Samples on an orthonormal basis of the combinations with a nonzero input, and ‖image‖ before."""
     basis = svd(source, max(source.shape) * np.finfo(np.float64).eps)[2].T
     return source @ basis, image @ basis, float(np.linalg.norm(image))
 
 
 def tails(image: np.ndarray, total: float) -> np.ndarray:
-    """What the best approximations of rank 0, 1, … leave of an image, as parts of a total that may be larger."""
+    """Errors of the best approximations of rank 0, 1, … of an image, relative to a total that may be larger."""
     squares = np.linalg.svd(image, compute_uv=False) ** 2
     lost = max(total**2 - squares.sum(), 0.0)
     lost = lost if lost > 1e-13 * total**2 else 0.0  # rounding
@@ -134,11 +134,11 @@ def tails(image: np.ndarray, total: float) -> np.ndarray:
 def check_targets(size: float) -> None:
     """Raises ``ValueError`` for targets of size 0."""
     if not size > 0:
-        raise ValueError("targets are 0 everywhere: there is no relative error.")
+        raise ValueError("targets are 0 everywhere; a relative error needs targets that are not 0.")
 
 
 def checked_samples(weights: object, inputs: object, targets: object) -> tuple[np.ndarray, np.ndarray]:
-    """Samples on the host: finite, of one shape, a row for every weight."""
+    """Returns samples on the host: finite, of one shape, with a row for every weight."""
     if not is_concrete(inputs, targets, weights):
         raise ValueError("inputs, targets and decomposition must be concrete to be fitted; call it outside jax.jit.")
     if isinstance(weights, Domain):

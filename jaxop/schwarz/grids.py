@@ -39,7 +39,7 @@ class AxisCuts:
 
 
 def per_axis(subdomains: int | Sequence[int], dim: int) -> tuple[int, ...]:
-    """Numbers of subdomains along each axis, from those or from one for all of them."""
+    """Numbers of subdomains along each axis, from one number per axis or one for all axes."""
     counts = (subdomains,) * dim if isinstance(subdomains, int) or np.ndim(subdomains) == 0 else tuple(subdomains)
     if len(counts) != dim:
         raise ValueError(f"subdomains must be one number or {dim}, one per axis of the grid, got {counts}.")
@@ -160,7 +160,7 @@ def _product(first: _Triples, second: _Triples, groups: int, nodes: int) -> _Tri
 
 
 def span(axis: Axis) -> tuple[float, float]:
-    """The interval of an axis, which given nodes span."""
+    """The interval of an axis, or the span of given nodes."""
     if not axis.rule.is_given:
         return axis.ends
     nodes = _axis_nodes(axis)
@@ -168,7 +168,7 @@ def span(axis: Axis) -> tuple[float, float]:
 
 
 def _axis_nodes(axis: Axis) -> np.ndarray:
-    """Nodes in float64: rounded ones would miss the cuts that they lie on."""
+    """Nodes in float64, because rounded nodes would miss cuts on which they lie."""
     if not axis.rule.is_given:
         return axis.rule.on(axis.size, *axis.ends)[0]
     if not is_concrete(axis.nodes):
@@ -177,7 +177,7 @@ def _axis_nodes(axis: Axis) -> np.ndarray:
 
 
 def _edges(axis: Axis, nodes: np.ndarray) -> np.ndarray:
-    """Where an axis may be cut: at its ends, and at nodes, or between them where each is the middle of its cell."""
+    """Possible cuts of an axis: its ends and its nodes, or the ends of cells if nodes are the middles of cells."""
     if axis.rule.is_periodic:
         return np.append(nodes, axis.ends[1])
     if axis.rule.vanishes_at_ends:
@@ -210,7 +210,7 @@ def _ranges(
 
 
 def check_same_box(domain: Domain, cuts: tuple[AxisCuts, ...]) -> Grid:
-    """A grid of the box that was cut, or a ``ValueError``."""
+    """Returns the grid; raises ``ValueError`` unless its box is the one that was cut."""
     if not isinstance(domain, Grid) or domain.dim != len(cuts):
         raise ValueError(
             f"domain must be a grid of {len(cuts)} axes, like the one decomposed, got {type(domain).__name__} in "

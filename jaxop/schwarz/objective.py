@@ -1,4 +1,4 @@
-"""What a fit of two-level Schwarz attention minimises, in orthonormal coordinates of L2."""
+"""The objective of a fit of two-level Schwarz attention, in orthonormal coordinates of L2."""
 
 import functools
 from collections.abc import Callable
@@ -22,7 +22,7 @@ class Objective:
     """‖M F − U‖² + ε² Σ_b ‖P_b Q_b K_bᵀ P_bᵀ‖² in orthonormal coordinates of L2, M = Σ_b P_b Q_b K_bᵀ P_bᵀ.
 
     Block 0 is the coarse one. P_b, sparse, has the columns ``parts[b]`` of ``basis``, G_b = P_bᵀ P_b, and H_b = P_bᵀ F.
-    ε² is the variance of the noise, which every part of M should map to 0.
+    ε² is the variance of the noise, which every part of M is to map to 0.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Objective:
         source, self.image, self.total = compress(root[:, None] * inputs, root[:, None] * targets)
         for name, size in (("inputs", np.linalg.norm(source)), ("targets", self.scale)):
             if not size > 0:
-                raise ValueError(f"{name} are 0 everywhere: there is nothing to fit.")
+                raise ValueError(f"{name} are 0 everywhere; give samples that are not 0.")
         noise = max(noise, float(np.finfo(float_dtype()).eps))
         self.variance = (noise * np.linalg.norm(source)) ** 2 / n
         inside = np.asarray(decomposition.cover.inside)
@@ -85,7 +85,7 @@ class Objective:
 
     @functools.cached_property
     def spectra(self) -> list[tuple["Spectrum", "Spectrum"]]:
-        """Of G_b and of H_b H_bᵀ + ε² G_b."""
+        """Spectra of G_b and of H_b H_bᵀ + ε² G_b."""
         return [(Spectrum(gram), Spectrum(second)) for gram, second in zip(self.grams, self.seconds, strict=True)]
 
     def split(self, factors: Factors, ranks: list[int]) -> Blocks:
@@ -139,13 +139,13 @@ class Objective:
         return float(np.sum(error**2)) + sum(self.noise_of(b, pair) for b, pair in enumerate(pairs))
 
     def noise_of(self, b: int, pair: tuple[np.ndarray, np.ndarray]) -> float:
-        """What block b makes of the noise."""
+        """ε² ‖P_b Q_b K_bᵀ P_bᵀ‖² of block b."""
         query, key = pair
         gram = self.grams[b]
         return float(self.variance * np.sum((query.T @ gram @ query) * (key.T @ gram @ key)))
 
     def bound(self, rank: int) -> float:
-        """Eckart and Young for what the shift leaves."""
+        """The error of the best operator of a rank plus the shift, by Eckart and Young."""
         if self.total == 0:  # the shift is everything
             return 0.0
         errors = tails(self.image, self.total)
