@@ -58,7 +58,7 @@ class LearnedFeatures(BaseKernel):
         if not isinstance(self.params, tuple) or len(self.params) != 2:
             raise TypeError(
                 "params must be the pair (parameters of query_map, parameters of key_map), got "
-                f"{type(self.params).__name__}; () stands for none."
+                f"{type(self.params).__name__}; pass () for a map without parameters."
             )
 
     def __call__(self, a: Float[Array, " d_q"], b: Float[Array, " d_k"]) -> Float[Array, ""]:

@@ -224,7 +224,7 @@ def check_same_box(domain: Domain, cuts: tuple[AxisCuts, ...]) -> Grid:
         apart_at_most = 0.1 if axis.rule.is_given or cut.rule.is_given else 1e-5
         if apart > apart_at_most or axis.rule.is_periodic != cut.rule.is_periodic:
             raise ValueError(
-                f"domain must cover what was decomposed, along axis {k} [{begin:.6g}, {end:.6g}] under rule "
+                f"domain must cover the box that was decomposed, along axis {k} [{begin:.6g}, {end:.6g}] under rule "
                 f"{cut.rule.name!r}, got [{lower:.6g}, {upper:.6g}] under {axis.rule.name!r}."
             )
     return domain

@@ -271,7 +271,7 @@ ROWS = {
     "overlap far too large": (lambda: schwarz.decompose(LINE, 8, 100), r"overlap=100 nodes is larger than a subdomain"),
     "another box": (
         lambda: schwarz.decompose(LINE, 4, 1).on(domains.interval(32, upper=3.0)),
-        r"domain must cover what was decomposed, along axis 0 \[0, 1\] under rule 'trapezoid', got \[0, 3\]",
+        r"domain .*along axis 0 \[0, 1\] under rule 'trapezoid', got \[0, 3\]",
     ),
     "no longer periodic": (
         lambda: schwarz.decompose(domains.interval(16, rule="periodic"), 4, 1).on(LINE),
