@@ -15,16 +15,16 @@ Rows = TypeVar("Rows")
 def map_blocks(
     function: Callable[[Rows], Array], rows: Rows, size: int | None, *, pad: bool = False, recompute: bool = False
 ) -> Array:
-    """``function`` of rows, ``size`` rows at a time, one block after the other.
+    """Applies ``function`` to ``size`` rows at a time, one block after the other.
 
     Args:
-        function: pointwise in the rows: of a pytree of arrays with a common leading axis to an array with this axis.
+        function: maps a pytree of arrays with a common leading axis to an array with this axis, row by row.
         rows: the pytree of all rows.
-        size: rows of a block. None evaluates all at once.
+        size: rows of a block; None evaluates all rows at once.
         pad: whether to fill up the last block with copies of the last row, so that all blocks have one shape and
-            run one program. Otherwise the last block is a smaller one.
-        recompute: whether the backward pass computes each block anew from its rows, so that the intermediate values of
-            one block at most are in memory.
+            run one program. Otherwise the last block is smaller.
+        recompute: whether the backward pass computes each block again from its rows, so that memory holds the
+            intermediate values of at most one block.
 
     Returns:
         The values for all rows, in their order.

@@ -6,19 +6,23 @@ import math
 import os
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
 
 import jax
 import numpy as np
 
 from jaxop._validation import check_name, check_type, closest
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 Config = TypeVar("Config")
 
 if TYPE_CHECKING:
     Json: TypeAlias = dict[str, "Json"] | list["Json"] | str | int | float | bool | None
+    """Values that ``json`` writes and reads."""
 else:
     Json = object  # run-time type checkers cannot follow a recursive alias
 
@@ -29,15 +33,15 @@ class Dropped:
 
     Attributes:
         field: its name.
-        idle: the value that changed nothing: it is left out.
-        remedy: what took its place, for all other values.
+        idle: the value that had no effect; a recorded field with this value is left out.
+        remedy: the present replacement, for the error that every other value raises.
     """
 
     field: str
-    idle: Any
+    idle: object
     remedy: str
 
-    def apply(self, kind: str, values: dict[str, Any]) -> None:
+    def apply(self, kind: str, values: dict[str, object]) -> None:
         """Brings the recorded fields of a config into present terms."""
         value = values.pop(self.field, self.idle)
         if value != self.idle:
@@ -50,15 +54,15 @@ class Retired:
 
     Attributes:
         field: the name of the field.
-        value: what it no longer takes.
-        remedy: what took its place.
+        value: the value that it no longer takes.
+        remedy: the present replacement, for the error.
     """
 
     field: str
-    value: Any
+    value: object
     remedy: str
 
-    def apply(self, kind: str, values: dict[str, Any]) -> None:
+    def apply(self, kind: str, values: dict[str, object]) -> None:
         """Refuses the recorded fields of a config if they hold the value."""
         if values.get(self.field) == self.value:
             raise ValueError(f"{kind} has no {self.field}={self.value!r} any more: {self.remedy}")
@@ -70,13 +74,13 @@ class Added:
 
     Attributes:
         field: its name.
-        value: what gives the behaviour of the earlier versions, where the default does not.
+        value: the value that gives the behaviour of the earlier versions, where the default does not.
     """
 
     field: str
-    value: Any
+    value: object
 
-    def apply(self, kind: str, values: dict[str, Any]) -> None:
+    def apply(self, kind: str, values: dict[str, object]) -> None:
         """Completes the recorded fields of a config."""
         del kind
         values.setdefault(self.field, self.value)
@@ -91,15 +95,15 @@ CHANGES: dict[str, tuple[Dropped | Retired | Added, ...]] = {
     "MomentumConfig": (Dropped("method", "kick_damp_drift", _FLOW), Retired("block", "exact", _FLOW)),
     "FileData": (Added("faces", None),),  # the vertices of a mesh were a cloud of points
 }
-"""How configs of earlier versions differ from those of today, by the name of their class."""
+"""Differences between the configs of earlier versions and those of today, by the name of their class."""
 
 
-def to_dict(config: Any, *, name: str = "config") -> dict[str, Any]:
+def to_dict(config: object, *, name: str = "config") -> dict[str, Json]:
     """Returns the fields of a config in terms of JSON; `from_dict` reads them.
 
     Args:
         config: any dataclass.
-        name: what to call it in an error.
+        name: the name of the argument in an error.
 
     Returns:
         Names and values. Configs inside become dicts, tuples become lists, paths and dtypes become strings.
@@ -117,12 +121,16 @@ def to_dict(config: Any, *, name: str = "config") -> dict[str, Any]:
     return to_json(config, name=name)
 
 
-def to_json(value: Any, *, name: str = "settings") -> Any:
+@overload
+def to_json(value: "DataclassInstance | Mapping[str, object]", *, name: str = "settings") -> dict[str, Json]: ...
+@overload
+def to_json(value: object, *, name: str = "settings") -> Json: ...
+def to_json(value: object, *, name: str = "settings") -> Json:
     """Returns ``value`` in terms of dicts, lists, strings, numbers and None, as ``json`` gives them back.
 
     Args:
         value: nested dataclasses, mappings, sequences, paths, dtypes and scalars.
-        name: what to call it in an error.
+        name: the name of the argument in an error.
 
     Returns:
         The same with dataclasses as dicts, sequences as lists, paths and dtypes as strings.
@@ -145,8 +153,9 @@ def to_json(value: Any, *, name: str = "settings") -> Any:
         return to_json(value.tolist(), name=name)
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    if isinstance(value, np.dtype) or isinstance(getattr(value, "dtype", None), np.dtype):  # also jnp.float32 itself
-        return np.dtype(value).name
+    dtype = getattr(value, "dtype", value)  # that of jnp.float32 too
+    if isinstance(dtype, np.dtype):
+        return dtype.name
     if value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value)):
         return value
     raise TypeError(
@@ -154,23 +163,23 @@ def to_json(value: Any, *, name: str = "settings") -> Any:
     )
 
 
-def from_dict(kind: type[Config], values: Mapping[str, Any], *, name: str = "values") -> Config:
+def from_dict(kind: type[Config], values: Mapping[str, object], *, name: str = "values") -> Config:
     """Returns the config whose fields `to_dict` (or `dataclasses.asdict`) wrote.
 
-    The type hints of the fields say what JSON cannot: which lists are tuples, which strings are paths, and of which
-    class a config inside is. Where several classes are possible, the field ``name`` chooses. Configs of earlier
+    JSON does not tell a list from a tuple, a string from a path, or one class of configs from another; the type hints
+    of the fields do. Where several classes are possible, the field ``name`` chooses. Configs of earlier
     versions are brought into present terms.
 
     Args:
         kind: the class of the config.
         values: its fields, before or after JSON. Fields that are absent take their defaults.
-        name: what to call ``values`` in an error.
+        name: the name of ``values`` in an error.
 
     Raises:
         ValueError: for a field or name that does not exist, with the closest ones, and for a setting of an earlier
-            version that does not exist any more, with what took its place.
+            version that does not exist any more; the message names its replacement.
         TypeError: if ``kind`` is not a dataclass, if ``values`` is not a dict, if fields without a default are missing,
-            and if a value cannot be what the type hint of its field says.
+            and if a value does not fit the type hint of its field.
 
     Example:
         >>> from jaxop import nn, operators
@@ -205,15 +214,15 @@ def from_dict(kind: type[Config], values: Mapping[str, Any], *, name: str = "val
 
 
 @functools.cache
-def _hints(kind: type) -> dict[str, Any]:
+def _hints(kind: type) -> dict[str, object]:
     return typing.get_type_hints(kind)
 
 
-def _read(hint: Any, value: Any, name: str) -> Any:
-    """A value of a field by its hint. Numbers and strings pass as they are: the config checks them itself."""
+def _read(hint: object, value: object, name: str) -> object:
+    """Returns the value of a field in the type of its hint; numbers and strings pass: the config checks them."""
     options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     if isinstance(value, Mapping):
-        kinds = [option for option in options if dataclasses.is_dataclass(option)]
+        kinds = [option for option in options if isinstance(option, type) and dataclasses.is_dataclass(option)]
         return _read_config(kinds, value, name) if kinds else _as_it_is(options, value, name)
     if isinstance(value, list | tuple):
         tuples = [option for option in options if (typing.get_origin(option) or option) is tuple]
@@ -225,23 +234,23 @@ def _read(hint: Any, value: Any, name: str) -> Any:
     return value
 
 
-def _as_it_is(options: tuple[Any, ...], value: Any, name: str) -> Any:
+def _as_it_is(options: tuple[object, ...], value: object, name: str) -> object:
     kinds = [typing.get_origin(option) or option for option in options]
     if any(kind is Any or (isinstance(kind, type) and isinstance(value, kind)) for kind in kinds):
         return value
     raise TypeError(f"{name} must not be a {type(value).__name__}, got {value!r}.")
 
 
-def _read_config(kinds: list[Any], value: Mapping[str, Any], name: str) -> Any:
-    """A config of one of some classes; if there are several, their field ``name`` tells them apart."""
+def _read_config(kinds: list[type], value: Mapping[str, object], name: str) -> object:
+    """Returns a config of one of the classes; if there are several, the field ``name`` chooses."""
     if len(kinds) > 1:
-        by_name = {str(kind.name): kind for kind in kinds if hasattr(kind, "name")}
+        by_name = {str(getattr(kind, "name", None)): kind for kind in kinds if hasattr(kind, "name")}
         check_name(value.get("name"), name.rpartition(".")[2], by_name)
-        kinds = [by_name[value["name"]]]
+        kinds = [by_name[str(value["name"])]]
     return from_dict(kinds[0], value, name=name)
 
 
-def _read_tuple(hint: Any, value: list[Any] | tuple[Any, ...], name: str) -> tuple[Any, ...]:
+def _read_tuple(hint: object, value: Sequence[object], name: str) -> tuple[object, ...]:
     hints = typing.get_args(hint) or (Any, ...)
     if hints[1:] == (...,):
         hints = hints[:1] * len(value)

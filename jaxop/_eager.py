@@ -1,8 +1,8 @@
-"""Calls outside `jax.jit`: one program per shape, and none for functions that are new at every call."""
+"""Calls outside `jax.jit` that compile one program per shape."""
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -10,17 +10,19 @@ import numpy as np
 
 from jaxop._validation import is_concrete
 
-F = TypeVar("F", bound=Callable[..., Any])
+F = TypeVar("F", bound=Callable[..., object])
+Tree = TypeVar("Tree")
+Result = TypeVar("Result")
 
 
 def compiled(*, static: tuple[str, ...] = ()) -> Callable[[F], F]:
-    """A decorator: eager calls of the function run one program per shape, under differentiation and `jax.vmap` too.
+    """Returns a decorator: eager calls of the function run one program per shape, also in `jax.grad` and `jax.vmap`.
 
-    JAX compiles a loop anew for each new body, and one that is defined inside a function is new at every call. Inside
-    another program the function leaves its operations and nothing else, as if it had not been decorated.
+    Without it JAX compiles a loop again whenever its body is a new object, and a body that is defined inside a function
+    is new at every call. Inside another program the decorator has no effect.
 
     Args:
-        static: names of the arguments that are part of the program rather than its inputs; they are hashable.
+        static: names of the arguments that are part of the program rather than its inputs. They must be hashable.
 
     Example:
         >>> import jax.numpy as jnp
@@ -41,7 +43,7 @@ def compiled(*, static: tuple[str, ...] = ()) -> Callable[[F], F]:
         program = jax.jit(function, static_argnames=static)
 
         @functools.wraps(function)
-        def call(*arguments: Any, **options: Any) -> Any:
+        def call(*arguments: object, **options: object) -> object:
             return (function if _is_staged() else program)(*arguments, **options)
 
         return call  # pyright: ignore[reportReturnType]
@@ -49,14 +51,14 @@ def compiled(*, static: tuple[str, ...] = ()) -> Callable[[F], F]:
     return decorate
 
 
-def in_turn(function: Callable[[Any], Any], operands: Any, *, batch_size: int | None = None) -> Any:
-    """`jax.lax.map`: ``function`` of one entry of the leading axis after the other. An eager call is a loop in Python.
+def in_turn(function: Callable[[Tree], Result], operands: Tree, *, batch_size: int | None = None) -> Result:
+    """Applies ``function`` to one entry of the leading axis after another, as `jax.lax.map`; eagerly in a Python loop.
 
     Args:
-        function: of one entry, a pytree of arrays, to a pytree of arrays. It may close over what changes from call to
-            call, such as parameters.
+        function: maps one entry, a pytree of arrays, to a pytree of arrays. It may close over values that change from
+            call to call, such as parameters.
         operands: a pytree of arrays with a common leading axis.
-        batch_size: entries that are evaluated at a time, by `jax.vmap`; None: one.
+        batch_size: number of entries that `jax.vmap` evaluates at a time; None means one, without `jax.vmap`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -71,7 +73,7 @@ def in_turn(function: Callable[[Any], Any], operands: Any, *, batch_size: int | 
     sizes = [size] * (n // size) + [n % size] * (n % size > 0)
     pieces = zip(*(jax.lax.split(leaf, sizes) for leaf in leaves), strict=True)
 
-    def one(piece: Any) -> Any:
+    def one(piece: Tree) -> Result:
         return jax.tree.map(lambda a: a[None], function(jax.tree.map(lambda a: jnp.squeeze(a, 0), piece)))
 
     evaluate = one if batch_size is None else jax.vmap(function)

@@ -1,4 +1,4 @@
-"""Public names that have moved to another sub-package, still found where they were."""
+"""Public names that have moved to another sub-package and are still found in their old place."""
 
 import importlib
 import warnings
@@ -7,11 +7,11 @@ from typing import Any
 
 
 def moved(module: str, places: Mapping[str, str]) -> Callable[[str], Any]:
-    """The ``__getattr__`` of a module some of whose names have moved; using one is a `DeprecationWarning`.
+    """Returns the ``__getattr__`` of a module from which names have moved; using one emits a `DeprecationWarning`.
 
     Args:
         module: the module's name.
-        places: the full new name of each.
+        places: the full new name of each moved name.
 
     Example:
         >>> from jaxop._moved import moved

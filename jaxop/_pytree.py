@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 
@@ -25,7 +25,7 @@ def register(cls: type[T], *, static: Sequence[str] = ()) -> type[T]:
     def flatten(tree: T):
         return [getattr(tree, name) for name in leaves], tuple(getattr(tree, name) for name in static)
 
-    def unflatten(meta: tuple[Any, ...], children: Iterable[Any]) -> T:
+    def unflatten(meta: tuple[object, ...], children: Iterable[object]) -> T:
         tree = object.__new__(cls)
         for name, value in zip(leaves, children, strict=True):
             object.__setattr__(tree, name, value)

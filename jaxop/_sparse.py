@@ -1,4 +1,4 @@
-"""One reader of matrices that are given by their entries: of scipy.sparse, BCOO and dense ones."""
+"""One reader for the matrices of scipy.sparse, for BCOO matrices and for dense ones."""
 
 import dataclasses
 from typing import Any, Protocol, runtime_checkable
@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxop._validation import first_index, host_real
+from jaxop._validation import first_index, host_real, shape_of
 
 
 @runtime_checkable
@@ -30,8 +30,8 @@ class CoordinateMatrix(Protocol):
         shape: (n, m).
     """
 
-    indices: Any
-    data: Any
+    indices: Array
+    data: Array
     shape: tuple[int, ...]
 
     @property
@@ -47,7 +47,7 @@ class CoordinateMatrix(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Entries:
-    """A matrix as a list of entries on the host; entries of one place add up.
+    """A matrix as a list of entries on the host; entries at the same place add up.
 
     Attributes:
         row: rows, (k,).
@@ -65,7 +65,7 @@ class Entries:
 def stored(
     matrix: SparseMatrix | CoordinateMatrix, argument: str
 ) -> tuple[Array | np.ndarray, Array | np.ndarray, Array | np.ndarray]:
-    """Rows, columns and data of a sparse matrix as it stores them, in JAX arrays that may be traced or in NumPy's.
+    """Returns the rows, columns and data that a sparse matrix stores, as JAX arrays (possibly traced) or NumPy arrays.
 
     Raises:
         ValueError: for a BCOO matrix with batch or dense axes.
@@ -87,8 +87,8 @@ def stored(
     return listed.row, listed.col, listed.data
 
 
-def entries(matrix: Any, argument: str) -> Entries:
-    """The entries of a concrete matrix, dense or sparse, of which a sparse one may store zeros.
+def entries(matrix: object, argument: str) -> Entries:
+    """Returns the entries of a concrete matrix, dense or sparse; those of a sparse matrix may include zeros.
 
     Raises:
         TypeError: for complex entries.
@@ -107,5 +107,5 @@ def entries(matrix: Any, argument: str) -> Entries:
     if not np.isfinite(value).all():
         j = first_index(~np.isfinite(value))
         raise ValueError(f"{argument} must be finite, but {argument}[{row[j]}, {column[j]}] = {value[j]}.")
-    n, m = np.shape(matrix)
+    n, m = shape_of(matrix)
     return Entries(row, column, value, (n, m))

@@ -1,4 +1,4 @@
-"""Checks shared by every layer: each message names argument, expected, received and remedy."""
+"""Checks shared by every layer; each message names argument, expected, received and remedy."""
 
 import difflib
 import importlib
@@ -7,55 +7,56 @@ import operator
 import warnings
 from collections.abc import Iterable
 from types import ModuleType
-from typing import Any, TypeGuard
+from typing import Any, SupportsIndex, TypeGuard
 
 import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 _warned_about_float64: set[str] = set()
 
 
-def is_concrete(*arrays: Any) -> bool:
-    """Whether the values (and not only the shapes) of all arrays can be read now."""
+def is_concrete(*arrays: object) -> bool:
+    """Returns whether the values of all arrays, and not only their shapes, can be read now."""
     return not any(isinstance(array, jax.core.Tracer) for array in arrays)
 
 
-def is_numeric(value: Any) -> bool:
-    """Whether a value is a number or an array, and no truth value."""
+def is_numeric(value: object) -> TypeGuard[float | np.ndarray | jax.Array]:
+    """Returns whether a value is a number or an array, but not a bool."""
     return isinstance(value, numbers.Real | np.ndarray | jax.Array) and not isinstance(value, bool)
 
 
-def is_integer(value: Any) -> TypeGuard[int]:
-    """Whether a value is an integer of Python or NumPy, and no truth value."""
+def is_integer(value: object) -> TypeGuard[int]:
+    """Returns whether a value is an integer of Python or NumPy, but not a bool."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
-def as_integer(value: Any, argument: str) -> int:
-    """``value`` as an int, or a ``TypeError``: 2.0 and True are no counts."""
+def as_integer(value: object, argument: str) -> int:
+    """Returns ``value`` as an int; raises ``TypeError`` for anything that is not an integer, such as 2.0 or True."""
     try:
-        if isinstance(value, bool | np.bool_ | np.timedelta64):
+        if isinstance(value, bool | np.bool_ | np.timedelta64) or not isinstance(value, SupportsIndex):
             raise TypeError
         return operator.index(value)
     except TypeError:
         raise TypeError(f"{argument} must be an integer, got {value!r}.") from None
 
 
-def as_number(value: Any, argument: str) -> float:
-    """``value`` as a float, or a ``TypeError``."""
+def as_number(value: object, argument: str) -> float:
+    """Returns ``value`` as a float; raises ``TypeError`` if it is not a number."""
     if isinstance(value, bool | str | np.timedelta64) or not is_numeric(value) or np.ndim(value):
         raise TypeError(f"{argument} must be a number, got {value!r}.")
     return float(value)
 
 
 def divisors(number: int) -> list[int]:
-    """The divisors of a number up to 10000, for messages: looking for all of those of a huge one takes hours."""
+    """Returns the divisors of a number up to 10000, for messages; a full search takes hours for a huge number."""
     return [d for d in range(1, min(number, 10_000) + 1) if number % d == 0]
 
 
-def check_size(value: Any, argument: str, least: int = 1) -> None:
+def check_size(value: object, argument: str, least: int = 1) -> None:
     """Raises unless ``value`` is an integer, of Python or NumPy, of at least ``least``."""
     if not is_integer(value):
         raise TypeError(f"{argument} must be an integer of at least {least}, got {value!r}.")
@@ -63,14 +64,14 @@ def check_size(value: Any, argument: str, least: int = 1) -> None:
         raise ValueError(f"{argument} must be at least {least}, got {value}.")
 
 
-def check_type(value: Any, argument: str, kind: type | tuple[type, ...], expected: str) -> None:
-    """Raises ``TypeError`` unless ``value`` is an instance of ``kind``; ``expected`` says in words what is, and how."""
+def check_type(value: object, argument: str, kind: type | tuple[type, ...], expected: str) -> None:
+    """Raises ``TypeError`` unless ``value`` is an instance of ``kind``; ``expected`` describes one."""
     if not isinstance(value, kind):
         received = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
         raise TypeError(f"{argument} must be {expected}, got {received}.")
 
 
-def check_rng_key(value: Any, argument: str = "rng_key") -> None:
+def check_rng_key(value: object, argument: str = "rng_key") -> None:
     """Raises ``TypeError`` unless ``value`` is a random key of JAX, of either style."""
     dtype = value.dtype if isinstance(value, jax.Array | np.ndarray) else None
     if dtype is None or not (jnp.issubdtype(dtype, jax.dtypes.prng_key) or dtype == np.uint32):
@@ -85,7 +86,7 @@ _DTYPES = {
 }
 
 
-def check_dtype(value: Any, argument: str, *, optional: bool = False) -> None:
+def check_dtype(value: object, argument: str, *, optional: bool = False) -> None:
     """Raises ``ValueError`` unless ``value`` is a floating dtype of JAX, by its full name if it is a string."""
     if (optional and value is None) or _is_floating(value):
         return
@@ -113,7 +114,7 @@ def accumulator(dtype: np.dtype) -> np.dtype:
     return np.dtype(np.float32) if jnp.finfo(dtype).bits < 32 else dtype
 
 
-def warn_float64(array: Any, argument: str) -> None:
+def warn_float64(array: object, argument: str) -> None:
     """Warns once in a process that float64 input is about to become float32."""
     dtype = getattr(array, "dtype", None)
     if dtype == np.float64 and not jax.config.read("jax_enable_x64") and not _warned_about_float64:
@@ -126,10 +127,10 @@ def warn_float64(array: Any, argument: str) -> None:
         )
 
 
-def check_plain(array: Any, argument: str) -> None:
-    """Raises ``TypeError`` for array-likes that carry more than numbers: a mask, or a unit, would be lost in silence.
+def check_plain(array: object, argument: str) -> None:
+    """Raises ``TypeError`` for array-likes with a mask or a unit, which a conversion would lose silently.
 
-    A masked array without a masked entry is an array like any other. In a list or tuple every entry is looked at.
+    A masked array without masked entries passes. Of a list or tuple every entry is checked.
     """
     for part in array if isinstance(array, list | tuple) else (array,):
         if isinstance(part, int | float | jax.Array) or type(part) is np.ndarray:
@@ -148,9 +149,9 @@ def check_plain(array: Any, argument: str) -> None:
                 )
 
 
-def check_real(dtype: Any, argument: str) -> None:
+def check_real(dtype: DTypeLike, argument: str) -> None:
     """Raises ``TypeError`` unless entries of this dtype are real numbers (or truth values)."""
-    # the last family holds bfloat16, which NumPy does not count as a number
+    # bfloat16 is a floating dtype for JAX, but not for NumPy
     if np.dtype(dtype).kind in "biuf" or jnp.issubdtype(dtype, jnp.floating):
         return
     if np.issubdtype(dtype, np.complexfloating):
@@ -161,8 +162,14 @@ def check_real(dtype: Any, argument: str) -> None:
     raise TypeError(f"{argument} must hold real numbers, got dtype {dtype}; {remedy}.")
 
 
-def plain_array(array: Any, argument: str) -> np.ndarray:
-    """``array`` as a NumPy array of any dtype, if that loses nothing."""
+def shape_of(value: object) -> tuple[int, ...]:
+    """The shape of an array, of a sparse matrix or of nested sequences."""
+    shape = getattr(value, "shape", None)
+    return np.asarray(value).shape if shape is None else tuple(shape)
+
+
+def plain_array(array: object, argument: str) -> np.ndarray:
+    """Returns ``array`` as a NumPy array of any dtype; refuses what would lose a mask or a unit."""
     check_plain(array, argument)
     try:
         return np.asarray(array)
@@ -170,8 +177,8 @@ def plain_array(array: Any, argument: str) -> np.ndarray:
         raise ValueError(f"{argument} must be an array, got rows of different lengths: {error}") from error
 
 
-def host_array(array: Any, argument: str) -> np.ndarray:
-    """``array`` as a NumPy array of real numbers; what would lose a mask, a unit or an imaginary part is refused."""
+def host_array(array: object, argument: str) -> np.ndarray:
+    """Returns ``array`` as a NumPy array of real numbers; refuses masks, units and complex numbers."""
     result = plain_array(array, argument)
     if result.dtype == object and (result.ndim == 0 or not hasattr(array, "dtype")):
         raise TypeError(
@@ -181,13 +188,13 @@ def host_array(array: Any, argument: str) -> np.ndarray:
     return result
 
 
-def on_device(host: np.ndarray, dtype: Any = None) -> Array:
-    """A copy of a NumPy array as a JAX array; unlike ``jnp.asarray`` it compiles nothing, whatever the shape."""
+def on_device(host: np.ndarray, dtype: DTypeLike | None = None) -> Array:
+    """Returns a copy of a NumPy array as a JAX array; unlike ``jnp.asarray`` it never compiles a program."""
     return jax.device_put(host.astype(host.dtype if dtype is None else dtype))
 
 
-def as_float(array: Any, argument: str) -> Array:
-    """``array`` as a JAX array of the default floating dtype (or its own, if it is a narrower float)."""
+def as_float(array: object, argument: str) -> Array:
+    """Returns ``array`` as a JAX array of the default floating dtype (or its own, if narrower)."""
     warn_float64(array, argument)
     if isinstance(array, jax.Array | int | float) or hasattr(array, "__jax_array__"):
         result = jnp.asarray(array)
@@ -202,18 +209,18 @@ def as_float(array: Any, argument: str) -> Array:
 
 
 def jax_dtype(dtype: np.dtype) -> np.dtype:
-    """The floating dtype in which JAX holds entries of ``dtype``: its own for floats of at most the default's width."""
+    """Returns the floating dtype in which JAX holds entries of ``dtype``: the default one, or ``dtype`` if narrower."""
     default = float_dtype()
     fits = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize <= default.itemsize
     return dtype.newbyteorder("=") if fits else default
 
 
-def host_real(array: Any, argument: str) -> np.ndarray:
-    """``array`` on the host in float64; complex numbers are refused, not cut."""
+def host_real(array: object, argument: str) -> np.ndarray:
+    """Returns ``array`` on the host in float64; refuses complex numbers."""
     return host_array(array, argument).astype(np.float64)
 
 
-def check_increasing(nodes: Any, argument: str, dtype: np.dtype) -> None:
+def check_increasing(nodes: object, argument: str, dtype: np.dtype) -> None:
     """Raises ``ValueError`` unless nodes (..., n) increase strictly, also after rounding to ``dtype``."""
     given = np.asarray(nodes, np.float64)
     bad = np.diff(given.astype(dtype), axis=-1) <= 0
@@ -234,11 +241,11 @@ def check_increasing(nodes: Any, argument: str, dtype: np.dtype) -> None:
     )
 
 
-def check_distinct(points: Any, argument: str, dtype: np.dtype) -> None:
-    """Raises ``ValueError`` if nodes (..., n, dim) coincide in ``dtype`` that it would tell apart about another origin.
+def check_distinct(points: object, argument: str, dtype: np.dtype) -> None:
+    """Raises ``ValueError`` if nodes (..., n, dim) coincide in ``dtype`` only because their origin is far away.
 
-    That is, if they are further apart than its rounding of the extent of all nodes: those that are closer merge
-    wherever the origin lies.
+    Such nodes are further apart than the rounding error of the extent of all nodes. Nodes that are closer to each
+    other coincide for every origin and pass.
     """
     given = np.asarray(points)
     if jax_dtype(given.dtype) == given.dtype or given.size == 0:
@@ -258,7 +265,7 @@ def check_distinct(points: Any, argument: str, dtype: np.dtype) -> None:
         where = np.flatnonzero(merged)
         later = np.maximum(before[where], after[where])
         j, i = int(later.min()), int(np.minimum(before[where], after[where])[later.argmin()])
-        first, second = (", ".join(map(str, np.unravel_index(k, np.shape(points)[:-1]))) for k in (i, j))
+        first, second = (", ".join(map(str, np.unravel_index(k, shape_of(points)[:-1]))) for k in (i, j))
         raise ValueError(
             f"{argument}[{second}] = {flat[j].tolist()} rounds in {dtype} to {argument}[{first}] = {flat[i].tolist()}; "
             "subtract an origin, or enable x64."
@@ -274,16 +281,16 @@ def closest(name: str, allowed: Iterable[str]) -> str:
     return "choose one of " + ", ".join(repr(item) for item in allowed) + "."
 
 
-def check_name(name: Any, argument: str, allowed: Iterable[str]) -> None:
+def check_name(name: object, argument: str, allowed: Iterable[str]) -> None:
     """Raises ``ValueError`` with the closest valid names if ``name`` is not one of ``allowed``."""
     allowed = tuple(allowed)
     if name not in allowed:
         raise ValueError(f"{argument}={name!r} is unknown: {closest(str(name), allowed)}")
 
 
-def first_index(bad: Any) -> int | tuple[int, ...]:
+def first_index(bad: object) -> int | tuple[int, ...]:
     """Index of the first True entry, as an int for one axis and a tuple for several."""
-    index = np.unravel_index(int(np.argmax(np.asarray(bad))), np.shape(bad))
+    index = np.unravel_index(int(np.argmax(np.asarray(bad))), shape_of(bad))
     return int(index[0]) if len(index) == 1 else tuple(int(i) for i in index)
 
 

@@ -1,14 +1,15 @@
-"""Manual mesh axes: which arrays differ between the devices of a `jax.shard_map`."""
+"""Manual mesh axes: marks of the arrays that differ between the devices of a `jax.shard_map`."""
 
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
+from jaxtyping import Array, PyTree
 
 Tree = TypeVar("Tree")
 
 
-def varying_like(tree: Tree, *others: Any) -> Tree:
-    """``tree`` with every leaf marked as varying over each mesh axis that a leaf of ``tree`` or ``others`` varies over.
+def varying_like(tree: Tree, *others: PyTree) -> Tree:
+    """Returns ``tree`` with every leaf marked as varying over each mesh axis over which any leaf here varies.
 
     Inside `jax.shard_map`, the carry of a loop must enter with the marks with which it leaves, and the arguments of a
     `jax.custom_vjp` must have the marks of their cotangents. Arrays made by `jax.numpy.zeros`, and arguments that all
@@ -17,12 +18,12 @@ def varying_like(tree: Tree, *others: Any) -> Tree:
 
     Args:
         tree: a carry, or the arguments of a function with a custom derivative.
-        others: the arrays that the loop combines the carry with.
+        others: the arrays that the loop combines the carry with; their axes count too.
     """
     leaves = jax.tree.leaves((tree, others))
     axes = frozenset().union(*(jax.typeof(leaf).manual_axis_type.varying for leaf in leaves))
 
-    def mark(leaf: Any) -> Any:
+    def mark(leaf: Array) -> Array:
         missing = axes - jax.typeof(leaf).manual_axis_type.varying
         return jax.lax.pcast(leaf, tuple(sorted(missing)), to="varying") if missing else leaf
 

@@ -17,11 +17,11 @@ from jaxop.nn.attention import IntegralAttention
 
 
 class Fidelity(NamedTuple):
-    """How well one matrix of logits stands for another; attention does not see a constant in a row.
+    """Agreement of two matrices of logits, up to a constant per row, which attention does not see.
 
     Attributes:
-        logits: 1 − Σ (ΔF)² / Σ F², both with the means of their rows taken out; 1 is perfect, 0 a constant row. Where F
-            has constant rows only, 1 − Σ (ΔF)².
+        logits: 1 − Σ (ΔF)² / Σ F² after the mean of each row has been subtracted from both. It is 1 for equal logits,
+            0 for constant rows. If all rows of F are constant, it is 1 − Σ (ΔF)².
         weights: mean over the rows of half the sum of |softmax(F') − softmax(F)|, the total variation; 0 is perfect.
     """
 
@@ -122,11 +122,11 @@ def machine_of_head(
         head: its number.
         x: inputs, (n, d).
         context: where keys come from, (m, d); None means x.
-        kernel: of the machine; None means a Gaussian whose width is the median distance of inputs that differ.
+        kernel: kernel of the machine; None means a Gaussian whose width is the median distance of different inputs.
         regularization: λ of `jaxop.kernel_machines.fit`.
 
     Returns:
-        The machine, for rows of inputs; judge it by `fidelity` on inputs that it has not seen.
+        The machine, for rows of inputs; judge it by `fidelity` on other inputs.
 
     Raises:
         As `head_logits` and `jaxop.kernel_machines.fit`.
@@ -162,8 +162,9 @@ def start_from_machine(
 ) -> Fidelity:
     """Sets the query and the key of one head so that its logits approximate a machine: Q x·K y scale ≈ f(x, y).
 
-    The best product of two affine maps with as many channels as the head has, in least squares over the pairs of the
-    given inputs, which the singular vectors of f between the affine functions of the inputs give at once.
+    The query and the key become the two affine maps, with the channels of the head, whose product is closest to f in
+    least squares over the pairs of inputs. A singular value decomposition of f in the space of affine functions gives
+    them directly.
 
     Args:
         attention: the layer, changed in place; its kernel must be the exponentiated dot product.

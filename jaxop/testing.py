@@ -1,4 +1,4 @@
-"""Oracles and measurements for tests of operators: yours as well as ours."""
+"""Oracles and measurements for tests of operators."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +25,7 @@ def attention_oracle(
 ) -> Float[np.ndarray, "n h c"]:
     """A_i = Σ_j w_j k(q_i, k_j) v_j / Σ_j w_j k(q_i, k_j) by explicit loops in float64.
 
-    Shares no code with the library but the kernel's definition on one pair. Rows of no mass are 0.
+    Shares no code with the library except the definition of the kernel on one pair. Rows without mass are 0.
 
     Args:
         query: shape (n, h, d).

@@ -1,4 +1,4 @@
-"""Attention as a linear operator on values, applied as often as wanted."""
+"""Attention as a linear operator on values, for repeated application."""
 
 import functools
 from collections.abc import Callable
@@ -25,25 +25,26 @@ def averaging_operator(
     is_causal: bool = False,
     implementation: str | None = None,
 ) -> Callable[[Float[Array, "m h c"]], Float[Array, "n h c"]]:
-    """P: v ↦ Σ_j w_j k(q_i, k_j) v_j / Σ_j w_j k(q_i, k_j), the operator of which `integral_attention` is one value.
+    """P: v ↦ Σ_j w_j k(q_i, k_j) v_j / Σ_j w_j k(q_i, k_j), the operator that `integral_attention` applies once.
 
-    Where values depend on averages of others, P is applied twice to one set of queries and keys. The dense
-    implementation forms its matrix once; the others evaluate the kernel again at every application.
+    If values depend on averages of other values, P is applied twice with the same queries and keys. The dense
+    implementation forms its matrix once; the others evaluate the kernel again at every application. Arguments mean the
+    same as in `integral_attention`.
 
     Args:
-        query: as in `integral_attention`.
-        key: as in `integral_attention`.
-        weights: as in `integral_attention`.
-        kernel: as in `integral_attention`, positive or nonnegative.
-        mask: as in `integral_attention`.
-        is_causal: as in `integral_attention`.
-        implementation: as in `integral_attention`.
+        query: q_i, (n, h, d).
+        key: k_j, (m, h, d).
+        weights: quadrature weights, (m,); None means 1/m.
+        kernel: a positive or nonnegative kernel; None means ``ExpDotProduct()``.
+        mask: True where a query may see a key: (m,), (n, m) or (h, n, m).
+        is_causal: whether query i sees keys j ≤ i only.
+        implementation: one of `jaxop.attention.IMPLEMENTATIONS`, or None to choose.
 
     Returns:
-        The function that maps values (m, h, c) to (n, h, c): a pytree, which may leave `jax.vmap` and `jax.jit`.
+        The function that maps values (m, h, c) to (n, h, c). It is a pytree, which `jax.vmap` and `jax.jit` may return.
 
     Raises:
-        As `integral_attention`; some of it when the operator is applied.
+        As `integral_attention`, partly when the operator is applied.
 
     Cost: dense: O(n m d) once, O(n m) memory as long as the operator lives, and O(n m c) per application; to values in
         float64 of queries and keys in float32, O(n m (d + c)) per application.
@@ -72,7 +73,7 @@ def _integrate(implementation: str, operands: Operands, value: Array) -> Array:
 def _apply(average: Callable[[Array], Array], densities: Array, inverse: Array, value: Array) -> Array:
     value = as_float(value, "value")
     if accumulation_dtype(densities, value) != densities.dtype:
-        return average(value)  # in the precision of the values, which was not known before
+        return average(value)  # in the precision of the values, which is known only now
     heads, _, m = densities.shape
     if value.ndim != 3 or value.shape[:2] != (m, heads):
         raise ValueError(f"value must have shape (m, h, c) = ({m}, {heads}, c), got {value.shape}.")

@@ -76,7 +76,7 @@ def _chunked(operands: Operands, normalize: bool, chunks: tuple[tuple[int, int],
 
 
 class _Inputs(NamedTuple):
-    """The arrays of one chunked integral, of all heads or of one. Cotangents and axes of heads take the same places."""
+    """The arrays of one chunked integral, of all heads or of one; also their cotangents, or the axes of their heads."""
 
     params: list[Array]
     fixed: list[Array]
@@ -123,7 +123,7 @@ class _Plan:
         return log_clip(self.dtype, normalize=self.normalize)
 
     def head_axes(self, inputs: _Inputs) -> _Inputs:
-        """The axes of the heads; None where they share an array."""
+        """The axes of the heads; None for an array that all heads share."""
         leaves = 0 if self.is_per_head else None
         mask = 0 if inputs.pair_mask is not None and inputs.pair_mask.ndim == 3 else None
         return _Inputs._make((leaves, leaves, 1, 1, 1, None, None, mask))
@@ -189,7 +189,7 @@ def _map_heads(f, arguments, in_axes, out_axes, *, heads):
     """``jax.vmap(f, in_axes, out_axes)``; on a CPU one head at a time, which keeps its tile in cache.
 
     The loop reads each head from its place in the arguments and writes it to its place in the results:
-    no copy with the heads in front is ever made.
+    it never makes a copy with the heads in front.
     """
     vmapped = jax.vmap(f, in_axes, out_axes)
     if jax.default_backend() != "cpu" or heads == 1:

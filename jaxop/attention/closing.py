@@ -1,4 +1,4 @@
-"""Kernels as functions of arguments only: what compiled programs, which outlive a call, may depend on."""
+"""Kernels as functions of their arguments only, for compiled programs that outlive a call."""
 
 import dataclasses
 import functools
@@ -20,10 +20,10 @@ from jaxop.kernels.per_head import one_head
 
 
 def is_closed(kernel: Kernel | PerHead) -> bool:
-    """Whether a kernel depends on nothing but its structure and its leaves, which are numbers or arrays.
+    """Returns whether a kernel depends only on its structure and its leaves, which are numbers or arrays.
 
-    True of the kernels of this library, unless they call functions of the user: these may close over arrays, traced
-    ones included, and over what changes from call to call.
+    Kernels of this library do, unless they call functions of the user. These may close over (traced) arrays and over
+    values that change from call to call.
     """
     library = __name__.partition(".")[0]
 
@@ -47,7 +47,7 @@ def close(operands: Operands, shapes: Sequence[tuple[int, int]]) -> Operands:
         return varying_like(operands)
     kernel, dtype = operands.kernel, operands.dtype
     is_per_head = isinstance(kernel, PerHead)
-    rest = dataclasses.replace(operands, kernel=ExpDotProduct())  # all but the kernel
+    rest = dataclasses.replace(operands, kernel=ExpDotProduct())  # everything except the kernel
     leaves, structure = jax.tree.flatten(cast_kernel(one_head(kernel), dtype))
     is_array = [isinstance(leaf, jax.Array | np.ndarray | np.generic) for leaf in leaves]
     arrays = [jnp.asarray(leaf) for leaf, here in zip(leaves, is_array, strict=True) if here]
@@ -77,14 +77,14 @@ def close(operands: Operands, shapes: Sequence[tuple[int, int]]) -> Operands:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Program:
-    """What the tile of a kernel computes; equal for equal computations of the same functions.
+    """The program of the tile of a kernel; equal for equal computations of the same functions.
 
     Attributes:
         jaxpr: from (constants, leaves, query, key) to the tile.
         text: the same in full, with every number.
         source: the structure of the kernel, with its functions, and its leaves that are not arrays.
-        is_written_out: whether the text says all. If it does not, the program is equal to itself only, and is compiled
-            at every eager call.
+        is_written_out: whether the text determines the program. If not, the program is equal only to itself and is
+            compiled at every eager call.
     """
 
     jaxpr: jax.extend.core.Jaxpr
@@ -106,10 +106,10 @@ _PACKAGES = tuple(str(Path(module.__file__ or "").parent) for module in (jax, ja
 
 
 def _is_written_out(jaxpr: jax.extend.core.Jaxpr) -> bool:
-    """Whether the text of a jaxpr tells its values and derivatives.
+    """Returns whether the text of a jaxpr determines its values and derivatives.
 
-    It does not show derivatives that a function of the user was given by `jax.custom_jvp` or `jax.custom_vjp`, nor what
-    a callback does. Those of JAX and of this library do not change.
+    The text does not show the derivatives that a user defines by `jax.custom_jvp` or `jax.custom_vjp`, or the code of a
+    callback. Those of JAX and of this library do not change.
     """
     for equation in jaxpr.eqns:
         if any("callback" in name for name in (equation.primitive.name, *equation.params)):

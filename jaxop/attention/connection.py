@@ -1,7 +1,6 @@
-"""The connection of the softmax metric for multi-head attention, whatever its tokens are."""
+"""The connection of the softmax metric for multi-head attention, for tokens of any kind."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -26,12 +25,12 @@ def connection(
 ) -> tuple[Array, Array]:
     """F and C(z; v)_i = a_i v_i − ½ (|v_i|² F_i + Σ_heads Σ_j P_ij |v_j|² V z_j O), a_i = Σ_j P_ij d/dt log k_ij.
 
-    a_i is the mean over the heads; as q_i·k_j moves at q̇_i·k_j + q_i·k̇_j, averages of keys and of their rates are all
-    it takes. The bias of O, the same at all tokens, does not enter the forces in C.
+    a_i is the mean over the heads. Since q_i·k_j changes at the rate q̇_i·k_j + q_i·k̇_j, averages of keys and of their
+    rates suffice. The bias of O is the same at all tokens and does not enter the forces in C.
 
     Args:
-        velocity: v, or the function that makes it of F; the averages are then taken in two applications.
-        query: of all heads, (…, h, c), scaled as the scores take them.
+        velocity: v, or the function F ↦ v; the averages are then taken in two applications.
+        query: queries of all heads, (…, h, c), scaled for the scores.
         key: (…, h, c).
         value: (…, h, c).
         average: Σ_j P_ij of some values of the heads, in one application.
@@ -45,23 +44,20 @@ def connection(
     Returns:
         (F, C), each in the shape of v.
     """
-    free: Any = None
-    v: Any = velocity
-    if callable(velocity):
-        (free,) = merge(*average(value))
-        v = velocity(free + bias)
+    known = merge(*average(value)) if callable(velocity) else []
+    v = velocity(known[0] + bias) if callable(velocity) else velocity
     query_rate, key_rate = rates(v)
     size = square(v)
     moving = key, key_rate, spread(size) * value
-    *heads, mean_key, mean_rate, mean_moving = average(*(moving if free is not None else (value, *moving)))
+    *heads, mean_key, mean_rate, mean_moving = average(*(moving if known else (value, *moving)))
     *new, second = merge(*heads, mean_moving)
-    free = new[0] if new else free
+    (free,) = known or new
     drift = inner(query_rate, mean_key) + inner(query, mean_rate)
     return free + bias, drift * v - (size * free + second) / 2
 
 
 def check_dot_product(kernel: Kernel | PerHead) -> Kernel | PerHead:
-    """The kernel, if it is one whose connection is known."""
+    """Returns the kernel; raises ``NotImplementedError`` if its connection is not known."""
     if not isinstance(one_head(kernel), ExpDotProduct):
         raise NotImplementedError(
             "a connection is known for the exponentiated dot product and for linear attention only, not for "

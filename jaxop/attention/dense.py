@@ -1,4 +1,4 @@
-"""Attention by n × m matrices: the reference, with any derivative that the kernel has."""
+"""Attention by n × m matrices: the reference, differentiable as often as the kernel."""
 
 from collections.abc import Callable
 from typing import TypeVar

@@ -1,9 +1,9 @@
-"""Fused attention of the stack (XLA, cuDNN, Pallas on TPU), taught about quadrature weights."""
+"""Fused attention of the stack (XLA, cuDNN, Pallas on TPU), extended by quadrature weights."""
 
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -18,13 +18,13 @@ from jaxop.kernels.per_head import one_head
 
 
 def fused_attention(backend: str, operands: Operands, normalize: bool) -> Float[Array, "n h c"]:
-    """`jaxop.attention.integral_attention` by a program that knows no weights: q' = [q, 1, 1], k' = [k, log w / scale].
+    """`jaxop.attention.integral_attention` by a program without weights: q' = [q, 1, 1], k' = [k, log w / scale].
 
     The logarithm takes two channels, its rounding and the remainder, so that a bfloat16 product still
     carries it to 16 bits. Everything is padded with zeros to the depth the backend wants.
 
     Raises:
-        NotImplementedError: if the backend cannot do what was asked.
+        NotImplementedError: if the backend does not support the arguments.
     """
     kernel = _check_supported(backend, operands, normalize)
     scale = kernel.factor(operands.query.shape[-1])
@@ -35,7 +35,7 @@ def fused_attention(backend: str, operands: Operands, normalize: bool) -> Float[
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    """The static part of one fused integral; the scale is None where it is an array."""
+    """The static part of one fused integral; ``scale`` is None if the scale is an array."""
 
     backend: str
     is_causal: bool
@@ -43,7 +43,7 @@ class _Plan:
 
 
 class _Inputs(NamedTuple):
-    """The arrays of one fused integral, the scale among them where it is one."""
+    """The arrays of one fused integral, including the scale if it is an array."""
 
     weights: Array
     query: Array
@@ -105,10 +105,14 @@ def _forward(plan: _Plan, inputs: _Inputs):
     return out, (pull_back, inputs)
 
 
-def _backward(plan: _Plan, residuals: tuple[Callable[[Array], tuple[Any, ...]], _Inputs], cotangent: Array):
+def _backward(
+    plan: _Plan,
+    residuals: tuple[Callable[[Array], tuple[Array, Array, Array, Array | None]], _Inputs],
+    cotangent: Array,
+):
     pull_back, inputs = residuals
 
-    # where the weights are constants nothing uses this, and XLA removes it
+    # XLA removes this if the weights are constants
     def attend(weights: Array) -> Array:
         kernel = ExpDotProduct(inputs.scale if plan.scale is None else plan.scale)
         mask = inputs.key_mask if inputs.pair_mask is None else inputs.pair_mask
@@ -124,7 +128,7 @@ _attend.defvjp(_forward, _backward)
 
 
 def _check_supported(backend: str, operands: Operands, normalize: bool) -> ExpDotProduct:
-    """The kernel, if the backend can do what was asked."""
+    """Returns the kernel; raises ``NotImplementedError`` if the backend does not support the arguments."""
     mask, kernel = operands.mask, operands.kernel
 
     def refuse(what: str, remedy: str) -> NoReturn:
@@ -180,7 +184,7 @@ def _augment(query, key, value, log_weights, scale, floor, dtype, sizes):
 
 def _xla(query, key, value, mask, scale, is_causal):
     if query.dtype == jnp.float16 and jax.default_backend() != "gpu":
-        # jax.nn asks for float16 products summed in float32, which GPUs alone compile
+        # jax.nn asks for float16 products summed in float32, which only GPUs compile
         query, key, value = (a.astype(jnp.float32) for a in (query, key, value))
     with jax.numpy_dtype_promotion("standard"):  # on which its mixed precision relies
         return jax.nn.dot_product_attention(

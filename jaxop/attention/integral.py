@@ -38,9 +38,9 @@ def integral_attention(
     Rows without mass (every key masked, of weight zero, or beyond the support of the kernel) are
     exactly 0 with gradient 0. A node of weight 0 influences nothing, yet its own derivative is the true
     one, ∂A_i/∂w_j = k_ij (v_j − A_i)/Z_i; where its logit lies so far above the others that
-    exp(l_ij − log Z_i) exceeds the square root of the largest float, that factor is clipped there. Without
-    normalisation it is k_ij v_j, clipped where k_ij exceeds the largest float; other derivatives overflow only where
-    they do not fit themselves, whatever k_ij.
+    exp(l_ij − log Z_i) exceeds the square root of the largest float, that factor is clipped. Without
+    normalisation it is k_ij v_j, clipped where k_ij exceeds the largest float; other derivatives overflow only if
+    their own value does.
 
     Args:
         query: q_i at the nodes where the output is wanted, shape (n, h, d).
@@ -91,7 +91,7 @@ def integral_attention(
 
 
 def integrate(operands: Operands, implementation: str | None, *, normalize: bool = True) -> Float[Array, "n h c"]:
-    """`integral_attention` of operands that are checked: choose, run, finish."""
+    """`integral_attention` of checked operands: choose, run, finish."""
     if normalize and operands.kernel.sign == "signed":
         raise ValueError(
             "a signed kernel cannot be normalised: its mass may vanish or change sign. Pass normalize=False for the "
@@ -122,7 +122,7 @@ DENSE_LIMIT = 128 * 128
 
 
 def choose(operands: Operands, implementation: str | None) -> str:
-    """The implementation that was named; by default dense for few pairs, fewer costly ones, and chunked beyond."""
+    """The named implementation; by default dense for few pairs (fewer for costly kernels), and chunked otherwise."""
     if implementation is not None:
         check_name(implementation, "implementation", IMPLEMENTATIONS)
         return implementation
@@ -132,12 +132,12 @@ def choose(operands: Operands, implementation: str | None) -> str:
 
 
 def _with_mass(operands: Operands) -> Operands:
-    """Operands whose unnormalised integral is that of v and, in one more channel, the mass, for weights of mean 1."""
+    """Operands whose unnormalised integral is ∫ k v dy and, in one more channel, the mass, for weights of mean 1."""
     dtype = operands.dtype
     if operands.weights is None:
         weights = jnp.ones(operands.keys, dtype)
     else:
-        # without any mass the sums are 0, and so is the result
+        # without mass the sums are 0, and so is the result
         weights = relative_weights(operands.weights.astype(dtype))
         mean = jnp.mean(weights)
         weights = weights / jnp.where(mean > 0, mean, 1)

@@ -1,4 +1,4 @@
-"""The commutative monoid of partial integrals, from which every way of splitting an integral is made."""
+"""The commutative monoid of partial integrals, on which every way of splitting an integral is built."""
 
 import dataclasses
 import math
@@ -41,7 +41,7 @@ def combine(a: Partial, b: Partial) -> Partial:
         True
     """
     larger = jnp.maximum(a.shift, b.shift)
-    # a part without mass counts for its derivative only, whatever its logits
+    # a part without mass contributes to the derivative only
     shift = jnp.where((a.mass == 0) == (b.mass == 0), larger, jnp.where(a.mass == 0, b.shift, a.shift))
     clip = log_clip(shift.dtype)
     scale_a, scale_b = (jnp.exp(jnp.minimum(part.shift - shift, clip)) for part in (a, b))
@@ -56,11 +56,11 @@ def finish(part: Partial, normalize: bool = True, *, epsilon: float = 0.0) -> Fl
     """∫ k v dy / (∫ k dy + ε), exactly 0 in rows without mass; without ``normalize``, ∫ k v dy itself.
 
     Args:
-        part: the integrals over all of the domain.
+        part: the integrals over the whole domain.
         normalize: whether to divide.
-        epsilon: ε ≥ 0, in units of ∫ k dy; without ``normalize`` it has no effect.
+        epsilon: ε ≥ 0, in units of ∫ k dy; ignored without ``normalize``.
 
-    Without normalisation the derivative in the moment is exp(shift): where that overflows and ∫ k v dy does not,
+    Without normalisation the derivative in the moment is exp(shift). If it overflows although ∫ k v dy does not,
     differentiate `integral_attention`, which never forms it.
 
     Example:
@@ -71,7 +71,7 @@ def finish(part: Partial, normalize: bool = True, *, epsilon: float = 0.0) -> Fl
         [0. 0. 0.]
     """
     if not normalize:
-        # in two steps: neither factor overflows where the product does not; finite at 0, where 0 · ∞ must not occur
+        # in two steps, so that no factor overflows before the product; finite at 0, where 0 · ∞ must not occur
         # and weightless nodes have their derivative
         half = jnp.exp(part.shift / 2)[..., None]
         bound = math.sqrt(float(jnp.finfo(half.dtype).max)) / 2
@@ -88,11 +88,10 @@ def split_weights(
 ) -> tuple[Float[Array, " m"], Float[Array, " m"]]:
     """w_j = exp(a_j) s_j with a_j constant under differentiation and s_j ∈ {1, 0, −1}.
 
-    The magnitude travels inside the exponential, where no unit of length can under- or overflow (short of
-    the subnormal numbers, which most devices round to 0); the sign travels outside, so that a node of
-    weight 0 keeps its true derivative, which a masked logarithm would lose. (The magnitude given to a
-    weightless node cancels.) A masked node has log magnitude `LOG_ZERO` and thereby neither value nor
-    derivative.
+    The magnitude is part of the exponent, where units of length do not overflow or underflow (except for subnormal
+    numbers, which most devices round to 0). The sign is a factor outside, so that a node of weight 0 keeps its true
+    derivative, which a masked logarithm would lose. (The magnitude that a weightless node is given cancels.) A masked
+    node has log magnitude `LOG_ZERO`, and so its value and derivative are 0.
     """
     magnitude = jax.lax.stop_gradient(jnp.abs(weights))
     largest = jnp.max(magnitude)
@@ -104,9 +103,9 @@ def split_weights(
 
 
 def log_clip(dtype: jnp.dtype, *, normalize: bool = True) -> float:
-    """Largest exponent allowed for a weightless node whose kernel exceeds all that carry weight.
+    """Largest exponent of a weightless node whose kernel value exceeds those of all nodes that carry weight.
 
-    Under normalisation it meets a cotangent of the same size; their product must stay finite.
+    Under normalisation it is multiplied by a cotangent of the same size; the product must stay finite.
     """
     largest = math.log(float(jnp.finfo(dtype).max))
     return largest / 2 if normalize else largest - 1
@@ -151,14 +150,14 @@ def integrate_tile(
 
 
 def half_shift(shift: Float[Array, " n"]) -> Float[Array, " n"]:
-    """The exponent of exp(shift/2), a factor on either side of a sum: neither overflows where the whole does not."""
+    """The exponent of exp(shift/2), which multiplies a sum on both sides so that neither factor overflows alone."""
     return jax.lax.stop_gradient(jnp.minimum(shift / 2, log_clip(shift.dtype, normalize=False)))
 
 
 def halved_densities(
     logits: Float[Array, "n m"], half: Float[Array, " n"], signs: Float[Array, " m"]
 ) -> Float[Array, "n m"]:
-    """exp(l_ij − half_i); of a weightless node exp(l_ij) is bounded, which only its own derivative meets."""
+    """exp(l_ij − half_i); for a weightless node, whose own derivative alone needs it, exp(l_ij) is bounded."""
     clip = log_clip(logits.dtype, normalize=False)
     bound = jnp.where(signs[None, :] == 0, clip - jnp.maximum(half, 0)[:, None], clip)
     return jnp.exp(jnp.minimum(logits - half[:, None], bound))
@@ -182,12 +181,12 @@ def shifted_logits(
     signs: Float[Array, " m"],
     mask: Bool[Array, "n m"] | None,
 ) -> tuple[Float[Array, " n"], Float[Array, "n m"]]:
-    """The largest log(|w_j| k_ij) of each row that carries weight, and all of them."""
+    """The largest log(|w_j| k_ij) of each row over nodes that carry weight, and all of these logarithms."""
     logits = tile + log_weights[None, :]
     if mask is not None:
         logits = jnp.where(mask, logits, LOG_ZERO)
     largest = jnp.max(jnp.where((signs != 0)[None, :], logits, LOG_ZERO), axis=1)
-    # where nothing that a row sees has weight, all of it counts: for the derivative
+    # if no node that a row sees has weight, all of them count for the derivative
     largest = jnp.where(largest > LOG_ZERO / 2, largest, jnp.max(logits, axis=1))
     # the floor keeps exp(LOG_ZERO - shift) = 0 in rows where every key is masked
     return jax.lax.stop_gradient(jnp.maximum(largest, LOG_ZERO / 2)), logits

@@ -1,4 +1,4 @@
-"""What every form of attention acts on: checked once, and carried whole."""
+"""The operands of every form of attention, checked once."""
 
 import dataclasses
 import functools
@@ -47,17 +47,17 @@ class Operands:
 
     @property
     def queries(self) -> int:
-        """How many there are."""
+        """Number of queries."""
         return self.query.shape[0]
 
     @property
     def keys(self) -> int:
-        """How many there are."""
+        """Number of keys."""
         return self.key.shape[0]
 
     @property
     def heads(self) -> int:
-        """How many there are."""
+        """Number of heads."""
         return self.query.shape[1]
 
     @property

@@ -35,11 +35,11 @@ def patch_attention(
 
     A token is a function on the reference patch, so the score does not depend on how many nodes sample
     it, and the values mix at the same place x within the patch. This is `integral_attention` over the
-    patches, equally weighted, of the vectors √w_i Q(x_i): every kernel works, and one of distances (a
-    Gaussian) takes the L2 distance of two functions, with √d of the channels. A kernel whose logarithm is a
-    sum over channels (the Fourier integral kernel, the intersection) is integrated:
-    log k(Q_j, K_k) = ∫_patch log k(Q_j(x), K_k(x)) dx
-    (for the former singular where R |Q_j − K_k| passes a multiple of π, which costs the quadrature its order there).
+    patches, equally weighted, of the vectors √w_i Q(x_i): every kernel works. A kernel of distances (the
+    Gaussian) takes the L2 distance of two functions, and √d counts the channels. If log k is a sum over channels (the
+    Fourier integral kernel, the intersection), it is integrated: log k(Q_j, K_k) = ∫_patch log k(Q_j(x), K_k(x)) dx.
+    For the Fourier integral kernel the integrand is singular where R |Q_j − K_k| passes a multiple of π, and the
+    quadrature loses its order there.
 
     Args:
         query: p functions of d channels and h heads at the s nodes of a patch, (p, s, h, d).
@@ -49,16 +49,17 @@ def patch_attention(
             length^dim; see `patch_weights`. None means 1/(q s), a domain of measure 1. Inner products are
             differentiable in weights of 0, other kernels in positive ones.
         kernel: a kernel of `jaxop.kernels` that is not signed, one for all heads or `jaxop.kernels.PerHead`; None means
-            ``ExpDotProduct(scale=1.0)``. In 1/√d d counts the channels.
+            ``ExpDotProduct(scale=1.0)``. The d of 1/√d counts the channels.
         mask: True where a query patch may see a key patch: (q,), (p, q) or (h, p, q).
-        implementation: as in `integral_attention`.
+        implementation: one of `jaxop.attention.IMPLEMENTATIONS`, or None to choose; see `integral_attention`.
 
     Returns:
         Functions on the patches, (p, s, h, c), in the dtype of ``value``.
 
     Raises:
         ValueError: for shapes that do not fit, a signed kernel, and as `integral_attention`.
-        NotImplementedError: for a `Projected` kernel, or one only some of whose parts are sums over channels.
+        NotImplementedError: for a `Projected` kernel, or if some parts of a kernel are sums over channels and
+            others are not.
 
     Cost: O(p q s h (d + c)).
 
@@ -123,7 +124,7 @@ def spectral_patch_attention(
     """`patch_attention` between band-limited functions given by their Fourier coefficients.
 
     By Parseval ∫_patch Q·K dx = w Σ_k Re conj(Q̂(k))·K̂(k) over the kept coefficients, and mixing by
-    softmax weights is linear: queries and keys never return to physical space, values return once, by
+    softmax weights is linear. Queries and keys therefore never return to physical space; values return once, by
     `spectral.synthesis` of the result. The cost does not depend on the number of nodes.
 
     Args:
@@ -132,9 +133,10 @@ def spectral_patch_attention(
         value: (2, m, q, h, c).
         band: the band of a PATCH.
         weight: the common quadrature weight w of a node, in units of length^dim.
-        kernel: as in `patch_attention`; any kernel of inner products or distances.
-        mask: as in `patch_attention`.
-        implementation: as in `integral_attention`.
+        kernel: a kernel of inner products or distances, see `patch_attention`; None means
+            ``ExpDotProduct(scale=1.0)``.
+        mask: True where a query patch may see a key patch: (q,), (p, q) or (h, p, q).
+        implementation: one of `jaxop.attention.IMPLEMENTATIONS`, or None to choose.
 
     Returns:
         Coefficients (2, m, p, h, c).
@@ -243,7 +245,7 @@ def patch_weights(cut: Partition) -> Float[Array, " s"]:
 
 
 def _check(query, key, value, patches=0):
-    """Refuses keys unlike the queries, and values unlike the keys, in arrays with patches on that axis."""
+    """Refuses keys that do not fit the queries, and values that do not fit the keys; axis ``patches`` holds patches."""
     (heads, depth), q = query.shape[-2:], key.shape[patches]
     if key.shape[-2:] != (heads, depth):
         raise ValueError(
@@ -254,7 +256,7 @@ def _check(query, key, value, patches=0):
 
 
 def _check_kernel(kernel: Kernel | PerHead | None) -> Kernel | PerHead | None:
-    """Refuses kernels that have no meaning, or more than one, between functions given by their values."""
+    """Refuses kernels whose meaning between functions is undefined or ambiguous."""
     if kernel is None:
         return None
     kernel = kernel if isinstance(kernel, PerHead) else as_kernel(kernel)
@@ -271,8 +273,8 @@ def _check_kernel(kernel: Kernel | PerHead | None) -> Kernel | PerHead | None:
         parts += part.parts
         if part.is_additive:
             raise NotImplementedError(
-                f"{type(part).__name__} is a sum over channels and nodes, and other parts of {name} are not; between "
-                "functions take a product of such sums, or none of them."
+                f"{type(part).__name__} is a sum over channels and nodes, but other parts of {name} are not; between "
+                "functions, combine only kernels that are sums over channels, or only others."
             )
         if isinstance(part, Projected):
             raise NotImplementedError(
@@ -297,8 +299,7 @@ def _attend(
     (p, heads), q, length = query.shape[:2], key.shape[0], math.prod(tokens.shape[2:])
     attend = functools.partial(integral_attention, kernel=kernel, mask=mask, implementation=implementation)
     if q < length and p * q <= DENSE_LIMIT:
-        # few tokens that are long: the small matrix of softmax weights first (its columns are what the
-        # unit tokens are mixed to), then one product
+        # few long tokens: first the small matrix of softmax weights (attention of the unit tokens), then one product
         unit = jnp.broadcast_to(jnp.eye(q, dtype=query.dtype)[:, None, :], (q, heads, q))
         matrix = attend(query, key, unit).astype(tokens.dtype)
         mixed = jnp.matmul(jnp.moveaxis(matrix, 1, 0), jnp.moveaxis(tokens.reshape(q, heads, length), 1, 0))

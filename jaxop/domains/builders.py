@@ -1,6 +1,6 @@
 """Functions that build validated domains."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -143,7 +143,7 @@ def from_samples(nodes: Real[ArrayLike, " n"] | Sequence[float]) -> Grid:
 def from_nodes(
     points: Real[ArrayLike, "n dim"] | Sequence[Sequence[float]], weights: Real[ArrayLike, " n"] | Sequence[float]
 ) -> PointCloud:
-    """Any nodes with any non-negative quadrature weights.
+    """A domain of given nodes with given non-negative quadrature weights.
 
     Args:
         points: nodes, shape (n, dim).
@@ -153,7 +153,7 @@ def from_nodes(
         A `PointCloud`.
 
     Raises:
-        TypeError: for masked arrays, quantities with a unit, and what else is not an array of real numbers.
+        TypeError: for masked arrays, quantities with a unit, and anything else that is not an array of real numbers.
         ValueError: for weights of the wrong length, negative, NaN or all zero, nodes that are not finite, and
             those that coincide only after rounding to JAX's precision, as large coordinates far from their origin
             do; the message names the first bad index.
@@ -291,7 +291,7 @@ def stack(domains: Sequence[AnyDomain]) -> AnyDomain:
         raise TypeError(f"domains must be a list of domains, got {type(domains).__name__}; put it in a list.")
     domains = list(domains)
     if not domains:
-        raise ValueError("domains must hold at least one domain, got none.")
+        raise ValueError("domains must hold at least one domain, got an empty list.")
     for i, domain in enumerate(domains):
         check_domain(domain, f"domains[{i}]")
         if domain.is_batched:
@@ -367,14 +367,14 @@ def pad(domain: AnyDomain, size: int, *, faces: int | None = None) -> AnyDomain:
 
 
 def _append(array: Array, count: int, **options: Any) -> Array:
-    """``array`` with ``count`` entries more along its first axis, as `numpy.pad` makes them."""
+    """Returns ``array`` with ``count`` more entries along its first axis, made by `numpy.pad`."""
     widths = [(0, count)] + [(0, 0)] * (array.ndim - 1)
     if is_concrete(array):
         return on_device(np.pad(np.asarray(array), widths, **options))
     return jnp.pad(array, widths, **options)
 
 
-def _as_coordinates(array: Any, argument: str) -> Array | np.ndarray:
+def _as_coordinates(array: object, argument: str) -> Array | np.ndarray:
     """``array`` in float32 at least: sums of narrower weights would miss the measure. On the host unless traced."""
     warn_float64(array, argument)
     try:
@@ -385,22 +385,22 @@ def _as_coordinates(array: Any, argument: str) -> Array | np.ndarray:
     return host.astype(accumulator(jax_dtype(host.dtype)))
 
 
-def _as_indices(array: Any, argument: str) -> Array | np.ndarray:
+def _as_indices(array: object, argument: str) -> Array | np.ndarray:
     if not is_concrete(array):
-        return array
+        return jnp.asarray(array)
     host = host_array(array, argument)
     return host.astype(jax.dtypes.canonicalize_dtype(host.dtype))
 
 
-def _leaf(values: Array | np.ndarray, given: Any = None) -> Array:
-    """``values`` as a JAX array, which is ``given`` if that holds them already."""
+def _leaf(values: Array | np.ndarray, given: object = None) -> Array:
+    """Returns ``values`` as a JAX array: ``given`` itself if it holds them already."""
     if isinstance(given, jax.Array) and given.dtype == values.dtype:
         return given
     return on_device(values) if isinstance(values, np.ndarray) else values
 
 
 def _advice(domains: Sequence[Domain], i: int) -> str:
-    """What makes domains[i] match domains[0]."""
+    """Returns the advice that makes domains[i] match domains[0]."""
     first, other = domains[0], domains[i]
     if first.dim != other.dim:
         return "domains of different dimensions cannot be stacked"
@@ -423,7 +423,7 @@ def _can_be_padded(domain: Domain) -> bool:
     )
 
 
-def _layout(domain: Domain) -> tuple[Any, ...]:
+def _layout(domain: Domain) -> tuple[Hashable, ...]:
     return jax.tree.structure(domain), *((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(domain))
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +19,7 @@ contract = functools.partial(jnp.tensordot, axes=1, precision=jax.lax.Precision.
 
 
 def known(weights: Float[Array, " n"], values: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
-    """``values``, and 0 for what is not finite where the weight is 0, because 0·∞ is NaN."""
+    """Returns ``values`` with 0 for infinities and NaN at nodes of weight 0, because 0·∞ is NaN."""
     counts = (weights > 0).reshape(-1, *[1] * (values.ndim - 1))
     return jnp.where(counts | jnp.isfinite(values), values, 0)
 
@@ -35,8 +34,8 @@ class Domain:
     Attributes:
         points: nodes, shape (n, dim), in the units of the coordinates.
         weights: quadrature weights, shape (n,), non-negative, with Σ w_i = |D| in units of length^dim.
-            A node of weight 0 (padding) takes part in no integral, inner product or norm, whatever the function is
-            there, and neighbours of positive weight are neighbours across it.
+            A node of weight 0 (padding) does not contribute to integrals, inner products and norms. Nodes of positive
+            weight on either side of it count as neighbours.
 
     Arrays of a stack of domains (`stack`) carry a leading sample axis. Integrals accumulate in float32 at
     least and return the dtype of the values.
@@ -98,9 +97,8 @@ class Domain:
 
         Gradients are taken in physical units: divided differences over the actual gaps of a grid, exact
         derivatives of the piecewise linear interpolant on a triangle mesh. Along given nodes a cell spans the nodes
-        of weight 0 inside it, so that the result is that of the axis without them: to drop the cells that touch such
-        a node instead would lose the slope of linear functions. On a mesh, where no edge could take their place,
-        triangles that touch a vertex of weight 0 weigh nothing.
+        of weight 0 inside it, so that the result equals that of the axis without them. On a mesh a triangle that
+        touches a vertex of weight 0 weighs nothing.
 
         Args:
             u: samples of the first function, shape (n, c).
@@ -143,8 +141,8 @@ class Domain:
         """‖u‖ = ⟨u, u⟩^½ in ``space``; its gradient at u = 0 is 0.
 
         Taken in units of about max|u| over the nodes of positive weight, so that no square of a very large or
-        very small function leaves the range of its dtype. Values on nodes of weight 0 are not looked at, and the
-        gradient there is 0.
+        very small function leaves the range of its dtype. Values on nodes of weight 0 are ignored, and the gradient
+        there is 0.
 
         Example:
             >>> import jax.numpy as jnp
@@ -176,7 +174,7 @@ class Domain:
         return jnp.ldexp(jnp.ones((), wide.dtype), jnp.clip(exponent, -limit, limit))
 
     def _samples(self, values: Array, argument: str) -> Array:
-        """``values`` in floating point, one row per node, or a ``ValueError``."""
+        """Returns ``values`` in floating point; raises ``ValueError`` unless there is one row per node."""
         if self.is_batched:
             raise ValueError(
                 "this domain is a stack of domains, one per sample; map over it: "
@@ -200,10 +198,10 @@ class Domain:
 
 
 class Decomposed:
-    """Base class of a domain that was cut into subdomains: of `jaxop.schwarz.Decomposition`.
+    """Base class of domains that are cut into subdomains, such as `jaxop.schwarz.Decomposition`.
 
-    It has a domain and is not one. Operators whose layers work on subdomains accept ``Domain | Decomposed``, and sets
-    of samples carry either; both reach the nodes by `as_domain`.
+    It has a domain, but is not a `Domain`. Operators whose layers work on subdomains accept ``Domain | Decomposed``,
+    and sets of samples carry either; both reach the nodes by `as_domain`.
 
     Attributes:
         domain: the whole domain.
@@ -228,7 +226,7 @@ class Decomposed:
 
 
 def as_domain(value: Domain | Decomposed, argument: str) -> Domain:
-    """A domain, or the domain of a decomposition.
+    """Returns a domain, or the domain of a decomposition.
 
     Raises:
         TypeError: for anything else.
@@ -236,8 +234,8 @@ def as_domain(value: Domain | Decomposed, argument: str) -> Domain:
     return check_domain(value.domain if isinstance(value, Decomposed) else value, argument)
 
 
-def check_domain(value: Any, argument: str) -> Domain:
-    """``value``, or a ``TypeError`` unless it is a `Domain`."""
+def check_domain(value: object, argument: str) -> Domain:
+    """Returns ``value``; raises ``TypeError`` if it is not a `Domain`."""
     refuse_decomposed(value, argument)
     if not isinstance(value, Domain):
         raise TypeError(
@@ -246,7 +244,7 @@ def check_domain(value: Any, argument: str) -> Domain:
     return value
 
 
-def refuse_decomposed(value: Any, argument: str) -> None:
+def refuse_decomposed(value: object, argument: str) -> None:
     """Raises ``TypeError`` for a decomposition, and names the domain that it holds."""
     if isinstance(value, Decomposed):
         raise TypeError(

@@ -24,7 +24,7 @@ class Axis:
         nodes: increasing coordinates, shape (n,).
         weights: one-dimensional quadrature weights, shape (n,), in units of length.
         rule: the rule (static); that of given nodes is called ``"samples"``. The name of a rule stands for it.
-        lower: left end of the interval (static); None for given nodes, whose interval they span.
+        lower: left end of the interval (static); None for given nodes, which span the interval.
         upper: right end of the interval (static).
     """
 
@@ -44,7 +44,7 @@ class Axis:
 
     @property
     def ends(self) -> tuple[float, float]:
-        """The interval of a rule; given nodes have only the one that they span."""
+        """The interval of the rule, or the interval that given nodes span."""
         if self.lower is None or self.upper is None:
             raise ValueError("given nodes follow no rule on a fixed interval; call from_samples with the new nodes.")
         return self.lower, self.upper
@@ -79,7 +79,7 @@ class Axis:
         return jnp.diff(self._carried(values), axis=0)
 
     def _carried(self, values: Array) -> Array:
-        """Along given nodes, what the last node of positive weight has: a node of weight 0 adds a cell of length 0."""
+        """Along given nodes, the value at the last node of positive weight; one of weight 0 adds a cell of length 0."""
         if not self.rule.is_given:
             return values
         counts = self.weights > 0
@@ -167,7 +167,7 @@ class Grid(Domain):
 
     @property
     def has_given_nodes(self) -> bool:
-        """Whether the nodes of an axis were given and follow no rule."""
+        """Whether the nodes of an axis were given and do not follow a rule."""
         return any(axis.rule.is_given for axis in self.axes)
 
     def resample(self, shape: tuple[int, ...]) -> "Grid":

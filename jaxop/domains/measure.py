@@ -1,10 +1,10 @@
 """Quadrature weights: checked, relative, uniform, and those of the trapezoid rule on given nodes."""
 
 from types import ModuleType
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxop._scaling import unit_of
@@ -26,13 +26,13 @@ def check_weights(weights: np.ndarray, argument: str = "weights") -> None:
         raise ValueError(f"{argument}{of_sample} are all zero; at least one node must carry weight.")
 
 
-def uniform_weights(n: int, dtype: Any) -> Float[Array, " n"]:
+def uniform_weights(n: int, dtype: DTypeLike) -> Float[Array, " n"]:
     """1/n for every node."""
     return jnp.full(n, 1 / n, dtype)
 
 
 def relative_weights(weights: Float[Array, " n"]) -> Float[Array, " n"]:
-    """Weights in units of the largest, whose sums neither over- nor underflow; unchanged if none is positive."""
+    """Returns weights in units of the largest, so that sums do not overflow or underflow; zeros stay zeros."""
     largest = jnp.max(weights)
     return weights / jnp.where(largest > 0, unit_of(largest), 1)
 
@@ -45,6 +45,6 @@ def trapezoid_weights(nodes: Float[Array | np.ndarray, "*batch n"]) -> Float[Arr
     return (xp.concatenate([gaps, zero], axis=-1) + xp.concatenate([zero, gaps], axis=-1)) / 2
 
 
-def namespace(*arrays: Any) -> ModuleType:
-    """NumPy where every array is one of the host, so that nothing is compiled; `jax.numpy` otherwise."""
+def namespace(*arrays: object) -> ModuleType:
+    """Returns NumPy if all arrays are NumPy arrays, so that nothing is compiled, and `jax.numpy` otherwise."""
     return np if all(isinstance(array, np.ndarray) for array in arrays) else jnp

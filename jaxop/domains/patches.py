@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Array, Float
@@ -159,7 +158,7 @@ def partition(grid: Grid, patches: Sequence[int]) -> Partition:
     return Partition(grid, patches)
 
 
-def _integers(values: Any, argument: str) -> tuple[int, ...]:
+def _integers(values: Sequence[int], argument: str) -> tuple[int, ...]:
     if np.ndim(values) != 1:
         raise TypeError(f"{argument} must hold one integer for each axis of the grid, got {values!r}.")
     return tuple(as_integer(value, f"{argument}[{k}]") for k, value in enumerate(values))

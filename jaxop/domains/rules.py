@@ -13,19 +13,19 @@ NodesAndWeights: TypeAlias = tuple[np.ndarray, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """∫_0^1 f(x) dx ≈ Σ_i w_i f(x_i) with any number n of nodes, and what is known of these nodes.
+    """∫_0^1 f(x) dx ≈ Σ_i w_i f(x_i) with any number n of nodes, and the properties of these nodes.
 
-    Rules are equal if all their fields are: keep one object rather than build it anew, or programs compile again.
+    Two rules are equal if all their fields are. Build a rule once and keep it: a new function compiles programs again.
 
     Attributes:
-        name: what messages and files call the rule.
+        name: name of the rule in messages and files.
         unit: n ↦ n increasing nodes in [0, 1] and their weights; None for given nodes, which follow no rule.
         fewest: smallest n.
         is_periodic: whether the first node follows the last, so that functions are those of a circle.
         vanishes_at_ends: whether functions are 0 at both ends, which are not nodes.
         has_end_nodes: whether both ends are nodes.
         has_equal_weights: whether nodes are equally spaced by 1/n and weigh 1/n each, which an FFT assumes.
-        margins: what lies between an end and its nearest node, in gaps, where nodes are equally spaced; None elsewhere.
+        margins: distances from each end to its nearest node, in gaps of equally spaced nodes; None for other nodes.
 
     Example:
         Simpson's rule, for an odd number of nodes:
@@ -53,7 +53,7 @@ class Rule:
 
     @property
     def is_given(self) -> bool:
-        """Whether nodes were given and follow no rule."""
+        """Whether the nodes were given and do not follow a rule."""
         return self.unit is None
 
     def on(self, n: int, lower: float, upper: float) -> NodesAndWeights:
@@ -61,8 +61,8 @@ class Rule:
 
         Raises:
             TypeError: if ``n`` is not an integer or an end is not a number.
-            ValueError: for too few nodes, ends out of order, given nodes, and a rule of a user that returns nodes
-                or weights that are not those of a quadrature on [0, 1].
+            ValueError: for too few nodes, ends out of order, given nodes, and a rule of a user whose nodes or weights
+                are not a quadrature on [0, 1].
         """
         if self.unit is None:
             raise ValueError("given nodes follow no rule on a fixed interval; call from_samples with the new nodes.")
@@ -116,7 +116,7 @@ PERIODIC = Rule("periodic", _periodic, is_periodic=True, has_equal_weights=True,
 GAUSS_LEGENDRE = Rule("gauss-legendre", _gauss_legendre)
 INTERIOR = Rule("interior", _interior, vanishes_at_ends=True, margins=(1.0, 1.0))
 GIVEN = Rule("samples", None, has_end_nodes=True)
-"""Of given nodes."""
+"""The rule of given nodes."""
 
 _BY_NAME = {rule.name: rule for rule in (TRAPEZOID, MIDPOINT, PERIODIC, GAUSS_LEGENDRE, INTERIOR)}
 
@@ -124,11 +124,11 @@ RULES = tuple(_BY_NAME)
 """Names accepted by `interval` and `box`."""
 
 EQUAL_WEIGHT_RULES = tuple(rule.name for rule in _BY_NAME.values() if rule.has_equal_weights)
-"""Rules whose nodes are equally spaced by (upper − lower)/n and share one weight: what an FFT assumes."""
+"""Rules whose nodes are equally spaced by (upper − lower)/n and share one weight: as an FFT assumes."""
 
 
 def as_rule(rule: str | Rule) -> Rule:
-    """A rule by its name, or a rule as it is.
+    """Returns a rule by its name; returns a `Rule` unchanged.
 
     Raises:
         ValueError: for an unknown name.
@@ -140,5 +140,5 @@ def as_rule(rule: str | Rule) -> Rule:
 
 
 def is_named(rule: Rule) -> bool:
-    """Whether the name of a rule stands for it in files: not for one of a user's own."""
+    """Returns whether files can name the rule, which is False for a rule of a user."""
     return _BY_NAME.get(rule.name) == rule

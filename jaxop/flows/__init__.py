@@ -6,7 +6,6 @@ from jaxop.flows.integrators import Euler as Euler
 from jaxop.flows.integrators import ExponentialEuler as ExponentialEuler
 from jaxop.flows.integrators import KickDampDrift as KickDampDrift
 from jaxop.flows.integrators import LawsonAdamsBashforth2 as LawsonAdamsBashforth2
-from jaxop.flows.integrators import Method as Method
 from jaxop.flows.integrators import TaoDoubling as TaoDoubling
 from jaxop.flows.integrators import displace as displace
 from jaxop.flows.integrators import step as step
@@ -33,6 +32,7 @@ from jaxop.flows.stein import stein_momentum_flow as stein_momentum_flow
 from jaxop.flows.stein import stein_momentum_rates as stein_momentum_rates
 from jaxop.flows.stein import stein_rates as stein_rates
 from jaxop.flows.system import Damping as Damping
+from jaxop.flows.system import Method as Method
 from jaxop.flows.system import State as State
 from jaxop.flows.system import System as System
 from jaxop.flows.system import first_order as first_order

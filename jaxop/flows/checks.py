@@ -1,7 +1,5 @@
 """Validation of ensembles and of the matrices that flows take."""
 
-from typing import Any
-
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
@@ -21,7 +19,7 @@ def check_ensemble(x: object, weights: object, **others: object) -> tuple[Array,
     else:
         weights = relative_weights(check_masses(weights, x))
         total = jnp.sum(weights)
-        # traced weights may all be 0, of a sequence that is padding only: its particles then see nothing
+        # traced weights may all be 0, for a sequence of padding: its particles then do not interact
         weights = jnp.where(total > 0, weights / jnp.where(total > 0, total, 1), 0).astype(x.dtype)
     arrays = []
     for name, array in others.items():
@@ -33,7 +31,7 @@ def check_ensemble(x: object, weights: object, **others: object) -> tuple[Array,
 
 
 def check_masses(weights: object, x: Array) -> Array:
-    """The masses of the particles as they were given, in float32 at least."""
+    """Returns the masses of the particles in their own unit, in float32 at least."""
     weights = as_float(weights, "weights")
     weights = weights.astype(accumulator(weights.dtype))
     if weights.shape != (x.shape[0],):
@@ -43,14 +41,14 @@ def check_masses(weights: object, x: Array) -> Array:
     return weights
 
 
-def check_number(value: Any, argument: str) -> None:
-    """Refuses what is not one number."""
+def check_number(value: object, argument: str) -> None:
+    """Raises ``TypeError`` unless ``value`` is one number."""
     if not is_numeric(value) or np.ndim(value):
         raise TypeError(f"{argument} must be one number, got {value!r}.")
 
 
 def check_matrix(matrix: object, name: str, x: Array, *, symmetric: bool = False, definite: bool = False) -> Array:
-    """A (d, d) matrix in the dtype of the particles; its values are looked at where they are known."""
+    """Returns a (d, d) matrix in the dtype of the particles; checks its values unless they are traced."""
     matrix = as_float(matrix, name)
     d = x.shape[1]
     if matrix.shape != (d, d):

@@ -1,7 +1,7 @@
 """Six integrators of damped systems through one function, `step`."""
 
 import dataclasses
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -11,24 +11,14 @@ from jaxtyping import Array
 
 from jaxop._validation import accumulator, is_concrete, is_numeric
 from jaxop.flows.checks import check_number
-from jaxop.flows.system import Damping, State, System, evaluate, rates_of
+from jaxop.flows.system import Damping, Method, State, System, evaluate, rates_of
 
-
-@runtime_checkable
-class Method(Protocol):
-    """One way to advance a state; the objects below are the choices."""
-
-    def history(self, state: State) -> Any:
-        """What the method remembers at the start."""
-        ...
-
-    def advance(self, system: System, state: State, schedule: Damping, dt: Array, ratio: ArrayLike) -> State:
-        """The state after ``dt``, in which x moves by ``ratio · dt``."""
-        ...
+Length: TypeAlias = float | np.ndarray | Array
+"""Length of a step."""
 
 
 def displace(state: State, position: Array, velocity: Array) -> State:
-    """The state after a change that is no step, of x and y by the given amounts; copies of them follow.
+    """Returns the state with x and y changed by the given amounts outside of a step; copies in the history follow.
 
     Example:
         >>> import jax.numpy as jnp
@@ -51,7 +41,7 @@ def step(
 
     Args:
         method: `Euler`, `KickDampDrift`, `ExponentialEuler`, `AdamsBashforth2`, `LawsonAdamsBashforth2` or
-            `TaoDoubling`: one evaluation of the rates each, but four for Tao's.
+            `TaoDoubling`. Each evaluates the rates once, except Tao's, which does so four times.
         system: the rates.
         state: from `start` with the same method, or from a step before.
         schedule: the damping α(t).
@@ -62,7 +52,7 @@ def step(
 
     Raises:
         ValueError: for a step that is not positive and finite (where its value is known).
-        TypeError: for a method or schedule that is none, or a state whose history is that of another method.
+        TypeError: if the method or the schedule has another type, or the state was started with another method.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -84,8 +74,8 @@ def step(
     return jax.tree.map(lambda new, old: new.astype(old.dtype), new, state)
 
 
-def check_step(method: object, system: object, state: object, schedule: object, dt: Any) -> tuple[Any, Any]:
-    """(h_x, h_y), after a look at what is known of them and of the time."""
+def check_step(method: object, system: object, state: object, schedule: object, dt: object) -> tuple[Length, Length]:
+    """Returns (h_x, h_y); checks the arguments of a step, and values that are not traced."""
     if isinstance(method, type) or not hasattr(method, "advance"):
         names = ", ".join(f"flows.{kind.__name__}()" for kind in METHODS.values())
         raise TypeError(f"method must be one of {names}, got {method!r}.")
@@ -94,21 +84,22 @@ def check_step(method: object, system: object, state: object, schedule: object, 
     if not isinstance(state, State):
         raise TypeError(f"state must come from flows.start(method, position), got {type(state).__name__}.")
     if not isinstance(schedule, Damping):
-        raise TypeError(f"schedule must be a flows.Damping(...), got {schedule!r}; flows.Damping() is none.")
+        raise TypeError(f"schedule must be a flows.Damping(...), got {schedule!r}; flows.Damping() does not damp.")
     pair = tuple(dt) if isinstance(dt, tuple | list) else (dt, dt)
     if len(pair) != 2:
         raise ValueError(f"dt must be a number or a pair (h_x, h_y), got {len(pair)} entries.")
-    h_x, h_y = pair
-    for name, h in (("h_x", h_x), ("h_y", h_y)):
+    lengths: list[Length] = []
+    for name, h in zip(("h_x", "h_y"), pair, strict=True):
         if not is_numeric(h):
             raise TypeError(f"dt must be a positive number or a pair of them, got {name} = {h!r}.")
         if is_concrete(h) and not (np.ndim(h) == 0 and np.isfinite(h) and h > 0):
             raise ValueError(f"dt must be a positive and finite number, or a pair of them, got {name} = {h}.")
+        lengths.append(h)
     if is_concrete(schedule.logarithmic, state.time) and schedule.logarithmic > 0 and not state.time > 0:
         raise ValueError(
             f"logarithmic damping c/t needs t > 0, got t = {float(state.time):g}; give flows.start(..., time=1.0)."
         )
-    return h_x, h_y
+    return lengths[0], lengths[1]
 
 
 def _decay(schedule: Damping, state: State, dt: ArrayLike) -> Array:
@@ -153,7 +144,7 @@ class KickDampDrift:
 
 @dataclasses.dataclass(frozen=True)
 class ExponentialEuler:
-    """Y ← σ Y + ((1 − σ)/ᾱ) G, ᾱ = Δη/h: the damping exactly, the force frozen; X with the old Y; order 1."""
+    """Y ← σ Y + ((1 − σ)/ᾱ) G, ᾱ = Δη/h: exact damping, frozen force; X moves with the old Y; order 1."""
 
     def history(self, state: State) -> None:
         """None."""
@@ -178,7 +169,7 @@ _SERIES = 0.05
 
 
 class Rates(NamedTuple):
-    """Damped rates of a former step, and its length: 0 before the first."""
+    """Damped rates of the previous step and its length, which is 0 before the first step."""
 
     position: Array
     velocity: Array
@@ -186,7 +177,7 @@ class Rates(NamedTuple):
 
 
 class Forces(NamedTuple):
-    """Undamped rates of a former step, its length and its damping η: 0 before the first."""
+    """Undamped rates of the previous step, its length and its damping η, which are 0 before the first step."""
 
     position: Array
     velocity: Array
@@ -206,7 +197,7 @@ class AdamsBashforth2:
     """Z ← Z + h ((1 + r/2) R_n − (r/2) R_{n−1}), R = (ẋ, G − α Y), r = h / former h; order 2, first step Euler's."""
 
     def history(self, state: State) -> Rates:
-        """Rates of a former step, none yet."""
+        """Rates of the previous step, of length 0."""
         return Rates(jnp.zeros_like(state.position), jnp.zeros_like(state.velocity), jnp.zeros_like(state.time))
 
     def advance(self, system: System, state: State, schedule: Damping, dt: Array, ratio: ArrayLike) -> State:
@@ -227,7 +218,7 @@ class LawsonAdamsBashforth2:
     """`AdamsBashforth2` on e^η Y: the damping is integrated exactly (integrating factor); order 2."""
 
     def history(self, state: State) -> Forces:
-        """Rates of a former step, none yet."""
+        """Rates of the previous step, of length 0."""
         zero = jnp.zeros_like(state.time)
         return Forces(jnp.zeros_like(state.position), jnp.zeros_like(state.velocity), zero, zero)
 
@@ -245,7 +236,7 @@ class LawsonAdamsBashforth2:
 
 
 def _half_ratio(state: State, dt: Array) -> Array:
-    # the lengths themselves: differences of times are rounded to the last digit of the time
+    # the lengths themselves, because differences of times carry the rounding of the time
     former = state.history.dt
     return jnp.where(former > 0, dt / jnp.where(former > 0, former, 1), 0) / 2
 
@@ -255,11 +246,11 @@ class TaoDoubling:
     """A^{h/2} B^{h/2} C_{2ξh} B^{h/2} A^{h/2} on two copies of phase space; order 2.
 
     A moves (x, ỹ) with the rates at (x̃, y), B moves (x̃, y) with those at (x, ỹ), C rotates the differences of the
-    copies by the angle 2 ξ h; the damping acts for half a step before and half a step after.
+    copies by the angle 2 ξ h. The damping acts for half a step before and half a step after.
     Without damping and with the rates of a Hamiltonian it is symplectic, separable or not.
 
     Attributes:
-        coupling: ξ, in units of one over time: how strongly the copies are bound.
+        coupling: ξ, the strength of the coupling of the copies, in units of one over time.
 
     Source: Tao, "Explicit symplectic approximation of nonseparable Hamiltonians", arXiv:1609.02212.
     """

@@ -29,7 +29,8 @@ def linear_force(
 
     Args:
         x: particles, one per row, (n, d).
-        weights: masses in any unit, scaled to sum 1, (n,); None: equal. With a domain, its quadrature weights.
+        weights: masses in any unit, (n,), such as the quadrature weights of a domain, scaled to sum 1; None means
+            equal masses.
         bilinear: A.
         hessian: V.
 
@@ -64,13 +65,13 @@ def linear_rates(
 ) -> tuple[Callable[[Array], Array], Float[Array, "n d"]]:
     """Ẋ = X A (Xᵀ W Y) and Ẏ = X Vᵀ − Y (Yᵀ W X) A, the accelerated flow without its damping.
 
-    With Y = X S at the start, S, A and V symmetric, elliptically contoured laws stay so: x_t = M_t x_0, see
-    `linear_moment_flow`.
+    If Y = X S at the start and S, A and V are symmetric, elliptically contoured laws stay elliptically contoured:
+    x_t = M_t x_0, see `linear_moment_flow`.
 
     Args:
         x: particles, (n, d).
         momentum: Y, (n, d).
-        weights: as in `linear_force`.
+        weights: masses in any unit, (n,); None means equal masses.
         bilinear: A, symmetric and positive definite.
         hessian: V, symmetric.
 
@@ -112,25 +113,26 @@ def linear_connection(
 ) -> Float[Array, "n d"]:
     """C = X (T Tᵀ − T T − A Tᵀ A⁻¹ T), T = (Xᵀ W X + ε)⁻¹ Xᵀ W U: the linear flow is ẍ = −α ẋ + `linear_force` − C.
 
-    With U = Ẋ the velocity in place of the momentum, T = A Xᵀ W Y is the linear map that moves the particles,
-    U = X T: here the weighted least squares fit of velocities by positions. Causal: T_i fits the particles j ≤ i, by
-    recursive least squares, and row i of C is that of T_i.
+    In terms of momenta, T = A Xᵀ W Y is the linear map that moves the particles, U = Ẋ = X T. Here T is the weighted
+    least squares fit of velocities by positions. With ``is_causal``, T_i fits the particles j ≤ i by recursive least
+    squares, and row i of C is that of T_i.
 
     Args:
         x: particles, (n, d).
         velocity: U, (n, d); only its part X T counts.
-        weights: as in `linear_force`; causal: row i in units of the largest weight up to i.
-        bilinear: A, symmetric and positive definite; None: the identity.
-        ridge: ε, in units of squared channels times the total weight; causal: times the largest weight so far. The
-            exact flow has none, which needs at least d independent particles.
+        weights: masses in any unit, (n,); None means equal masses. With ``is_causal`` row i takes them in units of the
+            largest weight up to i.
+        bilinear: A, symmetric and positive definite; None means the identity.
+        ridge: ε, in units of squared channels times the total weight, or with ``is_causal`` times the largest weight so
+            far. The exact flow has ε = 0 and needs at least d independent particles.
         is_causal: whether particle i sees j ≤ i only.
 
     Returns:
         Shape (n, d).
 
     Raises:
-        ValueError: as `linear_force`; for a ridge that is negative, 0 where T would not be determined, or, causal, too
-            small for the precision.
+        ValueError: as `linear_force`; for a ridge that is negative, that is 0 where T is not determined, or that is too
+            small for the precision with ``is_causal``.
 
     Cost: O(n d²) time and O(n d) memory; causal, n steps of O(d²) one after another, of O(d³) where a weight exceeds
         all before; their derivatives take O(n d²) memory.
@@ -175,7 +177,7 @@ def linear_connection(
 
 
 def _in_running_units(masses: Array | None, x: Array) -> tuple[Array, Array | None]:
-    """Masses over the largest up to each, and the former unit over the new one; None: equal masses, one unit."""
+    """Masses over the largest mass so far, and the former unit over the new one; None means equal masses."""
     if masses is None:
         return jnp.ones_like(x[:, 0]), None
     largest = jax.lax.stop_gradient(jax.lax.cummax(masses))
@@ -201,7 +203,7 @@ def _causal_connection(
     identity = jnp.eye(x.shape[1], dtype=x.dtype)
 
     def in_new_units(inverse: Array, motion: Array, kept: Array) -> tuple[Array, Array]:
-        # (P⁻¹ − ε) kept + ε is the new P⁻¹: the sum shrinks, the ridge does not
+        # the new P⁻¹ is (P⁻¹ − ε) kept + ε: the sum shrinks, but the ridge does not
         new = jax.scipy.linalg.solve(kept * identity + (1 - kept) * ridge * inverse, inverse, assume_a="pos")
         return new, motion - (1 - kept) * ridge * new @ motion
 
@@ -236,7 +238,7 @@ def linear_energy(
     Args:
         x: particles, (n, d).
         momentum: Y, (n, d).
-        weights: as in `linear_force`.
+        weights: masses in any unit, (n,); None means equal masses.
         bilinear: A, symmetric and positive definite.
         hessian: V, symmetric.
 
@@ -268,7 +270,7 @@ def linear_flow(
     bilinear: Float[Array, "d d"],
     hessian: Float[Array, "d d"],
 ) -> System:
-    """Ẋ = X A (Xᵀ W X) Vᵀ as a `System`; arguments as in `linear_force`.
+    """Ẋ = X A (Xᵀ W X) Vᵀ as a `System`; see `linear_force`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -286,7 +288,7 @@ def accelerated_linear_flow(
     bilinear: Float[Array, "d d"],
     hessian: Float[Array, "d d"],
 ) -> System:
-    """The accelerated linear flow as a `System` of positions and momenta; arguments as in `linear_rates`.
+    """The accelerated linear flow as a `System` of positions and momenta; see `linear_rates`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -305,7 +307,8 @@ def linear_moment_flow(*, bilinear: Float[Array, "d d"], hessian: Float[Array, "
     """Σ̇ = S C A Σ + Σ A C S, Ṡ = V − A C S² − S² C A (− α S), C = Σ: the accelerated linear flow of a whole law.
 
     A centred elliptically contoured law of second moments Σ with momenta y = S x keeps its form under
-    `accelerated_linear_flow`, and these are its moments; position is Σ, velocity S. All matrices are symmetric.
+    `accelerated_linear_flow`. These are the equations of its moments: position is Σ, velocity is S. All matrices are
+    symmetric.
 
     Args:
         bilinear: A.

@@ -1,27 +1,28 @@
-"""Running a flow for many steps, with a diagnosis if it blows up."""
+"""Simulation of a flow over many steps, with a diagnosis if it blows up."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jaxop._validation import first_index, is_concrete, is_integer
 from jaxop._varying import varying_like
-from jaxop.flows.integrators import Method, check_step, step
-from jaxop.flows.system import Damping, State, System
+from jaxop.flows.integrators import check_step, step
+from jaxop.flows.system import Damping, Method, State, System
 
 
 class Trajectory(NamedTuple):
-    """A flow at some of its times, the start included.
+    """A flow at some of its times, including the start.
 
     Attributes:
         time: (k + 1,).
         position: (k + 1, …).
         velocity: (k + 1, …).
-        state: the last state, from which to go on.
+        state: the last state, from which a simulation can continue.
     """
 
     time: Float[Array, " k"]
@@ -35,12 +36,12 @@ def simulate(
     system: System,
     state: State,
     schedule: Damping,
-    dt: Any,
+    dt: ArrayLike | tuple[ArrayLike, ArrayLike],
     steps: int,
     *,
     every: int = 1,
 ) -> Trajectory:
-    """``steps`` steps from a state, by one scan.
+    """Makes ``steps`` steps from a state in one scan.
 
     Args:
         method: the integrator, see `step`.
@@ -48,21 +49,21 @@ def simulate(
         state: from `start`.
         schedule: the damping.
         dt: length of a step.
-        steps: how many, a multiple of ``every``.
-        every: steps between the states that are kept.
+        steps: number of steps, a multiple of ``every``.
+        every: number of steps between the states that are kept.
 
     Returns:
         The trajectory, with steps/every + 1 entries.
 
     Raises:
         TypeError: for numbers of steps that are not integers, and as `step`.
-        ValueError: for steps that are no multiple of ``every``, and as `step`.
+        ValueError: if ``steps`` is not a multiple of ``every``, and as `step`.
         FloatingPointError: if the flow blows up; the message names the first step, time and particle that are not
-            finite. Inside `jit` nothing can be raised: there the trajectory stays at the last finite state, and has no
-            derivative.
+            finite. Inside `jit` an error cannot be raised: the trajectory then stays at the last finite state and does
+            not have a derivative.
 
-    Cost: that of the steps; memory for the kept states. Compiles once for each ``system`` and ``method``: a system that
-        is built anew compiles anew.
+    Cost: that of the steps; memory for the kept states. Compiles once for each pair of objects ``system`` and
+        ``method``.
 
     Example:
         >>> import jax.numpy as jnp
@@ -109,7 +110,7 @@ def _run(
     system: System,
     state: State,
     schedule: Damping,
-    dt: Any,
+    dt: ArrayLike | tuple[ArrayLike, ArrayLike],
     *,
     steps: int,
     every: int,

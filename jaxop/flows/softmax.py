@@ -29,10 +29,11 @@ def softmax_force(
 
     Args:
         x: particles, one per row, (n, d).
-        weights: their masses in any unit, scaled to sum 1, (n,); None: equal. With a domain, its quadrature weights.
+        weights: masses in any unit, (n,), such as the quadrature weights of a domain, scaled to sum 1; None means
+            equal masses.
         score: A, any matrix.
         value: V, any matrix.
-        implementation: of `jaxop.attention.integral_attention`.
+        implementation: that of `jaxop.attention.integral_attention`.
 
     Returns:
         Shape (n, d).
@@ -69,23 +70,24 @@ def softmax_rates(
         C_i = a_i u_i − ½ (s_i Γ_i + Σ_j P_ij s_j V x_j),
         s_i = u_iᵀ B⁻¹ u_i,    a_i = Σ_j P_ij (u_iᵀ A x_j + x_iᵀ A u_j).
 
-    Equal to the Hamiltonian flow of `softmax_momentum_rates` with y_i = z_i B⁻¹ u_i, without its exponentials: adding a
-    constant to the logits of a row changes nothing.
+    Equal to the Hamiltonian flow of `softmax_momentum_rates` with y_i = z_i B⁻¹ u_i, but without its exponentials: a
+    constant added to the logits of a row changes nothing.
 
     Args:
         x: particles, one per row, (n, d).
         velocity: u, (n, d).
-        weights: masses in any unit, scaled to sum 1, (n,); None: equal. With a domain, its quadrature weights.
+        weights: masses in any unit, (n,), such as the quadrature weights of a domain, scaled to sum 1; None means
+            equal masses.
         score: A, symmetric, in units of one over x².
         mobility: B, symmetric positive definite.
-        implementation: of `jaxop.attention.integral_attention`.
+        implementation: that of `jaxop.attention.integral_attention`.
 
     Returns:
         (force, connection) = (Γ, C), each (n, d).
 
     Raises:
         ValueError: for shapes that do not fit, weights that are negative or all 0, an A that is not symmetric or a B
-            that is not positive definite (matrices are looked at where their values are known, so not inside `jit`).
+            that is not positive definite (the values of matrices are checked outside `jit` only).
 
     Cost: one call of `integral_attention` with 2 d + 1 … 3 d channels of values: O(n² d) time, O(n d) memory beyond
     128² pairs; no differentiation.
@@ -124,11 +126,11 @@ def function_rates(
     Args:
         x: n functions of d channels at s nodes, (n, s, d).
         velocity: u, (n, s, d).
-        weights: masses of the particles, (n,); None: equal.
-        measure: quadrature weights of the nodes, (s,); None: ones.
+        weights: masses of the particles, (n,); None means equal masses.
+        measure: quadrature weights of the nodes, (s,); None means ones.
         score: A.
         mobility: B, positive definite.
-        implementation: of `jaxop.attention.integral_attention`.
+        implementation: that of `jaxop.attention.integral_attention`.
 
     Returns:
         (force, connection), each (n, s, d).
@@ -170,18 +172,19 @@ def softmax_momentum_rates(
 ) -> tuple[Callable[[Array], Array], Float[Array, "n d"]]:
     """ẋ_i = B y_i / z_i and ẏ_i = ½ Σ_j w_j M_ij (κ_i + κ_j + 2) A x_j, κ_i = y_iᵀ B y_i / z_i², undamped.
 
-    The Hamiltonian system of `softmax_energy`, in its own variables. Exponentials are taken as they are: for large
-    x_iᵀ A x_j prefer `softmax_rates`.
+    The Hamiltonian system of `softmax_energy`, in its own variables. Exponentials are not scaled and overflow for large
+    x_iᵀ A x_j; prefer `softmax_rates` there.
 
     Args:
         x: particles, (n, d).
         momentum: y, (n, d).
-        weights: as in `softmax_rates`.
+        weights: masses in any unit, (n,); None means equal masses.
         score: A, symmetric.
         mobility: B, symmetric positive definite.
-        potential: V of one particle; then Σ_i w_i V(x_i) takes the place of the interaction −½ Σ_ij w_i w_j M_ij, which
-            is unbounded below, and −∇V that of the 2 in ẏ. The metric stays that of softmax.
-        implementation: of `jaxop.attention.integral_attention`.
+        potential: V of one particle. Then Σ_i w_i V(x_i) replaces the interaction −½ Σ_ij w_i w_j M_ij, which is
+            unbounded below, and −∇V replaces the term of the 2 in ẏ. The metric remains that of softmax. None keeps
+            the interaction.
+        implementation: that of `jaxop.attention.integral_attention`.
 
     Returns:
         (drift, force): the function y ↦ ẋ at this x, and ẏ without damping, (n, d).
@@ -231,10 +234,10 @@ def softmax_energy(
     Args:
         x: particles, (n, d).
         velocity: u, (n, d).
-        weights: as in `softmax_rates`.
+        weights: masses in any unit, (n,); None means equal masses.
         score: A, symmetric.
         mobility: B, symmetric positive definite.
-        implementation: of `jaxop.attention.integral_attention`.
+        implementation: that of `jaxop.attention.integral_attention`.
 
     Returns:
         (kinetic, potential), two numbers.
@@ -270,7 +273,7 @@ def softmax_flow(
     value: Float[Array, "d d"],
     implementation: str | None = None,
 ) -> System:
-    """ẋ = Γ as a `System`; arguments as in `softmax_force`.
+    """ẋ = Γ as a `System`; see `softmax_force`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -292,7 +295,7 @@ def accelerated_softmax_flow(
     mobility: Float[Array, "d d"],
     implementation: str | None = None,
 ) -> System:
-    """ẍ = −α ẋ + Γ − C as a `System` of positions and velocities; arguments as in `softmax_rates`.
+    """ẍ = −α ẋ + Γ − C as a `System` of positions and velocities; see `softmax_rates`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -319,7 +322,7 @@ def softmax_momentum_flow(
     potential: Callable[[Float[Array, " d"]], Float[Array, ""]] | None = None,
     implementation: str | None = None,
 ) -> System:
-    """The same flow as a `System` of positions and momenta; arguments as in `softmax_momentum_rates`.
+    """The accelerated softmax flow as a `System` of positions and momenta; see `softmax_momentum_rates`.
 
     Example:
         >>> import jax.numpy as jnp

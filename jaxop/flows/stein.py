@@ -31,7 +31,7 @@ def stein_force(
 
     Args:
         x: particles, one per row, (n, d).
-        weights: masses in any unit, scaled to sum 1, (n,); None: equal.
+        weights: masses in any unit, scaled to sum 1, (n,); None means equal masses.
         score: ∇log π of one point, (d,) to (d,).
         kernel: any symmetric kernel, e.g. `jaxop.kernels.Gaussian`, `InverseMultiquadric` or `Bilinear`.
 
@@ -85,16 +85,17 @@ def stein_rates(
         u_i = Σ_j w_j k(x_i, x_j) y_j,
         u̇_i = φ(x_i) − Σ_j w_j k(x_i, x_j) Σ_l w_l (y_j·y_l) ∇₁k(x_j, x_l) + Σ_j w_j (∇₁k_ij·u_i + ∇₂k_ij·u_j) y_j
 
-    The gradient of log ρ in ẏ never appears: seen through the kernel it is that of `stein_force`. The momenta y
+    The gradient of log ρ in ẏ does not appear, because the kernel turns it into a term of `stein_force`. The momenta y
     are recovered from the velocities by (K W + ε) y = u.
 
     Args:
         x: particles, (n, d); with the bilinear kernel their moments must not be singular.
         velocity: u, (n, d).
-        weights: as in `stein_force`.
+        weights: masses in any unit, (n,); None means equal masses.
         score: ∇log π of one point.
-        kernel: as in `stein_force`; a bilinear one by its symmetric part, and with an offset of None or not 0.
-        regularization: ε > 0, in units of the kernel; the bilinear kernel does not need it: there y is affine in x.
+        kernel: any symmetric kernel. Of a bilinear kernel the symmetric part counts, and its offset must not be 0 (None
+            leaves it out).
+        regularization: ε > 0, in units of the kernel. The bilinear kernel does not need it, because y is affine in x.
 
     Returns:
         Shape (n, d).
@@ -172,14 +173,14 @@ def stein_momentum_rates(
 ) -> tuple[Callable[[Array], Array], Float[Array, "n d"]]:
     """ẋ_i = Σ_j w_j k(x_i, x_j) y_j and ẏ_i = ∇log π(x_i) − ∇log ρ(x_i) − Σ_j w_j (y_i·y_j) ∇₁k(x_i, x_j), undamped.
 
-    The accelerated Stein flow in its own variables, for the bilinear kernel, which sees ∇log ρ through its affine part
-    only; by Stein's identity the moments of the particles give that part exactly. Equivalent to `stein_rates`, and
-    stable with longer steps.
+    The accelerated Stein flow in its own variables, for the bilinear kernel. This kernel sees only the affine part of
+    ∇log ρ, which by Stein's identity follows exactly from the moments of the particles. Equivalent to `stein_rates`,
+    but stable with longer steps.
 
     Args:
         x: particles, (n, d); their moments must not be singular.
         momentum: y, (n, d).
-        weights: as in `stein_force`.
+        weights: masses in any unit, (n,); None means equal masses.
         score: ∇log π of one point.
         kernel: bilinear.
 
@@ -243,7 +244,7 @@ def stein_flow(
     score: Callable[[Float[Array, " d"]], Float[Array, " d"]],
     kernel: Kernel,
 ) -> System:
-    """ẋ = φ(x) as a `System`; arguments as in `stein_force`.
+    """ẋ = φ(x) as a `System`; see `stein_force`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -262,7 +263,7 @@ def accelerated_stein_flow(
     kernel: Kernel,
     regularization: float = 1e-3,
 ) -> System:
-    """The accelerated Stein flow as a `System` of positions and velocities; arguments as in `stein_rates`.
+    """The accelerated Stein flow as a `System` of positions and velocities; see `stein_rates`.
 
     Example:
         >>> import jax.numpy as jnp

@@ -1,13 +1,13 @@
-"""What a damped flow is: a system of rates, its state, and how strongly its velocity is damped."""
+"""Damped flows: a system of rates, its state, and the damping of its velocity."""
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from jaxop._pytree import register
 from jaxop._validation import accumulator, as_float, is_concrete
@@ -18,19 +18,19 @@ Drift = Array | Callable[[Array], Array]
 
 
 class State(NamedTuple):
-    """Where a flow stands.
+    """The state of a flow.
 
     Attributes:
         position: x, any shape; for particles (n, d).
-        velocity: y, the same shape: the velocity or the momentum, whichever the system evolves.
+        velocity: y, the same shape: the velocity or the momentum, depending on the system.
         time: t.
-        history: what the method remembers of former steps, made by `start`.
+        history: data of earlier steps that the method needs, made by `start`.
     """
 
     position: Array
     velocity: Array
     time: Float[Array, ""]
-    history: Any = None
+    history: PyTree = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,14 +56,14 @@ class System:
     rates: Callable[[State, Array], tuple[Drift, Array]]
 
     def drift(self, drift: Drift, state: State, velocity: Array) -> Array:
-        """ẋ at the position and time of the state with another velocity, from the drift that its rates gave."""
+        """Returns ẋ at the position and time of the state for another velocity, from the drift of its rates."""
         if callable(drift):
             return drift(velocity)
         return evaluate(self, state._replace(velocity=velocity))[0]
 
 
 def first_order(velocity: Callable[[Array], Array]) -> System:
-    """ẋ = velocity(x), which needs no y.
+    """The system ẋ = velocity(x), which does not use y.
 
     Example:
         >>> import jax.numpy as jnp
@@ -82,7 +82,7 @@ def first_order(velocity: Callable[[Array], Array]) -> System:
 
 
 def second_order(acceleration: Callable[[Array, Array], Array]) -> System:
-    """ẋ = u, u̇ = acceleration(x, u), undamped.
+    """The system ẋ = u, u̇ = acceleration(x, u), undamped.
 
     Example:
         >>> import jax.numpy as jnp
@@ -102,7 +102,7 @@ def evaluate(system: System, state: State) -> tuple[Array, Array]:
 
 
 def rates_of(system: System, state: State) -> tuple[Drift, Array]:
-    """What the rates of a system return, if it is a pair."""
+    """Returns the rates of a system; raises ``TypeError`` if they are not a pair."""
     rates: object = system.rates(state, state.time)
     if not isinstance(rates, tuple) or len(rates) != 2:
         raise TypeError(
@@ -117,7 +117,7 @@ def rates_of(system: System, state: State) -> tuple[Drift, Array]:
 class Damping:
     """α(t) = c_log/t + c_lin, the rate at which velocity is lost; η = ∫ α = c_log log t + c_lin t.
 
-    ``Damping()`` is none, ``Damping(logarithmic=3)`` Nesterov's 3/t, ``Damping(linear=a)`` a constant rate.
+    ``Damping()`` does not damp, ``Damping(logarithmic=3)`` is Nesterov's 3/t, ``Damping(linear=a)`` is a constant rate.
 
     Attributes:
         logarithmic: c_log ≥ 0, a number; the flow then starts at t > 0.
@@ -149,7 +149,7 @@ class Damping:
         return self.logarithmic / self._clock(time) + self.linear
 
     def between(self, time: ArrayLike, dt: ArrayLike) -> Array:
-        """η(t + dt) − η(t), so that an undisturbed velocity shrinks by exp(−that)."""
+        """η(t + dt) − η(t), so that a velocity without force shrinks by its exp(−·)."""
         return self.logarithmic * jnp.log1p(dt / self._clock(time)) + self.linear * dt
 
     def _clock(self, time: ArrayLike) -> Array:
@@ -157,13 +157,26 @@ class Damping:
         return jnp.where(jnp.logical_and(self.logarithmic == 0, time == 0), 1, time)
 
 
-def start(method: Any, position: Array, velocity: Array | None = None, *, time: float | Array = 1.0) -> State:
-    """The state from which `step` goes on.
+@runtime_checkable
+class Method(Protocol):
+    """Base protocol of the integrators, which advance a state."""
+
+    def history(self, state: State) -> PyTree:
+        """The history at the start."""
+        ...
+
+    def advance(self, system: System, state: State, schedule: Damping, dt: Array, ratio: ArrayLike) -> State:
+        """The state after ``dt``, in which x moves by ``ratio · dt``."""
+        ...
+
+
+def start(method: Method, position: Array, velocity: Array | None = None, *, time: float | Array = 1.0) -> State:
+    """Returns the initial state of `step`.
 
     Args:
-        method: the integrator, which may need a history.
+        method: the integrator, which makes its own history.
         position: x, any shape.
-        velocity: y, the same shape; None: at rest.
+        velocity: y, the same shape; None means 0.
         time: t; positive where the damping is logarithmic.
 
     Raises:

@@ -6,7 +6,7 @@
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jaxop.kernel_machines.binary import SPANS as SPANS
 from jaxop.kernel_machines.binary import BinaryMachine as BinaryMachine
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from jaxop.kernel_machines.estimators import BinaryKernelRegressor as BinaryKernelRegressor
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in ("BinaryKernelClassifier", "BinaryKernelRegressor"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:

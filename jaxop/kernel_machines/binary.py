@@ -3,7 +3,7 @@
 import dataclasses
 import warnings
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ SPANS = ("sections", "product")
 
 Kernels: TypeAlias = Kernel | tuple[Kernel, Kernel]
 Responses: TypeAlias = Real[Array | np.ndarray, "nx ny"] | CoordinateMatrix | SparseMatrix
-Maps: TypeAlias = str | int | Sequence[Any] | None
+Maps: TypeAlias = str | int | Sequence[object] | None
 Landmarks: TypeAlias = int | tuple[int | None, int | None] | None
 
 LARGEST_EXACT = 2000
@@ -51,10 +51,10 @@ class BinaryMachine:
         x_points: X̃ in the coordinates of the kernel, (p, d): all rows that were fitted, or the landmarks.
         y_points: Ỹ, (q, d).
         coefficients: A, (q, p) with span "sections", (p, q) with span "product".
-        x_map: from rows of the first domain to the coordinates of the kernel, or None.
+        x_map: map from rows of the first domain to the coordinates of the kernel; None means the identity.
         y_map: the same for the second domain.
-        residual: what the solver compared with its tolerance; 0 for a closed form.
-        steps: how many it took.
+        residual: the number that the solver compared with its tolerance; 0 for a closed form.
+        steps: number of steps of the solver.
     """
 
     kernel: Kernels
@@ -168,8 +168,8 @@ def fit(
 ) -> BinaryMachine:
     """The minimiser of Σ_observed L(f(x_i, y_j), z_ij) + λ |f|², f(x, y) = Φ(x) A Ψ(y)ᵀ.
 
-    span "sections": f(x, y) = Σ κ(x, y_j) α_ji κ(x_i, y), |f|² = Σ α_ji². κ may be asymmetric, indefinite, signed.
-    With K = κ(X, Y) = U diag(s) Vᵀ, the squared loss and every pair observed, A = V B Uᵀ with
+    span "sections": f(x, y) = Σ κ(x, y_j) α_ji κ(x_i, y), |f|² = Σ α_ji². κ may be asymmetric, indefinite or
+    signed. With K = κ(X, Y) = U diag(s) Vᵀ, the squared loss and all pairs observed, A = V B Uᵀ with
     B = s sᵀ G / ((s sᵀ)² + λ), G = Uᵀ Z V.
 
     span "product": f(x, y) = Σ κ_X(x, x_i) α_ij κ_Y(y, y_j), |f|² = tr(Aᵀ K_X A K_Y), the norm of the product of the
@@ -182,31 +182,33 @@ def fit(
         Y: rows y_j of the second, (ny, b).
         responses: z_ij, (nx, ny); or a sparse matrix (`jax.experimental.sparse.BCOO` or scipy.sparse), whose stored
             entries are the observed pairs. ±1 for the logistic and the hinge loss.
-        mask: which pairs are observed, (nx, ny), True = observed; None: all. Responses elsewhere are ignored.
+        mask: True for observed pairs, (nx, ny); None means all pairs. Other responses are ignored.
         span: ``"sections"`` or ``"product"``.
         loss: ``"squared"`` (f − z)², ``"logistic"`` log(1 + e^{−z f}) or ``"hinge"`` max(0, 1 − z f).
         regularization: λ ≥ 0, in units of the summed loss (not divided by the number of pairs).
         solver: ``"spectral"``, the closed form (squared loss, all pairs observed); ``"cg"``, conjugate gradients
             preconditioned by it (squared loss); ``"newton"``, damped Newton steps by conjugate gradients (logistic);
             ``"lagrangian"``, augmented Lagrangians by semismooth Newton steps (hinge, stopped by the duality gap).
-            None: the first that applies.
-        maps: None: the rows as they are if a = b, if the span is "product", or if the kernel has maps of its own
-            (attributes ``query_map`` and ``key_map``), else `partial_least_squares` of rank min(a, b). An integer: of
-            that rank. ``"kernel"``: none, the kernel takes rows of both lengths. (W_x, W_y): x ↦ W_xᵀ x, y ↦ W_yᵀ y
-            with matrices (a, r) and (b, r).
-        landmarks: how many rows of each domain span f (Nyström), a number or (p, q); None: all, or 512 where a
-            domain has more than 2000 rows (with span "sections": where both have), with a warning. Chosen by
-            `choose_landmarks`.
+            None means the first that applies.
+        maps: maps of the rows to a common space. An integer means `partial_least_squares` of that rank; (W_x, W_y)
+            means x ↦ W_xᵀ x and y ↦ W_yᵀ y with matrices (a, r) and (b, r); ``"kernel"`` means that the kernel takes
+            rows of both lengths. None leaves the rows unchanged if a = b, if the span is "product", or if the kernel
+            has its own maps (attributes ``query_map`` and ``key_map``), and otherwise means `partial_least_squares` of
+            rank min(a, b).
+        landmarks: how many rows of each domain span f (Nyström), a number or (p, q), chosen by `choose_landmarks`. None
+            means all rows, or 512 with a warning for a domain of more than 2000 rows (with span "sections" if both have
+            more).
         rng_key: draws the landmarks; None chooses them deterministically.
-        tolerance: where a solver stops: "cg" by its relative residual and "newton" by √(gᵀ M⁻¹ g / objective), with the
-            preconditioner M, None: ε^(2/3); "lagrangian" by the duality gap over the objective, None: 1e-4.
-        max_steps: of the solver; None: 1000, 100 and 50 for "cg", "newton" and "lagrangian".
+        tolerance: bound at which a solver stops, of the relative residual for "cg", of √(gᵀ M⁻¹ g / objective) with the
+            preconditioner M for "newton", and of the duality gap over the objective for "lagrangian". None means
+            ε^(2/3), and 1e-4 for "lagrangian".
+        max_steps: largest number of steps; None means 1000, 100 and 50 for "cg", "newton" and "lagrangian".
         progress: called with the number of steps and the residual, such as `print`.
 
     Returns:
         A `BinaryMachine`, computed in float32 or, for float64 inputs, float64. For the squared and the logistic loss it
         is differentiable, to any order, in the parameters of the kernel, X, Y, responses and λ, by the implicit
-        function theorem. Maps that were not given and the choice of landmarks count as fixed.
+        function theorem. Maps that `fit` chooses and the choice of landmarks count as fixed.
 
     Raises:
         ValueError: for arrays that do not fit, NaN, no observed pair, labels that are not ±1, λ < 0, λ = 0 with a
@@ -294,7 +296,7 @@ def fit(
 
 
 def gram(kernel: Kernel, a: Float[Array, "n d"], b: Float[Array, "m e"]) -> Float[Array, "n m"]:
-    """The matrix k(a_i, b_j) of any kernel, whatever its sign."""
+    """The matrix k(a_i, b_j) of a kernel of any sign."""
     tile = kernel.tile(a, b)
     return tile if kernel.sign == "signed" else jnp.exp(tile)
 

@@ -1,6 +1,4 @@
-"""What a binary machine asks of its input; each function returns what it has checked."""
-
-from typing import Any
+"""Checks of the input of a binary machine; each function returns the checked value."""
 
 import jax
 import jax.numpy as jnp
@@ -18,24 +16,25 @@ def name(kernel: Kernel | tuple[Kernel, Kernel]) -> str:
     return " and ".join(dict.fromkeys(type(k).__name__ for k in (kernel if isinstance(kernel, tuple) else (kernel,))))
 
 
-def kernels(kernel: Any, span: str) -> Kernel | tuple[Kernel, Kernel]:
+def kernels(kernel: object, span: str) -> Kernel | tuple[Kernel, Kernel]:
     """One kernel for span "sections", a pair for span "product"."""
     given = tuple(kernel) if isinstance(kernel, tuple | list) else (kernel,)
-    if not all(isinstance(k, Kernel) and not isinstance(k, type) for k in given):
+    found = [k for k in given if isinstance(k, Kernel) and not isinstance(k, type)]
+    if len(found) < len(given):
         raise TypeError(
             "kernel must be a Kernel, such as kernels.ExpDotProduct(), or with span='product' two of them, got "
             f"{kernel!r}; kernels.from_pair makes one from a function."
         )
-    if len(given) > (2 if span == "product" else 1):
+    if len(found) > (2 if span == "product" else 1):
         raise ValueError(
-            f"kernel must be one kernel between both domains, or with span='product' one for each, got {len(given)} "
+            f"kernel must be one kernel between both domains, or with span='product' one for each, got {len(found)} "
             f"with span={span!r}."
         )
-    return given[0] if span == "sections" else (given[0], given[-1])
+    return found[0] if span == "sections" else (found[0], found[-1])
 
 
 def points(X: object, Y: object) -> tuple[Array, Array, np.dtype]:
-    """Finite rows of both domains, and the dtype in which to compute."""
+    """Returns the rows of both domains, which must be finite, and the dtype of the computation."""
     x, y = as_float(X, "X"), as_float(Y, "Y")
     for argument, rows in (("X", x), ("Y", y)):
         if rows.ndim != 2 or 0 in rows.shape:
@@ -51,7 +50,7 @@ def points(X: object, Y: object) -> tuple[Array, Array, np.dtype]:
 
 
 def labels(observations: Observations, loss: str) -> None:
-    """Responses ±1 for the losses of classification."""
+    """Raises ``ValueError`` unless the responses are ±1, for the losses of classification."""
     if loss == "squared" or not is_concrete(*jax.tree.leaves(observations)):
         return
     values = np.asarray(observations.values)
@@ -73,7 +72,7 @@ def _all_observed(observations: Observations) -> bool:
 
 
 def solver(solver: str | None, loss: str, observations: Observations) -> str:
-    """A solver that solves the problem."""
+    """Returns the solver, by default the first for the problem; refuses one that cannot solve it."""
     able = [s for s in SOLVERS[loss] if s != "spectral" or _all_observed(observations)]
     if solver is None:
         return able[0]
@@ -91,7 +90,7 @@ def _seen(observations: Observations) -> str:
 
 
 def regularization(regularization: object, loss: str, observations: Observations) -> Array:
-    """λ ≥ 0 in the dtype of the responses; λ > 0 where the minimiser would not be determined."""
+    """Returns λ ≥ 0 in the dtype of the responses; refuses λ = 0 if the minimiser is not determined."""
     value = as_float(regularization, "regularization").astype(observations.values.dtype)
     if value.ndim:
         raise ValueError(f"regularization must be one number, got shape {value.shape}; use jax.vmap for several.")
@@ -108,7 +107,7 @@ def regularization(regularization: object, loss: str, observations: Observations
 
 
 def finite(kernel: Kernel, matrix: Array) -> Array:
-    """A matrix of kernel values without overflow."""
+    """Returns a matrix of kernel values; raises ``FloatingPointError`` unless it is finite."""
     if is_concrete(matrix) and not (good := np.isfinite(np.asarray(matrix))).all():
         index = first_index(~good)
         raise FloatingPointError(
@@ -119,7 +118,7 @@ def finite(kernel: Kernel, matrix: Array) -> Array:
 
 
 def symmetric(kernel: Kernel, matrix: Array) -> Array:
-    """A symmetric matrix of kernel values."""
+    """Returns a matrix of kernel values; raises ``ValueError`` unless it is symmetric."""
     if is_concrete(matrix):
         values = np.asarray(matrix)
         difference = np.abs(values - values.T)
@@ -140,7 +139,7 @@ def spectra(
     shared: tuple[bool, bool],
     regularization: float,
 ) -> None:
-    """Positive semidefinite matrices for span "product"; full rank where λ = 0."""
+    """Raises ``ValueError`` unless matrices are semidefinite for span "product", and of full rank for λ = 0."""
     sections = not isinstance(kernel, tuple)
     if regularization == 0 and sections and all(shared) and points[0].shape[0] != points[1].shape[0]:
         raise ValueError(
@@ -169,7 +168,7 @@ def spectra(
 
 
 def _dependence(points: Array, axis: Axis) -> str:
-    """Equal rows, or those with a large part in the direction of the smallest singular value."""
+    """Names equal rows, or the rows with large entries in the direction of the smallest singular value."""
     _, first, inverse = np.unique(np.asarray(points), axis=0, return_index=True, return_inverse=True)
     again = np.flatnonzero(first[inverse.ravel()] != np.arange(len(points)))
     if again.size:

@@ -1,12 +1,13 @@
-"""Binary kernel machines in the manner of scikit-learn: parameters in the constructor, NumPy arrays in and out."""
+"""Binary kernel machines as estimators of scikit-learn: parameters in the constructor, NumPy arrays in and out."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 import numpy as np
 import scipy.sparse
 from jaxtyping import Float
+from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
@@ -16,6 +17,10 @@ from jaxop._validation import float_dtype
 from jaxop.kernel_machines.binary import Kernels, Landmarks, Maps, fit
 from jaxop.kernel_machines.observations import Grid, observe
 from jaxop.kernels import ExpDotProduct
+
+Estimator = TypeVar("Estimator", bound="_BinaryEstimator")
+Labels: TypeAlias = ArrayLike | SparseMatrix
+"""Responses or labels of pairs: a matrix, or one of scipy.sparse."""
 
 
 class _BinaryEstimator(BaseEstimator):
@@ -44,14 +49,16 @@ class _BinaryEstimator(BaseEstimator):
         self.tolerance = tolerance
         self.max_steps = max_steps
 
-    def _fit(self, X: Any, Y: Any, responses: Any, mask: Any, loss: str) -> Any:
+    def _fit(
+        self: Estimator, X: ArrayLike, Y: ArrayLike, responses: Any, mask: ArrayLike | None, loss: str
+    ) -> Estimator:
         X, Y = np.asarray(X, float_dtype()), np.asarray(Y, float_dtype())
         self.machine_ = fit(
             ExpDotProduct() if self.kernel is None else self.kernel,
             X,
             Y,
             responses,
-            mask,
+            None if mask is None else np.asarray(mask),
             span=self.span,
             loss=loss,
             regularization=self.regularization,
@@ -65,12 +72,14 @@ class _BinaryEstimator(BaseEstimator):
         self.n_features_in_ = X.shape[1]
         return self
 
-    def _values(self, X: Any, Y: Any) -> np.ndarray:
+    def _values(self, X: ArrayLike, Y: ArrayLike) -> np.ndarray:
         check_is_fitted(self, "machine_")
         return np.asarray(self.machine_(np.asarray(X, float_dtype()), np.asarray(Y, float_dtype())))
 
 
-def _observed(responses: Any, mask: Any, nx: int, ny: int) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+def _observed(
+    responses: Labels, mask: ArrayLike | None, nx: int, ny: int
+) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
     """The observed responses of nx × ny pairs and their indices."""
     seen = observe(_rounded(responses), mask, nx, ny, float_dtype())
     if not isinstance(seen, Grid):
@@ -79,7 +88,7 @@ def _observed(responses: Any, mask: Any, nx: int, ny: int) -> tuple[np.ndarray, 
     return np.asarray(seen.values)[i, j], (i, j)
 
 
-def _rounded(responses: Any) -> Any:
+def _rounded(responses: Labels) -> np.ndarray | scipy.sparse.coo_array:
     if isinstance(responses, SparseMatrix):
         return _with_entries(responses, lambda values: values.astype(float_dtype()))
     return np.asarray(responses, float_dtype())
@@ -95,15 +104,15 @@ class BinaryKernelRegressor(RegressorMixin, _BinaryEstimator):
     """Regression of responses z_ij on pairs of rows (x_i, y_j), see `jaxop.kernel_machines.fit`.
 
     Args:
-        kernel: κ, or with span="product" a pair (κ_X, κ_Y); None: `jaxop.kernels.ExpDotProduct`.
+        kernel: κ, or with span="product" a pair (κ_X, κ_Y); None means `jaxop.kernels.ExpDotProduct`.
         span: ``"sections"`` or ``"product"``.
         regularization: λ.
-        solver: None, ``"spectral"`` or ``"cg"``.
-        maps: how rows of different lengths are compared.
+        solver: ``"spectral"`` or ``"cg"``; None means the first that applies.
+        maps: maps of rows of different lengths to a common space.
         landmarks: how many rows of each domain span the machine.
-        random_state: an integer that seeds the choice of landmarks; None: deterministic.
-        tolerance: where the solver stops.
-        max_steps: of the solver.
+        random_state: an integer that seeds the choice of landmarks; None chooses them deterministically.
+        tolerance: bound at which the solver stops.
+        max_steps: largest number of steps of the solver.
 
     Attributes:
         machine_: the fitted `BinaryMachine`.
@@ -119,14 +128,16 @@ class BinaryKernelRegressor(RegressorMixin, _BinaryEstimator):
         True
     """
 
-    def fit(self, X: Any, Y: Any, responses: Any, mask: Any = None) -> "BinaryKernelRegressor":
+    def fit(
+        self, X: ArrayLike, Y: ArrayLike, responses: Labels, mask: ArrayLike | None = None
+    ) -> "BinaryKernelRegressor":
         """Fits the responses of pairs.
 
         Args:
             X: rows of the first domain, (nx, a).
             Y: rows of the second, (ny, b).
             responses: z_ij, (nx, ny), or a matrix of scipy.sparse whose stored entries are the observed pairs.
-            mask: which pairs are observed, (nx, ny), or None: all.
+            mask: which pairs are observed, (nx, ny), or None for all pairs.
 
         Returns:
             Itself.
@@ -136,19 +147,19 @@ class BinaryKernelRegressor(RegressorMixin, _BinaryEstimator):
         """
         return self._fit(X, Y, _rounded(responses), mask, "squared")
 
-    def predict(self, X: Any, Y: Any) -> Float[np.ndarray, "nx ny"]:
+    def predict(self, X: ArrayLike, Y: ArrayLike) -> Float[np.ndarray, "nx ny"]:
         """The values f(x_i, y_j), (nx, ny)."""
         return self._values(X, Y)
 
-    def score(self, X: Any, Y: Any, responses: Any, mask: Any = None) -> float:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The share R² of the variance of the observed responses that is explained."""
+    def score(self, X: ArrayLike, Y: ArrayLike, responses: Labels, mask: ArrayLike | None = None) -> float:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The coefficient of determination R² of the observed responses."""
         values = self._values(X, Y)
         z, at = _observed(responses, mask, *values.shape)
         z = z.astype(np.float64)
         return 1 - float(np.sum((z - values[at]) ** 2) / np.sum((z - z.mean()) ** 2))
 
 
-def _is_logistic(estimator: Any) -> bool:
+def _is_logistic(estimator: "BinaryKernelClassifier") -> bool:
     if estimator.loss != "logistic":
         raise AttributeError(f"predict_proba needs loss='logistic', got loss={estimator.loss!r}.")
     return True
@@ -158,16 +169,16 @@ class BinaryKernelClassifier(ClassifierMixin, _BinaryEstimator):
     """Two classes of pairs of rows (x_i, y_j), see `jaxop.kernel_machines.fit`.
 
     Args:
-        kernel: κ, or with span="product" a pair (κ_X, κ_Y); None: `jaxop.kernels.ExpDotProduct`.
+        kernel: κ, or with span="product" a pair (κ_X, κ_Y); None means `jaxop.kernels.ExpDotProduct`.
         loss: ``"logistic"``, ``"hinge"`` or ``"squared"``.
         span: ``"sections"`` or ``"product"``.
         regularization: λ.
-        solver: None, or one of `jaxop.kernel_machines.fit` for the loss.
-        maps: how rows of different lengths are compared.
+        solver: a solver of `jaxop.kernel_machines.fit` for the loss; None means the first that applies.
+        maps: maps of rows of different lengths to a common space.
         landmarks: how many rows of each domain span the machine.
-        random_state: an integer that seeds the choice of landmarks; None: deterministic.
-        tolerance: where the solver stops.
-        max_steps: of the solver.
+        random_state: an integer that seeds the choice of landmarks; None chooses them deterministically.
+        tolerance: bound at which the solver stops.
+        max_steps: largest number of steps of the solver.
 
     Attributes:
         classes_: the two labels; the second counts as +1.
@@ -211,7 +222,9 @@ class BinaryKernelClassifier(ClassifierMixin, _BinaryEstimator):
         )
         self.loss = loss
 
-    def fit(self, X: Any, Y: Any, responses: Any, mask: Any = None) -> "BinaryKernelClassifier":
+    def fit(
+        self, X: ArrayLike, Y: ArrayLike, responses: Labels, mask: ArrayLike | None = None
+    ) -> "BinaryKernelClassifier":
         """Fits the labels of pairs.
 
         Args:
@@ -219,7 +232,7 @@ class BinaryKernelClassifier(ClassifierMixin, _BinaryEstimator):
             Y: rows of the second, (ny, b).
             responses: labels of any type with two different values, (nx, ny), or a matrix of scipy.sparse whose stored
                 entries are the observed pairs.
-            mask: which pairs are observed, (nx, ny), or None: all.
+            mask: which pairs are observed, (nx, ny), or None for all pairs.
 
         Returns:
             Itself.
@@ -233,9 +246,9 @@ class BinaryKernelClassifier(ClassifierMixin, _BinaryEstimator):
         seen = np.ones(labels.shape, bool) if mask is None else np.asarray(mask, bool)
         return self._fit(X, Y, self._signs(labels, seen), mask, self.loss)
 
-    def _signs(self, labels: np.ndarray, seen: Any = ...) -> np.ndarray:
-        """±1 for the two labels that are seen, which become ``classes_``."""
-        classes = np.unique(labels[seen])
+    def _signs(self, labels: np.ndarray, seen: np.ndarray | None = None) -> np.ndarray:
+        """Returns ±1 for the two observed labels, which become ``classes_``."""
+        classes = np.unique(labels if seen is None else labels[seen])
         if len(classes) != 2:
             raise ValueError(
                 f"responses must have two different labels, got {len(classes)}: {classes[:5]}; leave unobserved "
@@ -244,23 +257,23 @@ class BinaryKernelClassifier(ClassifierMixin, _BinaryEstimator):
         self.classes_ = classes
         return np.where(labels == classes[1], 1, -1).astype(float_dtype())
 
-    def decision_function(self, X: Any, Y: Any) -> Float[np.ndarray, "nx ny"]:
+    def decision_function(self, X: ArrayLike, Y: ArrayLike) -> Float[np.ndarray, "nx ny"]:
         """The values f(x_i, y_j), positive for the second class."""
         return self._values(X, Y)
 
-    def predict(self, X: Any, Y: Any) -> np.ndarray:
+    def predict(self, X: ArrayLike, Y: ArrayLike) -> np.ndarray:
         """Labels of all pairs, (nx, ny)."""
         second = self._values(X, Y) > 0
         return self.classes_[second.astype(int)]
 
     @available_if(_is_logistic)
-    def predict_proba(self, X: Any, Y: Any) -> Float[np.ndarray, "nx ny 2"]:
+    def predict_proba(self, X: ArrayLike, Y: ArrayLike) -> Float[np.ndarray, "nx ny 2"]:
         """The probabilities of both classes, (nx, ny, 2); for the logistic loss."""
         second = np.asarray(jax.nn.sigmoid(self._values(X, Y)))
         return np.stack([1 - second, second], axis=-1)
 
-    def score(self, X: Any, Y: Any, responses: Any, mask: Any = None) -> float:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The share of observed labels that is predicted."""
+    def score(self, X: ArrayLike, Y: ArrayLike, responses: Labels, mask: ArrayLike | None = None) -> float:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The share of observed labels that are predicted correctly."""
         predicted = self.predict(X, Y)
         if isinstance(responses, SparseMatrix):
             rows, columns, labels = stored(responses, "responses")

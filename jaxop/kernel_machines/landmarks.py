@@ -1,4 +1,4 @@
-"""A few rows of a sample that stand for all of it."""
+"""Landmarks: a few rows that represent a sample."""
 
 import functools
 
@@ -19,12 +19,12 @@ def choose_landmarks(
 
     Args:
         points: rows, (n, d).
-        count: how many, at most n.
-        rng_key: source of the draws (the seeding of k-means++); None: the farthest row each time, starting at the one
-            nearest to the mean, which is deterministic and sensitive to outliers.
+        count: number of landmarks, at most n.
+        rng_key: key of the draws (the seeding of k-means++). None takes the farthest row each time, starting at the
+            row nearest to the mean; this is deterministic but sensitive to outliers.
 
     Returns:
-        Different indices, in the order of their choice; ``arange(n)`` where all rows are wanted.
+        Different indices, in the order of their choice; ``arange(n)`` if ``count`` is n.
 
     Raises:
         TypeError: for a count that is not an integer, or a key that is not random.

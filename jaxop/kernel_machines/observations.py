@@ -32,8 +32,8 @@ class Grid:
     """Responses of all pairs, or of those where ``mask`` is True.
 
     Attributes:
-        values: z_ij, (nx, ny); 0 where unobserved.
-        mask: which pairs are observed, (nx, ny), or None: all.
+        values: z_ij, (nx, ny); 0 for unobserved pairs.
+        mask: which pairs are observed, (nx, ny), or None for all pairs.
     """
 
     values: Float[Array, "nx ny"]
@@ -88,7 +88,7 @@ class Grid:
         return _fold(term, lambda total, block, start: total + block, zero, self.shape[0], length)
 
     def _entries(self, fn: Elementwise, f: Array, start: Start, length: int) -> Array:
-        """Fn(f, z) of some rows, 0 where unobserved."""
+        """The values fn(f, z) of some rows, 0 for unobserved pairs."""
         result = fn(f, jax.lax.dynamic_slice_in_dim(self.values, start, length))
         if self.mask is None:
             return result
@@ -125,7 +125,7 @@ class Listed:
         coefficients: Float[Array, "p q"],
         right: Float[Array, "ny q"],
     ) -> Float[Array, "p q"]:
-        """As `Grid.contract`, by gathered rows: O(k q) operations beside two products of matrices."""
+        """Σ_observed g_ij left_i ⊗ right_j by gathered rows; O(k q) operations and two products of matrices."""
         inner = left @ coefficients
 
         def term(start: Start, length: int) -> tuple[Array, Array]:
@@ -167,7 +167,7 @@ class Listed:
         return self._fold(term, write, jnp.zeros_like(self.values), inner.shape[1])
 
     def _is_pair(self, i: Array, j: Array) -> Array:
-        """False for the padding of a BCOO matrix, which is dropped where it is known and carried where it is traced."""
+        """Whether an entry is a pair rather than padding of a BCOO matrix, which remains if it is traced."""
         return (i < self.shape[0]) & (j < self.shape[1])
 
     def _fold(
@@ -197,7 +197,7 @@ def moment(
 
 
 def observe(responses: object, mask: object, nx: int, ny: int, dtype: np.dtype) -> Observations:
-    """The responses of nx × ny pairs, checked."""
+    """Checks the responses of nx × ny pairs and returns them as `Observations`."""
     if isinstance(responses, CoordinateMatrix | SparseMatrix):
         if mask is not None:
             raise ValueError("mask must be None for sparse responses: the stored entries are the observed pairs.")

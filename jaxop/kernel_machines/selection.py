@@ -9,16 +9,18 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Key, PyTree, Real
 
+from jaxop._sparse import CoordinateMatrix, SparseMatrix
 from jaxop._validation import as_float, as_integer, check_name, check_rng_key, check_size
 from jaxop.kernel_machines import checks, solvers
 from jaxop.kernel_machines.binary import BinaryMachine, Kernels, Responses, fit
 from jaxop.kernel_machines.observations import Grid, observe
 
 FOLDS = ("pairs", "rows", "columns")
-"""What is held out: observed pairs, all pairs of some rows of X (new users), or of some rows of Y (new films)."""
+"""Choices of held-out data: observed pairs, all pairs of some rows of X (new users) or of some rows of Y (films)."""
 
-Data: TypeAlias = tuple[Any, Any, Any, Any]
-"""X, Y, responses and mask (or None)."""
+Matrix: TypeAlias = Array | np.ndarray
+Data: TypeAlias = tuple[Matrix, Matrix, Matrix | CoordinateMatrix | SparseMatrix, Matrix | None]
+"""X, Y, responses and mask, where None means that all pairs are observed."""
 
 
 def validation_loss(
@@ -36,9 +38,9 @@ def validation_loss(
         machine: f.
         X: rows of the first domain, (nx, a).
         Y: rows of the second, (ny, b).
-        responses: z_ij, a matrix or a sparse matrix as in `fit`.
-        mask: which pairs count, or None: all.
-        loss: as in `fit`.
+        responses: z_ij, a matrix or a sparse matrix, see `fit`.
+        mask: which pairs count, or None for all pairs.
+        loss: ``"squared"``, ``"logistic"`` or ``"hinge"``, see `fit`.
 
     Returns:
         A scalar.
@@ -83,17 +85,17 @@ def split(
     Args:
         X: rows of the first domain.
         Y: rows of the second.
-        responses: z_ij, a matrix or a sparse matrix as in `fit`.
-        mask: which pairs are observed, or None: all.
-        rng_key: shuffles what is held out.
-        folds: how many, of sizes as equal as can be.
-        over: ``"pairs"``; ``"rows"``: whole rows, whose x the machine never sees; ``"columns"``.
+        responses: z_ij, a matrix or a sparse matrix, see `fit`.
+        mask: which pairs are observed, or None for all pairs.
+        rng_key: shuffles the pairs, rows or columns.
+        folds: number of folds, of nearly equal sizes.
+        over: ``"pairs"``, ``"rows"`` (all pairs of some x, which the machine never sees) or ``"columns"``.
 
     Yields:
         ``(training, validation)``, each ``(X, Y, responses, mask)`` as `fit` and `validation_loss` take them.
 
     Raises:
-        ValueError: for fewer than two folds, more than there is to hold out, or a fold without any observed pair.
+        ValueError: for fewer than two folds, more folds than pairs (rows, columns), or a fold without an observed pair.
     """
     from jax.experimental.sparse import BCOO
 
@@ -156,17 +158,17 @@ def cross_validate(
     """`validation_loss` on each fold of a machine fitted to the others.
 
     Args:
-        kernel: κ, or (κ_X, κ_Y), as in `fit`.
+        kernel: κ, or (κ_X, κ_Y), see `fit`.
         X: rows of the first domain.
         Y: rows of the second.
         responses: z_ij, a matrix or a sparse matrix.
-        mask: which pairs are observed, or None: all.
-        rng_key: shuffles what is held out.
-        folds: how many.
-        over: what is held out, ``"pairs"``, ``"rows"`` or ``"columns"``, see `split`. A machine that is to meet new
-            rows has to be judged on new rows: on pairs it knows both sides.
-        loss: of the fit and of the judgement.
-        **options: of `fit`.
+        mask: which pairs are observed, or None for all pairs.
+        rng_key: shuffles the pairs, rows or columns.
+        folds: number of folds.
+        over: ``"pairs"``, ``"rows"`` or ``"columns"`` to hold out, see `split`. Judge a machine for new rows on new
+            rows, because it knows both rows of a held-out pair.
+        loss: loss of the fit and of the validation.
+        **options: options of `fit`.
 
     Returns:
         One loss per fold.
@@ -192,23 +194,23 @@ def cross_validate(
 
 
 class Tuned(NamedTuple):
-    """What `tune` has found.
+    """The result of `tune`.
 
     Attributes:
-        kernel: κ, or (κ_X, κ_Y), with the parameters of the least validation loss.
-        regularization: λ, with them.
-        params: those parameters.
+        kernel: κ, or (κ_X, κ_Y), at the point of the least validation loss.
+        regularization: λ at that point.
+        params: the parameters at that point.
         losses: the validation loss at the start of each step.
     """
 
     kernel: Kernels
     regularization: float
-    params: Any
+    params: PyTree
     losses: Float[np.ndarray, " steps"]
 
 
 def tune(
-    build: Callable[[Any], Kernels],
+    build: Callable[[PyTree], Kernels],
     params: PyTree,
     training: Data,
     validation: Data,
@@ -220,20 +222,20 @@ def tune(
     progress: Callable[[int, float], None] | None = None,
     **options: Any,
 ) -> Tuned:
-    """Descends the validation loss in the parameters of the kernel and in log λ, through the fit.
+    """Minimises the validation loss in the parameters of the kernel and in log λ, by gradients through the fit.
 
     Args:
-        build: from parameters to the kernel. Parameters that have to stay positive are best their logarithms:
+        build: maps parameters to the kernel. Pass positive parameters as logarithms:
             ``lambda p: kernels.Gaussian(jnp.exp(p))``.
-        params: where to start, a pytree of floats.
+        params: the initial parameters, a pytree of floats.
         training: ``(X, Y, responses, mask)`` for the fit.
-        validation: the same for the loss: other pairs of the same rows, or other rows; see `split`.
-        regularization: the λ to start from.
-        steps: of the optimiser.
-        optimizer: None: Adam with a rate of 0.1.
-        loss: ``"squared"`` or ``"logistic"``, of the fit and of the validation.
+        validation: the same for the loss, with other pairs of the same rows, or other rows; see `split`.
+        regularization: the initial λ.
+        steps: number of steps of the optimiser.
+        optimizer: an Optax transformation; None means Adam with a rate of 0.1.
+        loss: loss of the fit and of the validation, ``"squared"`` or ``"logistic"``.
         progress: called with the number of steps and the validation loss.
-        **options: of `fit`.
+        **options: options of `fit`.
 
     Returns:
         The best point that was visited; fit it to all data.
@@ -258,12 +260,12 @@ def tune(
     start = jax.tree.map(lambda leaf: as_float(leaf, "params"), params)
     point = start, jnp.log(as_float(regularization, "regularization"))
 
-    def objective(point: Any) -> Array:
+    def objective(point: PyTree) -> Array:
         machine = fit(build(point[0]), *training, regularization=jnp.exp(point[1]), loss=loss, **options)
         return validation_loss(machine, *validation, loss=loss)
 
     @jax.jit
-    def advance(point: Any, state: Any) -> tuple[Any, Any, Array, Array]:
+    def advance(point: PyTree, state: optax.OptState) -> tuple[PyTree, optax.OptState, Array, Array]:
         value, gradient = jax.value_and_grad(objective)(point)
         with jax.numpy_dtype_promotion("standard"):  # Optax relies on it
             updates, state = optimizer.update(gradient, state, point)

@@ -4,11 +4,11 @@ import dataclasses
 import fractions
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jaxop._blocks import map_blocks
@@ -49,7 +49,7 @@ class _Fitted:
         return self._in_blocks(evaluate, x, block_size)
 
     def _in_blocks(self, evaluate: Callable[[Array], Array], x: object, block_size: int | None) -> Array:
-        """A function of rows in the coordinates of the kernel, block by block; the last block is filled up."""
+        """A function of rows in the coordinates of the kernel, block by block; the last block is padded."""
         x, dim = as_float(x, "x"), self.points.shape[1]
         if x.ndim != 2 or x.shape[1] != dim:
             raise ValueError(f"x must have shape (n, D) = (n, {dim}) like the sample, got {x.shape}; reshape to rows.")
@@ -71,8 +71,9 @@ class Density(_Fitted):
         points: x_j in the coordinates of the kernel, (m, D).
         weights: w_j, of sum 1, (m,).
         centre: mean of the sample, the origin of the coordinates of the kernel, (D,).
-        transform: matrix L⁻¹ᵀ that takes a centred row of the caller's coordinates to the kernel's, (D, D), or None.
-        log_constant: log c; the density carries units of one over volume.
+        transform: matrix L⁻¹ᵀ that takes a centred row of the caller's coordinates to the kernel's, (D, D); None means
+            the identity.
+        log_constant: log c; the density has units of one over volume.
     """
 
     log_constant: Float[Array, ""]
@@ -81,8 +82,8 @@ class Density(_Fitted):
         """p̂ at n points.
 
         Args:
-            x: where, (n, D).
-            block_size: points that are evaluated at a time; None: all, in tiles that need O(n + m) memory.
+            x: the points, (n, D).
+            block_size: number of points that are evaluated at a time; None evaluates all, in tiles of O(n + m) memory.
 
         Returns:
             Shape (n,); for the signed kernel (power 1) it may be negative.
@@ -90,15 +91,16 @@ class Density(_Fitted):
         if self.kernel.sign != "signed":
             return jnp.exp(self.log_predict(x, block_size=block_size))
         sums = self._integrate(x, jnp.ones_like(self.weights)[:, None], block_size, normalize=False)
-        half = jnp.exp(self.log_constant / 2)  # twice: the constant may overflow where the density does not
+        half = jnp.exp(self.log_constant / 2)  # as two factors: the constant may overflow although the density does not
         return sums[:, 0] * half * half
 
     def log_predict(self, x: Float[Array, "n dim"], *, block_size: int | None = None) -> Float[Array, " n"]:
         """The logarithm of p̂ at n points, finite where p̂ itself under- or overflows.
 
         Args:
-            x: where, (n, D).
-            block_size: points that are evaluated at a time; None: as many as keep the matrices of kernel values small.
+            x: the points, (n, D).
+            block_size: number of points that are evaluated at a time; None chooses it so that matrices of kernel values
+                stay small.
 
         Returns:
             Shape (n,).
@@ -130,7 +132,7 @@ class Regression(_Fitted):
         points: x_j in the coordinates of the kernel, (m, D).
         weights: w_j, of sum 1, (m,).
         centre: mean of the sample, the origin of the coordinates of the kernel, (D,).
-        transform: matrix that takes a centred row of the caller's coordinates to the kernel's, or None.
+        transform: matrix that takes a centred row of the caller's coordinates to the kernel's; None means the identity.
         values: y_j, (m, c).
     """
 
@@ -140,12 +142,12 @@ class Regression(_Fitted):
         """f̂ at n points, (n, c).
 
         Args:
-            x: where, (n, D).
-            block_size: points that are evaluated at a time; None: all, in tiles that need O(n + m) memory.
+            x: the points, (n, D).
+            block_size: number of points that are evaluated at a time; None evaluates all, in tiles of O(n + m) memory.
 
         Returns:
-            Shape (n, c). Under the signed kernel (power 1) it is a ratio of signed sums, large where the denominator
-            comes close to 0; exactly 0 where it is.
+            Shape (n, c). Under the signed kernel (power 1) it is a ratio of signed sums, which is large where the
+            denominator is close to 0, and exactly 0 where the denominator is 0.
         """
         if self.kernel.sign != "signed":
             return self._integrate(x, self.values, block_size, normalize=True)
@@ -159,9 +161,9 @@ class Regression(_Fitted):
 class FourierDensity:
     """p̂(x) = (Π_d R_d / (N A^D)) Σ_j Π_d φ(sinc(R_d (x_d − x_jd))), φ(z) = z^power, A = ∫ φ(sinc z) dz.
 
-    Bias and variance: with power 4 the mean integrated squared error is of order N^{−4/(D+4)} at
-    R ~ N^{1/(D+4)}; power 2 has no second moment, N^{−2/(D+2)} at R ~ N^{1/(D+2)}; power 1 has a bias as small as
-    the tail of the characteristic function beyond R, at the price of negative values.
+    With power 4 the mean integrated squared error is of order N^{−4/(D+4)} at R ~ N^{1/(D+4)}. Power 2 does not have a
+    second moment; its error is of order N^{−2/(D+2)} at R ~ N^{1/(D+2)}. With power 1 the bias is as small as the tail
+    of the characteristic function beyond R, but values may be negative.
 
     Args:
         radius: R, in units of one over the coordinates, a number or one per coordinate, (D,).
@@ -192,13 +194,13 @@ class FourierDensity:
 
         Args:
             points: x_j, (m, D).
-            weights: relative masses of the points, (m,); None: equal.
+            weights: relative masses of the points, (m,); None means equal masses.
 
         Returns:
             A `Density`.
 
         Raises:
-            ValueError: for arrays that do not fit, no points, NaN, negative weights or none that is positive.
+            ValueError: for arrays that do not fit, an empty sample, NaN, and weights that are negative or all 0.
         """
         points, weights = _check_sample(points, weights)
         radius = _radii(self.radius, points)
@@ -215,7 +217,7 @@ class GaussianDensity:
         bandwidth: σ in units of the coordinates, or the matrix H (D, D), positive definite, in their squares.
 
     Raises:
-        ValueError: for a bandwidth that is not positive and finite, or is no square matrix.
+        ValueError: for a bandwidth that is not positive and finite, or is not a square matrix.
 
     Source: Silverman, "Density Estimation for Statistics and Data Analysis", 1986.
 
@@ -278,13 +280,13 @@ class FourierRegressor:
         Args:
             points: x_j, (m, D).
             values: y_j, (m, c).
-            weights: relative masses of the points, (m,); None: equal.
+            weights: relative masses of the points, (m,); None means equal masses.
 
         Returns:
             A `Regression`.
 
         Raises:
-            ValueError: for arrays that do not fit, no points, NaN, negative weights or none that is positive.
+            ValueError: for arrays that do not fit, an empty sample, NaN, and weights that are negative or all 0.
         """
         points, weights = _check_sample(points, weights)
         radius = _radii(self.radius, points)
@@ -298,7 +300,7 @@ class GaussianRegressor:
     """f̂(x) = Σ_j w_j N(x; x_j, H) y_j / Σ_j w_j N(x; x_j, H), H = σ² I or a full covariance.
 
     Args:
-        bandwidth: as in `GaussianDensity`.
+        bandwidth: σ in units of the coordinates, or the matrix H (D, D), positive definite, in their squares.
 
     Raises:
         ValueError: as `GaussianDensity`.
@@ -334,7 +336,7 @@ def sinc_power_integral(power: int) -> float:
     """∫ (sin z / z)^n dz = π / (2^{n−1} (n − 1)!) Σ_k (−1)^k C(n, k) (n − 2k)^{n−1}, over the real line.
 
     Raises:
-        ValueError: for a power that is no positive integer.
+        ValueError: if the power is not a positive integer.
 
     Example:
         >>> import math
@@ -359,12 +361,12 @@ def _log_mass(x: Array, points: Array, weights: Array, kernel: Kernel) -> Array:
 
 
 def _centred(points: Array, weights: Array) -> tuple[Array, Array]:
-    """The mean of a sample, and the points relative to it: kernels of differences lose digits far from 0."""
+    """The mean of a sample, and the points relative to it, because kernels of differences lose digits far from 0."""
     centre = weights @ points
     return centre, points - centre[None, :]
 
 
-def _radii(radius: Any, points: Array) -> Array:
+def _radii(radius: ArrayLike, points: Array) -> Array:
     if jnp.shape(radius) not in ((), (1,), points.shape[1:]):
         raise ValueError(
             f"radius must be a number or have one entry per coordinate, {points.shape[1:]}, got shape "
@@ -373,7 +375,7 @@ def _radii(radius: Any, points: Array) -> Array:
     return jnp.broadcast_to(jnp.asarray(radius, points.dtype), points.shape[1:])
 
 
-def _gaussian(bandwidth: Any, points: Array) -> tuple[Gaussian, Array | None, Array]:
+def _gaussian(bandwidth: ArrayLike, points: Array) -> tuple[Gaussian, Array | None, Array]:
     """The kernel exp(−|z|²/2), the map to its coordinates, and log √det H."""
     dim = points.shape[1]
     kernel = Gaussian(jnp.asarray(math.sqrt(dim) / 2, points.dtype))
@@ -385,7 +387,7 @@ def _gaussian(bandwidth: Any, points: Array) -> tuple[Gaussian, Array | None, Ar
             f"bandwidth must be a number or a matrix of shape ({dim}, {dim}) like the coordinates, "
             f"got {jnp.shape(bandwidth)}."
         )
-    if is_concrete(bandwidth):  # in double precision: what passed the check shall not fail here
+    if is_concrete(bandwidth):  # in double precision, like the check, so that a checked matrix does not fail here
         root = np.linalg.cholesky(np.asarray(bandwidth, np.float64))
         inverse = np.linalg.inv(root)
         return kernel, jnp.asarray(inverse.T, points.dtype), jnp.asarray(np.log(np.diag(root)).sum(), points.dtype)
@@ -400,7 +402,7 @@ def _apply(transform: Array | None, points: Array) -> Array:
     return jnp.matmul(points, transform, precision=jax.lax.Precision.HIGHEST)
 
 
-def _check_bandwidth(bandwidth: Any) -> None:
+def _check_bandwidth(bandwidth: ArrayLike) -> None:
     if not is_concrete(bandwidth):
         return
     check_numbers(bandwidth, "bandwidth")

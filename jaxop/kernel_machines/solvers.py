@@ -8,7 +8,7 @@ G = U_xᵀ Z U_y; on a part of the pairs the same filter preconditions conjugate
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ _INNER_NEWTON = 50
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-    """A loss L(f, z), with half its derivatives in f: the penalty λ |C|² then contributes λ C.
+    """A loss L(f, z) with half its derivatives in f, so that the penalty λ |C|² contributes λ C.
 
     Attributes:
         value: L.
@@ -70,8 +70,8 @@ class Features:
     Attributes:
         left: Φ, (nx, p).
         right: Ψ, (ny, q).
-        left_metric: P_x, (p, p), or None: the identity.
-        right_metric: P_y, (q, q), or None.
+        left_metric: P_x, (p, p); None means the identity.
+        right_metric: P_y, (q, q); None means the identity.
     """
 
     left: Float[Array, "nx p"]
@@ -104,12 +104,12 @@ class Axis:
 
 
 class Solution(NamedTuple):
-    """Coefficients in spectral coordinates and how they were reached.
+    """Coefficients in spectral coordinates, and the residual and steps of the solver.
 
     Attributes:
         coefficients: C, (r_x, r_y).
-        residual: what the solver compared with the tolerance.
-        steps: how many it took.
+        residual: the number that the solver compared with the tolerance.
+        steps: number of steps of the solver.
     """
 
     coefficients: Float[Array, "rx ry"]
@@ -123,12 +123,12 @@ def axes(features: Features, *, shared: tuple[bool, bool]) -> tuple[Axis, Axis]:
 
     Args:
         features: Φ, Ψ and their metrics.
-        shared: for each domain, whether all rows serve as landmarks: if both do, Ψ = Φᵀ where P = I (one decomposition
-            for both); otherwise Φ = P_x or Ψ = P_y.
+        shared: for each domain, whether all rows are landmarks. If both are and P = I, Ψ = Φᵀ and one decomposition
+            serves both; otherwise Φ = P_x or Ψ = P_y.
 
     Returns:
-        The axes of the first and the second domain. An eigenvalue of a metric below ε times the largest counts as that:
-        it is rounding.
+        The axes of the first and the second domain. An eigenvalue of a metric below ε times the largest is rounding
+        and is replaced by that bound.
     """
     if features.left_metric is None and all(shared):
         u, s, v = jnp.linalg.svd(features.left, full_matrices=False)
@@ -230,9 +230,9 @@ def differentiable(
 ) -> Float[Array, "p q"]:
     """A = B_x C B_yᵀ, with its derivatives in Φ, Ψ, P_x, P_y, z and λ by the implicit function theorem.
 
-    Differentiates Φᵀ L′(Φ A Ψᵀ) Ψ / 2 + λ P_x A P_y = 0, whose Jacobian in A is symmetric; the decompositions only
-    solve its systems, so equal singular values do no harm. Derivatives of any order; a system that conjugate gradients
-    do not solve to a hundred times the tolerance gives NaN.
+    Differentiates Φᵀ L′(Φ A Ψᵀ) Ψ / 2 + λ P_x A P_y = 0, whose Jacobian in A is symmetric. The decompositions only
+    solve its systems, so that equal singular values cause no errors. Derivatives of any order exist. If conjugate
+    gradients do not reach a hundred times the tolerance, the derivative is NaN.
     """
     c, x, y = jax.lax.stop_gradient((solution.coefficients, x, y))
     coefficients = _in_basis(x.basis, c, y.basis)
@@ -248,7 +248,7 @@ def differentiable(
 
 @compiled(static=("loss", "solver"))
 def _implicit(coefficients, c, features, observations, x, y, regularization, tolerance, max_steps, *, loss, solver):
-    """The coefficients A, as the root that they are."""
+    """The coefficients A as a root, for the implicit function theorem."""
     fixed = jax.lax.stop_gradient((observations, regularization))
     problem = _Problem.of(fixed[0], x, y, fixed[1], loss)
     complete = features.left_metric is not None  # B spans the space of A
@@ -287,7 +287,7 @@ def _without_derivative(coefficients: Array, sources: object) -> Array:
 
 
 @_without_derivative.defjvp
-def _refuse(primals: Any, tangents: Any) -> Any:
+def _refuse(primals: object, tangents: object) -> NoReturn:
     raise NotImplementedError(
         "a fit with the hinge loss has no derivative here: its solution jumps between sets of support pairs. Use "
         "loss='logistic' or 'squared', or differentiate the machine in its inputs only."
@@ -322,7 +322,7 @@ def conjugate_gradients(
 ) -> Solution:
     """Solves a symmetric positive definite system by conjugate gradients with a diagonal preconditioner M.
 
-    Stops where |r|_{M⁻¹} ≤ tolerance |b|_{M⁻¹} for the residual r and right-hand side b.
+    Stops at |r|_{M⁻¹} ≤ tolerance |b|_{M⁻¹} for the residual r and right-hand side b.
 
     Source: Hestenes, Stiefel, "Methods of Conjugate Gradients for Solving Linear Systems", 1952.
     """
@@ -360,7 +360,7 @@ def conjugate_gradients(
 
 
 def _newton(problem: _Problem, tolerance: Array, max_steps: Array, progress: Progress | None) -> Solution:
-    """Stops where the decrease that the preconditioner promises, |g|²_{M⁻¹}, is tolerance² of the objective."""
+    """Stops when the decrease that the preconditioner predicts, |g|²_{M⁻¹}, is tolerance² times the objective."""
 
     def decrement(gradient: Array, preconditioner: Array, objective: Array) -> Array:
         return jnp.sqrt(jnp.sum(gradient**2 / preconditioner) / objective)
@@ -378,7 +378,7 @@ def newton(
 ) -> Solution:
     """Newton steps by conjugate gradients, halved until the objective falls (Armijo's rule).
 
-    Stops where ``measure(gradient, preconditioner, objective)`` is at most the tolerance.
+    Stops when ``measure(gradient, preconditioner, objective)`` is at most the tolerance.
     """
     eps = float(jnp.finfo(start.dtype).eps)
 

@@ -1,7 +1,7 @@
 r"""Kernels of one pair, and their fast matrix forms.
 
-Every kernel is a small pytree with trainable leaves; each goes into `jaxop.attention.integral_attention`, and sums and
-products of them do (``kernels.Gaussian() + 2.0 * kernels.Quadratic()``).
+Every kernel is a small pytree with trainable leaves. `jaxop.attention.integral_attention` takes kernels as well as sums
+and products of kernels, such as ``kernels.Gaussian() + 2.0 * kernels.Quadratic()``.
 
 | kernel | k(q, k') | sign | features |
 |---|---|---|---|
@@ -15,13 +15,13 @@ products of them do (``kernels.Gaussian() + 2.0 * kernels.Quadratic()``).
 | `InverseMultiquadric` | (1 + τ \|q − k'\|²)^(−1/2) | positive | infinite |
 | `DotProduct`, `Bilinear` | q·k'/√d, qᵀ A k' + c | signed | d, d + 1 |
 | `LearnedFeatures` | ⟨Φ(q), Ψ(k')⟩ | signed | r |
-| `from_pair` | any function | as told | |
+| `from_pair` | any function | as given | |
 | `Sum`, `Product`, `Scaled`, `Projected` | k₁ + k₂, k₁ k₂, c k₁, k₁(W_Qᵀ q, W_Kᵀ k') | from the parts | |
 
-`PerHead` gives every attention head a kernel of its own: it wraps one whose leaves carry a leading axis of heads.
+`PerHead` gives every attention head its own kernel: it wraps a kernel whose leaves carry a leading axis of heads.
 
-Attention normalises positive and nonnegative kernels, not signed ones. A nonnegative kernel may leave a row without
-mass; that row is then 0.
+Attention normalises positive and nonnegative kernels, but not signed kernels. Under a nonnegative kernel a row may not
+have mass; its result is then 0.
 """
 
 from jaxop.kernels.base import SIGNS as SIGNS

@@ -1,4 +1,4 @@
-"""What a kernel is, and kernels made of functions and of kernels: sums, products and multiples."""
+"""The `Kernel` protocol, and kernels made of functions and of kernels: sums, products and multiples."""
 
 import dataclasses
 import functools
@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from jaxop._pytree import register
 from jaxop._validation import check_name, is_concrete
@@ -18,22 +18,22 @@ from jaxop.kernels.checks import check_numbers
 from jaxop.kernels.logarithms import LOG_ZERO, log_power, log_product, log_sum
 
 SIGNS = ("positive", "nonnegative", "signed")
-"""What `Kernel.sign` may be; attention normalises the first two and refuses the third."""
+"""Values of `Kernel.sign`; attention normalises kernels of the first two signs and refuses to normalise the third."""
 
 
 @runtime_checkable
 class Kernel(Protocol):
     """A kernel k(q, k') of one query and one key, as a small pytree whose leaves are trainable.
 
-    Derive from this class, or from `BaseKernel` for arithmetic as well. Define `__call__` (the definition, against
-    which everything is tested) and, where you can do better than the defaults, `log` and `tile`. A class that has
-    `sign`, `__call__`, `log` and `tile` of its own is a kernel too, and need not derive from this one.
+    Derive from this class, or from `BaseKernel` for arithmetic as well. Define `__call__`, against which everything
+    is tested. Define `log` and `tile` to improve on the defaults. A class with its own `sign`, `__call__`, `log` and
+    `tile` is a kernel too and does not need to derive from this one.
 
     Attributes:
         sign: ``"positive"``, ``"nonnegative"`` (zeros allowed) or ``"signed"``.
         epsilon: ε ≥ 0, which a normalised `jaxop.attention.integral_attention` adds to Σ_j k_ij over equally weighted
             keys.
-        is_additive: whether log k is a sum over the channels; between functions it is then integrated.
+        is_additive: whether log k is a sum over the channels, which is integrated if the arguments are functions.
         parts: the kernels that this one is made of.
     """
 
@@ -63,7 +63,7 @@ class Kernel(Protocol):
         return ()
 
     def with_depth(self, depth: int) -> "Kernel":
-        """The kernel of vectors that sample functions of ``depth`` channels: that many count in its √d."""
+        """Returns the kernel whose √d counts ``depth`` channels, for vectors that sample functions of such depth."""
         del depth
         return self
 
@@ -76,7 +76,7 @@ class Kernel(Protocol):
 
 
 class BaseKernel(Kernel):
-    """A `Kernel` with arithmetic: what the kernels of this library derive from, and yours may.
+    """Base class of kernels with arithmetic, for the kernels of this library and for yours.
 
     ``k1 + k2`` is a `Sum`, ``k1 * k2`` a `Product` and ``2.0 * k`` a `Scaled` kernel.
 
@@ -107,7 +107,7 @@ class BaseKernel(Kernel):
 
 
 def as_kernel(kernel: object, argument: str = "kernel") -> Kernel:
-    """The kernel with every attribute of `Kernel`: one that does not derive from that class gets the defaults.
+    """Returns a kernel with every attribute of `Kernel`; a class that does not derive from it gets the defaults.
 
     Raises:
         TypeError: if ``kernel`` is not a kernel.
@@ -179,7 +179,7 @@ class FunctionKernel(BaseKernel):
     """A kernel made from a Python function by `from_pair`."""
 
     fn: Callable[..., Array]
-    params: Any
+    params: PyTree
     is_log: bool
     sign: str
 
@@ -197,22 +197,22 @@ class FunctionKernel(BaseKernel):
 
 
 def from_pair(
-    fn: Callable[..., Array], params: Any = None, *, log: bool = False, sign: str | None = None
+    fn: Callable[..., Array], params: PyTree = None, *, log: bool = False, sign: str | None = None
 ) -> FunctionKernel:
     """k(q, k') = fn(q, k'), or fn(params, q, k'): any function of one pair becomes a kernel.
 
     Args:
         fn: maps one query (d,) and one key (d,) to a scalar; takes ``params`` first if they are given.
-        params: pytree of trainable arrays, or None. What ``fn`` closes over works as well, gradients
-            included; ``params`` also allows one kernel per head (`PerHead`).
+        params: pytree of trainable arrays; None calls ``fn`` without them. Arrays that ``fn`` closes over work as
+            well, including gradients; ``params`` also allow one kernel per head (`PerHead`).
         log: whether ``fn`` returns log k. Prefer it for kernels that decay fast.
-        sign: ``"positive"``, ``"nonnegative"`` or ``"signed"``. Default: positive if ``log``, else
-            nonnegative, and then values below 0 count as 0.
+        sign: ``"positive"``, ``"nonnegative"`` or ``"signed"``. None means positive if ``log``, otherwise
+            nonnegative, where values below 0 count as 0.
 
     Returns:
         A kernel for `jaxop.attention.integral_attention`, evaluated pair by pair under `jax.vmap`: n·m
-        calls of ``fn``, fused by XLA. Eager calls trace ``fn`` each time and compile once per shape, as long as it is
-        the same object and computes the same.
+        calls of ``fn``, fused by XLA. Eager calls trace ``fn`` each time and compile once per shape, as long as
+        ``fn`` is the same object and computes the same.
 
     Raises:
         TypeError: if ``fn`` is not a function.
@@ -237,7 +237,7 @@ def from_pair(
 
 
 def matrix(kernel: Kernel, query: Float[Array, "n a"], key: Float[Array, "m b"]) -> Float[Array, "n m"]:
-    """The values k(q_i, k_j) of a kernel of any sign, whose `Kernel.tile` may hold their logarithms.
+    """The values k(q_i, k_j) of a kernel of any sign, also where `Kernel.tile` returns their logarithms.
 
     Example:
         >>> import jax.numpy as jnp
@@ -251,7 +251,7 @@ def matrix(kernel: Kernel, query: Float[Array, "n a"], key: Float[Array, "m b"])
 
 @dataclasses.dataclass(frozen=True)
 class _Composite(BaseKernel):
-    """A kernel of parts, which the depth reaches."""
+    """Base class of kernels made of several parts; `with_depth` changes each part."""
 
     kernels: tuple[Kernel, ...]
     sign: str = dataclasses.field(init=False, repr=False)
@@ -270,23 +270,23 @@ class _Composite(BaseKernel):
         return self.kernels
 
     def with_depth(self, depth: int) -> "_Composite":
-        """The same kernel of the parts with that depth."""
+        """Returns the same kernel of parts with that depth."""
         return type(self)(tuple(kernel.with_depth(depth) for kernel in self.kernels))
 
 
 @functools.partial(register, static=("sign",))
 @dataclasses.dataclass(frozen=True)
 class Sum(_Composite):
-    """k = k₁ + k₂ + …: positive if one part is positive and none signed, nonnegative if none is signed, else signed.
+    """k = k₁ + k₂ + …: signed if a part is signed, otherwise positive if a part is positive, otherwise nonnegative.
 
-    In the log domain, without overflow, unless a part is signed.
+    Computed in the log domain, without overflow, unless a part is signed.
 
     Attributes:
         kernels: the parts; all leaves are trainable.
 
     Raises:
         TypeError: if a part is not a `Kernel`.
-        ValueError: if there are no parts, or a part has an ``epsilon``, which belongs to a whole integral.
+        ValueError: if ``kernels`` is empty, or a part has an ``epsilon``, which belongs to a whole integral.
 
     Example:
         >>> import jax.numpy as jnp
@@ -319,17 +319,17 @@ class Sum(_Composite):
 @functools.partial(register, static=("sign", "is_additive"))
 @dataclasses.dataclass(frozen=True)
 class Product(_Composite):
-    """k = k₁ k₂ …: positive if all parts are, signed if one is, else nonnegative.
+    """k = k₁ k₂ …: signed if a part is signed, positive if all parts are, otherwise nonnegative.
 
-    In the log domain, without overflow, unless a part is signed.
+    Computed in the log domain, without overflow, unless a part is signed.
 
     Attributes:
         kernels: the parts; all leaves are trainable.
-        is_additive: whether log k is a sum over the channels: if those of all parts are.
+        is_additive: whether log k is a sum over the channels, which holds if it does for all parts.
 
     Raises:
         TypeError: if a part is not a `Kernel`.
-        ValueError: if there are no parts, or a part has an ``epsilon``, which belongs to a whole integral.
+        ValueError: if ``kernels`` is empty, or a part has an ``epsilon``, which belongs to a whole integral.
 
     Example:
         >>> import jax.numpy as jnp
@@ -375,13 +375,12 @@ class Scaled(BaseKernel):
     Attributes:
         kernel: k₁.
         factor: c, a number or scalar array (trainable); one per head, (h,), within `PerHead`.
-        sign: None means that of k₁, or ``"signed"`` if c, or one of its entries, is negative. Give it if the value of c
-            is not known when the kernel is made, under differentiation or `jax.jit`: unless ``"signed"``, the kernel
-            counts as 0 where c turns out to be negative.
+        sign: None means the sign of k₁, or ``"signed"`` if c or one of its entries is negative. Give it where c is
+            traced, under differentiation or `jax.jit`. A kernel that is not ``"signed"`` is 0 where c is negative.
 
     Raises:
         TypeError: if ``kernel`` is not a `Kernel`, or the factor is not a real number.
-        ValueError: if the sign is unknown, or left out where the factor is traced, or contradicts the factor, or if the
+        ValueError: if the sign is unknown, contradicts the factor, or is left out where the factor is traced; if the
             kernel has an ``epsilon``.
 
     Example:

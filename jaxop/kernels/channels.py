@@ -17,11 +17,11 @@ _BLOCK = 4
 def sum_over_channels(
     term: Callable[..., Array], queries: list[Float[Array, "n d"]], keys: list[Float[Array, "m d"]]
 ) -> Float[Array, "n m"]:
-    """Σ_l term(x_il, …, y_jl, …), with derivatives to be given by the caller.
+    """Σ_l term(x_il, …, y_jl, …); the caller defines the derivatives.
 
     Args:
-        term: a function of numbers, one per array, that is 0 where all are 0. Eager calls compile once for each, so it
-            is one object at every call.
+        term: a function of numbers, one per array, that is 0 where all are 0. Pass the same object at every call,
+            because eager calls compile once per object.
         queries: x, ….
         keys: y, ….
 

@@ -1,7 +1,5 @@
 """Checks of the parameters of kernels."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,10 +7,11 @@ import numpy as np
 from jaxop._validation import check_plain, check_size, is_concrete
 
 
-def check_numbers(value: Any, argument: str) -> None:
+def check_numbers(value: object, argument: str) -> None:
     """Refuses a parameter that is neither a real number nor an array of them."""
     check_plain(value, argument)
-    dtype = value.dtype if hasattr(value, "dtype") else np.asarray(value).dtype
+    dtype = getattr(value, "dtype", None)
+    dtype = np.asarray(value).dtype if dtype is None else dtype
     if dtype.kind not in "iuf" and not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"{argument} must be a real number or an array of them, got {value!r}.")
 
@@ -23,7 +22,7 @@ def check_depth(depth: int | None) -> None:
         check_size(depth, "depth")
 
 
-def check_positive(value: Any, argument: str, meaning: str) -> None:
+def check_positive(value: object, argument: str, meaning: str) -> None:
     """Refuses a parameter whose values can be read and are not all positive and finite."""
     if not is_concrete(*jax.tree.leaves(value)):
         return

@@ -70,7 +70,7 @@ class Gaussian(BaseKernel):
         return scale * squared_distances(query, key)
 
     def with_depth(self, depth: int) -> "Gaussian":
-        """The kernel of vectors that sample functions of ``depth`` channels: that many count in its √d."""
+        """Returns the kernel whose √d counts ``depth`` channels, for vectors that sample functions of such depth."""
         return dataclasses.replace(self, depth=depth)
 
 
@@ -79,13 +79,13 @@ class Gaussian(BaseKernel):
 class EuclideanDistance(BaseKernel):
     """k(q, k') = τ |q − k'| / √d, a dissimilarity: far keys weigh more, and a key at the query weighs nothing.
 
-    The cone has no derivative at q = k'; there it is defined as 0, the mean over all directions. A row all of whose
-    keys lie at the query has no mass. Normalised over the keys, τ cancels.
+    At q = k' the derivative does not exist; it is defined as 0, the mean over all directions. If all keys of a row lie
+    at the query, the row has no mass. Under normalisation over the keys τ cancels.
 
     Attributes:
         inverse_width: τ > 0, in units of one over the channels; a number or scalar array (trainable; where a traced
-            one is not positive the kernel is 0). One per head, (h,), within `PerHead`. None means 1, with
-            nothing to train.
+            one is not positive the kernel is 0). One per head, (h,), within `PerHead`. None means 1, which is
+            not trained.
         depth: d in √d; None means the length of a query.
 
     Raises:
@@ -131,7 +131,7 @@ class EuclideanDistance(BaseKernel):
         return jnp.maximum(width, 0) / math.sqrt(self.depth or x.shape[-1])
 
     def with_depth(self, depth: int) -> "EuclideanDistance":
-        """The kernel of vectors that sample functions of ``depth`` channels: that many count in its √d."""
+        """Returns the kernel whose √d counts ``depth`` channels, for vectors that sample functions of such depth."""
         return dataclasses.replace(self, depth=depth)
 
 
@@ -170,7 +170,7 @@ class InverseMultiquadric(BaseKernel):
         return -jnp.log1p(self.inverse_width * jnp.dot(difference, difference)) / 2
 
     def tile(self, query: Float[Array, "n d"], key: Float[Array, "m d"]) -> Float[Array, "n m"]:
-        """−½ log(1 + τ |q − k|²), as in `Gaussian.tile`."""
+        """−½ log(1 + τ |q − k|²), by a matrix product, or by differences for up to 4 channels; see `Gaussian.tile`."""
         return -jnp.log1p(self.inverse_width * squared_distances(query, key)) / 2
 
 

@@ -13,7 +13,7 @@ from jaxop.kernels.checks import check_depth, check_numbers
 
 
 class ScaledProduct(BaseKernel):
-    """What kernels that are functions of scale · q·k' share."""
+    """Base class of kernels that are functions of scale · q·k'."""
 
     scale: float | Array | None
     depth: int | None
@@ -24,15 +24,15 @@ class ScaledProduct(BaseKernel):
         check_depth(self.depth)
 
     def scaled(self, query: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
-        """Scale · query: multiplying the shorter side once keeps the scale out of the n × m matrix."""
+        """Scale · query; the n × m matrix then does not need the scale."""
         return query * self.factor(query.shape[-1])
 
     def factor(self, depth: int) -> float | Array:
-        """The scale, for vectors of a given length: 1/√d if it was left open."""
+        """The scale for vectors of a given length: 1/√d if ``scale`` is None."""
         return 1 / math.sqrt(self.depth or depth) if self.scale is None else self.scale
 
     def with_depth(self, depth: int) -> "ScaledProduct":
-        """The kernel of vectors that sample functions of ``depth`` channels: that many count in its √d."""
+        """Returns the kernel whose √d counts ``depth`` channels, for vectors that sample functions of such depth."""
         return dataclasses.replace(self, depth=depth)  # pyright: ignore[reportArgumentType]
 
     def products(self, query: Float[Array, "n d"], key: Float[Array, "m d"]) -> Float[Array, "n m"]:

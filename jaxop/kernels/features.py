@@ -3,11 +3,10 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from jaxop._pytree import register
 from jaxop.kernels.base import BaseKernel
@@ -18,14 +17,14 @@ from jaxop.kernels.base import BaseKernel
 class LearnedFeatures(BaseKernel):
     """k(q, k') = ⟨Φ_θ(q), Ψ_θ(k')⟩, a signed kernel of rank r with any two maps Φ and Ψ.
 
-    Signed: attention takes it without normalisation, in time linear in the nodes by
-    ``linear_attention(*kernel.features(query, key), …)`` of one head, which is what `jaxop.nn.IntegralAttention` does.
+    Attention takes it without normalisation. For one head ``linear_attention(*kernel.features(query, key), …)`` takes
+    time linear in the nodes; `jaxop.nn.IntegralAttention` does this.
 
     Attributes:
         query_map: Φ, called as ``query_map(params[0], q)`` with q of shape (d,); returns (r,). Two kernels have the
             same tree structure if their maps are the same objects.
         key_map: Ψ, called as ``key_map(params[1], k)``; returns (r,).
-        params: the parameters of both, two pytrees of trainable arrays; one per head, with a leading axis of
+        params: the parameters of both maps, two pytrees of trainable arrays; one per head, with a leading axis of
             heads on every leaf, within `PerHead`.
 
     Raises:
@@ -46,9 +45,9 @@ class LearnedFeatures(BaseKernel):
         24.0
     """
 
-    query_map: Callable[[Any, Array], Array]
-    key_map: Callable[[Any, Array], Array]
-    params: tuple[Any, Any]
+    query_map: Callable[[PyTree, Array], Array]
+    key_map: Callable[[PyTree, Array], Array]
+    params: tuple[PyTree, PyTree]
 
     sign = "signed"
 
@@ -59,7 +58,7 @@ class LearnedFeatures(BaseKernel):
         if not isinstance(self.params, tuple) or len(self.params) != 2:
             raise TypeError(
                 "params must be the pair (parameters of query_map, parameters of key_map), got "
-                f"{type(self.params).__name__}; () stands for none."
+                f"{type(self.params).__name__}; pass () for a map without parameters."
             )
 
     def __call__(self, a: Float[Array, " d_q"], b: Float[Array, " d_k"]) -> Float[Array, ""]:

@@ -36,11 +36,11 @@ _ROWS = 64
 class FourierIntegral(BaseKernel):
     r"""k(q, k') = Π_d φ(sin(R_d (q_d − k'_d)) / (R_d (q_d − k'_d))), φ(z) = z^power.
 
-    Adapts to the dependence between channels without a covariance to choose. For attention the power is
+    It adapts to the dependence between channels without a covariance. For attention the power is
     even; ``power=1``, the plain Fourier integral theorem, is signed and serves density and regression.
 
-    Evaluated in the log domain, so that no product of many small factors vanishes and every row is a proper
-    average. Where a sine comes out as exactly 0, the factor counts as the smallest positive number and its
+    Evaluated in the log domain, so that products of many small factors do not vanish and every row is a proper
+    average. Where a computed sine is exactly 0, the factor counts as the smallest positive number and its
     derivative as 0 (the kernel is stationary at its zeros). Sines and cosines are taken per node, of R q modulo
     2π in more than working precision, and combined by sin(a − b) = sin a cos b − cos a sin b, with a series for
     |a − b| < ½: a factor errs by a few ε / |R (q − k')|, wherever q and k' lie.
@@ -54,11 +54,11 @@ class FourierIntegral(BaseKernel):
         power: an even number 2 l, or 1.
         epsilon: added by a normalised `integral_attention` to Σ_j k_ij over equally weighted keys (to
             Σ_j w_j k_ij / w̄ with w̄ = Σ_j w_j / m in general), whose products are then formed without the log
-            domain, as published: 1e-6 there, which moves rows of small mass and empties vanishing ones.
-            0 is exact.
+            domain, as published: 1e-6 there, which changes rows of small mass and empties rows of
+            vanishing mass. 0 is exact.
 
     Raises:
-        ValueError: if the power is another, the radius not positive and finite, or epsilon negative.
+        ValueError: if the power is neither even nor 1, the radius is not positive and finite, or epsilon is negative.
 
     Cost: `tile` O((n + m) d) sines, about a dozen multiplications and a quarter of a division per pair and
         channel, one logarithm per pair and 16 channels; O(n m) memory, its derivative included. Reverse mode only.
@@ -127,7 +127,7 @@ class FourierIntegral(BaseKernel):
 
 
 def log_sinc(query: Float[Array, "n d"], key: Float[Array, "m d"], radius: Float[Array, " d"]) -> Float[Array, "n m"]:
-    """Σ_d log|sinc(R_d (q_id − k_jd))|; nothing but the arguments is kept for the backward pass.
+    """Σ_d log|sinc(R_d (q_id − k_jd))|; the backward pass keeps the arguments only.
 
     Example:
         >>> import jax.numpy as jnp
@@ -150,7 +150,7 @@ def _log_sinc(query: Array, key: Array, radius: Array) -> Array:
             exponent = exponent + more
         return total + (jnp.log(mantissa) + math.log(2) * exponent.astype(total.dtype))
 
-    # bits hide a NaN; times 0 it comes back
+    # the bits do not show a NaN; the product with 0 restores it
     poison = 0 * (jnp.sum(query, axis=1)[:, None] + jnp.sum(key, axis=1)[None, :]) + 0 * jnp.sum(radius)
     return _over_blocks(add, poison, query, key, radius)
 
@@ -229,7 +229,7 @@ _TWO_PI = _parts(2 * math.pi, 9, 4)
 
 
 class _Bits(NamedTuple):
-    """Where a floating type keeps its exponent."""
+    """The place of the exponent in the bits of a floating type."""
 
     integer: str
     shift: int
@@ -240,7 +240,7 @@ LAYOUT = {"float32": _Bits("int32", 23, 127), "float64": _Bits("int64", 52, 1023
 
 
 def split_bits(x: Array) -> tuple[Array, Array]:
-    """|x| = m 2^e with 1 ≤ m < 2, by the bits of x: no product underflows, and none needs a logarithm.
+    """|x| = m 2^e with 1 ≤ m < 2, by the bits of x, without underflow or logarithm.
 
     0 and the subnormal numbers count as m 2^−127 (m 2^−1023 in float64).
     """
@@ -294,7 +294,7 @@ def _horner(coefficients: list[float], square: Array) -> Array:
 
 def _channels(a: Array, radius: Array, count: int) -> tuple[Array, Array, Array, Array]:
     """The channels, padded by zeros to ``count``, the sines and cosines of R a, and R; channels first."""
-    # XLA does not fuse products with the identity: else it takes the sines once per pair, where they are used
+    # XLA does not fuse products with the identity; otherwise it would evaluate the sines once per pair
     settle = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
     depth = a.shape[1]
     pad, identity = jnp.eye(count, depth, dtype=a.dtype), jnp.eye(depth, dtype=a.dtype)
@@ -355,7 +355,7 @@ def _log_sinc_backward(residuals: tuple[Array, Array, Array], cotangent: Array):
 
     gradients = jax.lax.map(lambda xy: differentiate(*xy), _blocks(query, key, radius))
     d_a, d_b = (g.reshape(-1, g.shape[-1])[:depth].T for g in gradients)
-    # any shift leaves the derivative in R as it is: slopes sum to 0; a near one spares digits
+    # a shift does not change the derivative in R, because slopes sum to 0; a near one saves digits
     near = jnp.mean(query, axis=0, keepdims=True)
     d_radius = jnp.sum((query - near) * d_a, axis=0) + jnp.sum((key - near) * d_b, axis=0)
     return d_a * radius[None, :], d_b * radius[None, :], d_radius

@@ -20,10 +20,10 @@ class Intersection(BaseKernel):
     """k(q, k') = exp(scale · Σ_l min(q_l, k'_l)).
 
     By min(a, b) = (a + b − |a − b|)/2 it is e^{s Σ q/2} e^{s Σ k'/2} exp(−s |q − k'|₁ / 2) with s the scale: a Laplace
-    kernel between functions of one argument. Two things follow. On any real vectors the matrix k(x_i, x_j) is positive
-    definite for s > 0, strictly if they differ; the sums Σ_l min themselves are so for vectors of no negative entries
-    only, and conditionally (for coefficients of sum 0) otherwise. And normalised over the keys it is the Laplace kernel
-    under the quadrature weights w_j exp(s Σ_l k_jl / 2).
+    kernel between functions of one argument. For s > 0 the matrix k(x_i, x_j) is therefore positive semi-definite on
+    any real vectors, and positive definite if they differ. (The sums Σ_l min are so only for vectors without negative
+    entries; otherwise they are conditionally definite, for coefficients of sum 0.) Normalised over the keys, it is the
+    Laplace kernel under the quadrature weights w_j exp(s Σ_l k_jl / 2).
 
     Attributes:
         scale: s, in units of one over the channels; a number or scalar array (trainable). The published kernel has 1,
@@ -63,12 +63,12 @@ class Intersection(BaseKernel):
         return self.scale * jnp.sum(jnp.minimum(a, b))
 
     def tile(self, query: Float[Array, "n d"], key: Float[Array, "m d"]) -> Float[Array, "n m"]:
-        """Scale · Σ_l min(q_il, k_jl), a block of channels after the other."""
+        """Scale · Σ_l min(q_il, k_jl), one block of channels after another."""
         return self.scale * sums_of_minima(query, key)
 
 
 def sums_of_minima(query: Float[Array, "n d"], key: Float[Array, "m d"]) -> Float[Array, "n m"]:
-    """Σ_l min(q_il, k_jl); nothing but the arguments is kept for the backward pass.
+    """Σ_l min(q_il, k_jl); the backward pass keeps the arguments only.
 
     Example:
         >>> import jax.numpy as jnp

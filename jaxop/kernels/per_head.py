@@ -1,11 +1,12 @@
 """One kernel per attention head."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from jaxop._pytree import register
 from jaxop.kernels.base import Kernel, as_kernel
@@ -18,7 +19,7 @@ T = TypeVar("T")
 class PerHead:
     """k_h(q, k') of head h: a kernel whose leaves all carry a leading axis of heads.
 
-    Where attention takes a kernel, it takes one per head as well. Compose kernels first, as in
+    Attention accepts it in place of a kernel. Compose kernels first:
     ``PerHead(Gaussian(widths) + Quadratic(offsets))``.
 
     Attributes:
@@ -26,7 +27,7 @@ class PerHead:
 
     Raises:
         TypeError: if ``kernel`` is not a `Kernel`.
-        ValueError: if a leaf does not have a leading axis, the axes differ in length, or there are no leaves.
+        ValueError: if a leaf does not have a leading axis, the axes differ in length, or the kernel has no leaves.
 
     Example:
         >>> import jax.numpy as jnp
@@ -62,12 +63,12 @@ class PerHead:
 
     @property
     def sign(self) -> str:
-        """That of the kernel."""
+        """The sign of the kernel."""
         return self.kernel.sign
 
     @property
     def epsilon(self) -> float:
-        """That of the kernel."""
+        """The ε of the kernel."""
         return self.kernel.epsilon
 
     @property
@@ -80,7 +81,7 @@ class PerHead:
         return jax.tree.map(lambda leaf: leaf[head], self.kernel)
 
     def with_depth(self, depth: int) -> "PerHead":
-        """The kernels of vectors that sample functions of ``depth`` channels: that many count in their √d."""
+        """Returns the kernels whose √d counts ``depth`` channels; see `Kernel.with_depth`."""
         return PerHead(self.kernel.with_depth(depth))
 
 
@@ -92,21 +93,21 @@ def one_head(kernel: Kernel | PerHead) -> Kernel:
 def over_heads(
     function: Callable[..., T],
     kernel: Kernel | PerHead,
-    arrays: tuple[Any, ...],
+    arrays: tuple[Array | None, ...],
     in_axes: tuple[int | None, ...],
-    out_axes: Any,
+    out_axes: int | Sequence[int | None],
     *,
     heads: int,
 ) -> T:
-    """``function(kernel, *arrays)`` of each head, under `jax.vmap`.
+    """Evaluates ``function(kernel, *arrays)`` for each head by `jax.vmap`.
 
     Args:
-        function: of the kernel and the arrays of one head.
-        kernel: of all heads.
-        arrays: of all heads, or shared by them.
-        in_axes: the axis of the heads of each array; None if they share it.
-        out_axes: the axis of the heads of the results.
-        heads: their number.
+        function: takes the kernel and the arrays of one head.
+        kernel: the kernel of all heads.
+        arrays: arrays of all heads, or shared by the heads.
+        in_axes: the axis of the heads in each array; None if the heads share the array.
+        out_axes: the axis of the heads in the results.
+        heads: the number of heads.
 
     Example:
         >>> import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Polynomials of the dot product, whose features are finitely many: quadratic and truncated exponential."""
+"""Polynomials of the dot product, with finitely many features: quadratic and truncated exponential."""
 
 import dataclasses
 import functools
@@ -25,7 +25,7 @@ MAX_DEGREE = 20
 class Quadratic(ScaledProduct):
     """k(q, k') = (scale · q·k' + γ)², of at most (d + 1)(d + 2)/2 features.
 
-    Nonnegative: a row whose products all equal −γ has no mass.
+    The kernel is nonnegative. If all products of a row equal −γ, the row has no mass.
 
     Attributes:
         offset: γ, a number or scalar array (trainable). One per head, (h,), within `PerHead`.
@@ -74,12 +74,12 @@ class TruncatedExponential(ScaledProduct):
     Its features are Φ(q)_α = scale^(|α|/2) q^α / √α! over the multi-indices of |α| ≤ p, binomial(d + p, p) of them,
     and it tends to `ExpDotProduct` like (scale |q| |k'|)^(p+1) / (p+1)!.
 
-    T_p has no real zero for even p, where the kernel is positive, and one, ρ, for odd p: there the kernel is negative
-    for x < ρ, and attention cannot normalise it. ``clip=True`` takes max(T_p, 0) instead, which is nonnegative, has
-    derivative 0 for x ≤ ρ, and infinitely many features; a row all of whose products lie below ρ has no mass.
+    For even p the kernel is positive. For odd p, T_p has one real zero ρ and is negative for x < ρ, so that attention
+    cannot normalise the kernel. ``clip=True`` takes max(T_p, 0) instead, which is nonnegative, has derivative 0 for
+    x ≤ ρ, and infinitely many features; if all products of a row lie below ρ, the row has no mass.
 
-    T_p is evaluated as the product of its quadratic factors, each positive: unlike the sum of its terms that loses no
-    digits at negative x, and its logarithm does not overflow.
+    T_p is evaluated as the product of its positive quadratic factors. Unlike the sum of its terms, the product loses
+    no digits at negative x, and its logarithm does not overflow.
 
     Attributes:
         degree: p, from 1 to 20.
@@ -88,7 +88,7 @@ class TruncatedExponential(ScaledProduct):
         depth: d in √d; None means the length of a query.
 
     Raises:
-        ValueError: if the degree lies outside this range, or ``clip`` is given for an even one.
+        ValueError: if the degree lies outside this range, or ``clip`` is True for an even degree.
         TypeError: if the degree is not an integer.
 
     Cost: `tile` a matrix product, and 3 p operations, a division and two logarithms per pair.
@@ -175,7 +175,7 @@ def _log_taylor_jvp(degree, primals, tangents):
 
 def _logarithm(x: Array, degree: int) -> tuple[Array, Array]:
     """Log T_p(x) and its derivative T_{p−1}(x) / T_p(x)."""
-    # by powers of two: T_p(x) = 2^{e p} T, its derivative 2^{e (p − 1)} T', and neither T nor T' overflows
+    # T_p(x) = 2^{e p} T with derivative 2^{e (p − 1)} T': T and T' do not overflow
     unit, exponent = _unit(jax.lax.stop_gradient(x))
     scaled = x * unit
     value, slope = jnp.full_like(x, 1 / math.factorial(degree)), jnp.zeros_like(x)

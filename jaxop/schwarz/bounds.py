@@ -1,10 +1,8 @@
-"""Errors of operators on samples, and the smallest that a rank allows."""
-
-from typing import Any
+"""Errors of operators on samples, and the smallest error of a given rank."""
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from jaxop._validation import first_index, host_real, is_concrete
 from jaxop.domains import Domain
@@ -15,7 +13,7 @@ from jaxop.schwarz.operator import Factors, apply, as_factor, check_factors
 
 
 def operator_error(
-    decomposition: Decomposition, factors: Factors, inputs: Float[Any, "n m"], targets: Float[Any, "n m"]
+    decomposition: Decomposition, factors: Factors, inputs: Float[ArrayLike, "n m"], targets: Float[ArrayLike, "n m"]
 ) -> float:
     """‖M F − U‖ / ‖U‖ in L2 and the Frobenius norm over samples: ‖(M − A⁻¹)F‖ / ‖A⁻¹F‖ for U = A⁻¹F.
 
@@ -39,14 +37,16 @@ def operator_error(
     check_factors(decomposition, factors)
     inputs, targets = checked_samples(decomposition.domain.weights, inputs, targets)
     root = np.sqrt(np.asarray(decomposition.domain.weights, np.float64))[:, None]
-    run: Any = jax.jit(apply)
+    run = jax.jit(apply)
     size = float(np.linalg.norm(root * targets))
     check_targets(size)
     outputs = np.asarray(run(as_factor(inputs), decomposition, factors), np.float64)
     return float(np.linalg.norm(root * (outputs - targets)) / size)
 
 
-def low_rank_errors(inputs: Float[Any, "n m"], targets: Float[Any, "n m"], weights: Float[Any, " n"]) -> np.ndarray:
+def low_rank_errors(
+    inputs: Float[ArrayLike, "n m"], targets: Float[ArrayLike, "n m"], weights: Float[ArrayLike, " n"]
+) -> np.ndarray:
     """‖M F − U‖ / ‖U‖ of the best operator M of rank 0, 1, 2, …, by Eckart and Young, in L2.
 
     A rigorous lower bound for every form of such a rank; for U = A⁻¹F the error of the optimal global attention QKᵀ.
@@ -57,7 +57,7 @@ def low_rank_errors(inputs: Float[Any, "n m"], targets: Float[Any, "n m"], weigh
         weights: quadrature weights, (n,).
 
     Returns:
-        rank(F) + 1 errors; the last is that of the best linear map whatsoever.
+        rank(F) + 1 errors; the last is that of the best linear map.
 
     Raises:
         TypeError: for complex samples.
@@ -77,7 +77,7 @@ def low_rank_errors(inputs: Float[Any, "n m"], targets: Float[Any, "n m"], weigh
 
 
 def optimal_low_rank(
-    inputs: Float[Any, "n m"], targets: Float[Any, "n m"], weights: Float[Any, " n"], rank: int
+    inputs: Float[ArrayLike, "n m"], targets: Float[ArrayLike, "n m"], weights: Float[ArrayLike, " n"], rank: int
 ) -> tuple[Float[Array, "n r"], Float[Array, "n r"]]:
     """Q and K of the best global Q Kᵀ W of a rank: the truncated singular value decomposition, on the span of F.
 
@@ -117,13 +117,13 @@ def optimal_low_rank(
 
 
 def compress(source: np.ndarray, image: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """Samples on an orthonormal basis of those combinations that see an input, and ‖image‖ before."""
+    """Samples on an orthonormal basis of the combinations with a nonzero input, and ‖image‖ before."""
     basis = svd(source, max(source.shape) * np.finfo(np.float64).eps)[2].T
     return source @ basis, image @ basis, float(np.linalg.norm(image))
 
 
 def tails(image: np.ndarray, total: float) -> np.ndarray:
-    """What the best approximations of rank 0, 1, … leave of an image, as parts of a total that may be larger."""
+    """Errors of the best approximations of rank 0, 1, … of an image, relative to a total that may be larger."""
     squares = np.linalg.svd(image, compute_uv=False) ** 2
     lost = max(total**2 - squares.sum(), 0.0)
     lost = lost if lost > 1e-13 * total**2 else 0.0  # rounding
@@ -134,11 +134,11 @@ def tails(image: np.ndarray, total: float) -> np.ndarray:
 def check_targets(size: float) -> None:
     """Raises ``ValueError`` for targets of size 0."""
     if not size > 0:
-        raise ValueError("targets are 0 everywhere: there is no relative error.")
+        raise ValueError("targets are 0 everywhere; a relative error needs targets that are not 0.")
 
 
-def checked_samples(weights: Any, inputs: Any, targets: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Samples on the host: finite, of one shape, a row for every weight."""
+def checked_samples(weights: object, inputs: object, targets: object) -> tuple[np.ndarray, np.ndarray]:
+    """Returns samples on the host: finite, of one shape, with a row for every weight."""
     if not is_concrete(inputs, targets, weights):
         raise ValueError("inputs, targets and decomposition must be concrete to be fitted; call it outside jax.jit.")
     if isinstance(weights, Domain):

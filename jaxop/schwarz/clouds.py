@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-from typing import Any
 
 import numpy as np
 import scipy.sparse
@@ -21,7 +20,7 @@ class BoxCuts:
     """Subdomains of scattered nodes and meshes.
 
     Attributes:
-        lower: lower corners of the cores, (p, dim), −∞ where nothing bounds them.
+        lower: lower corners of the cores, (p, dim), −∞ without a bound.
         upper: upper corners, (p, dim).
         overlap: a length, or layers of neighbours in a mesh (static).
         lattice: nodes of the coarse hats along each axis.
@@ -56,8 +55,8 @@ def cut_boxes(dom: Domain, count: int, overlap: int | float) -> BoxCuts:
     return BoxCuts(lower, upper, overlap, lattice, kept)
 
 
-def check_reach(dom: Domain, cuts: BoxCuts, found: Members, overlap: Any) -> None:
-    """Refuses overlaps larger than the largest core: a length beyond its longest side, or more layers than it has."""
+def check_reach(dom: Domain, cuts: BoxCuts, found: Members, overlap: object) -> None:
+    """Raises ``ValueError`` for an overlap beyond the longest side, or the number of layers, of the largest core."""
     points, owner = host_points(dom), found.owner
     assert owner is not None
     reason = ""
@@ -120,7 +119,7 @@ def host_points(dom: Domain) -> np.ndarray:
     leaves = [axis.nodes for axis in dom.axes] if isinstance(dom, Grid) else [dom.points]
     if not is_concrete(*leaves):
         raise ValueError("the nodes must be concrete to be decomposed; call decompose outside jax.jit.")
-    if isinstance(dom, Grid):  # its own points would be compiled for every shape
+    if isinstance(dom, Grid):  # the points of a grid would be compiled for every shape
         axes = np.meshgrid(*(np.asarray(nodes, np.float64) for nodes in leaves), indexing="ij")
         return np.stack([axis.ravel() for axis in axes], axis=1)
     return np.asarray(dom.points, np.float64)
@@ -178,7 +177,7 @@ def _layers(faces: np.ndarray, owner: np.ndarray, count: int, layers: int) -> tu
 
 
 def _lattice_hats(points: np.ndarray, lattice: tuple[np.ndarray, ...]) -> Entries:
-    """Multilinear hats of a lattice at the nodes; beyond its ends they stay constant."""
+    """Multilinear hats of a lattice at the nodes, constant beyond its ends."""
     row, column, value = np.arange(points.shape[0]), np.zeros(points.shape[0], np.int64), np.ones(points.shape[0])
     for k, line in enumerate(lattice):
         column = column * line.size
@@ -195,7 +194,7 @@ def _lattice_hats(points: np.ndarray, lattice: tuple[np.ndarray, ...]) -> Entrie
 
 
 def check_same_kind(domain: Domain, cuts: BoxCuts) -> None:
-    """Raises ``ValueError`` unless a domain can be cut like the scattered nodes or the mesh that were."""
+    """Raises ``ValueError`` unless the domain is of the kind that was cut: scattered nodes or a mesh."""
     layers, dim = isinstance(cuts.overlap, int), cuts.lower.shape[1]
     if isinstance(domain, Grid) or domain.dim != dim or (layers and not isinstance(domain, TriangleMesh)):
         raise ValueError(

@@ -4,16 +4,24 @@ import dataclasses
 import functools
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from jaxop._pytree import register
 from jaxop._sparse import Entries
-from jaxop._validation import as_float, check_name, first_index, host_array, host_real, is_concrete, is_integer
+from jaxop._validation import (
+    as_float,
+    check_name,
+    first_index,
+    host_array,
+    host_real,
+    is_concrete,
+    is_integer,
+    shape_of,
+)
 from jaxop.domains import Decomposed, Domain, Grid
 from jaxop.domains.domain import as_domain
 from jaxop.schwarz.clouds import BoxCuts, check_reach, check_same_kind, cut_boxes, host_points, on_boxes
@@ -50,14 +58,14 @@ class Decomposition(Decomposed):
     own, which is how it is trained on scattered nodes and meshes.
 
     Attributes:
-        domain: the whole.
+        domain: the whole domain.
         cover: the nodes of every subdomain, see `Cover`.
         cores: the disjoint sets of nodes that the subdomains grew from.
         partition: D, the partition of unity, (p, s).
         lower: lower corners of the boxes that hold the subdomains, (p, dim), the frame of `coordinates`.
         upper: upper corners, (p, dim).
-        coarse: the coarse space, or None.
-        cuts: the subdomains in coordinates, from which `on` builds them on other nodes; None for given ones.
+        coarse: the coarse space; None without one.
+        cuts: the subdomains in coordinates, from which `on` builds them on other nodes; None for given sets of nodes.
         unity: name of the partition of unity (static).
     """
 
@@ -90,8 +98,8 @@ class Decomposition(Decomposed):
     def coordinates(self) -> Float[Array, "p s dim"]:
         """Local coordinates of the nodes: [−1, 1] along each axis is the box of their subdomain.
 
-        Along a periodic axis a subdomain that passes the end continues there. On grids the box is that of the cut and
-        its overlap, of scattered nodes and meshes that of their nodes: other ones, of `on`, may lie a little outside.
+        Along a periodic axis a subdomain that passes the end continues there. On grids the box is the cut with its
+        overlap. For scattered nodes and meshes it bounds their nodes, and the nodes of `on` may lie a little outside.
         """
         return _coordinates(self)
 
@@ -110,7 +118,7 @@ class Decomposition(Decomposed):
         return self.cover.restrict(self._rows(values, self.domain.size, "values", "one row per node of the domain"))
 
     def prolong(self, local: Float[Array, "p s c"]) -> Float[Array, "n c"]:
-        """Σ_i R_iᵀ local_i: the adjoint of `restrict`; what lies on padding is left out.
+        """Σ_i R_iᵀ local_i: the adjoint of `restrict`; values on padding are ignored.
 
         Raises:
             ValueError: if ``local`` does not have shape (p, s, c).
@@ -125,7 +133,7 @@ class Decomposition(Decomposed):
         """Φᵀ W v: the integrals of v against the coarse functions, (n, c) to (n0, c), in units of v times length^dim.
 
         Raises:
-            ValueError: if ``values`` does not have one row per node, or there is no coarse space.
+            ValueError: if ``values`` does not have one row per node, or the decomposition has no coarse space.
         """
         coarse = self._coarse_space()
         values = self._rows(values, self.domain.size, "values", "one row per node of the domain")
@@ -135,7 +143,8 @@ class Decomposition(Decomposed):
         """Φ c: the function with these coarse coefficients, (n0, c) to (n, c).
 
         Raises:
-            ValueError: if ``coarse`` does not have one row per coarse function, or there is no coarse space.
+            ValueError: if ``coarse`` does not have one row per coarse function, or the decomposition has no coarse
+                space.
         """
         space = self._coarse_space()
         coarse = self._rows(coarse, space.size, "coarse", "one row per coarse function")
@@ -145,25 +154,26 @@ class Decomposition(Decomposed):
         """Φ as a dense matrix, for small domains: memory n·n0.
 
         Raises:
-            ValueError: if there is no coarse space.
+            ValueError: if the decomposition has no coarse space.
         """
         return self.refine(jnp.eye(self._coarse_space().size, dtype=self.partition.dtype))
 
-    def on(self, domain: Domain | Decomposed, *, coarse: Any = None) -> "Decomposition":
+    def on(self, domain: Domain | Decomposed, *, coarse: object = None) -> "Decomposition":
         """The same subdomains and coarse functions on other nodes of the same region: a change of resolution.
 
-        Subdomains are intervals, boxes and cuts in coordinates, so a grid may become any other grid of the same box,
-        periodic where it was, and scattered nodes or a mesh others of their kind. Coarse functions are those of the
-        rule that was decomposed: hats of "interior" nodes vanish at the ends. On a mesh an overlap in layers counts the
-        layers of the new one. Cuts are float64 until `jax.jit` or a tree map has had the decomposition in its hands.
+        Subdomains are intervals, boxes and cuts in coordinates. A grid may therefore become any other grid of the same
+        box with the same periodic axes, scattered nodes may become other scattered nodes, and a mesh another mesh.
+        Coarse functions are those of the rule that was decomposed: hats of "interior" nodes vanish at the ends. On a
+        mesh an overlap in layers counts the layers of the new mesh. Cuts are float64 until the decomposition passes
+        through `jax.jit` or a tree map.
 
         Args:
             domain: the new nodes.
-            coarse: Φ on the new nodes, needed if and only if it was given to `decompose`.
+            coarse: Φ on the new nodes, if and only if Φ was given to `decompose`.
 
         Raises:
-            ValueError: for subdomains that were given as node sets, a kind of domain that does not fit, Φ missing
-                or too many or of other columns, a box of another size, and a subdomain without a node of ``domain``.
+            ValueError: for subdomains that were given as sets of nodes, a kind of domain that does not fit, a missing,
+                superfluous or misshaped Φ, a box of another size, and a subdomain without a node of ``domain``.
 
         Example:
             >>> from jaxop import domains, schwarz
@@ -185,17 +195,17 @@ class Decomposition(Decomposed):
             )
         domain = _single(domain, "domain")
         if not is_concrete(*jax.tree.leaves(self.cuts)):
-            raise ValueError("this decomposition is traced: call `on` outside jax.jit and pass what it returns.")
+            raise ValueError("this decomposition is traced: call `on` outside jax.jit and pass its result.")
         if isinstance(self.cuts, tuple):
             found, hats = on_grid(check_same_box(domain, self.cuts), self.cuts, self.unity)
         else:
             check_same_kind(domain, self.cuts)
             found, hats = on_boxes(domain, self.cuts, self.unity)
         space = kind if coarse is None else coarse
-        if coarse is not None and np.shape(coarse)[1:] != (self.coarse_size,):
+        if coarse is not None and shape_of(coarse)[1:] != (self.coarse_size,):
             raise ValueError(
                 f"coarse must have shape (n, n0) = ({domain.size}, {self.coarse_size}), the coarse functions that were "
-                f"decomposed with, got {np.shape(coarse)}."
+                f"decomposed with, got {shape_of(coarse)}."
             )
         return _assemble(domain, found, hats, space, self.cuts, self.unity, (self.lower, self.upper))
 
@@ -204,7 +214,7 @@ class Decomposition(Decomposed):
             raise ValueError("this decomposition has no coarse space; build it with coarse='hat' or 'partition'.")
         return self.coarse
 
-    def _rows(self, values: Any, rows: int, argument: str, meaning: str) -> Array:
+    def _rows(self, values: object, rows: int, argument: str, meaning: str) -> Array:
         values = as_float(values, argument)
         if values.ndim != 2 or values.shape[0] != rows:
             raise ValueError(f"{argument} must have shape ({rows}, c), {meaning}, got {values.shape}.")
@@ -230,7 +240,7 @@ def decompose(
     overlap: int | float | Sequence[int | float] = 4,
     *,
     partition: str = "multiplicity",
-    coarse: Any = "hat",
+    coarse: object = "hat",
 ) -> Decomposition:
     """Cuts a domain into subdomains that overlap, with a partition of unity and a coarse space.
 
@@ -244,19 +254,20 @@ def decompose(
 
     Args:
         dom: any single domain, or a decomposition of one; concrete unless it is a grid under named rules.
-        subdomains: how many; on a grid of several axes one number per axis, or one for all of them.
+        subdomains: number of subdomains; on a grid one number per axis, or one for all axes.
         overlap: an integer counts nodes that are added on EACH side of a core (along every axis of a grid; layers
             of neighbours in a mesh; mean distances of nodes that fill their bounding box among scattered ones, a
-            length is better for nodes on a surface), a float is a length in the units of the coordinates; on a grid of
-            several axes one for each, or one for all of them. Along a periodic axis subdomains overlap across its end.
+            length is better for nodes on a surface). A float is a length in the units of the coordinates. On a grid
+            give one per axis, or one for all axes. Along a periodic axis subdomains overlap across its end.
         partition: one of `PARTITIONS_OF_UNITY`.
-        coarse: one of `COARSE_SPACES`; Φ itself, dense or a scipy.sparse matrix of shape (n, n0); or None.
+        coarse: one of `COARSE_SPACES`, or Φ itself, dense or a scipy.sparse matrix of shape (n, n0); None leaves out
+            the coarse space.
 
     Returns:
         A `Decomposition`, a pytree.
 
     Raises:
-        TypeError: if a count is not an integer, or the overlap is no number.
+        TypeError: if a count is not an integer, or the overlap is not a number.
         ValueError: for more subdomains than nodes, an overlap larger than a subdomain, an unknown name, a Φ whose
             rows do not match the nodes, no coarse node inside an "interior" axis, or a stack of domains.
 
@@ -278,7 +289,7 @@ def decompose(
     check_name(partition, "partition", PARTITIONS_OF_UNITY)
     if isinstance(dom, Grid):
         counts = per_axis(subdomains, dom.dim)
-        overlaps: Any = (overlap,) * dom.dim if np.ndim(overlap) == 0 else overlap
+        overlaps = (overlap,) * dom.dim if isinstance(overlap, int | float) or np.ndim(overlap) == 0 else tuple(overlap)
         if len(overlaps) != dom.dim:
             raise ValueError(f"overlap must be one number or {dom.dim}, one per axis of the grid, got {overlap!r}.")
         cuts = tuple(cut_axis(dom.axes[k], counts[k], _overlap(overlaps[k]), k) for k in range(dom.dim))
@@ -297,10 +308,10 @@ def decompose(
 
 def from_subdomains(
     dom: Domain | Decomposed,
-    indices: Sequence[Any],
+    indices: Sequence[ArrayLike | Sequence[int]],
     *,
-    partition: str | Sequence[Any] = "multiplicity",
-    coarse: Any = "partition",
+    partition: str | Sequence[ArrayLike | Sequence[float]] = "multiplicity",
+    coarse: object = "partition",
 ) -> Decomposition:
     """A decomposition into given sets of nodes.
 
@@ -309,15 +320,16 @@ def from_subdomains(
         indices: the node indices of every subdomain; together they must name every node.
         partition: ``"multiplicity"``, or D itself: one array per subdomain, in the order of its indices, summing to
             one at every node.
-        coarse: ``"partition"``, Φ itself, dense or a scipy.sparse matrix of shape (n, n0), or None.
+        coarse: ``"partition"``, or Φ itself, dense or a scipy.sparse matrix of shape (n, n0); None leaves out the
+            coarse space.
 
     Returns:
         A `Decomposition`; `Decomposition.on` is not available for it.
 
     Raises:
-        ValueError: if a set is empty, repeats a node or names one that is not there, a node is in none (the
-            message names the first), D has the wrong length, is negative or does not sum to one, or Φ has rows
-            that do not match.
+        ValueError: if a set is empty, repeats a node or holds an index outside the domain; if a node is in no set (the
+            message names the first); if D has the wrong length, is negative or does not sum to one; or if the rows of
+            Φ do not match.
 
     Example:
         >>> from jaxop import domains, schwarz
@@ -333,7 +345,7 @@ def from_subdomains(
     sets = [host_array(nodes, f"indices[{i}]") for i, nodes in enumerate(indices)]
     sets = [nodes.astype(np.int64) if np.issubdtype(nodes.dtype, np.integer) else nodes for nodes in sets]
     if not sets:
-        raise ValueError("indices must hold at least one subdomain, got none.")
+        raise ValueError("indices must hold at least one subdomain, got an empty list.")
     for i, nodes in enumerate(sets):
         if nodes.ndim != 1 or not nodes.size or not np.issubdtype(nodes.dtype, np.integer):
             raise ValueError(
@@ -387,12 +399,12 @@ def _assemble(
     dom: Domain,
     found: Members,
     hats: Entries | None,
-    coarse: Any,
+    coarse: object,
     cuts: tuple[AxisCuts, ...] | BoxCuts | None,
     unity: str,
     corners: tuple[Array, Array],
 ) -> Decomposition:
-    """A decomposition from its members and hats."""
+    """Makes a decomposition from its members and hats."""
     n = dom.size
     owner = found.owner
     if owner is None:  # the first subdomain that names a node
@@ -419,14 +431,14 @@ def _assemble(
 
 
 def _single(domain: Domain | Decomposed, argument: str) -> Domain:
-    """A single domain, without the subdomains that it may already have."""
+    """Returns a single domain, without the subdomains that it may already have."""
     domain = as_domain(domain, argument)
     if domain.is_batched:
         raise ValueError(f"{argument} is a stack of domains, one per sample; decompose a single one.")
     return domain
 
 
-def _overlap(overlap: Any) -> int | float:
+def _overlap(overlap: object) -> int | float:
     if isinstance(overlap, bool) or not isinstance(overlap, int | float | np.integer | np.floating):
         raise TypeError(f"overlap must be a number of nodes (int) or a length (float), got {type(overlap).__name__}.")
     overlap = float(overlap) if isinstance(overlap, float | np.floating) else int(overlap)

@@ -2,10 +2,9 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from jaxop._validation import is_integer, is_numeric
 from jaxop.schwarz.decomposition import Decomposition
@@ -17,14 +16,14 @@ from jaxop.schwarz.operator import Factors, as_factor, check_decomposition, chec
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """What `fit` found.
+    """The result of `fit`.
 
     Attributes:
         factors: the factors; with features, their coefficients, see `sample_factors`.
         errors: ‖(M − A⁻¹)F‖ / ‖A⁻¹F‖ at the start and after every step, in L2 and the Frobenius norm over samples;
             the last is that of ``factors``, rounded to their dtype.
-        bound: no operator of rank p·r + r0 (or shift and that) has a smaller error on these samples.
-        converged: whether the fit stopped because steps no longer helped, not because there were no more of them.
+        bound: no operator of rank p·r + r0 (plus the shift) has a smaller error on these samples.
+        converged: whether the fit stopped because steps no longer helped, rather than at the largest number of steps.
     """
 
     factors: Factors
@@ -35,8 +34,8 @@ class Fit:
 
 def fit(
     decomposition: Decomposition,
-    inputs: Float[Any, "n m"],
-    targets: Float[Any, "n m"],
+    inputs: Float[ArrayLike, "n m"],
+    targets: Float[ArrayLike, "n m"],
     *,
     rank: int,
     coarse_rank: int | None = None,
@@ -50,30 +49,32 @@ def fit(
 ) -> Fit:
     """Factors that minimise Σ_j ‖M f_j − u_j‖² in L2, by block singular value decompositions and Gauss–Newton steps.
 
-    First each block in turn takes the best factors of its rank for what the others leave (a singular value
-    decomposition; the coarse one first, or only the local ones after a given start). Then all factors move at
-    once by damped Gauss–Newton steps (Levenberg–Marquardt), and blocks again, which leave the saddles where these stop,
-    for as long as it helps. A symmetric fit starts from the symmetric factors next to those of the general one, which
-    is far from where its own blocks in turn get stuck. With ``inputs`` a factor F of a covariance (FFᵀ = E f fᵀ) and
-    ``targets`` A⁻¹F this is the fit of the population.
+    First each block in turn takes the best factors of its rank for the residual of the others, by a singular value
+    decomposition. The coarse block comes first; after a given start only the local blocks are fitted. Then all factors
+    move at once by damped Gauss–Newton steps (Levenberg–Marquardt). Both alternate for as long as the error falls,
+    because the blocks leave the saddles where the steps stop. A symmetric fit starts from the symmetric factors nearest
+    to those of the general fit, and so avoids the points where its own blocks in turn get stuck. With ``inputs`` a
+    factor F of a covariance (FFᵀ = E f fᵀ) and ``targets`` A⁻¹F this is the fit of the population.
 
     Args:
         decomposition: see `schwarz.decompose`.
         inputs: right-hand sides f_j, one per column, (n, m).
         targets: solutions u_j, (n, m).
-        rank: r of every subdomain; 0 for no local part.
-        coarse_rank: r0; None for n0, 0 for no coarse part.
-        symmetric: K = Q: an operator that is symmetric and positive semi-definite (plus the shift).
-        features: B of `sample_factors`: the factors become functions that other grids can sample. None: free values
-            at the nodes. Few or scattered nodes, and subdomains without overlap, have quadrature errors, which the
-            factors would undo on these nodes alone: give ``noise`` of that size there, or the operator is none on
-            others.
-        initial: factors to start from (`galerkin_factors` where A is known), of any ranks; not with features.
-        shift: σ of σ·v, fixed.
-        noise: size of white noise that the inputs are taken to carry, relative to them, seen by each part of the
-            operator alone: it keeps them bounded on functions that no sample contains, where they are otherwise
-            arbitrary. At least the rounding of the factors, 1.2e-7 without ``jax_enable_x64``.
-        steps: most Gauss–Newton steps, of a symmetric fit and of the general one before it each; 0 keeps the start.
+        rank: r of every subdomain; 0 leaves out the local part.
+        coarse_rank: r0; None means n0, 0 leaves out the coarse part.
+        symmetric: whether K = Q, so that the operator is symmetric and positive semi-definite (plus the shift).
+        features: B of `sample_factors`; the factors become functions that other grids can sample. None fits free
+            values at the nodes. Few or scattered nodes, and subdomains without overlap, have quadrature errors, which
+            the factors would compensate on these nodes only. Give ``noise`` of that size there, so that the operator
+            is accurate on other nodes too.
+        initial: factors to start from (`galerkin_factors` where A is known), of any ranks; None starts from the best
+            blocks. Not with ``features``.
+        shift: σ of σ·v, fixed; None means 0.
+        noise: assumed size of white noise in the inputs, relative to them, for each part of the operator. It keeps the
+            parts bounded on functions that no sample contains, where they are otherwise arbitrary. At least the
+            rounding of the factors, 1.2e-7 without ``jax_enable_x64``.
+        steps: largest number of Gauss–Newton steps, counted separately for a symmetric fit and for the general fit
+            before it; 0 keeps the start.
         tolerance: stop when five steps, or another round over the blocks, lower the error by less than this part of it.
 
     Returns:
@@ -128,9 +129,9 @@ def fit(
         order = range(0 if symmetric or begun < coarse_rank else 1, len(ranks))
     if symmetric:
         if initial is None:
-            pairs, _, _ = _minimise(objective, pairs, ranks, order, False, steps, tolerance)
+            pairs, _, _ = _minimise(objective, pairs, ranks, order, False, steps, float(tolerance))
         pairs = _symmetrised(objective, pairs, ranks)
-    pairs, errors, converged = _minimise(objective, pairs, ranks, order, symmetric, steps, tolerance)
+    pairs, errors, converged = _minimise(objective, pairs, ranks, order, symmetric, steps, float(tolerance))
     bound = objective.bound(sum(ranks))
     pairs = [(np.asarray(as_factor(q), np.float64), np.asarray(as_factor(k), np.float64)) for q, k in pairs]
     errors[-1] = objective.relative(objective.residual(pairs))
@@ -138,7 +139,7 @@ def fit(
 
 
 def _symmetrised(objective: Objective, pairs: Blocks, ranks: list[int]) -> Blocks:
-    """Of every block the symmetric part nearest to it on the inputs and the noise; zeros if they do better."""
+    """The symmetric part of every block, nearest to it on the inputs and the noise; zeros if they have a lower cost."""
     queries = [
         best_symmetric(gram, second, gram @ q @ (k.T @ second), rank)
         for gram, second, (q, k), rank in zip(objective.grams, objective.seconds, pairs, ranks, strict=True)
@@ -149,7 +150,7 @@ def _symmetrised(objective: Objective, pairs: Blocks, ranks: list[int]) -> Block
 
 
 def _best_blocks(objective: Objective, pairs: Blocks, ranks: list[int], order: range, symmetric: bool) -> Blocks:
-    """Every block of ``order`` in turn becomes the best of its rank for what the others leave."""
+    """Replaces every block of ``order`` in turn by the best of its rank for the residual of the others."""
     pairs = list(pairs)
     residual = objective.residual(pairs)
     for b in order:
@@ -175,7 +176,7 @@ def _best_blocks(objective: Objective, pairs: Blocks, ranks: list[int], order: r
 def _minimise(
     objective: Objective, pairs: Blocks, ranks: list[int], order: range, symmetric: bool, steps: int, tolerance: float
 ) -> tuple[Blocks, list[float], bool]:
-    """Blocks in turn, then all together; again until it no longer helps: blocks leave saddles of the whole."""
+    """Blocks in turn, then all together, until the error no longer falls; blocks leave saddles of the whole."""
     moved = _best_blocks(objective, pairs, ranks, order, symmetric)
     pairs, errors = gauss_newton(objective, moved, symmetric, steps, tolerance)
     while len(errors) <= steps:

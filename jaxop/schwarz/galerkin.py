@@ -1,22 +1,20 @@
 """Factors of two-level Schwarz attention from a matrix: inverses of its blocks."""
 
-from typing import Any
-
 import numpy as np
 
 from jaxop._sparse import Entries, entries
-from jaxop._validation import check_name, first_index, is_concrete
+from jaxop._validation import check_name, first_index, is_concrete, shape_of
 from jaxop.schwarz.decomposition import Decomposition
 from jaxop.schwarz.low_rank import truncate
 from jaxop.schwarz.operator import Factors, as_factor, check_decomposition, check_ranks, check_shift
 
 BLOCKS = ("interior", "overlap")
-"""Which nodes the local blocks of `galerkin_factors` take."""
+"""Choices for the nodes of the local blocks of `galerkin_factors`."""
 
 
 def galerkin_factors(
     decomposition: Decomposition,
-    matrix: Any,
+    matrix: object,
     rank: int | None = None,
     *,
     blocks: str = "interior",
@@ -25,29 +23,30 @@ def galerkin_factors(
 ) -> Factors:
     """Q0 K0ᵀ = (Φᵀ W A Φ)⁻¹ and D_i^½ Q_i K_iᵀ D_i^½ = (E_iᵀ W A E_i)⁻¹, truncated to rank r.
 
-    ``blocks="interior"``: E_i are the nodes of a core that the matrix ties to no core of smaller number, so that
-    blocks do not know each other. In one dimension with nodes where cores meet the sum is A⁻¹ exactly if the coarse
-    functions solve A φ = 0 inside the cores: hats do for −u″, the columns of A⁻¹ at those nodes for any symmetric A
-    of second order; other sums may be far from it. In several dimensions the nodes between cores are in no block, and
-    the sum, of many zero eigenvalues, is no preconditioner. ``blocks="overlap"``: all nodes of a subdomain, which is
-    the additive Schwarz preconditioner of A, two-level with a coarse space and one-level without.
+    ``blocks="interior"``: E_i are the nodes of a core that the matrix does not couple to a core of smaller number, so
+    that blocks are not coupled. In one dimension with nodes where cores meet the sum is A⁻¹ exactly if the coarse
+    functions solve A φ = 0 inside the cores: hats do for −u″, the columns of A⁻¹ at those nodes for any symmetric A of
+    second order; other sums may be far from it. In several dimensions the nodes between cores are not in any block, and
+    the sum has many zero eigenvalues and does not serve as a preconditioner. ``blocks="overlap"``: E_i are all nodes of
+    a subdomain. The sum is the additive Schwarz preconditioner of A, with two levels if there is a coarse space.
 
     Args:
         decomposition: see `schwarz.decompose`; D must be positive on the blocks.
         matrix: A with f = A u at the nodes, (n, n), dense or scipy.sparse.
         rank: r, by the singular value decomposition in L2; None keeps all of it.
         blocks: one of `BLOCKS`.
-        symmetric: K = Q, for an A that is symmetric and positive definite in L2, W A = Aᵀ W: half the numbers.
-        shift: σ of the factors.
+        symmetric: whether K = Q, which halves the parameters, for an A that is symmetric and positive definite in L2,
+            W A = Aᵀ W.
+        shift: σ of the factors; None means 0.
 
     Returns:
-        Factors with the full coarse rank; without a coarse part if there is no coarse space.
+        Factors with the full coarse rank, or without a coarse part if the decomposition has no coarse space.
 
     Raises:
         TypeError: for complex entries.
         ValueError: for a shape that does not fit, an entry that is not finite, a block that is singular, D = 0 or a
-            weight of 0 on a block, an unknown name, a rank above the size of a subdomain, a block that is not symmetric
-            and positive definite if it should be, and inside `jax.jit`.
+            weight of 0 on a block, an unknown name, a rank above the size of a subdomain, with
+            ``symmetric`` a block that is not symmetric and positive definite, and inside `jax.jit`.
 
     Cost: O(p s³ + n0³) time and O(p s² + n n0) memory on the host, in float64.
 
@@ -147,9 +146,9 @@ def _inverse(matrix: np.ndarray, where: str) -> np.ndarray:
     return np.linalg.inv(matrix)
 
 
-def _entries(matrix: Any, n: int) -> Entries:
-    """The entries of A that are not 0: stored zeros tie no nodes."""
-    shape = np.shape(matrix)
+def _entries(matrix: object, n: int) -> Entries:
+    """The entries of A that are not 0; stored zeros do not couple nodes."""
+    shape = shape_of(matrix)
     if shape != (n, n):
         what = type(matrix).__name__ if shape == () else shape
         raise ValueError(

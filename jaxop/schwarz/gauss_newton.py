@@ -87,7 +87,7 @@ class Step:
         return self.objective.basis @ np.concatenate(reduced)
 
     def _noise(self, step: Blocks) -> Blocks:
-        """What the noise adds to JᵀJ, block by block."""
+        """The part of JᵀJ that comes from the noise, block by block."""
         variance, grams = self.objective.variance, self.objective.grams
         return [
             (
@@ -104,7 +104,7 @@ class Step:
         return [(part @ right.T, moment @ (part.T @ q)) for part, moment, right, (q, _) in blocks]
 
     def _pack(self, pairs: Blocks) -> np.ndarray:
-        """One vector; where K = Q both are one unknown, whose derivative is the sum."""
+        """Joins factors to one vector; if K = Q, both are one unknown, whose derivative is the sum."""
         if self.symmetric:
             return np.concatenate([(q + k).ravel() for q, k in pairs])
         return np.concatenate([a.ravel() for pair in pairs for a in pair])
@@ -123,7 +123,7 @@ class Step:
 
 
 class _Map(linalg.LinearOperator):
-    """A symmetric matrix by its products, as `scipy.sparse.linalg.cg` takes it."""
+    """A symmetric matrix given by its products, for `scipy.sparse.linalg.cg`."""
 
     def __init__(self, size: int, product: Callable[[np.ndarray], np.ndarray]):
         super().__init__(np.dtype(np.float64), (size, size))

@@ -4,7 +4,8 @@ import dataclasses
 import functools
 import math
 import operator
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 
@@ -37,15 +38,15 @@ class AxisCuts:
     rule: Rule
 
 
-def per_axis(subdomains: Any, dim: int) -> tuple[int, ...]:
-    """Numbers of subdomains along each axis, from those or from one for all of them."""
-    counts = (subdomains,) * dim if np.ndim(subdomains) == 0 else tuple(subdomains)
+def per_axis(subdomains: int | Sequence[int], dim: int) -> tuple[int, ...]:
+    """Numbers of subdomains along each axis, from one number per axis or one for all axes."""
+    counts = (subdomains,) * dim if isinstance(subdomains, int) or np.ndim(subdomains) == 0 else tuple(subdomains)
     if len(counts) != dim:
         raise ValueError(f"subdomains must be one number or {dim}, one per axis of the grid, got {counts}.")
-    for count in counts:
-        if not is_integer(count):
-            raise TypeError(f"subdomains must be integers, one or one per axis, got {subdomains!r}.")
-    return tuple(operator.index(count) for count in counts)
+    integers = tuple(operator.index(count) for count in counts if is_integer(count))
+    if len(integers) < dim:
+        raise TypeError(f"subdomains must be integers, one or one per axis, got {subdomains!r}.")
+    return integers
 
 
 def cut_axis(axis: Axis, count: int, overlap: int | float, k: int) -> AxisCuts:
@@ -159,7 +160,7 @@ def _product(first: _Triples, second: _Triples, groups: int, nodes: int) -> _Tri
 
 
 def span(axis: Axis) -> tuple[float, float]:
-    """The interval of an axis, which given nodes span."""
+    """The interval of an axis, or the span of given nodes."""
     if not axis.rule.is_given:
         return axis.ends
     nodes = _axis_nodes(axis)
@@ -167,7 +168,7 @@ def span(axis: Axis) -> tuple[float, float]:
 
 
 def _axis_nodes(axis: Axis) -> np.ndarray:
-    """Nodes in float64: rounded ones would miss the cuts that they lie on."""
+    """Nodes in float64, because rounded nodes would miss cuts on which they lie."""
     if not axis.rule.is_given:
         return axis.rule.on(axis.size, *axis.ends)[0]
     if not is_concrete(axis.nodes):
@@ -176,7 +177,7 @@ def _axis_nodes(axis: Axis) -> np.ndarray:
 
 
 def _edges(axis: Axis, nodes: np.ndarray) -> np.ndarray:
-    """Where an axis may be cut: at its ends, and at nodes, or between them where each is the middle of its cell."""
+    """Possible cuts of an axis: its ends and its nodes, or the ends of cells if nodes are the middles of cells."""
     if axis.rule.is_periodic:
         return np.append(nodes, axis.ends[1])
     if axis.rule.vanishes_at_ends:
@@ -209,7 +210,7 @@ def _ranges(
 
 
 def check_same_box(domain: Domain, cuts: tuple[AxisCuts, ...]) -> Grid:
-    """A grid of the box that was cut, or a ``ValueError``."""
+    """Returns the grid; raises ``ValueError`` unless its box is the one that was cut."""
     if not isinstance(domain, Grid) or domain.dim != len(cuts):
         raise ValueError(
             f"domain must be a grid of {len(cuts)} axes, like the one decomposed, got {type(domain).__name__} in "
@@ -223,7 +224,7 @@ def check_same_box(domain: Domain, cuts: tuple[AxisCuts, ...]) -> Grid:
         apart_at_most = 0.1 if axis.rule.is_given or cut.rule.is_given else 1e-5
         if apart > apart_at_most or axis.rule.is_periodic != cut.rule.is_periodic:
             raise ValueError(
-                f"domain must cover what was decomposed, along axis {k} [{begin:.6g}, {end:.6g}] under rule "
+                f"domain must cover the box that was decomposed, along axis {k} [{begin:.6g}, {end:.6g}] under rule "
                 f"{cut.rule.name!r}, got [{lower:.6g}, {upper:.6g}] under {axis.rule.name!r}."
             )
     return domain

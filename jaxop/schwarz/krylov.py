@@ -1,13 +1,14 @@
-"""Schwarz attention as a preconditioner of the equation that it approximates the inverse of."""
+"""Schwarz attention as a preconditioner of the equation whose inverse it approximates."""
 
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from jaxop._pytree import register
@@ -19,16 +20,27 @@ from jaxop.schwarz.decomposition import Decomposition
 from jaxop.schwarz.operator import Factors, apply, check_factors
 
 
+@runtime_checkable
+class MatrixLike(Protocol):
+    """A dense array, or a matrix of `jax.experimental.sparse`."""
+
+    def __matmul__(self, x: Array, /) -> Array: ...
+
+
+Linear: TypeAlias = Callable[[Array], Array] | MatrixLike
+"""A linear map of (n,), as a function or as a matrix."""
+
+
 def preconditioner(
     decomposition: Decomposition, factors: Factors
 ) -> Callable[[Float[Array, "..."]], Float[Array, "..."]]:
-    """M⁻¹ W⁻¹ r of a residual r, symmetric where keys are left out: ``M`` of `jax.scipy.sparse.linalg.cg`.
+    """Returns r ↦ M⁻¹ W⁻¹ r, symmetric without keys: ``M`` of `jax.scipy.sparse.linalg.cg`.
 
-    A residual is a sum against weights already (W A u = W f, the symmetric matrix of a bilinear form), which
-    `apply` would apply again. On grids of equal weights the difference is a factor, which conjugate gradients
-    do not notice: there the matrix may be A itself. Factors of low rank annihilate what they do not
-    represent; conjugate gradients converge only with a ``shift`` > 0 then, best the size of the largest
-    eigenvalue of A⁻¹ that is left out.
+    A residual of W A u = W f, with the symmetric matrix of a bilinear form, contains the weights already, and `apply`
+    would multiply by them again. On grids of equal weights the weights are a factor that does not change conjugate
+    gradients, so that the matrix may be A itself. Factors of low rank map functions that they do not represent to 0.
+    Conjugate gradients then converge only with a ``shift`` > 0, best of the size of the largest eigenvalue of A⁻¹ that
+    the factors leave out.
 
     Args:
         decomposition: see `schwarz.decompose`.
@@ -72,13 +84,13 @@ def _precondition(decomposition: Decomposition, factors: Factors, residual: Arra
 @register
 @dataclasses.dataclass(frozen=True, eq=False)
 class CGResult:
-    """Where conjugate gradients stopped.
+    """The result of conjugate gradients.
 
     Attributes:
         solution: x.
         iterations: steps made, one application of the matrix and one of the preconditioner each.
-        residual: ‖b − A x‖ / ‖b‖ as the recursion knows it: above the tolerance if the steps ran out or a search
-            direction had pᵀA p ≤ 0, NaN after an overflow.
+        residual: ‖b − A x‖ / ‖b‖ by the recursion. It exceeds the tolerance if the steps ran out or a search direction
+            had pᵀA p ≤ 0, and is NaN after an overflow.
     """
 
     solution: Float[Array, " n"]
@@ -96,23 +108,23 @@ def flexible_cg(
 ) -> CGResult:
     """Solves A x = b, A symmetric positive definite, with any preconditioner: β = zₖ₊₁ᵀ(rₖ₊₁ − rₖ) / zₖᵀrₖ.
 
-    With a symmetric positive definite preconditioner these are conjugate gradients. One that is not quite
-    symmetric (a fitted operator) or not quite linear keeps the search directions conjugate to the last one.
+    With a symmetric positive definite preconditioner these are conjugate gradients. With one that is not quite
+    symmetric (a fitted operator) or not quite linear, each search direction is still conjugate to the last one.
 
     Args:
         matrix: A, a function of (n,), or an array (n, n), dense or a `jax.experimental.sparse.BCOO`.
         rhs: b, (n,).
-        preconditioner: z = M⁻¹ r, a function of (n,); None: the identity.
+        preconditioner: z = M⁻¹ r, a function of (n,); None means the identity.
         tolerance: stop at ‖r‖ ≤ tolerance·‖b‖; float32 reaches about 1e-6.
-        max_iterations: most steps.
+        max_iterations: largest number of steps.
 
     Returns:
-        A `CGResult`; of a ``rhs`` in half precision the steps are made in float32.
+        A `CGResult`. For a ``rhs`` in half precision the steps run in float32.
 
     Raises:
-        TypeError: for a matrix of scipy.sparse, and a preconditioner that is no function.
-        ValueError: if ``rhs`` is not a vector, ``tolerance`` is not positive, ``max_iterations`` is no integer of at
-            least 0, or a function does not return (n,).
+        TypeError: for a matrix of scipy.sparse, and a preconditioner that is not a function.
+        ValueError: if ``rhs`` is not a vector, ``tolerance`` is not positive, ``max_iterations`` is not an integer of
+            at least 0, or a function does not return (n,).
 
     Cost: one product with A and one with M⁻¹ per step; memory O(n). Called outside `jax.jit`, arrays and a
         `jax.tree_util.Partial` of arrays (`preconditioner`) compile once per shape, other functions at each
@@ -158,12 +170,12 @@ def flexible_cg(
 
 
 def _conjugate_gradients(
-    matrix: Any, preconditioner: Any, rhs: Array, tolerance: Any, max_iterations: Any
+    matrix: Linear, preconditioner: Linear | None, rhs: Array, tolerance: ArrayLike, max_iterations: ArrayLike
 ) -> tuple[Array, Array, Array]:
     """x, the number of steps and the relative residual."""
     n = rhs.size
 
-    def product(name: str, function: Any, x: Array) -> Array:
+    def product(name: str, function: Linear, x: Array) -> Array:
         out = jnp.asarray(function(x) if callable(function) else function @ x)
         if out.shape != (n,):
             raise ValueError(f"{name} must map (n,) = ({n},) to (n,), got {out.shape}.")
@@ -172,7 +184,7 @@ def _conjugate_gradients(
     def precondition(residual: Array) -> Array:
         return residual if preconditioner is None else product("preconditioner", preconditioner, residual)
 
-    unit = unit_of(jnp.max(jnp.abs(rhs), initial=0))  # squares of the residual neither over- nor underflow
+    unit = unit_of(jnp.max(jnp.abs(rhs), initial=0))  # squares of the residual do not overflow or underflow
     scaled = rhs / unit
     size = jnp.linalg.norm(scaled)
     size = jnp.where(size > 0, size, 1)

@@ -26,19 +26,19 @@ def subdomain_attention(
 ) -> Float[Array, "n h c"]:
     """A(x) = Σ_i D_i(x) ∫ k(q(x), k(y)) v(y) D_i(y) dy / ∫ k(q(x), k(y)) D_i(y) dy, D the partition of unity.
 
-    `integral_attention` inside every overlapping subdomain, in the measure D_i dy, and blended by D_i: the local level
-    of two-level Schwarz attention. All subdomains together share the measure of the domain, and where D_i falls to 0
-    smoothly ("ramp") quadratures keep their order on grids that know nothing of the subdomains. With one subdomain it
-    is attention on the whole domain; constants are reproduced for any number of them, at every node of positive weight.
-    A kernel with ε > 0 takes its mean over the s places of the largest subdomain.
+    The local level of two-level Schwarz attention: `integral_attention` inside every overlapping subdomain in the
+    measure D_i dy, blended by D_i. The measures of all subdomains add up to that of the domain. If D_i falls to 0
+    smoothly ("ramp"), quadratures keep their order on grids that are not aligned with the subdomains. With one
+    subdomain it is attention on the whole domain. Constants are reproduced for any number of subdomains, at every node
+    of positive weight. A kernel with ε > 0 takes its mean over the s places of the largest subdomain.
 
     Args:
         query: q at the nodes of the domain, (n, h, d).
         key: k, (n, h, d).
         value: v, (n, h, c).
         decomposition: of the domain, see `jaxop.schwarz.decompose`.
-        kernel: as in `integral_attention`.
-        implementation: as in `integral_attention`, inside a subdomain; None means ``"chunked"``.
+        kernel: any normalisable kernel, one for all heads or `jaxop.kernels.PerHead`; None means ``ExpDotProduct()``.
+        implementation: that of `integral_attention` inside a subdomain; None means ``"chunked"``.
 
     Returns:
         Shape (n, h, c), in the dtype of ``value``.
@@ -50,7 +50,7 @@ def subdomain_attention(
         group of subdomains.
 
     Source: Köhler, Rheinbach, "Hierarchical Attention via Domain Decomposition", arXiv:2606.18525, whose linear
-        operator it follows; that its entries depend on the input is ours.
+        operator it follows; the dependence of its entries on the input is ours.
 
     Example:
         >>> import jax
@@ -77,7 +77,7 @@ def subdomain_attention(
         return local.reshape(*local.shape[:2], heads, -1)
 
     weights = decomposition.restrict(decomposition.domain.weights[:, None])[..., 0] * decomposition.partition
-    operands = *(restrict(a) for a in (query, key, value)), weights
+    operands = restrict(query), restrict(key), restrict(value), weights
 
     how = implementation or "chunked"
     kernel = ExpDotProduct() if kernel is None else kernel
@@ -102,7 +102,7 @@ def coarse_averages(
 ) -> tuple[Float[Array, "n0 c"], Float[Array, " n0"]]:
     """∫ φ_I v / ∫ φ_I of every coarse function φ_I, and ∫ φ_I itself: coarse tokens and their quadrature weights.
 
-    Where ∫ φ_I is not positive, of a function that meets no node or of a given signed one, both are 0.
+    Both are 0 if ∫ φ_I is not positive, because φ_I meets no node or is a given signed function.
 
     Args:
         values: v at the nodes of the domain, (n, c).
@@ -129,7 +129,7 @@ def coarse_averages(
     measure = decomposition.coarsen(jnp.ones_like(wide[:, :1]))
     seen = measure > 0  # on another grid a narrow function may meet no node
     means = jnp.where(seen, decomposition.coarsen(wide) / jnp.where(seen, measure, 1), 0)
-    return means.astype(values.dtype), jnp.maximum(measure[:, 0], 0)  # half precision would lose small ones
+    return means.astype(values.dtype), jnp.maximum(measure[:, 0], 0)  # half precision would lose small weights
 
 
 @compiled(static=("implementation",))
@@ -144,5 +144,5 @@ def _recomputed(operands: tuple[Array, Array, Array, Array], kernel: Kernel | Pe
 
 
 def _scores(heads: int) -> int:
-    """Scores per head that several subdomains hold at a time: on a CPU, one head after the other, in its cache."""
+    """Number of scores per head that fits several subdomains at a time; on a CPU, the cache for one head at a time."""
     return 1 << 15 if jax.default_backend() == "cpu" else (1 << 22) // heads

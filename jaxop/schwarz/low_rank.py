@@ -58,7 +58,7 @@ def truncate(matrix: np.ndarray, rank: int, symmetric: bool) -> tuple[np.ndarray
 
 
 def svd(matrix: np.ndarray, cut: float = 1e-12) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Singular vectors and values, of those above a part of the largest."""
+    """Singular vectors and values, for values above a part of the largest."""
     u, s, vt = np.linalg.svd(matrix, full_matrices=False)
     keep = s > cut * s.max(initial=0)
     return u[:, keep], s[keep], vt[keep]

@@ -1,11 +1,12 @@
-"""What a fit of two-level Schwarz attention minimises, in orthonormal coordinates of L2."""
+"""The objective of a fit of two-level Schwarz attention, in orthonormal coordinates of L2."""
 
 import functools
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from typing import TypeAlias
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 from scipy import sparse
 
 from jaxop._validation import float_dtype
@@ -21,15 +22,15 @@ class Objective:
     """‖M F − U‖² + ε² Σ_b ‖P_b Q_b K_bᵀ P_bᵀ‖² in orthonormal coordinates of L2, M = Σ_b P_b Q_b K_bᵀ P_bᵀ.
 
     Block 0 is the coarse one. P_b, sparse, has the columns ``parts[b]`` of ``basis``, G_b = P_bᵀ P_b, and H_b = P_bᵀ F.
-    ε² is the variance of the noise, which every part of M should map to 0.
+    ε² is the variance of the noise, which every part of M is to map to 0.
     """
 
     def __init__(
         self,
         decomposition: Decomposition,
-        inputs: Any,
-        targets: Any,
-        features: Any,
+        inputs: object,
+        targets: object,
+        features: Callable[[Array], Array] | None,
         shift: Float[Array, ""] | float | None,
         noise: float,
     ):
@@ -44,7 +45,7 @@ class Objective:
         source, self.image, self.total = compress(root[:, None] * inputs, root[:, None] * targets)
         for name, size in (("inputs", np.linalg.norm(source)), ("targets", self.scale)):
             if not size > 0:
-                raise ValueError(f"{name} are 0 everywhere: there is nothing to fit.")
+                raise ValueError(f"{name} are 0 everywhere; give samples that are not 0.")
         noise = max(noise, float(np.finfo(float_dtype()).eps))
         self.variance = (noise * np.linalg.norm(source)) ** 2 / n
         inside = np.asarray(decomposition.cover.inside)
@@ -84,13 +85,13 @@ class Objective:
 
     @functools.cached_property
     def spectra(self) -> list[tuple["Spectrum", "Spectrum"]]:
-        """Of G_b and of H_b H_bᵀ + ε² G_b."""
+        """Spectra of G_b and of H_b H_bᵀ + ε² G_b."""
         return [(Spectrum(gram), Spectrum(second)) for gram, second in zip(self.grams, self.seconds, strict=True)]
 
     def split(self, factors: Factors, ranks: list[int]) -> Blocks:
         """Factors block by block, cut or filled up with zeros to the ranks."""
 
-        def fit(array: Any, rank: int) -> np.ndarray:
+        def fit(array: ArrayLike, rank: int) -> np.ndarray:
             array = np.asarray(array, np.float64)[:, :rank]
             return np.pad(array, [(0, 0), (0, rank - array.shape[1])])
 
@@ -138,13 +139,13 @@ class Objective:
         return float(np.sum(error**2)) + sum(self.noise_of(b, pair) for b, pair in enumerate(pairs))
 
     def noise_of(self, b: int, pair: tuple[np.ndarray, np.ndarray]) -> float:
-        """What block b makes of the noise."""
+        """ε² ‖P_b Q_b K_bᵀ P_bᵀ‖² of block b."""
         query, key = pair
         gram = self.grams[b]
         return float(self.variance * np.sum((query.T @ gram @ query) * (key.T @ gram @ key)))
 
     def bound(self, rank: int) -> float:
-        """Eckart and Young for what the shift leaves."""
+        """The error of the best operator of a rank plus the shift, by Eckart and Young."""
         if self.total == 0:  # the shift is everything
             return 0.0
         errors = tails(self.image, self.total)

@@ -2,11 +2,11 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxop._pytree import register
@@ -17,17 +17,17 @@ from jaxop.schwarz.decomposition import Decomposition
 @register
 @dataclasses.dataclass(frozen=True, eq=False)
 class Factors:
-    """Parameters of `apply`; the arrays of a gradient descent, a fit or a network.
+    """Parameters of `apply`, from a gradient descent, a fit or a network.
 
-    Factors are samples of functions: on the nodes of the subdomains (padding is not looked at) and on the coarse
+    Factors are samples of functions: on the nodes of the subdomains (padding is ignored) and on the coarse
     functions. The operator maps values in units of f to units of f·Q·K·length^dim.
 
     Attributes:
-        coarse_query: Q0, (n0, r0), or None for no coarse part.
-        coarse_key: K0, (n0, r0); None: K0 = Q0.
-        local_query: Q_i, (p, s, r), or None for no local part.
-        local_key: K_i, (p, s, r); None: K_i = Q_i.
-        shift: σ of σ·v, added to the rest; with σ > 0 and no keys the operator is positive definite. None: 0.
+        coarse_query: Q0, (n0, r0); None leaves out the coarse part.
+        coarse_key: K0, (n0, r0); None means K0 = Q0.
+        local_query: Q_i, (p, s, r); None leaves out the local part.
+        local_key: K_i, (p, s, r); None means K_i = Q_i.
+        shift: σ of the summand σ·v; None means 0. With σ > 0 and without keys the operator is positive definite.
     """
 
     coarse_query: Float[Array, "n0 r0"] | None = None
@@ -40,8 +40,8 @@ class Factors:
 def apply(values: Float[Array, "n c"], decomposition: Decomposition, factors: Factors) -> Float[Array, "n c"]:
     """M⁻¹ v = Φ Q0 K0ᵀ Φᵀ W v + Σ_i R_iᵀ D_i^½ Q_i K_iᵀ D_i^½ R_i W v + σ v.
 
-    Inner products with keys are quadratures, so that factors which are samples of functions give the same
-    operator on every grid. Where keys are left out the operator is symmetric in L2 and positive semi-definite.
+    Inner products with keys are quadratures, so that factors sampled from functions give the same operator on every
+    grid. Without keys the operator is symmetric in L2 and positive semi-definite.
 
     Args:
         values: samples of v, (n, c), on the domain that was decomposed.
@@ -78,7 +78,7 @@ def apply(values: Float[Array, "n c"], decomposition: Decomposition, factors: Fa
         query, key = _pair(factors.local_query, factors.local_key, dtype)
         inside = decomposition.cover.inside[..., None]
         key = jnp.where(inside, key, 0)
-        # 1 under the root where D = 0, as on padding: its slope is infinite there
+        # 1 under the root where D = 0 (padding), because the slope of the root is infinite there
         unity = decomposition.partition.astype(dtype)[..., None]
         root = jnp.where(unity > 0, jnp.sqrt(jnp.where(unity > 0, unity, 1)), 0)
         local = root * decomposition.restrict(decomposition.domain.weights.astype(dtype)[:, None] * v)
@@ -96,13 +96,13 @@ def low_rank_apply(
     query: Float[Array, "n r"],
     key: Float[Array, "n r"] | None = None,
 ) -> Float[Array, "n c"]:
-    """Q Kᵀ W v: global attention of rank r without softmax, what two levels are compared with.
+    """Q Kᵀ W v: global attention of rank r without softmax, the baseline for two levels.
 
     Args:
         values: samples of v, (n, c).
         weights: quadrature weights, (n,).
         query: Q, (n, r).
-        key: K, (n, r); None: K = Q.
+        key: K, (n, r); None means K = Q.
 
     Returns:
         (n, c), in the dtype of ``values``.
@@ -145,17 +145,17 @@ def random_factors(
     *,
     symmetric: bool = False,
 ) -> Factors:
-    """Independent normal factors of variance √(p / (r |D|)), as of functions on p parts of the domain D.
+    """Independent normal factors of variance √(p / (r |D|)), for functions on p parts of the domain D.
 
     On a domain of measure 1 the coarse part maps a function of size 1 to one of about size 1. Local factors are white
-    noise at the nodes, whose quadratures shrink with their number: the local part maps it to about 1/√n, the more
-    slowly trained the finer the grid. Draw coefficients for `sample_factors` where that matters.
+    noise at the nodes, whose quadratures shrink with their number. The local part therefore maps such a function to one
+    of size about 1/√n, and trains more slowly on finer grids. If that matters, draw coefficients for `sample_factors`.
 
     Args:
         rng_key: random key.
         decomposition: see `schwarz.decompose`.
-        rank: r of every subdomain; 0 for no local part.
-        coarse_rank: r0; None for n0, 0 for no coarse part.
+        rank: r of every subdomain; 0 leaves out the local part.
+        coarse_rank: r0; None means n0, 0 leaves out the coarse part.
         symmetric: whether to leave the keys out.
 
     Raises:
@@ -195,12 +195,12 @@ def sample_factors(
 ) -> Factors:
     """Q_i(x) = B(ξ_i(x)) C_i: factors that are functions, on the nodes of any decomposition with the same subdomains.
 
-    ξ_i(x) are the local coordinates of subdomain i, in which it is a part of [−1, 1]^dim. What was learned on one
-    grid is carried to another by `Decomposition.on` and this function; coarse factors do not change.
+    ξ_i(x) are the local coordinates of subdomain i, in which it is a part of [−1, 1]^dim. `Decomposition.on`
+    and this function carry factors from one grid to another; coarse factors do not change.
 
     Args:
         coefficients: factors whose local parts are coefficients, (p, q, r).
-        decomposition: on the nodes wanted.
+        decomposition: on the new nodes.
         features: B, a function of local coordinates, (s, dim) to (s, q), such as `legendre_features`.
 
     Raises:
@@ -242,7 +242,8 @@ def legendre_features(coordinates: Float[Array, "s dim"], degree: int) -> Float[
         degree: largest degree along each axis.
 
     Raises:
-        ValueError: for a degree that is no integer of at least 0, and coordinates without an axis for their dimension.
+        ValueError: if the degree is not an integer of at least 0, or the coordinates do not have an axis for their
+            dimension.
 
     Example:
         >>> import jax.numpy as jnp
@@ -300,7 +301,7 @@ def matrix(decomposition: Decomposition, factors: Factors) -> Float[Array, "n n"
 
 @dataclasses.dataclass(frozen=True)
 class SymmetryReport:
-    """How far an operator is from symmetric and positive, in the inner product of L2.
+    """Asymmetry and extreme eigenvalues of an operator, in the inner product of L2.
 
     Attributes:
         asymmetry: ‖M − M*‖ / ‖M‖ in the Hilbert–Schmidt norm; 0 for a symmetric operator, 2 at most.
@@ -314,7 +315,7 @@ class SymmetryReport:
 
 
 def symmetry_report(decomposition: Decomposition, factors: Factors) -> SymmetryReport:
-    """Asymmetry and extreme eigenvalues of `apply`, on nodes of positive weight.
+    """Returns the `SymmetryReport` of `apply` on nodes of positive weight.
 
     Raises:
         ValueError: for shapes that do not fit.
@@ -340,7 +341,7 @@ def symmetry_report(decomposition: Decomposition, factors: Factors) -> SymmetryR
 
 
 def count_parameters(decomposition: Decomposition, factors: Factors) -> int:
-    """Numbers among the factors that act, padding left out; coefficients of features, q of them ≠ s, act all.
+    """Returns how many numbers of the factors have an effect, without padding; coefficients of q ≠ s features all have.
 
     Example:
         >>> import jax
@@ -362,7 +363,7 @@ def count_parameters(decomposition: Decomposition, factors: Factors) -> int:
 
 
 def check_decomposition(decomposition: Decomposition) -> None:
-    """A ``TypeError`` for anything else, a domain first of all; a ``ValueError`` for a stack."""
+    """Raises ``TypeError`` unless the argument is a `Decomposition`, and ``ValueError`` for a stack of them."""
     if not isinstance(decomposition, Decomposition):
         raise TypeError(
             f"decomposition must be a Decomposition, got {type(decomposition).__name__}; cut a domain with "
@@ -373,12 +374,12 @@ def check_decomposition(decomposition: Decomposition) -> None:
 
 
 def check_ranks(decomposition: Decomposition, rank: int, coarse_rank: int, features: int | None = None) -> None:
-    """Ranks that the smallest subdomain and the coarse space can hold."""
+    """Raises ``ValueError`` for ranks above the size of the smallest subdomain or of the coarse space."""
     for name, given in (("rank", rank), ("coarse_rank", coarse_rank)):
         if not is_integer(given):
             raise TypeError(f"{name} must be an integer, got {given!r}.")
     inside = decomposition.cover.inside
-    # where the decomposition is traced only its shapes are known
+    # of a traced decomposition only the shapes are known
     sizes = np.asarray(inside).sum(axis=1) if is_concrete(inside) else np.full(inside.shape[0], inside.shape[1])
     smallest = int(sizes.min()) if features is None else min(int(sizes.min()), features)
     if not 0 <= rank <= smallest:
@@ -393,7 +394,7 @@ def check_ranks(decomposition: Decomposition, rank: int, coarse_rank: int, featu
 
 
 def check_factors(decomposition: Decomposition, factors: Factors) -> None:
-    """Shapes that fit a decomposition and each other, or a ``ValueError``."""
+    """Raises ``ValueError`` unless the factors fit the decomposition and each other."""
     check_decomposition(decomposition)
     if not isinstance(factors, Factors):
         raise TypeError(f"factors must be schwarz.Factors, got {type(factors).__name__}; are the arguments in order?")
@@ -420,17 +421,17 @@ def check_factors(decomposition: Decomposition, factors: Factors) -> None:
             raise ValueError(f"{part}_key must have the shape of {part}_query, {query.shape}, got {key.shape}.")
 
 
-def _pair(query: Any, key: Any, dtype: Any) -> tuple[Array, Array]:
+def _pair(query: Array, key: Array | None, dtype: DTypeLike) -> tuple[Array, Array]:
     query = query.astype(dtype)
     return query, query if key is None else key.astype(dtype)
 
 
 def as_factor(array: np.ndarray | None) -> Array | None:
-    """A factor computed on the host, in JAX's default floating dtype."""
+    """Returns a factor computed on the host in JAX's default floating dtype."""
     return None if array is None else jnp.asarray(array, float_dtype())
 
 
-def check_shift(shift: Any) -> None:
-    """One finite number or None, or a ``ValueError``."""
+def check_shift(shift: object) -> None:
+    """Raises ``ValueError`` unless ``shift`` is None or one finite number."""
     if shift is not None and (not is_numeric(shift) or np.ndim(shift) or not np.isfinite(shift)):
         raise ValueError(f"shift must be one finite number or None, got {shift!r}.")

@@ -1,23 +1,22 @@
-"""Tables of a decomposition: which node lies in which subdomain, and which coarse functions live on it."""
+"""Tables of a decomposition: the nodes of its subdomains, and the coarse functions on its cores."""
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from jaxop._pytree import register
 from jaxop._sparse import Entries, entries
-from jaxop._validation import accumulator, first_index, float_dtype, is_concrete, on_device
+from jaxop._validation import accumulator, first_index, float_dtype, is_concrete, on_device, shape_of
 
 
 @register
 @dataclasses.dataclass(frozen=True, eq=False)
 class Cover:
-    """R: groups of nodes, padded to the largest; both directions are gathers.
+    """R: groups of nodes, padded to the size of the largest; both directions are gathers.
 
     Attributes:
         index: the nodes of every group, (p, s); padding repeats the group's first node.
@@ -49,7 +48,7 @@ class CoarseSpace:
     """Φ, stored core by core: only the few functions that do not vanish on a core.
 
     Attributes:
-        index: coarse functions that live on a core, (p, q); padding repeats the first.
+        index: coarse functions that do not vanish on a core, (p, q); padding repeats the first.
         basis: their values on its nodes, (p, s, q), zero on padding.
         size: n0, the number of functions (static).
         kind: the name in `COARSE_SPACES`, or "given" (static).
@@ -79,12 +78,12 @@ class CoarseSpace:
 
 @dataclasses.dataclass(frozen=True)
 class Members:
-    """Which node lies in which subdomain, sorted by subdomain.
+    """Pairs of a subdomain and one of its nodes, sorted by subdomain.
 
     Attributes:
-        sub: subdomains.
-        node: nodes.
-        weight: D.
+        sub: the subdomain of each pair.
+        node: the node of each pair.
+        weight: D of each pair.
         count: number of subdomains.
         owner: the subdomain whose core a node is in, (n,); None stands for the first that names the node.
     """
@@ -130,11 +129,11 @@ def coarse_space(
     return CoarseSpace(integers(index), real(table), size, kind)
 
 
-def coarse_entries(matrix: Any, n: int) -> Entries:
-    """Entries of a user's Φ."""
+def coarse_entries(matrix: object, n: int) -> Entries:
+    """Returns the entries of a Φ that a user gave."""
     if not is_concrete(matrix):
-        raise ValueError("coarse must be concrete: decompose outside jax.jit and pass what it returns.")
-    shape = np.shape(matrix)
+        raise ValueError("coarse must be concrete: decompose outside jax.jit and pass the result.")
+    shape = shape_of(matrix)
     if len(shape) != 2 or shape[0] != n:
         raise ValueError(f"coarse must have shape (n, n0) = ({n}, n0), one row per node, got {shape}.")
     return entries(matrix, "coarse")
@@ -143,7 +142,7 @@ def coarse_entries(matrix: Any, n: int) -> Entries:
 def pack(
     group: np.ndarray, item: np.ndarray, count: int, fill: int | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Items by group, (count, size), padded by ``fill`` or the group's first item; where they are; their positions."""
+    """Items by group, (count, size), padded by ``fill`` or the first item; which entries are items; their positions."""
     sizes = np.bincount(group, minlength=count)
     start = np.cumsum(sizes) - sizes
     position = np.arange(group.size) - start[group]
@@ -172,7 +171,7 @@ def bounding_boxes(points: np.ndarray, found: Members) -> tuple[np.ndarray, np.n
     return np.minimum.reduceat(values, start, axis=0), np.maximum.reduceat(values, start, axis=0)
 
 
-def ramp(x: np.ndarray, lower: Any, upper: Any, left: Any, right: Any) -> np.ndarray:
+def ramp(x: np.ndarray, lower: ArrayLike, upper: ArrayLike, left: ArrayLike, right: ArrayLike) -> np.ndarray:
     """Smooth steps t²(3 − 2t) from the ends of an interval over twice its overlaps ``left`` and ``right``."""
     steps = []
     for distance, width in ((x - lower, 2 * np.asarray(left)), (upper - x, 2 * np.asarray(right))):

@@ -1,4 +1,4 @@
-"""Which Fourier modes a layer keeps on a grid, and the real matrices that compute them."""
+"""The Fourier modes that a layer keeps on a grid, and the real matrices that compute them."""
 
 import dataclasses
 import functools
@@ -38,7 +38,7 @@ class Band:
 
     @property
     def positions(self) -> tuple[np.ndarray, ...]:
-        """Where the kept modes stand in the full band, per axis."""
+        """Positions of the kept modes in the full band, per axis."""
         return tuple(np.flatnonzero(self._is_kept(j)) for j in range(len(self.shape)))
 
     @property
@@ -99,7 +99,7 @@ class Band:
 
 
 def modes_per_axis(modes: int | Sequence[int], dim: int) -> tuple[int, ...]:
-    """``modes`` as one positive number per axis."""
+    """Returns ``modes`` as one positive number per axis."""
     given = np.asarray(modes)
     result = tuple(given.reshape(-1).tolist()) * (dim if given.ndim == 0 else 1)
     if given.dtype.kind not in "iu" or given.ndim > 1 or len(result) != dim or min(result) < 1:

@@ -17,11 +17,11 @@ def analysis(values: Float[Array, "n *batch c"], band: Band) -> Float[Array, "2 
     """û(k) = s_k Σ_x u(x) e^{−2πi k·x/n}, with s_k = 1/√N for k_dim = 0 and √(2/N) otherwise, N = Π n_j.
 
     With this scaling the map is an isometry up to the redundancy of column 0 (see `isometric`), its
-    transpose is `synthesis`, and multiplying û by R(k) is what it is for the unscaled transform.
+    transpose is `synthesis`, and a product of û with R(k) means the same as for the unscaled transform.
 
     Args:
         values: functions on the grid, nodes first and in row-major order, (n, …, c).
-        band: which modes, on which grid.
+        band: the modes and the grid.
 
     Returns:
         Real and imaginary parts, (2, m, …, c) for the m kept modes.
@@ -57,7 +57,7 @@ def synthesis(coefficients: Float[Array, "2 m *batch c"], band: Band) -> Float[A
 
     Args:
         coefficients: real and imaginary parts, (2, m, …, c).
-        band: which modes, on which grid.
+        band: the modes and the grid.
 
     Returns:
         Functions on the grid, (n, …, c).
@@ -97,7 +97,7 @@ def multiply(
     """v̂(k) = R(k)ᵀ û(k), one complex matrix per mode.
 
     In real arithmetic [v_r; v_i] = [[u_r, −u_i], [u_i, u_r]] [R_r; R_i]: doubling the input, the smaller
-    factor, leaves one product per mode whose result and whose gradients need no further pass.
+    factor, leaves one product per mode; its result and its gradients do not need another pass.
 
     Args:
         coefficients: real and imaginary parts, (2, m, …, c_in).
@@ -130,7 +130,7 @@ def isometric(coefficients: Float[Array, "2 m *batch c"], band: Band) -> Float[A
 
     Args:
         coefficients: real and imaginary parts, (2, m, …, c).
-        band: which modes, on which grid.
+        band: the modes and the grid.
 
     Returns:
         An array of the same shape; `synthesis` of it is the same function, up to the factor of the modes

@@ -216,7 +216,7 @@ ROWS = {
         r"points must be an array, got rows of different lengths",
     ),
     # stack and pad
-    "empty stack": (lambda: domains.stack([]), r"domains must hold at least one domain, got none"),
+    "empty stack": (lambda: domains.stack([]), r"domains must hold at least one domain, got an empty"),
     "stack of two sizes": (
         lambda: domains.stack([domains.interval(4), domains.interval(4), domains.interval(5)]),
         r"domains\[2\] \(Grid of shape \(5,\).*does not match domains\[0\] \(Grid of shape \(4,\).*pad",

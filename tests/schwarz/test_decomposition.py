@@ -271,7 +271,7 @@ ROWS = {
     "overlap far too large": (lambda: schwarz.decompose(LINE, 8, 100), r"overlap=100 nodes is larger than a subdomain"),
     "another box": (
         lambda: schwarz.decompose(LINE, 4, 1).on(domains.interval(32, upper=3.0)),
-        r"domain must cover what was decomposed, along axis 0 \[0, 1\] under rule 'trapezoid', got \[0, 3\]",
+        r"domain .*along axis 0 \[0, 1\] under rule 'trapezoid', got \[0, 3\]",
     ),
     "no longer periodic": (
         lambda: schwarz.decompose(domains.interval(16, rule="periodic"), 4, 1).on(LINE),
@@ -359,7 +359,7 @@ ROWS = {
     "no node": (lambda: schwarz.from_subdomains(LINE, [[0, 16]]), r"indices\[0\]\[1\] = 16 names no node"),
     "repeated": (lambda: schwarz.from_subdomains(LINE, [[0, 3, 3]]), r"indices\[0\] repeats node 3"),
     "empty": (lambda: schwarz.from_subdomains(LINE, [[]]), r"indices\[0\] must be a non-empty list of integers"),
-    "none": (lambda: schwarz.from_subdomains(LINE, []), r"at least one subdomain, got none"),
+    "none": (lambda: schwarz.from_subdomains(LINE, []), r"at least one subdomain, got an empty"),
     "not one": (
         lambda: schwarz.from_subdomains(LINE, [range(16), [4]], partition=[np.ones(16), [0.5]]),
         r"must sum to one at every node, but at node 4 it sums to 1.5; divide by it",
