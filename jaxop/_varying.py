@@ -3,7 +3,8 @@
 from typing import TypeVar
 
 import jax
-from jaxtyping import Array, PyTree
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
 
 Tree = TypeVar("Tree")
 
@@ -23,7 +24,7 @@ def varying_like(tree: Tree, *others: PyTree) -> Tree:
     leaves = jax.tree.leaves((tree, others))
     axes = frozenset().union(*(jax.typeof(leaf).manual_axis_type.varying for leaf in leaves))
 
-    def mark(leaf: Array) -> Array:
+    def mark(leaf: ArrayLike) -> ArrayLike:
         missing = axes - jax.typeof(leaf).manual_axis_type.varying
         return jax.lax.pcast(leaf, tuple(sorted(missing)), to="varying") if missing else leaf
 

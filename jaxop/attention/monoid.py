@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxop._pytree import register
+from jaxop._validation import is_concrete
 from jaxop.kernels import LOG_ZERO
 
 
@@ -52,13 +53,17 @@ def combine(a: Partial, b: Partial) -> Partial:
     )
 
 
-def finish(part: Partial, normalize: bool = True, *, epsilon: float = 0.0) -> Float[Array, "*n c"]:
+def finish(part: Partial, normalize: bool = True, *, epsilon: float | Float[Array, ""] = 0.0) -> Float[Array, "*n c"]:
     """∫ k v dy / (∫ k dy + ε), exactly 0 in rows without mass; without ``normalize``, ∫ k v dy itself.
 
     Args:
         part: the integrals over the whole domain.
         normalize: whether to divide.
-        epsilon: ε ≥ 0, in units of ∫ k dy; ignored without ``normalize``.
+        epsilon: ε ≥ 0, in units of ∫ k dy; ignored without ``normalize``. If it is traced, rows without mass need
+            ε > 0.
+
+    Raises:
+        ValueError: if ``epsilon`` is negative.
 
     Without normalisation the derivative in the moment is exp(shift). If it overflows although ∫ k v dy does not,
     differentiate `integral_attention`, which never forms it.
@@ -77,7 +82,10 @@ def finish(part: Partial, normalize: bool = True, *, epsilon: float = 0.0) -> Fl
         bound = math.sqrt(float(jnp.finfo(half.dtype).max)) / 2
         half = jnp.where(part.moment != 0, half, jnp.minimum(half, bound))
         return part.moment * half * half
-    if epsilon:
+    is_known = is_concrete(epsilon)
+    if is_known and epsilon < 0:
+        raise ValueError(f"epsilon must not be negative, got {epsilon}; 0 divides by the mass alone.")
+    if not is_known or epsilon:
         return part.moment / (part.mass + epsilon * jnp.exp(-part.shift))[..., None]
     alive = part.mass != 0
     return jnp.where(alive[..., None], part.moment / jnp.where(alive, part.mass, 1)[..., None], 0)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -208,6 +209,17 @@ class Decomposed:
     """
 
     domain: Domain
+
+    def __getattr__(self, name: str) -> object:
+        # what earlier versions inherited from Domain
+        if name.startswith("_") or name == "domain" or not hasattr(self.domain, name):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        warnings.warn(
+            f"a {type(self).__name__} has a domain and is not one: use decomposition.domain.{name}.",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return getattr(self.domain, name)
 
     @property
     def dim(self) -> int:

@@ -1,6 +1,7 @@
 """One-dimensional quadrature rules: nodes and weights of an interval."""
 
 import dataclasses
+import warnings
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -50,6 +51,12 @@ class Rule:
     has_end_nodes: bool = False
     has_equal_weights: bool = False
     margins: tuple[float, float] | None = None
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, str):  # what `Axis.rule` was
+            warnings.warn("a rule is an object; compare its name, rule.name.", DeprecationWarning, stacklevel=2)
+            return self.name == other
+        return isinstance(other, Rule) and dataclasses.astuple(self) == dataclasses.astuple(other)
 
     @property
     def is_given(self) -> bool:

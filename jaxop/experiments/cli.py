@@ -118,6 +118,9 @@ def _parser(prog: str, description: str | None) -> argparse.ArgumentParser:
 
 def _first(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tuple[str, list[str]]:
     """Returns the first word of the arguments, and the others, which another parser reads."""
+    if not arguments:
+        parser.print_help(sys.stderr)
+        raise SystemExit(2)
     parser.add_argument("others", metavar="...", nargs=argparse.REMAINDER, help="its options; see --help after it")
     word, others = vars(parser.parse_args(arguments)).values()
     return word, others

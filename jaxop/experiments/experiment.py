@@ -122,7 +122,7 @@ def load_recipe(name: str | os.PathLike[str]) -> Recipe:
         module, source = _run_file(Path(name)), str(name)
         name = Path(name).stem
     else:
-        check_name(os.fspath(name), "config", ready_made())
+        check_name(os.fspath(name), "experiment", ready_made())
         module, source = importlib.import_module(f"jaxop.experiments.configs.{name}"), f"configs/{name}.py"
     if not hasattr(module, "CONFIG"):
         raise ValueError(f"{source} must define CONFIG = experiments.Experiment(...), but does not define CONFIG.")

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Protocol, TypeVar, runtime_checkable
@@ -319,6 +320,13 @@ def check_directory(option: str, directory: Path) -> None:
         raise NotADirectoryError(f"{option} {directory}: {existing} is a file; give the name of a directory.")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise PermissionError(f"{option} {directory}: {existing} cannot be written to; give another directory.")
+    if not directory.exists():
+        try:
+            tempfile.TemporaryDirectory(dir=existing).cleanup()
+        except OSError as error:
+            raise OSError(
+                f"{option} {directory}: no directory can be made in {existing} ({error.strerror}); give another one."
+            ) from error
 
 
 def cached(cache: Path, label: str, parameters: Mapping[str, str | int | float]) -> Path:

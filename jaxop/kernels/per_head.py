@@ -2,11 +2,11 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from jaxop._pytree import register
 from jaxop.kernels.base import Kernel, as_kernel
@@ -79,6 +79,16 @@ class PerHead:
     def at(self, head: int) -> Kernel:
         """The kernel of one head."""
         return jax.tree.map(lambda leaf: leaf[head], self.kernel)
+
+    def tile(self, query: Float[Array, "n d"], key: Float[Array, "m d"]) -> NoReturn:
+        """Raises ``TypeError``: there is one matrix per head, ``kernel.at(h).tile(query, key)``."""
+        del query, key
+        raise TypeError("a PerHead has one matrix per head; take that of head h, kernel.at(h).")
+
+    def _compose(self, _: object) -> NoReturn:
+        raise TypeError("a PerHead is no part of a sum or product; compose kernels first: PerHead(k1 + 2.0 * k2).")
+
+    __add__ = __radd__ = __mul__ = __rmul__ = _compose
 
     def with_depth(self, depth: int) -> "PerHead":
         """Returns the kernels whose √d counts ``depth`` channels; see `Kernel.with_depth`."""

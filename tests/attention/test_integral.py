@@ -273,3 +273,10 @@ class TestBackends:
         for gradient, truth in zip(loss("cudnn"), loss("dense"), strict=True):
             gradient, truth = np.asarray(gradient, np.float32), np.asarray(truth, np.float32)
             assert np.linalg.norm(gradient - truth) < 3e-2 * np.linalg.norm(truth)
+
+
+def test_epsilon_of_finish_is_refused_below_0_and_may_be_traced():
+    part = attention.Partial(jnp.zeros((2, 1)), jnp.ones((2, 1)), jnp.ones((2, 1, 3)))
+    with pytest.raises(ValueError, match=r"epsilon must not be negative, got -1\.0"):
+        attention.finish(part, epsilon=-1.0)
+    np.testing.assert_allclose(jax.jit(lambda e: attention.finish(part, epsilon=e))(0.5), 1 / 1.5, rtol=1e-6)

@@ -88,3 +88,13 @@ def test_what_is_no_quadrature_is_refused(unit, message):
 def test_too_few_nodes_of_a_rule_of_a_user():
     with pytest.raises(ValueError, match=r"rule='simpson' needs n of at least 3 nodes along an axis, got 2"):
         domains.interval(2, rule=SIMPSON)
+
+
+def test_a_rule_still_equals_its_name():
+    rule = domains.interval(8).axes[0].rule
+    with pytest.warns(DeprecationWarning, match=r"rule\.name"):
+        assert rule == "trapezoid"
+    with pytest.warns(DeprecationWarning, match=r"rule\.name"):
+        assert rule != "midpoint"
+    assert rule == rules.TRAPEZOID
+    assert len({rule, rules.TRAPEZOID}) == 1

@@ -56,7 +56,7 @@ BAD = [
     ),
     (lambda: PerHead(PerHead(kernels.Gaussian(ones(2)))), TypeError, "kernel must be a Kernel, .* got PerHead"),
     (lambda: PerHead("gaussian"), TypeError, "kernel must be a Kernel, .* got str"),
-    (lambda: kernels.Gaussian() + PerHead(kernels.Gaussian(ones(2))), TypeError, "unsupported operand"),
+    (lambda: kernels.Gaussian() + PerHead(kernels.Gaussian(ones(2))), TypeError, "compose kernels first"),
     (
         lambda: attention.integral_attention(*[ones(5, 3, 4)] * 3, kernel=PerHead(kernels.Gaussian(ones(2)))),
         ValueError,
@@ -70,3 +70,12 @@ BAD = [
 def test_bad_input(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_what_a_single_kernel_can_do_is_refused_with_the_way_to_do_it(unchecked):
+    kernel = kernels.PerHead(kernels.Gaussian(jnp.array([0.3, 0.9])))
+    for compose in (lambda: 2.0 * kernel, lambda: kernel + kernels.Gaussian(), lambda: kernels.Gaussian() * kernel):
+        with pytest.raises(TypeError, match="compose kernels first"):
+            compose()
+    with pytest.raises(TypeError, match=r"kernel\.at\(h\)"):
+        kernels.matrix(kernel, jnp.ones((2, 3)), jnp.ones((2, 3)))

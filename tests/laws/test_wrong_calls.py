@@ -67,7 +67,7 @@ TRAINING = [
     (lambda: fit(run_dir=""), ValueError, "run_dir is empty; give the name of a directory"),
     (lambda: training.load_run(3), TypeError, "directory must be a path, got int"),
     (lambda: training.Checkpoints(3), TypeError, "directory must be a path, got int"),
-    (lambda: fit(settings=[1]), TypeError, "settings must be a dict of what describes the run, or None, got list"),
+    (lambda: fit(settings=[1]), TypeError, "settings must be a dict that describes the run, or None, got list"),
     (lambda: fit(loggers=training.JsonLines()), TypeError, "loggers must be a sequence of loggers"),
     (lambda: training.make_optimizer({}), TypeError, "config must be a training.TrainingConfig"),
     (

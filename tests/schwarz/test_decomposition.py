@@ -416,3 +416,11 @@ def test_padding_of_uneven_nodes_is_cut_with_its_node():
     assert dec.subdomains == 4
     covered = dec.prolong(dec.partition[..., None])
     np.testing.assert_allclose(covered, 1, rtol=1e-6)
+
+
+def test_members_of_the_domain_are_found_with_a_warning():
+    dec = schwarz.decompose(domains.interval(16), 4, 1)
+    with pytest.warns(DeprecationWarning, match=r"decomposition\.domain\.points"):
+        np.testing.assert_array_equal(dec.points, dec.domain.points)
+    with pytest.raises(AttributeError, match="'Decomposition' object has no attribute 'nodes'"):
+        _ = dec.nodes
