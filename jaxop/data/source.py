@@ -47,6 +47,7 @@ class DataSource(Protocol):
 
         A batch is a pytree of arrays whose first axis has length b, such as a `jaxop.data.Batch`, a dict or one
         array. Nodes that all items share are a `jaxop.domains.Domain` in the batch. Repeated numbers are allowed.
+        The batches of a training run must all have the same arrays, with the same shapes and dtypes.
         This method is called on a thread of its own, one call at a time.
         """
         ...

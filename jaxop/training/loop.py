@@ -110,7 +110,8 @@ def fit(
             for them. Evaluations, ``Result.model`` and `Run.restore` use these parameters.
         settings: further description of the run (operator config, source of the data): dataclasses, numbers, strings,
             paths, or dicts and lists of them. They are kept in ``config.json`` and in every checkpoint, and compared
-            when the run is resumed, except for paths: samples may move.
+            when the run is resumed, except for paths: samples may move. The names "loss" and "optimizer" are free
+            without these arguments, but not for dicts like fit's own records, {"function": "..."} and {"state": "..."}.
         resume: continues the run in ``run_dir`` from its newest undamaged checkpoint, or from
             step 0 if it was interrupted before the first one.
         loggers: destinations of the metrics besides ``metrics.jsonl``.
@@ -121,7 +122,8 @@ def fit(
 
     Raises:
         TypeError: if an argument has a wrong type, such as samples that the loss does not take.
-        ValueError: if samples do not fit each other or the config; if settings, data, loss or optimiser differ
+        ValueError: if samples do not fit each other or the config; if the arrays, shapes or dtypes of the training
+            batches change from step to step; if settings, data, loss or optimiser differ
             from those of the run to resume (every differing field is named); or if the model does not fit its
             checkpoint.
         FileNotFoundError: if ``run_dir`` does not hold a run to resume.
