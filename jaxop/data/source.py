@@ -47,6 +47,7 @@ class DataSource(Protocol):
 
         A batch is a pytree of arrays whose first axis has length b, such as a `jaxop.data.Batch`, a dict or one
         array. Nodes that all items share are a `jaxop.domains.Domain` in the batch. Repeated numbers are allowed.
+        The batches of a training run must all have the same arrays, with the same shapes and dtypes.
         This method is called on a thread of its own, one call at a time.
         """
         ...
@@ -79,6 +80,13 @@ def batch_parts(batch: object) -> tuple[list[PyTree], jax.tree_util.PyTreeDef]:
     return jax.tree.flatten(batch, is_leaf=lambda part: isinstance(part, Domain | Decomposed))
 
 
+def batch_size(batch: object) -> int | None:
+    """Returns the number of items of a batch: the first axis of the parts that they do not share, None if unclear."""
+    leaves = jax.tree.leaves([part for part in batch_parts(batch)[0] if not is_shared(part)])
+    sizes = {jnp.shape(leaf)[0] for leaf in leaves if jnp.ndim(leaf)}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
 def check_batch(batch: object, count: int, argument: str) -> None:
     """Raises unless a source has returned a pytree of arrays with ``count`` entries each.
 
@@ -105,3 +113,31 @@ def check_batch(batch: object, count: int, argument: str) -> None:
                 f"{name} must have {count} entries for {count} indices, got shape {part.shape}; nodes that all items "
                 "share belong into a Domain."
             )
+
+
+BatchForm = tuple[dict[str, str], jax.tree_util.PyTreeDef]
+"""Dtype and shape of every array of a batch by its path, and the structure of the batch."""
+
+
+def batch_form(batch: PyTree) -> BatchForm:
+    """Returns what all batches of a run have in common."""
+    leaves, structure = jax.tree_util.tree_flatten_with_path(batch)
+    return {jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}, structure
+
+
+def check_same_form(batch: PyTree, first: BatchForm, argument: str, step: int) -> None:
+    """Raises unless the batch of a step has the form of the first one.
+
+    Raises:
+        ValueError: if an array has another dtype or shape, is missing or new, or the structure differs.
+    """
+    form = batch_form(batch)
+    changes = {path: (first[0].get(path, "absent"), form[0].get(path, "absent")) for path in first[0] | form[0]}
+    changes = {path: pair for path, pair in changes.items() if pair[0] != pair[1]}
+    if not changes and first[1] != form[1]:
+        changes = {"": (str(first[1]), str(form[1]))}
+    for path, (was, now) in changes.items():
+        raise ValueError(
+            f"{argument}[indices]{path} must not change from batch to batch: it was {was} in the first batch and is "
+            f"{now} in that of step {step}."
+        )

@@ -172,7 +172,7 @@ def check_same_settings(
 
     Fields of `TrainingConfig` that do not change the parameters may differ: how often to evaluate and to save, how
     many checkpoints to keep, and the time limit. Paths may differ, too, if the contents of the samples were recorded.
-    Earlier versions did not record all contents; those are then not compared.
+    Earlier versions did not record all contents, nor the bound arguments of a loss; those are then not compared.
 
     Args:
         saved: settings that the run was started with, as JSON.
@@ -189,6 +189,8 @@ def check_same_settings(
         free |= {*paths}
     else:
         new = {name: value for name, value in new.items() if not _CONTENTS.fullmatch(name)}
+    if isinstance(recorded := saved.get("loss"), Mapping) and recorded.keys() == {"function"}:
+        new = {name: value for name, value in new.items() if not name.startswith("loss.arguments")}
     names = [name for name in sorted(old.keys() | new.keys()) if old.get(name, ...) != new.get(name, ...)]
     differences = [
         f"  {name}: {json.dumps(old[name]) if name in old else 'absent'} -> "

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from jaxop._validation import check_size, check_type
 from jaxop.data import Batch, DataSource, ExampleBatch, Examples, Samples
-from jaxop.data.source import check_source
+from jaxop.data.source import check_batch, check_source
 from jaxop.domains import SPACES, Domain
 from jaxop.training.losses import Loss, apply_loss, cross_entropy, relative_norms
 from jaxop.training.optimizer import Tree
@@ -66,11 +66,15 @@ def evaluate(model: nnx.Module, samples: Samples | DataSource, *, batch_size: in
         >>> errors.l2
         array([0.5, 0.5, 0.5, 0.5, 0.5], dtype=float32)
     """
+    return _evaluate(model, samples, batch_size, "samples")
+
+
+def _evaluate(model: nnx.Module, samples: Samples | DataSource, batch_size: int, argument: str) -> Errors:
     _check_samples(samples, "evaluate")
     graphdef, params, other = split_model(model, train=False)
     spaces: tuple[str, ...] = ()
     columns = []
-    for batch in _batches(samples, batch_size):
+    for batch in _batches(samples, batch_size, argument):
         _check_batch(batch, samples, "evaluate")
         spaces = spaces or _spaces(batch.target_domain)
         columns.append(_errors(graphdef, spaces, params, other, batch))
@@ -122,14 +126,18 @@ def score(model: nnx.Module, examples: Examples | DataSource, *, batch_size: int
         >>> round(training.score(Undecided(), examples, batch_size=2).perplexity, 4)
         4.0
     """
+    return _score(model, examples, batch_size, "examples")
+
+
+def _score(model: nnx.Module, examples: Examples | DataSource, batch_size: int, argument: str) -> Scores:
     if isinstance(examples, Samples) or not isinstance(examples, DataSource):
         check_type(examples, "examples", Examples, "data.Examples; training.evaluate takes Samples of functions")
     if isinstance(examples, Examples):
         check_classes(model, examples)
     graphdef, params, other = split_model(model, train=False)
     columns = []
-    for batch in _batches(examples, batch_size):
-        check_type(batch, "examples[indices]", ExampleBatch, "a data.ExampleBatch")
+    for batch in _batches(examples, batch_size, argument):
+        check_type(batch, f"{argument}[indices]", ExampleBatch, "a data.ExampleBatch")
         columns.append(_scores(graphdef, params, other, batch))
     return Scores(*(np.concatenate(c)[: len(examples)] for c in zip(*jax.device_get(columns), strict=True)))
 
@@ -182,16 +190,18 @@ def predict(model: nnx.Module, samples: Samples | DataSource, *, batch_size: int
     _check_samples(samples, "predict")
     graphdef, params, other = split_model(model, train=False)
     outputs = []
-    for batch in _batches(samples, batch_size):
+    for batch in _batches(samples, batch_size, "samples"):
         _check_batch(batch, samples, "predict")
         outputs.append(np.asarray(_outputs(graphdef, params, other, batch)))
     return np.concatenate(outputs)[: len(samples)]
 
 
-def trace_errors(model: nnx.Module, source: DataSource, *, batch_size: int, loss: Loss | None = None) -> None:
+def trace_errors(
+    model: nnx.Module, source: DataSource, *, batch_size: int, argument: str = "samples", loss: Loss | None = None
+) -> None:
     """Traces the program of `mean_errors`, so that a model that cannot run on the set raises now."""
     graphdef, params, other = split_model(model, train=False)
-    batch = next(_batches(source, batch_size))
+    batch = next(_batches(source, batch_size, argument))
     if loss is not None:
         _losses.eval_shape(loss, graphdef, params, other, batch)
     elif isinstance(batch, ExampleBatch):
@@ -202,7 +212,7 @@ def trace_errors(model: nnx.Module, source: DataSource, *, batch_size: int, loss
 
 
 def mean_errors(
-    model: nnx.Module, source: DataSource, *, batch_size: int, labelled: bool, loss: Loss | None = None
+    model: nnx.Module, source: DataSource, *, batch_size: int, argument: str, labelled: bool, loss: Loss | None = None
 ) -> dict[str, float]:
     """Returns the means over a set by name: of a given loss and its metrics, or of `evaluate` or `score`.
 
@@ -210,24 +220,27 @@ def mean_errors(
         model: runs in evaluation mode.
         source: the set.
         batch_size: items per call.
+        argument: name of the set in messages.
         labelled: True if the items are labelled examples.
         loss: see `jaxop.training.make_step`. None takes `score` for labelled examples and `evaluate` for others.
     """
     if loss is not None:
-        return _mean_losses(model, source, loss, batch_size)
-    found = vars((score if labelled else evaluate)(model, source, batch_size=batch_size))
+        return _mean_losses(model, source, loss, batch_size, argument)
+    found = vars((_score if labelled else _evaluate)(model, source, batch_size, argument))
     values = {name: value for name, value in found.items() if value is not None}
     return {name: float(np.mean(value, dtype=np.float64)) for name, value in values.items()}
 
 
-def _mean_losses(model: nnx.Module, source: DataSource, loss: Loss, batch_size: int) -> dict[str, float]:
+def _mean_losses(model: nnx.Module, source: DataSource, loss: Loss, batch_size: int, argument: str) -> dict[str, float]:
     """Returns the mean of a loss over a set, as "loss", and the means of its metrics; the last batch may be smaller."""
     check_size(batch_size, "batch_size")
     graphdef, params, other = split_model(model, train=False)
     totals: dict[str, float] = {}
     for start in range(0, len(source), batch_size):
         index = np.arange(start, min(start + batch_size, len(source)))
-        losses, metrics = jax.device_get(_losses(loss, graphdef, params, other, source[index]))
+        batch = source[index]
+        check_batch(batch, len(index), argument)
+        losses, metrics = jax.device_get(_losses(loss, graphdef, params, other, batch))
         for name, value in {"loss": losses, **metrics}.items():
             totals[name] = totals.get(name, 0.0) + len(index) * float(np.mean(value, dtype=np.float64))
     return {name: total / len(source) for name, total in totals.items()}
@@ -250,11 +263,13 @@ def _check_batch(batch: object, source: object, function: str) -> None:
         )
 
 
-def _batches(samples: DataSource, batch_size: int) -> Iterator[Tree]:
+def _batches(samples: DataSource, batch_size: int, argument: str) -> Iterator[Tree]:
     check_size(batch_size, "batch_size")
     size = min(batch_size, len(samples))
     for start in range(0, len(samples), size):
-        yield samples[np.minimum(np.arange(start, start + size), len(samples) - 1)]
+        batch = samples[np.minimum(np.arange(start, start + size), len(samples) - 1)]
+        check_batch(batch, size, argument)
+        yield batch
 
 
 def _spaces(domain: Domain) -> tuple[str, ...]:

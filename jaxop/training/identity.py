@@ -10,18 +10,23 @@ from jax.typing import ArrayLike
 from jaxop._config import Json
 from jaxop.data import DataSource, Examples, Samples
 from jaxop.data.samples import ArraySource, blocks
+from jaxop.data.source import check_batch
 from jaxop.domains import Decomposed, Domain, TriangleMesh
 from jaxop.domains.domain import as_domain
 from jaxop.training.checkpoint import leaf_names
 from jaxop.training.config import to_json
 
 
-def describe_source(source: DataSource) -> dict[str, Json]:
-    """Returns the identity of a data source, as JSON.
+def describe_source(source: DataSource, argument: str = "source") -> dict[str, Json]:
+    """Returns the identity of a data source, as JSON; ``argument`` is its name in messages.
 
     For `Samples` and `Examples` it is that of `describe_samples`. For any other source it is the length and the result
     of its method ``identity()``, or, without this method, shapes, dtypes and CRC-32 sums of the first, middle and last
     item.
+
+    Raises:
+        TypeError: if these items are not a pytree of arrays of numbers.
+        ValueError: if an array has another number of entries than there are items.
     """
     if isinstance(source, Samples | Examples):
         return describe_samples(source)
@@ -29,7 +34,9 @@ def describe_source(source: DataSource) -> dict[str, Json]:
     identity: object = getattr(source, "identity", None)  # optional in a DataSource
     if identity is not None:
         return described | {"identity": to_json(identity() if callable(identity) else identity, name="identity")}
-    items = source[np.unique([0, len(source) // 2, len(source) - 1])]
+    rows = np.unique([0, len(source) // 2, len(source) - 1])
+    items = source[rows]
+    check_batch(items, len(rows), argument)  # an array of objects holds addresses, which differ from run to run
     arrays = {name: np.asarray(leaf) for name, leaf in zip(leaf_names(items), jax.tree.leaves(items), strict=True)}
     described["items"] = {
         name or "array": {"shape": list(array.shape), "dtype": array.dtype.name, "crc32": _crc32([array])}

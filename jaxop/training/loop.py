@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, PyTree
 
 from jaxop.data import DataSource, batch_indices
-from jaxop.data.source import check_batch
+from jaxop.data.source import BatchForm, batch_form, check_batch, check_same_form
 from jaxop.training._arguments import RESERVED, check_arguments, check_sources
 from jaxop.training._files import local_path, writing
 from jaxop.training._running import Clock, noted, prefetched, sigterm
@@ -22,12 +22,13 @@ from jaxop.training.config import TrainingConfig, check_same_settings, path_fiel
 from jaxop.training.evaluation import mean_errors, trace_errors
 from jaxop.training.identity import describe_source
 from jaxop.training.loggers import JsonLines, Logger, Progress
-from jaxop.training.losses import Loss, loss_name
+from jaxop.training.losses import Loss, describe_loss
 from jaxop.training.optimizer import EvalParams, Optimizer, describe_state, make_optimizer
 from jaxop.training.run import (
     error_name,
     has_begun,
     in_present_terms,
+    is_record_of_fit,
     open_checkpoints,
     read_settings,
     record_versions,
@@ -101,13 +102,16 @@ def fit(
         loss: a function of (model, batch) that returns one number per sample, or these numbers and a dict of metrics;
             see `jaxop.training.losses`. The metrics of a step go to the loggers. Validation sets are then measured by
             this loss and its metrics. None takes the loss that ``config.loss`` names. A run records the name of
-            the function.
+            the function, and the numbers, strings and tuples that a `functools.partial` binds; a resumed run must have
+            the same. Code, closures, other bound values and the fields of a callable object are not compared, and all
+            lambdas of one function have one name: put what tells them apart into ``settings``.
         eval_params: for an optimiser that evaluates with other parameters than it takes gradients at: a function from
             (state of the optimiser, parameters) to these. Schedule-free optimisers of Optax are recognised: leave None
             for them. Evaluations, ``Result.model`` and `Run.restore` use these parameters.
         settings: further description of the run (operator config, source of the data): dataclasses, numbers, strings,
             paths, or dicts and lists of them. They are kept in ``config.json`` and in every checkpoint, and compared
-            when the run is resumed, except for paths: samples may move.
+            when the run is resumed, except for paths: samples may move. The names "loss" and "optimizer" are free
+            without these arguments, but not for dicts like fit's own records, {"function": "..."} and {"state": "..."}.
         resume: continues the run in ``run_dir`` from its newest undamaged checkpoint, or from
             step 0 if it was interrupted before the first one.
         loggers: destinations of the metrics besides ``metrics.jsonl``.
@@ -118,7 +122,8 @@ def fit(
 
     Raises:
         TypeError: if an argument has a wrong type, such as samples that the loss does not take.
-        ValueError: if samples do not fit each other or the config; if settings, data, loss or optimiser differ
+        ValueError: if samples do not fit each other or the config; if the arrays, shapes or dtypes of the training
+            batches change from step to step; if settings, data, loss or optimiser differ
             from those of the run to resume (every differing field is named); or if the model does not fit its
             checkpoint.
         FileNotFoundError: if ``run_dir`` does not hold a run to resume.
@@ -159,13 +164,19 @@ def fit(
     check_sources(model, train, valid, config, loss)
     directory = local_path(run_dir, "run_dir")
     extra = to_json(settings or {})
-    given = {} if loss is None else {"loss": {"function": loss_name(loss)}}
+    given = {} if loss is None else {"loss": describe_loss(loss)}
     chosen = make_optimizer(config) if optimizer is None else optimizer
     graphdef, state = init_state(model, chosen, config, eval_params=eval_params)
     if optimizer is not None:
         given["optimizer"] = {"state": describe_state(state.opt_state)}
     if reserved := {*RESERVED, *given} & extra.keys():
         raise ValueError(f"settings must not use the names {sorted(reserved)}: fit fills them in itself.")
+    for name in ("loss", "optimizer"):
+        if is_record_of_fit(name, extra.get(name)):
+            raise ValueError(
+                f"settings[{name!r}] must not have the form of fit's own record of its argument {name}, got "
+                f"{extra[name]}; use another name."
+            )
     checkpoints = open_checkpoints(directory, config, list(valid), own_loss=loss is not None)
     if resume and not directory.is_dir():
         raise FileNotFoundError(f"nothing to resume from: {directory} does not exist. Check the path.")
@@ -177,9 +188,9 @@ def fit(
             raise FileExistsError(f"{directory} already holds a run, {what} give another run_dir.")
         described = {
             "training": to_json(config),
-            "train": describe_source(train),
+            "train": describe_source(train, "train"),
             "valid": list(valid),
-            "valid_sets": {name: describe_source(source) for name, source in valid.items()},
+            "valid_sets": {name: describe_source(source, f"valid[{name!r}]") for name, source in valid.items()},
             **given,
             **extra,
         }
@@ -236,12 +247,14 @@ class _Training(Generic[Model]):
     checkpoints: Checkpoints
     outputs: Sequence[Logger]
     errors: dict[str, float]
+    first: BatchForm | None = None
 
     def trace(self, step: Step, state: TrainState) -> jax.stages.Lowered:
         """Returns the step ready to compile; a model that cannot run on some samples raises before any saving."""
         for name, source in self.valid.items():
             with noted(f"on valid[{name!r}]"):
-                trace_errors(self.model, source, batch_size=self.config.batch_size, loss=self.loss)
+                size = self.config.batch_size
+                trace_errors(self.model, source, batch_size=size, argument=f"valid[{name!r}]", loss=self.loss)
         with noted("on the training samples"):
             return step.lower(state, self._load(0).batch)
 
@@ -290,7 +303,11 @@ class _Training(Generic[Model]):
         indices = batch_indices(len(self.train), size, seed=self.config.seed, step=step)
         batch = self.train[indices]
         check_batch(batch, size, "train")
-        return _Loaded(indices, jax.device_put(batch))
+        batch = jax.device_put(batch)
+        if self.first is None:
+            self.first = batch_form(batch)
+        check_same_form(batch, self.first, "train", step + 1)
+        return _Loaded(indices, batch)
 
     def _report(self, step: int, batch: _Loaded, metrics: Mapping[str, Array], seconds: float) -> None:
         values = {name: value.item() for name, value in jax.device_get(metrics).items()}
@@ -320,6 +337,7 @@ class _Training(Generic[Model]):
                 model,
                 source,
                 batch_size=self.config.batch_size,
+                argument=f"valid[{name!r}]",
                 labelled=self.config.loss == "cross_entropy",
                 loss=self.loss,
             )

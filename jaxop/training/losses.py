@@ -41,17 +41,21 @@ Example:
     ``domain.norm(u, space="H1")`` are differentiable in u.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, PyTree
 
+from jaxop._config import Json
 from jaxop._validation import accumulator, check_type
 from jaxop.data import Batch, ExampleBatch
+from jaxop.data.source import batch_size
 from jaxop.domains import Domain
 from jaxop.domains.domain import check_domain
 
@@ -263,24 +267,46 @@ def apply_loss(loss: Loss, model: nnx.Module, batch: object) -> tuple[Float[Arra
     """Returns the losses of a batch and their metrics, checked.
 
     Raises:
-        TypeError: if the loss returns something other than an array, or an array and a dict of arrays.
-        ValueError: if the losses are not of shape (b,), a metric is not of shape (b,) or (), or its name is taken.
+        TypeError: if the loss returns something other than an array, or an array and a dict of arrays; if a metric is
+            complex; or if the loss looks up keys in a batch that has none.
+        ValueError: if the losses are not of shape (b,) with b the number of items of the batch, a metric is not of
+            shape (b,) or (), or its name is empty or taken.
     """
-    result = loss(model, batch)
+    try:
+        result = loss(model, batch)
+    except TypeError as error:
+        kind = type(batch).__name__
+        if str(error) != f"'{kind}' object is not subscriptable":
+            raise
+        fields = [field.name for field in dataclasses.fields(batch)] if dataclasses.is_dataclass(batch) else []
+        raise TypeError(
+            f"loss must take the batches of the data source, got {kind}, which has no keys but the fields {fields}: "
+            "read batch.inputs and the like, or give a source whose batches are dicts."
+        ) from error
     per_sample, metrics = result if isinstance(result, tuple) and len(result) == 2 else (result, {})
     if not isinstance(per_sample, jax.Array) or not isinstance(metrics, Mapping):
         raise TypeError(
             "loss must return an array with one number per sample, or such an array and a dict of metrics, got "
             f"{type(result).__name__}."
         )
-    if per_sample.ndim != 1 or not jnp.issubdtype(per_sample.dtype, jnp.floating):
+    size = batch_size(batch)
+    expected = "" if size is None else f" = ({size},)"
+    is_wrong = per_sample.ndim != 1 or (size is not None and per_sample.shape != (size,))
+    if is_wrong or not jnp.issubdtype(per_sample.dtype, jnp.floating):
         raise ValueError(
-            f"loss must return one real number per sample, of shape (b,), got {per_sample.dtype} of shape "
+            f"loss must return one real number per sample, of shape (b,){expected}, got {per_sample.dtype} of shape "
             f"{per_sample.shape}; average over nodes and channels, for instance by jax.vmap(domain.norm)."
         )
     for name, value in metrics.items():
         if name in RESERVED or not isinstance(name, str):
             raise ValueError(f"metric {name!r} of the loss needs another name: {', '.join(RESERVED)} are taken.")
+        if not name:
+            raise ValueError("metric '' of the loss needs a name, got an empty one.")
+        if jnp.iscomplexobj(value):
+            raise TypeError(
+                f"metric {name!r} of the loss must be real, got {jnp.asarray(value).dtype}; take its real part or its "
+                "absolute value."
+            )
         if jnp.shape(value) not in ((), per_sample.shape):
             raise ValueError(
                 f"metric {name!r} of the loss must be one number, or one per sample of shape {per_sample.shape}, got "
@@ -289,8 +315,36 @@ def apply_loss(loss: Loss, model: nnx.Module, batch: object) -> tuple[Float[Arra
     return per_sample, {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
 
 
-def loss_name(loss: Loss) -> str:
-    """Returns the name by which a run remembers a loss: that of the function, or of the class of a callable object."""
+def describe_loss(loss: Loss) -> dict[str, Json]:
+    """Returns what a run remembers of a loss, as JSON.
+
+    "function" is the name of the function, or of the class of a callable object. "arguments" are those that a
+    `functools.partial` binds, by name or position: numbers, strings, None and tuples of them as text, any other value
+    by its type. Not recorded, so not compared when a run is resumed: code, closures, the contents of other bound
+    values, the fields of a callable object, and which of a function's lambdas it is, since all have one name.
+
+    Example:
+        >>> import functools
+        >>> from jaxop.training.losses import describe_loss
+        >>> def weighted(model, batch, *, weight): ...
+        >>> describe_loss(functools.partial(weighted, weight=2.0))
+        {'function': 'weighted', 'arguments': {'weight': '2.0'}}
+    """
+    positional: tuple[object, ...] = ()
+    named: dict[str, object] = {}
     while isinstance(loss, functools.partial):
-        loss = loss.func
-    return getattr(loss, "__qualname__", type(loss).__qualname__)
+        positional, named, loss = (*loss.args, *positional), {**loss.keywords, **named}, loss.func
+    arguments = {**{str(place): value for place, value in enumerate(positional)}, **named}
+    return {
+        "function": getattr(loss, "__qualname__", type(loss).__qualname__),
+        "arguments": {name: _as_text(value) for name, value in arguments.items()},
+    }
+
+
+def _as_text(value: object) -> str:
+    """Returns a number, a string, None or a tuple of them as text, and the name of the type of anything else."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_as_text, value))})"
+    return repr(value) if value is None or isinstance(value, str | int | float | complex) else type(value).__name__

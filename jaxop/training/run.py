@@ -31,6 +31,7 @@ Model = TypeVar("Model", bound=nnx.Module)
 
 _CONFIG = "config.json"
 _VERSIONS = "versions.json"
+_RECORDS = {"loss": ("function", "arguments"), "optimizer": ("state",)}  # fields; the first one is always there
 _PACKAGES = ("jaxop", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -170,8 +171,18 @@ def load_run(directory: str | os.PathLike[str]) -> Run:
         settings = TrainingConfig.from_dict(config["training"])
     except (TypeError, ValueError) as error:
         raise ValueError(f"{Path(directory) / _CONFIG}: training: {error}") from error
-    own_loss = isinstance(config.get("loss"), dict)
-    return Run(Path(directory), config, open_checkpoints(directory, settings, config["valid"], own_loss=own_loss))
+    own_loss = is_record_of_fit("loss", config.get("loss"))
+    checkpoints = open_checkpoints(directory, settings, config["valid"], own_loss=own_loss)
+    if own_loss and checkpoints.best is None:  # earlier versions let settings have the form of a record of fit
+        named = open_checkpoints(directory, settings, config["valid"], own_loss=False)
+        checkpoints = checkpoints if named.best is None else named
+    return Run(Path(directory), config, checkpoints)
+
+
+def is_record_of_fit(name: str, value: object) -> bool:
+    """Tells whether a setting has the form in which `fit` records its argument "loss" or "optimizer"."""
+    key, *optional = _RECORDS[name]
+    return isinstance(value, dict) and isinstance(value.get(key), str) and value.keys() <= {key, *optional}
 
 
 def open_checkpoints(

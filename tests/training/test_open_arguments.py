@@ -1,7 +1,9 @@
 """Optimisers, losses and data sources of one's own: what they get, what reaches the record, what is refused."""
 
 import dataclasses
+import functools
 import itertools
+import json
 
 import chex
 import jax
@@ -12,6 +14,7 @@ import pytest
 from flax import nnx
 
 from jaxop import data, domains, operators, training
+from jaxop.training.config import check_same_settings
 from jaxop.training.identity import describe_source
 from jaxop.training.optimizer import describe_state, evaluated_params
 from tests.training.cases import rows, samples, tiny
@@ -243,8 +246,30 @@ class Unhashable:
         return training.relative_l2_loss(model, batch)
 
 
+class Objects(Words):
+    def __getitem__(self, indices):
+        return {"x": np.array([object() for _ in indices])}
+
+
+class ShortNumbers(Numbers):
+    def __getitem__(self, indices):
+        return super().__getitem__(indices[:-1])
+
+
 def two_numbers(model, batch):
     return jnp.ones((batch.inputs.shape[0], 2))
+
+
+def one_number(model, batch):
+    return jnp.mean(training.relative_l2_loss(model, batch))[None]
+
+
+def metric(name, value):
+    return lambda model, batch: (training.relative_l2_loss(model, batch), {name: jnp.asarray(value)})
+
+
+def keyed(model, batch):
+    return jnp.mean(batch["x"], axis=1)
 
 
 @pytest.mark.parametrize(
@@ -255,7 +280,7 @@ def two_numbers(model, batch):
         ({"loss": "l2"}, TypeError, r"loss must be a function.* got 'l2'.*TrainingConfig\(loss='l2'\)"),
         ({"loss": Unhashable()}, TypeError, "loss must be hashable, got Unhashable"),
         ({"loss": lambda model, batch: 1.0}, TypeError, "loss must return an array.* got float"),
-        ({"loss": two_numbers}, ValueError, r"shape \(b,\), got float32 of shape \(2, 2\)"),
+        ({"loss": two_numbers}, ValueError, r"shape \(b,\) = \(2,\), got float32 of shape \(2, 2\)"),
         (
             {"loss": lambda m, b: (training.relative_l2_loss(m, b), {"seconds": jnp.ones(())})},
             ValueError,
@@ -266,12 +291,30 @@ def two_numbers(model, batch):
             ValueError,
             r"metric 'size' of the loss must be one number, or one per sample of shape \(2,\), got shape \(3,\)",
         ),
+        ({"loss": one_number}, ValueError, r"loss must .* of shape \(b,\) = \(2,\), got float32 of shape \(1,\)"),
+        ({"loss": metric("wave", 1j)}, TypeError, "metric 'wave' of the loss must be real, got complex64"),
+        ({"loss": metric("", 1.0)}, ValueError, "metric '' of the loss needs a name"),
+        ({"train": samples(), "loss": keyed}, TypeError, r"loss must take .* got Batch, .*'inputs'.*batch\.inputs"),
+        ({"valid": {"a": samples()}, "loss": keyed}, TypeError, "loss must take .* got Batch"),
+        ({"train": Objects(), "loss": two_numbers}, TypeError, r"train\[indices\]\['x'\] must be .* got object"),
+        ({"valid": {"a": Objects()}}, TypeError, r"valid\['a'\]\[indices\]\['x'\] must be .* got object"),
+        (
+            {"valid": {"a": ShortNumbers()}, "train": Numbers(), "model": Profile(), "loss": residual},
+            ValueError,
+            r"valid\['a'\]\[indices\]\['a'\] must have 4 entries for 4 indices, got .*\(3, 1\)",
+        ),
+        (
+            {"settings": {"loss": {"function": "mine"}}},
+            ValueError,
+            r"settings\['loss'\] must not have the form of .* got .*mine",
+        ),
+        ({"settings": {"optimizer": {"state": "s"}}}, ValueError, r"settings\['optimizer'\] must not have the form"),
         ({"eval_params": 3}, TypeError, "eval_params must be a function.* got int"),
         ({"eval_params": lambda s, p: p["norm"]}, ValueError, "eval_params must return a tree like params"),
         ({"train": [1, 2, 3, 4]}, TypeError, "train must be a data source.* got list"),
         ({"train": {"a": 1}}, TypeError, "train must be a data source.* got dict"),
         ({"train": np.ones((0, 2))}, ValueError, "train is empty"),
-        ({"train": Short()}, ValueError, r"train\[indices\]\.inputs must have 4 entries for 4 indices, got .*3, 9, 1"),
+        ({"train": Short()}, ValueError, r"train\[indices\]\.inputs must have 3 entries for 3 indices, got .*2, 9, 1"),
         ({"train": Words(), "loss": two_numbers}, TypeError, r"train\[indices\]\['words'\].*got str"),
         (
             {"train": Nothing(), "loss": two_numbers},
@@ -312,3 +355,62 @@ def test_settings_called_optimizer_and_loss_are_free_if_the_arguments_are_not_gi
     run = training.load_run(tmp_path)
     assert (run.config["optimizer"], run.config["loss"]) == ("adamw", "usual")
     assert run.checkpoints.best_metric is None
+
+
+def test_settings_called_loss_are_not_taken_for_the_record_of_a_loss(tmp_path):
+    config = dataclasses.replace(PLAIN, steps=1)
+    valid = {"v": samples()}
+    quiet(tiny(), samples(), valid, config, tmp_path / "a", settings={"loss": {"weight": 1}, "optimizer": {"rate": 2}})
+    quiet(tiny(), samples(), valid, config, tmp_path / "b", loss=weighted_l2)
+    found = {name: training.load_run(tmp_path / name).checkpoints for name in "ab"}
+    assert {name: (saved.best_metric, saved.best) for name, saved in found.items()} == {
+        "a": ("v/l2", 1),
+        "b": ("v/loss", 1),
+    }
+    path = tmp_path / "a" / "config.json"  # as an earlier version wrote it
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"loss": {"function": "mine"}}))
+    saved = training.load_run(tmp_path / "a").checkpoints
+    assert (saved.best_metric, saved.best) == ("v/l2", 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("x", np.ones((4, 3), np.int8), r"\['x'\] must not change.* was float32\[4, 3\] .* is int8\[4, 3\] .*step 3"),
+        ("x", np.ones((4, 2), np.float32), r"\['x'\] must not change.* was float32\[4, 3\] .* is float32\[4, 2\]"),
+        ("z", np.ones(4, np.float32), r"\['z'\] must not change.* was absent .* is float32\[4\]"),
+    ],
+)
+def test_a_source_whose_batches_change_is_named(name, value, message, tmp_path):
+    class Changing(Words):
+        calls = 0
+
+        def __getitem__(self, indices):
+            self.calls += 1  # the first call is that of the tracing, before step 1
+            batch = {"x": np.ones((len(indices), 3), np.float32)}
+            return batch | {name: value} if self.calls == 4 else batch
+
+        def identity(self):
+            return "changing"
+
+    def squares(model, batch):
+        return jnp.mean(model(batch["x"]) ** 2, axis=1)
+
+    model = nnx.Linear(3, 1, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"train\[indices\]" + message):
+        quiet(model, Changing(), {}, PLAIN, tmp_path, loss=squares)
+
+
+def test_bound_arguments_of_a_loss_are_compared(tmp_path):
+    def scaled(model, batch, weight, table=None):
+        return weight * training.relative_l2_loss(model, batch)
+
+    def fit(loss, **options):
+        return quiet(tiny(), samples(), {}, PLAIN, tmp_path, loss=loss, **options)
+
+    fit(functools.partial(scaled, weight=2.0, table=jnp.cos))
+    with pytest.raises(ValueError, match=r'loss\.arguments\.weight: "2\.0" -> "3\.0"'):
+        fit(functools.partial(scaled, weight=3.0, table=jnp.cos), resume=True)
+    assert fit(functools.partial(scaled, weight=np.float64(2), table=jnp.sin), resume=True).stopped == "completed"
+    saved = {"loss": {"function": "scaled"}}  # as an earlier version recorded it
+    check_same_settings(saved, {"loss": {"function": "scaled", "arguments": {"weight": "2.0"}}}, "config.json")
