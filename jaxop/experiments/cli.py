@@ -119,8 +119,9 @@ def _parser(prog: str, description: str | None) -> argparse.ArgumentParser:
 def _first(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tuple[str, list[str]]:
     """Returns the first word of the arguments, and the others, which another parser reads."""
     if not arguments:
+        (asked,) = (action.metavar for action in parser._actions if not action.option_strings)
         parser.print_help(sys.stderr)
-        raise SystemExit(2)
+        parser.exit(2, f"\nerror: an argument is required: {asked}\n")
     parser.add_argument("others", metavar="...", nargs=argparse.REMAINDER, help="its options; see --help after it")
     word, others = vars(parser.parse_args(arguments)).values()
     return word, others

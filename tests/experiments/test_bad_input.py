@@ -31,7 +31,7 @@ def fails(capsys):
 
 
 def test_unknown_config(fails):
-    assert "config='darcy_fana' is unknown: did you mean 'darcy_fano'" in fails("train", ["darcy_fana"])
+    assert "experiment='darcy_fana' is unknown: did you mean 'darcy_fano'" in fails("train", ["darcy_fana"])
 
 
 def test_unknown_operator(fails):
