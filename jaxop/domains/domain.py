@@ -212,14 +212,19 @@ class Decomposed:
 
     def __getattr__(self, name: str) -> object:
         # what earlier versions inherited from Domain
-        if name.startswith("_") or name == "domain" or not hasattr(self.domain, name):
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        missing = AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        if name.startswith("_") or name == "domain":
+            raise missing
+        try:
+            value = getattr(self.domain, name)
+        except AttributeError:
+            raise missing from None
         warnings.warn(
             f"a {type(self).__name__} has a domain and is not one: use decomposition.domain.{name}.",
             DeprecationWarning,
             stacklevel=2,
         )
-        return getattr(self.domain, name)
+        return value
 
     @property
     def dim(self) -> int:

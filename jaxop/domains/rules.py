@@ -56,7 +56,7 @@ class Rule:
         if isinstance(other, str):  # what `Axis.rule` was
             warnings.warn("a rule is an object; compare its name, rule.name.", DeprecationWarning, stacklevel=2)
             return self.name == other
-        return isinstance(other, Rule) and dataclasses.astuple(self) == dataclasses.astuple(other)
+        return self is other or (isinstance(other, Rule) and vars(self) == vars(other))
 
     @property
     def is_given(self) -> bool:

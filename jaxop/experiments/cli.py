@@ -72,16 +72,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str]) -> None:
     parser = _parser("jaxop", __doc__)
     parser.add_argument("--version", action="version", version=f"jaxop {jaxop.__version__}")
-    parser.add_argument("command", metavar="COMMAND", help=", ".join(_COMMANDS))
-    command, options = _first(parser, arguments)
+    command, options = _first(parser, "COMMAND", arguments, about=", ".join(_COMMANDS))
     check_name(command, "command", _COMMANDS)
     _COMMANDS[command](options)
 
 
 def _train(arguments: Sequence[str]) -> None:
     parser = _parser("jaxop train", f"{_TRAIN}\n\n{_listing('experiments', ready_made())}")
-    parser.add_argument("name", metavar="NAME")
-    name, others = _first(parser, arguments)
+    name, others = _first(parser, "NAME", arguments)
     recipe = load_recipe(name)
     terminal.tune_allocator()
     train(_options().of_recipe(recipe, others, prog=f"jaxop train {name}"), name=recipe.name)
@@ -89,8 +87,7 @@ def _train(arguments: Sequence[str]) -> None:
 
 def _resume(arguments: Sequence[str]) -> None:
     parser = _parser("jaxop resume", _RESUME)
-    parser.add_argument("run", metavar="RUN")
-    directory, others = _first(parser, arguments)
+    directory, others = _first(parser, "RUN", arguments)
     run = training.load_run(directory)
     terminal.tune_allocator()
     train(_options().of_run(run, others, prog="jaxop resume RUN", description=_RESUME), name=run.directory.name)
@@ -116,15 +113,17 @@ def _parser(prog: str, description: str | None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(prog, description=description, formatter_class=kind, allow_abbrev=False)
 
 
-def _first(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tuple[str, list[str]]:
-    """Returns the first word of the arguments, and the others, which another parser reads."""
-    if not arguments:
-        (asked,) = (action.metavar for action in parser._actions if not action.option_strings)
-        parser.print_help(sys.stderr)
-        parser.exit(2, f"\nerror: an argument is required: {asked}\n")
+def _first(
+    parser: argparse.ArgumentParser, word: str, arguments: Sequence[str], *, about: str | None = None
+) -> tuple[str, list[str]]:
+    """The word that a command needs first, and what follows it, which another parser reads."""
+    parser.add_argument("word", metavar=word, help=about)
     parser.add_argument("others", metavar="...", nargs=argparse.REMAINDER, help="its options; see --help after it")
-    word, others = vars(parser.parse_args(arguments)).values()
-    return word, others
+    if not arguments:
+        parser.print_help(sys.stderr)
+        parser.exit(2, f"\nerror: an argument is required: {word}\n")
+    given = parser.parse_args(arguments)
+    return given.word, given.others
 
 
 def _listing(title: str, about: Mapping[str, str]) -> str:

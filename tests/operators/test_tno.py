@@ -318,5 +318,9 @@ class TestStandardized:
 
 @pytest.mark.usefixtures("unchecked")
 def test_build_refuses_what_it_does_not_know():
-    with pytest.raises(TypeError, match=r"config must be one of .*TransformerNeuralOperatorConfig, .* got dict"):
+    with pytest.raises(
+        TypeError,
+        match=r"config must be one of FourierAttentionNeuralOperatorConfig, .* TransformerNeuralOperatorConfig, "
+        ".* got dict",
+    ):
         operators.build({}, rngs=nnx.Rngs(0))

@@ -76,8 +76,11 @@ def bad(name):
         ("key alone", r"coarse_key is given without coarse_query"),
         ("key shape", r"coarse_key must have the shape of coarse_query, \(3, 3\), got \(3, 1\)"),
         ("coefficients", r"coefficients must have shape \(p, q, r\) = \(4, 2, r\)"),
-        ("matrix shape", r"matrix must be dense or sparse .*, of shape \(n, n\) = \(31, 31\).*got \(30, 30\)"),
-        ("matrix function", r"matrix must be dense or sparse .* got function"),
+        (
+            "matrix shape",
+            r"matrix must be dense or sparse \(scipy\.sparse, BCOO\), of shape \(n, n\) = \(31, 31\).*got \(30, 30\)",
+        ),
+        ("matrix function", r"matrix must be dense or sparse \(scipy\.sparse, BCOO\), .* got function"),
         ("singular", r"matrix is singular on subdomain 0"),
         ("NaN matrix", r"matrix must be finite, but matrix\[0, 0\] = nan"),
         ("blocks", r"blocks='inner' is unknown.*'interior'"),

@@ -39,8 +39,9 @@ def test_two_levels_beat_the_best_global_rank_at_equal_parameters(x64):
     singular = np.linalg.svd(inverse, compute_uv=False)
     assert singular[4] / singular[0] == pytest.approx(4.0e-2, rel=0.01)  # 2 · 63 · 4 = 504 parameters
     assert error / singular[0] == pytest.approx(8.7e-4, rel=0.01)
-    # rounding decides whether some of them are zero
-    assert 500 < sum(int(np.count_nonzero(leaf)) for leaf in jax.tree.leaves(factors)) <= 546
+    # rows of zeros are padding and interfaces; within the others rounding decides what is zero
+    acting = [int(np.any(np.asarray(leaf), axis=-1).sum()) * leaf.shape[-1] for leaf in jax.tree.leaves(factors)]
+    assert sum(acting) == 546
 
 
 def test_galerkin_blocks_of_overlapping_subdomains_are_additive_schwarz(x64):

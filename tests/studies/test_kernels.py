@@ -78,5 +78,5 @@ def test_texts_are_written_and_dated(name, tmp_path):
 
 
 def test_unknown_kernels_are_refused():
-    with pytest.raises(ValueError, match=r"kernels='fourier R=0\.3'"):
+    with pytest.raises(ValueError, match=r"kernels='fourier R=0\.3' is unknown: did you mean 'fourier, R = 0\.3'"):
         kernels.Comparison(kernels=("fourier R=0.3",))

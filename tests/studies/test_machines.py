@@ -58,5 +58,5 @@ def test_what_is_held_out_is_new(split, ratings):
 
 
 def test_bad_split():
-    with pytest.raises(ValueError, match="splits='users'"):
+    with pytest.raises(ValueError, match=r"splits='users' is unknown: did you mean 'new users'\?"):
         machines.Comparison(splits=("users",))

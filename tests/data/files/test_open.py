@@ -145,7 +145,7 @@ def test_a_missing_dataset(good):
 def test_a_file_without_datasets(tmp_path):
     path = tmp_path / "set.h5"
     write_hdf5(path)
-    refuse(path, r"\(HDF5\) holds no datasets.*'x'")
+    refuse(path, r"\(HDF5\) holds no datasets, so 'x' is missing")
 
 
 def test_shapes_that_disagree(kind):
