@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxop import kernels
 from jaxop.attention import integral_attention
@@ -136,10 +137,19 @@ PAIRS = [
     for implementation in IMPLEMENTATIONS
     if implementation != "xla" or kernel.name in ("exp-dot-product", "exp-dot-product-scaled")
 ]
-# a positive, a compact and a per-head kernel: what does not depend on the kernel is tested with these
-_EXEMPLARY = ("exp-dot-product", "compact-pair", "fourier-per-head")
-EXEMPLARY = [kernel for kernel in KERNELS if kernel.name in _EXEMPLARY]
-EXEMPLARY_PAIRS = [(kernel, implementation) for kernel, implementation in PAIRS if kernel in EXEMPLARY]
+# a positive, a compact and a per-head kernel: what does not depend on the kernel is tested with these by default, and
+# with all others where studies run
+EXEMPLARY = ("exp-dot-product", "compact-pair", "fourier-per-head")
+# of kernels that differ in a detail or are made of others, one goes through all invariants: the rest through oracles
+# and derivatives
+_SAME = ("cosine-pair", "laplace-pair", "gaussian-pair", "exp-dot-product-scaled", "composed")
+CORE = [(case, implementation) for case, implementation in PAIRS if case.name not in _SAME or implementation == "xla"]
+
+
+def exemplary(rows, names=EXEMPLARY):
+    """Rows for ``parametrize``, each a case or a tuple that begins with one; cases of other names are studies."""
+    rows = [row if isinstance(row, tuple) else (row,) for row in rows]
+    return [pytest.param(*row, marks=() if row[0].name in names else pytest.mark.study) for row in rows]
 
 
 def inputs(dtype=jnp.float32, seed=0, n=N, m=M):

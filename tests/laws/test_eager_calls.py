@@ -11,7 +11,7 @@ from flax import nnx
 from jaxop import domains, kernel_machines, kernels, nn, operators, schwarz, spectral, testing, transformers
 from jaxop.attention import accumulate, finish, integral_attention, patch_attention
 from jaxop.schwarz import subdomain_attention
-from tests.laws.cases import KERNELS, SIGNED, inputs
+from tests.laws.cases import DISTINCT, SIGNED, exemplary, inputs
 
 
 def value_and_derivative(function, arguments):
@@ -34,11 +34,12 @@ def assert_compiles_once(function, arguments):
 
 
 # loops of their own over channels, functions of the user, and both inside sums and products
-DISTINCT = ("euclidean-distance", "fourier", "compact-pair", "signed-composed")
+LOOPS = ("euclidean-distance", "fourier", "composed", "signed-composed")
+FEW = ("euclidean-distance", "fourier", "compact-pair", "signed-composed")
+ROWS = [(case, "chunked") for case in DISTINCT] + [(case, "dense") for case in DISTINCT if case.name in LOOPS]
 
 
-@pytest.mark.parametrize("case", [case for case in [*KERNELS, *SIGNED] if case.name in DISTINCT], ids=str)
-@pytest.mark.parametrize("implementation", ["chunked", "dense"])
+@pytest.mark.parametrize(("case", "implementation"), exemplary(ROWS, FEW), ids=str)
 def test_every_kernel(case, implementation):
     kernel = case.make()
 

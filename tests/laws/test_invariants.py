@@ -10,8 +10,7 @@ import pytest
 from jaxop import kernels, testing
 from jaxop.attention import accumulate, combine, finish, integral_attention
 from tests.laws.cases import (
-    EXEMPLARY,
-    EXEMPLARY_PAIRS,
+    CORE,
     HEADS,
     IMPLEMENTATIONS,
     KERNELS,
@@ -22,11 +21,12 @@ from tests.laws.cases import (
     attend,
     dense_and_chunked,
     differentiate,
+    exemplary,
     inputs,
     replaced,
 )
 
-laws = pytest.mark.parametrize(("case", "implementation"), EXEMPLARY_PAIRS, ids=lambda p: str(p))
+laws = pytest.mark.parametrize(("case", "implementation"), exemplary(CORE), ids=lambda p: str(p))
 every_kernel = pytest.mark.parametrize(("case", "implementation"), PAIRS, ids=lambda p: str(p))
 TOLERANCE = {jnp.float32: 2e-6, jnp.bfloat16: 2e-2}
 
@@ -124,15 +124,14 @@ def test_empty_rows_are_zero_with_zero_gradient(case, implementation):
             np.testing.assert_array_equal(gradient, 0.0)
 
 
-MASKED = [("none", PAIRS), ("keys", EXEMPLARY_PAIRS), ("pairs", EXEMPLARY_PAIRS), ("heads", PAIRS)]
+MASKED = [
+    *((*pair, masked) for masked in ("none", "heads") for pair in PAIRS),
+    *exemplary([(*pair, masked) for masked in ("keys", "pairs") for pair in PAIRS]),
+]
 
 
-@pytest.mark.parametrize(
-    ("masked", "case", "implementation"),
-    [(masked, *pair) for masked, pairs in MASKED for pair in pairs],
-    ids=lambda p: str(p),
-)
-def test_agrees_with_the_oracle(masked, case, implementation):
+@pytest.mark.parametrize(("case", "implementation", "masked"), MASKED, ids=lambda p: str(p))
+def test_agrees_with_the_oracle(case, implementation, masked):
     query, key, value, weights = inputs()
     weights = replaced(weights, 7, 0.0)
     rng = np.random.default_rng(2)
@@ -154,7 +153,7 @@ def test_causal_order(case, implementation):
     np.testing.assert_array_equal(later[:20], out[:20])
 
 
-@pytest.mark.parametrize("case", [*EXEMPLARY, *SIGNED], ids=str)
+@pytest.mark.parametrize("case", [*exemplary(KERNELS), *SIGNED], ids=str)
 @pytest.mark.parametrize("implementation", ["dense", "chunked"])
 def test_unnormalised_integral(case, implementation):
     query, key, value, weights = inputs()
@@ -166,7 +165,11 @@ def test_unnormalised_integral(case, implementation):
 
 @pytest.mark.parametrize(
     ("case", "masked"),
-    [*((case, True) for case in [*KERNELS, *SIGNED]), *((case, False) for case in [*EXEMPLARY, *SIGNED])],
+    [
+        *((case, True) for case in [*KERNELS, *SIGNED]),
+        *exemplary([(case, False) for case in KERNELS]),
+        *((case, False) for case in SIGNED),
+    ],
     ids=lambda p: {True: "masked", False: "causal"}.get(p, str(p)),
 )
 def test_fast_equals_dense_in_value_and_gradient_in_float64(case, masked, x64):
@@ -410,7 +413,7 @@ def test_bfloat16_accumulates_in_float32(implementation):
     )
 
 
-@pytest.mark.parametrize("case", EXEMPLARY, ids=str)
+@pytest.mark.parametrize("case", exemplary(KERNELS), ids=str)
 def test_partial_integrals_form_a_commutative_monoid(case):
     query, key, value, weights = inputs()
     weights = replaced(weights, 30, 0.0)
