@@ -1,6 +1,8 @@
 """Oracles and measurements for tests of operators."""
 
 import contextlib
+import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
@@ -131,3 +133,43 @@ def count_compilations() -> Iterator[Callable[[], int]]:
         yield lambda: count
     finally:
         active = False  # JAX offers no public way to take a single listener back
+
+
+_COLLECTIVE = re.compile(
+    r" = (?P<result>.+?) "
+    r"(?P<kind>all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter|collective-broadcast)(-start)?\("
+)
+_ARRAY = re.compile(r"([a-z]+)([0-9]*)[a-z0-9]*\[([0-9,]*)\]")
+
+
+def collectives(compiled: jax.stages.Compiled) -> dict[str, list[int]]:
+    """Returns the messages between devices in a compiled program: the bytes of each, by kind.
+
+    Args:
+        compiled: the result of ``jax.jit(function).lower(...).compile()``.
+
+    Returns:
+        A dict from "all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter" or
+        "collective-broadcast" to the bytes that the results of each such operation take on one device. An operation in
+        the body of a loop counts once. Kinds that do not occur are missing.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jaxop import testing
+        >>> testing.collectives(jax.jit(jnp.sin).lower(jnp.ones(3)).compile())
+        {}
+    """
+    found: dict[str, list[int]] = {}
+    for line in (compiled.as_text() or "").splitlines():
+        if match := _COLLECTIVE.search(line):
+            arrays = _ARRAY.findall(match["result"])
+            size = sum(
+                math.prod(map(int, filter(None, shape.split(",")))) * _bytes(kind, bits) for kind, bits, shape in arrays
+            )
+            found.setdefault(match["kind"], []).append(size)
+    return found
+
+
+def _bytes(kind: str, bits: str) -> int:
+    return 1 if kind == "pred" else max(1, int(bits) // 8)

@@ -11,6 +11,7 @@ from jaxop.experiments.experiment import default_cache, load_recipe
 from jaxop.experiments.problems import FileData, Problem
 from jaxop.experiments.record import recorded_problem
 from jaxop.experiments.terminal import make_console
+from jaxop.training import MeshConfig
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,6 +35,7 @@ class Evaluation:
         external: allows HDF5 files to have their values in other files.
         experiment: file of your own experiment, if it defines the problem of the run; it is executed.
         cache: directory of generated data, which are kept by their parameters.
+        mesh: devices that share the samples.
     """
 
     run: Path
@@ -47,6 +49,7 @@ class Evaluation:
     external: bool = False
     experiment: Path | None = None
     cache: Path = dataclasses.field(default_factory=default_cache)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
 
 def evaluate(settings: Evaluation, *, console: "Console | None" = None) -> list[report.Row]:
@@ -78,7 +81,13 @@ def evaluate(settings: Evaluation, *, console: "Console | None" = None) -> list[
     report.check(run.blank_model(), sets)
     console = make_console() if console is None else console
     return report.write_report(
-        run, run.model(checkpoint=step), sets, name=settings.name, checkpoint=step, console=console
+        run,
+        run.model(checkpoint=step),
+        sets,
+        name=settings.name,
+        checkpoint=step,
+        console=console,
+        mesh=settings.mesh,
     )
 
 

@@ -15,6 +15,7 @@ from jaxop._validation import check_name, closest
 from jaxop.experiments.problems import Problem
 from jaxop.experiments.settings import OperatorSettings
 from jaxop.operators import OperatorConfig
+from jaxop.training import MeshConfig
 
 Data = TypeVar("Data", bound=Problem, covariant=True)
 Model = TypeVar("Model", bound=OperatorConfig | OperatorSettings, covariant=True)
@@ -40,6 +41,8 @@ class Experiment(Generic[Data, Model]):
         cache: directory of generated data, which are kept by their parameters.
         tensorboard: also log to run_dir/tensorboard.
         wandb: also log to this Weights & Biases project; None does not.
+        mesh: devices that share the samples of a batch. It is not part of the recorded settings: a run may be resumed
+            on any other number of devices.
 
     Example:
         >>> from pathlib import Path
@@ -61,6 +64,7 @@ class Experiment(Generic[Data, Model]):
     cache: Path = dataclasses.field(default_factory=default_cache)
     tensorboard: bool = False
     wandb: str | None = None
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
 
 AnyExperiment: TypeAlias = Experiment[Problem, OperatorConfig | OperatorSettings]

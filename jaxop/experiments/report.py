@@ -70,6 +70,7 @@ def write_report(
     name: str,
     checkpoint: int | str,
     console: "Console",
+    mesh: training.MeshConfig,
 ) -> list[Row]:
     """Evaluates all sets, prints the table and saves it under ``evaluation/``, with pictures under ``figures/``.
 
@@ -82,15 +83,17 @@ def write_report(
         name: prefix of all files.
         checkpoint: the step of the parameters, for the record.
         console: destination of the table.
+        mesh: the devices that share the samples.
 
     Returns:
         The rows of the table.
     """
     rows: list[Row] = []
+    count = mesh.data or 1
     figures: dict[str, Callable[[], Figure]] = {}
     for (label, samples), file in zip(sets.items(), file_names(sets), strict=True):
-        size = max(1, min(16, _EVALUATION_NODES // samples.target_domain.size))
-        errors = training.evaluate(model, samples, batch_size=size)
+        size = count * max(1, min(16, _EVALUATION_NODES // samples.target_domain.size) // count)
+        errors = training.evaluate(model, samples, batch_size=size, mesh=mesh.make(size))
         order = np.argsort(errors.l2, kind="stable")
         shown = {"median": int(order[(len(order) - 1) // 2]), "worst": int(order[-1])}
         row: Row = {

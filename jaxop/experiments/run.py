@@ -6,6 +6,7 @@ import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import jax
 import numpy as np
 from flax import nnx
 
@@ -46,6 +47,8 @@ def train(experiment: AnyExperiment, *, name: str = "run", console: "Console | N
     """
     console = make_console() if console is None else console
     directory = _run_dir(name, experiment)
+    settings = experiment.training
+    mesh = experiment.mesh.make(settings.batch_size // settings.accumulate)
     console.print(f"{name}: reading or generating data", style="bold")
     if isinstance(experiment.model, OperatorConfig):
         check_memory(experiment.model)  # before data are made
@@ -64,7 +67,7 @@ def train(experiment: AnyExperiment, *, name: str = "run", console: "Console | N
     report.check(model, sets.test)
     if experiment.run_dir is None:
         directory = new_directory(directory)
-    console.print(_summary(directory, sets, config, chosen, parameters(model)))
+    console.print(_summary(directory, sets, config, chosen, parameters(model), _sharing(mesh, experiment)))
     valid = sets.valid
     if experiment.resume and len(known := training.load_run(directory).config["valid"]) == len(valid):
         valid = dict(zip(known, valid.values(), strict=True))  # a file may have been renamed
@@ -81,6 +84,7 @@ def train(experiment: AnyExperiment, *, name: str = "run", console: "Console | N
             settings=describe(experiment.data, config, sets.train),
             resume=experiment.resume,
             loggers=loggers,
+            mesh=mesh,
         )
     finally:
         if experiment.run_dir is None:
@@ -92,7 +96,13 @@ def train(experiment: AnyExperiment, *, name: str = "run", console: "Console | N
         return directory
     finished = training.load_run(directory)
     report.write_report(
-        finished, finished.restore(model), sets.test, name="test", checkpoint=finished.step(), console=console
+        finished,
+        finished.restore(model),
+        sets.test,
+        name="test",
+        checkpoint=finished.step(),
+        console=console,
+        mesh=experiment.mesh,
     )
     console.print(f"run: {directory}; checkpoints: {directory / 'checkpoints'}/")
     return directory
@@ -150,7 +160,17 @@ def _run_dir(name: str, experiment: AnyExperiment) -> Path:
     return directory
 
 
-def _summary(directory: Path, sets: Sets, config: OperatorConfig, chosen: dict[str, int], count: int) -> "Table":
+def _sharing(mesh: jax.sharding.Mesh, experiment: AnyExperiment) -> str:
+    """Returns one line on the devices that share a batch."""
+    size, found = experiment.training.batch_size, jax.devices()
+    return (
+        f"{mesh.size} of {len(found)} ({found[0].device_kind}), {size // mesh.size} samples of each batch on a device"
+    )
+
+
+def _summary(
+    directory: Path, sets: Sets, config: OperatorConfig, chosen: dict[str, int], count: int, devices: str
+) -> "Table":
     with needs_extra("a table of settings"):
         from rich.table import Table
     table = Table(show_header=False)
@@ -165,4 +185,5 @@ def _summary(directory: Path, sets: Sets, config: OperatorConfig, chosen: dict[s
         options = ", ".join(f"--model.{field.replace('_', '-')} {value}" for field, value in chosen.items())
         table.add_row("chosen to suit the grids", options)
     table.add_row("parameters", f"{count:,}")
+    table.add_row("devices", devices)
     return table

@@ -27,6 +27,7 @@ from jaxop.training.losses import relative_h1_loss as relative_h1_loss
 from jaxop.training.losses import relative_l2_loss as relative_l2_loss
 from jaxop.training.losses import relative_norm as relative_norm
 from jaxop.training.losses import relative_norms as relative_norms
+from jaxop.training.mesh import MeshConfig as MeshConfig
 from jaxop.training.optimizer import learning_rate as learning_rate
 from jaxop.training.optimizer import make_optimizer as make_optimizer
 from jaxop.training.run import Run as Run

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from jaxop._validation import check_size, check_type
@@ -15,6 +16,7 @@ from jaxop.data import Batch, DataSource, ExampleBatch, Examples, Samples
 from jaxop.data.source import check_batch, check_source
 from jaxop.domains import SPACES, Domain
 from jaxop.training.losses import Loss, apply_loss, cross_entropy, relative_norms
+from jaxop.training.mesh import check_divides, check_mesh, over_devices, replicate
 from jaxop.training.optimizer import Tree
 from jaxop.training.state import split_model
 
@@ -32,7 +34,9 @@ class Errors:
     h1: Float[np.ndarray, " n"] | None
 
 
-def evaluate(model: nnx.Module, samples: Samples | DataSource, *, batch_size: int = 16) -> Errors:
+def evaluate(
+    model: nnx.Module, samples: Samples | DataSource, *, batch_size: int = 16, mesh: Mesh | None = None
+) -> Errors:
     """‖f(u_i) − y_i‖ / ‖y_i‖ in L2 and H1 for every sample, in the units the model returns.
 
     A model wrapped in `jaxop.operators.Standardized` returns physical units, so the errors are those
@@ -44,13 +48,16 @@ def evaluate(model: nnx.Module, samples: Samples | DataSource, *, batch_size: in
             `jaxop.data.DataSource` of `jaxop.data.Batch`.
         batch_size: samples per call. The last batch is filled up with copies, so that one program
             serves the whole set. Later calls with a model and samples of the same shapes reuse it.
+        mesh: devices that share the samples of a call along the axis "data", which must divide ``batch_size``. None
+            computes on one device.
 
     Returns:
         `Errors` with one entry per sample.
 
     Raises:
         TypeError: if the set holds labelled examples, which `score` takes.
-        ValueError: if ``batch_size`` is not positive, or prediction and target differ in shape.
+        ValueError: if ``batch_size`` is not positive or the devices do not divide it, or if prediction and target
+            differ in shape.
 
     Cost: one forward pass per sample; the predictions do not leave the device.
 
@@ -66,18 +73,20 @@ def evaluate(model: nnx.Module, samples: Samples | DataSource, *, batch_size: in
         >>> errors.l2
         array([0.5, 0.5, 0.5, 0.5, 0.5], dtype=float32)
     """
-    return _evaluate(model, samples, batch_size, "samples")
+    return _evaluate(model, samples, batch_size, "samples", check_mesh(mesh))
 
 
-def _evaluate(model: nnx.Module, samples: Samples | DataSource, batch_size: int, argument: str) -> Errors:
+def _evaluate(
+    model: nnx.Module, samples: Samples | DataSource, batch_size: int, argument: str, mesh: Mesh | None
+) -> Errors:
     _check_samples(samples, "evaluate")
-    graphdef, params, other = split_model(model, train=False)
+    graphdef, params, other = _split_for_evaluation(model, mesh)
     spaces: tuple[str, ...] = ()
     columns = []
-    for batch in _batches(samples, batch_size, argument):
+    for batch in _batches(samples, batch_size, argument, mesh):
         _check_batch(batch, samples, "evaluate")
         spaces = spaces or _spaces(batch.target_domain)
-        columns.append(_errors(graphdef, spaces, params, other, batch))
+        columns.append(_errors(graphdef, spaces, mesh, params, other, batch))
     l2, *h1 = (np.concatenate(column)[: len(samples)] for column in zip(*jax.device_get(columns), strict=True))
     return Errors(l2, h1[0] if h1 else None)
 
@@ -100,19 +109,23 @@ class Scores:
         return float(np.exp(np.mean(self.cross_entropy, dtype=np.float64)))
 
 
-def score(model: nnx.Module, examples: Examples | DataSource, *, batch_size: int = 16) -> Scores:
+def score(
+    model: nnx.Module, examples: Examples | DataSource, *, batch_size: int = 16, mesh: Mesh | None = None
+) -> Scores:
     """Cross-entropy and accuracy of a model called as ``model(inputs)``, in evaluation mode.
 
     Args:
         model: a classifier or language model that returns logits.
         examples: inputs and labels, or any `jaxop.data.DataSource` of `jaxop.data.ExampleBatch`.
         batch_size: examples per call, see `evaluate`.
+        mesh: see `evaluate`.
 
     Returns:
         `Scores` with one entry per example.
 
     Raises:
-        ValueError: if ``batch_size`` is not positive, or the model does not know a label or a token.
+        ValueError: if ``batch_size`` is not positive or the devices do not divide it, or if the model does not know a
+            label or a token.
 
     Example:
         >>> import jax.numpy as jnp
@@ -126,19 +139,21 @@ def score(model: nnx.Module, examples: Examples | DataSource, *, batch_size: int
         >>> round(training.score(Undecided(), examples, batch_size=2).perplexity, 4)
         4.0
     """
-    return _score(model, examples, batch_size, "examples")
+    return _score(model, examples, batch_size, "examples", check_mesh(mesh))
 
 
-def _score(model: nnx.Module, examples: Examples | DataSource, batch_size: int, argument: str) -> Scores:
+def _score(
+    model: nnx.Module, examples: Examples | DataSource, batch_size: int, argument: str, mesh: Mesh | None
+) -> Scores:
     if isinstance(examples, Samples) or not isinstance(examples, DataSource):
         check_type(examples, "examples", Examples, "data.Examples; training.evaluate takes Samples of functions")
     if isinstance(examples, Examples):
         check_classes(model, examples)
-    graphdef, params, other = split_model(model, train=False)
+    graphdef, params, other = _split_for_evaluation(model, mesh)
     columns = []
-    for batch in _batches(examples, batch_size, argument):
+    for batch in _batches(examples, batch_size, argument, mesh):
         check_type(batch, f"{argument}[indices]", ExampleBatch, "a data.ExampleBatch")
-        columns.append(_scores(graphdef, params, other, batch))
+        columns.append(_scores(graphdef, mesh, params, other, batch))
     return Scores(*(np.concatenate(c)[: len(examples)] for c in zip(*jax.device_get(columns), strict=True)))
 
 
@@ -162,19 +177,22 @@ def check_classes(model: nnx.Module, examples: Examples) -> None:
         )
 
 
-def predict(model: nnx.Module, samples: Samples | DataSource, *, batch_size: int = 16) -> Float[np.ndarray, "s k c"]:
+def predict(
+    model: nnx.Module, samples: Samples | DataSource, *, batch_size: int = 16, mesh: Mesh | None = None
+) -> Float[np.ndarray, "s k c"]:
     """The model's outputs f(u_i) for every sample, in evaluation mode.
 
     Args:
         model: an operator.
         samples: see `evaluate`; `jaxop.data.Samples.take` selects some.
         batch_size: samples per call, see `evaluate`.
+        mesh: see `evaluate`.
 
     Returns:
         Shape (N, k, c), in host memory.
 
     Raises:
-        ValueError: if ``batch_size`` is not positive.
+        ValueError: if ``batch_size`` is not positive or the devices do not divide it.
 
     Example:
         >>> import numpy as np
@@ -188,11 +206,12 @@ def predict(model: nnx.Module, samples: Samples | DataSource, *, batch_size: int
         (5, 9, 1)
     """
     _check_samples(samples, "predict")
-    graphdef, params, other = split_model(model, train=False)
+    mesh = check_mesh(mesh)
+    graphdef, params, other = _split_for_evaluation(model, mesh)
     outputs = []
-    for batch in _batches(samples, batch_size, "samples"):
+    for batch in _batches(samples, batch_size, "samples", mesh):
         _check_batch(batch, samples, "predict")
-        outputs.append(np.asarray(_outputs(graphdef, params, other, batch)))
+        outputs.append(np.asarray(_outputs(graphdef, mesh, params, other, batch)))
     return np.concatenate(outputs)[: len(samples)]
 
 
@@ -201,18 +220,25 @@ def trace_errors(
 ) -> None:
     """Traces the program of `mean_errors`, so that a model that cannot run on the set raises now."""
     graphdef, params, other = split_model(model, train=False)
-    batch = next(_batches(source, batch_size, argument))
+    batch = next(_batches(source, batch_size, argument, None))
     if loss is not None:
-        _losses.eval_shape(loss, graphdef, params, other, batch)
+        _losses.eval_shape(loss, graphdef, None, params, other, batch)
     elif isinstance(batch, ExampleBatch):
-        _scores.eval_shape(graphdef, params, other, batch)
+        _scores.eval_shape(graphdef, None, params, other, batch)
     else:
         _check_batch(batch, source, "evaluate")
-        _errors.eval_shape(graphdef, _spaces(batch.target_domain), params, other, batch)
+        _errors.eval_shape(graphdef, _spaces(batch.target_domain), None, params, other, batch)
 
 
 def mean_errors(
-    model: nnx.Module, source: DataSource, *, batch_size: int, argument: str, labelled: bool, loss: Loss | None = None
+    model: nnx.Module,
+    source: DataSource,
+    *,
+    batch_size: int,
+    argument: str,
+    labelled: bool,
+    loss: Loss | None = None,
+    mesh: Mesh | None = None,
 ) -> dict[str, float]:
     """Returns the means over a set by name: of a given loss and its metrics, or of `evaluate` or `score`.
 
@@ -223,25 +249,30 @@ def mean_errors(
         argument: name of the set in messages.
         labelled: True if the items are labelled examples.
         loss: see `jaxop.training.make_step`. None takes `score` for labelled examples and `evaluate` for others.
+        mesh: see `evaluate`; checked by the caller.
     """
     if loss is not None:
-        return _mean_losses(model, source, loss, batch_size, argument)
-    found = vars((_score if labelled else _evaluate)(model, source, batch_size, argument))
+        return _mean_losses(model, source, loss, batch_size, argument, mesh)
+    found = vars((_score if labelled else _evaluate)(model, source, batch_size, argument, mesh))
     values = {name: value for name, value in found.items() if value is not None}
     return {name: float(np.mean(value, dtype=np.float64)) for name, value in values.items()}
 
 
-def _mean_losses(model: nnx.Module, source: DataSource, loss: Loss, batch_size: int, argument: str) -> dict[str, float]:
+def _mean_losses(
+    model: nnx.Module, source: DataSource, loss: Loss, batch_size: int, argument: str, mesh: Mesh | None
+) -> dict[str, float]:
     """Returns the mean of a loss over a set, as "loss", and the means of its metrics; the last batch may be smaller."""
     check_size(batch_size, "batch_size")
-    graphdef, params, other = split_model(model, train=False)
+    graphdef, params, other = _split_for_evaluation(model, mesh)
     totals: dict[str, float] = {}
     for start in range(0, len(source), batch_size):
         index = np.arange(start, min(start + batch_size, len(source)))
         batch = source[index]
         check_batch(batch, len(index), argument)
-        losses, metrics = jax.device_get(_losses(loss, graphdef, params, other, batch))
-        for name, value in {"loss": losses, **metrics}.items():
+        # a last batch that the devices cannot share evenly is computed on all of them
+        sharing = mesh if mesh is not None and len(index) % mesh.size == 0 else None
+        values = jax.device_get(_losses(loss, graphdef, sharing, params, other, batch))
+        for name, value in values.items():
             totals[name] = totals.get(name, 0.0) + len(index) * float(np.mean(value, dtype=np.float64))
     return {name: total / len(source) for name, total in totals.items()}
 
@@ -263,9 +294,15 @@ def _check_batch(batch: object, source: object, function: str) -> None:
         )
 
 
-def _batches(samples: DataSource, batch_size: int, argument: str) -> Iterator[Tree]:
+def _split_for_evaluation(model: nnx.Module, mesh: Mesh | None) -> tuple[nnx.GraphDef, Tree, Tree]:
+    graphdef, params, other = split_model(model, train=False)
+    return graphdef, replicate(params, mesh), replicate(other, mesh)
+
+
+def _batches(samples: DataSource, batch_size: int, argument: str, mesh: Mesh | None) -> Iterator[Tree]:
     check_size(batch_size, "batch_size")
-    size = min(batch_size, len(samples))
+    check_divides(mesh, batch_size)
+    size = batch_size if mesh is not None else min(batch_size, len(samples))
     for start in range(0, len(samples), size):
         batch = samples[np.minimum(np.arange(start, start + size), len(samples) - 1)]
         check_batch(batch, size, argument)
@@ -283,30 +320,45 @@ def _spaces(domain: Domain) -> tuple[str, ...]:
     return SPACES
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _outputs(graphdef: nnx.GraphDef, params: Tree, other: Tree, batch: Batch) -> Array:
-    model = nnx.merge(graphdef, params, other)
-    return model(batch.inputs, batch.domain, at=batch.at, initial=batch.initial)
-
-
 @functools.partial(jax.jit, static_argnums=(0, 1))
+def _outputs(graphdef: nnx.GraphDef, mesh: Mesh | None, params: Tree, other: Tree, batch: Batch) -> Array:
+    def outputs(batch: Batch, params: Tree, other: Tree) -> Array:
+        model = nnx.merge(graphdef, params, other)
+        return model(batch.inputs, batch.domain, at=batch.at, initial=batch.initial)
+
+    return over_devices(outputs, mesh, mean=False)(batch, params, other)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _errors(
-    graphdef: nnx.GraphDef, spaces: tuple[str, ...], params: Tree, other: Tree, batch: Batch
+    graphdef: nnx.GraphDef, spaces: tuple[str, ...], mesh: Mesh | None, params: Tree, other: Tree, batch: Batch
 ) -> tuple[Array, ...]:
-    outputs = _outputs(graphdef, params, other, batch)
-    return tuple(relative_norms(outputs, batch.targets, batch.target_domain, space=space) for space in spaces)
+    def errors(batch: Batch, params: Tree, other: Tree) -> tuple[Array, ...]:
+        outputs = _outputs(graphdef, None, params, other, batch)
+        return tuple(relative_norms(outputs, batch.targets, batch.target_domain, space=space) for space in spaces)
 
-
-@functools.partial(jax.jit, static_argnums=0)
-def _scores(graphdef: nnx.GraphDef, params: Tree, other: Tree, batch: ExampleBatch) -> tuple[Array, Array]:
-    model = nnx.merge(graphdef, params, other)
-    logits = model(batch.inputs)
-    hits = (jnp.argmax(logits, axis=-1) == batch.labels).astype(jnp.float32)
-    return cross_entropy(logits, batch.labels), jnp.mean(hits.reshape(hits.shape[0], -1), axis=1)
+    return over_devices(errors, mesh, mean=False)(batch, params, other)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
+def _scores(
+    graphdef: nnx.GraphDef, mesh: Mesh | None, params: Tree, other: Tree, batch: ExampleBatch
+) -> tuple[Array, Array]:
+    def scores(batch: ExampleBatch, params: Tree, other: Tree) -> tuple[Array, Array]:
+        model = nnx.merge(graphdef, params, other)
+        logits = model(batch.inputs)
+        hits = (jnp.argmax(logits, axis=-1) == batch.labels).astype(jnp.float32)
+        return cross_entropy(logits, batch.labels), jnp.mean(hits.reshape(hits.shape[0], -1), axis=1)
+
+    return over_devices(scores, mesh, mean=False)(batch, params, other)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _losses(
-    loss: Loss, graphdef: nnx.GraphDef, params: Tree, other: Tree, batch: Tree
-) -> tuple[Array, dict[str, Array]]:
-    return apply_loss(loss, nnx.merge(graphdef, params, other), batch)
+    loss: Loss, graphdef: nnx.GraphDef, mesh: Mesh | None, params: Tree, other: Tree, batch: Tree
+) -> dict[str, Array]:
+    def values(batch: Tree, params: Tree, other: Tree) -> dict[str, Array]:
+        losses, metrics = apply_loss(loss, nnx.merge(graphdef, params, other), batch)
+        return {name: jnp.atleast_1d(value) for name, value in {"loss": losses, **metrics}.items()}
+
+    return over_devices(values, mesh, mean=False)(batch, params, other)

@@ -23,6 +23,7 @@ from jaxop.training.evaluation import mean_errors, trace_errors
 from jaxop.training.identity import describe_source
 from jaxop.training.loggers import JsonLines, Logger, Progress
 from jaxop.training.losses import Loss, describe_loss
+from jaxop.training.mesh import check_divides, check_mesh, distribute, replicate
 from jaxop.training.optimizer import EvalParams, Optimizer, describe_state, make_optimizer
 from jaxop.training.run import (
     error_name,
@@ -71,6 +72,7 @@ def fit(
     optimizer: Optimizer | None = None,
     loss: Loss | None = None,
     eval_params: EvalParams | None = None,
+    mesh: jax.sharding.Mesh | None = None,
     settings: Mapping[str, object] | None = None,
     resume: bool = False,
     loggers: Sequence[Logger] = (),
@@ -108,6 +110,10 @@ def fit(
         eval_params: for an optimiser that evaluates with other parameters than it takes gradients at: a function from
             (state of the optimiser, parameters) to these. Schedule-free optimisers of Optax are recognised: leave None
             for them. Evaluations, ``Result.model`` and `Run.restore` use these parameters.
+        mesh: devices that share the samples of every batch along the axis "data", such as
+            ``MeshConfig().make(config.batch_size)`` or ``jax.make_mesh((8,), ("data",))``; see `make_step`. The run
+            records it, and may be resumed on any other number of devices: the batches are the same. None trains on
+            one device.
         settings: further description of the run (operator config, source of the data): dataclasses, numbers, strings,
             paths, or dicts and lists of them. They are kept in ``config.json`` and in every checkpoint, and compared
             when the run is resumed, except for paths: samples may move. The names "loss" and "optimizer" are free
@@ -161,12 +167,15 @@ def fit(
         loss=loss,
         eval_params=eval_params,
     )
+    mesh = check_mesh(mesh)
+    check_divides(mesh, config.batch_size, config.accumulate)
     check_sources(model, train, valid, config, loss)
     directory = local_path(run_dir, "run_dir")
     extra = to_json(settings or {})
     given = {} if loss is None else {"loss": describe_loss(loss)}
     chosen = make_optimizer(config) if optimizer is None else optimizer
     graphdef, state = init_state(model, chosen, config, eval_params=eval_params)
+    state = replicate(state, mesh)
     if optimizer is not None:
         given["optimizer"] = {"state": describe_state(state.opt_state)}
     if reserved := {*RESERVED, *given} & extra.keys():
@@ -198,15 +207,16 @@ def fit(
         if resume:
             start, state, seconds, errors = _resumed(checkpoints, directory, state, described, path_fields(settings))
         own: list[Logger] = [JsonLines(), *([Progress()] if progress else [])]
-        training = _Training(model, train, valid, config, loss, described, checkpoints, [*own, *loggers], errors)
-        step = training.trace(make_step(graphdef, chosen, config, loss=loss, eval_params=eval_params), state)
+        training = _Training(model, train, valid, config, loss, mesh, described, checkpoints, [*own, *loggers], errors)
+        made = make_step(graphdef, chosen, config, loss=loss, eval_params=eval_params, mesh=mesh)
+        step = training.trace(made, state)
 
         for output in (*loggers, *own):  # those that may be missing come first
             output.start(directory, described, start)
             stack.callback(output.close)
         (directory / "figures").mkdir(exist_ok=True)
         write_settings(directory, described)
-        record_versions(directory, start, resume=resume)
+        record_versions(directory, start, resume=resume, mesh=mesh)
         return training.run(step, start, state, seconds)
 
 
@@ -243,6 +253,7 @@ class _Training(Generic[Model]):
     valid: Mapping[str, DataSource]
     config: TrainingConfig
     loss: Loss | None
+    mesh: jax.sharding.Mesh | None
     settings: Mapping[str, object]
     checkpoints: Checkpoints
     outputs: Sequence[Logger]
@@ -303,7 +314,7 @@ class _Training(Generic[Model]):
         indices = batch_indices(len(self.train), size, seed=self.config.seed, step=step)
         batch = self.train[indices]
         check_batch(batch, size, "train")
-        batch = jax.device_put(batch)
+        batch = distribute(batch, self.mesh)
         if self.first is None:
             self.first = batch_form(batch)
         check_same_form(batch, self.first, "train", step + 1)
@@ -340,6 +351,7 @@ class _Training(Generic[Model]):
                 argument=f"valid[{name!r}]",
                 labelled=self.config.loss == "cross_entropy",
                 loss=self.loss,
+                mesh=self.mesh,
             )
             errors |= {error_name(name, quantity): value for quantity, value in means.items()}
         if errors:

@@ -244,8 +244,8 @@ def has_begun(directory: Path) -> bool:
     return any(path.suffix != ".tmp" for path in steps) or bool(read_metrics(directory))
 
 
-def record_versions(directory: Path, step: int, *, resume: bool) -> None:
-    """Adds an entry on this process to ``versions.json``: packages, device, and the step it starts from.
+def record_versions(directory: Path, step: int, *, resume: bool, mesh: jax.sharding.Mesh | None = None) -> None:
+    """Adds an entry on this process to ``versions.json``: packages, devices, mesh, and the step it starts from.
 
     A new run begins the file anew. A file that cannot be read is set aside: the state does not depend on it.
     """
@@ -269,6 +269,7 @@ def record_versions(directory: Path, step: int, *, resume: bool) -> None:
         **{package: _version(package) for package in _PACKAGES},
         "device": f"{device.device_kind} ({device.platform})",
         "devices": jax.device_count(),
+        "mesh": {} if mesh is None else dict(mesh.shape),
         "git_revision": _git_revision(),
     }
     _write_json(path, [*entries, entry])

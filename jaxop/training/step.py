@@ -8,12 +8,14 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from jaxop._validation import check_type, float_dtype
 from jaxop.data.source import batch_parts, is_shared
 from jaxop.training.config import TrainingConfig
 from jaxop.training.losses import LOSS_FUNCTIONS, Loss, apply_loss, check_loss
+from jaxop.training.mesh import check_divides, check_mesh, device_number, over_devices
 from jaxop.training.optimizer import (
     EvalParams,
     Optimizer,
@@ -48,6 +50,7 @@ def make_step(
     *,
     loss: Loss | None = None,
     eval_params: EvalParams | None = None,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Step:
     """θ ← θ + update(∇_θ (1/b) Σ_i L_i) for the losses L_i of the samples of a batch, compiled, state donated.
 
@@ -68,6 +71,10 @@ def make_step(
             H1 of a model called as ``model(inputs, domain, at=at, initial=initial)``, or the cross-entropy of one
             called as ``model(inputs)``.
         eval_params: see `init_state`.
+        mesh: devices that share the samples of a batch along the axis "data". Each computes the gradient of its own
+            samples, as one device would, and the mean over the devices is the only communication. The step takes a
+            state with a copy on every device. Random streams are folded with the device's number too, so dropout
+            draws other masks on another number of devices. None computes on one device.
 
     Returns:
         A jitted function from (state, batch) to (state, metrics). A batch is a `jaxop.data.Batch`, a
@@ -104,11 +111,13 @@ def make_step(
     check_type(graphdef, "graphdef", nnx.GraphDef, "the graph definition that training.init_state returns")
     if loss is not None:
         check_loss(loss)
+    mesh = check_mesh(mesh)
+    check_divides(mesh, config.batch_size, config.accumulate)
     chosen = loss or LOSS_FUNCTIONS[config.loss]
     update = update_of(optimizer)
 
     def mean_loss(
-        params: Tree, other: Tree, batch: Tree, draw: tuple[Array, Array]
+        params: Tree, other: Tree, batch: Tree, draw: tuple[Array, ...]
     ) -> tuple[Array, tuple[Tree, dict[str, Array]]]:
         model = nnx.merge(graphdef, params, other)
         streams = _fold_streams(model, config.seed, *draw)
@@ -121,20 +130,26 @@ def make_step(
 
     gradient = jax.value_and_grad(mean_loss, has_aux=True)
 
-    def step(state: TrainState, batch: Tree) -> tuple[TrainState, dict[str, Array]]:
-        def values_and_gradients(other: Tree, batch: Tree, piece: Array):
-            (value, (other, extra)), gradients = gradient(state.params, other, batch, (state.step, piece))
+    def values(batch: Tree, params: Tree, other: Tree, step: Array):
+        def of_piece(other: Tree, batch: Tree, piece: Array):
+            value, (other, _) = mean_loss(params, other, batch, (step, piece, *device_number(mesh)))
+            return value, other
+
+        return _mean_over_pieces(of_piece, other, batch, config.accumulate)
+
+    def values_and_gradients(batch: Tree, params: Tree, other: Tree, step: Array):
+        def of_piece(other: Tree, batch: Tree, piece: Array):
+            (value, (other, extra)), gradients = gradient(params, other, batch, (step, piece, *device_number(mesh)))
             return (value, extra, gradients), other
 
+        return _mean_over_pieces(of_piece, other, batch, config.accumulate)
+
+    def step(state: TrainState, batch: Tree) -> tuple[TrainState, dict[str, Array]]:
         def value_fn(params: Tree) -> Array:
-            def values(other: Tree, batch: Tree, piece: Array):
-                value, (other, _) = mean_loss(params, other, batch, (state.step, piece))
-                return value, other
+            return over_devices(values, mesh, mean=True)(batch, params, state.other, state.step)[0]
 
-            return _mean_over_pieces(values, state.other, batch, config.accumulate)[0]
-
-        (value, extra, gradients), other = _mean_over_pieces(
-            values_and_gradients, state.other, batch, config.accumulate
+        (value, extra, gradients), other = over_devices(values_and_gradients, mesh, mean=True)(
+            batch, state.params, state.other, state.step
         )
         chex.assert_shape(value, ())
         chex.assert_trees_all_equal_shapes_and_dtypes(gradients, state.params)
@@ -166,7 +181,9 @@ def make_step(
             metrics["learning_rate"] = rate
         return TrainState(state.step + 1, params, other, opt_state, ema), metrics
 
-    return jax.jit(step, donate_argnums=0)
+    if mesh is None:
+        return jax.jit(step, donate_argnums=0)
+    return jax.jit(step, donate_argnums=0, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
 def _mean_over_pieces(
@@ -202,11 +219,11 @@ def _mean_over_pieces(
     return jax.tree.map(lambda total: total / pieces, totals), other
 
 
-def _fold_streams(model: nnx.Module, seed: int, step: Array, piece: Array) -> Tree:
-    """Folds every random stream of the model with (seed, step, piece); returns the streams as they were."""
+def _fold_streams(model: nnx.Module, *numbers: int | Array) -> Tree:
+    """Folds every random stream of the model with the numbers, one by one; returns the streams as they were."""
 
     def fold(key: Array) -> Array:
-        for number in (seed, step, piece):
+        for number in numbers:
             key = jax.random.fold_in(key, number)
         return key
 
