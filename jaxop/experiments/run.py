@@ -92,7 +92,13 @@ def train(experiment: AnyExperiment, *, name: str = "run", console: "Console | N
         return directory
     finished = training.load_run(directory)
     report.write_report(
-        finished, finished.restore(model), sets.test, name="test", checkpoint=finished.step(), console=console
+        finished,
+        finished.restore(model),
+        sets.test,
+        name="test",
+        checkpoint=finished.step(),
+        console=console,
+        same_functions=not isinstance(experiment.data, FileData),
     )
     console.print(f"run: {directory}; checkpoints: {directory / 'checkpoints'}/")
     return directory

@@ -201,8 +201,8 @@ def darcy_on(
     cosines = [np.cos(np.pi * k * x[:, None]) for x in points.T]
     shares = [_interpolation(reference, x) for x in points.T]
     for rows, modes, fine in _solved(numbers, seed, reference, transform, forcing):
-        inputs[rows, :, 0] = transform(np.stack([_bilinear(*cosines, one) for one in modes]))
-        targets[rows, :, 0] = np.stack([_bilinear(*shares, one) for one in fine])
+        inputs[rows, :, 0] = transform(np.stack([_bilinear(cosines, one) for one in modes]))
+        targets[rows, :, 0] = np.stack([_bilinear(shares, one) for one in fine])
     return Samples(inputs, targets, domain)
 
 
@@ -439,8 +439,9 @@ def _midpoints(n: int) -> np.ndarray:
     return (np.arange(n) + 0.5) / n
 
 
-def _bilinear(left: np.ndarray, right: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Σ_kl L_ik M_kl R_il, shape (n,)."""
+def _bilinear(factors: Sequence[np.ndarray], matrix: np.ndarray) -> np.ndarray:
+    """Σ_kl L_ik M_kl R_il of the factors L and R, shape (n,)."""
+    left, right = factors
     return ((left @ matrix) * right).sum(axis=1)
 
 
