@@ -206,6 +206,7 @@ def test_scattered_points_stand_in_the_table_of_the_grids(tmp_path, monkeypatch)
         ("points=40", "40 nodes"),
     ]
     assert all(float(row["rel_h1"]) > 0 for row in rows)
+    assert (tmp_path / "run" / "figures" / "test-all-grids.png").is_file()
     monkeypatch.setattr(problems.data, "darcy_on", None)  # the cloud is kept
     jaxop("evaluate", tmp_path / "run", "--cache", tmp_path / "cache", "--name", "again", "--grids", "points=40")
     assert table(tmp_path / "run", "again") == rows[2:]
