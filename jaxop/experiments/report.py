@@ -128,7 +128,8 @@ def write_report(
         except Exception as error:  # of whatever kind: the table is what was asked for
             reason = next(iter(str(error).splitlines()), "")
             console.print(f"warning: {path} was not drawn ({type(error).__name__}: {reason})")
-    console.print(f"table: {run.directory / 'evaluation' / name}.csv and .json; pictures: {run.directory / 'figures'}/")
+    console.print(f"table: {run.directory / 'evaluation' / name}.csv and .json", soft_wrap=True)
+    console.print(f"pictures: {run.directory / 'figures'}/", soft_wrap=True)
     return rows
 
 
