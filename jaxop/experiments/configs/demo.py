@@ -3,7 +3,7 @@
 Source: the operator of Calvello, Kovachki, Levine, Stuart, arXiv:2406.06486. Each of its integrals is a sum over all
     nodes, so it does not have patches, whose seams a picture would show, and it accepts scattered points. Coefficients
     are lognormal and the grid is coarse, because the cost of a step grows with the square of the number of nodes. A
-    coarser training grid is cheaper still, but its error grows more on finer grids. In the same time, batches of 2 fields
+    coarser training grid is cheaper still, but its error grows more on finer grids. In the same time, batches of two
     reach a lower error than larger ones.
 Hardware: 2 CPU cores. Time: five minutes in all beside other programs, of which 91 s training; 124 s of CPU time
     (Intel Xeon, restricted to AVX2 by XLA_FLAGS=--xla_cpu_max_isa=AVX2).
