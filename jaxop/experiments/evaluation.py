@@ -88,6 +88,7 @@ def evaluate(settings: Evaluation, *, console: "Console | None" = None) -> list[
         checkpoint=step,
         console=console,
         mesh=settings.mesh,
+        same_functions=not settings.data and not isinstance(problem, FileData),
     )
 
 

@@ -71,6 +71,7 @@ def write_report(
     checkpoint: int | str,
     console: "Console",
     mesh: training.MeshConfig,
+    same_functions: bool = False,
 ) -> list[Row]:
     """Evaluates all sets, prints the table and saves it under ``evaluation/``, with pictures under ``figures/``.
 
@@ -84,18 +85,20 @@ def write_report(
         checkpoint: the step of the parameters, for the record.
         console: destination of the table.
         mesh: the devices that share the samples.
+        same_functions: whether the sets hold the same functions on different domains. If they are functions of two
+            variables, the median sample of the first set is shown on all of them.
 
     Returns:
         The rows of the table.
     """
     rows: list[Row] = []
+    norms: dict[str, np.ndarray] = {}
     count = mesh.data or 1
     figures: dict[str, Callable[[], Figure]] = {}
     for (label, samples), file in zip(sets.items(), file_names(sets), strict=True):
         size = count * max(1, min(16, _EVALUATION_NODES // samples.target_domain.size) // count)
         errors = training.evaluate(model, samples, batch_size=size, mesh=mesh.make(size))
-        order = np.argsort(errors.l2, kind="stable")
-        shown = {"median": int(order[(len(order) - 1) // 2]), "worst": int(order[-1])}
+        shown = {"median": middle(errors.l2), "worst": int(np.argmax(errors.l2))}
         row: Row = {
             "set": label,
             "grid": grid_name(samples),
@@ -111,10 +114,13 @@ def write_report(
         chosen = samples.take(list(shown.values()))
         title = f"{label}: {row['grid']}"
         figures[f"{name}-{file}"] = functools.partial(_predictions, model, chosen, labels=labels, title=title)
+        norms[label] = errors.l2
     console.print(error_table(run, rows))
     _save(run.directory / "evaluation", name, {"run": str(run.directory), "step": checkpoint}, rows)
     grids = [samples.target_domain for samples in sets.values()]
     means = {"relative L2": [row["rel_l2"] for row in rows], "relative H1": [row["rel_h1"] for row in rows]}
+    if same_functions and len(sets) > 1 and grids[0].dim == 2:
+        figures[f"{name}-all-grids"] = functools.partial(_on_domains, model, sets, norms)
     trained_on = run.config.get("resolution")
     figures[f"{name}-errors"] = functools.partial(plots.plot_errors, grids, means, trained_on=trained_on)
     figures["learning-curves"] = functools.partial(plots.plot_learning_curves, run.metrics)
@@ -125,8 +131,14 @@ def write_report(
         except Exception as error:  # of whatever kind: the table is what was asked for
             reason = next(iter(str(error).splitlines()), "")
             console.print(f"warning: {path} was not drawn ({type(error).__name__}: {reason})")
-    console.print(f"table: {run.directory / 'evaluation' / name}.csv and .json; pictures: {run.directory / 'figures'}/")
+    console.print(f"table: {run.directory / 'evaluation' / name}.csv and .json", soft_wrap=True)
+    console.print(f"pictures: {run.directory / 'figures'}/", soft_wrap=True)
     return rows
+
+
+def middle(errors: np.ndarray) -> int:
+    """Returns the number of the sample with the median error, the smaller one of two."""
+    return int(np.argsort(errors, kind="stable")[(len(errors) - 1) // 2])
 
 
 def file_names(labels: Iterable[str]) -> list[str]:
@@ -143,16 +155,26 @@ def _predictions(model: nnx.Module, samples: Samples, *, labels: Sequence[str], 
     return plots.plot_predictions(samples, training.predict(model, samples, batch_size=1), labels=labels, title=title)
 
 
+def _on_domains(model: nnx.Module, sets: Mapping[str, Samples], norms: Mapping[str, np.ndarray]) -> "Figure":
+    """The median sample of the first set on all domains."""
+    sample = middle(next(iter(norms.values())))
+    shown = {label: samples.take([sample]) for label, samples in sets.items()}
+    columns = {
+        f"{label}\n{norms[label][sample]:.2%}": (one, training.predict(model, one)) for label, one in shown.items()
+    }
+    return plots.plot_on_domains(columns, title=f"the same weights on every grid: sample {sample}, relative L2")
+
+
 def error_table(run: training.Run, rows: Sequence[Row]) -> "Table":
     """Returns the table of the errors on every set."""
     with needs_extra("a table of errors"):
         from rich.table import Table
     title = f"{run.config['operator']} · {run.directory.name} · errors in physical units"
-    table = Table("set", "grid", "samples", "relative L2", "relative H1", "worst L2", "sample", title=title)
+    table = Table("set", "grid", "samples", "rel. L2", "rel. H1", "worst L2 (sample)", title=title)
     for row in rows:
-        h1 = "–" if row["rel_h1"] is None else f"{row['rel_h1']:.3e}"
-        errors = f"{row['rel_l2']:.3e}", h1, f"{row['worst_rel_l2']:.3e}"
-        table.add_row(row["set"], row["grid"], str(row["samples"]), *errors, str(row["worst_sample"]))
+        h1 = "–" if row["rel_h1"] is None else f"{row['rel_h1']:.2e}"
+        errors = f"{row['rel_l2']:.2e}", h1, f"{row['worst_rel_l2']:.2e} ({row['worst_sample']})"
+        table.add_row(row["set"], row["grid"], str(row["samples"]), *errors)
     return table
 
 
