@@ -20,8 +20,8 @@ and products of kernels, such as ``kernels.Gaussian() + 2.0 * kernels.Quadratic(
 
 `PerHead` gives every attention head its own kernel: it wraps a kernel whose leaves carry a leading axis of heads.
 
-Attention normalises positive and nonnegative kernels, but not signed kernels. Under a nonnegative kernel a row may not
-have mass; its result is then 0.
+Attention normalises positive and nonnegative kernels, but not signed kernels. Under a nonnegative kernel a row may
+have no mass; its result is then 0.
 """
 
 from jaxop.kernels.base import SIGNS as SIGNS
