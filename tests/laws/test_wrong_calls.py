@@ -54,7 +54,7 @@ def machine(**options):
 TRAINING = [
     (lambda: fit(valid=samples()), TypeError, "valid must be a dict of validation sets by name, such as {'valid': sam"),
     (lambda: fit(valid={0: samples()}), TypeError, "every name in valid must be a string, such as '0', got int"),
-    (lambda: fit(config={}), TypeError, "config must be a training.TrainingConfig, which TrainingConfig(steps=..."),
+    (lambda: fit(config={}), TypeError, "config must be a training.TrainingConfig, made by TrainingConfig(steps=..."),
     (
         lambda: fit(model=Pointwise),
         TypeError,
