@@ -25,7 +25,7 @@ class Errors:
 
     Attributes:
         l2: relative L2 errors, shape (N,).
-        h1: relative H1 errors, shape (N,); None on scattered nodes, where derivatives are unknown.
+        h1: relative H1 errors, shape (N,); None on scattered nodes, which do not have derivatives.
     """
 
     l2: Float[np.ndarray, " n"]
@@ -33,23 +33,23 @@ class Errors:
 
 
 def evaluate(model: nnx.Module, samples: Samples | DataSource, *, batch_size: int = 16) -> Errors:
-    """‖f(u_i) − y_i‖ / ‖y_i‖ in L2 and H1 for every sample, in the units the model returns.
+    """‖f(u_i) − y_i‖ / ‖y_i‖ in L2 and H1 for every sample, in the units that the model returns.
 
-    A model wrapped in `jaxop.operators.Standardized` returns physical units, so the errors are those
-    of the physical fields.
+    A model in `jaxop.operators.Standardized` returns physical units, so that the errors are those of the physical
+    fields.
 
     Args:
-        model: an operator; it runs in evaluation mode and is left as it was.
-        samples: inputs and targets, on one domain or one per sample, which may differ from those of training; or any
-            `jaxop.data.DataSource` of `jaxop.data.Batch`.
-        batch_size: samples per call. The last batch is filled up with copies, so that one program
-            serves the whole set. Later calls with a model and samples of the same shapes reuse it.
+        model: an operator; it runs in evaluation mode and is not changed.
+        samples: inputs and targets, on one domain or one per sample, which may differ from the domains of training; or
+            any `jaxop.data.DataSource` of `jaxop.data.Batch`.
+        batch_size: samples per call. Copies fill up the last batch, so that one program evaluates the whole set. Later
+            calls with a model and samples of the same shapes use this program again.
 
     Returns:
         `Errors` with one entry per sample.
 
     Raises:
-        TypeError: if the set holds labelled examples, which `score` takes.
+        TypeError: if the set holds labelled examples; use `score`.
         ValueError: if ``batch_size`` is not positive, or prediction and target differ in shape.
 
     Cost: one forward pass per sample; the predictions do not leave the device.
@@ -88,7 +88,7 @@ class Scores:
 
     Attributes:
         cross_entropy: mean over the example's labels of −log p(label), in nats, shape (N,).
-        accuracy: share of its labels that are the most probable class, shape (N,).
+        accuracy: share of the example's labels that are the most probable class, shape (N,).
     """
 
     cross_entropy: Float[np.ndarray, " n"]
@@ -112,7 +112,7 @@ def score(model: nnx.Module, examples: Examples | DataSource, *, batch_size: int
         `Scores` with one entry per example.
 
     Raises:
-        ValueError: if ``batch_size`` is not positive, or the model does not know a label or a token.
+        ValueError: if ``batch_size`` is not positive, or a label or a token is unknown to the model.
 
     Example:
         >>> import jax.numpy as jnp
@@ -163,7 +163,7 @@ def check_classes(model: nnx.Module, examples: Examples) -> None:
 
 
 def predict(model: nnx.Module, samples: Samples | DataSource, *, batch_size: int = 16) -> Float[np.ndarray, "s k c"]:
-    """The model's outputs f(u_i) for every sample, in evaluation mode.
+    """Returns the model's outputs f(u_i) for every sample, in evaluation mode.
 
     Args:
         model: an operator.
@@ -199,7 +199,7 @@ def predict(model: nnx.Module, samples: Samples | DataSource, *, batch_size: int
 def trace_errors(
     model: nnx.Module, source: DataSource, *, batch_size: int, argument: str = "samples", loss: Loss | None = None
 ) -> None:
-    """Traces the program of `mean_errors`, so that a model that cannot run on the set raises now."""
+    """Traces the program of `mean_errors`, which raises at once if the model cannot run on the set."""
     graphdef, params, other = split_model(model, train=False)
     batch = next(_batches(source, batch_size, argument))
     if loss is not None:
@@ -214,7 +214,7 @@ def trace_errors(
 def mean_errors(
     model: nnx.Module, source: DataSource, *, batch_size: int, argument: str, labelled: bool, loss: Loss | None = None
 ) -> dict[str, float]:
-    """Returns the means over a set by name: of a given loss and its metrics, or of `evaluate` or `score`.
+    """Returns means over a set by name: of the loss and its metrics if a loss is given, else of `evaluate` or `score`.
 
     Args:
         model: runs in evaluation mode.
@@ -255,11 +255,11 @@ def _check_samples(samples: object, function: str) -> None:
 
 
 def _check_batch(batch: object, source: object, function: str) -> None:
-    """Raises ``TypeError`` unless the batch is one of functions."""
+    """Raises ``TypeError`` unless the batch is a batch of functions."""
     if not isinstance(batch, Batch):
         raise TypeError(
             f"{function} takes data.Samples, or a source of data.Batch, but {type(source).__name__}[indices] is "
-            f"{type(batch).__name__}; measure such a source by a loss of your own."
+            f"{type(batch).__name__}; measure such a source by your own loss."
         )
 
 
@@ -273,7 +273,7 @@ def _batches(samples: DataSource, batch_size: int, argument: str) -> Iterator[Tr
 
 
 def _spaces(domain: Domain) -> tuple[str, ...]:
-    """Returns the spaces whose norm the domain can compute: not H1 if the nodes do not have neighbours."""
+    """Returns the spaces whose norm the domain can compute; H1 needs nodes with neighbours."""
     count = jax.tree.leaves(domain)[0].shape[0] if domain.is_batched else 1
     values = jax.ShapeDtypeStruct((count, domain.size, 1), np.float32)
     try:
