@@ -34,7 +34,7 @@ class Operands:
         weights: the measure of the keys, (m,); None means 1/m.
         kernel: a kernel k for all heads, or `jaxop.kernels.PerHead`.
         mask: True where a query may see a key: (m,), (n, m) or (h, n, m).
-        is_causal: whether query i sees keys j ≤ i only.
+        is_causal: whether query i sees only keys j ≤ i.
     """
 
     query: Float[Array, "n h d"]
@@ -170,13 +170,13 @@ def _check_fit(kernel: Kernel | PerHead, heads: int, depth: int, dtype: jnp.dtyp
         shape = jax.eval_shape(cast_kernel(kernel, dtype), node, node).shape
     except TypeError as error:
         raise ValueError(
-            f"kernel fails for one query and one key of shape ({depth},): {error} If its parameters carry an axis "
+            f"kernel fails for one query and one key of shape ({depth},): {error} If its parameters have an axis "
             "of heads, pass kernels.PerHead(kernel)."
         ) from error
     if shape != ():
         raise ValueError(
             f"kernel must map one query and one key of shape ({depth},) to a scalar, got shape {shape}; sum over "
-            "the channels, or pass kernels.PerHead(kernel) if its parameters carry an axis of heads."
+            "the channels, or pass kernels.PerHead(kernel) if its parameters have an axis of heads."
         )
 
 

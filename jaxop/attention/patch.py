@@ -237,8 +237,8 @@ def patch_weights(cut: Partition) -> Float[Array, " s"]:
         rows = np.asarray(weights) if is_concrete(weights) else None
         if rows is None or not np.allclose(rows, rows[:1], rtol=1e-5, atol=0):
             raise ValueError(
-                "patch attention needs patches that carry the same quadrature weights, but those of a grid with rules "
-                f"{cut.domain.rules} differ; build it with rule='midpoint' or 'periodic'."
+                "patch attention needs patches with the same quadrature weights, but they differ for a grid with rules "
+                f"{cut.domain.rules}; build it with rule='midpoint' or 'periodic'."
             )
     return weights[0]
 

@@ -274,7 +274,7 @@ def stack(domains: Sequence[AnyDomain]) -> AnyDomain:
             a rule.
 
     Returns:
-        A domain whose arrays carry a leading sample axis.
+        A domain whose arrays have a leading sample axis.
 
     Raises:
         TypeError: if ``domains`` is not a list of domains.

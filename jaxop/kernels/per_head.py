@@ -17,7 +17,7 @@ T = TypeVar("T")
 @register
 @dataclasses.dataclass(frozen=True)
 class PerHead:
-    """k_h(q, k') of head h: a kernel whose leaves all carry a leading axis of heads.
+    """k_h(q, k') of head h: a kernel whose leaves all have a leading axis of heads.
 
     Attention accepts it in place of a kernel. Compose kernels first:
     ``PerHead(Gaussian(widths) + Quadratic(offsets))``.

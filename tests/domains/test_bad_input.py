@@ -189,7 +189,7 @@ ROWS = {
     # nodes that coincide in float32
     "time stamps": (
         lambda: domains.from_samples(STAMPS),
-        r"nodes\[1\] = 1700000001\.0 rounds in float32 to nodes\[0\] = 1700000000\.0; subtract an origin, or",
+        r"nodes\[1\] = 1700000001\.0 rounds in float32 to nodes\[0\] = 1700000000\.0; subtract an origin or",
     ),
     "a cloud of time stamps": (
         lambda: domains.from_nodes(STAMPS[:, None], np.ones(16)),
