@@ -129,7 +129,10 @@ def machine_of_head(
         The machine, for rows of inputs; judge it by `fidelity` on other inputs.
 
     Raises:
-        The errors of `head_logits` and `jaxop.kernel_machines.fit`.
+        IndexError: for the reasons of `head_logits`.
+        TypeError: for the reasons of `head_logits`.
+        ValueError: for the reasons of `jaxop.kernel_machines.fit`.
+        FloatingPointError: for the reasons of `jaxop.kernel_machines.fit`.
 
     Cost: that of `head_logits` and of the closed form of `jaxop.kernel_machines.fit`.
 

@@ -130,4 +130,4 @@ def count_compilations() -> Iterator[Callable[[], int]]:
     try:
         yield lambda: count
     finally:
-        active = False  # JAX has no public way to remove a single listener
+        active = False  # JAX offers no public way to take a single listener back

@@ -44,7 +44,9 @@ def averaging_operator(
         The function that maps values (m, h, c) to (n, h, c). It is a pytree, so `jax.vmap` and `jax.jit` may return it.
 
     Raises:
-        The errors of `integral_attention`; some are raised when the operator is applied.
+        TypeError: for the reasons of `integral_attention`, some of them when the operator is applied.
+        ValueError: for the reasons of `integral_attention`.
+        NotImplementedError: for the reasons of `integral_attention`.
 
     Cost: the dense implementation takes O(n m d) time once, O(n m) memory while the operator lives, and O(n m c) per
         application, or O(n m (d + c)) if values are float64 and queries and keys float32.

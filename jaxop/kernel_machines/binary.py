@@ -213,8 +213,8 @@ def fit(
             kernel matrix is singular, there are more landmarks than rows, or, for span "product", a kernel is not
             positive semidefinite on the rows.
         NotImplementedError: if a solver does not solve the problem, or a hinge machine is differentiated.
-        FloatingPointError: if a kernel value is not finite, or the solver ends with a residual of 1 or more.
-        Values are checked only outside `jax.jit`.
+        FloatingPointError: if a kernel value is not finite, or the solver ends with a residual of 1 or more. Values
+            are checked only outside `jax.jit`.
 
     Warns:
         RuntimeWarning: if the solver stopped at ``max_steps``; inside `jax.jit` check ``machine.residual``.

@@ -33,23 +33,23 @@ class Errors:
 
 
 def evaluate(model: nnx.Module, samples: Samples | DataSource, *, batch_size: int = 16) -> Errors:
-    """‖f(u_i) − y_i‖ / ‖y_i‖ in L2 and H1 for every sample, in the units that the model returns.
+    """‖f(u_i) − y_i‖ / ‖y_i‖ in L2 and H1 for every sample, in the units the model returns.
 
     A model in `jaxop.operators.Standardized` returns physical units, so that the errors are those of the physical
     fields.
 
     Args:
-        model: an operator; it runs in evaluation mode and is not changed.
-        samples: inputs and targets, on one domain or one per sample, which may differ from the domains of training; or
-            any `jaxop.data.DataSource` of `jaxop.data.Batch`.
-        batch_size: samples per call. Copies fill up the last batch, so that one program evaluates the whole set. Later
-            calls with a model and samples of the same shapes use this program again.
+        model: an operator; it runs in evaluation mode and is left as it was.
+        samples: inputs and targets, on one domain or one per sample, which may differ from those of training; or any
+            `jaxop.data.DataSource` of `jaxop.data.Batch`.
+        batch_size: samples per call. The last batch is filled up with copies, so that one program
+            serves the whole set. Later calls with a model and samples of the same shapes reuse it.
 
     Returns:
         `Errors` with one entry per sample.
 
     Raises:
-        TypeError: if the set holds labelled examples; use `score`.
+        TypeError: if the set holds labelled examples, which `score` takes.
         ValueError: if ``batch_size`` is not positive, or prediction and target differ in shape.
 
     Cost: one forward pass per sample; the predictions do not leave the device.
@@ -112,7 +112,7 @@ def score(model: nnx.Module, examples: Examples | DataSource, *, batch_size: int
         `Scores` with one entry per example.
 
     Raises:
-        ValueError: if ``batch_size`` is not positive, or a label or a token is unknown to the model.
+        ValueError: if ``batch_size`` is not positive, or the model does not know a label or a token.
 
     Example:
         >>> import jax.numpy as jnp
@@ -163,7 +163,7 @@ def check_classes(model: nnx.Module, examples: Examples) -> None:
 
 
 def predict(model: nnx.Module, samples: Samples | DataSource, *, batch_size: int = 16) -> Float[np.ndarray, "s k c"]:
-    """Returns the model's outputs f(u_i) for every sample, in evaluation mode.
+    """The model's outputs f(u_i) for every sample, in evaluation mode.
 
     Args:
         model: an operator.

@@ -104,10 +104,10 @@ def fit(
             this loss and its metrics. None takes the loss that ``config.loss`` names. A run records the name of
             the function, and the numbers, strings and tuples that a `functools.partial` binds; a resumed run must have
             the same. Code, closures, other bound values and the fields of a callable object are not compared, and all
-            lambdas of one function have one name: put what distinguishes them into ``settings``.
-        eval_params: a function from (state of the optimiser, parameters) to the parameters to evaluate with, if these
-            are not the parameters that gradients are taken at. None recognises schedule-free optimisers of Optax.
-            Evaluations, ``Result.model`` and `Run.restore` use these parameters.
+            lambdas of one function have one name: put what tells them apart into ``settings``.
+        eval_params: for an optimiser that evaluates with other parameters than it takes gradients at: a function from
+            (state of the optimiser, parameters) to these. Schedule-free optimisers of Optax are recognised: leave None
+            for them. Evaluations, ``Result.model`` and `Run.restore` use these parameters.
         settings: further description of the run (operator config, source of the data): dataclasses, numbers, strings,
             paths, or dicts and lists of them. They are stored in ``config.json`` and in every checkpoint, and compared
             when the run is resumed, except for paths, because samples may move. The names "loss" and "optimizer" may

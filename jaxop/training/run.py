@@ -245,7 +245,7 @@ def has_begun(directory: Path) -> bool:
 
 
 def record_versions(directory: Path, step: int, *, resume: bool) -> None:
-    """Adds an entry on this process to ``versions.json``: packages, device, and the step that it starts from.
+    """Adds an entry on this process to ``versions.json``: packages, device, and the step it starts from.
 
     A new run starts a new file. A file that cannot be read is set aside, because the state does not depend on it.
     """

@@ -365,7 +365,7 @@ def _fold(coefficients: np.ndarray, n: int) -> np.ndarray:
 
 
 def _restriction(fine: int, coarse: int) -> np.ndarray:
-    """Linear interpolation from the fine midpoints, and 0 at both ends, to the coarse midpoints: (coarse, fine)."""
+    """Linear interpolation from the fine midpoints, and 0 at both ends, to the coarse ones: (coarse, fine)."""
     nodes = np.concatenate([[0.0], (np.arange(fine) + 0.5) / fine, [1.0]])
     wanted = (np.arange(coarse) + 0.5) / coarse
     right = np.clip(np.searchsorted(nodes, wanted), 1, fine + 1)
