@@ -33,7 +33,7 @@ class Evaluation:
         targets: name of the target functions in the files; None means their name in the training file.
         external: allows HDF5 files to have their values in other files.
         experiment: file of your own experiment, if it defines the problem of the run; it is executed.
-        cache: directory of generated data, which are stored by their parameters.
+        cache: directory of generated data, which are kept by their parameters.
     """
 
     run: Path

@@ -94,7 +94,7 @@ def simulate(
         span = float(h_y)
         raise FloatingPointError(
             f"the flow blew up in step {number + 1} (from t = {begin:.6g} to {begin + span:.6g}): particle {index} is "
-            f"no longer finite. Its energy may be unbounded below; take a smaller dt than {span:g}, more damping, "
+            f"not finite any more. Its energy may be unbounded below; take a smaller dt than {span:g}, more damping, "
             "or stop earlier."
         )
     time, position, velocity = (

@@ -234,7 +234,7 @@ FAR = 1e8 + np.random.default_rng(0).uniform(size=(16, 2))
         (
             FAR,
             {},
-            r"coordinates\[\d+\] = \[100000000.* rounds in float32 to coordinates\[\d+\].* origin, or enable x64",
+            r"coordinates\[\d+\] = \[100000000.* rounds in float32 to coordinates\[\d+\].* origin or enable x64",
         ),
         (np.stack([FAR] * 3), {}, r"coordinates\[0, \d+\] = .* rounds in float32 to coordinates\[0, \d+\]"),
     ],
