@@ -110,7 +110,7 @@ def from_arrays(
         domain: Domain = domains.box(shape, rule="midpoint" if rule is None else rule, **corners)
     else:
         if lower is not None or upper is not None:
-            raise ValueError("lower and upper belong to grids without coordinates; leave out either these or those.")
+            raise ValueError("lower and upper belong to grids without coordinates; leave them or the coordinates out.")
         if faces is None:
             domain = _located(coordinates, weights, rule, u.shape)
         else:
