@@ -23,13 +23,13 @@ def map_blocks(
         size: rows of a block; None evaluates all rows at once.
         pad: whether to fill up the last block with copies of the last row, so that all blocks have one shape and
             run one program. Otherwise the last block is smaller.
-        recompute: whether the backward pass computes each block again from its rows, so that memory holds the
+        recompute: whether the backward pass recomputes each block from its rows, so that memory holds the
             intermediate values of at most one block.
 
     Returns:
         The values for all rows, in their order.
 
-    Cost: that of ``function``, at the memory of one block.
+    Cost: that of ``function``, with the memory of one block.
 
     Example:
         >>> import jax.numpy as jnp

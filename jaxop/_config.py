@@ -1,4 +1,4 @@
-"""Configs to JSON and back, by the type hints of their fields."""
+"""Conversion of configs to JSON and back, by the type hints of their fields."""
 
 import dataclasses
 import functools
@@ -32,9 +32,9 @@ class Dropped:
     """A field that a config no longer has.
 
     Attributes:
-        field: its name.
+        field: the name of the field.
         idle: the value that had no effect; a recorded field with this value is left out.
-        remedy: the present replacement, for the error that every other value raises.
+        remedy: the replacement, for the error that every other value raises.
     """
 
     field: str
@@ -42,7 +42,7 @@ class Dropped:
     remedy: str
 
     def apply(self, kind: str, values: dict[str, object]) -> None:
-        """Brings the recorded fields of a config into present terms."""
+        """Converts the recorded fields of a config to this version."""
         value = values.pop(self.field, self.idle)
         if value != self.idle:
             raise ValueError(f"{kind} has no {self.field} any more, got {self.field}={value!r}: {self.remedy}")
@@ -55,7 +55,7 @@ class Retired:
     Attributes:
         field: the name of the field.
         value: the value that it no longer takes.
-        remedy: the present replacement, for the error.
+        remedy: the replacement, for the error.
     """
 
     field: str
@@ -63,7 +63,7 @@ class Retired:
     remedy: str
 
     def apply(self, kind: str, values: dict[str, object]) -> None:
-        """Refuses the recorded fields of a config if they hold the value."""
+        """Raises ``ValueError`` if the recorded fields of a config hold the value."""
         if values.get(self.field) == self.value:
             raise ValueError(f"{kind} has no {self.field}={self.value!r} any more: {self.remedy}")
 
@@ -73,29 +73,29 @@ class Added:
     """A field that configs of earlier versions did not have.
 
     Attributes:
-        field: its name.
-        value: the value that gives the behaviour of the earlier versions, where the default does not.
+        field: the name of the field.
+        value: the value that gives the behaviour of earlier versions, if the default does not.
     """
 
     field: str
     value: object
 
     def apply(self, kind: str, values: dict[str, object]) -> None:
-        """Completes the recorded fields of a config."""
+        """Adds the field to the recorded fields of a config."""
         del kind
         values.setdefault(self.field, self.value)
 
 
-_TWO_LEVELS = "two-level attention is an option of the TransformerNeuralOperator alone; train it anew."
-_FLOW = "the exact flow is an operator of its own, the FlowNeuralOperator; train it anew."
+_TWO_LEVELS = "only the TransformerNeuralOperator has two-level attention; train one."
+_FLOW = "the exact flow is a separate operator, the FlowNeuralOperator; train one."
 
 CHANGES: dict[str, tuple[Dropped | Retired | Added, ...]] = {
     "FourierAttentionNeuralOperatorConfig": (Dropped("schwarz", None, _TWO_LEVELS),),
     "ViTNeuralOperatorConfig": (Dropped("schwarz", None, _TWO_LEVELS),),
     "MomentumConfig": (Dropped("method", "kick_damp_drift", _FLOW), Retired("block", "exact", _FLOW)),
-    "FileData": (Added("faces", None),),  # the vertices of a mesh were a cloud of points
+    "FileData": (Added("faces", None),),  # the vertices of a mesh were scattered nodes
 }
-"""Differences between the configs of earlier versions and those of today, by the name of their class."""
+"""Differences between the configs of earlier versions and of this version, by the name of their class."""
 
 
 def to_dict(config: object, *, name: str = "config") -> dict[str, Json]:
@@ -126,17 +126,17 @@ def to_json(value: "DataclassInstance | Mapping[str, object]", *, name: str = "s
 @overload
 def to_json(value: object, *, name: str = "settings") -> Json: ...
 def to_json(value: object, *, name: str = "settings") -> Json:
-    """Returns ``value`` in terms of dicts, lists, strings, numbers and None, as ``json`` gives them back.
+    """Returns ``value`` as dicts, lists, strings, numbers and None, in the form that ``json`` returns.
 
     Args:
         value: nested dataclasses, mappings, sequences, paths, dtypes and scalars.
         name: the name of the argument in an error.
 
     Returns:
-        The same with dataclasses as dicts, sequences as lists, paths and dtypes as strings.
+        The same value, with dataclasses as dicts, sequences as lists, and paths and dtypes as strings.
 
     Raises:
-        TypeError: for a value without a JSON form; the message says where it sits.
+        TypeError: if a value has no JSON form; the message says where it is.
 
     Example:
         >>> from jaxop import training
@@ -153,7 +153,7 @@ def to_json(value: object, *, name: str = "settings") -> Json:
         return to_json(value.tolist(), name=name)
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    dtype = getattr(value, "dtype", value)  # that of jnp.float32 too
+    dtype = getattr(value, "dtype", value)  # for jnp.float32 too
     if isinstance(dtype, np.dtype):
         return dtype.name
     if value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value)):
@@ -166,20 +166,20 @@ def to_json(value: object, *, name: str = "settings") -> Json:
 def from_dict(kind: type[Config], values: Mapping[str, object], *, name: str = "values") -> Config:
     """Returns the config whose fields `to_dict` (or `dataclasses.asdict`) wrote.
 
-    JSON does not tell a list from a tuple, a string from a path, or one class of configs from another; the type hints
-    of the fields do. Where several classes are possible, the field ``name`` chooses. Configs of earlier
-    versions are brought into present terms.
+    JSON does not distinguish a list from a tuple, a string from a path, or one class of configs from another; the type
+    hints of the fields do. If several classes are possible, the field ``name`` chooses. Configs of earlier
+    versions are converted to this version.
 
     Args:
         kind: the class of the config.
-        values: its fields, before or after JSON. Fields that are absent take their defaults.
+        values: its fields, before or after JSON. Absent fields have their defaults.
         name: the name of ``values`` in an error.
 
     Raises:
-        ValueError: for a field or name that does not exist, with the closest ones, and for a setting of an earlier
-            version that does not exist any more; the message names its replacement.
-        TypeError: if ``kind`` is not a dataclass, if ``values`` is not a dict, if fields without a default are missing,
-            and if a value does not fit the type hint of its field.
+        ValueError: if a field or name does not exist (the message has the closest names), or if a setting of an
+            earlier version no longer exists (the message names its replacement).
+        TypeError: if ``kind`` is not a dataclass, ``values`` is not a dict, fields without a default are missing, or
+            a value does not fit the type hint of its field.
 
     Example:
         >>> from jaxop import nn, operators
@@ -219,7 +219,7 @@ def _hints(kind: type) -> dict[str, object]:
 
 
 def _read(hint: object, value: object, name: str) -> object:
-    """Returns the value of a field in the type of its hint; numbers and strings pass: the config checks them."""
+    """Returns the value of a field in the type of its hint; the config itself checks numbers and strings."""
     options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     if isinstance(value, Mapping):
         kinds = [option for option in options if isinstance(option, type) and dataclasses.is_dataclass(option)]

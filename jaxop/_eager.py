@@ -18,11 +18,11 @@ Result = TypeVar("Result")
 def compiled(*, static: tuple[str, ...] = ()) -> Callable[[F], F]:
     """Returns a decorator: eager calls of the function run one program per shape, also in `jax.grad` and `jax.vmap`.
 
-    Without it JAX compiles a loop again whenever its body is a new object, and a body that is defined inside a function
+    Without it JAX compiles a loop again if its body is a new object, and a body that is defined inside a function
     is new at every call. Inside another program the decorator has no effect.
 
     Args:
-        static: names of the arguments that are part of the program rather than its inputs. They must be hashable.
+        static: names of the arguments that are part of the program instead of its inputs. They must be hashable.
 
     Example:
         >>> import jax.numpy as jnp
@@ -52,7 +52,7 @@ def compiled(*, static: tuple[str, ...] = ()) -> Callable[[F], F]:
 
 
 def in_turn(function: Callable[[Tree], Result], operands: Tree, *, batch_size: int | None = None) -> Result:
-    """Applies ``function`` to one entry of the leading axis after another, as `jax.lax.map`; eagerly in a Python loop.
+    """Applies ``function`` to one entry of the leading axis after another, like `jax.lax.map`; a Python loop if eager.
 
     Args:
         function: maps one entry, a pytree of arrays, to a pytree of arrays. It may close over values that change from
@@ -82,5 +82,5 @@ def in_turn(function: Callable[[Tree], Result], operands: Tree, *, batch_size: i
 
 
 def _is_staged() -> bool:
-    """Whether operations are recorded, as under `jax.jit`, rather than carried out."""
+    """Tells whether operations are recorded, for example under `jax.jit`, instead of executed."""
     return not is_concrete(jax.lax.neg(np.int32(0)))

@@ -1,4 +1,4 @@
-"""Public names that have moved to another sub-package and are still found in their old place."""
+"""Public names that have moved to another sub-package and still work in their old place."""
 
 import importlib
 import warnings

@@ -1,4 +1,4 @@
-"""Registration of immutable dataclasses as pytrees whose unflattening never validates."""
+"""Registration of immutable dataclasses as pytrees that are not checked when they are unflattened."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -12,8 +12,8 @@ T = TypeVar("T")
 def register(cls: type[T], *, static: Sequence[str] = ()) -> type[T]:
     """Registers a frozen dataclass as a pytree; fields named in ``static`` become part of its structure.
 
-    Unflattening bypasses ``__init__``: transformations put placeholders where arrays were, and a
-    constructor that inspects its arguments would reject them.
+    Unflattening bypasses ``__init__``, because transformations replace arrays by placeholders, which a
+    constructor that checks its arguments would reject.
     """
     names = [field.name for field in dataclasses.fields(cls)]  # pyright: ignore[reportArgumentType]
     leaves = [name for name in names if name not in static]

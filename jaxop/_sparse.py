@@ -1,4 +1,4 @@
-"""One reader for the matrices of scipy.sparse, for BCOO matrices and for dense ones."""
+"""One reader for matrices of scipy.sparse, BCOO matrices and dense matrices."""
 
 import dataclasses
 from typing import Any, Protocol, runtime_checkable
@@ -11,12 +11,12 @@ from jaxop._validation import first_index, host_real, shape_of
 
 @runtime_checkable
 class SparseMatrix(Protocol):
-    """A matrix of scipy.sparse, or anything else with `tocoo`."""
+    """A matrix of scipy.sparse, or any object with `tocoo`."""
 
     shape: tuple[int, ...]
 
     def tocoo(self) -> Any:
-        """An object with ``row``, ``col`` and ``data``."""
+        """Returns an object with ``row``, ``col`` and ``data``."""
         ...
 
 
@@ -68,7 +68,7 @@ def stored(
     """Returns the rows, columns and data that a sparse matrix stores, as JAX arrays (possibly traced) or NumPy arrays.
 
     Raises:
-        ValueError: for a BCOO matrix with batch or dense axes.
+        ValueError: if a BCOO matrix has batch or dense axes.
 
     Example:
         >>> import scipy.sparse
@@ -91,8 +91,8 @@ def entries(matrix: object, argument: str) -> Entries:
     """Returns the entries of a concrete matrix, dense or sparse; those of a sparse matrix may include zeros.
 
     Raises:
-        TypeError: for complex entries.
-        ValueError: for entries that are not finite.
+        TypeError: if entries are complex.
+        ValueError: if entries are not finite.
     """
     if isinstance(matrix, CoordinateMatrix | SparseMatrix):
         parts = stored(matrix, argument)

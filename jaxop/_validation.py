@@ -1,4 +1,4 @@
-"""Checks shared by every layer; each message names argument, expected, received and remedy."""
+"""Checks for all sub-packages; each message names argument, expected, received and remedy."""
 
 import difflib
 import importlib
@@ -20,7 +20,7 @@ _warned_about_float64: set[str] = set()
 
 
 def is_concrete(*arrays: object) -> bool:
-    """Returns whether the values of all arrays, and not only their shapes, can be read now."""
+    """Returns whether the values of all arrays can be read now, and not only their shapes."""
     return not any(isinstance(array, jax.core.Tracer) for array in arrays)
 
 
@@ -35,7 +35,7 @@ def is_integer(value: object) -> TypeGuard[int]:
 
 
 def as_integer(value: object, argument: str) -> int:
-    """Returns ``value`` as an int; raises ``TypeError`` for anything that is not an integer, such as 2.0 or True."""
+    """Returns ``value`` as an int; raises ``TypeError`` if it is not an integer, such as 2.0 or True."""
     try:
         if isinstance(value, bool | np.bool_ | np.timedelta64) or not isinstance(value, SupportsIndex):
             raise TypeError
@@ -52,12 +52,12 @@ def as_number(value: object, argument: str) -> float:
 
 
 def divisors(number: int) -> list[int]:
-    """Returns the divisors of a number up to 10000, for messages; a full search takes hours for a huge number."""
+    """Returns the divisors of a number up to 10000, for messages; a full search of a huge number takes hours."""
     return [d for d in range(1, min(number, 10_000) + 1) if number % d == 0]
 
 
 def check_size(value: object, argument: str, least: int = 1) -> None:
-    """Raises unless ``value`` is an integer, of Python or NumPy, of at least ``least``."""
+    """Raises an error unless ``value`` is an integer of Python or NumPy of at least ``least``."""
     if not is_integer(value):
         raise TypeError(f"{argument} must be an integer of at least {least}, got {value!r}.")
     if value < least:
@@ -65,7 +65,7 @@ def check_size(value: object, argument: str, least: int = 1) -> None:
 
 
 def check_type(value: object, argument: str, kind: type | tuple[type, ...], expected: str) -> None:
-    """Raises ``TypeError`` unless ``value`` is an instance of ``kind``; ``expected`` describes one."""
+    """Raises ``TypeError`` unless ``value`` is an instance of ``kind``, which ``expected`` describes."""
     if not isinstance(value, kind):
         received = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
         raise TypeError(f"{argument} must be {expected}, got {received}.")
@@ -87,7 +87,7 @@ _DTYPES = {
 
 
 def check_dtype(value: object, argument: str, *, optional: bool = False) -> None:
-    """Raises ``ValueError`` unless ``value`` is a floating dtype of JAX, by its full name if it is a string."""
+    """Raises ``ValueError`` unless ``value`` is a floating dtype of JAX; a string must be its full name."""
     if (optional and value is None) or _is_floating(value):
         return
     meant = [name for name, others in _DTYPES.items() if isinstance(value, str) and value.lower() in (name, *others)]
@@ -105,17 +105,17 @@ def _is_floating(value: Any) -> bool:
 
 
 def float_dtype() -> np.dtype:
-    """JAX's default floating dtype: float64 with x64 enabled, float32 otherwise."""
+    """Returns JAX's default floating dtype: float64 with x64 enabled, float32 otherwise."""
     return np.dtype(jnp.result_type(float))
 
 
 def accumulator(dtype: np.dtype) -> np.dtype:
-    """The dtype in which sums over nodes are accumulated: float32 or wider."""
+    """Returns the dtype in which sums over nodes accumulate, float32 or wider."""
     return np.dtype(np.float32) if jnp.finfo(dtype).bits < 32 else dtype
 
 
 def warn_float64(array: object, argument: str) -> None:
-    """Warns once in a process that float64 input is about to become float32."""
+    """Warns once in a process that float64 input becomes float32."""
     dtype = getattr(array, "dtype", None)
     if dtype == np.float64 and not jax.config.read("jax_enable_x64") and not _warned_about_float64:
         _warned_about_float64.add(argument)
@@ -128,9 +128,9 @@ def warn_float64(array: object, argument: str) -> None:
 
 
 def check_plain(array: object, argument: str) -> None:
-    """Raises ``TypeError`` for array-likes with a mask or a unit, which a conversion would lose silently.
+    """Raises ``TypeError`` if an array-like has a mask or a unit, which a conversion would lose silently.
 
-    A masked array without masked entries passes. Of a list or tuple every entry is checked.
+    A masked array without masked entries passes. Every entry of a list or tuple is checked.
     """
     for part in array if isinstance(array, list | tuple) else (array,):
         if isinstance(part, int | float | jax.Array) or type(part) is np.ndarray:
@@ -139,7 +139,7 @@ def check_plain(array: object, argument: str) -> None:
             masked = f"{np.ma.count_masked(part)} of its {part.size} entries are masked"
             raise TypeError(
                 f"{argument} must hold numbers only, but {masked}; "
-                "leave the masked nodes out, or fill them as in numpy.ma.filled(array, 0.0) and give them weight 0."
+                "leave the masked nodes out, or fill them by numpy.ma.filled(array, 0.0) and give them weight 0."
             )
         for number, unit in (("magnitude", "units"), ("value", "unit"), ("value", "units")):
             if hasattr(part, number) and hasattr(part, unit):
@@ -158,18 +158,18 @@ def check_real(dtype: DTypeLike, argument: str) -> None:
         raise TypeError(f"{argument} must be real, got dtype {dtype}; pass its real and imaginary parts.")
     remedy = "convert them with numpy.asarray(array, dtype=float)"
     if np.dtype(dtype).kind in "mM":
-        remedy = "count times from an origin, as in (t - t[0]) / numpy.timedelta64(1, 's')"
+        remedy = "count times from an origin, for example (t - t[0]) / numpy.timedelta64(1, 's')"
     raise TypeError(f"{argument} must hold real numbers, got dtype {dtype}; {remedy}.")
 
 
 def shape_of(value: object) -> tuple[int, ...]:
-    """The shape of an array, of a sparse matrix or of nested sequences."""
+    """Returns the shape of an array, of a sparse matrix or of nested sequences."""
     shape = getattr(value, "shape", None)
     return np.asarray(value).shape if shape is None else tuple(shape)
 
 
 def plain_array(array: object, argument: str) -> np.ndarray:
-    """Returns ``array`` as a NumPy array of any dtype; refuses what would lose a mask or a unit."""
+    """Returns ``array`` as a NumPy array of any dtype; raises an error if this would lose a mask or a unit."""
     check_plain(array, argument)
     try:
         return np.asarray(array)
@@ -178,7 +178,7 @@ def plain_array(array: object, argument: str) -> np.ndarray:
 
 
 def host_array(array: object, argument: str) -> np.ndarray:
-    """Returns ``array`` as a NumPy array of real numbers; refuses masks, units and complex numbers."""
+    """Returns ``array`` as a NumPy array of real numbers; raises an error for masks, units and complex numbers."""
     result = plain_array(array, argument)
     if result.dtype == object and (result.ndim == 0 or not hasattr(array, "dtype")):
         raise TypeError(
@@ -216,7 +216,7 @@ def jax_dtype(dtype: np.dtype) -> np.dtype:
 
 
 def host_real(array: object, argument: str) -> np.ndarray:
-    """Returns ``array`` on the host in float64; refuses complex numbers."""
+    """Returns ``array`` on the host in float64; raises an error for complex numbers."""
     return host_array(array, argument).astype(np.float64)
 
 
@@ -233,7 +233,7 @@ def check_increasing(nodes: object, argument: str, dtype: np.dtype) -> None:
     if second == first:
         fault = "repeats"
     elif second > first:
-        fault, remedy = f"rounds in {dtype} to", "subtract an origin, or enable x64"
+        fault, remedy = f"rounds in {dtype} to", "subtract an origin or enable x64"
     before, at = (", ".join(map(str, (*sample, k))) for k in (i, i + 1))
     raise ValueError(
         f"{argument} must be strictly increasing, but {argument}[{at}] = {second} {fault} {argument}[{before}] = "
@@ -268,12 +268,12 @@ def check_distinct(points: object, argument: str, dtype: np.dtype) -> None:
         first, second = (", ".join(map(str, np.unravel_index(k, shape_of(points)[:-1]))) for k in (i, j))
         raise ValueError(
             f"{argument}[{second}] = {flat[j].tolist()} rounds in {dtype} to {argument}[{first}] = {flat[i].tolist()}; "
-            "subtract an origin, or enable x64."
+            "subtract an origin or enable x64."
         )
 
 
 def closest(name: str, allowed: Iterable[str]) -> str:
-    """``"; did you mean 'a' or 'b'?"`` for the names closest to ``name``, or the list of all of them."""
+    """Returns ``"did you mean 'a' or 'b'?"`` with the names closest to ``name``, or else the list of all names."""
     allowed = sorted(allowed)
     near = difflib.get_close_matches(name, allowed, n=3, cutoff=0.5)
     if near:
@@ -289,13 +289,13 @@ def check_name(name: object, argument: str, allowed: Iterable[str]) -> None:
 
 
 def first_index(bad: object) -> int | tuple[int, ...]:
-    """Index of the first True entry, as an int for one axis and a tuple for several."""
+    """Returns the index of the first True entry, as an int for one axis and a tuple for several."""
     index = np.unravel_index(int(np.argmax(np.asarray(bad))), shape_of(bad))
     return int(index[0]) if len(index) == 1 else tuple(int(i) for i in index)
 
 
 def require(module: str, purpose: str) -> ModuleType:
-    """Imports a package of the ``data`` extra, or says how to install it."""
+    """Imports a package of the ``data`` extra; the error of a missing package says how to install it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

@@ -19,7 +19,7 @@ def varying_like(tree: Tree, *others: PyTree) -> Tree:
 
     Args:
         tree: a carry, or the arguments of a function with a custom derivative.
-        others: the arrays that the loop combines the carry with; their axes count too.
+        others: the arrays that the loop combines with the carry; their axes count too.
     """
     leaves = jax.tree.leaves((tree, others))
     axes = frozenset().union(*(jax.typeof(leaf).manual_axis_type.varying for leaf in leaves))

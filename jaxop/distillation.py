@@ -1,4 +1,4 @@
-"""From an attention head to a binary kernel machine and back."""
+"""Conversion of an attention head to a binary kernel machine and back."""
 
 import math
 from collections.abc import Callable
@@ -17,10 +17,10 @@ from jaxop.nn.attention import IntegralAttention
 
 
 class Fidelity(NamedTuple):
-    """Agreement of two matrices of logits, up to a constant per row, which attention does not see.
+    """Agreement of two matrices of logits, up to a constant per row, which does not change attention.
 
     Attributes:
-        logits: 1 − Σ (ΔF)² / Σ F² after the mean of each row has been subtracted from both. It is 1 for equal logits,
+        logits: 1 − Σ (ΔF)² / Σ F² after subtraction of the mean of each row from both. It is 1 for equal logits and
             0 for constant rows. If all rows of F are constant, it is 1 − Σ (ΔF)².
         weights: mean over the rows of half the sum of |softmax(F') − softmax(F)|, the total variation; 0 is perfect.
     """
@@ -54,20 +54,20 @@ def head_logits(
     x: Float[Array, "n d"],
     context: Float[Array, "m d"] | None = None,
 ) -> Float[Array, "n m"]:
-    """Log k(Q x_i, K y_j) of one head of an attention layer, on its real inputs.
+    """Log k(Q x_i, K y_j) of one head of an attention layer, on inputs of the layer.
 
     Args:
         attention: the layer.
-        head: its number.
+        head: the number of the head.
         x: inputs of the layer, one per row, (n, d).
-        context: where keys come from, (m, d); None means x.
+        context: the tokens that keys are made of, (m, d); None means x.
 
     Returns:
-        Shape (n, m), in float32 at least.
+        Shape (n, m), in float32 or wider.
 
     Raises:
-        IndexError: if the layer does not have that head.
-        ValueError: if the kernel is signed, and has no logarithm.
+        IndexError: if the layer does not have this head.
+        ValueError: if the kernel is signed, because it does not have a logarithm.
 
     Example:
         >>> import jax.numpy as jnp
@@ -87,11 +87,11 @@ def head_logits(
 
 
 def head_kernel(attention: IntegralAttention, head: int) -> Kernel:
-    """The kernel between the queries and keys of one head.
+    """Returns the kernel between the queries and keys of one head.
 
     Raises:
-        IndexError: if the layer does not have that head.
-        TypeError: if the layer is not an `jaxop.nn.IntegralAttention`, or the head is not an integer.
+        IndexError: if the layer does not have this head.
+        TypeError: if the layer is not a `jaxop.nn.IntegralAttention`, or the head is not an integer.
 
     Example:
         >>> from flax import nnx
@@ -115,13 +115,13 @@ def machine_of_head(
     kernel: Kernel | None = None,
     regularization: float = 1e-4,
 ) -> BinaryMachine:
-    """The binary kernel machine f(x, y) ≈ log k(Q x, K y), fitted to the logits of one head on its real inputs.
+    """The binary kernel machine f(x, y) ≈ log k(Q x, K y), fitted to the logits of one head on inputs of the layer.
 
     Args:
         attention: the layer.
-        head: its number.
+        head: the number of the head.
         x: inputs, (n, d).
-        context: where keys come from, (m, d); None means x.
+        context: the tokens that keys are made of, (m, d); None means x.
         kernel: kernel of the machine; None means a Gaussian whose width is the median distance of different inputs.
         regularization: λ of `jaxop.kernel_machines.fit`.
 
@@ -129,11 +129,14 @@ def machine_of_head(
         The machine, for rows of inputs; judge it by `fidelity` on other inputs.
 
     Raises:
-        As `head_logits` and `jaxop.kernel_machines.fit`.
+        IndexError: for the reasons of `head_logits`.
+        TypeError: for the reasons of `head_logits`.
+        ValueError: for the reasons of `jaxop.kernel_machines.fit`.
+        FloatingPointError: for the reasons of `jaxop.kernel_machines.fit`.
 
     Cost: that of `head_logits` and of the closed form of `jaxop.kernel_machines.fit`.
 
-    Source: Wright, Gonzalez, arXiv:2106.01506, whose machines attention heads are.
+    Source: Wright, Gonzalez, arXiv:2106.01506, for whom attention heads are such machines.
 
     Example:
         >>> import jax
@@ -162,23 +165,23 @@ def start_from_machine(
 ) -> Fidelity:
     """Sets the query and the key of one head so that its logits approximate a machine: Q x·K y scale ≈ f(x, y).
 
-    The query and the key become the two affine maps, with the channels of the head, whose product is closest to f in
-    least squares over the pairs of inputs. A singular value decomposition of f in the space of affine functions gives
-    them directly.
+    Query and key become the two affine maps, with the channels of the head, whose product is closest to f in least
+    squares over the pairs of inputs. A singular value decomposition of f in the space of affine functions gives them
+    directly.
 
     Args:
         attention: the layer, changed in place; its kernel must be the exponentiated dot product.
-        head: its number.
+        head: the number of the head.
         machine: any function of rows of inputs, (n, d) and (m, d) to (n, m).
         x: inputs, (n, d).
-        context: where keys come from, (m, d); None means x.
+        context: the tokens that keys are made of, (m, d); None means x.
 
     Returns:
         The fidelity on these inputs, before rounding to the dtype of the parameters.
 
     Raises:
         NotImplementedError: if the kernel is not the exponentiated dot product.
-        IndexError: if the layer does not have that head.
+        IndexError: if the layer does not have this head.
         ValueError: if the values of the machine have another shape.
 
     Cost: O(n m d) time, O(n m) memory.
@@ -208,7 +211,7 @@ def start_from_machine(
     (left, to_query), (right, to_key) = _functions(rows), _functions(columns)
     u, s, vt = jnp.linalg.svd(left.T @ logits @ right, full_matrices=False)
     depth = x.shape[1] // attention.heads
-    # heads may have more channels than the inputs have functions
+    # heads may have more channels than there are affine functions of the inputs
     root = jnp.pad(jnp.sqrt(s), (0, max(0, depth - s.size)))[:depth]
     u, v = (jnp.pad(a, [(0, 0), (0, max(0, depth - s.size))])[:, :depth] for a in (u, vt.T))
     query, key = to_query @ (u * root[None]), to_key @ (v * root[None])
@@ -225,7 +228,7 @@ def start_from_machine(
 
 
 def _functions(rows: Array) -> tuple[Array, Array]:
-    """Orthonormal columns that span those of the rows, and the matrix that makes them of the rows."""
+    """Returns orthonormal columns that span affine functions of rows, and the matrix from rows to these columns."""
     u, s, vt = jnp.linalg.svd(rows, full_matrices=False)
     keep = s > s[0] * rows.shape[0] * jnp.finfo(s.dtype).eps
     return jnp.where(keep[None], u, 0), vt.T * jnp.where(keep, 1 / jnp.where(keep, s, 1), 0)[None]

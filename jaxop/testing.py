@@ -27,7 +27,7 @@ def attention_oracle(
 ) -> Float[np.ndarray, "n h c"]:
     """A_i = Σ_j w_j k(q_i, k_j) v_j / Σ_j w_j k(q_i, k_j) by explicit loops in float64.
 
-    Shares no code with the library except the definition of the kernel on one pair. Rows without mass are 0.
+    It shares no code with the library except the definition of the kernel on one pair. Rows without mass are 0.
 
     Args:
         query: shape (n, h, d).
@@ -36,8 +36,8 @@ def attention_oracle(
         weights: shape (m,); None means 1/m.
         kernel: one kernel, or one per head, as `jaxop.kernels.PerHead` or as a sequence.
         normalize: whether to divide by the mass.
-        mask: (m,), (n, m) or (h, n, m); True = attend.
-        is_causal: whether query i sees keys j ≤ i only.
+        mask: (m,), (n, m) or (h, n, m); True means attend.
+        is_causal: whether query i sees only keys j ≤ i.
 
     Returns:
         float64 array of shape (n, h, c).
@@ -78,7 +78,7 @@ def attention_oracle(
 
 
 def observed_order(sizes: Sequence[float], errors: Sequence[float]) -> float:
-    """Order p of an error that decays like size^−p: minus the least-squares slope of log error over log size.
+    """Order p of an error that decays like size^−p, minus the least-squares slope of log error over log size.
 
     Args:
         sizes: numbers of nodes (per axis), or any quantity inversely proportional to the spacing.
@@ -104,7 +104,7 @@ def observed_order(sizes: Sequence[float], errors: Sequence[float]) -> float:
 
 @contextlib.contextmanager
 def count_compilations() -> Iterator[Callable[[], int]]:
-    """Counts the programs XLA compiles inside the context: assert 0 on the second call of a jitted function.
+    """Counts the programs that XLA compiles inside the context; it should be 0 on the second call of a function.
 
     Yields:
         A function that returns the number of compilations so far.

@@ -1,4 +1,4 @@
-"""Attention as a linear operator on values, for repeated application."""
+"""Attention as a linear operator on values that can be applied repeatedly."""
 
 import functools
 from collections.abc import Callable
@@ -28,8 +28,8 @@ def averaging_operator(
     """P: v ↦ Σ_j w_j k(q_i, k_j) v_j / Σ_j w_j k(q_i, k_j), the operator that `integral_attention` applies once.
 
     If values depend on averages of other values, P is applied twice with the same queries and keys. The dense
-    implementation forms its matrix once; the others evaluate the kernel again at every application. Arguments mean the
-    same as in `integral_attention`.
+    implementation forms its matrix once. The others evaluate the kernel again at every application. The arguments are
+    those of `integral_attention`.
 
     Args:
         query: q_i, (n, h, d).
@@ -37,17 +37,19 @@ def averaging_operator(
         weights: quadrature weights, (m,); None means 1/m.
         kernel: a positive or nonnegative kernel; None means ``ExpDotProduct()``.
         mask: True where a query may see a key: (m,), (n, m) or (h, n, m).
-        is_causal: whether query i sees keys j ≤ i only.
+        is_causal: whether query i sees only keys j ≤ i.
         implementation: one of `jaxop.attention.IMPLEMENTATIONS`, or None to choose.
 
     Returns:
-        The function that maps values (m, h, c) to (n, h, c). It is a pytree, which `jax.vmap` and `jax.jit` may return.
+        The function that maps values (m, h, c) to (n, h, c). It is a pytree, so `jax.vmap` and `jax.jit` may return it.
 
     Raises:
-        As `integral_attention`, partly when the operator is applied.
+        TypeError: for the reasons of `integral_attention`, some of them when the operator is applied.
+        ValueError: for the reasons of `integral_attention`.
+        NotImplementedError: for the reasons of `integral_attention`.
 
-    Cost: dense: O(n m d) once, O(n m) memory as long as the operator lives, and O(n m c) per application; to values in
-        float64 of queries and keys in float32, O(n m (d + c)) per application.
+    Cost: the dense implementation takes O(n m d) time once, O(n m) memory while the operator lives, and O(n m c) per
+        application, or O(n m (d + c)) if values are float64 and queries and keys float32.
 
     Example:
         >>> import jax.numpy as jnp
@@ -58,7 +60,7 @@ def averaging_operator(
     """
     operands = check_operands(query, key, key, weights, kernel=kernel, mask=mask, is_causal=is_causal)
     if operands.kernel.sign == "signed":
-        raise ValueError("a signed kernel makes no averages: its mass may vanish; use a positive one.")
+        raise ValueError("a signed kernel does not make averages: its mass may vanish; use a positive kernel.")
     chosen = choose(operands, implementation)
     average = jax.tree_util.Partial(functools.partial(_integrate, chosen), operands)
     if chosen != "dense" or operands.kernel.epsilon:
@@ -73,7 +75,7 @@ def _integrate(implementation: str, operands: Operands, value: Array) -> Array:
 def _apply(average: Callable[[Array], Array], densities: Array, inverse: Array, value: Array) -> Array:
     value = as_float(value, "value")
     if accumulation_dtype(densities, value) != densities.dtype:
-        return average(value)  # in the precision of the values, which is known only now
+        return average(value)  # in the precision of the values, which is only known here
     heads, _, m = densities.shape
     if value.ndim != 3 or value.shape[:2] != (m, heads):
         raise ValueError(f"value must have shape (m, h, c) = ({m}, {heads}, c), got {value.shape}.")
@@ -82,7 +84,7 @@ def _apply(average: Callable[[Array], Array], densities: Array, inverse: Array, 
 
 
 def _densities(operands: Operands) -> tuple[Array, Array]:
-    """w_j k_ij up to a factor per row, (h, n, m), and one over the sum of each row, (n, h)."""
+    """Returns w_j k_ij up to a factor per row, (h, n, m), and 1 over the sum of each row, (n, h)."""
     dtype = accumulation_dtype(operands.query, operands.key)
     log_weights, signs = split_weights(operands.measure(dtype))
     mask = operands.pair_mask

@@ -29,11 +29,11 @@ from jaxop.kernels.per_head import one_head
 T = TypeVar("T")
 
 QUERY_CHUNK, KEY_CHUNK = 512, 1024
-"""Largest tile: 2 MiB in float32, which stays in a core's cache."""
+"""Largest tile; it takes 2 MiB in float32 and stays in the cache of a core."""
 
 
 def chunked_attention(operands: Operands, normalize: bool) -> Float[Array, "n h c"]:
-    """`jaxop.attention.integral_attention` of checked operands, part by part; O(n + m) memory, gradients included."""
+    """Returns `jaxop.attention.integral_attention` of checked operands, in tiles; O(n + m) memory with gradients."""
     depth = operands.query.shape[2]
     chunks = _chunks(operands.queries, QUERY_CHUNK), _chunks(operands.keys, KEY_CHUNK)
     return _chunked(close(operands, [(length, depth) for _, length in chunks]), normalize, chunks)
@@ -76,7 +76,7 @@ def _chunked(operands: Operands, normalize: bool, chunks: tuple[tuple[int, int],
 
 
 class _Inputs(NamedTuple):
-    """The arrays of one chunked integral, of all heads or of one; also their cotangents, or the axes of their heads."""
+    """Arrays of one chunked integral, of all heads or of one; also their cotangents, or the axes of their heads."""
 
     params: list[Array]
     fixed: list[Array]
@@ -91,7 +91,7 @@ class _Inputs(NamedTuple):
 def _by_differentiability(
     arrays: list[Array],
 ) -> tuple[tuple[list[Array], list[Array]], Callable[[list[Array], list[Array]], list[Array]]]:
-    """Floating and other arrays as two lists, and the function that merges such lists again."""
+    """Returns floating-point arrays and other arrays as two lists, and the function that merges such lists."""
     floating = [jnp.issubdtype(jnp.result_type(a), jnp.inexact) for a in arrays]
 
     def merge(params: list[Array], fixed: list[Array]) -> list[Array]:
@@ -123,7 +123,7 @@ class _Plan:
         return log_clip(self.dtype, normalize=self.normalize)
 
     def head_axes(self, inputs: _Inputs) -> _Inputs:
-        """The axes of the heads; None for an array that all heads share."""
+        """Returns the axes of the heads; None for an array that all heads share."""
         leaves = 0 if self.is_per_head else None
         mask = 0 if inputs.pair_mask is not None and inputs.pair_mask.ndim == 3 else None
         return _Inputs._make((leaves, leaves, 1, 1, 1, None, None, mask))
@@ -186,10 +186,10 @@ _attend.defvjp(_forward, _backward)
 
 
 def _map_heads(f, arguments, in_axes, out_axes, *, heads):
-    """``jax.vmap(f, in_axes, out_axes)``; on a CPU one head at a time, which keeps its tile in cache.
+    """``jax.vmap(f, in_axes, out_axes)``; on a CPU a loop over heads, so that the tile of a head stays in cache.
 
-    The loop reads each head from its place in the arguments and writes it to its place in the results:
-    it never makes a copy with the heads in front.
+    The loop reads each head from its place in the arguments and writes it to its place in the results. It never
+    copies arrays to bring the heads to the front.
     """
     vmapped = jax.vmap(f, in_axes, out_axes)
     if jax.default_backend() != "cpu" or heads == 1:
@@ -246,7 +246,7 @@ def _forward_head(plan: _Plan, of_head: _Inputs) -> tuple[Array, Array]:
         shift = part.shift
         if plan.normalize:
             alive = part.mass != 0
-            # an empty row must find exp(logit - shift) = 0 in the backward pass
+            # in a row without mass, exp(logit - shift) must be 0 in the backward pass
             shift = jnp.where(alive, shift + jnp.log(jnp.where(alive, part.mass, 1)), -LOG_ZERO)
         return carry, (finish(part, plan.normalize).astype(plan.out_dtype), shift)
 
@@ -274,7 +274,7 @@ def _backward_head(plan: _Plan, of_head: _Inputs, out: Array, shift: Array, cota
 
             def differentiate(carry):
                 d_query, d_params, d_columns = carry
-                # with respect to the transposed keys (and values, below): Tᵀ q is many times slower than qᵀ T
+                # with respect to the transposed keys (and values, below), as Tᵀ q is many times slower than qᵀ T
                 tile, pull_back = jax.vjp(lambda p, q, k: plan.tile(p, fixed, q, k.T), params, query, key.T)
                 mask = plan.mask(i, j, of_head.pair_mask)
                 slope = cotangent @ value.T - average[:, None]
@@ -290,7 +290,7 @@ def _backward_head(plan: _Plan, of_head: _Inputs, out: Array, shift: Array, cota
                         density = jnp.exp(jnp.minimum(logits - shift[:, None], plan.clip))
                     else:
                         density = halved_densities(logits, shift, signs)
-                    # density · slope, the derivative of a weightless node in its own weight, may overflow
+                    # density · slope, the derivative of a node of weight 0 in its own weight, may overflow
                     d_tile = signs[None, :] * density * slope
                 d_signs = jnp.sum(density * slope, axis=0)
                 d_value = cotangent.T @ density
@@ -323,7 +323,7 @@ def _backward_head(plan: _Plan, of_head: _Inputs, out: Array, shift: Array, cota
 
 
 def _chunks(size: int, largest: int) -> tuple[int, int]:
-    """Number and length of the chunks that cover ``size`` with the least padding, lengths a multiple of 8."""
+    """Returns number and length of the chunks that cover ``size`` with the least padding; lengths divide by 8."""
     count = -(-size // largest)
     length = -(-size // count)
     return count, -(-length // 8) * 8

@@ -1,4 +1,4 @@
-"""Kernels as functions of their arguments only, for compiled programs that outlive a call."""
+"""Kernels as functions of their arguments only, for compiled programs that are used again after a call."""
 
 import dataclasses
 import functools
@@ -22,8 +22,8 @@ from jaxop.kernels.per_head import one_head
 def is_closed(kernel: Kernel | PerHead) -> bool:
     """Returns whether a kernel depends only on its structure and its leaves, which are numbers or arrays.
 
-    Kernels of this library do, unless they call functions of the user. These may close over (traced) arrays and over
-    values that change from call to call.
+    Kernels of this library do, unless they call functions of the user. Such functions may close over (traced) arrays
+    and over values that change from call to call.
     """
     library = __name__.partition(".")[0]
 
@@ -37,11 +37,11 @@ def is_closed(kernel: Kernel | PerHead) -> bool:
 
 
 def close(operands: Operands, shapes: Sequence[tuple[int, int]]) -> Operands:
-    """The same operands with a kernel that `is_closed`, for tiles of one size, all varying over the same devices.
+    """Returns the same operands with a kernel that `is_closed`, for tiles that vary over the same devices.
 
     Args:
-        operands: with any kernel.
-        shapes: of the queries and the keys of a tile.
+        operands: operands with any kernel.
+        shapes: shapes of the queries and the keys of a tile.
     """
     if is_closed(operands.kernel):
         return varying_like(operands)
@@ -64,7 +64,7 @@ def close(operands: Operands, shapes: Sequence[tuple[int, int]]) -> Operands:
 
     closed = trace()
     if varying_like(closed.consts) is not closed.consts:
-        closed = trace(closed.consts)  # arguments that vary like the arrays that functions close over
+        closed = trace(closed.consts)  # arguments that vary over devices like the arrays that functions close over
     constants = [jnp.asarray(c) for c in closed.consts]
     arrays, rest = varying_like((arrays, rest), constants)
     if is_per_head:
@@ -77,14 +77,14 @@ def close(operands: Operands, shapes: Sequence[tuple[int, int]]) -> Operands:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Program:
-    """The program of the tile of a kernel; equal for equal computations of the same functions.
+    """Program of the tile of a kernel. Two programs are equal if they are the same computation of the same functions.
 
     Attributes:
-        jaxpr: from (constants, leaves, query, key) to the tile.
-        text: the same in full, with every number.
-        source: the structure of the kernel, with its functions, and its leaves that are not arrays.
-        is_written_out: whether the text determines the program. If not, the program is equal only to itself and is
-            compiled at every eager call.
+        jaxpr: maps (constants, leaves, query, key) to the tile.
+        text: the jaxpr in full, with every number.
+        source: the structure of the kernel, with its functions and those leaves that are not arrays.
+        is_written_out: whether the text determines the program. If not, the program is equal only to itself, and every
+            eager call compiles it.
     """
 
     jaxpr: jax.extend.core.Jaxpr
@@ -108,8 +108,8 @@ _PACKAGES = tuple(str(Path(module.__file__ or "").parent) for module in (jax, ja
 def _is_written_out(jaxpr: jax.extend.core.Jaxpr) -> bool:
     """Returns whether the text of a jaxpr determines its values and derivatives.
 
-    The text does not show the derivatives that a user defines by `jax.custom_jvp` or `jax.custom_vjp`, or the code of a
-    callback. Those of JAX and of this library do not change.
+    The text does not show derivatives that `jax.custom_jvp` or `jax.custom_vjp` define, or the code of a callback.
+    Those of JAX and of this library do not change.
     """
     for equation in jaxpr.eqns:
         if any("callback" in name for name in (equation.primitive.name, *equation.params)):
@@ -128,7 +128,7 @@ def _is_written_out(jaxpr: jax.extend.core.Jaxpr) -> bool:
 @functools.partial(register, static=("program", "sign"))
 @dataclasses.dataclass(frozen=True)
 class _Closed(Kernel):
-    """A kernel as the program of its tiles."""
+    """A kernel given by the program of its tiles."""
 
     leaves: list[Array]
     constants: list[Array]

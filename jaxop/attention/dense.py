@@ -1,4 +1,4 @@
-"""Attention by n × m matrices: the reference, differentiable as often as the kernel."""
+"""Attention by n × m matrices: the reference, which can be differentiated as often as the kernel."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def dense_attention(operands: Operands, normalize: bool) -> Float[Array, "n h c"]:
-    """`jaxop.attention.integral_attention` of checked operands; O(n m h) memory."""
+    """Returns `jaxop.attention.integral_attention` of checked operands, with O(n m h) memory."""
     return (_attend_program if is_closed(operands.kernel) else _attend)(operands, normalize)
 
 
@@ -41,26 +41,25 @@ def accumulate(
 ) -> Partial:
     """Σ_j w_j k_ij and Σ_j w_j k_ij v_j over the given keys, in the log domain.
 
-    Split the keys in any way, accumulate each part, `combine` in any order, `finish` once: the result
-    is the integral over all of them.
+    Split the keys in any way, `accumulate` each part, `combine` the parts in any order, and `finish` once: the result
+    is the integral over all keys.
 
     Args:
         query: shape (n, h, d).
         key: shape (m, h, d).
         value: shape (m, h, c).
-        weights: quadrature weights of the keys, shape (m,). None means 1/m with m the keys of THIS
-            part; give weights when parts differ in size.
+        weights: quadrature weights of the keys, shape (m,). None means 1/m with m the keys of this part; pass weights
+            if parts differ in size.
         kernel: any kernel of `jaxop.kernels`, one for all heads or `jaxop.kernels.PerHead`.
         mask: True where a query may see a key: (m,), (n, m) or (h, n, m).
 
     Returns:
-        The `Partial` of this part, in float32 at least. Finish that of a signed kernel with
-        ``normalize=False``.
+        The `Partial` of this part, in float32 or wider. If the kernel is signed, finish it with ``normalize=False``.
 
     Raises:
         ValueError: if shapes do not fit.
         TypeError: if an array is complex, a mask is not boolean, or ``kernel`` is not a `Kernel`.
-        NotImplementedError: if the kernel has an ``epsilon``, which is not a property of a part.
+        NotImplementedError: if the kernel has an ``epsilon``, which belongs to the whole integral.
 
     Cost: O(n m (d + c)) time and an n × m matrix per head in memory.
 
@@ -75,8 +74,8 @@ def accumulate(
     operands = check_operands(query, key, value, weights, kernel=kernel, mask=mask)
     if operands.kernel.epsilon:
         raise NotImplementedError(
-            f"epsilon = {operands.kernel.epsilon} of the kernel belongs to the whole integral, which a part does not "
-            "know; use epsilon=0, or integral_attention."
+            f"epsilon = {operands.kernel.epsilon} of the kernel belongs to the whole integral, not to a part; use "
+            "epsilon=0 or integral_attention."
         )
     return (_accumulate_program if is_closed(operands.kernel) else _accumulate)(operands)
 
@@ -94,7 +93,7 @@ _accumulate_program = compiled()(_accumulate)
 
 
 def _map_heads(of_head: Callable[[Array, Array, Array, Array, Array | None], T], operands: Operands) -> T:
-    """``of_head(tile, value, log_weights, signs, mask)`` of the whole matrix of each head, with heads on axis 1."""
+    """Maps ``of_head(tile, value, log_weights, signs, mask)`` over the heads, with the whole matrix of each as tile."""
     dtype = operands.dtype
     weights, mask, key_mask = operands.measure(dtype), operands.pair_mask, None
     if mask is not None and mask.ndim == 1:

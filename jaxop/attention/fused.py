@@ -1,4 +1,4 @@
-"""Fused attention of the stack (XLA, cuDNN, Pallas on TPU), extended by quadrature weights."""
+"""Fused attention of the stack (XLA, cuDNN, Pallas on TPU) with quadrature weights."""
 
 import dataclasses
 import functools
@@ -20,8 +20,8 @@ from jaxop.kernels.per_head import one_head
 def fused_attention(backend: str, operands: Operands, normalize: bool) -> Float[Array, "n h c"]:
     """`jaxop.attention.integral_attention` by a program without weights: q' = [q, 1, 1], k' = [k, log w / scale].
 
-    The logarithm takes two channels, its rounding and the remainder, so that a bfloat16 product still
-    carries it to 16 bits. Everything is padded with zeros to the depth the backend wants.
+    The logarithm takes two channels, its rounded value and the remainder, so that it keeps 16 bits in a bfloat16
+    product. Zeros pad the operands to the depth that the backend needs.
 
     Raises:
         NotImplementedError: if the backend does not support the arguments.
@@ -65,7 +65,7 @@ def _program(plan: _Plan, operands: Operands, scale: Array | None) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(plan: _Plan, inputs: _Inputs) -> Array:
-    """The backend's value and derivatives, except in the weights: its logarithms miss nodes of weight 0."""
+    """Returns value and derivatives of the backend, except those in the weights: its logarithms lose weights of 0."""
     return _value(plan, inputs)
 
 
@@ -77,7 +77,7 @@ def _value(plan: _Plan, inputs: _Inputs) -> Array:
     alive_keys = weights > 0 if key_mask is None else (weights > 0) & key_mask
     if fixed_scale is None or fixed_scale <= 0:
         query, fixed_scale = query * jnp.asarray(scale if fixed_scale is None else fixed_scale, query.dtype), 1.0
-    # far below any logit, and still finite after division by the scale in half precision
+    # far below any logit, but finite after division by the scale in half precision
     floor = max(-1e9, float(jnp.finfo(dtype).min) * min(fixed_scale, 1.0) / 2)
     log_weights = jnp.where(alive_keys, jnp.log(jnp.where(alive_keys, weights, 1)), floor)
     operands = _augment(query, key, value, log_weights, fixed_scale, floor, dtype, _SIZES[backend])
@@ -112,7 +112,7 @@ def _backward(
 ):
     pull_back, inputs = residuals
 
-    # XLA removes this if the weights are constants
+    # XLA removes this if the weights are constant
     def attend(weights: Array) -> Array:
         kernel = ExpDotProduct(inputs.scale if plan.scale is None else plan.scale)
         mask = inputs.key_mask if inputs.pair_mask is None else inputs.pair_mask
@@ -150,7 +150,7 @@ def _check_supported(backend: str, operands: Operands, normalize: bool) -> ExpDo
         if mask is not None and mask.ndim > 1:
             refuse("takes a mask over keys, shape (m,), only", others)
     if backend == "cudnn" and dtypes != {"bfloat16"}:
-        # float16 has no number far enough below its logits to stand for the logarithm of a zero weight
+        # in float16 no number is far enough below the logits to be the logarithm of a zero weight
         refuse(f"takes bfloat16, got {', '.join(sorted(dtypes))}", "cast the inputs, or " + others)
     if backend == "tpu" and "float16" in dtypes:
         refuse("takes float32 or bfloat16, got float16", "cast the inputs, or " + others)
@@ -158,7 +158,7 @@ def _check_supported(backend: str, operands: Operands, normalize: bool) -> ExpDo
 
 
 def _augment(query, key, value, log_weights, scale, floor, dtype, sizes):
-    """Operands with the log weights as two more channels, nodes and depth padded to multiples of ``sizes``."""
+    """Returns operands with the log weights as two more channels; nodes and depth are multiples of ``sizes``."""
     nodes, channels = sizes
     exact = log_weights / scale
     high = exact.astype(dtype)
@@ -184,9 +184,9 @@ def _augment(query, key, value, log_weights, scale, floor, dtype, sizes):
 
 def _xla(query, key, value, mask, scale, is_causal):
     if query.dtype == jnp.float16 and jax.default_backend() != "gpu":
-        # jax.nn asks for float16 products summed in float32, which only GPUs compile
+        # jax.nn asks for float16 products that are summed in float32, which only GPUs compile
         query, key, value = (a.astype(jnp.float32) for a in (query, key, value))
-    with jax.numpy_dtype_promotion("standard"):  # on which its mixed precision relies
+    with jax.numpy_dtype_promotion("standard"):  # jax.nn mixes precisions
         return jax.nn.dot_product_attention(
             query[None], key[None], value[None], mask=mask[None], scale=scale, is_causal=is_causal, implementation="xla"
         )[0]
@@ -194,7 +194,7 @@ def _xla(query, key, value, mask, scale, is_causal):
 
 def _cudnn(query, key, value, mask, scale, is_causal):
     del mask
-    # cuDNN's batching rule wants all operands batched as soon as one is: make each depend on all
+    # cuDNN's batching rule needs all operands batched if one is: make each depend on all
     zero = jnp.where(jnp.isnan(query[0, 0, 0] + key[0, 0, 0] + value[0, 0, 0]), 0, 0).astype(query.dtype)
     operands = [(a + zero)[None] for a in (query, key, value)]
     return jax.nn.dot_product_attention(*operands, scale=scale, is_causal=is_causal, implementation="cudnn")[0]

@@ -31,47 +31,46 @@ def integral_attention(
 ) -> Float[Array, "n h c"]:
     """A_i = Σ_j w_j k(q_i, k_j) v_j / Σ_j w_j k(q_i, k_j), the quadrature of ∫ k v dy / ∫ k dy, per head.
 
-    With k = exp this is softmax(l_ij + log w_j) v; equal weights give ordinary attention. Written for
-    one sample: `jax.vmap` it over a batch of functions (``in_axes=(0, 0, 0, None)`` on one domain,
-    ``in_axes=0`` with a domain per sample). Queries and keys may come from two domains.
+    With k = exp this is softmax(l_ij + log w_j) v; equal weights give ordinary attention. Queries and keys may come
+    from two domains. The arguments are those of one sample: `jax.vmap` maps over a batch of functions
+    (``in_axes=(0, 0, 0, None)`` on one domain, ``in_axes=0`` with a domain per sample).
 
-    Rows without mass (every key masked, of weight zero, or beyond the support of the kernel) are
-    exactly 0 with gradient 0. A node of weight 0 influences nothing, yet its own derivative is the true
-    one, ∂A_i/∂w_j = k_ij (v_j − A_i)/Z_i; where its logit lies so far above the others that
-    exp(l_ij − log Z_i) exceeds the square root of the largest float, that factor is clipped. Without
-    normalisation it is k_ij v_j, clipped where k_ij exceeds the largest float; other derivatives overflow only if
+    A row has no mass if every key is masked, has weight 0, or is beyond the support of the kernel. Such a row is
+    exactly 0, with gradient 0. A node of weight 0 does not contribute, but the derivative in its weight is the true
+    one, ∂A_i/∂w_j = k_ij (v_j − A_i)/Z_i. If the logit of this node is so far above the others that
+    exp(l_ij − log Z_i) exceeds the square root of the largest float, this factor is clipped. Without normalisation
+    the derivative is k_ij v_j, clipped where k_ij exceeds the largest float. All other derivatives overflow only if
     their own value does.
 
     Args:
         query: q_i at the nodes where the output is wanted, shape (n, h, d).
         key: k_j at the nodes of the integral, shape (m, h, d).
         value: v_j, shape (m, h, c).
-        weights: quadrature weights of the keys' domain, shape (m,), in units of length^dim; they cancel
-            up to a factor when normalised. None means 1/m.
-        kernel: any kernel of `jaxop.kernels`, one for all heads or `jaxop.kernels.PerHead`; None means
+        weights: quadrature weights of the keys' domain, shape (m,), in units of length^dim; a common factor cancels
+            if the result is normalised. None means 1/m.
+        kernel: any kernel of `jaxop.kernels` for all heads, or `jaxop.kernels.PerHead`; None means
             ``ExpDotProduct()``, with scale 1/√d. If a kernel has an ``epsilon`` ε, the denominator is
             ∫ k dy + ε Σ_j w_j / m.
-        normalize: whether to divide by ∫ k dy. Signed kernels need False.
+        normalize: whether to divide by ∫ k dy. A signed kernel needs False.
         mask: True where a query may see a key: (m,), (n, m) or (h, n, m).
-        is_causal: whether query i sees keys j ≤ i only; needs n = m.
-        implementation: ``"dense"``: n × m matrices, any derivative that the kernel has. ``"chunked"``: tiles, O(n + m)
-            memory in value and gradient; reverse mode only, of any order. ``"xla"``, ``"cudnn"`` (NVIDIA GPU, half
-            precision) and ``"tpu"`` (Pallas): the stack's own kernels, for the exponentiated dot product;
-            reverse mode only.
-            None means dense up to `DENSE_LIMIT` pairs (an eighth of them for the Fourier integral kernel), and chunked
-            beyond.
+        is_causal: whether query i sees only keys j ≤ i; needs n = m.
+        implementation: ``"dense"`` forms n × m matrices and has every derivative that the kernel has. ``"chunked"``
+            forms tiles; value and gradient take O(n + m) memory, and derivatives of any order are in reverse mode
+            only. ``"xla"``, ``"cudnn"`` (NVIDIA GPU, half precision) and ``"tpu"`` (Pallas) are the kernels of the
+            stack, for the exponentiated dot product and reverse mode only. None means dense up to `DENSE_LIMIT` pairs
+            (an eighth of them for the Fourier integral kernel), and chunked above.
 
     Returns:
-        A of shape (n, h, c) in the dtype of ``value``, accumulated in float32 at least.
+        A of shape (n, h, c) in the dtype of ``value``, accumulated in float32 or wider.
 
     Raises:
-        ValueError: if shapes do not fit, the implementation is unknown, a causal order is asked for between domains
-            of different size, or a signed kernel is to be normalised.
+        ValueError: if shapes do not fit, if the implementation is unknown, if ``is_causal`` and n ≠ m, or if
+            ``normalize`` and the kernel is signed.
         TypeError: if an array is complex, a mask is not boolean, or ``kernel`` is not a `Kernel`.
-        NotImplementedError: if a named implementation cannot do what was asked; nothing falls back.
+        NotImplementedError: if the named implementation does not support the arguments; there is no fallback.
 
-    Cost: O(n m h (d + c)) time for kernels with a fast matrix form; memory as above. Matrix products run
-        at `jax.default_matmul_precision`, which on matrix units is less than float32 unless raised.
+    Cost: O(n m h (d + c)) time for kernels with a fast matrix form; memory as above. Matrix products use
+        `jax.default_matmul_precision`, which on matrix units is below float32 by default.
 
     Source: Calvello, Kovachki, Levine, Stuart, "Continuum Attention for Neural Operators",
         arXiv:2406.06486; the online sum after Milakov, Gimelshein, arXiv:1805.02867, and Rabe, Staats,
@@ -91,7 +90,7 @@ def integral_attention(
 
 
 def integrate(operands: Operands, implementation: str | None, *, normalize: bool = True) -> Float[Array, "n h c"]:
-    """`integral_attention` of checked operands: choose, run, finish."""
+    """Returns `integral_attention` of checked operands."""
     if normalize and operands.kernel.sign == "signed":
         raise ValueError(
             "a signed kernel cannot be normalised: its mass may vanish or change sign. Pass normalize=False for the "
@@ -122,7 +121,7 @@ DENSE_LIMIT = 128 * 128
 
 
 def choose(operands: Operands, implementation: str | None) -> str:
-    """The named implementation; by default dense for few pairs (fewer for costly kernels), and chunked otherwise."""
+    """Returns the named implementation; None means dense for few pairs (fewer for costly kernels), else chunked."""
     if implementation is not None:
         check_name(implementation, "implementation", IMPLEMENTATIONS)
         return implementation
@@ -132,12 +131,12 @@ def choose(operands: Operands, implementation: str | None) -> str:
 
 
 def _with_mass(operands: Operands) -> Operands:
-    """Operands whose unnormalised integral is ∫ k v dy and, in one more channel, the mass, for weights of mean 1."""
+    """Returns operands whose plain integral is ∫ k v dy and, in one more channel, the mass; the mean weight is 1."""
     dtype = operands.dtype
     if operands.weights is None:
         weights = jnp.ones(operands.keys, dtype)
     else:
-        # without mass the sums are 0, and so is the result
+        # without mass the sums are 0, and the result is 0
         weights = relative_weights(operands.weights.astype(dtype))
         mean = jnp.mean(weights)
         weights = weights / jnp.where(mean > 0, mean, 1)

@@ -1,4 +1,4 @@
-"""Linear attention: the dot product as kernel, through moments of keys and values."""
+"""Linear attention: the kernel is the dot product, and moments of keys and values replace all pairs."""
 
 import jax
 import jax.numpy as jnp
@@ -18,22 +18,22 @@ def linear_attention(
     *,
     is_causal: bool = False,
 ) -> Float[Array, "n h c"]:
-    """A_i = Σ_j w_j (q_i·k_j) v_j / Σ_j w_j, through d × c moments; causal: both sums over j ≤ i.
+    """A_i = Σ_j w_j (q_i·k_j) v_j / Σ_j w_j, through d × c moments; if causal, both sums are over j ≤ i.
 
     Args:
         query: q_i, (n, h, d).
         key: k_j, (m, h, d).
         value: v_j, (m, h, c).
-        weights: quadrature weights, (m,), in any unit; None means equal ones.
-        is_causal: whether query i sees keys j ≤ i only; needs n = m.
+        weights: quadrature weights, (m,), in any unit; None means equal weights.
+        is_causal: whether query i sees only keys j ≤ i; needs n = m.
 
     Returns:
-        Shape (n, h, c), in the dtype of ``value``, accumulated in float32 at least. Rows without weight are 0.
+        Shape (n, h, c), in the dtype of ``value``, accumulated in float32 or wider. Rows without weight are 0.
 
     Raises:
         ValueError: if shapes do not fit.
 
-    Cost: O((n + m) h d c) time; O(h d c) memory beyond the arguments, causal n/64 times that.
+    Cost: O((n + m) h d c) time; O(h d c) memory beyond the arguments, n/64 times that if causal.
 
     Source: Katharopoulos, Vyas, Pappas, Fleuret, "Transformers are RNNs", arXiv:2006.16236, with the identity as
         feature map.
@@ -60,7 +60,7 @@ def linear_attention(
 
 @jax.jit
 def _causal_attention(query: Array, key: Array, value: Array, weights: Array) -> Array:
-    """Σ_{j≤i} w_j (q_i·k_j) v_j / Σ_{j≤i} w_j, row i in units of the largest weight up to it."""
+    """Σ_{j≤i} w_j (q_i·k_j) v_j / Σ_{j≤i} w_j, where row i is in units of the largest weight up to i."""
     n = query.shape[0]
     chunk = min(n, _CHUNK)
 
@@ -76,7 +76,7 @@ def _causal_attention(query: Array, key: Array, value: Array, weights: Array) ->
         query, key, value, weights, units = inputs
         share = jnp.where(causal, weights[None, :] / units[:, None], 0)
         former = unit / units
-        # by selection: a later score that overflows must not meet a 0
+        # a selection, because a later score that overflows must not be multiplied by 0
         scores = jnp.where(causal[None], jnp.einsum("nhd,mhd->hnm", query, key), 0) * share[None]
         sums = jnp.einsum("hnm,mhc->nhc", scores, value)
         sums = sums + former[:, None, None] * jnp.einsum("nhd,hdc->nhc", query, moment)
@@ -93,4 +93,4 @@ def _causal_attention(query: Array, key: Array, value: Array, weights: Array) ->
 
 
 _CHUNK = 64
-"""Tokens of a chunk of causal linear attention: inside it scores are formed, before it a moment stands for all."""
+"""Tokens of a chunk of causal linear attention: scores act inside a chunk, a moment replaces all earlier tokens."""

@@ -1,4 +1,4 @@
-"""The commutative monoid of partial integrals, on which every way of splitting an integral is built."""
+"""Commutative monoid of partial integrals; every way of splitting an integral uses it."""
 
 import dataclasses
 import math
@@ -19,7 +19,7 @@ class Partial:
 
     Attributes:
         shift: largest log(w_j k_ij) of the part, shape (n, h); constant under differentiation.
-        mass: Σ_j w_j k_ij · exp(−shift_i), shape (n, h); 0 where nothing has been integrated, else ≥ 1.
+        mass: Σ_j w_j k_ij · exp(−shift_i), shape (n, h); at least 1, or 0 if no key has contributed.
         moment: Σ_j w_j k_ij v_j · exp(−shift_i), shape (n, h, c).
     """
 
@@ -29,7 +29,7 @@ class Partial:
 
 
 def combine(a: Partial, b: Partial) -> Partial:
-    """The integral over the union of two disjoint parts: associative, commutative, exact up to rounding.
+    """Returns the integral over the union of two disjoint parts: associative, commutative, exact up to rounding.
 
     Example:
         >>> import jax.numpy as jnp
@@ -54,19 +54,19 @@ def combine(a: Partial, b: Partial) -> Partial:
 
 
 def finish(part: Partial, normalize: bool = True, *, epsilon: float | Float[Array, ""] = 0.0) -> Float[Array, "*n c"]:
-    """∫ k v dy / (∫ k dy + ε), exactly 0 in rows without mass; without ``normalize``, ∫ k v dy itself.
+    """∫ k v dy / (∫ k dy + ε), exactly 0 in rows without mass; ∫ k v dy if ``normalize`` is False.
 
     Args:
         part: the integrals over the whole domain.
         normalize: whether to divide.
-        epsilon: ε ≥ 0, in units of ∫ k dy; ignored without ``normalize``. If it is traced, rows without mass need
+        epsilon: ε ≥ 0, in units of ∫ k dy; not used if ``normalize`` is False. If it is traced, rows without mass need
             ε > 0.
 
     Raises:
         ValueError: if ``epsilon`` is negative.
 
-    Without normalisation the derivative in the moment is exp(shift). If it overflows although ∫ k v dy does not,
-    differentiate `integral_attention`, which never forms it.
+    Without normalisation the derivative in the moment is exp(shift). If exp(shift) overflows although ∫ k v dy does
+    not, differentiate `integral_attention`, which never forms it.
 
     Example:
         >>> import jax.numpy as jnp
@@ -76,8 +76,8 @@ def finish(part: Partial, normalize: bool = True, *, epsilon: float | Float[Arra
         [0. 0. 0.]
     """
     if not normalize:
-        # in two steps, so that no factor overflows before the product; finite at 0, where 0 · ∞ must not occur
-        # and weightless nodes have their derivative
+        # two steps, so that no factor overflows before the product; finite at 0, where 0 · ∞ would be NaN,
+        # so that nodes of weight 0 have their derivative
         half = jnp.exp(part.shift / 2)[..., None]
         bound = math.sqrt(float(jnp.finfo(half.dtype).max)) / 2
         half = jnp.where(part.moment != 0, half, jnp.minimum(half, bound))
@@ -94,12 +94,12 @@ def finish(part: Partial, normalize: bool = True, *, epsilon: float | Float[Arra
 def split_weights(
     weights: Float[Array, " m"], mask: Bool[Array, " m"] | None = None
 ) -> tuple[Float[Array, " m"], Float[Array, " m"]]:
-    """w_j = exp(a_j) s_j with a_j constant under differentiation and s_j ∈ {1, 0, −1}.
+    """Splits w_j = exp(a_j) s_j, with a_j constant under differentiation and s_j ∈ {1, 0, −1}.
 
-    The magnitude is part of the exponent, where units of length do not overflow or underflow (except for subnormal
-    numbers, which most devices round to 0). The sign is a factor outside, so that a node of weight 0 keeps its true
-    derivative, which a masked logarithm would lose. (The magnitude that a weightless node is given cancels.) A masked
-    node has log magnitude `LOG_ZERO`, and so its value and derivative are 0.
+    The magnitude goes into the exponent, where units of length do not overflow or underflow (except for subnormal
+    numbers, which most devices round to 0). The sign stays a factor, so that a node of weight 0 keeps its true
+    derivative, which a masked logarithm would lose. The magnitude of a node of weight 0 is arbitrary and cancels. A
+    masked node has log magnitude `LOG_ZERO`, so that its value and derivative are 0.
     """
     magnitude = jax.lax.stop_gradient(jnp.abs(weights))
     largest = jnp.max(magnitude)
@@ -111,9 +111,9 @@ def split_weights(
 
 
 def log_clip(dtype: jnp.dtype, *, normalize: bool = True) -> float:
-    """Largest exponent of a weightless node whose kernel value exceeds those of all nodes that carry weight.
+    """Returns the largest exponent of a node of weight 0 whose kernel value exceeds those of all weighted nodes.
 
-    Under normalisation it is multiplied by a cotangent of the same size; the product must stay finite.
+    With normalisation a cotangent of the same size multiplies exp of it, and the product must stay finite.
     """
     largest = math.log(float(jnp.finfo(dtype).max))
     return largest / 2 if normalize else largest - 1
@@ -128,9 +128,9 @@ def accumulate_tile(
     sign: str,
     clip: float,
 ) -> Partial:
-    """The partial integral of one head from its matrix of (log) kernel values.
+    """Returns the partial integral of one head from its matrix of (log) kernel values.
 
-    ``clip`` bounds the exponent of a weightless node relative to the largest one that carries weight.
+    ``clip`` bounds the exponent of a node of weight 0 relative to the largest exponent of the weighted nodes.
     """
     augmented = jnp.concatenate([value, jnp.ones_like(value[:, :1])], axis=1)
     if sign == "signed":
@@ -150,7 +150,7 @@ def integrate_tile(
     signs: Float[Array, " m"],
     mask: Bool[Array, "n m"] | None,
 ) -> Float[Array, "n c"]:
-    """Σ_j w_j k_ij v_j of one head from its matrix of log kernel values, with derivatives as large as the result."""
+    """Returns Σ_j w_j k_ij v_j of one head from log kernel values, with derivatives as large as the result."""
     shift, logits = shifted_logits(tile, log_weights, signs, mask)
     half = half_shift(shift)
     densities = halved_densities(logits, half, signs) * signs[None, :]
@@ -158,14 +158,14 @@ def integrate_tile(
 
 
 def half_shift(shift: Float[Array, " n"]) -> Float[Array, " n"]:
-    """The exponent of exp(shift/2), which multiplies a sum on both sides so that neither factor overflows alone."""
+    """Returns the exponent of exp(shift/2), which multiplies a sum twice, so that neither factor overflows alone."""
     return jax.lax.stop_gradient(jnp.minimum(shift / 2, log_clip(shift.dtype, normalize=False)))
 
 
 def halved_densities(
     logits: Float[Array, "n m"], half: Float[Array, " n"], signs: Float[Array, " m"]
 ) -> Float[Array, "n m"]:
-    """exp(l_ij − half_i); for a weightless node, whose own derivative alone needs it, exp(l_ij) is bounded."""
+    """exp(l_ij − half_i), where exp(l_ij) of a node of weight 0 is bounded, as only its own derivative needs it."""
     clip = log_clip(logits.dtype, normalize=False)
     bound = jnp.where(signs[None, :] == 0, clip - jnp.maximum(half, 0)[:, None], clip)
     return jnp.exp(jnp.minimum(logits - half[:, None], bound))
@@ -178,7 +178,7 @@ def tile_densities(
     mask: Bool[Array, "n m"] | None,
     clip: float,
 ) -> tuple[Float[Array, " n"], Float[Array, "n m"]]:
-    """A shift per row and |w_j| k_ij exp(−shift_i), from a matrix of log kernel values."""
+    """Returns a shift per row and |w_j| k_ij exp(−shift_i), from a matrix of log kernel values."""
     shift, logits = shifted_logits(tile, log_weights, signs, mask)
     return shift, jnp.exp(jnp.minimum(logits - shift[:, None], clip))
 
@@ -189,12 +189,12 @@ def shifted_logits(
     signs: Float[Array, " m"],
     mask: Bool[Array, "n m"] | None,
 ) -> tuple[Float[Array, " n"], Float[Array, "n m"]]:
-    """The largest log(|w_j| k_ij) of each row over nodes that carry weight, and all of these logarithms."""
+    """Returns the largest log(|w_j| k_ij) of each row over nodes of weight > 0, and all these logarithms."""
     logits = tile + log_weights[None, :]
     if mask is not None:
         logits = jnp.where(mask, logits, LOG_ZERO)
     largest = jnp.max(jnp.where((signs != 0)[None, :], logits, LOG_ZERO), axis=1)
-    # if no node that a row sees has weight, all of them count for the derivative
+    # if all nodes that a row sees have weight 0, all of them count for the derivative
     largest = jnp.where(largest > LOG_ZERO / 2, largest, jnp.max(logits, axis=1))
     # the floor keeps exp(LOG_ZERO - shift) = 0 in rows where every key is masked
     return jax.lax.stop_gradient(jnp.maximum(largest, LOG_ZERO / 2)), logits

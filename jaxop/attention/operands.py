@@ -1,4 +1,4 @@
-"""The operands of every form of attention, checked once."""
+"""Operands of every form of attention, checked once."""
 
 import dataclasses
 import functools
@@ -19,22 +19,22 @@ from jaxop.kernels.base import as_kernel
 K = TypeVar("K")
 
 Mask = Bool[Array, " m"] | Bool[Array, "n m"] | Bool[Array, "h n m"]
-"""True where a query may see a key: shared by the queries, by the heads, or one per head."""
+"""True where a query may see a key: (m,) for all queries, (n, m) for all heads, or one matrix per head."""
 
 
 @functools.partial(register, static=("is_causal",))
 @dataclasses.dataclass(frozen=True)
 class Operands:
-    """The arrays of one attention call, and the kernel between them; `check_operands` makes them.
+    """Arrays of one attention call and the kernel between them; `check_operands` builds them.
 
     Attributes:
         query: q_i, (n, h, d).
         key: k_j, (m, h, d).
         value: v_j, (m, h, c).
         weights: the measure of the keys, (m,); None means 1/m.
-        kernel: k, one for all heads or `jaxop.kernels.PerHead`.
+        kernel: a kernel k for all heads, or `jaxop.kernels.PerHead`.
         mask: True where a query may see a key: (m,), (n, m) or (h, n, m).
-        is_causal: whether query i sees keys j ≤ i only.
+        is_causal: whether query i sees only keys j ≤ i.
     """
 
     query: Float[Array, "n h d"]
@@ -67,7 +67,7 @@ class Operands:
 
     @property
     def pair_mask(self) -> Mask | None:
-        """The mask with the causal order in it."""
+        """The mask, including the causal order."""
         if not self.is_causal:
             return self.mask
         causal = jnp.tri(self.queries, dtype=bool)
@@ -78,11 +78,11 @@ class Operands:
         return (causal if self.mask.ndim == 2 else causal[None]) & self.mask
 
     def measure(self, dtype: jnp.dtype) -> Float[Array, " m"]:
-        """The weights of the keys."""
+        """Returns the weights of the keys."""
         return uniform_weights(self.keys, dtype) if self.weights is None else self.weights.astype(dtype)
 
     def with_value(self, value: ArrayLike) -> "Operands":
-        """The same queries, keys and kernel with other values.
+        """Returns operands with the same queries, keys and kernel, and other values.
 
         Raises:
             ValueError: if the values do not fit the keys.
@@ -102,10 +102,10 @@ def check_operands(
     mask: ArrayLike | None = None,
     is_causal: bool = False,
 ) -> Operands:
-    """The arrays of an attention call as JAX arrays that fit each other and the kernel.
+    """Returns the arrays of an attention call as JAX arrays that fit each other and the kernel.
 
     Raises:
-        ValueError: if shapes do not fit, or a causal order is asked for between domains of different size.
+        ValueError: if shapes do not fit, or if ``is_causal`` and there are not as many queries as keys.
         TypeError: if an array is complex, a mask is not boolean, or ``kernel`` is not a `Kernel`.
     """
     query, key, value = (as_float(a, name) for a, name in ((query, "query"), (key, "key"), (value, "value")))
@@ -146,7 +146,7 @@ def _check_value(value: Array, m: int, heads: int) -> None:
 
 def _check_mask(mask: Array, n: int, m: int, heads: int) -> None:
     if mask.dtype != jnp.bool_:
-        raise TypeError(f"mask must be boolean with True = attend, got {mask.dtype}; compare it, e.g. mask > 0.")
+        raise TypeError(f"mask must be boolean with True = attend, got {mask.dtype}; compare it, for example mask > 0.")
     if mask.shape not in ((m,), (n, m), (heads, n, m)):
         raise ValueError(
             f"mask must have shape (m,) = ({m},), (n, m) = ({n}, {m}) or (h, n, m) = ({heads}, {n}, {m}), "
@@ -155,7 +155,7 @@ def _check_mask(mask: Array, n: int, m: int, heads: int) -> None:
 
 
 def _check_fit(kernel: Kernel | PerHead, heads: int, depth: int, dtype: jnp.dtype) -> None:
-    """Refuses kernels of another number of heads, and those that do not map one pair to one number."""
+    """Raises ``ValueError`` unless the kernel fits the heads and maps one query and one key to a number."""
     if isinstance(kernel, PerHead):
         if kernel.heads != heads:
             raise ValueError(
@@ -170,23 +170,23 @@ def _check_fit(kernel: Kernel | PerHead, heads: int, depth: int, dtype: jnp.dtyp
         shape = jax.eval_shape(cast_kernel(kernel, dtype), node, node).shape
     except TypeError as error:
         raise ValueError(
-            f"kernel fails for one query and one key of shape ({depth},): {error} If its parameters carry an axis "
+            f"kernel fails for one query and one key of shape ({depth},): {error} If its parameters have an axis "
             "of heads, pass kernels.PerHead(kernel)."
         ) from error
     if shape != ():
         raise ValueError(
             f"kernel must map one query and one key of shape ({depth},) to a scalar, got shape {shape}; sum over "
-            "the channels, or pass kernels.PerHead(kernel) if its parameters carry an axis of heads."
+            "the channels, or pass kernels.PerHead(kernel) if its parameters have an axis of heads."
         )
 
 
 def accumulation_dtype(*arrays: Array) -> jnp.dtype:
-    """Float32, or float64 if any input is."""
+    """Returns float32, or float64 if any input is float64."""
     return jnp.dtype("float64" if any(array.dtype == jnp.float64 for array in arrays) else "float32")
 
 
 def cast_kernel(kernel: K, dtype: jnp.dtype) -> K:
-    """The kernel with its floating leaves in the accumulation dtype."""
+    """Returns the kernel with its floating-point leaves in the accumulation dtype."""
 
     def cast(leaf):
         is_floating = isinstance(leaf, jax.Array | np.ndarray | np.generic) and jnp.issubdtype(leaf.dtype, jnp.floating)

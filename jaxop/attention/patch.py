@@ -33,21 +33,20 @@ def patch_attention(
 ) -> Float[Array, "p s h c"]:
     """A_j(x) = Σ_k softmax_k(⟨Q_j, K_k⟩) V_k(x), ⟨Q_j, K_k⟩ = ∫_patch Q_j(x)·K_k(x) dx, per head.
 
-    A token is a function on the reference patch, so the score does not depend on how many nodes sample
-    it, and the values mix at the same place x within the patch. This is `integral_attention` over the
-    patches, equally weighted, of the vectors √w_i Q(x_i): every kernel works. A kernel of distances (the
-    Gaussian) takes the L2 distance of two functions, and √d counts the channels. If log k is a sum over channels (the
-    Fourier integral kernel, the intersection), it is integrated: log k(Q_j, K_k) = ∫_patch log k(Q_j(x), K_k(x)) dx.
-    For the Fourier integral kernel the integrand is singular where R |Q_j − K_k| passes a multiple of π, and the
-    quadrature loses its order there.
+    A token is a function on the reference patch. The score does not depend on how many nodes sample the function, and
+    the values mix at the same place x of all patches. This is `integral_attention` over equally weighted patches,
+    applied to the vectors √w_i Q(x_i), with any kernel. A kernel of distances (the Gaussian) takes the L2 distance of
+    two functions, and √d counts the channels. If log k is a sum over channels (the Fourier integral kernel, the
+    intersection), it is integrated: log k(Q_j, K_k) = ∫_patch log k(Q_j(x), K_k(x)) dx. For the Fourier integral
+    kernel the integrand is singular where R |Q_j − K_k| passes a multiple of π. The quadrature loses its order there.
 
     Args:
         query: p functions of d channels and h heads at the s nodes of a patch, (p, s, h, d).
         key: q functions, (q, s, h, d).
         value: q functions, (q, s, h, c).
         weights: quadrature weights of ONE patch in the measure of the whole domain, (s,), in units of
-            length^dim; see `patch_weights`. None means 1/(q s), a domain of measure 1. Inner products are
-            differentiable in weights of 0, other kernels in positive ones.
+            length^dim; see `patch_weights`. None means 1/(q s), a domain of measure 1. Inner products can be
+            differentiated in weights of 0, other kernels only in positive weights.
         kernel: a kernel of `jaxop.kernels` that is not signed, one for all heads or `jaxop.kernels.PerHead`; None means
             ``ExpDotProduct(scale=1.0)``. The d of 1/√d counts the channels.
         mask: True where a query patch may see a key patch: (q,), (p, q) or (h, p, q).
@@ -57,9 +56,9 @@ def patch_attention(
         Functions on the patches, (p, s, h, c), in the dtype of ``value``.
 
     Raises:
-        ValueError: for shapes that do not fit, a signed kernel, and as `integral_attention`.
-        NotImplementedError: for a `Projected` kernel, or if some parts of a kernel are sums over channels and
-            others are not.
+        ValueError: if shapes do not fit, the kernel is signed, or for the reasons of `integral_attention`.
+        NotImplementedError: if the kernel is `Projected`, or if some parts of it are sums over channels and others
+            are not.
 
     Cost: O(p q s h (d + c)).
 
@@ -95,12 +94,12 @@ def patch_attention(
     if kernel is not None and kernel.is_additive:
         kernel, factors = _over_patch(kernel, weights), (jnp.ones_like(root),) * 2
     elif kernel is None or isinstance(one_head(kernel), ExpDotProduct):
-        # r Q · (w/r) K is w Q·K for every r: the derivative in a weight of 0 survives
+        # r Q · (w/r) K is w Q·K for every r, so that the derivative in a weight of 0 survives
         root = jax.lax.stop_gradient(jnp.where(weights > 0, root, 1))
         factors = root, weights / root
 
     def vectors(functions: Array, factor: Array) -> Array:
-        # half precision rounds the functions, not the measure
+        # half precision rounds the functions but not the measure
         scaled = (functions.astype(dtype) * factor[None, :, None, None]).astype(functions.dtype)
         return jnp.moveaxis(scaled, 2, 1).reshape(scaled.shape[0], scaled.shape[2], -1)
 
@@ -123,9 +122,9 @@ def spectral_patch_attention(
 ) -> Float[Array, "2 m p h c"]:
     """`patch_attention` between band-limited functions given by their Fourier coefficients.
 
-    By Parseval ∫_patch Q·K dx = w Σ_k Re conj(Q̂(k))·K̂(k) over the kept coefficients, and mixing by
-    softmax weights is linear. Queries and keys therefore never return to physical space; values return once, by
-    `spectral.synthesis` of the result. The cost does not depend on the number of nodes.
+    By Parseval's identity ∫_patch Q·K dx = w Σ_k Re conj(Q̂(k))·K̂(k) over the kept coefficients, and mixing by
+    softmax weights is linear. Only the result returns to physical space, by `spectral.synthesis`. The cost does not
+    depend on the number of nodes.
 
     Args:
         query: coefficients of p functions in the scaling of `spectral.analysis`, (2, m, p, h, d).
@@ -142,7 +141,7 @@ def spectral_patch_attention(
         Coefficients (2, m, p, h, c).
 
     Raises:
-        ValueError: as `patch_attention`.
+        ValueError: for the reasons of `patch_attention`.
         NotImplementedError: if the kernel is a sum over channels.
 
     Cost: O(p q m h (d + c)).
@@ -161,7 +160,7 @@ def spectral_patch_attention(
     kernel = _check_kernel(kernel)
     if kernel is not None and kernel.is_additive:
         raise NotImplementedError(
-            f"{type(one_head(kernel)).__name__} is a sum over channels and nodes, which coefficients do not know; "
+            f"{type(one_head(kernel)).__name__} is a sum over channels and nodes, which coefficients do not have; "
             "use patch_attention."
         )
     root = jnp.sqrt(jnp.asarray(weight, query.dtype))
@@ -180,7 +179,7 @@ def spectral_patch_attention(
 @functools.partial(register, static=("sign", "epsilon"))
 @dataclasses.dataclass(frozen=True)
 class _OverPatch(Kernel):
-    """log k(Q, K) = Σ_i w_i log k(Q(x_i), K(x_i)) of functions given as vectors, node after node."""
+    """log k(Q, K) = Σ_i w_i log k(Q(x_i), K(x_i)) of functions, each a vector that holds node after node."""
 
     kernel: Kernel
     weights: Array
@@ -216,7 +215,7 @@ def _over_patch(kernel: Kernel | PerHead, weights: Array) -> Kernel | PerHead:
 
 
 def patch_weights(cut: Partition) -> Float[Array, " s"]:
-    """The quadrature weights that all patches of a partition share, (s,), in the measure of the whole.
+    """Returns the quadrature weights that all patches of a partition share, (s,), in the measure of the whole domain.
 
     Args:
         cut: a partition of a grid, see `jaxop.domains.partition`.
@@ -225,7 +224,7 @@ def patch_weights(cut: Partition) -> Float[Array, " s"]:
         One weight per node of a patch.
 
     Raises:
-        ValueError: if the patches differ, so that they are not copies of one reference patch.
+        ValueError: if the patches are not copies of one reference patch.
 
     Example:
         >>> from jaxop import attention, domains
@@ -238,14 +237,14 @@ def patch_weights(cut: Partition) -> Float[Array, " s"]:
         rows = np.asarray(weights) if is_concrete(weights) else None
         if rows is None or not np.allclose(rows, rows[:1], rtol=1e-5, atol=0):
             raise ValueError(
-                "patch attention needs patches that carry the same quadrature weights, but those of a grid with rules "
-                f"{cut.domain.rules} differ; build it with rule='midpoint' or 'periodic'."
+                "patch attention needs patches with the same quadrature weights, but they differ for a grid with rules "
+                f"{cut.domain.rules}; build it with rule='midpoint' or 'periodic'."
             )
     return weights[0]
 
 
 def _check(query, key, value, patches=0):
-    """Refuses keys that do not fit the queries, and values that do not fit the keys; axis ``patches`` holds patches."""
+    """Raises ``ValueError`` unless keys fit queries and values fit keys; axis ``patches`` holds patches."""
     (heads, depth), q = query.shape[-2:], key.shape[patches]
     if key.shape[-2:] != (heads, depth):
         raise ValueError(
@@ -256,15 +255,15 @@ def _check(query, key, value, patches=0):
 
 
 def _check_kernel(kernel: Kernel | PerHead | None) -> Kernel | PerHead | None:
-    """Refuses kernels whose meaning between functions is undefined or ambiguous."""
+    """Raises an error if the meaning of the kernel between functions is undefined or ambiguous."""
     if kernel is None:
         return None
     kernel = kernel if isinstance(kernel, PerHead) else as_kernel(kernel)
     name = type(one_head(kernel)).__name__
     if kernel.sign == "signed":
         raise ValueError(
-            f"a signed kernel cannot be normalised, and attention between functions does, got {name}; use a "
-            "positive or nonnegative one."
+            f"a signed kernel cannot be normalised, but attention between functions is, got {name}; use a "
+            "positive or nonnegative kernel."
         )
     if kernel.is_additive:
         return kernel
@@ -274,12 +273,12 @@ def _check_kernel(kernel: Kernel | PerHead | None) -> Kernel | PerHead | None:
         if part.is_additive:
             raise NotImplementedError(
                 f"{type(part).__name__} is a sum over channels and nodes, but other parts of {name} are not; between "
-                "functions, combine only kernels that are sums over channels, or only others."
+                "functions, combine only kernels that are sums over channels, or only kernels that are not."
             )
         if isinstance(part, Projected):
             raise NotImplementedError(
-                "Projected maps the channels of one vector, and a function on a patch has one at every node; project "
-                "query and key first and pass the kernel within."
+                "Projected maps the channels of one vector, but a function on a patch has a vector at every node; "
+                "project query and key first and pass the inner kernel."
             )
     return kernel
 
@@ -294,12 +293,12 @@ def _attend(
     implementation: str | None,
 ) -> Array:
     """Mixes tokens (q, h, ...) by the attention of vectors (p, h, k) and (q, h, k), functions of ``depth`` channels."""
-    # channels count, not nodes: the length of the vectors depends on the resolution
+    # the number of channels, because the length of the vectors depends on the resolution
     kernel = ExpDotProduct(scale=1.0) if kernel is None else kernel.with_depth(depth)
     (p, heads), q, length = query.shape[:2], key.shape[0], math.prod(tokens.shape[2:])
     attend = functools.partial(integral_attention, kernel=kernel, mask=mask, implementation=implementation)
     if q < length and p * q <= DENSE_LIMIT:
-        # few long tokens: first the small matrix of softmax weights (attention of the unit tokens), then one product
+        # few long tokens: form the small matrix of softmax weights (attention of the unit tokens), then one product
         unit = jnp.broadcast_to(jnp.eye(q, dtype=query.dtype)[:, None, :], (q, heads, q))
         matrix = attend(query, key, unit).astype(tokens.dtype)
         mixed = jnp.matmul(jnp.moveaxis(matrix, 1, 0), jnp.moveaxis(tokens.reshape(q, heads, length), 1, 0))

@@ -1,4 +1,4 @@
-"""Sets of functions: generated problems, readers of a user's arrays, statistics and batches."""
+"""Sets of functions: generated problems, readers of arrays and files, statistics and batches."""
 
 from jaxop.data.classification import ExampleBatch as ExampleBatch
 from jaxop.data.classification import Examples as Examples

@@ -1,4 +1,4 @@
-"""Random numbers by index, double precision and checks of counts, shared by the generated problems."""
+"""What generated problems share: random numbers by index, double precision and checks of counts."""
 
 import contextlib
 import functools
@@ -9,12 +9,12 @@ import numpy as np
 
 
 def generator(seed: int, *index: int) -> np.random.Generator:
-    """Independent random stream number ``index`` of a seed; it does not depend on the streams drawn before."""
+    """Returns the random stream number ``index`` of a seed, which does not depend on other streams."""
     return np.random.Generator(np.random.Philox(seed_sequence(seed, *index)))
 
 
 def seed_sequence(seed: int, *index: int) -> np.random.SeedSequence:
-    """The seed of one stream of `generator`."""
+    """Returns the seed of one stream of `generator`."""
     if seed < 0:
         raise ValueError(f"seed must be a non-negative integer, got {seed}.")
     return np.random.SeedSequence(entropy=seed, spawn_key=index)
@@ -27,7 +27,7 @@ def check_count(count: int, argument: str, *, smallest: int) -> None:
 
 
 def check_numbers(samples: int, first: int) -> range:
-    """The sample numbers first, …, first + samples − 1 of a generated problem."""
+    """Returns the sample numbers first, …, first + samples − 1 of a generated problem."""
     check_count(samples, "samples", smallest=1)
     check_count(first, "first", smallest=0)
     return range(first, first + samples)
@@ -35,7 +35,7 @@ def check_numbers(samples: int, first: int) -> range:
 
 @contextlib.contextmanager
 def double_precision() -> Iterator[None]:
-    """JAX in float64 on the host, under its standard promotion rules, until the block ends."""
+    """Switches JAX to float64 on the host, under its standard promotion rules, until the block ends."""
     with (
         jax.enable_x64(True),
         jax.default_device(_host()),
@@ -47,7 +47,7 @@ def double_precision() -> Iterator[None]:
 
 @functools.cache
 def _host() -> jax.Device | None:
-    """Returns the CPU, or None, JAX's default device, if ``JAX_PLATFORMS`` leaves the CPU out."""
+    """Returns the CPU, or None (JAX's default device) if ``JAX_PLATFORMS`` does not include the CPU."""
     try:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError:

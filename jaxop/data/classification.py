@@ -1,4 +1,4 @@
-"""Sets of labelled examples: sequences of tokens with their successors, images with their classes."""
+"""Sets of labelled examples: sequences of tokens with the tokens that follow, images with their classes."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ from jaxop.data.samples import checked_indices
 @register
 @dataclasses.dataclass(frozen=True)
 class ExampleBatch:
-    """A batch of labelled examples in JAX arrays: a pytree.
+    """A batch of labelled examples in JAX arrays; it is a pytree.
 
     Attributes:
         inputs: shape (b, …), integers (tokens) or floats.
-        labels: classes, shape (b,) for one per example or (b, n) for one per token.
+        labels: classes, shape (b,) with one per example, or (b, n) with one per token.
         index: number of each example in its set, shape (b,).
     """
 
@@ -30,7 +30,7 @@ class ExampleBatch:
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Examples:
-    """N pairs of an input and its label, checked when built.
+    """N pairs of an input and its label, checked when they are built.
 
     Args:
         inputs: shape (N, …), integers (tokens) or real numbers.
@@ -39,7 +39,7 @@ class Examples:
     Raises:
         TypeError: if labels are not integers, inputs are not real numbers, or an array is masked.
         ValueError: if the set is empty, the numbers of inputs and labels differ, a label is negative, or an input
-            is not finite (the message names the first).
+            is not finite. The message names the first bad entry.
 
     Example:
         >>> import numpy as np
@@ -79,7 +79,7 @@ class Examples:
         return f"Examples({len(self)} of shape {self.inputs.shape[1:]}, {self.inputs.dtype})"
 
     def __getitem__(self, indices: slice | Sequence[SupportsIndex] | Int[np.ndarray | Array, " b"]) -> ExampleBatch:
-        """Returns the examples of the given numbers, in that order."""
+        """Returns the examples of the given numbers, in their order."""
         index = checked_indices(indices, len(self), "examples")
 
         def to_jax(rows: np.ndarray) -> Array:
@@ -91,25 +91,25 @@ class Examples:
         """Returns the set of the given examples."""
         index = checked_indices(indices, len(self), "examples")
         if not index.size:
-            raise ValueError(f"indices select none of the {len(self)} examples; a set needs at least one.")
+            raise ValueError(f"indices do not select any of the {len(self)} examples; a set needs at least one.")
         return Examples(self.inputs[index], self.labels[index])
 
 
 def text_windows(tokens: Integer[np.ndarray, " n"], context: int) -> Examples:
-    """A text cut into windows of ``context`` tokens, each labelled by the tokens that follow.
+    """Cuts a text into windows of ``context`` tokens, each labelled by the tokens that follow.
 
-    Windows do not overlap and the remainder is left out, so every token is predicted once.
+    Windows do not overlap, and the rest of the text is not used, so that every token is predicted once.
 
     Args:
         tokens: the text as token numbers.
-        context: n, length of a window.
+        context: length n of a window.
 
     Returns:
         `Examples` with inputs t_0 … t_{n−1} and labels t_1 … t_n.
 
     Raises:
-        TypeError: if ``tokens`` is not a row of integers (a string, for instance) or ``context`` is not an integer.
-        ValueError: if the text is shorter than one window and the token after it.
+        TypeError: if ``tokens`` is not a row of integers (a string, for example), or ``context`` is not an integer.
+        ValueError: if the text is shorter than one window and the next token.
 
     Example:
         >>> import numpy as np

@@ -1,4 +1,4 @@
-"""Mean and standard deviation of a set of functions, and the normalisation made of them."""
+"""Mean and standard deviation of a set of functions, and normalisation by them."""
 
 import dataclasses
 import warnings
@@ -31,16 +31,16 @@ class Statistics:
 def statistics(values: ArraySource, domain: Domain | Decomposed) -> Statistics:
     """μ_c = Σ_s ∫ u_sc dx / Σ_s |D_s| and σ_c² = Σ_s ∫ (u_sc − μ_c)² dx / Σ_s |D_s|.
 
-    The integrals are quadratures on the samples' domain, so refining a grid, or padding with nodes of
-    weight 0, does not change the statistics. Accumulated in float64 by blocks of samples, relative to
-    the first value and merged by Chan's update, so that a large mean costs no accuracy. A channel
-    whose σ is at the rounding level of its dtype, σ ≤ ε |μ|, is constant: its σ is given as 1, so that
-    normalising it yields 0 and never NaN. If only JAX's default dtype, to which the values will be rounded,
-    is too coarse for a channel, a warning says so.
+    The integrals are quadratures on the samples' domain, so that a finer grid, or padding with nodes of
+    weight 0, does not change the statistics. They accumulate in float64 by blocks of samples, relative to
+    the first value, and are merged by Chan's update, so that a large mean costs no accuracy. If σ ≤ ε |μ|, the
+    deviation of a channel is at the rounding level of its dtype. The channel then counts as constant with σ = 1, so
+    that normalising it yields 0 and never NaN. If a channel is constant only because of JAX's default dtype, to which
+    the values will be rounded, a warning says so.
 
     Args:
         values: samples of functions, shape (N, n, c); may be read lazily, in blocks.
-        domain: their domain, shared or stacked.
+        domain: the domain of the samples, shared or stacked.
 
     Returns:
         `Statistics` in JAX's default floating dtype. Cost: one pass over the values.
@@ -88,7 +88,7 @@ def statistics(values: ArraySource, domain: Domain | Decomposed) -> Statistics:
         channel = first_index(lost)
         warnings.warn(
             f"channel {channel} of values varies by {std[channel]:.3g} around {mean[channel]:.9g}, which {dtype} "
-            f"cannot resolve: it counts as constant. Subtract {mean[channel]:.3g} from it beforehand, or call "
+            f"cannot resolve: it counts as constant. Subtract {mean[channel]:.3g} from it first, or call "
             "jax.config.update('jax_enable_x64', True) first.",
             UserWarning,
             stacklevel=2,
@@ -98,11 +98,11 @@ def statistics(values: ArraySource, domain: Domain | Decomposed) -> Statistics:
 
 
 def normalize(values: Real[Array | np.ndarray, "... c"], statistics: Statistics) -> Float[Array, "... c"]:
-    """(u − μ)/σ for every channel, in the dtype of the values; computed in float32 at least.
+    """(u − μ)/σ for every channel, in the dtype of the values; computed in float32 or wider.
 
     Args:
         values: shape (..., c).
-        statistics: those of the training set, also for values from another set.
+        statistics: statistics of the training set, also for values of another set.
 
     Returns:
         Values without units.
@@ -122,16 +122,16 @@ def normalize(values: Real[Array | np.ndarray, "... c"], statistics: Statistics)
 
 
 def denormalize(values: Real[Array | np.ndarray, "... c"], statistics: Statistics) -> Float[Array, "... c"]:
-    """μ + σ u for every channel: the inverse of `normalize`.
+    """μ + σ u for every channel, the inverse of `normalize`.
 
     Physical units need digits: 101325 and 101625 are the same number in bfloat16, and both are infinite in float16.
 
     Args:
         values: shape (..., c), without units.
-        statistics: of the training set.
+        statistics: statistics of the training set.
 
     Returns:
-        Values in the units of the statistics, in float32 or the widest of the dtypes of both.
+        Values in the units of the statistics, in float32 or the wider dtype of both.
 
     Raises:
         ValueError: if the numbers of channels differ.
@@ -148,7 +148,7 @@ def denormalize(values: Real[Array | np.ndarray, "... c"], statistics: Statistic
 
 
 def _prepare(values: Array | np.ndarray, statistics: Statistics) -> tuple[np.dtype, Array, Array, Array]:
-    """Returns the floating dtype of the values, and values, mean and deviation in one precision and rank."""
+    """Returns the floating dtype of the values; and values, mean and deviation in one precision and rank."""
     check_type(statistics, "statistics", Statistics, "data.Statistics, such as data.statistics(values, domain)")
     result = as_float(values, "values")
     channels = statistics.mean.shape[0]

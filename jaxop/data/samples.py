@@ -1,4 +1,4 @@
-"""Sets of sampled functions and the batches drawn from them."""
+"""Sets of sampled functions, and batches from them."""
 
 import dataclasses
 import functools
@@ -25,11 +25,11 @@ from jaxop.data._support import seed_sequence
 from jaxop.domains import Decomposed, Domain, Grid
 from jaxop.domains.domain import as_domain
 
-_BLOCK = 2**22  # numbers in memory at once while a set is scanned: 32 MiB of float64
-_ORDER = 0x6F72  # the random stream of the order of samples, apart from those of generated problems
+_BLOCK = 2**22  # numbers in memory at once while a set is scanned, 32 MiB of float64
+_ORDER = 0x6F72  # the random stream of the order of samples, which generated problems do not use
 
 Rows = slice | EllipsisType | SupportsIndex | Sequence[int] | np.ndarray
-"""Which rows of an array: a slice, all of them, or their numbers."""
+"""Rows of an array: a slice or numbers of rows."""
 
 
 @runtime_checkable
@@ -57,13 +57,13 @@ class ArraySource(Protocol):
 @register
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """A batch of input and target functions with their domains, in JAX arrays: a pytree.
+    """A batch of input and target functions with their domains, in JAX arrays; it is a pytree.
 
     Attributes:
         inputs: shape (b, n, c_in).
         targets: shape (b, k, c_out).
         domain: domain of the inputs, shared or stacked.
-        at: domain of the targets; None means that of the inputs.
+        at: domain of the targets; None means ``domain``.
         initial: data given at the first node, shape (b, c0); None if the set has no initial data.
         index: number of each sample in its set, shape (b,).
     """
@@ -77,30 +77,30 @@ class Batch:
 
     @property
     def target_domain(self) -> Domain:
-        """The domain the targets are sampled on."""
+        """The domain of the targets."""
         return as_domain(self.domain if self.at is None else self.at, "at")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Samples:
-    """N pairs of functions (u_s, v_s): inputs u_s(x_i) and targets v_s(y_j), checked when built.
+    """N pairs of functions (u_s, v_s): inputs u_s(x_i) and targets v_s(y_j), checked when they are built.
 
-    Arrays stay where they are, in memory or in a file. `samples[indices]` reads the rows and hands them
-    to JAX. float64 becomes float32 unless x64 is enabled; one warning says so.
+    Arrays stay where they are, in memory or in a file. `samples[indices]` reads rows into JAX arrays. float64 becomes
+    float32 unless x64 is enabled; one warning says so.
 
     Args:
         inputs: shape (N, n, c_in); an array, or anything that reads rows (`ArraySource`).
         targets: shape (N, k, c_out).
-        domain: domain of the inputs: one for all, or stacked with N (`jaxop.domains.stack`); or a decomposition of
+        domain: domain of the inputs: one for all, or N in a stack (`jaxop.domains.stack`), or the decomposition of
             one (`jaxop.schwarz.Decomposition`), for operators that use its subdomains.
-        at: domain of the targets, shared or stacked; None means that of the inputs.
-        initial: data given at the first node, shape (N, c0), for operators that take it.
+        at: domain of the targets, shared or stacked; None means ``domain``.
+        initial: data given at the first node, shape (N, c0), for operators that need them.
 
     Raises:
-        TypeError: if an argument is not a real array or not a domain, or is a masked array, an array of times
-            or an array with a unit: these carry more than numbers.
-        ValueError: if the set is empty, shapes do not fit each other or the domain, the domains have
-            different dimensions, or a value is not finite (the message names the first).
+        TypeError: if an argument is not a real array or not a domain. Masked arrays, arrays of times and arrays with
+            a unit are not accepted, because they carry more than numbers.
+        ValueError: if the set is empty, shapes do not fit each other or the domain, the domains have different
+            dimensions, or a value is not finite. The message names the first bad entry.
 
     Example:
         >>> import numpy as np
@@ -137,7 +137,7 @@ class Samples:
             )
         if at.dim != domain.dim:
             raise ValueError(
-                f"at has dimension {at.dim} but domain has dimension {domain.dim}; "
+                f"at has dimension {at.dim}, but domain has dimension {domain.dim}; "
                 "an operator maps between functions on one space: build both grids with the same number of axes."
             )
         if self.initial is not None and (len(self.initial.shape) != 2 or self.initial.shape[0] != count):
@@ -157,7 +157,7 @@ class Samples:
         return self.inputs.shape[0]
 
     def __getitem__(self, indices: slice | Sequence[SupportsIndex] | Int[np.ndarray | Array, " b"]) -> Batch:
-        """Returns the samples of the given numbers, in that order, as a `Batch`; repeated numbers are allowed."""
+        """Returns the samples of the given numbers as a `Batch`, in their order; numbers may repeat."""
         index = checked_indices(indices, len(self), "samples")
         return Batch(
             inputs=_to_jax(_rows(self.inputs, index, "inputs")),
@@ -170,11 +170,11 @@ class Samples:
 
     @property
     def target_domain(self) -> Domain:
-        """The domain the targets are sampled on."""
+        """The domain of the targets."""
         return as_domain(self.domain if self.at is None else self.at, "at")
 
     def take(self, indices: slice | Sequence[SupportsIndex] | Int[np.ndarray | Array, " b"]) -> "Samples":
-        """Returns the set of the given samples; arrays in files stay there.
+        """Returns the set of the given samples; arrays in files stay in the file.
 
         Example:
             >>> import numpy as np
@@ -186,7 +186,7 @@ class Samples:
         """
         index = checked_indices(indices, len(self), "samples")
         if not index.size:
-            raise ValueError(f"indices select none of the {len(self)} samples; a set needs at least one.")
+            raise ValueError(f"indices do not select any of the {len(self)} samples; a set needs at least one.")
 
         def part(source: ArraySource | None, name: str) -> ArraySource | None:
             if source is None or isinstance(source, np.ndarray):
@@ -208,7 +208,7 @@ class Samples:
 
     @functools.cached_property
     def _host_domains(self) -> dict[str, Domain | Decomposed | None]:
-        """Stacked domains in host memory, where a few rows are picked without a transfer of all."""
+        """Stacked domains in host memory, where a few rows are read without a transfer of all rows."""
         return {name: jax.tree.map(np.asarray, getattr(self, name)) for name in ("domain", "at")}
 
 
@@ -217,18 +217,18 @@ def batch_indices(
 ) -> Int[np.ndarray, " b"]:
     """Samples of training step t: entries (t mod m)·b, …, (t mod m)·b + b − 1 of the order of epoch t // m, m = N // b.
 
-    The order of an epoch is a permutation drawn from (seed, epoch) alone, so the step is the whole
-    state of the data pipeline: any step can be recomputed without those before it. The last N mod b samples
-    of the order do not fill a batch and sit out the epoch. Every epoch draws a new order, so some may repeat.
+    The order of an epoch is a permutation that depends only on (seed, epoch). The step is therefore the whole state of
+    the data pipeline, and any step can be recomputed without the steps before it. The last N mod b samples of the
+    order do not fill a batch and are left out. Every epoch has a new order, so a sample may be left out repeatedly.
 
     Args:
-        size: N, samples in the set.
+        size: number N of samples in the set.
         batch_size: b.
         seed: non-negative integer.
         step: t ≥ 0.
 
     Returns:
-        b sample numbers, without repetition. Cost: O(N log N) once per epoch, O(b) per step.
+        b sample numbers without repetition. Cost: O(N log N) once per epoch, O(b) per step.
 
     Raises:
         ValueError: if the set is empty, the batch is empty or larger than the set, or step or seed is negative.
@@ -245,7 +245,7 @@ def batch_indices(
         raise ValueError(f"size must be at least 1, got {size}: the dataset is empty.")
     if not 1 <= batch_size <= size:
         raise ValueError(
-            f"batch_size must lie between 1 and the {size} samples there are, got {batch_size}; "
+            f"batch_size must lie between 1 and the {size} samples of the set, got {batch_size}; "
             "make the batch smaller or the dataset larger."
         )
     if step < 0:
@@ -256,13 +256,13 @@ def batch_indices(
 
 @functools.lru_cache(maxsize=4)
 def _order(size: int, seed: int, epoch: int) -> np.ndarray:
-    # raw bits of a counter-based generator: the same order under every version of NumPy
+    # the raw bits of a counter-based generator give the same order in every version of NumPy
     bits = np.random.Philox(seed_sequence(seed, _ORDER, epoch)).random_raw(size)
     return np.argsort(bits, kind="stable")
 
 
 def blocks(source: ArraySource) -> Iterator[slice]:
-    """Yields slices of samples that together cover the array and each fit in memory."""
+    """Yields slices of samples that cover the array and each fit in memory."""
     count, *rest = source.shape
     rows = max(1, _BLOCK // max(1, int(np.prod(rest))))
     for start in range(0, count, rows):
@@ -270,7 +270,7 @@ def blocks(source: ArraySource) -> Iterator[slice]:
 
 
 def check_functions(values: ArraySource, domain: Domain, argument: str, domain_argument: str) -> None:
-    """Raises unless ``values`` are N ≥ 1 functions (N, n, c) on a domain shared by all or stacked for each."""
+    """Raises an error unless ``values`` are N ≥ 1 functions (N, n, c) on one domain or a stack of N domains."""
     check_array(values, argument)
     shape = tuple(values.shape)
     if len(shape) != 3:
@@ -282,13 +282,13 @@ def check_functions(values: ArraySource, domain: Domain, argument: str, domain_a
         raise ValueError(f"{argument} is empty: its shape is {shape}; a dataset needs at least one sample and channel.")
     if shape[1] != domain.size:
         raise ValueError(
-            f"{argument} has {shape[1]} nodes but {domain_argument} has {domain.size}; "
+            f"{argument} has {shape[1]} nodes, but {domain_argument} has {domain.size}; "
             "give the domain that the functions were sampled on."
         )
     if domain.is_batched and (count := jax.tree.leaves(domain)[0].shape[0]) != shape[0]:
         raise ValueError(
             f"{domain_argument} stacks {count} domains for the {shape[0]} samples of {argument}; "
-            "give one domain for all or one for each."
+            "give one domain for all or one per sample."
         )
 
 
@@ -301,12 +301,12 @@ def check_array(value: object, argument: str) -> None:
 
 
 def plain_rows(source: ArraySource, index: Rows, argument: str) -> np.ndarray:
-    """Rows of an array in NumPy; a mask, by which files may mark missing entries, is refused."""
+    """Returns rows of an array in NumPy; raises if they have a mask, by which files may mark missing entries."""
     return plain_array(source[index], argument)
 
 
 def checked_indices(indices: object, count: int, what: str) -> np.ndarray:
-    """Numbers of samples as an array of non-negative integers below ``count``."""
+    """Returns numbers of samples as an array of non-negative integers below ``count``."""
     if isinstance(indices, slice):
         return np.arange(count)[indices]
     index = plain_array(indices, "indices")
@@ -315,7 +315,7 @@ def checked_indices(indices: object, count: int, what: str) -> np.ndarray:
     if index.ndim != 1 or index.dtype.kind not in "iu":
         raise TypeError(
             f"indices must be a slice or a sequence of integers, got {index.dtype} of shape {index.shape}; "
-            f"one of the {what} is {what}[[i]]."
+            f"read one of the {what} by {what}[[i]]."
         )
     bad = (index < -count) | (index >= count)
     if bad.any():
@@ -325,7 +325,7 @@ def checked_indices(indices: object, count: int, what: str) -> np.ndarray:
 
 
 def _check_finite(source: ArraySource, argument: str, domain: Domain) -> None:
-    """Raises ``ValueError`` naming the first entry that is not finite in JAX's dtype; files are read in blocks."""
+    """Raises ``ValueError`` if an entry is not finite in JAX's dtype, and names the first; reads files in blocks."""
     dtype = jax_dtype(np.dtype(source.dtype))
     for rows in blocks(source):
         block = plain_rows(source, rows, argument)
@@ -349,7 +349,7 @@ def _check_finite(source: ArraySource, argument: str, domain: Domain) -> None:
 
 
 def _rows(source: ArraySource, index: np.ndarray, argument: str) -> np.ndarray:
-    """Rows in any order, from sources that read strictly increasing indices."""
+    """Returns rows in any order from a source that reads strictly increasing indices."""
     if isinstance(source, np.ndarray):
         return source[index]
     increasing, inverse = np.unique(index, return_inverse=True)
@@ -357,7 +357,7 @@ def _rows(source: ArraySource, index: np.ndarray, argument: str) -> np.ndarray:
 
 
 def _to_jax(rows: np.ndarray) -> Array:
-    """A JAX array of the rows' floating dtype, at most JAX's default precision; integers become floats."""
+    """Returns a JAX array in the rows' floating dtype, at most JAX's default precision; integers become floats."""
     return on_device(rows, jax_dtype(rows.dtype))
 
 

@@ -1,4 +1,4 @@
-"""Data sources: sets of data with a length and with items by their numbers, as training needs them."""
+"""Data sources: sets of data with a length and with items by number, for training."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
@@ -13,12 +13,12 @@ from jaxop.domains import Decomposed, Domain
 
 @runtime_checkable
 class DataSource(Protocol):
-    """Set of N items that reads only the items of the next batch, so the set may be larger than memory.
+    """Set of N items that reads only the items of the next batch, so that it may be larger than memory.
 
     `jaxop.data.Samples` and `jaxop.data.Examples` are data sources. Any class with these two methods is one.
 
     A source may also have a method ``identity()`` without arguments. It returns numbers, strings, and lists or dicts
-    of them that tell this set from others, such as the name, version and checksum of a file. A run records the
+    of them that distinguish this set from others, such as the name, version and checksum of a file. A run records the
     identity and compares it when it is resumed. If a source does not have this method, the run compares the length
     and checksums of the first, the middle and the last item.
 
@@ -46,19 +46,19 @@ class DataSource(Protocol):
         """Returns the batch of the items with these numbers, in this order.
 
         A batch is a pytree of arrays whose first axis has length b, such as a `jaxop.data.Batch`, a dict or one
-        array. Nodes that all items share are a `jaxop.domains.Domain` in the batch. Repeated numbers are allowed.
-        The batches of a training run must all have the same arrays, with the same shapes and dtypes.
-        This method is called on a thread of its own, one call at a time.
+        array. If all items share nodes, these are a `jaxop.domains.Domain` in the batch. Numbers may repeat.
+        All batches of a training run must have the same arrays, with the same shapes and dtypes.
+        A separate thread calls this method, one call at a time.
         """
         ...
 
 
 def check_source(source: object, argument: str) -> None:
-    """Raises unless ``source`` is a `DataSource` with at least one item.
+    """Raises an error unless ``source`` is a `DataSource` with at least one item.
 
     Raises:
-        TypeError: if it does not have a length and items, or is a list, dict or the like, which cannot be indexed by
-            an array of numbers.
+        TypeError: if it does not have a length and items, or if an array of numbers cannot index it, as in a list or
+            dict.
         ValueError: if it is empty.
     """
     if not isinstance(source, DataSource) or isinstance(source, type | Mapping | list | tuple | str | bytes):
@@ -71,34 +71,34 @@ def check_source(source: object, argument: str) -> None:
 
 
 def is_shared(part: object) -> bool:
-    """Tells whether all items of a batch share this part of it: a domain that is not a stack."""
+    """Tells whether all items of a batch share this part of it, a domain that is not a stack."""
     return isinstance(part, Domain | Decomposed) and not part.is_batched
 
 
 def batch_parts(batch: object) -> tuple[list[PyTree], jax.tree_util.PyTreeDef]:
-    """Returns the arrays and the domains of a batch, and the structure that puts them together again."""
+    """Returns the arrays and the domains of a batch, and the structure that joins them again."""
     return jax.tree.flatten(batch, is_leaf=lambda part: isinstance(part, Domain | Decomposed))
 
 
 def batch_size(batch: object) -> int | None:
-    """Returns the number of items of a batch: the first axis of the parts that they do not share, None if unclear."""
+    """Returns the number of items of a batch, the first axis of the parts that items do not share; None if unclear."""
     leaves = jax.tree.leaves([part for part in batch_parts(batch)[0] if not is_shared(part)])
     sizes = {jnp.shape(leaf)[0] for leaf in leaves if jnp.ndim(leaf)}
     return sizes.pop() if len(sizes) == 1 else None
 
 
 def check_batch(batch: object, count: int, argument: str) -> None:
-    """Raises unless a source has returned a pytree of arrays with ``count`` entries each.
+    """Raises an error unless a source returned a pytree of arrays with ``count`` entries each.
 
     Raises:
-        TypeError: if the batch has no arrays, or has a leaf that is not an array of numbers.
-        ValueError: if an array has another number of entries; the message names it.
+        TypeError: if the batch does not have arrays, or has a leaf that is not an array of numbers.
+        ValueError: if an array does not have ``count`` entries; the message names it.
     """
     own = [part for part in batch_parts(batch)[0] if not is_shared(part)]
     if not own:
         raise TypeError(
             f"{argument}[indices] must return a pytree of arrays with one entry per index, got {type(batch).__name__} "
-            "without any."
+            "without arrays."
         )
     for path, part in jax.tree_util.tree_flatten_with_path(batch, is_leaf=is_shared)[0]:
         if is_shared(part):
@@ -116,17 +116,17 @@ def check_batch(batch: object, count: int, argument: str) -> None:
 
 
 BatchForm = tuple[dict[str, str], jax.tree_util.PyTreeDef]
-"""Dtype and shape of every array of a batch by its path, and the structure of the batch."""
+"""Dtype and shape of every array of a batch by path, and the structure of the batch."""
 
 
 def batch_form(batch: PyTree) -> BatchForm:
-    """Returns what all batches of a run have in common."""
+    """Returns what all batches of a run must have in common."""
     leaves, structure = jax.tree_util.tree_flatten_with_path(batch)
     return {jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}, structure
 
 
 def check_same_form(batch: PyTree, first: BatchForm, argument: str, step: int) -> None:
-    """Raises unless the batch of a step has the form of the first one.
+    """Raises an error unless the batch of a step has the form of the first batch.
 
     Raises:
         ValueError: if an array has another dtype or shape, is missing or new, or the structure differs.
@@ -139,5 +139,5 @@ def check_same_form(batch: PyTree, first: BatchForm, argument: str, step: int) -
     for path, (was, now) in changes.items():
         raise ValueError(
             f"{argument}[indices]{path} must not change from batch to batch: it was {was} in the first batch and is "
-            f"{now} in that of step {step}."
+            f"{now} in the batch of step {step}."
         )

@@ -1,4 +1,4 @@
-"""Discretised domains: nodes, quadrature weights and the function-space geometry that goes with them.
+"""Domains: nodes, quadrature weights, and the inner products of functions on them.
 
 `decompose` is `jaxop.schwarz.decompose`, loaded when it is first used.
 """

@@ -34,11 +34,11 @@ AnyDomain = TypeVar("AnyDomain", bound=Domain)
 def interval(n: int, *, lower: float = 0.0, upper: float = 1.0, rule: str | Rule = "trapezoid") -> Grid:
     """Quadrature rule with n nodes on the interval (lower, upper); Σ w_i is its length.
 
-    ``"trapezoid"`` has nodes at both ends, order 2. ``"midpoint"``: x_i = (i + ½)h, order 2.
-    ``"periodic"``: x_i = i h, one end left out, faster than any fixed order on smooth periodic
-    functions. ``"gauss-legendre"``: exact for polynomials of degree 2n − 1. ``"interior"``: x_i = i h,
-    h = L/(n + 1), for functions that vanish at both ends; the one rule whose weights miss a part of
-    the measure, the two half cells where such functions contribute O(h²).
+    ``"trapezoid"`` has nodes at both ends and order 2. ``"midpoint"`` has x_i = (i + ½)h and order 2.
+    ``"periodic"`` has x_i = i h without one end, and converges faster than any fixed order on smooth periodic
+    functions. ``"gauss-legendre"`` is exact for polynomials of degree 2n − 1. ``"interior"`` has x_i = i h with
+    h = L/(n + 1), for functions that vanish at both ends. It is the one rule whose weights miss a part of the measure,
+    the two half cells at the ends, where such functions contribute O(h²).
 
     Args:
         n: number of nodes.
@@ -51,7 +51,7 @@ def interval(n: int, *, lower: float = 0.0, upper: float = 1.0, rule: str | Rule
 
     Raises:
         TypeError: if ``n`` is not an integer or an end is not a number.
-        ValueError: for an unknown rule, too few nodes, or ends out of order.
+        ValueError: if ``rule`` is unknown, ``n`` is too small, or ``lower`` is not below ``upper``.
 
     Example:
         >>> from jaxop import domains
@@ -80,8 +80,8 @@ def box(
         A `Grid` of Π shape nodes in row-major order.
 
     Raises:
-        TypeError: for a shape that is one number, and as `interval`.
-        ValueError: as `interval`, or when the lengths of the arguments disagree.
+        TypeError: if ``shape`` is one number, or for the reasons of `interval`.
+        ValueError: if the lengths of the arguments disagree, or for the reasons of `interval`.
 
     Example:
         >>> from jaxop import domains
@@ -90,7 +90,7 @@ def box(
         1536 2.0
     """
     if np.ndim(shape) != 1:
-        raise TypeError(f"shape must name the nodes along each axis, as in ({shape}, {shape}), got {shape!r}.")
+        raise TypeError(f"shape must hold the nodes along each axis, for example ({shape}, {shape}), got {shape!r}.")
     dim = len(shape)
 
     def per_axis(value: Any, argument: str) -> Sequence[Any]:
@@ -101,7 +101,7 @@ def box(
         return value
 
     if dim == 0:
-        raise ValueError("shape must name at least one axis, got ().")
+        raise ValueError("shape must have at least one axis, got ().")
     rules = [as_rule(one) for one in per_axis(rule, "rule")]
     corners = zip(shape, per_axis(lower, "lower"), per_axis(upper, "upper"), rules, strict=True)
     return Grid(tuple(make_axis(*arguments) for arguments in corners))
@@ -110,7 +110,7 @@ def box(
 def from_samples(nodes: Real[ArrayLike, " n"] | Sequence[float]) -> Grid:
     """Sorted, possibly uneven nodes of an interval with trapezoid weights w_i = (x_{i+1} − x_{i−1})/2.
 
-    May be called under `jax.jit` and `jax.vmap`, where the order of the nodes cannot be checked.
+    Under `jax.jit` and `jax.vmap` the order of the nodes is not checked.
 
     Args:
         nodes: strictly increasing coordinates, shape (n,), n ≥ 2.
@@ -119,10 +119,9 @@ def from_samples(nodes: Real[ArrayLike, " n"] | Sequence[float]) -> Grid:
         A one-dimensional `Grid` on (nodes[0], nodes[-1]).
 
     Raises:
-        TypeError: as `from_nodes`.
-        ValueError: for fewer than two nodes, NaN or infinite ones, and unsorted or repeated ones, also
-            those that coincide only after rounding to JAX's precision (the message names the first
-            offending index).
+        TypeError: for the reasons of `from_nodes`.
+        ValueError: if there are fewer than two nodes, or if nodes are not finite, not sorted, or repeated, perhaps
+            only after rounding to JAX's precision. The message names the first bad index.
 
     Example:
         >>> from jaxop import domains
@@ -153,10 +152,10 @@ def from_nodes(
         A `PointCloud`.
 
     Raises:
-        TypeError: for masked arrays, quantities with a unit, and anything else that is not an array of real numbers.
-        ValueError: for weights of the wrong length, negative, NaN or all zero, nodes that are not finite, and
-            those that coincide only after rounding to JAX's precision, as large coordinates far from their origin
-            do; the message names the first bad index.
+        TypeError: if an argument is a masked array, a quantity with a unit, or not an array of real numbers.
+        ValueError: if weights have the wrong length, are negative, not finite or all zero, or if nodes are not finite
+            or coincide only after rounding to JAX's precision, which happens to large coordinates far from the origin.
+            The message names the first bad index.
 
     Example:
         >>> from jaxop import domains
@@ -192,8 +191,8 @@ def monte_carlo(
         A `PointCloud`.
 
     Raises:
-        TypeError: if ``measure`` is not a number, or as `from_nodes`.
-        ValueError: if ``measure`` is not positive and finite, or as `from_nodes`.
+        TypeError: if ``measure`` is not a number, or for the reasons of `from_nodes`.
+        ValueError: if ``measure`` is not positive and finite, or for the reasons of `from_nodes`.
 
     Example:
         >>> import jax
@@ -225,12 +224,12 @@ def triangle_mesh(
         faces: vertex indices, shape (f, 3).
 
     Returns:
-        A `TriangleMesh`, whose Σ w_i is the area of the mesh.
+        A `TriangleMesh`; Σ w_i is the area of the mesh.
 
     Raises:
-        TypeError: as `from_nodes`.
-        ValueError: for shapes or a dtype that do not fit, an index outside the vertices (the message names
-            the face), vertices that are not finite or coincide only after rounding, or a mesh of area zero.
+        TypeError: for the reasons of `from_nodes`.
+        ValueError: if shapes or a dtype do not fit, an index is outside the vertices (the message names the face),
+            vertices are not finite or coincide only after rounding, or the area of the mesh is zero.
 
     Example:
         >>> from jaxop import domains
@@ -251,7 +250,7 @@ def triangle_mesh(
         if bad.any():
             where = first_index(bad)
             raise ValueError(
-                f"faces[{_position(where)}] = {triangles[where]} names no vertex: indices run from 0 to "
+                f"faces[{_position(where)}] = {triangles[where]} is not a vertex: indices run from 0 to "
                 f"{nodes.shape[0] - 1}."
             )
     if isinstance(nodes, np.ndarray) and isinstance(triangles, np.ndarray):
@@ -271,15 +270,15 @@ def stack(domains: Sequence[AnyDomain]) -> AnyDomain:
     """A batch of domains of the same kind and size, one per sample, for `jax.vmap` and the operators.
 
     Args:
-        domains: at least one domain; all of one kind and size (`pad` makes sizes equal) and, if they follow
-            a rule, on one interval or box.
+        domains: at least one domain. All have one kind and one size (see `pad`), and one interval or box if they follow
+            a rule.
 
     Returns:
-        A domain whose arrays carry a leading sample axis.
+        A domain whose arrays have a leading sample axis.
 
     Raises:
-        TypeError: for anything but a list of domains.
-        ValueError: if there are none, one is a stack already, or they differ in kind, rule, box or size.
+        TypeError: if ``domains`` is not a list of domains.
+        ValueError: if the list is empty, an entry is a stack already, or entries differ in kind, rule, box or size.
 
     Example:
         >>> from jaxop import domains
@@ -295,7 +294,7 @@ def stack(domains: Sequence[AnyDomain]) -> AnyDomain:
     for i, domain in enumerate(domains):
         check_domain(domain, f"domains[{i}]")
         if domain.is_batched:
-            raise ValueError(f"domains[{i}] is a stack already; stack the single domains all at once.")
+            raise ValueError(f"domains[{i}] is a stack already; pass all single domains to stack at once.")
     for i, domain in enumerate(domains):
         if _layout(domain) != _layout(domains[0]):
             raise ValueError(
@@ -308,23 +307,23 @@ def stack(domains: Sequence[AnyDomain]) -> AnyDomain:
 
 
 def pad(domain: AnyDomain, size: int, *, faces: int | None = None) -> AnyDomain:
-    """The same domain with nodes of weight 0 appended: no integral or norm changes, and shapes can be bucketed.
+    """Appends nodes of weight 0 to a domain, so that domains of several sizes share a shape; integrals do not change.
 
-    The padding repeats the last node, so that every entry stays finite and sorted; faces of area 0 join it to
-    itself. Pad the values with any numbers.
+    The padding repeats the last node, so that every entry stays finite and sorted. New faces have
+    area 0. Pad the values with any numbers.
 
     Args:
         domain: scattered nodes, a one-dimensional grid of given nodes or a mesh.
-        size: number of nodes afterwards.
-        faces: number of faces of a mesh afterwards; None leaves it as it is.
+        size: number of nodes of the result.
+        faces: number of faces of the result, if it is a mesh; None adds none.
 
     Returns:
         A domain of the same kind with ``size`` nodes.
 
     Raises:
         TypeError: if ``domain`` is not a domain, or ``size`` or ``faces`` is not an integer.
-        ValueError: if ``size`` is smaller than the domain or ``faces`` than its faces, ``faces`` is given without
-            a mesh, the domain is a stack, or it is a grid of several axes or under a rule, which padding would break.
+        ValueError: if ``size`` is smaller than the domain or ``faces`` than its number of faces, if ``faces`` is given
+            and ``domain`` is not a mesh, or if ``domain`` is a stack, has several axes or follows a rule.
 
     Example:
         >>> from jaxop import domains
@@ -337,10 +336,10 @@ def pad(domain: AnyDomain, size: int, *, faces: int | None = None) -> AnyDomain:
     """
     check_domain(domain, "domain")
     if domain.is_batched:
-        raise ValueError("pad takes single domains, got a stack of them; pad each one before stack.")
+        raise ValueError("pad takes single domains, got a stack of domains; pad each one before stack.")
     size = as_integer(size, "size")
     if size < domain.size:
-        raise ValueError(f"size must be at least the {domain.size} nodes there are, got {size}.")
+        raise ValueError(f"size must be at least the {domain.size} nodes of the domain, got {size}.")
     if faces is not None and not isinstance(domain, TriangleMesh):
         raise ValueError(f"faces={faces} was given for a {type(domain).__name__}; leave it out, only a mesh has faces.")
     extra = size - domain.size
@@ -360,7 +359,7 @@ def pad(domain: AnyDomain, size: int, *, faces: int | None = None) -> AnyDomain:
         count = domain.faces.shape[0]
         target = count if faces is None else as_integer(faces, "faces")
         if target < count:
-            raise ValueError(f"faces must be at least the {count} faces there are, got {faces}.")
+            raise ValueError(f"faces must be at least the {count} faces of the mesh, got {faces}.")
         triangles = _append(domain.faces, target - count, constant_values=size - 1)
         return TriangleMesh(*extend(domain.points, domain.weights), triangles)  # pyright: ignore[reportReturnType]
     return PointCloud(*extend(domain.points, domain.weights))  # pyright: ignore[reportReturnType]
@@ -375,7 +374,7 @@ def _append(array: Array, count: int, **options: Any) -> Array:
 
 
 def _as_coordinates(array: object, argument: str) -> Array | np.ndarray:
-    """``array`` in float32 at least: sums of narrower weights would miss the measure. On the host unless traced."""
+    """Returns ``array`` in float32 or wider, because narrower weights miss the measure; as NumPy unless traced."""
     warn_float64(array, argument)
     try:
         host = host_array(array, argument)
@@ -393,7 +392,7 @@ def _as_indices(array: object, argument: str) -> Array | np.ndarray:
 
 
 def _leaf(values: Array | np.ndarray, given: object = None) -> Array:
-    """Returns ``values`` as a JAX array: ``given`` itself if it holds them already."""
+    """Returns ``values`` as a JAX array, which is ``given`` if that is one of the same dtype."""
     if isinstance(given, jax.Array) and given.dtype == values.dtype:
         return given
     return on_device(values) if isinstance(values, np.ndarray) else values

@@ -1,4 +1,4 @@
-"""The discretised domain: nodes, quadrature weights and the function-space geometry they carry."""
+"""Domains: nodes, quadrature weights, and the inner products of functions on them."""
 
 import dataclasses
 import functools
@@ -15,7 +15,7 @@ from jaxop._validation import accumulator, as_float, check_name
 SPACES = ("L2", "H1")
 """Function spaces whose inner product a domain can compute."""
 
-# matrix units would round the factors of these sums to fewer bits than the values carry
+# the precision of matrix units is below that of the values
 contract = functools.partial(jnp.tensordot, axes=1, precision=jax.lax.Precision.HIGHEST)
 
 
@@ -28,18 +28,18 @@ def known(weights: Float[Array, " n"], values: Float[Array, "n ..."]) -> Float[A
 class Domain:
     """Nodes x_i and weights w_i of a quadrature ∫_D f(x) dx ≈ Σ_i w_i f(x_i).
 
-    A domain travels with every sampled function, so that a sum over its nodes is an integral. Build
-    one with the functions of `jaxop.domains`, which validate; the constructors of its kinds
-    (`PointCloud`, `Grid`, `TriangleMesh`) do not.
+    A domain travels with every sampled function, so that a sum over its nodes is an integral. Build domains with
+    the functions of `jaxop.domains`, which check their arguments. The constructors of `PointCloud`, `Grid` and
+    `TriangleMesh` do not check them.
 
     Attributes:
         points: nodes, shape (n, dim), in the units of the coordinates.
         weights: quadrature weights, shape (n,), non-negative, with Σ w_i = |D| in units of length^dim.
-            A node of weight 0 (padding) does not contribute to integrals, inner products and norms. Nodes of positive
-            weight on either side of it count as neighbours.
+            A node of weight 0 (padding) does not contribute to integrals, inner products and norms. The nodes of
+            positive weight on both sides of it are neighbours.
 
-    Arrays of a stack of domains (`stack`) carry a leading sample axis. Integrals accumulate in float32 at
-    least and return the dtype of the values.
+    The arrays of a stack of domains (`stack`) have a leading sample axis. Integrals accumulate in float32 or wider
+    and return the dtype of the values.
 
     Example:
         >>> from jaxop import domains
@@ -63,12 +63,12 @@ class Domain:
 
     @property
     def measure(self) -> Float[Array, "*batch"]:
-        """|D| = Σ_i w_i; one number per sample for a stack of domains."""
+        """|D| = Σ_i w_i, one number for each sample of a stack of domains."""
         return jnp.sum(self.weights, axis=-1)
 
     @property
     def is_batched(self) -> bool:
-        """Whether this is a stack of domains, one per sample, to be mapped over (see `stack`)."""
+        """Whether this is a stack of domains (see `stack`), one per sample, for `jax.vmap`."""
         return self.weights.ndim == 2
 
     def integrate(self, values: Float[Array, "n c"]) -> Float[Array, " c"]:
@@ -81,7 +81,7 @@ class Domain:
             The c integrals, in units of u times length^dim.
 
         Raises:
-            ValueError: if ``values`` does not have one row per node, or this is a stack of domains.
+            ValueError: if ``values`` does not have one row per node, or if this is a stack of domains.
 
         Example:
             >>> from jaxop import domains
@@ -96,10 +96,10 @@ class Domain:
     def inner(self, u: Float[Array, "n c"], v: Float[Array, "n c"], *, space: str = "L2") -> Float[Array, ""]:
         """⟨u, v⟩ = ∫ u·v dx for ``space="L2"``, plus ∫ ∇u : ∇v dx for ``space="H1"``; channels are summed.
 
-        Gradients are taken in physical units: divided differences over the actual gaps of a grid, exact
-        derivatives of the piecewise linear interpolant on a triangle mesh. Along given nodes a cell spans the nodes
-        of weight 0 inside it, so that the result equals that of the axis without them. On a mesh a triangle that
-        touches a vertex of weight 0 weighs nothing.
+        Gradients are in physical units. On a grid they are divided differences over the actual gaps, on a triangle
+        mesh the exact derivatives of the piecewise linear interpolant. Along given nodes a cell spans the nodes of
+        weight 0 inside it, so that they do not change the result. On a mesh a triangle that touches a vertex of
+        weight 0 does not contribute.
 
         Args:
             u: samples of the first function, shape (n, c).
@@ -110,8 +110,8 @@ class Domain:
             A scalar.
 
         Raises:
-            ValueError: if the shapes do not fit the nodes or each other, ``space`` is unknown, or
-                ``space="H1"`` is asked of nodes without neighbours: scattered ones, or a single one.
+            ValueError: if the shapes do not fit the nodes or each other, if ``space`` is unknown, or if ``space="H1"``
+                and the nodes have no neighbours, because they are scattered or there is only one.
 
         Example:
             >>> import jax.numpy as jnp
@@ -132,17 +132,17 @@ class Domain:
         return self._energy(u, v).astype(dtype)
 
     def _energy(self, u: Float[Array, "n c"], v: Float[Array, "n c"]) -> Float[Array, ""]:
-        """`dirichlet` of checked arguments in the accumulator's dtype; kinds with neighbours override it."""
+        """Returns `dirichlet` of checked arguments in the accumulator's dtype; kinds with neighbours override it."""
         raise ValueError(
-            "the H1 inner product needs neighbouring nodes, but this domain holds scattered nodes: build it with "
+            "the H1 inner product needs neighbouring nodes, but the nodes of this domain are scattered: build it with "
             "interval, box, from_samples or triangle_mesh, or use space='L2'."
         )
 
     def norm(self, u: Float[Array, "n c"], *, space: str = "L2") -> Float[Array, ""]:
         """‖u‖ = ⟨u, u⟩^½ in ``space``; its gradient at u = 0 is 0.
 
-        Taken in units of about max|u| over the nodes of positive weight, so that no square of a very large or
-        very small function leaves the range of its dtype. Values on nodes of weight 0 are ignored, and the gradient
+        The sum is taken in units of about max|u| over the nodes of positive weight, so that the squares of very large
+        or very small values stay in the range of their dtype. Nodes of weight 0 do not contribute, and the gradient
         there is 0.
 
         Example:
@@ -160,14 +160,14 @@ class Domain:
         return (unit * jnp.where(vanishes, 0, jnp.sqrt(jnp.where(vanishes, 1, square)))).astype(u.dtype)
 
     def _weighted(self, values: Float[Array, "n c"]) -> Float[Array, "n c"]:
-        """``values``, and 0 on nodes of weight 0."""
+        """Returns ``values`` with 0 on nodes of weight 0."""
         return jnp.where(self.weights[:, None] > 0, values, 0)
 
     def _unit(self, u: Float[Array, "n c"]) -> Float[Array, ""]:
-        """About max|u| over the nodes of positive weight, or 1 if that is 0 or not finite, in float32 at least.
+        """Returns about max|u| over the nodes of positive weight in float32 or wider, or 1 if that is 0 or not finite.
 
-        A power of two, by which values are divided without rounding: a reciprocal, which XLA may multiply with
-        instead, would underflow to 0 for the largest numbers.
+        The result is a power of two, so that dividing by it does not round. It is bounded, because XLA may multiply
+        by its reciprocal instead, which must not underflow to 0.
         """
         wide = self._weighted(jax.lax.stop_gradient(u)).astype(accumulator(u.dtype))
         _, exponent = jnp.frexp(jnp.max(jnp.abs(wide), initial=0))
@@ -190,7 +190,7 @@ class Domain:
         return known(self.weights, values)
 
     def _pair(self, u: Array, v: Array) -> tuple[Array, Array, np.dtype]:
-        """Both arguments of an inner product in the accumulator's dtype, and the dtype of its result."""
+        """Returns both arguments of an inner product in the accumulator's dtype, and the dtype of its result."""
         u, v = self._samples(u, "u"), self._samples(v, "v")
         if u.shape != v.shape:
             raise ValueError(f"u and v must have the same channels, got shapes {u.shape} and {v.shape}.")
@@ -201,8 +201,8 @@ class Domain:
 class Decomposed:
     """Base class of domains that are cut into subdomains, such as `jaxop.schwarz.Decomposition`.
 
-    It has a domain, but is not a `Domain`. Operators whose layers work on subdomains accept ``Domain | Decomposed``,
-    and sets of samples carry either; both reach the nodes by `as_domain`.
+    It has a domain but is not a `Domain`. Operators whose layers work on subdomains accept ``Domain | Decomposed``, and
+    sets of samples hold either. Both reach the nodes through `as_domain`.
 
     Attributes:
         domain: the whole domain.
@@ -211,7 +211,7 @@ class Decomposed:
     domain: Domain
 
     def __getattr__(self, name: str) -> object:
-        # what earlier versions inherited from Domain
+        # attributes that earlier versions inherited from Domain
         missing = AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         if name.startswith("_") or name == "domain":
             raise missing
@@ -220,7 +220,7 @@ class Decomposed:
         except AttributeError:
             raise missing from None
         warnings.warn(
-            f"a {type(self).__name__} has a domain and is not one: use decomposition.domain.{name}.",
+            f"a {type(self).__name__} has a domain but is not one: use decomposition.domain.{name}.",
             DeprecationWarning,
             stacklevel=2,
         )
@@ -246,7 +246,7 @@ def as_domain(value: Domain | Decomposed, argument: str) -> Domain:
     """Returns a domain, or the domain of a decomposition.
 
     Raises:
-        TypeError: for anything else.
+        TypeError: if ``value`` is neither.
     """
     return check_domain(value.domain if isinstance(value, Decomposed) else value, argument)
 
@@ -256,13 +256,13 @@ def check_domain(value: object, argument: str) -> Domain:
     refuse_decomposed(value, argument)
     if not isinstance(value, Domain):
         raise TypeError(
-            f"{argument} must be a Domain, got {type(value).__name__}; build one, as in domains.interval(64)."
+            f"{argument} must be a Domain, got {type(value).__name__}; build one, for example domains.interval(64)."
         )
     return value
 
 
 def refuse_decomposed(value: object, argument: str) -> None:
-    """Raises ``TypeError`` for a decomposition, and names the domain that it holds."""
+    """Raises ``TypeError`` if ``value`` is a decomposition, and names the domain that it holds."""
     if isinstance(value, Decomposed):
         raise TypeError(
             f"{argument} must be a Domain, got {type(value).__name__}; pass the domain that was decomposed, "
@@ -273,7 +273,7 @@ def refuse_decomposed(value: object, argument: str) -> None:
 @register
 @dataclasses.dataclass(frozen=True, eq=False)
 class PointCloud(Domain):
-    """Scattered nodes with weights and no neighbours: integrals and L2, no derivatives.
+    """Scattered nodes with weights but without neighbours: they have integrals and L2 norms, but no derivatives.
 
     Attributes:
         points: nodes, shape (n, dim).

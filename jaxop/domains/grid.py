@@ -23,7 +23,7 @@ class Axis:
     Attributes:
         nodes: increasing coordinates, shape (n,).
         weights: one-dimensional quadrature weights, shape (n,), in units of length.
-        rule: the rule (static); that of given nodes is called ``"samples"``. The name of a rule stands for it.
+        rule: the rule (static), or its name; given nodes have the rule ``"samples"``.
         lower: left end of the interval (static); None for given nodes, which span the interval.
         upper: right end of the interval (static).
     """
@@ -46,15 +46,15 @@ class Axis:
     def ends(self) -> tuple[float, float]:
         """The interval of the rule, or the interval that given nodes span."""
         if self.lower is None or self.upper is None:
-            raise ValueError("given nodes follow no rule on a fixed interval; call from_samples with the new nodes.")
+            raise ValueError("given nodes do not follow a rule on an interval; call from_samples with the new nodes.")
         return self.lower, self.upper
 
     def gaps(self) -> tuple[Array, Array]:
-        """Length of every difference quotient and the length of the cell that it stands for.
+        """Returns the length of every difference quotient, and the length of the cell that it stands for.
 
-        The cells tile the interval: on rules without nodes at the ends, the outermost quotient also
-        covers the strip up to the end. Along given nodes a cell spans the nodes of weight 0 inside it (the
-        nodes of rules have positive weights).
+        The cells tile the interval. If a rule has no nodes at the ends, the outermost quotients also cover the strips
+        up to the ends. Along given nodes a cell spans the nodes of weight 0 inside it; the nodes of the other rules
+        have positive weights.
         """
         if self.rule.is_periodic:
             lower, upper = self.ends
@@ -71,7 +71,7 @@ class Axis:
         return gaps, gaps.at[0].add(self.nodes[0] - lower).at[-1].add(upper - self.nodes[-1])
 
     def differences(self, values: Array) -> Array:
-        """Differences of neighbouring values along the first array axis, in the order of `gaps`."""
+        """Returns differences of neighbouring values along the first array axis, in the order of `gaps`."""
         if self.rule.is_periodic:
             return jnp.roll(values, -1, axis=0) - values
         if self.rule.vanishes_at_ends:
@@ -79,7 +79,7 @@ class Axis:
         return jnp.diff(self._carried(values), axis=0)
 
     def _carried(self, values: Array) -> Array:
-        """Along given nodes, the value at the last node of positive weight; one of weight 0 adds a cell of length 0."""
+        """Returns the value at the last node of positive weight at or before each given node; others add nothing."""
         if not self.rule.is_given:
             return values
         counts = self.weights > 0
@@ -88,13 +88,13 @@ class Axis:
 
 
 def make_axis(n: int, lower: float, upper: float, rule: Rule) -> Axis:
-    """Axis of n nodes on (lower, upper) under a rule, in JAX's default floating dtype."""
+    """Returns the axis of n nodes on (lower, upper) under a rule, in JAX's default floating dtype."""
     nodes, weights = rule.on(n, lower, upper)
     dtype = float_dtype()
     if (np.diff(nodes.astype(dtype)) <= 0).any():
         raise ValueError(
             f"lower={lower} and upper={upper} are too close for {n} distinct nodes in {dtype}; "
-            "subtract an origin, or enable x64."
+            "subtract an origin or enable x64."
         )
     return Axis(on_device(nodes, dtype), on_device(weights, dtype), rule, float(lower), float(upper))
 
@@ -112,7 +112,7 @@ def _product_weights(*weights: Float[Array, " _"]) -> Float[Array, " n"]:
 @register
 @dataclasses.dataclass(frozen=True, eq=False)
 class Grid(Domain):
-    """Tensor product of one-dimensional rules; nodes in row-major order, so a function reshapes to ``shape``.
+    """Tensor product of one-dimensional rules. Nodes are in row-major order, so that a function reshapes to ``shape``.
 
     Attributes:
         axes: one `Axis` per space dimension. Points and weights are products formed on demand.
@@ -162,19 +162,20 @@ class Grid(Domain):
 
     @property
     def has_equal_weights(self) -> bool:
-        """Whether every axis is equally spaced by its length over its node count, as an FFT assumes."""
+        """Whether the nodes of every axis are spaced by its length over their number, as an FFT assumes."""
         return all(axis.rule.has_equal_weights for axis in self.axes)
 
     @property
     def has_given_nodes(self) -> bool:
-        """Whether the nodes of an axis were given and do not follow a rule."""
+        """Whether the nodes of an axis were given instead of made by a rule."""
         return any(axis.rule.is_given for axis in self.axes)
 
     def resample(self, shape: tuple[int, ...]) -> "Grid":
-        """The same box under the same rules with another number of nodes along each axis.
+        """Returns a grid on the same box under the same rules, with another number of nodes along each axis.
 
         Raises:
-            ValueError: if ``shape`` has the wrong length or an axis holds given nodes, which follow no rule.
+            TypeError: if ``shape`` is one number.
+            ValueError: if ``shape`` has the wrong length, or the nodes of an axis were given.
 
         Example:
             >>> from jaxop import domains
@@ -190,11 +191,11 @@ class Grid(Domain):
 
     @property
     def is_batched(self) -> bool:
-        """Whether this is a stack of grids, one per sample, to be mapped over (see `stack`)."""
+        """Whether this is a stack of grids (see `stack`), one per sample, for `jax.vmap`."""
         return self.axes[0].nodes.ndim == 2
 
     def _energy(self, u: Float[Array, "n c"], v: Float[Array, "n c"]) -> Float[Array, ""]:
-        """Difference quotients between neighbours, each over the cell between them."""
+        """Returns the sum over neighbours of difference quotients, each integrated over the cell between them."""
         total = jnp.zeros((), u.dtype)
         u, v = u.reshape(*self.shape, -1), v.reshape(*self.shape, -1)
         for k, axis in enumerate(self.axes):

@@ -1,4 +1,4 @@
-"""Quadrature weights: checked, relative, uniform, and those of the trapezoid rule on given nodes."""
+"""Quadrature weights: checked, relative, uniform, and of the trapezoid rule on given nodes."""
 
 from types import ModuleType
 
@@ -12,7 +12,7 @@ from jaxop._validation import first_index
 
 
 def check_weights(weights: np.ndarray, argument: str = "weights") -> None:
-    """Raises ``ValueError`` unless weights (..., n) are finite, not negative, and positive at a node of every row."""
+    """Raises ``ValueError`` unless weights (..., n) are finite and not negative, and every row has a positive one."""
     bad = ~(np.isfinite(weights) & (weights >= 0))
     if bad.any():
         where = first_index(bad)
@@ -27,7 +27,7 @@ def check_weights(weights: np.ndarray, argument: str = "weights") -> None:
 
 
 def uniform_weights(n: int, dtype: DTypeLike) -> Float[Array, " n"]:
-    """1/n for every node."""
+    """Returns the weight 1/n for every node."""
     return jnp.full(n, 1 / n, dtype)
 
 
@@ -38,7 +38,7 @@ def relative_weights(weights: Float[Array, " n"]) -> Float[Array, " n"]:
 
 
 def trapezoid_weights(nodes: Float[Array | np.ndarray, "*batch n"]) -> Float[Array | np.ndarray, "*batch n"]:
-    """(x_{i+1} − x_{i−1})/2 along the last axis, and half a gap at the ends."""
+    """Returns (x_{i+1} − x_{i−1})/2 along the last axis, and half a gap at both ends."""
     xp = namespace(nodes)
     gaps = xp.diff(nodes, axis=-1)
     zero = xp.zeros_like(nodes[..., :1])
@@ -46,5 +46,5 @@ def trapezoid_weights(nodes: Float[Array | np.ndarray, "*batch n"]) -> Float[Arr
 
 
 def namespace(*arrays: object) -> ModuleType:
-    """Returns NumPy if all arrays are NumPy arrays, so that nothing is compiled, and `jax.numpy` otherwise."""
+    """Returns NumPy if all arrays are NumPy arrays, which compiles nothing, and `jax.numpy` otherwise."""
     return np if all(isinstance(array, np.ndarray) for array in arrays) else jnp

@@ -14,7 +14,7 @@ from jaxop.domains.measure import namespace
 @register
 @dataclasses.dataclass(frozen=True, eq=False)
 class TriangleMesh(Domain):
-    """Vertices of a triangulated surface in 2 or 3 dimensions; a vertex weighs a third of its triangles.
+    """Vertices of a triangulated surface in 2 or 3 dimensions; a vertex weighs a third of its triangles' areas.
 
     Attributes:
         points: vertices, shape (n, dim) with dim 2 or 3.
@@ -44,7 +44,7 @@ class TriangleMesh(Domain):
 def triangle_edges(
     points: Float[Array | np.ndarray, "n dim"], faces: Int[Array | np.ndarray, "f 3"]
 ) -> tuple[Float[Array | np.ndarray, "f dim"], Float[Array | np.ndarray, "f dim"]]:
-    """The two edges of every triangle that leave its first corner."""
+    """Returns the two edges of every triangle that leave its first corner."""
     corner = points[faces[:, 0]]
     return points[faces[:, 1]] - corner, points[faces[:, 2]] - corner
 
@@ -52,7 +52,7 @@ def triangle_edges(
 def triangle_areas(
     first: Float[Array | np.ndarray, "f dim"], second: Float[Array | np.ndarray, "f dim"]
 ) -> Float[Array | np.ndarray, " f"]:
-    """½|a × b| of the edges a, b of every triangle; its gradient at a degenerate triangle is finite."""
+    """Returns ½|a × b| for the edges a, b of every triangle; its gradient at a degenerate triangle is finite."""
     xp = namespace(first, second)
     a, b = (xp.pad(edge, [(0, 0), (0, 3 - edge.shape[-1])]) for edge in (first, second))
     normal = xp.cross(a, b)

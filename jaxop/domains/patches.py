@@ -1,4 +1,4 @@
-"""Partition of a grid into equal patches: functions on the whole become tokens on a reference patch."""
+"""Partition of a grid into equal patches, which makes tokens on a reference patch of a function on the grid."""
 
 import dataclasses
 import functools
@@ -18,7 +18,7 @@ from jaxop.domains.rules import MIDPOINT
 @functools.partial(register, static=("patches",))
 @dataclasses.dataclass(frozen=True, eq=False)
 class Partition:
-    """A grid cut into P = Π patches_k equal boxes of s nodes each; build it with `partition`.
+    """A grid cut into P = Π patches_k equal boxes of s nodes each; `partition` builds it.
 
     Attributes:
         domain: the whole grid.
@@ -35,11 +35,11 @@ class Partition:
 
     @property
     def weights(self) -> Float[Array, "p s"]:
-        """The whole domain's quadrature weights, patch by patch, shape (P, s); Σ is |D|."""
+        """The whole domain's quadrature weights, patch by patch, shape (P, s); they sum to |D|."""
         return self.split(self.domain.weights[:, None])[..., 0]
 
     def split(self, values: Float[Array, "n c"]) -> Float[Array, "p s c"]:
-        """R: samples on the grid, (n, c), to samples on every patch, (P, s, c), both in row-major order.
+        """R: takes samples on the grid, (n, c), to samples on every patch, (P, s, c), both in row-major order.
 
         Raises:
             ValueError: if ``values`` does not have one row per node of the grid.
@@ -87,22 +87,22 @@ class Partition:
         )
 
     def subdomain(self, index: Sequence[int]) -> Grid:
-        """The nodes and weights of one patch as a grid of its own.
+        """Returns the nodes and weights of one patch as a grid of its own.
 
         Args:
             index: position of the patch along each axis.
 
         Returns:
-            A `Grid` with the weights of the whole domain. Along a midpoint or periodic axis it follows the
-            midpoint rule on the cells of its own nodes; along others it holds given nodes, and the H1 inner
-            product leaves out the cells between one patch and the next.
+            A `Grid` with the weights of the whole domain. Along a midpoint or periodic axis it follows the midpoint
+            rule on the cells of its own nodes. Along other axes its nodes are given, and the H1 inner product leaves
+            out the cells between one patch and the next.
 
         Raises:
             ValueError: if ``index`` lies outside the patches.
         """
         index = _integers(index, "index")
         if len(index) != len(self.patches) or any(not 0 <= i < p for i, p in zip(index, self.patches, strict=False)):
-            raise ValueError(f"index must name a patch inside {self.patches}, got {index}.")
+            raise ValueError(f"index must lie inside the patches {self.patches}, got {index}.")
         axes = []
         for i, size, axis in zip(index, self.shape, self.domain.axes, strict=True):
             part = slice(i * size, (i + 1) * size)
@@ -126,7 +126,7 @@ def partition(grid: Grid, patches: Sequence[int]) -> Partition:
         patches: number of patches along each axis; must divide ``grid.shape``.
 
     Returns:
-        A `Partition` with `split`, `join`, the patches' weights and sub-domains.
+        A `Partition` with `split`, `join`, and the weights and subdomains of the patches.
 
     Raises:
         TypeError: if ``grid`` is not a `Grid` or a count is not an integer.
@@ -143,7 +143,7 @@ def partition(grid: Grid, patches: Sequence[int]) -> Partition:
     if not isinstance(grid, Grid):
         raise TypeError(f"patches need a grid (interval, box, from_samples), got {type(grid).__name__}.")
     if grid.is_batched:
-        raise ValueError("grid is a stack of grids, one per sample; partition a single one, inside jax.vmap.")
+        raise ValueError("grid is a stack of grids, one per sample; partition each grid inside jax.vmap.")
     patches = _integers(patches, "patches")
     if len(patches) != grid.dim:
         raise ValueError(f"patches must have {grid.dim} entries, one per axis of the grid, got {patches}.")

@@ -20,13 +20,13 @@ class Rule:
 
     Attributes:
         name: name of the rule in messages and files.
-        unit: n ↦ n increasing nodes in [0, 1] and their weights; None for given nodes, which follow no rule.
+        unit: n ↦ n increasing nodes in [0, 1] and their weights; None for given nodes, which do not follow a rule.
         fewest: smallest n.
-        is_periodic: whether the first node follows the last, so that functions are those of a circle.
-        vanishes_at_ends: whether functions are 0 at both ends, which are not nodes.
+        is_periodic: whether the last node is a neighbour of the first, so that functions live on a circle.
+        vanishes_at_ends: whether functions are 0 at both ends, and the ends are not nodes.
         has_end_nodes: whether both ends are nodes.
         has_equal_weights: whether nodes are equally spaced by 1/n and weigh 1/n each, which an FFT assumes.
-        margins: distances from each end to its nearest node, in gaps of equally spaced nodes; None for other nodes.
+        margins: distances from each end to its nearest node, in gaps; None if the nodes are not equally spaced.
 
     Example:
         Simpson's rule, for an odd number of nodes:
@@ -60,19 +60,19 @@ class Rule:
 
     @property
     def is_given(self) -> bool:
-        """Whether the nodes were given and do not follow a rule."""
+        """Whether the nodes were given instead of made by a rule."""
         return self.unit is None
 
     def on(self, n: int, lower: float, upper: float) -> NodesAndWeights:
-        """Nodes and weights in float64 on (lower, upper).
+        """Returns n nodes and weights on (lower, upper) in float64.
 
         Raises:
             TypeError: if ``n`` is not an integer or an end is not a number.
-            ValueError: for too few nodes, ends out of order, given nodes, and a rule of a user whose nodes or weights
-                are not a quadrature on [0, 1].
+            ValueError: if ``n`` is too small, ``lower`` is not below ``upper``, the nodes were given, or the rule of a
+                user does not return a quadrature on [0, 1].
         """
         if self.unit is None:
-            raise ValueError("given nodes follow no rule on a fixed interval; call from_samples with the new nodes.")
+            raise ValueError("given nodes do not follow a rule on an interval; call from_samples with the new nodes.")
         n, lower, upper = as_integer(n, "n"), as_number(lower, "lower"), as_number(upper, "upper")
         if n < self.fewest:
             raise ValueError(f"rule={self.name!r} needs n of at least {self.fewest} nodes along an axis, got {n}.")
@@ -123,7 +123,7 @@ PERIODIC = Rule("periodic", _periodic, is_periodic=True, has_equal_weights=True,
 GAUSS_LEGENDRE = Rule("gauss-legendre", _gauss_legendre)
 INTERIOR = Rule("interior", _interior, vanishes_at_ends=True, margins=(1.0, 1.0))
 GIVEN = Rule("samples", None, has_end_nodes=True)
-"""The rule of given nodes."""
+"""The rule of nodes that were given."""
 
 _BY_NAME = {rule.name: rule for rule in (TRAPEZOID, MIDPOINT, PERIODIC, GAUSS_LEGENDRE, INTERIOR)}
 
@@ -131,14 +131,14 @@ RULES = tuple(_BY_NAME)
 """Names accepted by `interval` and `box`."""
 
 EQUAL_WEIGHT_RULES = tuple(rule.name for rule in _BY_NAME.values() if rule.has_equal_weights)
-"""Rules whose nodes are equally spaced by (upper − lower)/n and share one weight: as an FFT assumes."""
+"""Rules whose nodes are spaced by (upper − lower)/n and share one weight, as an FFT assumes."""
 
 
 def as_rule(rule: str | Rule) -> Rule:
-    """Returns a rule by its name; returns a `Rule` unchanged.
+    """Returns the rule of a name; returns a `Rule` unchanged.
 
     Raises:
-        ValueError: for an unknown name.
+        ValueError: if the name is unknown.
     """
     if isinstance(rule, Rule):
         return rule
@@ -147,5 +147,5 @@ def as_rule(rule: str | Rule) -> Rule:
 
 
 def is_named(rule: Rule) -> bool:
-    """Returns whether files can name the rule, which is False for a rule of a user."""
+    """Returns whether the rule has a name in files; the rule of a user has not."""
     return _BY_NAME.get(rule.name) == rule

@@ -1,12 +1,12 @@
 """The command line ``jaxop``.
 
-    jaxop train NAME          a ready-made experiment, or a file of your own that defines CONFIG
+    jaxop train NAME          a ready-made experiment, or your own file that defines CONFIG
     jaxop train custom        your own arrays
     jaxop resume RUN          continue a run
     jaxop evaluate RUN        errors and pictures on other grids or files
     jaxop list                experiments and operators
 
-Every command explains its options with --help. With --traceback an error shows where it came from.
+Every command explains its options with --help. With --traceback an error shows its origin.
 """
 
 import argparse
@@ -36,8 +36,8 @@ _RESUME = """Continues a run with the settings that it recorded, except for a ti
     jaxop resume runs/wide
     jaxop resume runs/mine --data.train moved/a.npz
 
-The time limit, and how often the run is evaluated and saved, may be given anew, as may the places of files whose
-contents are the same. `jaxop resume RUN --help` lists the settings."""
+The time limit, and how often the run is evaluated and saved, may differ. Files with the same contents may be in
+another place. `jaxop resume RUN --help` lists the settings."""
 
 _EVALUATE = """Evaluates a trained run on files or on other grids.
 
@@ -116,9 +116,9 @@ def _parser(prog: str, description: str | None) -> argparse.ArgumentParser:
 def _first(
     parser: argparse.ArgumentParser, word: str, arguments: Sequence[str], *, about: str | None = None
 ) -> tuple[str, list[str]]:
-    """The word that a command needs first, and what follows it, which another parser reads."""
+    """Reads the word that a command needs first, and returns it with the rest, which another parser reads."""
     parser.add_argument("word", metavar=word, help=about)
-    parser.add_argument("others", metavar="...", nargs=argparse.REMAINDER, help="its options; see --help after it")
+    parser.add_argument("others", metavar="...", nargs=argparse.REMAINDER, help="its options; add --help to list them")
     if not arguments:
         parser.print_help(sys.stderr)
         parser.exit(2, f"\nerror: an argument is required: {word}\n")

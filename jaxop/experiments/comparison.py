@@ -21,7 +21,7 @@ from jaxop.experiments.terminal import tune_allocator
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
-    """One of the models of a comparison.
+    """A model of a comparison.
 
     Attributes:
         make: returns the untrained model of a seed.
@@ -121,13 +121,13 @@ def brief(steps: int, batch_size: int, learning_rate: float, seed: int) -> train
 
 
 def new_run(folder: Path, task: str, label: str, seed: int) -> Path:
-    """Makes a run directory that no other run has."""
+    """Makes a new run directory."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
     return new_directory(folder / f"{task}-{re.sub('[^a-z0-9.]+', '-', label.lower())}-{seed}-{stamp}")
 
 
 def check_options(options: object) -> None:
-    """Raises ``ValueError`` if a number among the options is unusable, before anything is fetched or made."""
+    """Raises ``ValueError`` if a number among the options is invalid, before anything is fetched or made."""
     for name, value in vars(options).items():
         option = f"--{name.replace('_', '-')}"
         if isinstance(value, tuple) and not value:

@@ -27,11 +27,11 @@ class Evaluation:
             --targets give others.
         grids: grids of a generated problem, by their names in the tables: 64 for Darcy flow, dt=0.01 or
             nodes=200 for trajectories.
-        samples: evaluate only this many samples of each set; None evaluates all.
+        samples: number of samples of each set that are evaluated; None evaluates all.
         checkpoint: "best", "last" or the number of a step.
         name: prefix of the files that are written.
-        inputs: name of the input functions in the files; None takes that of the training file.
-        targets: name of the target functions in the files; None takes that of the training file.
+        inputs: name of the input functions in the files; None means their name in the training file.
+        targets: name of the target functions in the files; None means their name in the training file.
         external: allows HDF5 files to have their values in other files.
         experiment: file of your own experiment, if it defines the problem of the run; it is executed.
         cache: directory of generated data, which are kept by their parameters.

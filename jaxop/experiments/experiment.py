@@ -1,4 +1,4 @@
-"""Experiments: one training run as a value, ready-made ones, and those in a user's own files."""
+"""Experiments: a training run as a value, ready-made experiments, and experiments in a user's own files."""
 
 import ast
 import dataclasses
@@ -30,7 +30,7 @@ def default_cache() -> Path:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment(Generic[Data, Model]):
-    """One training run: data, operator, training, and the place of the record.
+    """A training run: data, operator, training, and the place of the record.
 
     Attributes:
         data: the problem or the files.
@@ -38,7 +38,7 @@ class Experiment(Generic[Data, Model]):
         training: steps, batches, learning rate, checkpoints.
         run_dir: directory of the run; None makes runs/NAME-DATE-TIME.
         resume: continue the run in run_dir from its newest checkpoint.
-        cache: directory of generated data, which are kept by their parameters.
+        cache: directory of generated data, which are stored by their parameters.
         tensorboard: also log to run_dir/tensorboard.
         wandb: also log to this Weights & Biases project; None does not.
         mesh: devices that share the samples of a batch. It is not part of the recorded settings: a run may be resumed
@@ -76,7 +76,7 @@ class Recipe:
     """An experiment with its name and its description.
 
     Attributes:
-        name: a ready-made experiment's name, or the stem of a user's own file.
+        name: the name of a ready-made experiment, or the stem of a user's own file.
         about: the docstring of its file.
         experiment: the settings.
     """
@@ -104,9 +104,9 @@ def first_line(docstring: str | None) -> str:
 
 
 def load_recipe(name: str | os.PathLike[str]) -> Recipe:
-    """Returns a ready-made experiment by its name, or a user's own by the path of its file, which ends in ".py".
+    """Returns a ready-made experiment by name, or a user's own experiment by the path of its file, which ends in ".py".
 
-    The file defines ``CONFIG``, an `Experiment`. It may import other files of its folder, which is put on Python's
+    The file defines ``CONFIG``, an `Experiment`. It may import other files of its folder, which is added to Python's
     path.
 
     Args:
@@ -145,7 +145,7 @@ def _run_file(path: Path) -> ModuleType:
     if specification is None or specification.loader is None:
         raise ValueError(f"{path} is not a file of Python.")
     module = importlib.util.module_from_spec(specification)
-    sys.modules[name] = module  # where type hints of its dataclasses are looked up
+    sys.modules[name] = module  # its dataclasses look up type hints there
     folder = str(path.parent.resolve())
     if folder not in sys.path:
         sys.path.insert(0, folder)

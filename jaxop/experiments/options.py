@@ -31,11 +31,11 @@ with needs_extra("the command line"):
 Result = TypeVar("Result")
 
 _FREE_ORDER = (tyro.conf.CascadeSubcommandArgs,)
-"""Options may stand before or behind the subcommands that they belong to."""
+"""Options may stand before or after the subcommand that they belong to."""
 
 
 def parse(kind: Callable[..., Result], arguments: Sequence[str], **options: Any) -> Result:
-    """Reads options of a command line. Empty values are refused, as they would mean the current directory.
+    """Reads options of a command line. Empty values are errors, because they would mean the current directory.
 
     Args:
         kind: a dataclass, or a function whose parameters are the options.
@@ -46,7 +46,7 @@ def parse(kind: Callable[..., Result], arguments: Sequence[str], **options: Any)
         The dataclass, or the result of the function.
 
     Raises:
-        SystemExit: with status 2 and a message on stderr if arguments cannot be read, with 0 after ``--help``.
+        SystemExit: with status 2 and a message on stderr if arguments cannot be read, with status 0 after ``--help``.
     """
     return tyro.cli(kind, args=list(arguments), registry=_registry(), **options)
 
@@ -57,8 +57,8 @@ def of_recipe(recipe: Recipe, arguments: Sequence[str], *, prog: str) -> AnyExpe
     Two settings change the defaults of others:
 
     - ``--training.steps`` below the recipe's warm-up shortens the warm-up, so that its share of the steps stays.
-    - ``--data.operator`` of files offers the options of that operator; without it, the operators are subcommands,
-      ``model:fano`` and so on, the recipe's own if none is named.
+    - ``--data.operator`` of files offers the options of that operator. Without it the operators are subcommands,
+      ``model:fano`` and so on; the recipe's own operator is the default.
 
     Args:
         recipe: gives the defaults.
@@ -108,7 +108,7 @@ def of_evaluation(arguments: Sequence[str], *, prog: str, description: str) -> E
 
 @dataclasses.dataclass(frozen=True)
 class _Ahead:
-    """Settings that change the defaults of others; `parse` reads them again, with all others."""
+    """Settings that change the defaults of others; `parse` reads them again with all others."""
 
     operator: Annotated[str | None, tyro.conf.arg(name="data.operator")] = None
     steps: Annotated[str | None, tyro.conf.arg(name="training.steps")] = None
@@ -126,7 +126,7 @@ def _any_operator(default: OperatorSettings) -> Any:
     """Returns the union of the settings of all operators, each a subcommand with the operator's name.
 
     Args:
-        default: the settings of one of them; the others start from their own defaults.
+        default: the settings of one operator; the others start from their own defaults.
     """
     choices = []
     for name, kind in operators.CONFIGS.items():
@@ -177,13 +177,13 @@ def _operator_settings(info: StructTypeInfo) -> StructConstructorSpec | None:
 
 
 def _helps(kind: type) -> dict[str, str]:
-    """Returns the text on each attribute in the docstring of a config."""
+    """Returns the text on each attribute from the docstring of a config."""
     _, _, section = (inspect.getdoc(kind) or "").partition("Attributes:\n")
     helps: dict[str, str] = {}
     name = ""
     for line in section.splitlines():
         text = line.strip()
-        if not line.startswith("    "):  # the section has ended
+        if not line.startswith("    "):  # the end of the section
             break
         if not line.startswith("     "):
             name, _, text = text.partition(": ")

@@ -1,4 +1,4 @@
-"""The data of an experiment: generated problems, kept on disk once made, and a user's files."""
+"""Data of an experiment: generated problems, which are stored on disk, and files of a user."""
 
 import dataclasses
 import hashlib
@@ -19,8 +19,8 @@ from jaxop.data import Samples
 from jaxop.domains import Grid, triangle_mesh
 from jaxop.training._files import local_path
 
-_VALID, _TEST = 1_000_000, 2_000_000  # first sample numbers: no set meets another, however large the training set
-_FORMAT = 1  # of the cache
+_VALID, _TEST = 1_000_000, 2_000_000  # first sample numbers, so that sets never share samples
+_FORMAT = 1  # version of the cache
 
 Value = TypeVar("Value")
 
@@ -31,7 +31,7 @@ class Sets:
 
     Attributes:
         train: training samples.
-        valid: sets by name that are evaluated during training; the first one decides which checkpoint is the best.
+        valid: sets by name that are evaluated during training; the first set decides which checkpoint is the best.
         test: sets by name that are evaluated at the end, on other grids or from other files.
     """
 
@@ -42,7 +42,7 @@ class Sets:
 
 @runtime_checkable
 class Problem(Protocol):
-    """Protocol of the data settings of an experiment, which are a frozen dataclass.
+    """Protocol of the data settings of an experiment, a frozen dataclass.
 
     Attributes:
         name: name of the problem in the record of a run.
@@ -56,7 +56,7 @@ class Problem(Protocol):
         ...
 
     def at(self, grids: Sequence[str], cache: Path) -> dict[str, Samples]:
-        """Returns test samples on other grids, by the names in the tables."""
+        """Returns test samples on other grids, by their names in the tables."""
         ...
 
 
@@ -160,7 +160,7 @@ class _Trajectories:
         )
 
     def at(self, grids: Sequence[str], cache: Path) -> dict[str, Samples]:
-        """See `Problem`; a sampling is called ``dt=0.01`` or ``nodes=200``, which is uneven."""
+        """See `Problem`; the name of a sampling is ``dt=0.01``, or ``nodes=200`` for uneven times."""
         return {grid: self._set("test", self.test_samples, _TEST, grid, cache) for grid in grids}
 
     def _set(self, part: str, samples: int, first: int, sampling: str, cache: Path) -> Samples:
@@ -184,7 +184,7 @@ class _Trajectories:
         return data.read(path)
 
     def _options(self) -> dict[str, str]:
-        """Returns the arguments of the problem's generator besides samples and sampling."""
+        """Returns the arguments of the problem's generator other than samples and sampling."""
         return {}
 
 
@@ -194,13 +194,13 @@ class ControlledOdeData(_Trajectories):
 
     Attributes:
         samples: training samples.
-        valid_samples: samples that choose the best checkpoint, sampled as in training.
+        valid_samples: samples that choose the best checkpoint, with the sampling of training.
         test_samples: samples of the final evaluation.
-        sampling: of the training set: "dt=STEP" for even times, "nodes=COUNT" for uneven ones, other
-            times for every sample.
+        sampling: sampling of the training set: "dt=STEP" for even times, "nodes=COUNT" for uneven times that
+            differ from sample to sample.
         grids: samplings of the final evaluation.
         final_time: end of the interval, which starts at 0.
-        seed: of the controls and times.
+        seed: seed of the controls and times.
     """
 
     name: ClassVar[str] = "cde"
@@ -213,13 +213,13 @@ class LorenzData(_Trajectories):
 
     Attributes:
         samples: training samples.
-        valid_samples: samples that choose the best checkpoint, sampled as in training.
+        valid_samples: samples that choose the best checkpoint, with the sampling of training.
         test_samples: samples of the final evaluation.
-        sampling: of the training set: "dt=STEP" for even times, "nodes=COUNT" for uneven ones, other
-            times for every sample.
+        sampling: sampling of the training set: "dt=STEP" for even times, "nodes=COUNT" for uneven times that
+            differ from sample to sample.
         grids: samplings of the final evaluation.
         final_time: end of the interval, which starts at 0.
-        seed: of the initial states and times.
+        seed: seed of the initial states and times.
         task: "x->y" or "x->yz".
     """
 
@@ -249,13 +249,13 @@ class FileData:
         initial: name of the data given at the first node; used if the files have them, None ignores them.
         faces: name of the triangles of a mesh, whose vertices are the coordinates; used if the files have them,
             None ignores them.
-        dim: space dimension, if the shapes leave it open.
+        dim: space dimension, if the shapes do not determine it.
         rule: quadrature rule of the grid, one or one per axis: "midpoint", "periodic", "trapezoid", ...
         lower: lower corner of the box, if the files do not have coordinates.
         upper: upper corner of the box, if the files do not have coordinates.
         external: allows an HDF5 file to have its values in other files (external links, external storage, virtual
             datasets).
-        seed: of the choice of held-out samples.
+        seed: seed of the choice of held-out samples.
     """
 
     name: ClassVar[str] = "files"
@@ -293,7 +293,7 @@ class FileData:
         raise ValueError("--grids belongs to generated problems; this run was trained on files: give others by --data.")
 
     def files(self, paths: Sequence[Path]) -> dict[str, Samples]:
-        """Returns the samples of each file, by the shortest names that tell them apart."""
+        """Returns the samples of each file, by the shortest names that distinguish them."""
         if repeated := [path for i, path in enumerate(paths) if path in paths[:i]]:
             raise ValueError(f"{repeated[0]} is given more than once; name every file once.")
         names = [path.name for path in paths]

@@ -1,4 +1,4 @@
-"""The record of an experiment in a run, and the experiment read back from it."""
+"""Record of an experiment in a run, and the experiment that is read back from it."""
 
 import dataclasses
 
@@ -13,11 +13,11 @@ from jaxop.operators import OperatorConfig
 
 def describe(problem: Problem, config: OperatorConfig, train: Samples) -> dict[str, object]:
     """Returns the record of data and operator, from which both can be rebuilt."""
-    settings = dict(vars(problem))  # paths stay paths: files may move before a run is resumed
+    settings = dict(vars(problem))  # paths stay paths, because files may move before a run is resumed
     if isinstance(problem, FileData):
         settings |= {"train": problem.train.resolve(), "test": [path.resolve() for path in problem.test]}
         settings["valid"] = None if problem.valid is None else problem.valid.resolve()
-        del settings["external"]  # a permission, to be given each time
+        del settings["external"]  # a permission, which must be given each time
         if problem.faces is None:  # runs of earlier versions do not have this field
             del settings["faces"]
     domain = as_domain(train.domain, "train.domain")
@@ -36,10 +36,10 @@ def recorded_problem(run: training.Run, *, own: type | None = None) -> Problem:
 
     Args:
         run: the run.
-        own: class of a user's own problem, which the run may have. None allows those of `PROBLEMS` only.
+        own: class of a user's own problem that the run may have. None allows only `PROBLEMS`.
 
     Raises:
-        ValueError: if the record lacks a field or holds one that this version does not have; the message names the
+        ValueError: if the record lacks a field, or has a field that this version does not have; the message names the
             file and the field.
     """
     path = run.directory / "config.json"
@@ -48,7 +48,7 @@ def recorded_problem(run: training.Run, *, own: type | None = None) -> Problem:
     kinds = PROBLEMS if own is None else PROBLEMS | {own.name: own}
     if isinstance(name := run.config["problem"], str) and name not in kinds:
         raise ValueError(
-            f"{path}: problem={name!r} is unknown: {closest(name, kinds)} If a file of your own defines it, use "
+            f"{path}: problem={name!r} is unknown: {closest(name, kinds)} If your own file defines it, use "
             f"`jaxop train FILE.py --run-dir {run.directory} --resume` or `jaxop evaluate RUN --experiment FILE.py`."
         )
     try:
@@ -59,9 +59,9 @@ def recorded_problem(run: training.Run, *, own: type | None = None) -> Problem:
 
 
 def recorded_experiment(run: training.Run) -> AnyExperiment:
-    """Returns the experiment that a run was started with, ready to continue it.
+    """Returns the experiment that a run was started with, to continue it.
 
-    Its time limit is left out: either it was reached, or it did not stop the run.
+    Its time limit is left out: either the run reached it, or it did not stop the run.
 
     Raises:
         ValueError: see `recorded_problem`.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-_EVALUATION_NODES = 2**16  # at once: keeps the working memory of an evaluation small on fine grids
+_EVALUATION_NODES = 2**16  # at once, which bounds the memory of an evaluation on fine grids
 
 
 class Row(TypedDict):
@@ -41,7 +41,7 @@ class Row(TypedDict):
 
 
 def check(model: operators.Standardized, sets: Mapping[str, Samples]) -> None:
-    """Raises, naming the set, if the model cannot run on a set or its outputs do not have the shape of the targets."""
+    """Raises an error that names the set if the model cannot run on it or its outputs do not fit its targets."""
     if not sets:
         raise ValueError("there is nothing to evaluate on; name at least one grid or file.")
     config = model.config
@@ -53,7 +53,7 @@ def check(model: operators.Standardized, sets: Mapping[str, Samples]) -> None:
         ):
             if expected != received:
                 raise ValueError(
-                    f"{label} ({grid_name(samples)}) has {received} {what} but the operator was made for {expected}; "
+                    f"{label} ({grid_name(samples)}) has {received} {what}, but the operator was made for {expected}; "
                     "take data of the kind it is trained on."
                 )
         try:
@@ -75,7 +75,7 @@ def write_report(
 ) -> list[Row]:
     """Evaluates all sets, prints the table and saves it under ``evaluation/``, with pictures under ``figures/``.
 
-    A picture that cannot be drawn is a warning.
+    If a picture cannot be drawn, this is a warning.
 
     Args:
         run: the run of the model.
@@ -128,7 +128,7 @@ def write_report(
         path = run.directory / "figures" / f"{file}.png"
         try:
             plots.save_figure(draw(), path)
-        except Exception as error:  # of whatever kind: the table is what was asked for
+        except Exception as error:  # of any kind, because the table matters more than a picture
             reason = next(iter(str(error).splitlines()), "")
             console.print(f"warning: {path} was not drawn ({type(error).__name__}: {reason})")
     console.print(f"table: {run.directory / 'evaluation' / name}.csv and .json", soft_wrap=True)
@@ -182,7 +182,7 @@ def _save(folder: Path, name: str, about: Mapping[str, str | int], rows: Sequenc
     folder.mkdir(exist_ok=True)
     record = {**about, "units": "physical", "sets": rows}
     (folder / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
-    # names of files need not be Unicode
+    # names of files may not be Unicode
     with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()

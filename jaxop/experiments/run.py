@@ -29,18 +29,18 @@ if TYPE_CHECKING:
 
 
 def train(experiment: AnyExperiment, *, name: str = "run", console: "Console | None" = None) -> Path:
-    """Trains an operator, evaluates it on the test sets, and keeps all of it in a run directory.
+    """Trains an operator, evaluates it on the test sets, and stores everything in a run directory.
 
     Args:
         experiment: data, operator, training.
-        name: beginning of the directory's name, if ``experiment.run_dir`` is None.
+        name: beginning of the directory's name if ``experiment.run_dir`` is None.
         console: destination of the messages on progress; None writes to stdout.
 
     Returns:
         The run directory.
 
     Raises:
-        ValueError: if the operator cannot run on the data or does not fit into memory, or the settings differ from
+        ValueError: if the operator cannot run on the data or does not fit into memory, or if the settings differ from
             those of the run that is resumed.
         FileExistsError: if the directory holds a run and ``experiment.resume`` is False.
         OSError: if a file cannot be read or a directory cannot be written.
@@ -57,7 +57,7 @@ def train(experiment: AnyExperiment, *, name: str = "run", console: "Console | N
         sets = experiment.data.load(experiment.cache)
     except FileNotFoundError as error:
         if experiment.resume and isinstance(experiment.data, FileData):
-            error.add_note("(A file that has moved can be named anew: --data.train FILE, --data.valid FILE.)")
+            error.add_note("(If a file has moved, name it again: --data.train FILE, --data.valid FILE.)")
         raise
     if isinstance(experiment.model, OperatorConfig):
         config, chosen = experiment.model, {}
@@ -135,7 +135,7 @@ def build(config: OperatorConfig, train: Samples, *, seed: int) -> operators.Sta
 
 
 def new_directory(wanted: Path) -> Path:
-    """Makes a new directory: the wanted one, or, if it exists, one with a number appended to its name."""
+    """Makes a new directory: the wanted one or, if it exists, one with a number appended to its name."""
     names = itertools.chain([wanted.name], (f"{wanted.name}-{number}" for number in itertools.count(2)))
     while True:
         directory = wanted.with_name(next(names))
@@ -145,7 +145,7 @@ def new_directory(wanted: Path) -> Path:
 
 
 def _run_dir(name: str, experiment: AnyExperiment) -> Path:
-    """Where the run goes; what cannot go there fails before any data are made."""
+    """Returns the directory of the run; raises an error for a wrong directory before any data are made."""
     directory = experiment.run_dir
     if experiment.resume:
         if directory is None:

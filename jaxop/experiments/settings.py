@@ -1,4 +1,4 @@
-"""Settings of an operator before its data are known, which the data complete to a config."""
+"""Settings of an operator before its data are known; the data complete them to a config."""
 
 import dataclasses
 import types
@@ -19,18 +19,18 @@ from jaxop.domains.domain import as_domain
 from jaxop.operators import OperatorConfig
 
 _COPIES = 5  # of the parameters, during training
-_DEPTH = 3  # layers beyond which operators are not made to count their parameters
+_DEPTH = 3  # largest number of layers of operators that are made to count their parameters
 
 
 @dataclasses.dataclass(frozen=True, init=False)
 class OperatorSettings:
     """Settings of an operator whose channels, dimension and reference grid come from the data.
 
-    Patches and modes may be left open, too: `for_data` chooses numbers that suit the grids.
+    Patches and modes may be None: `for_data` then chooses numbers that suit the grids.
 
     Args:
         operator: one of `jaxop.operators.CONFIGS`.
-        **settings: fields of its config; the others keep their defaults.
+        **settings: fields of its config; all others keep their defaults.
 
     Attributes:
         operator: name of the operator.
@@ -69,7 +69,7 @@ class OperatorSettings:
         return operators.CONFIGS[self.operator]
 
     def fields(self) -> dict[str, tuple[Any, object]]:
-        """Returns type and default of every setting; None, the default of patches and modes, leaves them open."""
+        """Returns type and default of every setting; patches and modes have the default None."""
         kind = self.config_type
         hints = typing.get_type_hints(kind)
         fields: dict[str, tuple[Any, object]] = {}
@@ -124,7 +124,7 @@ def check_memory(config: OperatorConfig) -> None:
 
 
 def size_of(config: OperatorConfig) -> tuple[int, int]:
-    """Returns bytes and number of an operator's parameters; both are linear in the depth, and extrapolated in it."""
+    """Returns bytes and number of an operator's parameters, which are linear in the depth and extrapolated in it."""
     for name in ("layers", "decoder_layers"):
         depth = getattr(config, name, 0)
         if depth > _DEPTH:

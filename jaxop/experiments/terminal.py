@@ -1,4 +1,4 @@
-"""Commands on a terminal: messages without tracebacks, exit statuses, and ASCII where Unicode cannot be shown."""
+"""Commands on a terminal: messages without tracebacks, exit statuses, and ASCII if Unicode cannot be shown."""
 
 import argparse
 import codecs
@@ -26,18 +26,18 @@ _INPUT_ERRORS = (
     MemoryError,
     NotImplementedError,
     ArithmeticError,
-    jax.errors.JaxRuntimeError,  # out of memory, usually
+    jax.errors.JaxRuntimeError,  # usually out of memory
     training.DamagedCheckpointError,
 )
 
 
 def run_command(command: Callable[[Sequence[str]], object], arguments: Sequence[str]) -> int:
-    """Runs a command. If its inputs are wrong, writes one message to stderr.
+    """Runs a command. If its inputs are wrong, it writes one message to stderr.
 
-    The option ``--traceback`` of every command raises the error instead, so that its origin is shown.
+    With the option ``--traceback``, which every command has, it raises the error, so that its origin is shown.
 
     Args:
-        command: takes the arguments, ``--traceback`` excluded.
+        command: takes the arguments without ``--traceback``.
         arguments: the arguments of the command line, without the program's name.
 
     Returns:
@@ -55,13 +55,13 @@ def run_command(command: Callable[[Sequence[str]], object], arguments: Sequence[
     try:
         command(others)
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes
+    except BrokenPipeError:  # the reader, such as `head`, has stopped reading
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise Python complains when it flushes
         return 1
     except _INPUT_ERRORS as error:
         if own.traceback:
             raise
-        notes = [note for note in getattr(error, "__notes__", ()) if note.startswith("(")]  # others are JAX's own
+        notes = [note for note in getattr(error, "__notes__", ()) if note.startswith("(")]  # others come from JAX
         sys.stderr.write(" ".join([f"error: {error or type(error).__name__}", *notes]) + "\n")
         return 2
     return 0
@@ -79,22 +79,22 @@ def needs_extra(purpose: str) -> Iterator[None]:
 
 
 def print_anywhere() -> None:
-    """Replaces characters that the encoding of stdout or stderr lacks: "²" by "^2", unknown ones by "?"."""
+    """Replaces characters that the encoding of stdout or stderr lacks: "²" by "^2", all others by "?"."""
     codecs.register_error("plain", _plain)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # notebooks have streams of their own, which take everything
+        if isinstance(stream, io.TextIOWrapper):  # notebooks have other streams, which take everything
             stream.reconfigure(errors="plain")
 
 
 def make_console() -> "Console":
-    """Returns a console on stdout that does not read text as markup, since files may have any name."""
+    """Returns a console on stdout that does not read text as markup, because files may have any name."""
     with needs_extra("a table of errors"):
         from rich.console import Console
     return Console(markup=False, emoji=False)
 
 
 def tune_allocator() -> None:
-    """Keeps freed memory in the process: XLA's large buffers otherwise cost page faults at every step (glibc)."""
+    """Keeps freed memory in the process (glibc), because XLA's large buffers otherwise cost page faults each step."""
     trim_threshold, top_pad, mmap_max = -1, -2, -4  # of <malloc.h>
     try:
         mallopt = ctypes.CDLL(None).mallopt

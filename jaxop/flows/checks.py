@@ -1,4 +1,4 @@
-"""Validation of ensembles and of the matrices that flows take."""
+"""Checks of ensembles of particles and of the matrices of flows."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +9,7 @@ from jaxop.domains.measure import check_weights, relative_weights, uniform_weigh
 
 
 def check_ensemble(x: object, weights: object, **others: object) -> tuple[Array, ...]:
-    """The particles in float32 at least, their weights scaled to sum 1, and further arrays of the particles' shape."""
+    """Returns particles in float32 or wider, weights scaled to sum 1, and further arrays of the particles' shape."""
     x = as_float(x, "x")
     x = x.astype(accumulator(x.dtype))
     if x.ndim != 2 or 0 in x.shape:
@@ -19,7 +19,7 @@ def check_ensemble(x: object, weights: object, **others: object) -> tuple[Array,
     else:
         weights = relative_weights(check_masses(weights, x))
         total = jnp.sum(weights)
-        # traced weights may all be 0, for a sequence of padding: its particles then do not interact
+        # traced weights may all be 0, for a sequence of padding, whose particles then do not interact
         weights = jnp.where(total > 0, weights / jnp.where(total > 0, total, 1), 0).astype(x.dtype)
     arrays = []
     for name, array in others.items():
@@ -31,7 +31,7 @@ def check_ensemble(x: object, weights: object, **others: object) -> tuple[Array,
 
 
 def check_masses(weights: object, x: Array) -> Array:
-    """Returns the masses of the particles in their own unit, in float32 at least."""
+    """Returns the masses of the particles in any unit, in float32 or wider."""
     weights = as_float(weights, "weights")
     weights = weights.astype(accumulator(weights.dtype))
     if weights.shape != (x.shape[0],):

@@ -1,4 +1,4 @@
-"""Six integrators of damped systems through one function, `step`."""
+"""Six integrators of damped systems, all called by `step`."""
 
 import dataclasses
 from typing import NamedTuple, TypeAlias
@@ -18,7 +18,7 @@ Length: TypeAlias = float | np.ndarray | Array
 
 
 def displace(state: State, position: Array, velocity: Array) -> State:
-    """Returns the state with x and y changed by the given amounts outside of a step; copies in the history follow.
+    """Returns the state with x and y displaced outside of a step; copies in the history are displaced too.
 
     Example:
         >>> import jax.numpy as jnp
@@ -37,21 +37,21 @@ def displace(state: State, position: Array, velocity: Array) -> State:
 def step(
     method: Method, system: System, state: State, schedule: Damping, dt: ArrayLike | tuple[ArrayLike, ArrayLike]
 ) -> State:
-    """One step of ẋ = drift, ẏ = −α(t) y + force; scans and jits, with all memory in the state.
+    """One step of ẋ = drift, ẏ = −α(t) y + force; works in scans and jit, because the state holds all memory.
 
     Args:
         method: `Euler`, `KickDampDrift`, `ExponentialEuler`, `AdamsBashforth2`, `LawsonAdamsBashforth2` or
-            `TaoDoubling`. Each evaluates the rates once, except Tao's, which does so four times.
+            `TaoDoubling`. `TaoDoubling` evaluates the rates four times, all others once.
         system: the rates.
-        state: from `start` with the same method, or from a step before.
+        state: a state from `start` with the same method, or from a previous step.
         schedule: the damping α(t).
-        dt: length of the step, or a pair (h_x, h_y), in which x moves by h_x ẋ while y and the clock move by h_y.
+        dt: length of the step, or a pair (h_x, h_y), in which x moves by h_x ẋ while y and the time move by h_y.
 
     Returns:
-        The state at t + dt, in the dtypes of ``state``; computed in float32 at least.
+        The state at t + dt, in the dtypes of ``state``; computed in float32 or wider.
 
     Raises:
-        ValueError: for a step that is not positive and finite (where its value is known).
+        ValueError: if the step is not positive and finite (unless it is traced).
         TypeError: if the method or the schedule has another type, or the state was started with another method.
 
     Example:
@@ -91,9 +91,9 @@ def check_step(method: object, system: object, state: object, schedule: object, 
     lengths: list[Length] = []
     for name, h in zip(("h_x", "h_y"), pair, strict=True):
         if not is_numeric(h):
-            raise TypeError(f"dt must be a positive number or a pair of them, got {name} = {h!r}.")
+            raise TypeError(f"dt must be a positive number or a pair of such numbers, got {name} = {h!r}.")
         if is_concrete(h) and not (np.ndim(h) == 0 and np.isfinite(h) and h > 0):
-            raise ValueError(f"dt must be a positive and finite number, or a pair of them, got {name} = {h}.")
+            raise ValueError(f"dt must be positive and finite, or a pair of such numbers, got {name} = {h}.")
         lengths.append(h)
     if is_concrete(schedule.logarithmic, state.time) and schedule.logarithmic > 0 and not state.time > 0:
         raise ValueError(
@@ -108,10 +108,10 @@ def _decay(schedule: Damping, state: State, dt: ArrayLike) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class Euler:
-    """X ← X + h ẋ, Y ← Y + h (G − α(t) Y), everything at the old state; order 1."""
+    """X ← X + h ẋ, Y ← Y + h (G − α(t) Y), with all rates at the old state; order 1."""
 
     def history(self, state: State) -> None:
-        """None."""
+        """Returns None."""
 
     def advance(self, system: System, state: State, schedule: Damping, dt: Array, ratio: ArrayLike) -> State:
         """See `step`."""
@@ -128,11 +128,11 @@ class Euler:
 class KickDampDrift:
     """Y ← σ (Y + h G(X, Y)), σ = e^{−Δη}, then X ← X + h ẋ(X, new Y); order 1, conformally symplectic Euler.
 
-    On a separable system its Jacobian J satisfies Jᵀ Ω J = σ Ω: phase-space area shrinks as in the flow itself.
+    On a separable system its Jacobian J satisfies Jᵀ Ω J = σ Ω, so that phase-space area shrinks like that of the flow.
     """
 
     def history(self, state: State) -> None:
-        """None."""
+        """Returns None."""
 
     def advance(self, system: System, state: State, schedule: Damping, dt: Array, ratio: ArrayLike) -> State:
         """See `step`."""
@@ -144,10 +144,10 @@ class KickDampDrift:
 
 @dataclasses.dataclass(frozen=True)
 class ExponentialEuler:
-    """Y ← σ Y + ((1 − σ)/ᾱ) G, ᾱ = Δη/h: exact damping, frozen force; X moves with the old Y; order 1."""
+    """Y ← σ Y + ((1 − σ)/ᾱ) G, ᾱ = Δη/h: exact damping, constant force; X moves with the old Y; order 1."""
 
     def history(self, state: State) -> None:
-        """None."""
+        """Returns None."""
 
     def advance(self, system: System, state: State, schedule: Damping, dt: Array, ratio: ArrayLike) -> State:
         """See `step`."""
@@ -169,7 +169,7 @@ _SERIES = 0.05
 
 
 class Rates(NamedTuple):
-    """Damped rates of the previous step and its length, which is 0 before the first step."""
+    """Damped rates of the previous step, and its length, which is 0 before the first step."""
 
     position: Array
     velocity: Array
@@ -194,10 +194,10 @@ class Copy(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class AdamsBashforth2:
-    """Z ← Z + h ((1 + r/2) R_n − (r/2) R_{n−1}), R = (ẋ, G − α Y), r = h / former h; order 2, first step Euler's."""
+    """Z ← Z + h ((1 + r/2) R_n − (r/2) R_{n−1}), R = (ẋ, G − α Y), r = h / previous h; order 2, first step by Euler."""
 
     def history(self, state: State) -> Rates:
-        """Rates of the previous step, of length 0."""
+        """Returns rates of a previous step of length 0."""
         return Rates(jnp.zeros_like(state.position), jnp.zeros_like(state.velocity), jnp.zeros_like(state.time))
 
     def advance(self, system: System, state: State, schedule: Damping, dt: Array, ratio: ArrayLike) -> State:
@@ -215,10 +215,10 @@ class AdamsBashforth2:
 
 @dataclasses.dataclass(frozen=True)
 class LawsonAdamsBashforth2:
-    """`AdamsBashforth2` on e^η Y: the damping is integrated exactly (integrating factor); order 2."""
+    """`AdamsBashforth2` on e^η Y, which integrates the damping exactly (integrating factor); order 2."""
 
     def history(self, state: State) -> Forces:
-        """Rates of the previous step, of length 0."""
+        """Returns rates of a previous step of length 0."""
         zero = jnp.zeros_like(state.time)
         return Forces(jnp.zeros_like(state.position), jnp.zeros_like(state.velocity), zero, zero)
 
@@ -236,7 +236,7 @@ class LawsonAdamsBashforth2:
 
 
 def _half_ratio(state: State, dt: Array) -> Array:
-    # the lengths themselves, because differences of times carry the rounding of the time
+    # lengths instead of differences of times, which carry the rounding of the time
     former = state.history.dt
     return jnp.where(former > 0, dt / jnp.where(former > 0, former, 1), 0) / 2
 
@@ -245,9 +245,9 @@ def _half_ratio(state: State, dt: Array) -> Array:
 class TaoDoubling:
     """A^{h/2} B^{h/2} C_{2ξh} B^{h/2} A^{h/2} on two copies of phase space; order 2.
 
-    A moves (x, ỹ) with the rates at (x̃, y), B moves (x̃, y) with those at (x, ỹ), C rotates the differences of the
-    copies by the angle 2 ξ h. The damping acts for half a step before and half a step after.
-    Without damping and with the rates of a Hamiltonian it is symplectic, separable or not.
+    A moves (x, ỹ) with the rates at (x̃, y), B moves (x̃, y) with the rates at (x, ỹ), and C rotates the differences of
+    the copies by the angle 2 ξ h. The damping acts for half a step before and half a step after.
+    Without damping and with the rates of any Hamiltonian, separable or not, it is symplectic.
 
     Attributes:
         coupling: ξ, the strength of the coupling of the copies, in units of one over time.
@@ -263,7 +263,7 @@ class TaoDoubling:
             raise ValueError(f"coupling must be finite and at least 0, got {self.coupling}.")
 
     def history(self, state: State) -> Copy:
-        """The second copy of position and velocity."""
+        """Returns a second copy of position and velocity."""
         return Copy(state.position, state.velocity)
 
     def advance(self, system: System, state: State, schedule: Damping, dt: Array, ratio: ArrayLike) -> State:

@@ -1,7 +1,7 @@
 r"""Linear attention as a gradient flow of particles, its acceleration, and the moments that describe both.
 
-The energy −½ Σ_i w_i x_iᵀ V x_i in the metric of the kernel k(x, y) = xᵀ A y. Everything goes through d × d
-moments: the n × n Gram matrix is never formed.
+The energy is −½ Σ_i w_i x_iᵀ V x_i in the metric of the kernel k(x, y) = xᵀ A y. All computations use d × d
+moments; the n × n Gram matrix is never formed.
 """
 
 import functools
@@ -38,7 +38,7 @@ def linear_force(
         Shape (n, d).
 
     Raises:
-        ValueError: for shapes that do not fit, or weights that are negative or all 0.
+        ValueError: if shapes do not fit, or weights are negative or all 0.
 
     Cost: O(n d²) time, O(n d) memory.
 
@@ -65,7 +65,7 @@ def linear_rates(
 ) -> tuple[Callable[[Array], Array], Float[Array, "n d"]]:
     """Ẋ = X A (Xᵀ W Y) and Ẏ = X Vᵀ − Y (Yᵀ W X) A, the accelerated flow without its damping.
 
-    If Y = X S at the start and S, A and V are symmetric, elliptically contoured laws stay elliptically contoured:
+    If Y = X S at the start and S, A and V are symmetric, an elliptically contoured distribution keeps its contours:
     x_t = M_t x_0, see `linear_moment_flow`.
 
     Args:
@@ -79,7 +79,7 @@ def linear_rates(
         (drift, force): the function Y ↦ Ẋ at this X, and Ẏ without damping, (n, d).
 
     Raises:
-        ValueError: as `linear_force`.
+        ValueError: for the reasons of `linear_force`.
 
     Cost: O(n d²) time, O(n d) memory.
 
@@ -115,29 +115,29 @@ def linear_connection(
 
     In terms of momenta, T = A Xᵀ W Y is the linear map that moves the particles, U = Ẋ = X T. Here T is the weighted
     least squares fit of velocities by positions. With ``is_causal``, T_i fits the particles j ≤ i by recursive least
-    squares, and row i of C is that of T_i.
+    squares, and row i of C uses T_i.
 
     Args:
         x: particles, (n, d).
-        velocity: U, (n, d); only its part X T counts.
-        weights: masses in any unit, (n,); None means equal masses. With ``is_causal`` row i takes them in units of the
-            largest weight up to i.
+        velocity: U, (n, d); only its part X T has an effect.
+        weights: masses in any unit, (n,); None means equal masses. With ``is_causal`` row i has masses in units of the
+            largest mass up to i.
         bilinear: A, symmetric and positive definite; None means the identity.
-        ridge: ε, in units of squared channels times the total weight, or with ``is_causal`` times the largest weight so
+        ridge: ε, in units of squared channels times the total mass, or with ``is_causal`` times the largest mass so
             far. The exact flow has ε = 0 and needs at least d independent particles.
-        is_causal: whether particle i sees j ≤ i only.
+        is_causal: whether particle i sees only j ≤ i.
 
     Returns:
         Shape (n, d).
 
     Raises:
-        ValueError: as `linear_force`; for a ridge that is negative, that is 0 where T is not determined, or that is too
-            small for the precision with ``is_causal``.
+        ValueError: for the reasons of `linear_force`; or if the ridge is negative, is 0 although T is not determined,
+            or is too small for the precision with ``is_causal``.
 
-    Cost: O(n d²) time and O(n d) memory; causal, n steps of O(d²) one after another, of O(d³) where a weight exceeds
+    Cost: O(n d²) time and O(n d) memory. If causal, n steps of O(d²) one after another, or O(d³) if a mass exceeds
         all before; their derivatives take O(n d²) memory.
 
-    Source: Stein, Li, Steidl, arXiv:2603.16535, whose momentum form it rewrites.
+    Source: Stein, Li, Steidl, arXiv:2603.16535; the form in velocities is ours.
 
     Example:
         >>> import jax.numpy as jnp
@@ -153,7 +153,7 @@ def linear_connection(
     enough = not is_causal and x.shape[0] >= x.shape[1]
     if is_concrete(ridge) and not (ridge > 0 or (ridge == 0 and enough)):
         raise ValueError(
-            f"ridge must be positive for causal particles or fewer of them than channels, and never negative, got "
+            f"ridge must not be negative, and must be positive if particles are causal or fewer than channels, got "
             f"{ridge} for {x.shape[0]} particles of {x.shape[1]} channels."
         )
     a = None if bilinear is None else check_matrix(bilinear, "bilinear", x, symmetric=True, definite=True)
@@ -164,20 +164,20 @@ def linear_connection(
             if ridge < least:
                 raise ValueError(
                     f"ridge must be at least {least:.1e} for these particles in {x.dtype}, got {ridge}: recursive "
-                    "least squares would lose all digits. Take a larger one, or float64."
+                    "least squares would lose all digits. Use a larger ridge, or float64."
                 )
         return _causal_connection(x, u, shares, kept, a, jnp.asarray(ridge, x.dtype))
     second = moment(x, x, shares) + ridge * jnp.eye(x.shape[1], dtype=x.dtype)
     if is_concrete(ridge, second) and ridge == 0 and (rank := np.linalg.matrix_rank(np.asarray(second))) < x.shape[1]:
         raise ValueError(
-            f"ridge must be positive where particles of positive weight span {rank} of {x.shape[1]} dimensions only."
+            f"ridge must be positive if particles of positive weight span only {rank} of {x.shape[1]} dimensions."
         )
     motion = jax.scipy.linalg.solve(second, moment(x, u, shares), assume_a="pos")
     return _connection(x, motion, a)
 
 
 def _in_running_units(masses: Array | None, x: Array) -> tuple[Array, Array | None]:
-    """Masses over the largest mass so far, and the former unit over the new one; None means equal masses."""
+    """Returns masses over the largest mass so far, and the previous unit over the new one; None means equal masses."""
     if masses is None:
         return jnp.ones_like(x[:, 0]), None
     largest = jax.lax.stop_gradient(jax.lax.cummax(masses))
@@ -199,11 +199,11 @@ def _connection(x: Array, motion: Array, bilinear: Array | None) -> Array:
 def _causal_connection(
     x: Array, u: Array, weights: Array, kept: Array | None, bilinear: Array | None, ridge: Array
 ) -> Array:
-    """By recursive least squares; see `_in_running_units` for the weights."""
+    """Returns the connection by recursive least squares; see `_in_running_units` for the weights."""
     identity = jnp.eye(x.shape[1], dtype=x.dtype)
 
     def in_new_units(inverse: Array, motion: Array, kept: Array) -> tuple[Array, Array]:
-        # the new P⁻¹ is (P⁻¹ − ε) kept + ε: the sum shrinks, but the ridge does not
+        # the new P⁻¹ is (P⁻¹ − ε) kept + ε, because the sum shrinks but the ridge does not
         new = jax.scipy.linalg.solve(kept * identity + (1 - kept) * ridge * inverse, inverse, assume_a="pos")
         return new, motion - (1 - kept) * ridge * new @ motion
 
@@ -246,7 +246,7 @@ def linear_energy(
         (kinetic, potential), two numbers.
 
     Raises:
-        ValueError: as `linear_force`.
+        ValueError: for the reasons of `linear_force`.
 
     Source: Stein, Li, Steidl, arXiv:2603.16535.
 
@@ -304,9 +304,9 @@ def accelerated_linear_flow(
 
 
 def linear_moment_flow(*, bilinear: Float[Array, "d d"], hessian: Float[Array, "d d"]) -> System:
-    """Σ̇ = S C A Σ + Σ A C S, Ṡ = V − A C S² − S² C A (− α S), C = Σ: the accelerated linear flow of a whole law.
+    """Σ̇ = S C A Σ + Σ A C S, Ṡ = V − A C S² − S² C A (− α S), C = Σ: the accelerated linear flow of a distribution.
 
-    A centred elliptically contoured law of second moments Σ with momenta y = S x keeps its form under
+    A centred elliptically contoured distribution with second moments Σ and momenta y = S x keeps its form under
     `accelerated_linear_flow`. These are the equations of its moments: position is Σ, velocity is S. All matrices are
     symmetric.
 

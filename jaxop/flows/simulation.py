@@ -16,12 +16,12 @@ from jaxop.flows.system import Damping, Method, State, System
 
 
 class Trajectory(NamedTuple):
-    """A flow at some of its times, including the start.
+    """A flow at some times, which include the start.
 
     Attributes:
-        time: (k + 1,).
-        position: (k + 1, …).
-        velocity: (k + 1, …).
+        time: t, (k + 1,).
+        position: x, (k + 1, …).
+        velocity: y, (k + 1, …).
         state: the last state, from which a simulation can continue.
     """
 
@@ -46,7 +46,7 @@ def simulate(
     Args:
         method: the integrator, see `step`.
         system: the rates.
-        state: from `start`.
+        state: a state from `start`.
         schedule: the damping.
         dt: length of a step.
         steps: number of steps, a multiple of ``every``.
@@ -56,13 +56,13 @@ def simulate(
         The trajectory, with steps/every + 1 entries.
 
     Raises:
-        TypeError: for numbers of steps that are not integers, and as `step`.
-        ValueError: if ``steps`` is not a multiple of ``every``, and as `step`.
+        TypeError: if numbers of steps are not integers, or for the reasons of `step`.
+        ValueError: if ``steps`` is not a multiple of ``every``, or for the reasons of `step`.
         FloatingPointError: if the flow blows up; the message names the first step, time and particle that are not
-            finite. Inside `jit` an error cannot be raised: the trajectory then stays at the last finite state and does
-            not have a derivative.
+            finite. Inside `jit` there is no error: the trajectory then stays at the last finite state and does not
+            have a derivative.
 
-    Cost: that of the steps; memory for the kept states. Compiles once for each pair of objects ``system`` and
+    Cost: that of the steps, and memory for the kept states. Compiles once for each pair of objects ``system`` and
         ``method``.
 
     Example:
@@ -115,7 +115,7 @@ def _run(
     steps: int,
     every: int,
 ) -> tuple[State, Array, tuple[Array, Array, Array]]:
-    """The last finite state, (step, particle) of the first failure or (−1, −1), and the states that are kept."""
+    """Returns the last finite state, (step, particle) of the first failure or (−1, −1), and the kept states."""
 
     def advance(carry: tuple[State, Array], number: Array):
         state, failed = carry

@@ -33,15 +33,15 @@ def softmax_force(
             equal masses.
         score: A, any matrix.
         value: V, any matrix.
-        implementation: that of `jaxop.attention.integral_attention`.
+        implementation: the implementation of `jaxop.attention.integral_attention`.
 
     Returns:
         Shape (n, d).
 
     Raises:
-        ValueError: for shapes that do not fit, or weights that are negative or all 0.
+        ValueError: if shapes do not fit, or weights are negative or all 0.
 
-    Cost: one call of `integral_attention`: O(n² d) time, O(n d) memory beyond 128² pairs.
+    Cost: one call of `integral_attention`: O(n² d) time, and O(n d) memory above 128² pairs.
 
     Source: Geshkovski, Letrouit, Polyanskiy, Rigollet, arXiv:2312.10794.
 
@@ -70,8 +70,8 @@ def softmax_rates(
         C_i = a_i u_i − ½ (s_i Γ_i + Σ_j P_ij s_j V x_j),
         s_i = u_iᵀ B⁻¹ u_i,    a_i = Σ_j P_ij (u_iᵀ A x_j + x_iᵀ A u_j).
 
-    Equal to the Hamiltonian flow of `softmax_momentum_rates` with y_i = z_i B⁻¹ u_i, but without its exponentials: a
-    constant added to the logits of a row changes nothing.
+    This equals the Hamiltonian flow of `softmax_momentum_rates` with y_i = z_i B⁻¹ u_i, but without its exponentials: a
+    constant that is added to the logits of a row does not change the result.
 
     Args:
         x: particles, one per row, (n, d).
@@ -80,16 +80,16 @@ def softmax_rates(
             equal masses.
         score: A, symmetric, in units of one over x².
         mobility: B, symmetric positive definite.
-        implementation: that of `jaxop.attention.integral_attention`.
+        implementation: the implementation of `jaxop.attention.integral_attention`.
 
     Returns:
         (force, connection) = (Γ, C), each (n, d).
 
     Raises:
-        ValueError: for shapes that do not fit, weights that are negative or all 0, an A that is not symmetric or a B
-            that is not positive definite (the values of matrices are checked outside `jit` only).
+        ValueError: if shapes do not fit, weights are negative or all 0, A is not symmetric or B is not positive
+            definite (the values of matrices are checked only outside `jit`).
 
-    Cost: one call of `integral_attention` with 2 d + 1 … 3 d channels of values: O(n² d) time, O(n d) memory beyond
+    Cost: one call of `integral_attention` with 2 d + 1 … 3 d channels of values: O(n² d) time, and O(n d) memory above
     128² pairs; no differentiation.
 
     Source: Stein, Li, Steidl, "SympFormer: Accelerated attention blocks via inertial dynamics on density
@@ -127,10 +127,10 @@ def function_rates(
         x: n functions of d channels at s nodes, (n, s, d).
         velocity: u, (n, s, d).
         weights: masses of the particles, (n,); None means equal masses.
-        measure: quadrature weights of the nodes, (s,); None means ones.
+        measure: quadrature weights of the nodes, (s,); None means weights of 1.
         score: A.
         mobility: B, positive definite.
-        implementation: that of `jaxop.attention.integral_attention`.
+        implementation: the implementation of `jaxop.attention.integral_attention`.
 
     Returns:
         (force, connection), each (n, s, d).
@@ -172,8 +172,8 @@ def softmax_momentum_rates(
 ) -> tuple[Callable[[Array], Array], Float[Array, "n d"]]:
     """ẋ_i = B y_i / z_i and ẏ_i = ½ Σ_j w_j M_ij (κ_i + κ_j + 2) A x_j, κ_i = y_iᵀ B y_i / z_i², undamped.
 
-    The Hamiltonian system of `softmax_energy`, in its own variables. Exponentials are not scaled and overflow for large
-    x_iᵀ A x_j; prefer `softmax_rates` there.
+    This is the Hamiltonian system of `softmax_energy` in its own variables. Exponentials are not scaled, and overflow
+    for large x_iᵀ A x_j; use `softmax_rates` instead.
 
     Args:
         x: particles, (n, d).
@@ -184,13 +184,13 @@ def softmax_momentum_rates(
         potential: V of one particle. Then Σ_i w_i V(x_i) replaces the interaction −½ Σ_ij w_i w_j M_ij, which is
             unbounded below, and −∇V replaces the term of the 2 in ẏ. The metric remains that of softmax. None keeps
             the interaction.
-        implementation: that of `jaxop.attention.integral_attention`.
+        implementation: the implementation of `jaxop.attention.integral_attention`.
 
     Returns:
         (drift, force): the function y ↦ ẋ at this x, and ẏ without damping, (n, d).
 
     Raises:
-        ValueError: as `softmax_rates`.
+        ValueError: for the reasons of `softmax_rates`.
 
     Cost: two calls of `integral_attention`.
 
@@ -229,7 +229,7 @@ def softmax_energy(
     """½ Σ_i w_i z_i u_iᵀ B⁻¹ u_i and −½ Σ_ij w_i w_j M_ij: kinetic and potential energy.
 
     Along the damped flow their sum changes at the rate −2 α(t) times the kinetic energy. The potential is unbounded
-    below: particles may run away in finite time.
+    below, so that particles may diverge in finite time.
 
     Args:
         x: particles, (n, d).
@@ -237,13 +237,13 @@ def softmax_energy(
         weights: masses in any unit, (n,); None means equal masses.
         score: A, symmetric.
         mobility: B, symmetric positive definite.
-        implementation: that of `jaxop.attention.integral_attention`.
+        implementation: the implementation of `jaxop.attention.integral_attention`.
 
     Returns:
         (kinetic, potential), two numbers.
 
     Raises:
-        ValueError: as `softmax_rates`.
+        ValueError: for the reasons of `softmax_rates`.
 
     Cost: one call of `integral_attention`.
 

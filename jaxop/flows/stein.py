@@ -17,7 +17,7 @@ from jaxop.flows.system import System, first_order, second_order
 from jaxop.kernels import Bilinear, Kernel
 
 _ROWS = 256
-"""Particles whose derivatives are taken at a time."""
+"""Number of particles whose derivatives are computed at a time."""
 
 
 def stein_force(
@@ -33,13 +33,13 @@ def stein_force(
         x: particles, one per row, (n, d).
         weights: masses in any unit, scaled to sum 1, (n,); None means equal masses.
         score: ∇log π of one point, (d,) to (d,).
-        kernel: any symmetric kernel, e.g. `jaxop.kernels.Gaussian`, `InverseMultiquadric` or `Bilinear`.
+        kernel: any symmetric kernel, such as `jaxop.kernels.Gaussian`, `InverseMultiquadric` or `Bilinear`.
 
     Returns:
         Shape (n, d).
 
     Raises:
-        ValueError: for shapes that do not fit, or weights that are negative or all 0.
+        ValueError: if shapes do not fit, or weights are negative or all 0.
 
     Cost: O(n² d) time, O(n d) memory; with the bilinear kernel O(n d²) time.
 
@@ -89,19 +89,19 @@ def stein_rates(
     are recovered from the velocities by (K W + ε) y = u.
 
     Args:
-        x: particles, (n, d); with the bilinear kernel their moments must not be singular.
+        x: particles, (n, d); with the bilinear kernel their matrix of moments must not be singular.
         velocity: u, (n, d).
         weights: masses in any unit, (n,); None means equal masses.
         score: ∇log π of one point.
-        kernel: any symmetric kernel. Of a bilinear kernel the symmetric part counts, and its offset must not be 0 (None
-            leaves it out).
+        kernel: any symmetric kernel. If it is bilinear, its symmetric part is used, and its offset must be None or not
+            0.
         regularization: ε > 0, in units of the kernel. The bilinear kernel does not need it, because y is affine in x.
 
     Returns:
         Shape (n, d).
 
     Raises:
-        ValueError: as `stein_force`, and for a regularization that is not positive.
+        ValueError: for the reasons of `stein_force`, or if the regularization is not positive.
 
     Cost: O(n³ + n² d) time, O(n²) memory; with the bilinear kernel O(n d² + d³) time.
 
@@ -173,23 +173,23 @@ def stein_momentum_rates(
 ) -> tuple[Callable[[Array], Array], Float[Array, "n d"]]:
     """ẋ_i = Σ_j w_j k(x_i, x_j) y_j and ẏ_i = ∇log π(x_i) − ∇log ρ(x_i) − Σ_j w_j (y_i·y_j) ∇₁k(x_i, x_j), undamped.
 
-    The accelerated Stein flow in its own variables, for the bilinear kernel. This kernel sees only the affine part of
-    ∇log ρ, which by Stein's identity follows exactly from the moments of the particles. Equivalent to `stein_rates`,
-    but stable with longer steps.
+    This is the accelerated Stein flow in its own variables, for the bilinear kernel. The kernel uses only the affine
+    part of ∇log ρ, which Stein's identity gives exactly from the moments of the particles. The flow is that of
+    `stein_rates`, but stable with longer steps.
 
     Args:
-        x: particles, (n, d); their moments must not be singular.
+        x: particles, (n, d); their matrix of moments must not be singular.
         momentum: y, (n, d).
         weights: masses in any unit, (n,); None means equal masses.
         score: ∇log π of one point.
-        kernel: bilinear.
+        kernel: a bilinear kernel.
 
     Returns:
         (drift, force): the function y ↦ ẋ at this x, and ẏ without damping, (n, d).
 
     Raises:
-        TypeError: for another kernel.
-        ValueError: as `stein_force`.
+        TypeError: if the kernel is not bilinear.
+        ValueError: for the reasons of `stein_force`.
 
     Cost: O(n d² + d³) time, O(n d) memory.
 
@@ -206,7 +206,7 @@ def stein_momentum_rates(
     """
     x, weights, y = check_ensemble(x, weights, momentum=momentum)
     if not isinstance(kernel, Bilinear):
-        raise TypeError(f"momenta are known for kernels.Bilinear only, got {type(kernel).__name__}; use stein_rates.")
+        raise TypeError(f"momenta are known only for kernels.Bilinear, got {type(kernel).__name__}; use stein_rates.")
     features, form, embed = _features(x, cast_kernel(kernel, x.dtype))
     entropic = features @ jnp.linalg.solve(_second_moment(features, weights), embed.T)
     bent = y @ (moment(y, features, weights) @ form @ embed.T)
@@ -313,7 +313,7 @@ def _features(x: Array, kernel: Bilinear) -> tuple[Array, Array, Array]:
     if kernel.offset is None:
         return x, form, identity
     if is_concrete(kernel.offset) and float(np.asarray(kernel.offset)) == 0:
-        raise ValueError("offset must not be 0, which leaves one feature without effect; give offset=None instead.")
+        raise ValueError("offset must not be 0, which leaves a feature without effect; give offset=None instead.")
     form = jax.scipy.linalg.block_diag(form, jnp.reshape(jnp.asarray(kernel.offset, x.dtype), (1, 1)))
     features = jnp.concatenate([x, jnp.ones_like(x[:, :1])], axis=1)
     return features, form, jnp.concatenate([identity, jnp.zeros((d, 1), x.dtype)], axis=1)

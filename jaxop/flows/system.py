@@ -14,7 +14,7 @@ from jaxop._validation import accumulator, as_float, is_concrete
 from jaxop.flows.checks import check_number
 
 Drift = Array | Callable[[Array], Array]
-"""ẋ, or the function y ↦ ẋ at the position where it was made."""
+"""ẋ, or the function y ↦ ẋ at a fixed position."""
 
 
 class State(NamedTuple):
@@ -22,7 +22,7 @@ class State(NamedTuple):
 
     Attributes:
         position: x, any shape; for particles (n, d).
-        velocity: y, the same shape: the velocity or the momentum, depending on the system.
+        velocity: y, of the same shape: the velocity or the momentum, depending on the system.
         time: t.
         history: data of earlier steps that the method needs, made by `start`.
     """
@@ -35,12 +35,12 @@ class State(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class System:
-    """ẋ = drift(x, y, t), ẏ = −α(t) y + force(x, y, t), by one function that evaluates both.
+    """ẋ = drift(x, y, t), ẏ = −α(t) y + force(x, y, t), with one function that evaluates both.
 
     Attributes:
-        rates: ``rates(state, t)`` returns ``(drift, force)``, without the damping, which belongs to the step.
-            The drift is ẋ as an array or, better, the function y ↦ ẋ at the position of the state: a method
-            that moves x with the new y then needs no second evaluation.
+        rates: ``rates(state, t)`` returns ``(drift, force)`` without the damping, which `step` adds. The drift is ẋ as
+            an array or, better, the function y ↦ ẋ at the position of the state. A method that moves x with the new y
+            then needs no second evaluation.
 
     Example:
         >>> import jax.numpy as jnp
@@ -96,7 +96,7 @@ def second_order(acceleration: Callable[[Array, Array], Array]) -> System:
 
 
 def evaluate(system: System, state: State) -> tuple[Array, Array]:
-    """ẋ and the undamped ẏ of a state, both as arrays."""
+    """Returns ẋ and the undamped ẏ of a state, both as arrays."""
     drift, force = rates_of(system, state)
     return (drift(state.velocity) if callable(drift) else drift), force
 
@@ -124,7 +124,7 @@ class Damping:
         linear: c_lin ≥ 0, in units of one over time.
 
     Raises:
-        ValueError: for a coefficient that is negative or not finite.
+        ValueError: if a coefficient is negative or not finite.
 
     Source: Su, Boyd, Candès, arXiv:1503.01243; Stein, Li, Steidl, "SympFormer", arXiv:2603.16535.
 
@@ -149,7 +149,7 @@ class Damping:
         return self.logarithmic / self._clock(time) + self.linear
 
     def between(self, time: ArrayLike, dt: ArrayLike) -> Array:
-        """η(t + dt) − η(t), so that a velocity without force shrinks by its exp(−·)."""
+        """η(t + dt) − η(t); a velocity without force shrinks by the factor exp(−(η(t + dt) − η(t)))."""
         return self.logarithmic * jnp.log1p(dt / self._clock(time)) + self.linear * dt
 
     def _clock(self, time: ArrayLike) -> Array:
@@ -162,11 +162,11 @@ class Method(Protocol):
     """Base protocol of the integrators, which advance a state."""
 
     def history(self, state: State) -> PyTree:
-        """The history at the start."""
+        """Returns the history at the start."""
         ...
 
     def advance(self, system: System, state: State, schedule: Damping, dt: Array, ratio: ArrayLike) -> State:
-        """The state after ``dt``, in which x moves by ``ratio · dt``."""
+        """Returns the state after ``dt``, in which x moves by ``ratio · dt``."""
         ...
 
 
@@ -176,11 +176,11 @@ def start(method: Method, position: Array, velocity: Array | None = None, *, tim
     Args:
         method: the integrator, which makes its own history.
         position: x, any shape.
-        velocity: y, the same shape; None means 0.
-        time: t; positive where the damping is logarithmic.
+        velocity: y, of the same shape; None means 0.
+        time: t; it must be positive if the damping is logarithmic.
 
     Raises:
-        ValueError: for a velocity of another shape.
+        ValueError: if the velocity has another shape.
         TypeError: if the method is not one of `jaxop.flows`, or the time is not one number.
 
     Example:

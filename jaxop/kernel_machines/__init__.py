@@ -1,8 +1,8 @@
-"""Estimators made of kernels: `fit` returns a jittable pytree.
+"""Estimators made of kernels; `fit` returns a jittable pytree.
 
-`FourierDensity` and `GaussianDensity`, with `Density.predict` and `log_predict`; `FourierRegressor` and
-`GaussianRegressor`, with `Regression.predict`. Functions of two domains: `fit` returns a `BinaryMachine`;
-`BinaryKernelRegressor` and `BinaryKernelClassifier` wrap it for scikit-learn, which only they need.
+Densities: `FourierDensity` and `GaussianDensity`, with `Density.predict` and `log_predict`. Regression:
+`FourierRegressor` and `GaussianRegressor`, with `Regression.predict`. Functions of two domains: `fit` returns a
+`BinaryMachine`; `BinaryKernelRegressor` and `BinaryKernelClassifier` wrap it for scikit-learn, which only they need.
 """
 
 import importlib
@@ -40,5 +40,5 @@ def __getattr__(name: str) -> object:
     except ModuleNotFoundError as error:
         raise ImportError(
             f"{name} needs scikit-learn, which is not installed ({error}); run: pip install 'jaxop[sklearn]'. "
-            "kernel_machines.fit does without it."
+            "kernel_machines.fit does not need it."
         ) from error

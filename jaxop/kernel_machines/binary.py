@@ -29,11 +29,11 @@ Maps: TypeAlias = str | int | Sequence[object] | None
 Landmarks: TypeAlias = int | tuple[int | None, int | None] | None
 
 LARGEST_EXACT = 2000
-"""Points of a domain up to which all of them serve as landmarks unless a number is given."""
+"""Points of a domain up to which all are landmarks by default."""
 
 _DEFAULT_LANDMARKS = 512
 _TILE = 1 << 22
-"""Kernel values that are held at a time when a machine is evaluated."""
+"""Kernel values that are held at a time while a machine is evaluated."""
 
 _MAX_STEPS = {"spectral": 1, "cg": 1000, "newton": 100, "lagrangian": 50}
 _GAP = 1e-4
@@ -48,12 +48,12 @@ class BinaryMachine:
 
     Attributes:
         kernel: κ, or (κ_X, κ_Y) with span "product".
-        x_points: X̃ in the coordinates of the kernel, (p, d): all rows that were fitted, or the landmarks.
+        x_points: X̃ in the coordinates of the kernel, (p, d): all rows of the fit, or the landmarks.
         y_points: Ỹ, (q, d).
         coefficients: A, (q, p) with span "sections", (p, q) with span "product".
         x_map: map from rows of the first domain to the coordinates of the kernel; None means the identity.
-        y_map: the same for the second domain.
-        residual: the number that the solver compared with its tolerance; 0 for a closed form.
+        y_map: map from rows of the second domain to the coordinates of the kernel.
+        residual: the number that the solver compared with its tolerance; 0 for the closed form.
         steps: number of steps of the solver.
     """
 
@@ -82,15 +82,15 @@ class BinaryMachine:
 
         Args:
             x: rows of the first domain, (nx, a).
-            y: rows of the second, (ny, b).
+            y: rows of the second domain, (ny, b).
 
         Returns:
             f(x_i, y_j), (nx, ny), in the dtype of the coefficients.
 
         Raises:
-            ValueError: for rows of another length than those that were fitted.
+            ValueError: if the length of the rows differs from that of the fit.
 
-        Cost: O((nx p + ny q) (d + min(p, q)) + nx ny p); a few rows of kernel values are held at a time.
+        Cost: O((nx p + ny q) (d + min(p, q)) + nx ny p); only a few rows of kernel values are held at a time.
         """
         x, y = self._mapped(x, y)
         with jax.default_matmul_precision("highest"):
@@ -102,13 +102,13 @@ class BinaryMachine:
 
         Args:
             x: the first row of each pair, (n, a).
-            y: the second, (n, b).
+            y: the second row of each pair, (n, b).
 
         Returns:
             f(x_i, y_i), (n,).
 
         Raises:
-            ValueError: for rows of another length than those that were fitted, or lists of different lengths.
+            ValueError: if the length of the rows differs from that of the fit, or the lists have different lengths.
 
         Cost: O(n (p + q) d + n p q).
         """
@@ -141,9 +141,7 @@ class BinaryMachine:
             rows = as_float(rows, name).astype(dtype)
             length = points.shape[1] if to is None else to.matrix.shape[0]
             if rows.ndim != 2 or rows.shape[1] != length:
-                raise ValueError(
-                    f"{name} must have shape (n, {length}) like the rows that were fitted, got {rows.shape}."
-                )
+                raise ValueError(f"{name} must have shape (n, {length}) like the rows of the fit, got {rows.shape}.")
             out.append(rows if to is None else _apply(to, rows))
         return out[0], out[1]
 
@@ -166,64 +164,64 @@ def fit(
     max_steps: int | None = None,
     progress: solvers.Progress | None = None,
 ) -> BinaryMachine:
-    """The minimiser of Σ_observed L(f(x_i, y_j), z_ij) + λ |f|², f(x, y) = Φ(x) A Ψ(y)ᵀ.
+    """Minimises Σ_observed L(f(x_i, y_j), z_ij) + λ |f|² over f(x, y) = Φ(x) A Ψ(y)ᵀ.
 
     span "sections": f(x, y) = Σ κ(x, y_j) α_ji κ(x_i, y), |f|² = Σ α_ji². κ may be asymmetric, indefinite or
-    signed. With K = κ(X, Y) = U diag(s) Vᵀ, the squared loss and all pairs observed, A = V B Uᵀ with
+    signed. For the squared loss with all pairs observed and K = κ(X, Y) = U diag(s) Vᵀ, A = V B Uᵀ with
     B = s sᵀ G / ((s sᵀ)² + λ), G = Uᵀ Z V.
 
     span "product": f(x, y) = Σ κ_X(x, x_i) α_ij κ_Y(y, y_j), |f|² = tr(Aᵀ K_X A K_Y), the norm of the product of the
-    reproducing kernel Hilbert spaces. κ_X and κ_Y must be symmetric and positive semidefinite;
-    B = G / (s tᵀ + λ) in the eigenvectors.
+    reproducing kernel Hilbert spaces. κ_X and κ_Y must be symmetric and positive semidefinite. In their eigenvectors
+    B = G / (s tᵀ + λ).
 
     Args:
         kernel: κ between a row of X and a row of Y; with span "product" also a pair (κ_X, κ_Y), one for each domain.
         X: rows x_i of the first domain, (nx, a).
-        Y: rows y_j of the second, (ny, b).
-        responses: z_ij, (nx, ny); or a sparse matrix (`jax.experimental.sparse.BCOO` or scipy.sparse), whose stored
-            entries are the observed pairs. ±1 for the logistic and the hinge loss.
-        mask: True for observed pairs, (nx, ny); None means all pairs. Other responses are ignored.
+        Y: rows y_j of the second domain, (ny, b).
+        responses: z_ij, (nx, ny), or a sparse matrix (`jax.experimental.sparse.BCOO` or scipy.sparse), whose stored
+            entries are the observed pairs. They are ±1 for the logistic and the hinge loss.
+        mask: True for observed pairs, (nx, ny); None means all pairs. Other responses are not used.
         span: ``"sections"`` or ``"product"``.
         loss: ``"squared"`` (f − z)², ``"logistic"`` log(1 + e^{−z f}) or ``"hinge"`` max(0, 1 − z f).
         regularization: λ ≥ 0, in units of the summed loss (not divided by the number of pairs).
-        solver: ``"spectral"``, the closed form (squared loss, all pairs observed); ``"cg"``, conjugate gradients
-            preconditioned by it (squared loss); ``"newton"``, damped Newton steps by conjugate gradients (logistic);
-            ``"lagrangian"``, augmented Lagrangians by semismooth Newton steps (hinge, stopped by the duality gap).
-            None means the first that applies.
+        solver: ``"spectral"`` is the closed form (squared loss, all pairs observed); ``"cg"`` is conjugate gradients
+            with the closed form as preconditioner (squared loss); ``"newton"`` is damped Newton steps by conjugate
+            gradients (logistic loss); ``"lagrangian"`` is augmented Lagrangians by semismooth Newton steps (hinge
+            loss, stopped by the duality gap). None means the first that applies.
         maps: maps of the rows to a common space. An integer means `partial_least_squares` of that rank; (W_x, W_y)
             means x ↦ W_xᵀ x and y ↦ W_yᵀ y with matrices (a, r) and (b, r); ``"kernel"`` means that the kernel takes
             rows of both lengths. None leaves the rows unchanged if a = b, if the span is "product", or if the kernel
             has its own maps (attributes ``query_map`` and ``key_map``), and otherwise means `partial_least_squares` of
             rank min(a, b).
-        landmarks: how many rows of each domain span f (Nyström), a number or (p, q), chosen by `choose_landmarks`. None
-            means all rows, or 512 with a warning for a domain of more than 2000 rows (with span "sections" if both have
-            more).
+        landmarks: number of rows of each domain that span f (Nyström), a number or (p, q), chosen by
+            `choose_landmarks`. None means all rows, or 512 with a warning for a domain of more than 2000 rows (with
+            span "sections" only if both domains have more).
         rng_key: draws the landmarks; None chooses them deterministically.
-        tolerance: bound at which a solver stops, of the relative residual for "cg", of √(gᵀ M⁻¹ g / objective) with the
-            preconditioner M for "newton", and of the duality gap over the objective for "lagrangian". None means
+        tolerance: bound at which a solver stops. It bounds the relative residual for "cg", √(gᵀ M⁻¹ g / objective) with
+            the preconditioner M for "newton", and the duality gap over the objective for "lagrangian". None means
             ε^(2/3), and 1e-4 for "lagrangian".
         max_steps: largest number of steps; None means 1000, 100 and 50 for "cg", "newton" and "lagrangian".
         progress: called with the number of steps and the residual, such as `print`.
 
     Returns:
-        A `BinaryMachine`, computed in float32 or, for float64 inputs, float64. For the squared and the logistic loss it
-        is differentiable, to any order, in the parameters of the kernel, X, Y, responses and λ, by the implicit
-        function theorem. Maps that `fit` chooses and the choice of landmarks count as fixed.
+        A `BinaryMachine`, computed in float32, or in float64 if inputs are float64. For the squared and the logistic
+        loss it is differentiable to any order in the parameters of the kernel, X, Y, responses and λ, by the implicit
+        function theorem. Maps that `fit` chooses and the choice of landmarks are constants.
 
     Raises:
-        ValueError: for arrays that do not fit, NaN, no observed pair, labels that are not ±1, λ < 0, λ = 0 with a
-            singular kernel matrix, more landmarks than rows; for span "product", a kernel that is not positive
-            semidefinite on the rows.
-        NotImplementedError: for a solver that does not solve the problem, or a derivative of a hinge machine.
-        FloatingPointError: if a kernel value is not finite, or the solver ends with a residual of 1 or more.
-        Values are checked outside `jax.jit` only.
+        ValueError: if arrays do not fit or contain NaN, no pair is observed, labels are not ±1, λ < 0, λ = 0 and the
+            kernel matrix is singular, there are more landmarks than rows, or, for span "product", a kernel is not
+            positive semidefinite on the rows.
+        NotImplementedError: if a solver does not solve the problem, or a hinge machine is differentiated.
+        FloatingPointError: if a kernel value is not finite, or the solver ends with a residual of 1 or more. Values
+            are checked only outside `jax.jit`.
 
     Warns:
-        RuntimeWarning: if the solver stopped at ``max_steps``; inside `jax.jit` look at ``machine.residual``.
+        RuntimeWarning: if the solver stopped at ``max_steps``; inside `jax.jit` check ``machine.residual``.
 
-    Cost: closed form O(nx ny min(nx, ny)); with p and q landmarks O(nx p² + ny q²), and per product with the
-    normal matrix O(nx ny p) for a matrix of responses (a few rows of f are held at a time; "lagrangian" holds two
-    more matrices of that size) and O(k q + (nx + ny) p q) for k listed pairs.
+    Cost: the closed form takes O(nx ny min(nx, ny)), and with p and q landmarks O(nx p² + ny q²). A product with the
+    normal matrix takes O(nx ny p) for a matrix of responses (a few rows of f are held at a time; "lagrangian" holds
+    two more matrices of that size) and O(k q + (nx + ny) p q) for k listed pairs.
 
     Source: Wright, Gonzalez, "Transformers are Deep Infinite-Dimensional Non-Mercer Binary Kernel Machines",
         arXiv:2106.01506; Stock et al., "A Comparative Study of Pairwise Learning Methods Based on Kernel Ridge
@@ -296,7 +294,7 @@ def fit(
 
 
 def gram(kernel: Kernel, a: Float[Array, "n d"], b: Float[Array, "m e"]) -> Float[Array, "n m"]:
-    """The matrix k(a_i, b_j) of a kernel of any sign."""
+    """Returns the matrix k(a_i, b_j) of a kernel of any sign."""
     tile = kernel.tile(a, b)
     return tile if kernel.sign == "signed" else jnp.exp(tile)
 
@@ -304,7 +302,7 @@ def gram(kernel: Kernel, a: Float[Array, "n d"], b: Float[Array, "m e"]) -> Floa
 def _features(
     kernel: Kernels, x: Array, y: Array, x_points: Array, y_points: Array, shared: tuple[bool, bool]
 ) -> solvers.Features:
-    """Φ, Ψ and their metrics; a pair of kernels stands for span "product"."""
+    """Returns Φ, Ψ and their metrics; the span is "product" if there is a pair of kernels."""
 
     def matrix(own: Kernel, rows: Array, points: Array) -> Array:
         return checks.finite(own, gram(own, rows, points))
@@ -345,15 +343,15 @@ def _maps(
     given = given_maps(maps, a, b, x.dtype)
     ranks = [to.matrix.shape[1] for to in given]
     if ranks[0] != ranks[1] and not isinstance(kernel, tuple):
-        raise ValueError(f"maps must have as many columns as each other, the rank, got {ranks[0]} and {ranks[1]}.")
+        raise ValueError(f"maps must have the same number of columns, the rank, got {ranks[0]} and {ranks[1]}.")
     return given
 
 
 def _counts(landmarks: Landmarks, span: str, nx: int, ny: int) -> tuple[int, int]:
-    """Landmarks of both domains."""
+    """Returns the numbers of landmarks of both domains."""
     wanted = landmarks if isinstance(landmarks, tuple) else (landmarks, landmarks)
     if len(wanted) != 2:
-        raise ValueError(f"landmarks must be a number or two of them, (p, q), got {landmarks}.")
+        raise ValueError(f"landmarks must be a number or a pair (p, q), got {landmarks}.")
     large = [n > LARGEST_EXACT for n in (nx, ny)]
     if span == "sections" and not all(large):  # one decomposition of an nx × ny matrix
         large = [False, False]
@@ -363,13 +361,13 @@ def _counts(landmarks: Landmarks, span: str, nx: int, ny: int) -> tuple[int, int
             count = _DEFAULT_LANDMARKS
             warnings.warn(
                 f"{name} has {n} rows: {count} of them are taken as landmarks, an approximation. Pass landmarks= to "
-                f"choose how many ({n}: all).",
+                f"choose the number ({n} takes all rows).",
                 UserWarning,
                 stacklevel=3,
             )
         count = n if count is None else count
         if not is_integer(count):
-            raise TypeError(f"landmarks must be a number or two of them, (p, q), got {landmarks!r}.")
+            raise TypeError(f"landmarks must be a number or a pair (p, q), got {landmarks!r}.")
         if not 1 <= count <= n:
             raise ValueError(f"landmarks must be between 1 and the number of rows of {name}, {n}, got {count}.")
         counts.append(count)

@@ -12,17 +12,17 @@ from jaxop.kernels import Kernel
 
 
 def name(kernel: Kernel | tuple[Kernel, Kernel]) -> str:
-    """The class names of one or two kernels."""
+    """Returns the class names of one or two kernels."""
     return " and ".join(dict.fromkeys(type(k).__name__ for k in (kernel if isinstance(kernel, tuple) else (kernel,))))
 
 
 def kernels(kernel: object, span: str) -> Kernel | tuple[Kernel, Kernel]:
-    """One kernel for span "sections", a pair for span "product"."""
+    """Returns one kernel for span "sections", and a pair for span "product"."""
     given = tuple(kernel) if isinstance(kernel, tuple | list) else (kernel,)
     found = [k for k in given if isinstance(k, Kernel) and not isinstance(k, type)]
     if len(found) < len(given):
         raise TypeError(
-            "kernel must be a Kernel, such as kernels.ExpDotProduct(), or with span='product' two of them, got "
+            "kernel must be a Kernel, such as kernels.ExpDotProduct(), or with span='product' a pair of kernels, got "
             f"{kernel!r}; kernels.from_pair makes one from a function."
         )
     if len(found) > (2 if span == "product" else 1):
@@ -50,7 +50,7 @@ def points(X: object, Y: object) -> tuple[Array, Array, np.dtype]:
 
 
 def labels(observations: Observations, loss: str) -> None:
-    """Raises ``ValueError`` unless the responses are ±1, for the losses of classification."""
+    """Raises ``ValueError`` unless the responses are ±1, which the losses of classification need."""
     if loss == "squared" or not is_concrete(*jax.tree.leaves(observations)):
         return
     values = np.asarray(observations.values)
@@ -62,7 +62,7 @@ def labels(observations: Observations, loss: str) -> None:
         pair = tuple(int(index[first_index(bad)]) for index in (observations.rows, observations.columns))
     if bad.any():
         raise ValueError(
-            f"responses must be −1 or +1 for loss={loss!r}, but that of the pair {pair} is "
+            f"responses must be −1 or +1 for loss={loss!r}, but the response of the pair {pair} is "
             f"{float(values[first_index(bad)])}; for labels 0 and 1 pass 2 * responses - 1."
         )
 
@@ -72,7 +72,7 @@ def _all_observed(observations: Observations) -> bool:
 
 
 def solver(solver: str | None, loss: str, observations: Observations) -> str:
-    """Returns the solver, by default the first for the problem; refuses one that cannot solve it."""
+    """Returns the solver, by default the first for the problem; raises an error if it cannot solve the problem."""
     able = [s for s in SOLVERS[loss] if s != "spectral" or _all_observed(observations)]
     if solver is None:
         return able[0]
@@ -90,7 +90,7 @@ def _seen(observations: Observations) -> str:
 
 
 def regularization(regularization: object, loss: str, observations: Observations) -> Array:
-    """Returns λ ≥ 0 in the dtype of the responses; refuses λ = 0 if the minimiser is not determined."""
+    """Returns λ ≥ 0 in the dtype of the responses; raises an error for λ = 0 if the minimiser is not determined."""
     value = as_float(regularization, "regularization").astype(observations.values.dtype)
     if value.ndim:
         raise ValueError(f"regularization must be one number, got shape {value.shape}; use jax.vmap for several.")
@@ -111,8 +111,8 @@ def finite(kernel: Kernel, matrix: Array) -> Array:
     if is_concrete(matrix) and not (good := np.isfinite(np.asarray(matrix))).all():
         index = first_index(~good)
         raise FloatingPointError(
-            f"{name(kernel)} is not finite at the pair {index} of the rows it compares; scale the inputs down, to unit "
-            "variance, say."
+            f"{name(kernel)} is not finite at the pair {index} of the rows it compares; scale the inputs down, for "
+            "example to unit variance."
         )
     return matrix
 
@@ -126,7 +126,7 @@ def symmetric(kernel: Kernel, matrix: Array) -> Array:
             i, j = np.unravel_index(np.argmax(difference), difference.shape)
             raise ValueError(
                 f"span='product' needs symmetric kernels, but {name(kernel)} of the pair ({i}, {j}) of rows is "
-                f"{values[i, j]:.3g} and {values[j, i]:.3g} the other way round; use span='sections', which takes any "
+                f"{values[i, j]:.3g}, and {values[j, i]:.3g} in the other order; use span='sections', which takes any "
                 "kernel."
             )
     return matrix
@@ -163,12 +163,12 @@ def spectra(
             raise ValueError(
                 f"regularization=0 needs kernel matrices of full rank, but {_dependence(points[domain], axis)} of "
                 f"{argument} {'give' if sections else 'have'} dependent kernel values (a relative singular value of "
-                f"{low / high:.1g}); drop some or pass a positive number."
+                f"{low / high:.1g}); drop some of them or pass a positive number."
             )
 
 
 def _dependence(points: Array, axis: Axis) -> str:
-    """Names equal rows, or the rows with large entries in the direction of the smallest singular value."""
+    """Returns text that names equal rows, or rows with large entries in the smallest singular vector."""
     _, first, inverse = np.unique(np.asarray(points), axis=0, return_index=True, return_inverse=True)
     again = np.flatnonzero(first[inverse.ravel()] != np.arange(len(points)))
     if again.size:

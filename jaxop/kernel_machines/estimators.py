@@ -20,7 +20,7 @@ from jaxop.kernels import ExpDotProduct
 
 Estimator = TypeVar("Estimator", bound="_BinaryEstimator")
 Labels: TypeAlias = ArrayLike | SparseMatrix
-"""Responses or labels of pairs: a matrix, or one of scipy.sparse."""
+"""Responses or labels of pairs, a matrix or a sparse matrix of scipy."""
 
 
 class _BinaryEstimator(BaseEstimator):
@@ -80,7 +80,7 @@ class _BinaryEstimator(BaseEstimator):
 def _observed(
     responses: Labels, mask: ArrayLike | None, nx: int, ny: int
 ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    """The observed responses of nx × ny pairs and their indices."""
+    """Returns the observed responses of nx × ny pairs and their indices."""
     seen = observe(_rounded(responses), mask, nx, ny, float_dtype())
     if not isinstance(seen, Grid):
         return np.asarray(seen.values), (np.asarray(seen.rows), np.asarray(seen.columns))
@@ -95,7 +95,7 @@ def _rounded(responses: Labels) -> np.ndarray | scipy.sparse.coo_array:
 
 
 def _with_entries(matrix: SparseMatrix, function: Callable[[np.ndarray], np.ndarray]) -> scipy.sparse.coo_array:
-    """A sparse matrix whose stored entries are a function of those of another."""
+    """Returns a sparse matrix whose stored entries are a function of those of another."""
     rows, columns, values = stored(matrix, "responses")
     return scipy.sparse.coo_array((function(np.asarray(values)), (rows, columns)), shape=matrix.shape)
 
@@ -109,7 +109,7 @@ class BinaryKernelRegressor(RegressorMixin, _BinaryEstimator):
         regularization: λ.
         solver: ``"spectral"`` or ``"cg"``; None means the first that applies.
         maps: maps of rows of different lengths to a common space.
-        landmarks: how many rows of each domain span the machine.
+        landmarks: number of rows of each domain that span the machine.
         random_state: an integer that seeds the choice of landmarks; None chooses them deterministically.
         tolerance: bound at which the solver stops.
         max_steps: largest number of steps of the solver.
@@ -135,24 +135,24 @@ class BinaryKernelRegressor(RegressorMixin, _BinaryEstimator):
 
         Args:
             X: rows of the first domain, (nx, a).
-            Y: rows of the second, (ny, b).
+            Y: rows of the second domain, (ny, b).
             responses: z_ij, (nx, ny), or a matrix of scipy.sparse whose stored entries are the observed pairs.
             mask: which pairs are observed, (nx, ny), or None for all pairs.
 
         Returns:
-            Itself.
+            The estimator itself.
 
         Raises:
-            ValueError: as `jaxop.kernel_machines.fit`.
+            ValueError: for the reasons of `jaxop.kernel_machines.fit`.
         """
         return self._fit(X, Y, _rounded(responses), mask, "squared")
 
     def predict(self, X: ArrayLike, Y: ArrayLike) -> Float[np.ndarray, "nx ny"]:
-        """The values f(x_i, y_j), (nx, ny)."""
+        """Returns the values f(x_i, y_j), (nx, ny)."""
         return self._values(X, Y)
 
     def score(self, X: ArrayLike, Y: ArrayLike, responses: Labels, mask: ArrayLike | None = None) -> float:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The coefficient of determination R² of the observed responses."""
+        """Returns the coefficient of determination R² of the observed responses."""
         values = self._values(X, Y)
         z, at = _observed(responses, mask, *values.shape)
         z = z.astype(np.float64)
@@ -166,7 +166,7 @@ def _is_logistic(estimator: "BinaryKernelClassifier") -> bool:
 
 
 class BinaryKernelClassifier(ClassifierMixin, _BinaryEstimator):
-    """Two classes of pairs of rows (x_i, y_j), see `jaxop.kernel_machines.fit`.
+    """Classification of pairs of rows (x_i, y_j) into two classes, see `jaxop.kernel_machines.fit`.
 
     Args:
         kernel: κ, or with span="product" a pair (κ_X, κ_Y); None means `jaxop.kernels.ExpDotProduct`.
@@ -175,7 +175,7 @@ class BinaryKernelClassifier(ClassifierMixin, _BinaryEstimator):
         regularization: λ.
         solver: a solver of `jaxop.kernel_machines.fit` for the loss; None means the first that applies.
         maps: maps of rows of different lengths to a common space.
-        landmarks: how many rows of each domain span the machine.
+        landmarks: number of rows of each domain that span the machine.
         random_state: an integer that seeds the choice of landmarks; None chooses them deterministically.
         tolerance: bound at which the solver stops.
         max_steps: largest number of steps of the solver.
@@ -229,16 +229,16 @@ class BinaryKernelClassifier(ClassifierMixin, _BinaryEstimator):
 
         Args:
             X: rows of the first domain, (nx, a).
-            Y: rows of the second, (ny, b).
+            Y: rows of the second domain, (ny, b).
             responses: labels of any type with two different values, (nx, ny), or a matrix of scipy.sparse whose stored
                 entries are the observed pairs.
             mask: which pairs are observed, (nx, ny), or None for all pairs.
 
         Returns:
-            Itself.
+            The estimator itself.
 
         Raises:
-            ValueError: unless the observed labels have two values, and as `jaxop.kernel_machines.fit`.
+            ValueError: unless the observed labels have two values, or for the reasons of `jaxop.kernel_machines.fit`.
         """
         if isinstance(responses, SparseMatrix):
             return self._fit(X, Y, _with_entries(responses, self._signs), mask, self.loss)
@@ -258,22 +258,22 @@ class BinaryKernelClassifier(ClassifierMixin, _BinaryEstimator):
         return np.where(labels == classes[1], 1, -1).astype(float_dtype())
 
     def decision_function(self, X: ArrayLike, Y: ArrayLike) -> Float[np.ndarray, "nx ny"]:
-        """The values f(x_i, y_j), positive for the second class."""
+        """Returns the values f(x_i, y_j), which are positive for the second class."""
         return self._values(X, Y)
 
     def predict(self, X: ArrayLike, Y: ArrayLike) -> np.ndarray:
-        """Labels of all pairs, (nx, ny)."""
+        """Returns the labels of all pairs, (nx, ny)."""
         second = self._values(X, Y) > 0
         return self.classes_[second.astype(int)]
 
     @available_if(_is_logistic)
     def predict_proba(self, X: ArrayLike, Y: ArrayLike) -> Float[np.ndarray, "nx ny 2"]:
-        """The probabilities of both classes, (nx, ny, 2); for the logistic loss."""
+        """Returns the probabilities of both classes, (nx, ny, 2); needs the logistic loss."""
         second = np.asarray(jax.nn.sigmoid(self._values(X, Y)))
         return np.stack([1 - second, second], axis=-1)
 
     def score(self, X: ArrayLike, Y: ArrayLike, responses: Labels, mask: ArrayLike | None = None) -> float:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The share of observed labels that are predicted correctly."""
+        """Returns the share of observed labels that are predicted correctly."""
         predicted = self.predict(X, Y)
         if isinstance(responses, SparseMatrix):
             rows, columns, labels = stored(responses, "responses")

@@ -1,4 +1,4 @@
-"""Landmarks: a few rows that represent a sample."""
+"""Landmarks, a few rows that represent a sample."""
 
 import functools
 
@@ -13,7 +13,7 @@ from jaxop._validation import as_integer, check_rng_key
 def choose_landmarks(
     points: Float[Array, "n d"], count: int, rng_key: Key[Array, ""] | None = None
 ) -> Int[Array, " p"]:
-    """Indices of rows far from each other: the next is drawn with probability ∝ D_i², or is the farthest.
+    """Indices of rows far from each other; the next is drawn with probability ∝ D_i², or has the largest D_i.
 
     D_i is the distance from row i to the nearest landmark so far.
 
@@ -27,8 +27,8 @@ def choose_landmarks(
         Different indices, in the order of their choice; ``arange(n)`` if ``count`` is n.
 
     Raises:
-        TypeError: for a count that is not an integer, or a key that is not random.
-        ValueError: for a count that is not in 1 … n, and points that are not rows.
+        TypeError: if the count is not an integer, or the key is not a random key.
+        ValueError: if the count is not in 1 … n, or points are not rows.
 
     Cost: O(n p d) operations, O(n + d) memory.
 
@@ -65,7 +65,7 @@ def _choose(points: Array, rng_key: Array | None, count: int) -> Array:
         else:
             logits = jnp.where(nearest < 0, -jnp.inf, jnp.log(jnp.maximum(nearest, jnp.finfo(nearest.dtype).tiny)))
             i = jax.random.categorical(jax.random.fold_in(rng_key, k), logits)
-        nearest = jnp.minimum(nearest, distances(i)).at[i].set(-1)  # chosen, behind duplicates at distance 0
+        nearest = jnp.minimum(nearest, distances(i)).at[i].set(-1)  # chosen, hence below duplicates at distance 0
         return chosen.at[k].set(i.astype(np.int32)), nearest
 
     if rng_key is None:

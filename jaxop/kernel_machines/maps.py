@@ -17,7 +17,7 @@ from jaxop.kernel_machines.observations import Observations, moment, observe
 @register
 @dataclasses.dataclass(frozen=True)
 class AffineMap:
-    """x ↦ W ᵀ(x − c).
+    """x ↦ Wᵀ(x − c).
 
     Attributes:
         matrix: W, (a, r).
@@ -28,7 +28,7 @@ class AffineMap:
     centre: Float[Array, " a"]
 
     def __call__(self, x: Float[Array, "n a"]) -> Float[Array, "n r"]:
-        """The images of n rows."""
+        """Returns the images of n rows."""
         return (x - self.centre[None, :]) @ self.matrix
 
 
@@ -40,9 +40,9 @@ def partial_least_squares(
     *,
     rank: int,
 ) -> tuple[AffineMap, AffineMap]:
-    """Maps to the directions of largest covariance with the responses: the leading singular vectors of X̃ᵀ Z Ỹ.
+    """Maps to the directions of largest covariance with the responses, the leading singular vectors of X̃ᵀ Z Ỹ.
 
-    X̃ and Ỹ are centred and have unit variance in each column, z is centred over the observed pairs and 0 elsewhere.
+    X̃ and Ỹ are centred with unit variance in each column. Z is centred over the observed pairs and 0 elsewhere.
 
     Args:
         x: rows of the first domain.
@@ -53,10 +53,10 @@ def partial_least_squares(
 
     Returns:
         The maps of both domains. The largest entry of each left singular vector is positive, so that the maps are
-        deterministic. They count as fixed under differentiation.
+        deterministic. They are constants under differentiation.
 
     Raises:
-        ValueError: for a rank that is not in 1 … min(a, b), and responses that do not fit.
+        ValueError: if the rank is not in 1 … min(a, b), or responses do not fit.
 
     Source: Wold, "Partial Least Squares", 1985; Bookstein's variant, by one singular value decomposition.
 
@@ -75,7 +75,7 @@ def partial_least_squares(
 def leading_directions(
     x: Float[Array, "nx a"], y: Float[Array, "ny b"], observations: Observations, rank: int
 ) -> tuple[AffineMap, AffineMap]:
-    """`partial_least_squares` of responses that have been checked."""
+    """Returns `partial_least_squares` of checked responses."""
     most, rank = min(x.shape[1], y.shape[1]), as_integer(rank, "rank")
     if not 1 <= rank <= most:
         raise ValueError(f"maps must be a rank between 1 and min(a, b) = {most}, got {rank}.")
@@ -96,7 +96,7 @@ def _leading_directions(x: Array, y: Array, observations: Observations, rank: in
 
 
 def given_maps(maps: Sequence[object], a: int, b: int, dtype: np.dtype) -> tuple[AffineMap, AffineMap]:
-    """The maps x ↦ W_xᵀ x and y ↦ W_yᵀ y of two matrices."""
+    """Returns the maps x ↦ W_xᵀ x and y ↦ W_yᵀ y of two matrices."""
     matrices = [as_float(w, f"maps[{k}]").astype(dtype) for k, w in enumerate(maps)]
     for k, (matrix, length) in enumerate(zip(matrices, (a, b), strict=True)):
         if matrix.ndim != 2 or matrix.shape[0] != length:
@@ -108,7 +108,7 @@ def given_maps(maps: Sequence[object], a: int, b: int, dtype: np.dtype) -> tuple
 
 
 def _standardised(points: Array) -> tuple[Array, Array, Array]:
-    """Centred rows with columns of unit variance, the mean, and the standard deviations (1 where they are 0)."""
+    """Returns centred rows with columns of unit variance, the mean, and the standard deviations (1 instead of 0)."""
     centre = jnp.mean(points, axis=0)
     points = points - centre[None, :]
     scale = jnp.sqrt(jnp.mean(points**2, axis=0))

@@ -1,4 +1,4 @@
-"""Responses z_ij of pairs of rows: a whole matrix, some entries of one, or a list of pairs."""
+"""Responses z_ij of pairs of rows: a whole matrix, some entries of a matrix, or a list of pairs."""
 
 import dataclasses
 import functools
@@ -23,13 +23,13 @@ Start: TypeAlias = Array | int
 
 _GRID_TILE = 1 << 22
 _LIST_TILE = 1 << 18
-"""Numbers that are held at a time: rows × ny of a matrix; pairs × features of a list, whose rows are gathered."""
+"""Numbers that are held at a time: rows × ny of a matrix, or pairs × features of a list, whose rows are gathered."""
 
 
 @register
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """Responses of all pairs, or of those where ``mask`` is True.
+    """Responses of all pairs, or of the pairs where ``mask`` is True.
 
     Attributes:
         values: z_ij, (nx, ny); 0 for unobserved pairs.
@@ -72,13 +72,13 @@ class Grid:
     def evaluate(
         self, left: Float[Array, "nx p"], coefficients: Float[Array, "p q"], right: Float[Array, "ny q"]
     ) -> Float[Array, "nx ny"]:
-        """The values f_ij, shaped as the responses."""
+        """Returns the values f_ij in the shape of the responses."""
         return left @ coefficients @ right.T
 
     def _sum(
         self, reduce: Callable[[Array, Array], Array], zero: Array, fn: Elementwise, left: Array, inner: Array
     ) -> Array:
-        """The sum of ``reduce(rows of left, their fn(f, z))`` over blocks of rows, f = left inner."""
+        """Returns the sum of ``reduce(rows of left, their fn(f, z))`` over blocks of rows, f = left inner."""
 
         def term(start: Start, length: int) -> Array:
             rows = jax.lax.dynamic_slice_in_dim(left, start, length)
@@ -88,7 +88,7 @@ class Grid:
         return _fold(term, lambda total, block, start: total + block, zero, self.shape[0], length)
 
     def _entries(self, fn: Elementwise, f: Array, start: Start, length: int) -> Array:
-        """The values fn(f, z) of some rows, 0 for unobserved pairs."""
+        """Returns the values fn(f, z) of some rows, 0 for unobserved pairs."""
         result = fn(f, jax.lax.dynamic_slice_in_dim(self.values, start, length))
         if self.mask is None:
             return result
@@ -102,8 +102,8 @@ class Listed:
 
     Attributes:
         values: z of pair k, (k,).
-        rows: its index i into the first domain, (k,).
-        columns: its index j into the second, (k,).
+        rows: index i of pair k in the first domain, (k,).
+        columns: index j of pair k in the second domain, (k,).
         shape: (nx, ny).
     """
 
@@ -155,7 +155,7 @@ class Listed:
     def evaluate(
         self, left: Float[Array, "nx p"], coefficients: Float[Array, "p q"], right: Float[Array, "ny q"]
     ) -> Float[Array, " k"]:
-        """The values f_ij, shaped as the responses."""
+        """Returns the values f_ij in the shape of the responses."""
         inner = left @ coefficients
 
         def term(start: Start, length: int) -> Array:
@@ -167,7 +167,7 @@ class Listed:
         return self._fold(term, write, jnp.zeros_like(self.values), inner.shape[1])
 
     def _is_pair(self, i: Array, j: Array) -> Array:
-        """Whether an entry is a pair rather than padding of a BCOO matrix, which remains if it is traced."""
+        """Tells whether an entry is a pair; in a traced BCOO matrix it may be padding."""
         return (i < self.shape[0]) & (j < self.shape[1])
 
     def _fold(
@@ -178,7 +178,7 @@ class Listed:
     def _entries(
         self, fn: Elementwise, inner: Array, right: Array, start: Start, length: int
     ) -> tuple[Array, Array, Array]:
-        """Rows i, right_j and fn(f, z) of some pairs, f = inner_i · right_j."""
+        """Returns rows i, right_j and fn(f, z) of some pairs, f = inner_i · right_j."""
         i, j, z = (jax.lax.dynamic_slice_in_dim(a, start, length) for a in (self.rows, self.columns, self.values))
         features = right[j]
         return i, features, jnp.where(self._is_pair(i, j), fn(jnp.sum(inner[i] * features, axis=1), z), 0)
@@ -190,7 +190,7 @@ Observations: TypeAlias = Grid | Listed
 def moment(
     observations: Observations, left: Float[Array, "nx p"], right: Float[Array, "ny q"], values: Array | None = None
 ) -> Float[Array, "p q"]:
-    """Σ_observed z_ij left_i ⊗ right_j, of the responses or of other values in their shape."""
+    """Σ_observed z_ij left_i ⊗ right_j, for the responses or for other values in their shape."""
     observations = observations if values is None else dataclasses.replace(observations, values=values)
     unused = jnp.zeros((left.shape[1], right.shape[1]), left.dtype)
     return observations.contract(lambda f, z: z, left, unused, right)
@@ -208,7 +208,7 @@ def observe(responses: object, mask: object, nx: int, ny: int, dtype: np.dtype) 
         seen = np.asarray(mask) if is_concrete(mask) else None  # inside jit a known mask would become traced
         mask = jnp.asarray(mask)
         if mask.dtype != jnp.bool_:
-            raise TypeError(f"mask must be boolean with True = observed, got {mask.dtype}; compare it, e.g. mask > 0.")
+            raise TypeError(f"mask must be boolean with True = observed, got {mask.dtype}; pass mask > 0, for example.")
         _check_shape("mask", mask.shape, nx, ny)
         values = jnp.where(mask, values, 0)
         if seen is not None:
@@ -218,8 +218,8 @@ def observe(responses: object, mask: object, nx: int, ny: int, dtype: np.dtype) 
     if is_concrete(values) and not (good := np.isfinite(np.asarray(values))).all():
         i, j = np.argwhere(~good)[0]
         raise ValueError(
-            f"responses must be finite, but responses[{i}, {j}] is {float(values[i, j])}; where it means that the "
-            "pair is unobserved, pass mask=~jnp.isnan(responses)."
+            f"responses must be finite, but responses[{i}, {j}] is {float(values[i, j])}; if the pair is unobserved, "
+            "pass mask=~jnp.isnan(responses)."
         )
     return Grid(values, mask)
 
@@ -264,7 +264,7 @@ def _check_shape(name: str, shape: tuple[int, ...], nx: int, ny: int) -> None:
 def _fold(
     term: Callable[[Start, int], T], add: Callable[[Array, T, Start], Array], total: Array, count: int, size: int
 ) -> Array:
-    """``total = add(total, term(start, length), start)`` over 0 … count; derivatives compute each term again."""
+    """Repeats ``total = add(total, term(start, length), start)`` over 0 … count; derivatives recompute each term."""
     whole, rest = divmod(count, size)
     if whole == 1:
         total = add(total, term(0, size), 0)

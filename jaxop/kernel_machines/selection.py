@@ -1,4 +1,4 @@
-"""Choosing kernels and regularisation: held-out losses, their gradients, and cross-validation."""
+"""Choice of kernels and regularisation: held-out losses, their gradients, and cross-validation."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeAlias
@@ -20,7 +20,7 @@ FOLDS = ("pairs", "rows", "columns")
 
 Matrix: TypeAlias = Array | np.ndarray
 Data: TypeAlias = tuple[Matrix, Matrix, Matrix | CoordinateMatrix | SparseMatrix, Matrix | None]
-"""X, Y, responses and mask, where None means that all pairs are observed."""
+"""X, Y, responses and mask; None means that all pairs are observed."""
 
 
 def validation_loss(
@@ -37,7 +37,7 @@ def validation_loss(
     Args:
         machine: f.
         X: rows of the first domain, (nx, a).
-        Y: rows of the second, (ny, b).
+        Y: rows of the second domain, (ny, b).
         responses: z_ij, a matrix or a sparse matrix, see `fit`.
         mask: which pairs count, or None for all pairs.
         loss: ``"squared"``, ``"logistic"`` or ``"hinge"``, see `fit`.
@@ -46,7 +46,7 @@ def validation_loss(
         A scalar.
 
     Raises:
-        ValueError: as `fit`, for responses and masks that do not fit.
+            ValueError: if responses or masks do not fit, see `fit`.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -80,11 +80,11 @@ def split(
     folds: int = 5,
     over: str = "pairs",
 ) -> Iterator[tuple[Data, Data]]:
-    """Training and validation data of each fold: every observed pair is held out once.
+    """Training and validation data of each fold; every observed pair is held out once.
 
     Args:
         X: rows of the first domain.
-        Y: rows of the second.
+        Y: rows of the second domain.
         responses: z_ij, a matrix or a sparse matrix, see `fit`.
         mask: which pairs are observed, or None for all pairs.
         rng_key: shuffles the pairs, rows or columns.
@@ -92,10 +92,11 @@ def split(
         over: ``"pairs"``, ``"rows"`` (all pairs of some x, which the machine never sees) or ``"columns"``.
 
     Yields:
-        ``(training, validation)``, each ``(X, Y, responses, mask)`` as `fit` and `validation_loss` take them.
+        ``(training, validation)``, each ``(X, Y, responses, mask)`` for `fit` and `validation_loss`.
 
     Raises:
-        ValueError: for fewer than two folds, more folds than pairs (rows, columns), or a fold without an observed pair.
+        ValueError: if there are fewer than two folds, more folds than pairs (rows, columns), or a fold without an
+            observed pair.
     """
     from jax.experimental.sparse import BCOO
 
@@ -155,18 +156,18 @@ def cross_validate(
     loss: str = "squared",
     **options: Any,
 ) -> Float[np.ndarray, " folds"]:
-    """`validation_loss` on each fold of a machine fitted to the others.
+    """`validation_loss` on each fold of a machine that is fitted to the other folds.
 
     Args:
         kernel: κ, or (κ_X, κ_Y), see `fit`.
         X: rows of the first domain.
-        Y: rows of the second.
+        Y: rows of the second domain.
         responses: z_ij, a matrix or a sparse matrix.
         mask: which pairs are observed, or None for all pairs.
         rng_key: shuffles the pairs, rows or columns.
         folds: number of folds.
-        over: ``"pairs"``, ``"rows"`` or ``"columns"`` to hold out, see `split`. Judge a machine for new rows on new
-            rows, because it knows both rows of a held-out pair.
+        over: what to hold out, ``"pairs"``, ``"rows"`` or ``"columns"``, see `split`. To judge a machine for new rows,
+            hold out rows, because it knows both rows of a held-out pair.
         loss: loss of the fit and of the validation.
         **options: options of `fit`.
 
@@ -174,7 +175,7 @@ def cross_validate(
         One loss per fold.
 
     Raises:
-        ValueError: as `split` and `fit`.
+        ValueError: for the reasons of `split` and `fit`.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -194,10 +195,10 @@ def cross_validate(
 
 
 class Tuned(NamedTuple):
-    """The result of `tune`.
+    """Result of `tune`.
 
     Attributes:
-        kernel: κ, or (κ_X, κ_Y), at the point of the least validation loss.
+        kernel: κ, or (κ_X, κ_Y), at the point of the smallest validation loss.
         regularization: λ at that point.
         params: the parameters at that point.
         losses: the validation loss at the start of each step.
@@ -229,7 +230,8 @@ def tune(
             ``lambda p: kernels.Gaussian(jnp.exp(p))``.
         params: the initial parameters, a pytree of floats.
         training: ``(X, Y, responses, mask)`` for the fit.
-        validation: the same for the loss, with other pairs of the same rows, or other rows; see `split`.
+        validation: ``(X, Y, responses, mask)`` for the loss, with other pairs of the same rows, or other rows; see
+            `split`.
         regularization: the initial λ.
         steps: number of steps of the optimiser.
         optimizer: an Optax transformation; None means Adam with a rate of 0.1.
@@ -238,7 +240,7 @@ def tune(
         **options: options of `fit`.
 
     Returns:
-        The best point that was visited; fit it to all data.
+        The best point on the way; fit it to all data.
 
     Raises:
         FloatingPointError: if the validation loss or its gradient is not finite.
@@ -267,7 +269,7 @@ def tune(
     @jax.jit
     def advance(point: PyTree, state: optax.OptState) -> tuple[PyTree, optax.OptState, Array, Array]:
         value, gradient = jax.value_and_grad(objective)(point)
-        with jax.numpy_dtype_promotion("standard"):  # Optax relies on it
+        with jax.numpy_dtype_promotion("standard"):  # Optax mixes dtypes
             updates, state = optimizer.update(gradient, state, point)
         finite = jnp.all(jnp.asarray([jnp.all(jnp.isfinite(g)) for g in jax.tree.leaves(gradient)]))
         return optax.apply_updates(point, updates), state, value, finite & jnp.isfinite(value)
@@ -278,7 +280,7 @@ def tune(
         if not bool(finite):
             raise FloatingPointError(
                 f"the validation loss {float(value)} or its gradient is not finite in step {step} of tune, at "
-                f"λ = {float(jnp.exp(point[1])):.3g}; start from a larger regularization, take a smaller rate or raise "
+                f"λ = {float(jnp.exp(point[1])):.3g}; start from a larger regularization, use a smaller rate or raise "
                 "max_steps."
             )
         losses.append(float(value))

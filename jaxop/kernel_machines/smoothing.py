@@ -1,4 +1,4 @@
-"""Kernel density estimation and Nadaraya–Watson regression, as attention between query points and samples."""
+"""Kernel density estimation and Nadaraya–Watson regression, as attention of query points to samples."""
 
 import dataclasses
 import fractions
@@ -26,7 +26,7 @@ _TILE = 1 << 22
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class _Fitted:
-    """A weighted sample in the coordinates of a kernel, and integrals against it."""
+    """A weighted sample in the coordinates of a kernel, with integrals against it."""
 
     kernel: Kernel
     points: Float[Array, "m dim"]
@@ -39,7 +39,7 @@ class _Fitted:
         return f"{type(self).__name__}({type(self.kernel).__name__}, {m} points in {dim} dimensions)"
 
     def _integrate(self, x: object, values: Array, block_size: int | None, *, normalize: bool) -> Array:
-        """∫ k v for the queries x."""
+        """Returns ∫ k v for the queries x."""
         key, value = self.points[:, None], values[:, None]
 
         def evaluate(block: Array) -> Array:
@@ -49,7 +49,7 @@ class _Fitted:
         return self._in_blocks(evaluate, x, block_size)
 
     def _in_blocks(self, evaluate: Callable[[Array], Array], x: object, block_size: int | None) -> Array:
-        """A function of rows in the coordinates of the kernel, block by block; the last block is padded."""
+        """Applies a function to rows in the coordinates of the kernel, block by block; the last block is padded."""
         x, dim = as_float(x, "x"), self.points.shape[1]
         if x.ndim != 2 or x.shape[1] != dim:
             raise ValueError(f"x must have shape (n, D) = (n, {dim}) like the sample, got {x.shape}; reshape to rows.")
@@ -64,38 +64,38 @@ class _Fitted:
 @register
 @dataclasses.dataclass(frozen=True, repr=False)
 class Density(_Fitted):
-    """p̂(x) = c Σ_j w_j k(x, x_j), a fitted density; a pytree that passes through `jax.jit`.
+    """p̂(x) = c Σ_j w_j k(x, x_j), a fitted density; it is a pytree that passes through `jax.jit`.
 
     Attributes:
         kernel: k.
         points: x_j in the coordinates of the kernel, (m, D).
         weights: w_j, of sum 1, (m,).
         centre: mean of the sample, the origin of the coordinates of the kernel, (D,).
-        transform: matrix L⁻¹ᵀ that takes a centred row of the caller's coordinates to the kernel's, (D, D); None means
-            the identity.
+        transform: matrix L⁻¹ᵀ that maps a centred row in the caller's coordinates to those of the kernel, (D, D); None
+            means the identity.
         log_constant: log c; the density has units of one over volume.
     """
 
     log_constant: Float[Array, ""]
 
     def predict(self, x: Float[Array, "n dim"], *, block_size: int | None = None) -> Float[Array, " n"]:
-        """p̂ at n points.
+        """Returns p̂ at n points.
 
         Args:
             x: the points, (n, D).
             block_size: number of points that are evaluated at a time; None evaluates all, in tiles of O(n + m) memory.
 
         Returns:
-            Shape (n,); for the signed kernel (power 1) it may be negative.
+            Shape (n,); if the kernel is signed (power 1), values may be negative.
         """
         if self.kernel.sign != "signed":
             return jnp.exp(self.log_predict(x, block_size=block_size))
         sums = self._integrate(x, jnp.ones_like(self.weights)[:, None], block_size, normalize=False)
-        half = jnp.exp(self.log_constant / 2)  # as two factors: the constant may overflow although the density does not
+        half = jnp.exp(self.log_constant / 2)  # two factors, as the constant may overflow although the density does not
         return sums[:, 0] * half * half
 
     def log_predict(self, x: Float[Array, "n dim"], *, block_size: int | None = None) -> Float[Array, " n"]:
-        """The logarithm of p̂ at n points, finite where p̂ itself under- or overflows.
+        """Returns the logarithm of p̂ at n points, which is finite where p̂ underflows or overflows.
 
         Args:
             x: the points, (n, D).
@@ -106,7 +106,7 @@ class Density(_Fitted):
             Shape (n,).
 
         Raises:
-            ValueError: for points of another dimension, or the signed kernel (power 1), which may be negative.
+            ValueError: if points have another dimension, or if the kernel is signed (power 1), as p̂ may be negative.
 
         Example:
             >>> import jax.numpy as jnp
@@ -116,7 +116,7 @@ class Density(_Fitted):
             [-200.92]
         """
         if self.kernel.sign == "signed":
-            raise ValueError("log_predict needs a density that is nowhere negative; power=1 is signed: use predict.")
+            raise ValueError("log_predict needs a density that is never negative; power=1 is signed: use predict.")
         rows = max(1, _TILE // self.points.shape[0]) if block_size is None else block_size
         log_mass = self._in_blocks(lambda block: _log_mass(block, self.points, self.weights, self.kernel), x, rows)
         return log_mass + self.log_constant
@@ -125,28 +125,28 @@ class Density(_Fitted):
 @register
 @dataclasses.dataclass(frozen=True, repr=False)
 class Regression(_Fitted):
-    """f̂(x) = Σ_j w_j k(x, x_j) y_j / Σ_j w_j k(x, x_j), a fitted regression function; a pytree.
+    """f̂(x) = Σ_j w_j k(x, x_j) y_j / Σ_j w_j k(x, x_j), a fitted regression function; it is a pytree.
 
     Attributes:
         kernel: k.
         points: x_j in the coordinates of the kernel, (m, D).
         weights: w_j, of sum 1, (m,).
         centre: mean of the sample, the origin of the coordinates of the kernel, (D,).
-        transform: matrix that takes a centred row of the caller's coordinates to the kernel's; None means the identity.
+        transform: matrix that maps a centred row in the caller's coordinates to the kernel's; None means the identity.
         values: y_j, (m, c).
     """
 
     values: Float[Array, "m c"]
 
     def predict(self, x: Float[Array, "n dim"], *, block_size: int | None = None) -> Float[Array, "n c"]:
-        """f̂ at n points, (n, c).
+        """Returns f̂ at n points, (n, c).
 
         Args:
             x: the points, (n, D).
             block_size: number of points that are evaluated at a time; None evaluates all, in tiles of O(n + m) memory.
 
         Returns:
-            Shape (n, c). Under the signed kernel (power 1) it is a ratio of signed sums, which is large where the
+            Shape (n, c). If the kernel is signed (power 1), this is a ratio of signed sums, which is large where the
             denominator is close to 0, and exactly 0 where the denominator is 0.
         """
         if self.kernel.sign != "signed":
@@ -161,16 +161,16 @@ class Regression(_Fitted):
 class FourierDensity:
     """p̂(x) = (Π_d R_d / (N A^D)) Σ_j Π_d φ(sinc(R_d (x_d − x_jd))), φ(z) = z^power, A = ∫ φ(sinc z) dz.
 
-    With power 4 the mean integrated squared error is of order N^{−4/(D+4)} at R ~ N^{1/(D+4)}. Power 2 does not have a
-    second moment; its error is of order N^{−2/(D+2)} at R ~ N^{1/(D+2)}. With power 1 the bias is as small as the tail
-    of the characteristic function beyond R, but values may be negative.
+    With power 4 the mean integrated squared error is of order N^{−4/(D+4)} at R ~ N^{1/(D+4)}. With power 2 the kernel
+    does not have a second moment, and the error is of order N^{−2/(D+2)} at R ~ N^{1/(D+2)}. With power 1 the bias is
+    as small as the tail of the characteristic function beyond R, but values may be negative.
 
     Args:
         radius: R, in units of one over the coordinates, a number or one per coordinate, (D,).
         power: an even number, or 1.
 
     Raises:
-        ValueError: as `jaxop.kernels.FourierIntegral`.
+        ValueError: for the reasons of `jaxop.kernels.FourierIntegral`.
 
     Source: Nguyen et al., arXiv:2206.00206; Parzen, "On Estimation of a Probability Density Function and Mode", 1962.
 
@@ -190,7 +190,7 @@ class FourierDensity:
         FourierIntegral(self.radius, self.power)
 
     def fit(self, points: Float[Array, "m dim"], weights: Float[Array, " m"] | None = None) -> Density:
-        """The density of a sample.
+        """Returns the density of a sample.
 
         Args:
             points: x_j, (m, D).
@@ -200,7 +200,7 @@ class FourierDensity:
             A `Density`.
 
         Raises:
-            ValueError: for arrays that do not fit, an empty sample, NaN, and weights that are negative or all 0.
+            ValueError: if arrays do not fit or contain NaN, the sample is empty, or weights are negative or all 0.
         """
         points, weights = _check_sample(points, weights)
         radius = _radii(self.radius, points)
@@ -217,7 +217,7 @@ class GaussianDensity:
         bandwidth: σ in units of the coordinates, or the matrix H (D, D), positive definite, in their squares.
 
     Raises:
-        ValueError: for a bandwidth that is not positive and finite, or is not a square matrix.
+        ValueError: if the bandwidth is not positive and finite, or is not a square matrix.
 
     Source: Silverman, "Density Estimation for Statistics and Data Analysis", 1986.
 
@@ -236,7 +236,7 @@ class GaussianDensity:
         _check_bandwidth(self.bandwidth)
 
     def fit(self, points: Float[Array, "m dim"], weights: Float[Array, " m"] | None = None) -> Density:
-        """The density of a sample; arguments and errors as `FourierDensity.fit`."""
+        """Returns the density of a sample; arguments and errors are those of `FourierDensity.fit`."""
         points, weights = _check_sample(points, weights)
         kernel, transform, log_volume = _gaussian(self.bandwidth, points)
         log_constant = -log_volume - points.shape[1] / 2 * math.log(2 * math.pi)
@@ -253,7 +253,7 @@ class FourierRegressor:
         power: an even number, or 1 (signed).
 
     Raises:
-        ValueError: as `jaxop.kernels.FourierIntegral`.
+        ValueError: for the reasons of `jaxop.kernels.FourierIntegral`.
 
     Source: Nguyen et al., arXiv:2206.00206; Nadaraya, 1964; Watson, 1964.
 
@@ -275,7 +275,7 @@ class FourierRegressor:
     def fit(
         self, points: Float[Array, "m dim"], values: Float[Array, "m c"], weights: Float[Array, " m"] | None = None
     ) -> Regression:
-        """The regression function of a sample.
+        """Returns the regression function of a sample.
 
         Args:
             points: x_j, (m, D).
@@ -286,7 +286,7 @@ class FourierRegressor:
             A `Regression`.
 
         Raises:
-            ValueError: for arrays that do not fit, an empty sample, NaN, and weights that are negative or all 0.
+            ValueError: if arrays do not fit or contain NaN, the sample is empty, or weights are negative or all 0.
         """
         points, weights = _check_sample(points, weights)
         radius = _radii(self.radius, points)
@@ -303,7 +303,7 @@ class GaussianRegressor:
         bandwidth: σ in units of the coordinates, or the matrix H (D, D), positive definite, in their squares.
 
     Raises:
-        ValueError: as `GaussianDensity`.
+        ValueError: for the reasons of `GaussianDensity`.
 
     Source: Nadaraya, 1964; Watson, 1964.
 
@@ -324,7 +324,7 @@ class GaussianRegressor:
     def fit(
         self, points: Float[Array, "m dim"], values: Float[Array, "m c"], weights: Float[Array, " m"] | None = None
     ) -> Regression:
-        """The regression function of a sample; arguments and errors as `FourierRegressor.fit`."""
+        """Returns the regression function of a sample; arguments and errors are those of `FourierRegressor.fit`."""
         points, weights = _check_sample(points, weights)
         kernel, transform, _ = _gaussian(self.bandwidth, points)
         values = _check_values(values, points)
@@ -354,14 +354,14 @@ def sinc_power_integral(power: int) -> float:
 @compiled()
 @jax.checkpoint
 def _log_mass(x: Array, points: Array, weights: Array, kernel: Kernel) -> Array:
-    """Log ∫ k(x, ·), whose matrix of kernel values is computed again for the derivative."""
+    """Log ∫ k(x, ·); the matrix of kernel values is recomputed for the derivative."""
     ones = jnp.ones_like(weights)[:, None, None]
     part = accumulate(x[:, None], points[:, None], ones, weights, kernel=kernel)
     return (part.shift + jnp.log(part.mass))[:, 0]
 
 
 def _centred(points: Array, weights: Array) -> tuple[Array, Array]:
-    """The mean of a sample, and the points relative to it, because kernels of differences lose digits far from 0."""
+    """Returns the mean of a sample and the points relative to it; kernels of differences lose digits far from 0."""
     centre = weights @ points
     return centre, points - centre[None, :]
 
@@ -376,7 +376,7 @@ def _radii(radius: ArrayLike, points: Array) -> Array:
 
 
 def _gaussian(bandwidth: ArrayLike, points: Array) -> tuple[Gaussian, Array | None, Array]:
-    """The kernel exp(−|z|²/2), the map to its coordinates, and log √det H."""
+    """Returns the kernel exp(−|z|²/2), the map to its coordinates, and log √det H."""
     dim = points.shape[1]
     kernel = Gaussian(jnp.asarray(math.sqrt(dim) / 2, points.dtype))
     if jnp.shape(bandwidth) == ():
@@ -387,7 +387,7 @@ def _gaussian(bandwidth: ArrayLike, points: Array) -> tuple[Gaussian, Array | No
             f"bandwidth must be a number or a matrix of shape ({dim}, {dim}) like the coordinates, "
             f"got {jnp.shape(bandwidth)}."
         )
-    if is_concrete(bandwidth):  # in double precision, like the check, so that a checked matrix does not fail here
+    if is_concrete(bandwidth):  # in double precision like the check, so that a checked matrix does not fail here
         root = np.linalg.cholesky(np.asarray(bandwidth, np.float64))
         inverse = np.linalg.inv(root)
         return kernel, jnp.asarray(inverse.T, points.dtype), jnp.asarray(np.log(np.diag(root)).sum(), points.dtype)
@@ -420,7 +420,7 @@ def _check_bandwidth(bandwidth: ArrayLike) -> None:
 
 
 def _check_sample(points: object, weights: object) -> tuple[Array, Array]:
-    """The points of a sample and their masses, scaled to sum 1."""
+    """Returns the points of a sample and their masses, scaled to sum 1."""
     points = as_float(points, "points")
     points = points.astype(accumulator(points.dtype))
     if points.ndim != 2 or 0 in points.shape:

@@ -1,8 +1,8 @@
 """Minimisers of Σ_observed L(f_ij, z_ij) + λ |C|² over the coefficients of f = Φ A Ψᵀ, in spectral coordinates.
 
 With Φ B_x = U_x diag(s) and Ψ B_y = U_y diag(t), A = B_x C B_yᵀ gives f = U_x (s tᵀ ∘ C) U_yᵀ, and the penalty of A is
-|C|². U has orthonormal columns, so with every pair observed the squared loss decouples, C = s t G / (s² t² + λ) with
-G = U_xᵀ Z U_y; on a part of the pairs the same filter preconditions conjugate gradients. K is never squared.
+|C|². U has orthonormal columns. If every pair is observed, the squared loss decouples: C = s t G / (s² t² + λ)
+with G = U_xᵀ Z U_y. If some pairs are observed, this filter preconditions conjugate gradients. K is never squared.
 """
 
 import dataclasses
@@ -25,12 +25,12 @@ Progress = Callable[[int, float], None]
 
 _INNER = 2000
 _INNER_NEWTON = 50
-"""Most steps of conjugate gradients in one of Newton, and of Newton in one of the augmented Lagrangian."""
+"""Largest numbers of conjugate gradient steps in a Newton step, and of Newton steps in an augmented Lagrangian."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-    """A loss L(f, z) with half its derivatives in f, so that the penalty λ |C|² contributes λ C.
+    """A loss L(f, z) with half of its derivatives in f, so that the penalty λ |C|² contributes λ C.
 
     Attributes:
         value: L.
@@ -59,7 +59,7 @@ LOSSES = {
 """(f − z)², log(1 + e^{−z f}) and max(0, 1 − z f); z = ±1 for the last two."""
 
 SOLVERS = {"squared": ("spectral", "cg"), "logistic": ("newton",), "hinge": ("lagrangian",)}
-"""Which solver solves which loss."""
+"""Losses that each solver solves."""
 
 
 @register
@@ -88,13 +88,13 @@ class Features:
 @register
 @dataclasses.dataclass(frozen=True)
 class Axis:
-    """Φ B = U diag(s) with Bᵀ P B = I: coordinates in which features and penalty are diagonal.
+    """Φ B = U diag(s) with Bᵀ P B = I, the coordinates in which features and penalty are diagonal.
 
     Attributes:
         vectors: U, (n, r), orthonormal columns.
         scales: s ≥ 0, (r,).
         basis: B, (p, r).
-        spectrum: the singular values of Φ where P = I, else the eigenvalues of P; unsorted.
+        spectrum: the singular values of Φ if P = I, otherwise the eigenvalues of P; unsorted.
     """
 
     vectors: Float[Array, "n r"]
@@ -119,16 +119,16 @@ class Solution(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("shared",))
 def axes(features: Features, *, shared: tuple[bool, bool]) -> tuple[Axis, Axis]:
-    """The coordinates of both domains, by singular value and eigendecompositions.
+    """Returns the coordinates of both domains, by singular value and eigendecompositions.
 
     Args:
         features: Φ, Ψ and their metrics.
-        shared: for each domain, whether all rows are landmarks. If both are and P = I, Ψ = Φᵀ and one decomposition
-            serves both; otherwise Φ = P_x or Ψ = P_y.
+        shared: for each domain, whether all rows are landmarks. If both are True and P = I, then Ψ = Φᵀ and one
+            decomposition is enough; otherwise Φ = P_x or Ψ = P_y.
 
     Returns:
         The axes of the first and the second domain. An eigenvalue of a metric below ε times the largest is rounding
-        and is replaced by that bound.
+        error and is replaced by this bound.
     """
     if features.left_metric is None and all(shared):
         u, s, v = jnp.linalg.svd(features.left, full_matrices=False)
@@ -181,11 +181,11 @@ class _Problem:
         return self.scales * data + self.regularization * c
 
     def hessian(self, at: Array) -> Operator:
-        """The second derivative as an operator, symmetric, ≥ λ."""
+        """Returns the second derivative as an operator, which is symmetric and ≥ λ."""
         return lambda c: jax.jvp(self.gradient, (at,), (c,))[1]
 
     def filter(self, at: Array) -> Array:
-        """The diagonal that the Hessian would be if its mean curvature were that of every pair: the preconditioner."""
+        """Returns the preconditioner, the diagonal Hessian if every pair had the mean curvature."""
         nx, ny = self.observations.shape
         total = self.observations.total(self.loss.curvature, self.left, self.scales * at, self.right)
         return total / (nx * ny) * self.scales**2 + self.regularization
@@ -210,7 +210,7 @@ def solve(
     solver: str,
     progress: Progress | None,
 ) -> Solution:
-    """The minimiser C; ``solver`` is one of ``"spectral"``, ``"cg"``, ``"newton"`` and ``"lagrangian"``."""
+    """Returns the minimiser C; ``solver`` is one of ``"spectral"``, ``"cg"``, ``"newton"`` and ``"lagrangian"``."""
     problem = _Problem.of(observations, x, y, regularization, loss)
     return _METHODS[solver](problem, tolerance, max_steps, progress)
 
@@ -228,11 +228,11 @@ def differentiable(
     loss: str,
     solver: str,
 ) -> Float[Array, "p q"]:
-    """A = B_x C B_yᵀ, with its derivatives in Φ, Ψ, P_x, P_y, z and λ by the implicit function theorem.
+    """A = B_x C B_yᵀ, with derivatives in Φ, Ψ, P_x, P_y, z and λ by the implicit function theorem.
 
-    Differentiates Φᵀ L′(Φ A Ψᵀ) Ψ / 2 + λ P_x A P_y = 0, whose Jacobian in A is symmetric. The decompositions only
-    solve its systems, so that equal singular values cause no errors. Derivatives of any order exist. If conjugate
-    gradients do not reach a hundred times the tolerance, the derivative is NaN.
+    It differentiates Φᵀ L′(Φ A Ψᵀ) Ψ / 2 + λ P_x A P_y = 0, whose Jacobian in A is symmetric. The decompositions only
+    solve its linear systems, so that equal singular values cause no errors. Derivatives of any order exist. If
+    conjugate gradients do not reach a hundred times the tolerance, the derivative is NaN.
     """
     c, x, y = jax.lax.stop_gradient((solution.coefficients, x, y))
     coefficients = _in_basis(x.basis, c, y.basis)
@@ -248,7 +248,7 @@ def differentiable(
 
 @compiled(static=("loss", "solver"))
 def _implicit(coefficients, c, features, observations, x, y, regularization, tolerance, max_steps, *, loss, solver):
-    """The coefficients A as a root, for the implicit function theorem."""
+    """Returns the coefficients A as a root, for the implicit function theorem."""
     fixed = jax.lax.stop_gradient((observations, regularization))
     problem = _Problem.of(fixed[0], x, y, fixed[1], loss)
     complete = features.left_metric is not None  # B spans the space of A
@@ -322,7 +322,7 @@ def conjugate_gradients(
 ) -> Solution:
     """Solves a symmetric positive definite system by conjugate gradients with a diagonal preconditioner M.
 
-    Stops at |r|_{M⁻¹} ≤ tolerance |b|_{M⁻¹} for the residual r and right-hand side b.
+    It stops at |r|_{M⁻¹} ≤ tolerance |b|_{M⁻¹} for the residual r and right-hand side b.
 
     Source: Hestenes, Stiefel, "Methods of Conjugate Gradients for Solving Linear Systems", 1952.
     """
@@ -360,7 +360,7 @@ def conjugate_gradients(
 
 
 def _newton(problem: _Problem, tolerance: Array, max_steps: Array, progress: Progress | None) -> Solution:
-    """Stops when the decrease that the preconditioner predicts, |g|²_{M⁻¹}, is tolerance² times the objective."""
+    """Stops when the decrease |g|²_{M⁻¹} that the preconditioner predicts is tolerance² times the objective."""
 
     def decrement(gradient: Array, preconditioner: Array, objective: Array) -> Array:
         return jnp.sqrt(jnp.sum(gradient**2 / preconditioner) / objective)
@@ -376,9 +376,9 @@ def newton(
     max_steps: Array,
     progress: Progress | None = None,
 ) -> Solution:
-    """Newton steps by conjugate gradients, halved until the objective falls (Armijo's rule).
+    """Newton steps by conjugate gradients, which are halved until the objective falls (Armijo's rule).
 
-    Stops when ``measure(gradient, preconditioner, objective)`` is at most the tolerance.
+    They stop when ``measure(gradient, preconditioner, objective)`` is at most the tolerance.
     """
     eps = float(jnp.finfo(start.dtype).eps)
 
@@ -402,7 +402,7 @@ def newton(
             -state.gradient,
             state.preconditioner,
             problem.zero,
-            jnp.clip(state.residual / 10, eps ** (2 / 3), 1e-3),  # exact enough for few Newton steps
+            jnp.clip(state.residual / 10, eps ** (2 / 3), 1e-3),  # accurate enough for few Newton steps
             jnp.full_like(max_steps, _INNER),
         ).coefficients
         slope = 2 * jnp.sum(state.gradient * direction)
@@ -425,9 +425,9 @@ def newton(
 def _hinge(problem: _Problem, tolerance: Array, max_steps: Array, progress: Progress | None) -> Solution:
     """The hinge loss by augmented Lagrangians, each minimised by semismooth Newton steps, stopped by the duality gap.
 
-    Multipliers β ∈ [0, 1] and stiffness μ turn max(0, d), d = 1 − z f, into the smooth function of d + β/μ that is
-    quadratic up to 1/μ and linear beyond; its slope is the next β. They are feasible for the dual
-    Σ β − |Φᵀ (z β) Ψ|² / (4 λ) ≤ minimum; the residual is (objective − bound) / objective.
+    Multipliers β ∈ [0, 1] and stiffness μ turn max(0, d), d = 1 − z f, into a smooth function of d + β/μ that is
+    quadratic up to 1/μ and linear beyond. The slope of this function is the next β. The multipliers are feasible for
+    the dual Σ β − |Φᵀ (z β) Ψ|² / (4 λ) ≤ minimum, and the residual is (objective − bound) / objective.
 
     Source: Rockafellar, "Augmented Lagrangians and Applications of the Proximal Point Algorithm in Convex Programming",
         1976; Li, Sun, Toh, "A Highly Efficient Semismooth Newton Augmented Lagrangian Method for Solving Lasso

@@ -18,10 +18,10 @@ and products of kernels, such as ``kernels.Gaussian() + 2.0 * kernels.Quadratic(
 | `from_pair` | any function | as given | |
 | `Sum`, `Product`, `Scaled`, `Projected` | k₁ + k₂, k₁ k₂, c k₁, k₁(W_Qᵀ q, W_Kᵀ k') | from the parts | |
 
-`PerHead` gives every attention head its own kernel: it wraps a kernel whose leaves carry a leading axis of heads.
+`PerHead` gives every attention head its own kernel: it wraps a kernel whose leaves have a leading axis of heads.
 
-Attention normalises positive and nonnegative kernels, but not signed kernels. Under a nonnegative kernel a row may not
-have mass; its result is then 0.
+Attention normalises positive and nonnegative kernels, but not signed kernels. Under a nonnegative kernel a row may
+have no mass; its result is then 0.
 """
 
 from jaxop.kernels.base import SIGNS as SIGNS

@@ -18,23 +18,23 @@ from jaxop.kernels.checks import check_numbers
 from jaxop.kernels.logarithms import LOG_ZERO, log_power, log_product, log_sum
 
 SIGNS = ("positive", "nonnegative", "signed")
-"""Values of `Kernel.sign`; attention normalises kernels of the first two signs and refuses to normalise the third."""
+"""Values of `Kernel.sign`; attention normalises kernels of the first two signs and raises for the third."""
 
 
 @runtime_checkable
 class Kernel(Protocol):
     """A kernel k(q, k') of one query and one key, as a small pytree whose leaves are trainable.
 
-    Derive from this class, or from `BaseKernel` for arithmetic as well. Define `__call__`, against which everything
-    is tested. Define `log` and `tile` to improve on the defaults. A class with its own `sign`, `__call__`, `log` and
-    `tile` is a kernel too and does not need to derive from this one.
+    Derive from this class, or from `BaseKernel`, which adds arithmetic. Define `__call__`, which is the reference in
+    tests. Define `log` and `tile` to improve on the defaults. A class with its own `sign`, `__call__`, `log` and
+    `tile` is a kernel too and does not need to derive from this class.
 
     Attributes:
         sign: ``"positive"``, ``"nonnegative"`` (zeros allowed) or ``"signed"``.
         epsilon: ε ≥ 0, which a normalised `jaxop.attention.integral_attention` adds to Σ_j k_ij over equally weighted
             keys.
-        is_additive: whether log k is a sum over the channels, which is integrated if the arguments are functions.
-        parts: the kernels that this one is made of.
+        is_additive: whether log k is a sum over the channels; between functions the sum is integrated.
+        parts: the kernels that this kernel is made of.
     """
 
     sign: str
@@ -53,17 +53,17 @@ class Kernel(Protocol):
         return log_power(jnp.maximum(self(a, b), 0))
 
     def tile(self, query: Float[Array, "n d"], key: Float[Array, "m d"]) -> Float[Array, "n m"]:
-        """The matrix log k(q_i, k_j) of a positive or nonnegative kernel, k(q_i, k_j) of a signed one."""
+        """The matrix log k(q_i, k_j), or k(q_i, k_j) if the kernel is signed."""
         pair = self if self.sign == "signed" else self.log
         return jax.vmap(lambda a: jax.vmap(lambda b: pair(a, b))(key))(query)
 
     @property
     def parts(self) -> "tuple[Kernel, ...]":
-        """The kernels that this one is made of."""
+        """The kernels that this kernel is made of."""
         return ()
 
     def with_depth(self, depth: int) -> "Kernel":
-        """Returns the kernel whose √d counts ``depth`` channels, for vectors that sample functions of such depth."""
+        """Returns the kernel with √d of ``depth`` channels, for vectors that sample functions of ``depth`` channels."""
         del depth
         return self
 
@@ -88,7 +88,7 @@ class BaseKernel(Kernel):
         3.0 positive
     """
 
-    __array_ufunc__ = None  # NumPy's numbers leave ``factor * kernel`` to the kernel
+    __array_ufunc__ = None  # NumPy's numbers leave ``factor * kernel`` to `__rmul__`
 
     def __add__(self, other: object) -> "Sum":
         """The kernel k₁ + k₂."""
@@ -203,20 +203,20 @@ def from_pair(
 
     Args:
         fn: maps one query (d,) and one key (d,) to a scalar; takes ``params`` first if they are given.
-        params: pytree of trainable arrays; None calls ``fn`` without them. Arrays that ``fn`` closes over work as
-            well, including gradients; ``params`` also allow one kernel per head (`PerHead`).
-        log: whether ``fn`` returns log k. Prefer it for kernels that decay fast.
-        sign: ``"positive"``, ``"nonnegative"`` or ``"signed"``. None means positive if ``log``, otherwise
-            nonnegative, where values below 0 count as 0.
+        params: pytree of trainable arrays; None calls ``fn`` without them. Arrays that ``fn`` closes over work too,
+            including their gradients, but only ``params`` allow one kernel per head (`PerHead`).
+        log: whether ``fn`` returns log k. True is better for kernels that decay fast.
+        sign: ``"positive"``, ``"nonnegative"`` or ``"signed"``. None means positive if ``log``, and nonnegative
+            otherwise. Values below 0 of a nonnegative kernel count as 0.
 
     Returns:
         A kernel for `jaxop.attention.integral_attention`, evaluated pair by pair under `jax.vmap`: n·m
-        calls of ``fn``, fused by XLA. Eager calls trace ``fn`` each time and compile once per shape, as long as
-        ``fn`` is the same object and computes the same.
+        calls of ``fn``, fused by XLA. Eager calls trace ``fn`` each time. They compile once per shape if ``fn`` is the
+        same object and computes the same.
 
     Raises:
         TypeError: if ``fn`` is not a function.
-        ValueError: if the sign is unknown, or ``"signed"`` for a kernel given by its logarithm.
+        ValueError: if the sign is unknown, or if it is ``"signed"`` and ``log`` is True.
 
     Example:
         >>> import jax.numpy as jnp
@@ -237,7 +237,7 @@ def from_pair(
 
 
 def matrix(kernel: Kernel, query: Float[Array, "n a"], key: Float[Array, "m b"]) -> Float[Array, "n m"]:
-    """The values k(q_i, k_j) of a kernel of any sign, also where `Kernel.tile` returns their logarithms.
+    """Returns the values k(q_i, k_j) of a kernel of any sign, also if `Kernel.tile` returns their logarithms.
 
     Example:
         >>> import jax.numpy as jnp
@@ -270,7 +270,7 @@ class _Composite(BaseKernel):
         return self.kernels
 
     def with_depth(self, depth: int) -> "_Composite":
-        """Returns the same kernel of parts with that depth."""
+        """Returns the same kernel of parts with √d of ``depth`` channels."""
         return type(self)(tuple(kernel.with_depth(depth) for kernel in self.kernels))
 
 
@@ -279,7 +279,7 @@ class _Composite(BaseKernel):
 class Sum(_Composite):
     """k = k₁ + k₂ + …: signed if a part is signed, otherwise positive if a part is positive, otherwise nonnegative.
 
-    Computed in the log domain, without overflow, unless a part is signed.
+    Without a signed part it is computed in the log domain, without overflow.
 
     Attributes:
         kernels: the parts; all leaves are trainable.
@@ -309,7 +309,7 @@ class Sum(_Composite):
         return log_sum(tuple(kernel.log(a, b) for kernel in self.kernels))
 
     def tile(self, query: Float[Array, "n a"], key: Float[Array, "m b"]) -> Float[Array, "n m"]:
-        """The logarithm of the sum of the matrices of the parts; the sum itself if a part is signed."""
+        """The logarithm of the sum of the matrices of the parts, or the sum itself if a part is signed."""
         if self.sign != "signed":
             return log_sum(tuple(kernel.tile(query, key) for kernel in self.kernels))
         first, *others = (matrix(kernel, query, key) for kernel in self.kernels)
@@ -321,11 +321,11 @@ class Sum(_Composite):
 class Product(_Composite):
     """k = k₁ k₂ …: signed if a part is signed, positive if all parts are, otherwise nonnegative.
 
-    Computed in the log domain, without overflow, unless a part is signed.
+    Without a signed part it is computed in the log domain, without overflow.
 
     Attributes:
         kernels: the parts; all leaves are trainable.
-        is_additive: whether log k is a sum over the channels, which holds if it does for all parts.
+        is_additive: whether log k is a sum over the channels, which holds if all parts have this property.
 
     Raises:
         TypeError: if a part is not a `Kernel`.
@@ -358,7 +358,7 @@ class Product(_Composite):
         return log_product([kernel.log(a, b) for kernel in self.kernels])
 
     def tile(self, query: Float[Array, "n a"], key: Float[Array, "m b"]) -> Float[Array, "n m"]:
-        """The sum of the logarithms of the parts; the product itself if a part is signed."""
+        """The sum of the logarithms of the parts, or the product itself if a part is signed."""
         logs = [kernel.tile(query, key) for kernel in self.kernels if kernel.sign != "signed"]
         values = [kernel.tile(query, key) for kernel in self.kernels if kernel.sign == "signed"]
         if not values:
@@ -375,13 +375,13 @@ class Scaled(BaseKernel):
     Attributes:
         kernel: k₁.
         factor: c, a number or scalar array (trainable); one per head, (h,), within `PerHead`.
-        sign: None means the sign of k₁, or ``"signed"`` if c or one of its entries is negative. Give it where c is
-            traced, under differentiation or `jax.jit`. A kernel that is not ``"signed"`` is 0 where c is negative.
+        sign: None means the sign of k₁, or ``"signed"`` if c or one of its entries is negative. Pass it if c is
+            traced, under differentiation or `jax.jit`. If the sign is not ``"signed"``, k is 0 where c is negative.
 
     Raises:
         TypeError: if ``kernel`` is not a `Kernel`, or the factor is not a real number.
-        ValueError: if the sign is unknown, contradicts the factor, or is left out where the factor is traced; if the
-            kernel has an ``epsilon``.
+        ValueError: if the sign is unknown or contradicts the factor, if the factor is traced and ``sign`` is None, or
+            if the kernel has an ``epsilon``.
 
     Example:
         >>> import jax.numpy as jnp
@@ -427,13 +427,13 @@ class Scaled(BaseKernel):
         return self._shift(self.kernel.log(a, b))
 
     def tile(self, query: Float[Array, "n a"], key: Float[Array, "m b"]) -> Float[Array, "n m"]:
-        """Log c + the tile of k₁; c times its matrix if the kernel is signed."""
+        """Log c + the tile of k₁, or c times the matrix if the kernel is signed."""
         if self.sign == "signed":
             return self.factor * matrix(self.kernel, query, key)
         return self._shift(self.kernel.tile(query, key))
 
     def with_depth(self, depth: int) -> "Scaled":
-        """The multiple of k₁ with that depth."""
+        """Returns the multiple of k₁ with √d of ``depth`` channels."""
         return Scaled(self.kernel.with_depth(depth), self.factor, self.sign)
 
     def _shift(self, log: Array) -> Array:
@@ -442,7 +442,7 @@ class Scaled(BaseKernel):
 
 
 def _check_parts(kernels: object) -> tuple[Kernel, ...]:
-    """Kernels that may be summed and multiplied, as a tuple."""
+    """Returns kernels that may be summed and multiplied, as a tuple."""
     if isinstance(kernels, Kernel) or not isinstance(kernels, Iterable):
         raise TypeError(f"kernels must be a tuple of kernels, such as (kernels.Gaussian(),), got {kernels!r}.")
     kernels = tuple(as_kernel(kernel, "a part") for kernel in kernels)

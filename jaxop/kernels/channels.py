@@ -1,4 +1,4 @@
-"""Sums over channels of functions of a pair of numbers: n × m scratch, never n × m × d."""
+"""Sums over channels of functions of a pair of numbers, with n × m instead of n × m × d scratch."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from jaxop._eager import compiled
 from jaxop._varying import varying_like
 
 _BLOCK = 4
-"""Channels that are written out; longer vectors are scanned block by block."""
+"""Number of channels that are unrolled; longer vectors are scanned block by block."""
 
 
 @compiled(static=("term",))
@@ -33,7 +33,7 @@ def sum_over_channels(
     """
     depth = queries[0].shape[1]
     block = min(depth, _BLOCK)
-    # XLA does not fuse products with the identity; loops over slices that it has fused are not vectorised
+    # XLA does not fuse products with the identity; it does not vectorise loops over slices that it has fused
     identity = jnp.eye(block, dtype=queries[0].dtype)
 
     def settled(x: Array) -> Array:

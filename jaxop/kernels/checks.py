@@ -8,22 +8,22 @@ from jaxop._validation import check_plain, check_size, is_concrete
 
 
 def check_numbers(value: object, argument: str) -> None:
-    """Refuses a parameter that is neither a real number nor an array of them."""
+    """Raises ``TypeError`` unless a parameter is a real number or an array of real numbers."""
     check_plain(value, argument)
     dtype = getattr(value, "dtype", None)
     dtype = np.asarray(value).dtype if dtype is None else dtype
     if dtype.kind not in "iuf" and not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(f"{argument} must be a real number or an array of them, got {value!r}.")
+        raise TypeError(f"{argument} must be a real number or an array of real numbers, got {value!r}.")
 
 
 def check_depth(depth: int | None) -> None:
-    """Refuses a d in √d that is not the length of a vector."""
+    """Raises an error unless the d in √d is the length of a vector or None."""
     if depth is not None:
         check_size(depth, "depth")
 
 
 def check_positive(value: object, argument: str, meaning: str) -> None:
-    """Refuses a parameter whose values can be read and are not all positive and finite."""
+    """Raises ``ValueError`` if a parameter can be read and an entry is not positive and finite."""
     if not is_concrete(*jax.tree.leaves(value)):
         return
     check_numbers(value, argument)

@@ -62,37 +62,37 @@ class Gaussian(BaseKernel):
         return -self.inverse_width / math.sqrt(self.depth or a.size) * jnp.dot(difference, difference)
 
     def tile(self, query: Float[Array, "n d"], key: Float[Array, "m d"]) -> Float[Array, "n m"]:
-        """−τ/√d (|q|² + |k|² − 2 q·k), one matrix product; for up to 4 channels by differences.
+        """−τ/√d (|q|² + |k|² − 2 q·k), one matrix product, or differences for up to 4 channels.
 
-        The product errs by ε (|q|² + |k|²): centre data that lie far from 0, as the density estimators do.
+        The product has an error of ε (|q|² + |k|²). Centre data that lie far from 0, as the density estimators do.
         """
         scale = -self.inverse_width / math.sqrt(self.depth or query.shape[1])
         return scale * squared_distances(query, key)
 
     def with_depth(self, depth: int) -> "Gaussian":
-        """Returns the kernel whose √d counts ``depth`` channels, for vectors that sample functions of such depth."""
+        """Returns the kernel with √d of ``depth`` channels, for vectors that sample functions of ``depth`` channels."""
         return dataclasses.replace(self, depth=depth)
 
 
 @functools.partial(register, static=("depth",))
 @dataclasses.dataclass(frozen=True)
 class EuclideanDistance(BaseKernel):
-    """k(q, k') = τ |q − k'| / √d, a dissimilarity: far keys weigh more, and a key at the query weighs nothing.
+    """k(q, k') = τ |q − k'| / √d, a dissimilarity: distant keys weigh more, and a key equal to the query weighs 0.
 
-    At q = k' the derivative does not exist; it is defined as 0, the mean over all directions. If all keys of a row lie
-    at the query, the row has no mass. Under normalisation over the keys τ cancels.
+    At q = k' the derivative does not exist; it is defined as 0, the mean over all directions. If all keys of a row
+    equal the query, the row has no mass. If attention is normalised, τ cancels.
 
     Attributes:
-        inverse_width: τ > 0, in units of one over the channels; a number or scalar array (trainable; where a traced
-            one is not positive the kernel is 0). One per head, (h,), within `PerHead`. None means 1, which is
-            not trained.
+        inverse_width: τ > 0, in units of one over the channels; a number or scalar array (trainable). If it is traced
+            and not positive, the kernel is 0. One per head, (h,), within `PerHead`. None means 1, which is not
+            trained.
         depth: d in √d; None means the length of a query.
 
     Raises:
         ValueError: if the inverse width is not positive and finite.
 
-    Cost: `tile` two operations per pair and channel and one logarithm per pair, by differences: a distance errs by a
-        few ε |q − k'|, however small it is. Its derivatives are matrix products, which err by ε |q| / |q − k'|.
+    Cost: `tile` takes two operations per pair and channel and one logarithm per pair. It uses differences, so that a
+        distance has an error of a few ε |q − k'|. Its derivatives are matrix products with error ε |q| / |q − k'|.
 
     Source: Wright, Gonzalez, arXiv:2106.01506.
 
@@ -122,7 +122,7 @@ class EuclideanDistance(BaseKernel):
         return self._factor(a) * norm
 
     def tile(self, query: Float[Array, "n d"], key: Float[Array, "m d"]) -> Float[Array, "n m"]:
-        """The matrix log τ/√d + ½ log |q − k|²; `LOG_ZERO` with derivative 0 where they coincide."""
+        """The matrix log τ/√d + ½ log |q − k|², and `LOG_ZERO` with derivative 0 where q = k."""
         log_distance = log_power(sum_of_squares(query, key), 0.5)
         return jnp.where(log_distance > LOG_ZERO / 2, log_power(self._factor(query)) + log_distance, LOG_ZERO)
 
@@ -131,7 +131,7 @@ class EuclideanDistance(BaseKernel):
         return jnp.maximum(width, 0) / math.sqrt(self.depth or x.shape[-1])
 
     def with_depth(self, depth: int) -> "EuclideanDistance":
-        """Returns the kernel whose √d counts ``depth`` channels, for vectors that sample functions of such depth."""
+        """Returns the kernel with √d of ``depth`` channels, for vectors that sample functions of ``depth`` channels."""
         return dataclasses.replace(self, depth=depth)
 
 
@@ -170,20 +170,20 @@ class InverseMultiquadric(BaseKernel):
         return -jnp.log1p(self.inverse_width * jnp.dot(difference, difference)) / 2
 
     def tile(self, query: Float[Array, "n d"], key: Float[Array, "m d"]) -> Float[Array, "n m"]:
-        """−½ log(1 + τ |q − k|²), by a matrix product, or by differences for up to 4 channels; see `Gaussian.tile`."""
+        """−½ log(1 + τ |q − k|²), by a matrix product, or differences for up to 4 channels; see `Gaussian.tile`."""
         return -jnp.log1p(self.inverse_width * squared_distances(query, key)) / 2
 
 
 _FEW = 4
-"""Channels up to which differences are as fast as a matrix product, and exact."""
+"""Number of channels up to which differences are as fast as a matrix product, and exact."""
 
 
 def _squared_distances_jvp(function: Callable[[Array, Array], Array]):
-    """The derivative of |q_i − k_j|² as two matrix products, sums over rows and columns of a cotangent included."""
+    """Derivative of |q_i − k_j|² as two matrix products, with sums over rows and columns of a cotangent."""
 
     def jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
         (q, k), (dq, dk) = primals, tangents
-        # no origin near the keys: one far key, perhaps of weight 0, would cost all others their digits
+        # the origin is not near the keys, or one distant key, perhaps of weight 0, would cost all others their digits
         one = jnp.ones_like(q[:, :1]), jnp.ones_like(k.T[:1])
         by_query = jnp.concatenate([q, -one[0]], axis=1) @ jnp.concatenate([dk.T, jnp.sum(k * dk, axis=1)[None]])
         by_key = jnp.concatenate([dq, -jnp.sum(q * dq, axis=1)[:, None]], axis=1) @ jnp.concatenate([k.T, one[1]])
@@ -194,7 +194,7 @@ def _squared_distances_jvp(function: Callable[[Array, Array], Array]):
 
 @jax.custom_jvp
 def squared_distances(query: Float[Array, "n d"], key: Float[Array, "m d"]) -> Float[Array, "n m"]:
-    """|q_i − k_j|² ≥ 0, by a matrix product; for up to 4 channels by differences.
+    """|q_i − k_j|² ≥ 0, by a matrix product, or by differences for up to 4 channels.
 
     Example:
         >>> import jax.numpy as jnp
@@ -210,7 +210,7 @@ def squared_distances(query: Float[Array, "n d"], key: Float[Array, "m d"]) -> F
 
 @jax.custom_jvp
 def sum_of_squares(query: Float[Array, "n d"], key: Float[Array, "m d"]) -> Float[Array, "n m"]:
-    """|q_i − k_j|² by differences, to a few ε of itself.
+    """|q_i − k_j|² by differences, with a relative error of a few ε.
 
     Example:
         >>> import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Kernels of the dot product: exponentiated, as in softmax attention, plain, as in linear attention, and bilinear."""
+"""Kernels of the dot product: exponentiated (softmax attention), plain (linear attention) and bilinear."""
 
 import dataclasses
 import functools
@@ -24,7 +24,7 @@ class ScaledProduct(BaseKernel):
         check_depth(self.depth)
 
     def scaled(self, query: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
-        """Scale · query; the n × m matrix then does not need the scale."""
+        """Scale · query, so that the n × m matrix does not need the scale."""
         return query * self.factor(query.shape[-1])
 
     def factor(self, depth: int) -> float | Array:
@@ -32,7 +32,7 @@ class ScaledProduct(BaseKernel):
         return 1 / math.sqrt(self.depth or depth) if self.scale is None else self.scale
 
     def with_depth(self, depth: int) -> "ScaledProduct":
-        """Returns the kernel whose √d counts ``depth`` channels, for vectors that sample functions of such depth."""
+        """Returns the kernel with √d of ``depth`` channels, for vectors that sample functions of ``depth`` channels."""
         return dataclasses.replace(self, depth=depth)  # pyright: ignore[reportArgumentType]
 
     def products(self, query: Float[Array, "n d"], key: Float[Array, "m d"]) -> Float[Array, "n m"]:
@@ -123,7 +123,7 @@ class Bilinear(BaseKernel):
 
     Attributes:
         matrix: A, (d, d); one per head, (h, d, d), within `PerHead` (then ``offset`` has shape (h,)).
-        offset: c, a number or scalar array; None leaves it out, and the kernel has rank d instead of d + 1.
+        offset: c, a number or scalar array; None omits it, so that the kernel has rank d instead of d + 1.
 
     Example:
         >>> import jax.numpy as jnp

@@ -17,8 +17,8 @@ from jaxop.kernels.base import BaseKernel
 class LearnedFeatures(BaseKernel):
     """k(q, k') = ⟨Φ_θ(q), Ψ_θ(k')⟩, a signed kernel of rank r with any two maps Φ and Ψ.
 
-    Attention takes it without normalisation. For one head ``linear_attention(*kernel.features(query, key), …)`` takes
-    time linear in the nodes; `jaxop.nn.IntegralAttention` does this.
+    Attention must not normalise it. For one head ``linear_attention(*kernel.features(query, key), …)`` takes time
+    linear in the nodes; `jaxop.nn.IntegralAttention` does this.
 
     Attributes:
         query_map: Φ, called as ``query_map(params[0], q)`` with q of shape (d,); returns (r,). Two kernels have the
@@ -28,9 +28,9 @@ class LearnedFeatures(BaseKernel):
             heads on every leaf, within `PerHead`.
 
     Raises:
-        TypeError: for maps that cannot be called, or parameters that are not a pair.
+        TypeError: if a map cannot be called, or ``params`` is not a pair.
 
-    Cost: `tile` (n + m) evaluations of the maps and one matrix product, O(n m r).
+    Cost: `tile` takes (n + m) evaluations of the maps and one matrix product, O(n m r).
 
     Source: Wright, Gonzalez, "Transformers are Deep Infinite-Dimensional Non-Mercer Binary Kernel Machines",
         arXiv:2106.01506.

@@ -22,13 +22,13 @@ _NEAR = 0.25
 """x² below which sin x / x and its logarithmic derivative are summed as series."""
 
 _GROUP = 4
-"""Channels that share one division: their product cannot underflow where no factor vanishes."""
+"""Channels that share one division; their product cannot underflow unless a factor vanishes."""
 
 _BLOCK = 16
-"""Channels that are written out; longer vectors are scanned block by block."""
+"""Number of channels that are unrolled; longer vectors are scanned block by block."""
 
 _ROWS = 64
-"""Queries of a strip of the backward pass, whose matrices stay in a core's cache."""
+"""Queries of a strip of the backward pass, whose matrices stay in the cache of a core."""
 
 
 @functools.partial(register, static=("power", "epsilon", "sign"))
@@ -36,32 +36,31 @@ _ROWS = 64
 class FourierIntegral(BaseKernel):
     r"""k(q, k') = Π_d φ(sin(R_d (q_d − k'_d)) / (R_d (q_d − k'_d))), φ(z) = z^power.
 
-    It adapts to the dependence between channels without a covariance. For attention the power is
-    even; ``power=1``, the plain Fourier integral theorem, is signed and serves density and regression.
+    It adapts to the dependence between channels without a covariance. Attention needs an even power. With ``power=1``,
+    the plain Fourier integral theorem, the kernel is signed and serves density and regression.
 
-    Evaluated in the log domain, so that products of many small factors do not vanish and every row is a proper
-    average. Where a computed sine is exactly 0, the factor counts as the smallest positive number and its
-    derivative as 0 (the kernel is stationary at its zeros). Sines and cosines are taken per node, of R q modulo
-    2π in more than working precision, and combined by sin(a − b) = sin a cos b − cos a sin b, with a series for
-    |a − b| < ½: a factor errs by a few ε / |R (q − k')|, wherever q and k' lie.
+    It is evaluated in the log domain, so that products of many small factors do not vanish and every row is a proper
+    average. If a computed sine is exactly 0, the factor counts as the smallest positive number, with derivative 0 (the
+    kernel is stationary at its zeros). Sines and cosines are computed per node, of R q modulo 2π in more than
+    working precision. They are combined by sin(a − b) = sin a cos b − cos a sin b, with a series for
+    |a − b| < ½. A factor has an error of a few ε / |R (q − k')|, wherever q and k' lie.
 
-    For queries and keys of variance 1 the logarithm is about −(power/3) R² d: with the published radii of 1 and
-    2 attention starts almost one-hot at d = 16 and more; R ≈ 0.7 d^(−1/4) starts it about as soft as softmax.
+    For queries and keys of variance 1 the logarithm is about −(power/3) R² d. With the published radii of 1 and 2
+    attention starts almost one-hot at d ≥ 16; with R ≈ 0.7 d^(−1/4) it starts about as soft as softmax.
 
     Attributes:
         radius: R, in units of one over the channels: a number, or one per channel, (d,); trainable. One
-            per head, (h, 1) or (h, d), within `PerHead`. A traced one may be negative: only |R| matters.
+            per head, (h, 1) or (h, d), within `PerHead`. A traced radius may be negative, because only |R| matters.
         power: an even number 2 l, or 1.
-        epsilon: added by a normalised `integral_attention` to Σ_j k_ij over equally weighted keys (to
-            Σ_j w_j k_ij / w̄ with w̄ = Σ_j w_j / m in general), whose products are then formed without the log
-            domain, as published: 1e-6 there, which changes rows of small mass and empties rows of
-            vanishing mass. 0 is exact.
+        epsilon: 0 is exact. Otherwise a normalised `integral_attention` adds it to Σ_j k_ij over equally weighted keys
+            (to Σ_j w_j k_ij / w̄ with w̄ = Σ_j w_j / m in general) and forms products without the log domain, as
+            published with 1e-6. It changes rows of small mass and makes rows of vanishing mass empty.
 
     Raises:
         ValueError: if the power is neither even nor 1, the radius is not positive and finite, or epsilon is negative.
 
-    Cost: `tile` O((n + m) d) sines, about a dozen multiplications and a quarter of a division per pair and
-        channel, one logarithm per pair and 16 channels; O(n m) memory, its derivative included. Reverse mode only.
+    Cost: `tile` takes O((n + m) d) sines, about a dozen multiplications and a quarter of a division per pair and
+        channel, and one logarithm per pair and 16 channels. O(n m) memory, also for its derivative. Reverse mode only.
 
     Source: Nguyen, Pham, Nguyen, Nguyen, Osher, Ho, "FourierFormer: Transformer Meets Generalized Fourier
         Integral Theorem", arXiv:2206.00206.
@@ -109,7 +108,7 @@ class FourierIntegral(BaseKernel):
         return self.power * jnp.sum(jnp.log(jnp.where(factors > 0, factors, smallest)))
 
     def tile(self, query: Float[Array, "n d"], key: Float[Array, "m d"]) -> Float[Array, "n m"]:
-        """The matrix of log k, or of k for power 1."""
+        """The matrix of log k, or of k if the power is 1."""
         query, key = (x.astype(accumulator(x.dtype)) for x in (query, key))
         radius = self._radii(query)
         if self.sign == "signed":
@@ -127,7 +126,7 @@ class FourierIntegral(BaseKernel):
 
 
 def log_sinc(query: Float[Array, "n d"], key: Float[Array, "m d"], radius: Float[Array, " d"]) -> Float[Array, "n m"]:
-    """Σ_d log|sinc(R_d (q_id − k_jd))|; the backward pass keeps the arguments only.
+    """Σ_d log|sinc(R_d (q_id − k_jd))|; the backward pass keeps only the arguments.
 
     Example:
         >>> import jax.numpy as jnp
@@ -150,7 +149,7 @@ def _log_sinc(query: Array, key: Array, radius: Array) -> Array:
             exponent = exponent + more
         return total + (jnp.log(mantissa) + math.log(2) * exponent.astype(total.dtype))
 
-    # the bits do not show a NaN; the product with 0 restores it
+    # the bits of a number do not show a NaN; the product with 0 restores it
     poison = 0 * (jnp.sum(query, axis=1)[:, None] + jnp.sum(key, axis=1)[None, :]) + 0 * jnp.sum(radius)
     return _over_blocks(add, poison, query, key, radius)
 
@@ -179,9 +178,9 @@ def sinc_product(
 
 @jax.custom_jvp
 def phase(x: Float[Array, "n d"], radius: Float[Array, " d"]) -> Float[Array, "n d"]:
-    """R x up to multiples of 2π: in float32 with an error of 3e-7 + 4e-11 |R x|, as long as |R x| is below 10⁵.
+    """R x up to multiples of 2π; its error in float32 is 3e-7 + 4e-11 |R x| if |R x| is below 10⁵.
 
-    The product of the leading 12 bits of both is exact, and so is what the leading bits of 2π take away from it.
+    The product of the leading 12 bits of both is exact, and so is its remainder modulo the leading bits of 2π.
 
     Example:
         >>> import jax.numpy as jnp
@@ -215,7 +214,7 @@ def _phase_jvp(primals, tangents):
 
 
 def _parts(number: float, bits: int, count: int) -> list[float]:
-    """Summands of a number, each but the last of few bits: products with small integers are exact."""
+    """Summands of a number, of few bits except for the last, so that products with small integers are exact."""
     parts = []
     for _ in range(count - 1):
         mantissa, exponent = math.frexp(number)
@@ -252,7 +251,7 @@ def split_bits(x: Array) -> tuple[Array, Array]:
 
 
 def _fraction(x: list[Array], y: list[Array]) -> tuple[Array, Array]:
-    """Π sin R (x − y) and Π R (x − y) over a few channels; where |R (x − y)| < ½, sinc and 1."""
+    """Π sin R (x − y) and Π R (x − y) over a few channels; if |R (x − y)| < ½, the factors are sinc and 1."""
     numerator = denominator = jnp.ones((), x[0].dtype)
     for x_c, sin_x, cos_x, radius, y_c, sin_y, cos_y, _ in zip(*x, *y, strict=True):
         difference = radius * (x_c[:, None] - y_c[None, :])
@@ -283,7 +282,7 @@ def _sinc(x: Array) -> Array:
 
 
 def _horner(coefficients: list[float], square: Array) -> Array:
-    # at x² < ¼: terms below a quarter of the precision are left out
+    # at x² < ¼ terms below a quarter of the precision are left out
     precision = float(jnp.finfo(square.dtype).eps) / 4
     count = sum(abs(c) * _NEAR**k > precision * abs(coefficients[0]) for k, c in enumerate(coefficients))
     total = jnp.full_like(square, coefficients[count - 1])
@@ -293,8 +292,8 @@ def _horner(coefficients: list[float], square: Array) -> Array:
 
 
 def _channels(a: Array, radius: Array, count: int) -> tuple[Array, Array, Array, Array]:
-    """The channels, padded by zeros to ``count``, the sines and cosines of R a, and R; channels first."""
-    # XLA does not fuse products with the identity; otherwise it would evaluate the sines once per pair
+    """Channels, padded by zeros to ``count``, the sines and cosines of R a, and R; the axis of channels is first."""
+    # XLA does not fuse products with the identity; without them it would evaluate the sines once per pair
     settle = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
     depth = a.shape[1]
     pad, identity = jnp.eye(count, depth, dtype=a.dtype), jnp.eye(depth, dtype=a.dtype)
@@ -312,7 +311,7 @@ def _over_blocks(
     *,
     block: int = _BLOCK,
 ) -> Array:
-    """``update(carry, channels of queries, channels of keys)`` for one block of channels after the other."""
+    """Applies ``update(carry, channels of queries, channels of keys)`` to one block of channels after the other."""
     x, y = _blocks(query, key, radius, block)
     if x[0].shape[0] == 1:
         return update(start, [p[0] for p in x], [p[0] for p in y])
@@ -355,7 +354,7 @@ def _log_sinc_backward(residuals: tuple[Array, Array, Array], cotangent: Array):
 
     gradients = jax.lax.map(lambda xy: differentiate(*xy), _blocks(query, key, radius))
     d_a, d_b = (g.reshape(-1, g.shape[-1])[:depth].T for g in gradients)
-    # a shift does not change the derivative in R, because slopes sum to 0; a near one saves digits
+    # a shift does not change the derivative in R, because slopes sum to 0; a shift near the data saves digits
     near = jnp.mean(query, axis=0, keepdims=True)
     d_radius = jnp.sum((query - near) * d_a, axis=0) + jnp.sum((key - near) * d_b, axis=0)
     return d_a * radius[None, :], d_b * radius[None, :], d_radius
@@ -364,7 +363,7 @@ def _log_sinc_backward(residuals: tuple[Array, Array, Array], cotangent: Array):
 def _slope(
     x: Array, sin_x: Array, cos_x: Array, radius: Array, y: Array, sin_y: Array, cos_y: Array, _: Array
 ) -> Array:
-    """The derivative cot z − 1/z of log|sinc z| at z = R (x − y) of one channel, 0 where the sine is exactly 0."""
+    """The derivative cot z − 1/z of log|sinc z| at z = R (x − y) of one channel; 0 where the sine is exactly 0."""
     difference = radius * (x[:, None] - y[None, :])
     sine = sin_x[:, None] * cos_y[None, :] - cos_x[:, None] * sin_y[None, :]
     cosine = cos_x[:, None] * cos_y[None, :] + sin_x[:, None] * sin_y[None, :]

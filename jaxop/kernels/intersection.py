@@ -19,21 +19,21 @@ from jaxop.kernels.checks import check_numbers
 class Intersection(BaseKernel):
     """k(q, k') = exp(scale · Σ_l min(q_l, k'_l)).
 
-    By min(a, b) = (a + b − |a − b|)/2 it is e^{s Σ q/2} e^{s Σ k'/2} exp(−s |q − k'|₁ / 2) with s the scale: a Laplace
-    kernel between functions of one argument. For s > 0 the matrix k(x_i, x_j) is therefore positive semi-definite on
-    any real vectors, and positive definite if they differ. (The sums Σ_l min are so only for vectors without negative
-    entries; otherwise they are conditionally definite, for coefficients of sum 0.) Normalised over the keys, it is the
-    Laplace kernel under the quadrature weights w_j exp(s Σ_l k_jl / 2).
+    As min(a, b) = (a + b − |a − b|)/2, k is e^{s Σ q/2} e^{s Σ k'/2} exp(−s |q − k'|₁ / 2) with s the scale, a Laplace
+    kernel times a function of each argument. For s > 0 the matrix k(x_i, x_j) is therefore positive semi-definite for
+    all real vectors, and positive definite if they differ. The sums Σ_l min are positive semi-definite for vectors
+    without negative entries; for others they are conditionally definite, for coefficients of sum 0. Normalised over
+    the keys, k is the Laplace kernel under the quadrature weights w_j exp(s Σ_l k_jl / 2).
 
     Attributes:
         scale: s, in units of one over the channels; a number or scalar array (trainable). The published kernel has 1,
-            which is sharper than softmax: 1/√d starts attention about as soft. One per head, (h,), within
+            which is sharper than softmax; with 1/√d attention starts about as soft. One per head, (h,), within
             `PerHead`.
 
-    Where q_l = k'_l the derivative of min is that in q_l.
+    Where q_l = k'_l, the derivative of min is the derivative in q_l.
 
-    Cost: `tile` two operations per pair and channel, twice as many again for its derivatives; O(n m) memory,
-        derivatives of any order included. Reverse mode only.
+    Cost: `tile` takes two operations per pair and channel, its derivatives twice as many. Memory is O(n m), also for
+        derivatives of any order. Reverse mode only.
 
     Source: Wright, Gonzalez, "Transformers are Deep Infinite-Dimensional Non-Mercer Binary Kernel Machines",
         arXiv:2106.01506.
@@ -68,7 +68,7 @@ class Intersection(BaseKernel):
 
 
 def sums_of_minima(query: Float[Array, "n d"], key: Float[Array, "m d"]) -> Float[Array, "n m"]:
-    """Σ_l min(q_il, k_jl); the backward pass keeps the arguments only.
+    """Σ_l min(q_il, k_jl); the backward pass keeps only the arguments.
 
     Example:
         >>> import jax.numpy as jnp
@@ -86,7 +86,7 @@ def _sums_of_minima(query: Array, key: Array) -> Array:
 
 @jax.custom_vjp
 def _selected(u: Array, v: Array, query: Array, key: Array) -> Array:
-    """Σ_l (u_il where q_il ≤ k_jl, else v_jl): linear in u and v."""
+    """Σ_l (u_il where q_il ≤ k_jl, v_jl elsewhere), linear in u and v."""
     return sum_over_channels(_select, [u, query], [v, key])
 
 

@@ -1,4 +1,4 @@
-"""Arithmetic of kernels in the log domain, where a finite number stands for log 0."""
+"""Arithmetic of kernels in the log domain, where a finite number represents log 0."""
 
 import functools
 from collections.abc import Sequence
@@ -8,12 +8,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 LOG_ZERO = -1e30
-"""The finite number that stands for log 0: a pair whose log kernel lies below half of it has no mass."""
+"""The finite number that represents log 0; a pair whose log kernel is below half of it has no mass."""
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def log_power(value: Float[Array, "*n"], power: float = 1.0) -> Float[Array, "*n"]:
-    """The logarithm of |x|^p; `LOG_ZERO` with derivative 0 where |x|^p, or |x|, is below the smallest normal number.
+    """The logarithm of |x|^p; `LOG_ZERO` with derivative 0 where |x| or |x|^p is below the smallest normal number.
 
     Example:
         >>> import jax.numpy as jnp
@@ -40,7 +40,7 @@ def _log_power(value: Array, power: float) -> tuple[Array, Array, Array]:
 
 @jax.custom_jvp
 def log_sum(logs: tuple[Array, ...]) -> Array:
-    """Log Σ exp of finite numbers, `LOG_ZERO` among them.
+    """Log Σ exp of finite numbers, some of which may be `LOG_ZERO`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -66,7 +66,7 @@ def _exponentials(logs: tuple[Array, ...]) -> tuple[Array, list[Array], Array]:
 
 
 def log_product(logs: Sequence[Array]) -> Array:
-    """Σ of logarithms; `LOG_ZERO` where one of them is.
+    """Σ of logarithms; `LOG_ZERO` where one of them is `LOG_ZERO`.
 
     Example:
         >>> import jax.numpy as jnp

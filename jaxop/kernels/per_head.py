@@ -17,7 +17,7 @@ T = TypeVar("T")
 @register
 @dataclasses.dataclass(frozen=True)
 class PerHead:
-    """k_h(q, k') of head h: a kernel whose leaves all carry a leading axis of heads.
+    """k_h(q, k') of head h: a kernel whose leaves all have a leading axis of heads.
 
     Attention accepts it in place of a kernel. Compose kernels first:
     ``PerHead(Gaussian(widths) + Quadratic(offsets))``.
@@ -77,16 +77,16 @@ class PerHead:
         return self.kernel.is_additive
 
     def at(self, head: int) -> Kernel:
-        """The kernel of one head."""
+        """Returns the kernel of one head."""
         return jax.tree.map(lambda leaf: leaf[head], self.kernel)
 
     def tile(self, query: Float[Array, "n d"], key: Float[Array, "m d"]) -> NoReturn:
-        """Raises ``TypeError``: there is one matrix per head, ``kernel.at(h).tile(query, key)``."""
+        """Raises ``TypeError``, because each head has a matrix, ``kernel.at(h).tile(query, key)``."""
         del query, key
-        raise TypeError("a PerHead has one matrix per head; take that of head h, kernel.at(h).")
+        raise TypeError("a PerHead has one matrix per head; take kernel.at(h).tile(query, key) of head h.")
 
     def _compose(self, _: object) -> NoReturn:
-        raise TypeError("a PerHead is no part of a sum or product; compose kernels first: PerHead(k1 + 2.0 * k2).")
+        raise TypeError("a PerHead cannot be part of a sum or product; compose kernels first: PerHead(k1 + 2.0 * k2).")
 
     __add__ = __radd__ = __mul__ = __rmul__ = _compose
 
@@ -96,7 +96,7 @@ class PerHead:
 
 
 def one_head(kernel: Kernel | PerHead) -> Kernel:
-    """The kernel within `PerHead`, whose leaves still carry the axis of heads, or the kernel that all heads share."""
+    """Returns the kernel within `PerHead`, whose leaves still have the axis of heads, or the kernel of all heads."""
     return kernel.kernel if isinstance(kernel, PerHead) else kernel
 
 

@@ -17,7 +17,7 @@ from jaxop.kernels.fourier import LAYOUT, split_bits
 from jaxop.kernels.logarithms import LOG_ZERO, log_power
 
 MAX_DEGREE = 20
-"""Largest degree of a `TruncatedExponential`: up to it the zeros are known to 1e-12, and beyond it e^x is near."""
+"""Largest degree of a `TruncatedExponential`: its zeros are known to 1e-12, and higher degrees are close to e^x."""
 
 
 @functools.partial(register, static=("depth",))
@@ -71,12 +71,12 @@ class Quadratic(ScaledProduct):
 class TruncatedExponential(ScaledProduct):
     """k(q, k') = T_p(scale · q·k'), T_p(x) = Σ_{r ≤ p} x^r / r!: the exponentiated dot product cut at degree p.
 
-    Its features are Φ(q)_α = scale^(|α|/2) q^α / √α! over the multi-indices of |α| ≤ p, binomial(d + p, p) of them,
-    and it tends to `ExpDotProduct` like (scale |q| |k'|)^(p+1) / (p+1)!.
+    Its features are Φ(q)_α = scale^(|α|/2) q^α / √α! over the multi-indices of |α| ≤ p, of which there are
+    binomial(d + p, p). Its difference from `ExpDotProduct` is about (scale |q| |k'|)^(p+1) / (p+1)!.
 
     For even p the kernel is positive. For odd p, T_p has one real zero ρ and is negative for x < ρ, so that attention
-    cannot normalise the kernel. ``clip=True`` takes max(T_p, 0) instead, which is nonnegative, has derivative 0 for
-    x ≤ ρ, and infinitely many features; if all products of a row lie below ρ, the row has no mass.
+    cannot normalise the kernel. ``clip=True`` takes max(T_p, 0), which is nonnegative and has infinitely many
+    features; its derivative is 0 for x ≤ ρ. If all products of a row are below ρ, the row has no mass.
 
     T_p is evaluated as the product of its positive quadratic factors. Unlike the sum of its terms, the product loses
     no digits at negative x, and its logarithm does not overflow.
@@ -84,14 +84,14 @@ class TruncatedExponential(ScaledProduct):
     Attributes:
         degree: p, from 1 to 20.
         scale: a number or scalar array (trainable); None means 1/√d.
-        clip: for odd degrees, whether negative values become 0.
+        clip: whether negative values become 0, for odd degrees.
         depth: d in √d; None means the length of a query.
 
     Raises:
-        ValueError: if the degree lies outside this range, or ``clip`` is True for an even degree.
+        ValueError: if the degree is not between 1 and 20, or ``clip`` is True and the degree is even.
         TypeError: if the degree is not an integer.
 
-    Cost: `tile` a matrix product, and 3 p operations, a division and two logarithms per pair.
+    Cost: `tile` takes a matrix product, and 3 p operations, a division and two logarithms per pair.
 
     Source: Wright, Gonzalez, arXiv:2106.01506 (the features). Zeros of T_p: Szegő, "Über eine Eigenschaft der
         Exponentialreihe", 1924.
@@ -113,7 +113,7 @@ class TruncatedExponential(ScaledProduct):
     def __post_init__(self):
         super().__post_init__()
         if not is_integer(self.degree):
-            raise TypeError(f"degree must be an integer, got {self.degree!r}; even ones are positive kernels.")
+            raise TypeError(f"degree must be an integer, got {self.degree!r}; even degrees are positive kernels.")
         if not 1 <= self.degree <= MAX_DEGREE:
             raise ValueError(
                 f"degree must lie between 1 and {MAX_DEGREE}, got {self.degree}; ExpDotProduct() is the limit."
@@ -133,7 +133,7 @@ class TruncatedExponential(ScaledProduct):
         return log_taylor(self.product(a, b), self.degree)
 
     def tile(self, query: Float[Array, "n d"], key: Float[Array, "m d"]) -> Float[Array, "n m"]:
-        """The matrix log T_p(scale · Q Kᵀ); T_p itself for odd degrees that are not clipped."""
+        """The matrix log T_p(scale · Q Kᵀ), or T_p itself if the degree is odd and ``clip`` is False."""
         of = taylor if self.sign == "signed" else log_taylor
         return of(self.products(query, key), self.degree)
 
@@ -155,7 +155,7 @@ def taylor(x: Float[Array, "*n"], degree: int) -> Float[Array, "*n"]:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def log_taylor(x: Float[Array, "*n"], degree: int) -> Float[Array, "*n"]:
-    """The logarithm of T_p(x), `LOG_ZERO` with derivative 0 where T_p ≤ 0.
+    """Logarithm of T_p(x); `LOG_ZERO` with derivative 0 where T_p ≤ 0.
 
     Example:
         >>> import jax.numpy as jnp
@@ -175,7 +175,7 @@ def _log_taylor_jvp(degree, primals, tangents):
 
 def _logarithm(x: Array, degree: int) -> tuple[Array, Array]:
     """Log T_p(x) and its derivative T_{p−1}(x) / T_p(x)."""
-    # T_p(x) = 2^{e p} T with derivative 2^{e (p − 1)} T': T and T' do not overflow
+    # T_p(x) = 2^{e p} T with derivative 2^{e (p − 1)} T', so that T and T' do not overflow
     unit, exponent = _unit(jax.lax.stop_gradient(x))
     scaled = x * unit
     value, slope = jnp.full_like(x, 1 / math.factorial(degree)), jnp.zeros_like(x)
@@ -193,7 +193,7 @@ def _logarithm(x: Array, degree: int) -> tuple[Array, Array]:
 
 
 def _unit(x: Array) -> tuple[Array, Array]:
-    """2^−e and e, with 2^e the largest power of two up to max(1, |x|)."""
+    """2^−e and e, where 2^e is the largest power of two up to max(1, |x|)."""
     wide = x.astype(accumulator(x.dtype))
     _, exponent = split_bits(jnp.maximum(1, jnp.abs(wide)))
     layout = LAYOUT[wide.dtype.name]
@@ -204,12 +204,12 @@ def _unit(x: Array) -> tuple[Array, Array]:
 
 @functools.cache
 def _zeros(degree: int) -> list[tuple[float, float]]:
-    """The zeros of T_p of nonnegative imaginary part, as (real, imaginary) parts."""
+    """Zeros of T_p with imaginary part ≥ 0, as (real, imaginary) parts."""
     coefficients = [1 / math.factorial(r) for r in range(degree, -1, -1)]
     zeros = np.roots(coefficients)
     for _ in range(3):  # T_p' = T_{p−1}
         zeros = zeros - np.polyval(coefficients, zeros) / np.polyval(coefficients[1:], zeros)
-    # by imaginary part: conjugates on either side, and between them the real one of an odd degree
+    # sorted by imaginary part, the real zero of an odd degree is between the conjugates
     upper = zeros[np.argsort(zeros.imag)][degree // 2 :]
     imaginary = np.where(np.arange(upper.size) < degree % 2, 0.0, upper.imag)
     return list(zip(upper.real.tolist(), imaginary.tolist(), strict=True))

@@ -14,16 +14,16 @@ from jaxop.kernels.checks import check_numbers
 @functools.partial(register, static=("sign", "is_additive", "epsilon"))
 @dataclasses.dataclass(frozen=True)
 class Projected(BaseKernel):
-    """k(q, k') = k₁(W_Qᵀ q, W_Kᵀ k'): asymmetric if W_Q ≠ W_K; q and k' may differ in length.
+    """k(q, k') = k₁(W_Qᵀ q, W_Kᵀ k'), asymmetric if W_Q ≠ W_K; q and k' may differ in length.
 
     Attributes:
-        kernel: k₁, a kernel of vectors of r channels; its √d counts these r.
+        kernel: k₁, a kernel of vectors of r channels, which its √d counts.
         query_map: W_Q, (d_q, r); one per head, (h, d_q, r), within `PerHead`.
         key_map: W_K, (d_k, r). `jaxop.attention` needs d_k = d_q.
 
     Raises:
         TypeError: if ``kernel`` is not a `Kernel`.
-        ValueError: if the matrices do not end in the same r, or vectors do not fit them.
+        ValueError: if the matrices have different r, or vectors do not fit them.
 
     Example:
         >>> import jax.numpy as jnp

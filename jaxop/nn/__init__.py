@@ -1,4 +1,4 @@
-"""Thin NNX modules: parameters, and calls of the pure functions of `jaxop.attention` and `jaxop.spectral`."""
+"""Thin NNX modules: parameters, and calls of the functions of `jaxop.attention` and `jaxop.spectral`."""
 
 from jaxop._moved import moved
 from jaxop.nn.activations import ACTIVATIONS as ACTIVATIONS

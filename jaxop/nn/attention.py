@@ -1,4 +1,4 @@
-"""Multi-head integral attention over the nodes of a domain, as a module."""
+"""Module of multi-head integral attention over the nodes of a domain."""
 
 import dataclasses
 import functools
@@ -24,14 +24,14 @@ from jaxop.nn.pointwise import Linear, check_heads
 
 @dataclasses.dataclass(frozen=True)
 class IntegralAttentionConfig:
-    """Settings of the attention of a layer; `make` builds it.
+    """Settings of the attention of a layer; `make` builds the layer.
 
     Attributes:
         kernel: the settings of a kernel.
         implementation: an implementation of `jaxop.attention.integral_attention`; None lets it choose.
 
     Raises:
-        ValueError: if the implementation is unknown, or given for linear attention.
+        ValueError: if the implementation is unknown, or not None for linear attention.
         TypeError: if ``kernel`` is not the settings of a kernel.
     """
 
@@ -76,15 +76,15 @@ class IntegralAttention(nnx.Module):
     """Attn(u)(x) = O ∫ k(Q u(x), K v(y)) V v(y) dy / ∫ k(Q u(x), K v(y)) dy, with Q, K, V, O affine at every node.
 
     Queries come from u, keys and values from the ``context`` v; without a context, v = u. The sums over nodes
-    carry the weights of the context's domain.
+    use the weights of the context's domain.
 
     Args:
         width: channels d.
         heads: h, a divisor of d.
-        kernel: any kernel, one for all heads or `jaxop.kernels.PerHead`; its leaves become trainable parameters. None
+        kernel: any kernel for all heads, or `jaxop.kernels.PerHead`; its leaves become trainable parameters. None
             means ``ExpDotProduct()``.
         implementation: an implementation of `jaxop.attention.integral_attention`; None lets it choose.
-        dtype: dtype of the computation; None means that of the inputs and parameters.
+        dtype: dtype of the computation; None means the dtype of inputs and parameters.
         param_dtype: dtype of the parameters.
         rngs: random streams; ``params`` is used.
 
@@ -138,17 +138,17 @@ class IntegralAttention(nnx.Module):
         Args:
             x: samples of u, (b, n, d).
             weights: quadrature weights of the context's nodes, (m,), or one row per sample, (b, m); None means
-                equal ones.
-            context: samples of v, (b, m, d); None means u itself.
-            mask: True where a node of ``x`` may see one of the context. Shared by the samples: (m,), (n, m) or
-                (h, n, m); one per sample: (b, m), (b, n, m) or (b, h, n, m). With four axes each of b, h and n may be
-                1. A mask that fits two of the shorter shapes must have four axes.
-            is_causal: lets node i see the nodes j ≤ i only.
+                equal weights.
+            context: samples of v, (b, m, d); None means v = u.
+            mask: True where a node of ``x`` may see a node of the context. One mask for all samples: (m,), (n, m) or
+                (h, n, m). One per sample: (b, m), (b, n, m) or (b, h, n, m), where each of b, h and n may be 1. If the
+                shape has two meanings, give the mask four axes.
+            is_causal: whether node i sees only nodes j ≤ i.
 
         Raises:
             ValueError: if arrays do not fit, or the shape of a mask has two meanings.
             TypeError: if the weights are not an array.
-            NotImplementedError: if linear attention is given a mask.
+            NotImplementedError: if attention is linear and ``mask`` is given.
         """
         mixed = self.mix(x, weights, context=context, mask=mask, is_causal=is_causal)
         return self.output(mixed.reshape(x.shape))
@@ -162,7 +162,7 @@ class IntegralAttention(nnx.Module):
         mask: Bool[Array, "..."] | None = None,
         is_causal: bool = False,
     ) -> Float[Array, "b n h c"]:
-        """Returns the outputs of the heads, which `__call__` merges; the arguments are those of `__call__`."""
+        """Returns the outputs of the heads, which `__call__` merges; takes the arguments of `__call__`."""
         if x.ndim != 3:
             raise ValueError(f"x must have shape (b, n, d), got {x.shape}; for a single sample pass x[None].")
         query, key, value = self.project(x, x if context is None else context)
@@ -170,7 +170,7 @@ class IntegralAttention(nnx.Module):
         kernel = self.kernel.value
         if isinstance(one_head(kernel), DotProduct | LearnedFeatures):
             if mask is not None:
-                raise NotImplementedError("linear attention takes no mask; give masked nodes the weight 0.")
+                raise NotImplementedError("linear attention does not take a mask; give masked nodes the weight 0.")
             query, key = self._features(kernel, query, key)
             linear = functools.partial(linear_attention, is_causal=is_causal)
             return jax.vmap(linear, in_axes=(0, 0, 0, _batch_axis(weights)))(query, key, value, weights)
@@ -203,13 +203,13 @@ class IntegralAttention(nnx.Module):
     ) -> tuple[Float[Array, "b n d"], Float[Array, "b n d"]]:
         """F = Attn(z), and C(z; v)_i = a_i v_i − ½ (|v_i|² F_i + Σ_heads Σ_j P_ij |v_j|² V z_j O).
 
-        a_i is the mean over the heads of Σ_j P_ij d/dt (q_i·k_j scale) as tokens move with v. The bias of O is
-        the same at all tokens and does not enter the forces in C. Linear attention moves in another metric: there C is
-        `jaxop.flows.linear_connection`, separately for the channels of each head.
+        a_i is the mean over the heads of Σ_j P_ij d/dt (q_i·k_j scale) if tokens move with v. The bias of O is
+        the same at all tokens, so it does not enter the forces in C. Linear attention has another metric, where C is
+        `jaxop.flows.linear_connection` of the channels of each head.
 
         Args:
             z: samples, (b, n, d).
-            velocity: v, (b, n, d), or a function that computes it from F; the softmax is then applied twice.
+            velocity: v, (b, n, d), or a function that computes v from F; the softmax is then applied twice.
             weights: see `__call__`.
             mask: see `__call__`.
             is_causal: see `__call__`.
@@ -220,8 +220,8 @@ class IntegralAttention(nnx.Module):
         Raises:
             NotImplementedError: if the kernel is neither the exponentiated nor the plain dot product.
 
-        Cost: one attention with four times the channels of its values; linear attention: O(n d²/h), causal one token
-        after the other.
+        Cost: one attention with four times the channels of its values. Linear attention takes O(n d²/h); if causal, it
+        runs one token after the other.
 
         Source: Stein, Li, Steidl, arXiv:2603.16535, corrected study.
         """
@@ -243,7 +243,7 @@ class IntegralAttention(nnx.Module):
 
         axes = (0, 0, _batch_axis(weights), mask_axis)
         operators = jax.vmap(operator, in_axes=axes)(query, key, weights, mask)
-        # velocities are multiplied by the matrices of the projections, without their biases
+        # the matrices of the projections act on velocities, but not their biases
         matrices = jnp.concatenate([self.query.kernel[...], self.key_value.kernel[:, :width]], axis=1)
 
         def average(*values: Array) -> list[Array]:
@@ -302,18 +302,18 @@ class IntegralAttention(nnx.Module):
 
 
 _RIDGE = {False: 1e-2, True: 1.0}
-"""Ridge of `linear_connection` for normalised tokens, by ``is_causal``; 1 counts one token at rest per channel."""
+"""Ridge of `linear_connection` for normalised tokens, by ``is_causal``; 1 is one token at rest per channel."""
 
 
 def check_weights(weights: object, samples: int, nodes: int, *, argument: str = "weights") -> None:
-    """Raises unless the weights are an array, shared by the samples or with one row per sample, or None."""
+    """Raises an error unless the weights are None, or an array shared by the samples or with one row per sample."""
     if weights is None:
         return
     if not isinstance(weights, jax.Array | np.ndarray):
-        raise TypeError(f"{argument} must be an array, got {type(weights).__name__}; of a domain pass domain.weights.")
+        raise TypeError(f"{argument} must be an array, got {type(weights).__name__}; pass domain.weights of a domain.")
     if weights.shape not in ((nodes,), (samples, nodes)):
         raise ValueError(
-            f"{argument} must have shape ({nodes},) for all samples, or ({samples}, {nodes}), one row per sample, got "
+            f"{argument} must have shape ({nodes},) for all samples, or ({samples}, {nodes}) with rows per sample, got "
             f"{weights.shape}."
         )
 

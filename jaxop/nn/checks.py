@@ -7,18 +7,18 @@ from jaxop.kernels import Kernel, PerHead
 
 
 def check_rngs(rngs: object) -> None:
-    """Raises ``TypeError`` unless ``rngs`` is `flax.nnx.Rngs`: a seed or a key is refused."""
+    """Raises ``TypeError`` unless ``rngs`` is `flax.nnx.Rngs`; it must not be a seed or a key."""
     check_type(rngs, "rngs", nnx.Rngs, "flax.nnx.Rngs, such as rngs=nnx.Rngs(0) with a seed")
 
 
 def check_dtypes(dtype: object, param_dtype: object) -> None:
-    """Raises unless both are floating dtypes, by their full names; ``dtype`` may be None."""
+    """Raises an error unless both are full names of floating dtypes; ``dtype`` may be None."""
     check_dtype(dtype, "dtype", optional=True)
     check_dtype(param_dtype, "param_dtype")
 
 
 def check_kernel(kernel: object) -> None:
-    """Raises ``TypeError`` unless ``kernel`` is a kernel: settings and names are refused."""
+    """Raises ``TypeError`` unless ``kernel`` is a kernel; it must not be the settings or the name of a kernel."""
     if not isinstance(kernel, Kernel | PerHead) or isinstance(kernel, type):
         raise TypeError(
             f"kernel must be a Kernel, such as kernels.Gaussian(), got {kernel!r}; settings and names of kernels "

@@ -1,4 +1,4 @@
-"""The encoder layer, attention and a pointwise network with residuals and norms, and the configs that make it."""
+"""Encoder layer (attention and a pointwise network with residuals and norms), and the configs that make it."""
 
 import dataclasses
 from collections.abc import Callable
@@ -26,9 +26,8 @@ NORMS = ("post", "pre")
 class EncoderLayer(nnx.Module):
     """x ← LN(x + Attn(x)), x ← LN(x + FF(x)) ("post"); x ← x + Attn(LN(x)), x ← x + FF(LN(x)) ("pre").
 
-    Apart from its attention the layer is pointwise, so one layer serves every operator and every layout.
-    LN normalises the channels at each node, FF is `FeedForward`, and dropout acts on the output of each
-    branch.
+    Apart from its attention the layer is pointwise, so that every operator and every layout can use it. LN normalises
+    the channels at each node. FF is `FeedForward`. Dropout acts on the output of each branch.
 
     Args:
         attention: module called as ``attention(x, *args, **kwargs)``, (…, d) to (…, d).
@@ -37,12 +36,12 @@ class EncoderLayer(nnx.Module):
         norm: one of `NORMS`.
         dropout: rate, active in training mode (``model.train()``, `nnx.Dropout`).
         activation: the activation of `FeedForward`.
-        dtype: dtype of the computation. None takes that of inputs and parameters.
+        dtype: dtype of the computation. None takes the dtype of inputs and parameters.
         param_dtype: dtype of the parameters.
         rngs: random streams; ``params`` and, if ``dropout > 0``, ``dropout`` are used.
 
     Raises:
-        ValueError: if the norm or the activation is unknown, or the rate lies outside [0, 1).
+        ValueError: if the norm or the activation is unknown, or the rate is outside [0, 1).
 
     Source: Vaswani et al., arXiv:1706.03762; Calvello et al., arXiv:2406.06486.
 
@@ -82,11 +81,11 @@ class EncoderLayer(nnx.Module):
         self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout > 0 else None
 
     def __call__(self, x: Float[Array, "*n d"], *args: object, **kwargs: object) -> Float[Array, "*n d"]:
-        """Applies the layer; further arguments go to the attention."""
+        """Applies the layer; all arguments after x go to the attention."""
         x = x + self._drop(self.attention(self.attention_input(x), *args, **kwargs))
         if self.dropout is None or self.dropout.deterministic:
             return in_blocks(self._pointwise, x)
-        # drawn here, because blocks may not advance a random stream
+        # drawn here, because blocks must not advance a random stream
         return in_blocks(self._pointwise, x, self.dropout(jnp.ones_like(x)))
 
     def attention_input(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
@@ -116,15 +115,15 @@ class ModelConfig:
     """Base class of the configs of all models, with the fields that they share.
 
     Attributes:
-        width: channels d inside.
+        width: number of channels d inside.
         layers: number of layers.
         activation: ``"gelu"`` (exact) or ``"gelu_tanh"``.
-        dtype: dtype of the computation. None takes that of inputs and parameters.
+        dtype: dtype of the computation. None takes the dtype of inputs and parameters.
         param_dtype: dtype of the parameters.
 
     Raises:
         TypeError: if a size is not an integer.
-        ValueError: if a size is below 1 or a name is unknown; the message has valid ones.
+        ValueError: if a size is below 1 or a name is unknown; the message has valid values.
 
     Example:
         >>> from jaxop import nn
@@ -147,7 +146,7 @@ class ModelConfig:
 
     @classmethod
     def checked(cls: type[Config], config: Config, rngs: nnx.Rngs) -> Config:
-        """Returns the config of a new model if it is of this class and the model can draw its parameters.
+        """Checks the arguments of the constructor of a model and returns the config.
 
         Raises:
             TypeError: if ``config`` is of another class, or ``rngs`` is not `flax.nnx.Rngs`.
@@ -175,7 +174,7 @@ class LayersConfig(ModelConfig):
 
     Raises:
         TypeError: if a size is not an integer.
-        ValueError: if sizes do not fit, a name is unknown or a rate lies outside [0, 1); the message has valid ones.
+        ValueError: if sizes do not fit, a name is unknown or a rate is outside [0, 1); the message has valid values.
     """
 
     heads: int = 8
@@ -191,7 +190,7 @@ class LayersConfig(ModelConfig):
         check_dropout(self.dropout)
 
     def residual_layer(self, attention: Callable[..., Array], *, rngs: nnx.Rngs) -> EncoderLayer:
-        """Returns a new layer around an attention, whose tokens have no velocity.
+        """Returns a new layer around an attention, for tokens without velocity.
 
         Example:
             >>> from flax import nnx
@@ -222,7 +221,7 @@ class EncoderConfig(LayersConfig):
 
     Raises:
         TypeError: if a size is not an integer, or ``momentum`` is not a `MomentumConfig`.
-        ValueError: if sizes do not fit, a name is unknown or a rate lies outside [0, 1); the message has valid ones.
+        ValueError: if sizes do not fit, a name is unknown or a rate is outside [0, 1); the message has valid values.
     """
 
     momentum: MomentumConfig = MomentumConfig()

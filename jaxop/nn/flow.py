@@ -20,14 +20,13 @@ class FlowLayer(nnx.Module):
 
     The flow is the exact Hamiltonian system of `jaxop.flows.softmax_rates`, with the quadrature weights of the domain.
     A = L_A L_Aᵀ / d and B = d L_B L_Bᵀ have triangular factors of positive diagonal. Both factors start as the
-    identity, so that scores start at |x|²/d and V = B A at 1. The layer has one kernel of full width, and every token
-    sees all others, so it is for functions and not for sequences. The damping is α(t) = c_log/t + c_lin, and t grows by
-    h_y from layer to layer. c_log, c_lin and the steps h_x, h_y are trained and stay positive. FF then acts on the
+    identity, so that scores start at |x|²/d and V = B A at 1. The layer has one kernel of full width. Every token sees
+    all others, so the layer is for functions and not for sequences. The damping is α(t) = c_log/t + c_lin, and t grows
+    by h_y from layer to layer. c_log, c_lin and the steps h_x, h_y are trained and stay positive. FF then acts on the
     velocity: v ← v + FF(LN(x)), x ← x + h_x FF(LN(x)).
 
-    The velocities are not bounded, and C is quadratic in them: with inputs a few times larger than those of training
-    the exact flow can run away and overflow. Standardise inputs, or take the block Y or H0, whose velocities are
-    normalised.
+    The velocities are not bounded, and C is quadratic in them. If inputs are a few times larger than in training, the
+    exact flow can overflow. Standardise inputs, or use the block Y or H0, whose velocities are normalised.
 
     Args:
         width: channels d.
@@ -35,12 +34,12 @@ class FlowLayer(nnx.Module):
         method: a name in `jaxop.flows.METHODS`.
         dropout: rate on FF, in training mode.
         activation: the activation of `FeedForward`.
-        dtype: dtype of the computation of FF; None means that of the inputs and parameters.
+        dtype: dtype of the computation of FF; None means the dtype of inputs and parameters.
         param_dtype: dtype of the parameters.
         rngs: random streams; ``params`` and, if ``dropout > 0``, ``dropout`` are used.
 
     Raises:
-        ValueError: if the method or the activation is unknown, or a rate lies outside [0, 1).
+        ValueError: if the method or the activation is unknown, or a rate is outside [0, 1).
 
     Cost: one attention with 3 d channels of values per layer; four with ``"tao"``.
 
@@ -77,7 +76,7 @@ class FlowLayer(nnx.Module):
         # softplus of the diagonal is 1
         self.score = nnx.Param(np.log(np.expm1(1.0)) * identity)
         self.mobility = nnx.Param(np.log(np.expm1(1.0)) * identity)
-        # with α(1) ≈ 3, methods that take the damping explicitly are unstable from h = 1/3 on
+        # with α(1) ≈ 3, methods with explicit damping are unstable from h = 1/3 on
         h = 0.15 if method in ("euler", "ab2") else 0.5
         self.position_step = Positive(h, param_dtype=param_dtype)
         self.velocity_step = Positive(h, param_dtype=param_dtype)
@@ -114,7 +113,7 @@ class FlowLayer(nnx.Module):
 
         Args:
             state: positions and velocities of n tokens, (b, n, d), or of n functions on patches, (b, n, s, d).
-            weights: masses of the tokens, (n,) or (b, n); None means equal ones.
+            weights: masses of the tokens, (n,) or (b, n); None means equal weights.
             measure: for functions, the quadrature weights of a patch, (s,) or (b, s).
         """
         x = state.position

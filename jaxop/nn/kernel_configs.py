@@ -1,4 +1,4 @@
-"""Choices of a kernel as plain settings, which a config holds and a layer turns into parameters."""
+"""Settings of kernels, which a config holds and a layer turns into parameters."""
 
 import dataclasses
 import functools
@@ -30,7 +30,7 @@ from jaxop.nn.activations import ACTIVATIONS
 from jaxop.nn.checks import check_kernel, check_rngs
 
 PER = ("layer", "head", "channel")
-"""Parts of a layer that may have a radius of their own in a `FourierIntegralConfig`."""
+"""Parts of a layer that may have their own radius in a `FourierIntegralConfig`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ class GaussianConfig:
     """The Gaussian kernel, with one trainable inverse width per head.
 
     Attributes:
-        inverse_width: its initial value; see `jaxop.kernels.Gaussian`.
+        inverse_width: initial value; see `jaxop.kernels.Gaussian`.
 
     Raises:
         ValueError: if the width is not positive and finite.
@@ -87,10 +87,11 @@ class FourierIntegralConfig:
 
     Attributes:
         radius: initial value of all radii; None means 0.7 d^(−1/4) for heads of d channels, which starts attention
-            about as soft as softmax. Published are 2 for language and 1 for images, nearly one-hot at d ≥ 16.
+            about as soft as softmax. The published values, 2 for language and 1 for images, start it nearly one-hot at
+            d ≥ 16.
         power: an even number.
-        epsilon: 0 is exact; published is 1e-6. See `jaxop.kernels.FourierIntegral`.
-        per: the part with a radius of its own: the "layer", every "head", or every "channel" of every head.
+        epsilon: 0 is exact; the published value is 1e-6. See `jaxop.kernels.FourierIntegral`.
+        per: what has its own radius: the "layer", every "head", or every "channel" of every head.
 
     Raises:
         ValueError: if ``per`` is unknown, ``power`` is 1, or `jaxop.kernels.FourierIntegral` raises it.
@@ -106,7 +107,7 @@ class FourierIntegralConfig:
         check_name(self.per, "per", PER)
         if self.radius is not None and not isinstance(self.radius, int | float):
             raise TypeError(
-                f"radius must be a number or None, got {self.radius!r}; heads and channels learn their own."
+                f"radius must be a number or None, got {self.radius!r}; per='head' or 'channel' learns one for each."
             )
         radius = 1.0 if self.radius is None else self.radius
         if FourierIntegral(radius, self.power, epsilon=self.epsilon).sign == "signed":
@@ -124,7 +125,7 @@ class FourierIntegralConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EuclideanDistanceConfig:
-    """The distance |q − k|, without parameters: its factor cancels. Far keys weigh more."""
+    """The distance |q − k|, without parameters, because its factor cancels. Distant keys weigh more."""
 
     name: Literal["euclidean_distance"] = "euclidean_distance"
 
@@ -139,8 +140,8 @@ class IntersectionConfig:
     """The exponentiated intersection, with one trainable scale per head.
 
     Attributes:
-        scale: its initial value; None means 1/√d for heads of d channels, which starts attention about as soft as
-            softmax. Published is 1. See `jaxop.kernels.Intersection`.
+        scale: initial value; None means 1/√d for heads of d channels, which starts attention about as soft as
+            softmax. The published value is 1. See `jaxop.kernels.Intersection`.
 
     Raises:
         ValueError: if the scale is not positive and finite.
@@ -165,7 +166,7 @@ class QuadraticConfig:
     """The quadratic kernel (q·k / √d + γ)², with one trainable offset γ per head.
 
     Attributes:
-        offset: its initial value; see `jaxop.kernels.Quadratic`.
+        offset: initial value; see `jaxop.kernels.Quadratic`.
 
     Raises:
         ValueError: if the offset is not finite.
@@ -176,7 +177,7 @@ class QuadraticConfig:
 
     def __post_init__(self):
         if not math.isfinite(as_number(self.offset, "offset")):
-            raise ValueError(f"offset must be finite, got {self.offset}; 1 starts with nearly equal weights.")
+            raise ValueError(f"offset must be finite, got {self.offset}; with 1 the weights start nearly equal.")
 
     def make(self, heads: int, depth: int, *, rngs: nnx.Rngs) -> Kernel | PerHead:
         """Returns the kernel of a layer with ``heads`` heads of ``depth`` channels."""
@@ -191,7 +192,7 @@ class TruncatedExponentialConfig:
 
     Attributes:
         degree: p, from 1 to 20. See `jaxop.kernels.TruncatedExponential`.
-        clip: cuts the kernel at 0. Odd degrees need it, since they are negative if q·k is very negative, and
+        clip: whether negative values become 0. Odd degrees need it: they are negative if q·k is very negative, and
             attention cannot normalise a signed kernel.
 
     Raises:
@@ -205,8 +206,8 @@ class TruncatedExponentialConfig:
     def __post_init__(self):
         if TruncatedExponential(self.degree, clip=self.clip).sign == "signed":
             raise ValueError(
-                f"degree={self.degree} is a signed kernel, which attention cannot normalise; clip=True takes its "
-                "positive part, even degrees are positive."
+                f"degree={self.degree} is a signed kernel, which attention cannot normalise; pass clip=True for its "
+                "positive part, or an even degree."
             )
 
     def make(self, heads: int, depth: int, *, rngs: nnx.Rngs) -> Kernel | PerHead:
@@ -219,7 +220,7 @@ class TruncatedExponentialConfig:
 class LearnedFeaturesConfig:
     """⟨Φ(q), Ψ(k)⟩ with two networks x ↦ σ(x W₁ + b₁) W₂ + b₂ per head; time and memory linear in the nodes.
 
-    Signed, so that the average is over the weights alone: A = Σ_j w_j ⟨Φ(q), Ψ(k_j)⟩ v_j / Σ_j w_j.
+    The kernel is signed, so that the average is over the weights alone: A = Σ_j w_j ⟨Φ(q), Ψ(k_j)⟩ v_j / Σ_j w_j.
 
     Attributes:
         features: r, the rank of the kernel.
@@ -249,7 +250,7 @@ class LearnedFeaturesConfig:
 
         def parameters() -> dict[str, jax.Array]:
             inner = jax.random.normal(rngs.params(), (heads, depth, self.hidden)) * depth**-0.5
-            # ⟨Φ, Ψ⟩ of independent features of variance r^(−1/2) has variance 1
+            # ⟨Φ, Ψ⟩ of independent features with variance r^(−1/2) has variance 1
             outer = jax.random.normal(rngs.params(), (heads, self.hidden, self.features)) * self.hidden**-0.5
             outer = outer * self.features**-0.25
             biases = {"inner_bias": jnp.zeros((heads, self.hidden)), "outer_bias": jnp.zeros((heads, self.features))}
@@ -291,10 +292,10 @@ KernelConfig = (
     | TruncatedExponentialConfig
     | LearnedFeaturesConfig
 )
-"""One of the choices."""
+"""Settings of any kernel."""
 
 LINEAR = (LinearConfig, LearnedFeaturesConfig)
-"""The choices that are signed and of finite rank: attention by moments, without normalisation."""
+"""Settings of signed kernels of finite rank: attention by moments, without normalisation."""
 
 KERNELS: dict[str, type] = {
     "exp_dot_product": ExpDotProductConfig,
@@ -307,7 +308,7 @@ KERNELS: dict[str, type] = {
     "truncated_exponential": TruncatedExponentialConfig,
     "learned_features": LearnedFeaturesConfig,
 }
-"""The choices by name."""
+"""Settings by name."""
 
 
 def check_kernel_config(choice: object) -> None:
@@ -315,13 +316,13 @@ def check_kernel_config(choice: object) -> None:
     if not isinstance(choice, KernelConfig):
         expected = ", ".join(f"nn.{kind.__name__}()" for kind in KERNELS.values())
         raise TypeError(
-            f"kernel must be the settings of a kernel, {expected}, got {choice!r}; a kernel itself goes to the layers, "
+            f"kernel must be the settings of a kernel, {expected}, got {choice!r}; layers take the kernel itself, "
             "nn.IntegralAttention(..., kernel=...)."
         )
 
 
 class KernelParameters(nnx.Module):
-    """Kernel whose leaves are trainable parameters of a module; `value` is the kernel at its present parameters.
+    """Kernel whose leaves are trainable parameters of a module; `value` is the kernel with their present values.
 
     Args:
         kernel: the kernel with its initial parameters, one for all heads or `jaxop.kernels.PerHead`.
@@ -338,12 +339,12 @@ class KernelParameters(nnx.Module):
         check_dtype(param_dtype, "param_dtype")
         self.structure = jax.tree.structure(kernel)
         leaves = jax.tree_util.tree_leaves_with_path(one_head(kernel))
-        # nnx sorts the entries of a Dict when it puts a module together again: the order is kept apart
+        # nnx sorts the entries of a Dict when it merges a module, so the order is stored separately
         self.names = tuple(jax.tree_util.keystr(path, simple=True, separator="_") for path, _ in leaves)
         params = [nnx.Param(jnp.asarray(leaf, param_dtype)) for _, leaf in leaves]
         self.leaves = nnx.Dict(dict(zip(self.names, params, strict=True)))
 
     @property
     def value(self) -> Kernel | PerHead:
-        """The kernel at its present parameters."""
+        """The kernel with the present values of its parameters."""
         return jax.tree.unflatten(self.structure, [self.leaves[name][...] for name in self.names])

@@ -1,4 +1,4 @@
-"""Encoder layers one after the other, with or without a velocity of their tokens."""
+"""Encoder layers one after the other, whose tokens may have a velocity."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,11 +9,11 @@ from jaxop.nn.flow import FlowLayer
 from jaxop.nn.momentum import MomentumLayer
 
 Layers = Sequence[Callable[..., Array | State]]
-"""Layers one after the other: each takes the result of the one before."""
+"""Layers one after the other; each takes the result of the previous layer."""
 
 
 def start_layers(layers: Layers, x: Array, velocity: Array | None = None) -> Array | State:
-    """Returns the argument of the first layer: the tokens, or their state with a velocity."""
+    """Returns the argument of the first layer: the tokens, or tokens with a velocity."""
     first = layers[0] if layers else None
     return first.start(x, velocity) if isinstance(first, MomentumLayer | FlowLayer) else x
 
@@ -24,7 +24,7 @@ def tokens_of(state: Array | State) -> Array:
 
 
 def run_layers(layers: Layers, x: Array, *args: object, velocity: Array | None = None, **kwargs: object) -> Array:
-    """Returns the tokens after all layers, with or without a velocity; further arguments go to every layer.
+    """Returns the tokens after all layers, with or without a velocity; all arguments after x go to every layer.
 
     Example:
         >>> import jax.numpy as jnp

@@ -25,7 +25,7 @@ VELOCITIES = ("learned", "zero")
 
 @runtime_checkable
 class Connected(Protocol):
-    """Attention with a connection, for the blocks H1 and R2; `jaxop.nn.IntegralAttention` is one."""
+    """Attention with a connection, for the blocks H1 and R2, such as `jaxop.nn.IntegralAttention`."""
 
     def __call__(self, x: Array, *args: object, **kwargs: object) -> Array:
         """Returns the attention of x."""
@@ -43,12 +43,12 @@ class MomentumConfig:
     """Settings of the velocity of the tokens of a model.
 
     Attributes:
-        block: ``"none"``: tokens do not have a velocity, and layers are ordinary residual ones. ``"Y"`` (Nesterov),
-            ``"H0"``, ``"H1"``, ``"R2"``: see `MomentumLayer`; they keep the causal order of sequences.
-        initial: the first velocity: ``"learned"`` from the model's input by an embedding of its own, or ``"zero"``.
+        block: with ``"none"`` tokens do not have a velocity, and layers are ordinary residual layers. ``"Y"``
+            (Nesterov), ``"H0"``, ``"H1"`` and ``"R2"`` are blocks of `MomentumLayer`; they keep causal order.
+        initial: the first velocity: ``"learned"`` from the model's input by a separate embedding, or ``"zero"``.
 
     Raises:
-        ValueError: if a name is unknown; the message has the closest ones.
+        ValueError: if a name is unknown; the message has the closest names.
 
     Example:
         >>> from jaxop import nn, transformers
@@ -112,8 +112,8 @@ class MomentumLayer(nnx.Module):
         C(z; v)_i = a_i v_i − ½ (|v_i|² F_i + Σ_heads Σ_j P_ij |v_j|² V z_j O).
 
     a_i is the mean over the heads of the rate at which v changes the logarithm of the softmax denominator of token i.
-    C takes the score matrix of the attention itself, so causal attention makes a causal block. Y and H0 take any
-    attention. H1 and R2 need one with a method ``with_connection``; in linear attention this is
+    C uses the score matrix of the attention, so that causal attention makes a causal block. Y and H0 take any
+    attention. H1 and R2 need an attention with a method ``with_connection``; in linear attention this is
     `jaxop.flows.linear_connection`.
 
     Args:
@@ -123,7 +123,7 @@ class MomentumLayer(nnx.Module):
         block: ``"Y"``, ``"H0"``, ``"H1"`` or ``"R2"``.
         dropout: rate on F and on FF, in training mode.
         activation: the activation of `FeedForward`.
-        dtype: dtype of the computation; None means that of the inputs and parameters.
+        dtype: dtype of the computation; None means the dtype of inputs and parameters.
         param_dtype: dtype of the parameters.
         rngs: random streams; ``params`` and, if ``dropout > 0``, ``dropout`` are used.
 
@@ -132,11 +132,11 @@ class MomentumLayer(nnx.Module):
     (``feedforward_look_ahead.value``, …).
 
     Raises:
-        ValueError: if the block or the activation is unknown, or a rate lies outside [0, 1).
+        ValueError: if the block or the activation is unknown, or a rate is outside [0, 1).
         TypeError: if the attention of H1 or R2 does not have a method ``with_connection``.
 
-    Cost: one attention per layer; in H1 with four times the channels of its values, in R2 applied twice. With causal
-    linear attention H1 and R2 fit a d/h × d/h matrix per head, one token after the other.
+    Cost: one attention per layer. H1 has four times the channels of values, and R2 applies this twice. With causal
+    linear attention H1 and R2 solve for a d/h × d/h matrix per head, one token after the other.
 
     Source: Stein, Li, Steidl, "SympFormer", arXiv:2603.16535, and its corrected study.
 
@@ -205,7 +205,7 @@ class MomentumLayer(nnx.Module):
         return in_blocks(lambda x, v: self.attention_norm(x + look_ahead * v), x, v)
 
     def __call__(self, state: State, *args: object, **kwargs: object) -> State:
-        """Moves the tokens; further arguments go to the attention."""
+        """Moves the tokens; all arguments after the state go to the attention."""
         x, v, z = state.position, state.velocity, self.attention_input(state)
         retention, gain = self.retention(x), self.gain(x)
 
@@ -219,7 +219,7 @@ class MomentumLayer(nnx.Module):
             moved = accelerated(force)
         elif self.block == "R2":
             assert isinstance(attention, Connected)
-            # drawn here, because the proposal is made twice and must be the same
+            # drawn here, because the proposal is made twice with the same mask
             drop = None if self.dropout is None else self.dropout(jnp.ones_like(x))
 
             def proposal(force: Array) -> Array:

@@ -34,9 +34,9 @@ class PatchAttention(nnx.Module):
     Args:
         width: channels d.
         heads: h, a divisor of d.
-        kernel: the kernel of `jaxop.attention.patch_attention`, one for all heads or `jaxop.kernels.PerHead`; its
+        kernel: a kernel of `jaxop.attention.patch_attention` for all heads, or `jaxop.kernels.PerHead`; its
             leaves become parameters. None means exp ∫ Q u_j · K u_k dx.
-        dtype: dtype of the computation; None means that of the inputs and parameters.
+        dtype: dtype of the computation; None means the dtype of inputs and parameters.
         param_dtype: dtype of the parameters.
         rngs: random streams; ``params`` is used.
 
@@ -93,7 +93,7 @@ class PatchAttention(nnx.Module):
 
         Args:
             z: functions on the patches, (b, p, s, d).
-            velocity: v, (b, p, s, d), or a function that computes it from F; the attention is then evaluated twice.
+            velocity: v, (b, p, s, d), or a function that computes v from F; the attention is then evaluated twice.
             weights: see `__call__`.
 
         Returns:
@@ -102,7 +102,7 @@ class PatchAttention(nnx.Module):
         Raises:
             NotImplementedError: if the kernel is not the exponentiated inner product.
         """
-        # without a kernel, scores are the inner products themselves
+        # if the kernel is None, scores are the inner products themselves
         kernel = ExpDotProduct(1.0) if self.kernel is None else check_dot_product(self.kernel.value)
         query, key, value = self._heads(self.projection(z))
         width = z.shape[-1]
@@ -140,7 +140,7 @@ class PatchAttention(nnx.Module):
         return jax.vmap(attend, in_axes=axes)(query, key, value, weights)
 
     def _heads(self, projected: Array) -> list[Array]:
-        """Splits projections side by side, (b, p, s, k d), into k arrays (b, p, s, h, c)."""
+        """Splits k projections side by side, (b, p, s, k d), into k arrays (b, p, s, h, c)."""
         width = self.output.kernel.shape[0]
         shape = (*projected.shape[:-1], self.heads, width // self.heads)
         return [part.reshape(shape) for part in jnp.split(projected, projected.shape[-1] // width, axis=-1)]
@@ -149,16 +149,16 @@ class PatchAttention(nnx.Module):
 class FourierPatchAttention(nnx.Module):
     """`PatchAttention` whose Q, K, V are Fourier integral operators inside the patch (d → d/h per head).
 
-    Runs on the retained Fourier coefficients: one analysis of the input, one synthesis of the result.
-    The cost of attention does not depend on the nodes of a patch.
+    It runs on the retained Fourier coefficients, with one analysis of the input and one synthesis of the result. The
+    cost of attention does not depend on the nodes of a patch.
 
     Args:
         width: channels d.
         heads: h, a divisor of d.
-        modes: m, one number or one per axis.
+        modes: m, one number for all axes or one per axis.
         reference: nodes along each axis of a PATCH of the reference grid.
-        dtype: dtype of the result; None means that of the inputs and parameters. The computation runs on
-            coefficients, in float32 at least.
+        dtype: dtype of the result; None means the dtype of inputs and parameters. The computation runs on
+            coefficients, in float32 or wider.
         param_dtype: dtype of the parameters.
         rngs: random streams; ``params`` is used.
 
@@ -208,7 +208,7 @@ class FourierPatchAttention(nnx.Module):
         Args:
             tokens: functions on the patches, nodes first, (s, b, p, d).
             patch_shape: nodes of a patch along each axis; their product is s.
-            weight: quadrature weight of a node in the measure of the whole domain, one or one per sample.
+            weight: quadrature weight of a node in the measure of the whole domain, one for all samples or one each.
         """
         band = Band(tuple(patch_shape), self.modes)
         query, key, value = self._project(tokens, band)
@@ -226,7 +226,7 @@ class FourierPatchAttention(nnx.Module):
 
         Args:
             z: functions on the patches, nodes first, (s, b, p, d).
-            velocity: v, (s, b, p, d), or a function that computes it from F; the attention is then evaluated twice.
+            velocity: v, (s, b, p, d), or a function that computes v from F; the attention is then evaluated twice.
             patch_shape: see `__call__`.
             weight: see `__call__`.
 
@@ -242,7 +242,7 @@ class FourierPatchAttention(nnx.Module):
             return jnp.split(means, len(values), axis=-1)
 
         def inner(a: Array, b: Array) -> Array:
-            # over the patch by Parseval
+            # over the patch, by Parseval's identity
             products = jnp.sum(isometric(a, band) * isometric(b, band), axis=(0, 1, 4, 5))
             return measure * products[None, :, :, None] / self.heads
 
@@ -280,7 +280,7 @@ class FourierPatchAttention(nnx.Module):
 
     def _functions(self, heads: Array, band: Band, shape: tuple[int, ...]) -> Array:
         """Returns O of the heads, without its bias, at the nodes."""
-        # O is linear at every x, so it acts on the coefficients, which are fewer than the nodes
+        # O is linear at every x, so it acts on the coefficients, of which there are fewer than nodes
         merged = heads.reshape(-1, shape[-1]) @ self.output.kernel[...].astype(heads.dtype)
         return synthesis(merged.reshape(2, band.size, *shape[1:]), band)
 

@@ -1,9 +1,9 @@
-"""Maps that act on the channels at every node, written so that their gradients are matrix products too.
+"""Maps of the channels at every node, written so that their gradients are matrix products too.
 
 Two measures save a third of a training step on CPUs. First, a sum over rows or channels is a product with a vector of
-ones, and a vector is spread over rows in the same way, so that differentiation yields products and not
-reductions. Second, pointwise functions run in blocks of rows that stay in the cache. The backward pass recomputes them
-from their inputs, so hidden activations are never held for all nodes.
+ones, and a product also spreads a vector over rows, so that differentiation yields products instead of reductions.
+Second, pointwise functions run in blocks of rows that stay in the cache. The backward pass recomputes hidden
+activations from the inputs, so they are never stored for all nodes.
 """
 
 import math
@@ -20,22 +20,22 @@ from jaxop._validation import accumulator, as_number, check_name, check_size, di
 from jaxop.nn.activations import ACTIVATIONS
 from jaxop.nn.checks import check_dtypes, check_rngs
 
-# sums written as products keep float32, which a matrix unit would otherwise round to 10 bits
+# sums by products stay in float32, although a matrix unit would round to 10 bits by default
 _PRECISION = jax.lax.Precision.HIGHEST
 
 ROWS = 4096
-"""Rows of a block on a CPU: with 128 channels they fill 2 MiB, about a second-level cache."""
+"""Rows of a block on a CPU; with 128 channels they take 2 MiB, about a second-level cache."""
 
 
 def in_blocks(fn: Callable[..., Array], *arrays: Float[Array, "*n _"]) -> Float[Array, "*n e"]:
     """``fn`` of rows (k, c), applied to arrays of shape (…, c), block by block.
 
     The backward pass recomputes each block from its inputs, so the intermediates of ``fn`` take the memory
-    of one block. Accelerators have more memory and are faster on long arrays: there, all rows are one block.
+    of one block. On accelerators all rows are one block: they have more memory, and are faster on long arrays.
 
     Args:
         fn: pointwise in the rows; takes one array of rows per argument and returns (k, e). It may close
-            over parameters, but not change state.
+            over parameters, but must not change state.
         arrays: shapes (…, c_1), (…, c_2), … with the same leading axes.
 
     Returns:
@@ -70,7 +70,7 @@ def affine(x: Float[Array, "n d"], kernel: Float[Array, "d e"], bias: Float[Arra
 def layer_norm(
     x: Float[Array, "n d"], scale: Float[Array, " d"], bias: Float[Array, " d"], *, epsilon: float = 1e-5
 ) -> Float[Array, "n d"]:
-    """γ (x − μ)/√(σ² + ε) + β for rows x, with σ² the mean square of x − μ (E[x²] − μ² would cancel).
+    """γ (x − μ)/√(σ² + ε) + β for rows x, where σ² is the mean square of x − μ (E[x²] − μ² would cancel).
 
     Args:
         x: rows, (n, d).
@@ -127,15 +127,15 @@ def _spread(vector: Float[Array, " d"], x: Float[Array, "n d"]) -> Float[Array, 
 
 
 class Linear(nnx.Module):
-    """x ↦ x W + b at every node, W of variance 1/d (LeCun), b = 0 at first.
+    """x ↦ x W + b at every node; at first W has variance 1/d (LeCun) and b = 0.
 
-    The map of `flax.nnx.Linear`, evaluated on rows: the gradient of a product with a single axis of rows
-    needs no transposed copy of the larger factor.
+    This is the map of `flax.nnx.Linear` on rows, because the gradient of a product with a single axis of rows needs no
+    transposed copy of the larger factor.
 
     Args:
-        width: channels d in.
-        out: channels e out.
-        dtype: dtype of the computation. None takes that of inputs and parameters.
+        width: number of input channels d.
+        out: number of output channels e.
+        dtype: dtype of the computation. None takes the dtype of inputs and parameters.
         param_dtype: dtype of the parameters.
         rngs: random streams; ``params`` is used.
 
@@ -175,7 +175,7 @@ class Linear(nnx.Module):
         return affine(rows, kernel.astype(dtype), bias.astype(dtype)).reshape(*x.shape[:-1], bias.size)
 
     def result_dtype(self, dtype: DTypeLike) -> jnp.dtype:
-        """Returns the dtype of the result for inputs of a dtype."""
+        """Returns the dtype of the result for inputs of a given dtype."""
         with jax.numpy_dtype_promotion("standard"):
             return jnp.dtype(self.dtype or jnp.promote_types(dtype, self.kernel[...].dtype))
 
@@ -185,7 +185,7 @@ class LayerNorm(nnx.Module):
 
     Args:
         width: channels d.
-        dtype: dtype of the result. None takes that of the input. Statistics are taken in float32 at least.
+        dtype: dtype of the result. None takes the dtype of the input. Statistics are taken in float32 or wider.
         param_dtype: dtype of the parameters.
 
     Example:
@@ -214,11 +214,11 @@ class FeedForward(nnx.Module):
     """x ↦ σ(x W₁ + b₁) W₂ + b₂ at every node.
 
     Args:
-        width: channels d in.
-        hidden: hidden channels f.
-        out: channels e out. None takes as many as in.
+        width: number of input channels d.
+        hidden: number of hidden channels f.
+        out: number of output channels e. None means d.
         activation: a name in `ACTIVATIONS`.
-        dtype: dtype of the computation. None takes that of inputs and parameters.
+        dtype: dtype of the computation. None takes the dtype of inputs and parameters.
         param_dtype: dtype of the parameters.
         rngs: random streams; ``params`` is used.
 
@@ -251,12 +251,12 @@ class FeedForward(nnx.Module):
         self.outer = Linear(hidden, width if out is None else out, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "*n d"]) -> Float[Array, "*n e"]:
-        """Applies the network to every row; hidden values are held for a block of rows at a time."""
+        """Applies the network to every row; hidden values exist only for a block of rows at a time."""
         return in_blocks(lambda rows: self.outer(ACTIVATIONS[self.activation](self.inner(rows))), x)
 
 
 def check_heads(width: int, heads: int) -> int:
-    """Returns the number of heads, if it divides the channels evenly."""
+    """Returns the number of heads if it divides the channels."""
     check_size(width, "width")
     if not is_integer(heads):
         raise TypeError(f"heads must be an integer that divides the width {width}, got {heads!r}.")
@@ -266,6 +266,6 @@ def check_heads(width: int, heads: int) -> int:
 
 
 def check_dropout(rate: object) -> None:
-    """Raises ``ValueError`` unless ``rate`` lies in [0, 1), and ``TypeError`` unless it is a number."""
+    """Raises ``ValueError`` unless ``rate`` is in [0, 1), and ``TypeError`` unless it is a number."""
     if not 0 <= as_number(rate, "dropout") < 1:
         raise ValueError(f"dropout must be a rate in [0, 1), got {rate}.")

@@ -1,4 +1,4 @@
-"""Two-level Schwarz attention as a module: attention inside subdomains plus attention between coarse tokens."""
+"""Module of two-level Schwarz attention: inside subdomains, and between coarse tokens."""
 
 import dataclasses
 
@@ -23,29 +23,29 @@ from jaxop.schwarz.local_attention import coarse_averages, subdomain_attention
 from jaxop.schwarz.operator import check_decomposition
 
 _REFERENCE = 4
-"""Nodes along each axis of a subdomain of the reference grid, on which cuts are placed at equal distances."""
+"""Nodes along each axis of a subdomain of the reference grid, whose cuts are at equal distances."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SchwarzAttentionConfig:
-    """Settings of the two-level attention of a layer; `make` builds it, `decompose` cuts a domain for it.
+    """Settings of the two-level attention of a layer; `make` builds the layer, `decompose` cuts a domain for it.
 
     Attributes:
-        subdomains: number of subdomains along each axis of a grid, one per axis or one for all axes; on scattered
-            nodes and meshes their total number.
+        subdomains: number of subdomains along each axis of a grid, one per axis or one for all axes; their total number
+            on scattered nodes and meshes.
         overlap: how far a subdomain extends beyond its core on each side, as a share of the side of a core, below 1.
-            With two cores around a periodic axis, at most a half. On scattered nodes and meshes, the side is the
-            shortest one that a cut made, in the median over the cores.
+            With two cores around a periodic axis the share is at most a half. On scattered nodes and meshes the side of
+            a core is the shortest side that a cut made, in the median over the cores.
         partition: the partition of unity, ``"ramp"`` or ``"multiplicity"``.
-        coarse: the coarse space, ``"partition"`` or ``"hat"``. Hats do not vanish at the ends of a grid under any
-            rule. None leaves the coarse level out.
+        coarse: the coarse space, ``"partition"`` or ``"hat"``. Hats do not vanish at the ends of a grid, whatever its
+            rule. None omits the coarse level.
         kernel: the settings of the kernel of both levels.
         implementation: the implementation of `jaxop.attention.integral_attention` inside a subdomain; None means
             ``"chunked"``.
 
     Raises:
         TypeError: if ``kernel`` is not the settings of a kernel, or ``coarse`` is not a name.
-        ValueError: if the kernel is signed, a name is unknown, a number of subdomains is below 1, or the overlap lies
+        ValueError: if the kernel is signed, a name is unknown, a number of subdomains is below 1, or the overlap is
             outside [0, 1).
 
     Example:
@@ -72,7 +72,7 @@ class SchwarzAttentionConfig:
         counts = self.subdomains if isinstance(self.subdomains, tuple) else (self.subdomains,)
         if not counts or any(not is_integer(p) or p < 1 for p in counts):
             raise ValueError(
-                f"subdomains must be a positive integer, or a tuple of one per axis, got {self.subdomains!r}."
+                f"subdomains must be a positive integer or a tuple of one per axis, got {self.subdomains!r}."
             )
         if isinstance(self.overlap, bool) or not isinstance(self.overlap, int | float):
             raise TypeError(f"overlap must be a share in [0, 1) of the side of a core, got {self.overlap!r}.")
@@ -81,8 +81,8 @@ class SchwarzAttentionConfig:
         check_name(self.partition, "partition", PARTITIONS_OF_UNITY)
         if not isinstance(self.coarse, str | None):
             raise TypeError(
-                f"coarse must be one of {COARSE_SPACES} or None, got {type(self.coarse).__name__}; given functions "
-                "belong to a decomposition that takes the place of the domain."
+                f"coarse must be one of {COARSE_SPACES} or None, got {type(self.coarse).__name__}; functions of your "
+                "own belong to a decomposition, which you pass in place of the domain."
             )
         if self.coarse is not None:
             check_name(self.coarse, "coarse", COARSE_SPACES)
@@ -113,20 +113,20 @@ class SchwarzAttentionConfig:
         """Returns the decomposition of a domain, with the same subdomains on every grid of one box.
 
         Scattered nodes and meshes are cut by their own positions, so other nodes of the same region get other
-        subdomains. To keep the subdomains, pass ``decomposition.on(others)``: a decomposed domain is not cut again.
+        subdomains. To keep the subdomains, pass ``decomposition.on(others)``; a decomposition is returned unchanged.
 
         Raises:
-            ValueError: if the domain is a stack; if scattered nodes or a mesh are traced by `jax.jit`; if a
-                decomposition lacks the coarse space that the layer needs; if the numbers of subdomains are not one per
-                axis; and if `jaxop.schwarz.decompose` raises it.
+            ValueError: if the domain is a stack, if scattered nodes or a mesh are traced by `jax.jit`, if a
+                decomposition lacks the coarse space of the layer, if the numbers of subdomains are not one per axis,
+                or for the reasons of `jaxop.schwarz.decompose`.
         """
         if as_domain(domain, "domain").is_batched:
-            raise ValueError("Schwarz attention needs one domain for all samples, got a stack; pass them one by one.")
+            raise ValueError("Schwarz attention needs one domain for all samples, got a stack; pass each sample alone.")
         if isinstance(domain, Decomposition):
             if self.coarse is not None and domain.coarse is None:
                 raise ValueError(
-                    f"the domain is decomposed without the coarse space of coarse={self.coarse!r}; give it one, or "
-                    "coarse=None."
+                    f"the domain is decomposed without the coarse space of coarse={self.coarse!r}; decompose it with "
+                    "a coarse space, or set coarse=None."
                 )
             return domain
         domain = check_domain(domain, "domain")
@@ -134,9 +134,9 @@ class SchwarzAttentionConfig:
         uneven = isinstance(domain, Grid) and domain.has_given_nodes
         if (uneven or not isinstance(domain, Grid)) and not is_concrete(*jax.tree.leaves(domain)):
             raise ValueError(
-                "scattered nodes, meshes and grids of given nodes must be known to be decomposed: pass the "
+                "scattered nodes, meshes and grids of given nodes cannot be decomposed while traced: pass the "
                 "decomposition, SchwarzAttentionConfig.decompose(domain), in place of the domain, to the operator and "
-                "to the Samples that train it."
+                "to the Samples of its training."
             )
         if not isinstance(domain, Grid):
             if isinstance(self.subdomains, tuple):
@@ -170,16 +170,16 @@ class SchwarzAttention(nnx.Module):
     """u ↦ O A(u) + Φ A₀(ū): attention A inside overlapping subdomains, and attention A₀ between coarse averages ū.
 
     A is `jaxop.schwarz.subdomain_attention`. ū are the averages of u against the coarse functions φ_I, tokens with the
-    quadrature weights ∫ φ_I. Φ interpolates the results of A₀ to the nodes. Both levels have their own Q, K, V and O.
+    quadrature weights ∫ φ_I. Φ interpolates the results of A₀ to the nodes. Each level has its own Q, K, V and O.
 
     Args:
         local: Q, K, V, O, kernel and implementation of A; the kernel must be positive.
-        coarse: A₀; None leaves the coarse tokens out.
+        coarse: A₀; None omits the coarse tokens.
 
-    Cost: O(n s d + n0² d + n d²) for subdomains of s nodes and n0 coarse tokens: linear in n at fixed s and n0.
+    Cost: O(n s d + n0² d + n d²) for subdomains of s nodes and n0 coarse tokens, linear in n if s and n0 are fixed.
 
-    Source: Köhler, Rheinbach, "Hierarchical Attention via Domain Decomposition", arXiv:2606.18525, with entries that
-        depend on the input, which is ours.
+    Source: Köhler, Rheinbach, "Hierarchical Attention via Domain Decomposition", arXiv:2606.18525. Entries that depend
+        on the input are our addition.
 
     Example:
         >>> import jax.numpy as jnp
@@ -207,7 +207,7 @@ class SchwarzAttention(nnx.Module):
 
         Args:
             x: samples of u, (b, n, d).
-            decomposition: the decomposition of their domain, with a coarse space unless the layer has one level.
+            decomposition: the decomposition of their domain, with a coarse space if the layer has two levels.
 
         Raises:
             TypeError: if the domain is not decomposed.

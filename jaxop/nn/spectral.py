@@ -1,4 +1,4 @@
-"""Convolution with a learned band-limited kernel, as a module."""
+"""Module of convolution with a learned band-limited kernel."""
 
 from collections.abc import Sequence
 
@@ -13,15 +13,15 @@ from jaxop.spectral import check_modes, fourier_integral, initial_multipliers
 
 
 class SpectralConvolution(nnx.Module):
-    """v(x) = Σ_k e^{2πi k·x/L} R(k)ᵀ û(k): `jaxop.spectral.fourier_integral` with its own multipliers.
+    """v(x) = Σ_k e^{2πi k·x/L} R(k)ᵀ û(k), `jaxop.spectral.fourier_integral` with trainable multipliers.
 
     Args:
-        in_features: channels in.
-        out_features: channels out.
-        modes: m, one number or one per axis.
+        in_features: number of input channels.
+        out_features: number of output channels.
+        modes: m, one number for all axes or one per axis.
         reference: nodes along each axis of the grid (or patch) that the layer is made for. Other grids
             may be finer or coarser; see `jaxop.spectral.Band`.
-        param_dtype: dtype of the parameters. The computation runs in float32 at least.
+        param_dtype: dtype of the parameters. The computation runs in float32 or wider.
         rngs: random streams; ``params`` is used.
 
     Raises:

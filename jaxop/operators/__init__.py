@@ -1,8 +1,8 @@
-"""Neural operators, all called as ``operator(values, domain)``; one config and one thin module each.
+"""Neural operators, called as ``operator(values, domain)``; each has a config and a thin module.
 
-`TransformerNeuralOperator`, `ViTNeuralOperator`, `FourierAttentionNeuralOperator`, `FourierNeuralOperator`,
-`FlowNeuralOperator`; `Standardized` puts an operator into physical units. `models` lists them by name, with the
-transformers of `jaxop.transformers`.
+The operators are `TransformerNeuralOperator`, `ViTNeuralOperator`, `FourierAttentionNeuralOperator`,
+`FourierNeuralOperator` and `FlowNeuralOperator`. `Standardized` makes an operator act in physical units. `models` lists
+them by name, with the transformers of `jaxop.transformers`.
 """
 
 from jaxop._config import from_dict as from_dict

@@ -28,7 +28,7 @@ class OperatorConfig(ModelConfig):
 
     Raises:
         TypeError: if a size is not an integer.
-        ValueError: if a size is below 1 or a name is unknown; the message has valid ones.
+        ValueError: if a size is below 1 or a name is unknown; the message has valid values.
     """
 
     FROM_DATA: ClassVar[tuple[str, ...]] = ("in_channels", "out_channels", "dim")
@@ -54,16 +54,16 @@ class OperatorConfig(ModelConfig):
         others: Sequence[Domain | Decomposed] = (),
         **choices: object,
     ) -> Config:
-        """Returns the config of an operator for functions on a domain, with the fields that the data decide filled in.
+        """Returns the config of an operator for functions on a domain; the data decide some of its fields.
 
-        Operators on grids are made for the shortest side of the domain's grid: their ``reference``. ``FROM_GRID`` names
-        the fields, among ``patches``, ``modes`` and ``smoothing_modes``, that are then chosen so that this grid and all
-        others can carry them:
+        The ``reference`` of an operator on grids is the shortest side of the domain's grid. ``FROM_GRID`` names the
+        fields, among ``patches``, ``modes`` and ``smoothing_modes``, that are chosen so that this grid and all others
+        can represent them:
 
         * The number of patches along each axis divides all grids, leaves at least 8 nodes in each patch if possible,
           and is as near to 4 as possible (8 in one dimension).
-        * There are 8 modes in a patch, 12 on a grid without patches and 16 in the smoothing, or half of the nodes if
-          that is less.
+        * There are 8 modes in a patch, 12 on a grid without patches and 16 in the smoothing, but at most half as many
+          as nodes.
 
         Args:
             domain: domain of the inputs in training.
@@ -71,7 +71,7 @@ class OperatorConfig(ModelConfig):
             out_channels: channels of the targets.
             initial_channels: length of the initial condition, if there is one and the operator takes it.
             others: the other domains on which the operator must run, such as those of the validation.
-            choices: any other fields. None for a field in ``FROM_GRID`` chooses it, as if it were absent.
+            choices: any other fields. If a field in ``FROM_GRID`` is absent or None, it is chosen.
 
         Raises:
             ValueError: if a field is unknown, or choices do not fit each other or the grid.
@@ -97,13 +97,13 @@ class OperatorConfig(ModelConfig):
 
     @classmethod
     def _fitting(cls, shapes: Sequence[Sequence[int]], fields: Mapping[str, object]) -> dict[str, int]:
-        """Returns values of ``FROM_GRID`` that every one of these grids can carry, given the chosen fields."""
+        """Returns values of ``FROM_GRID`` that all these grids can represent, given the chosen fields."""
         del shapes, fields
         return {}
 
 
 class Operator(Protocol):
-    """Neural operator: a map between functions that are sampled on the nodes of domains."""
+    """Neural operator: a map between functions, which are sampled on the nodes of domains."""
 
     @property
     def config(self) -> OperatorConfig:

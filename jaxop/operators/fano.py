@@ -19,8 +19,8 @@ class FourierAttentionNeuralOperatorConfig(PatchConfig):
 
     Raises:
         TypeError: if a size is not an integer.
-        ValueError: if sizes do not fit each other, a name is unknown or a rate lies outside [0, 1); the message
-            names valid ones.
+        ValueError: if sizes do not fit each other, a name is unknown or a rate is outside [0, 1); the message
+            has valid values.
     """
 
 
@@ -28,10 +28,10 @@ class FourierAttentionNeuralOperatorConfig(PatchConfig):
 class FourierAttentionNeuralOperator(GridOperator[FourierAttentionNeuralOperatorConfig]):
     """u ↦ head ∘ layers ∘ lift, lift = Linear([u(x), x]), attention between patches by Fourier integral operators.
 
-    The grid is cut into equal patches; a token is the function on one of them. Queries, keys and values
-    are Fourier integral operators inside the patch, scores are L2 inner products over it in the measure
-    of the whole domain. Attention happens on the retained Fourier coefficients, so its cost hardly grows
-    with the nodes of a patch. The same weights act on every grid with the same number of patches.
+    The grid is cut into equal patches, and the function on a patch is a token. Queries, keys and values are Fourier
+    integral operators inside the patch. Scores are L2 inner products over the patch in the measure of the whole
+    domain. Attention acts on the retained Fourier coefficients, so that its cost hardly grows with the nodes of a
+    patch. The same weights act on every grid with the same number of patches.
 
     Args:
         config: a `FourierAttentionNeuralOperatorConfig`.
@@ -40,7 +40,7 @@ class FourierAttentionNeuralOperator(GridOperator[FourierAttentionNeuralOperator
     Raises:
         ValueError: if sizes do not fit.
 
-    Cost: per sample and layer O(n (m d + d f) + M d² + P² M d / p) for n nodes in p patches, P = p tokens
+    Cost: O(n (m d + d f) + M d² + P² M d / p) per sample and layer, for n nodes in p patches, P = p tokens
     and M modes.
 
     Source: Calvello, Kovachki, Levine, Stuart, "Continuum Attention for Neural Operators",

@@ -1,4 +1,4 @@
-"""The flow neural operator: tokens that move by the exact accelerated softmax flow."""
+"""Flow neural operator: tokens that move by the exact accelerated softmax flow."""
 
 import dataclasses
 
@@ -19,20 +19,20 @@ from jaxop.operators.registry import register
 class FlowNeuralOperatorConfig(OperatorConfig):
     """Sizes and choices of a `FlowNeuralOperator`.
 
-    The attributes are those of `OperatorConfig`, ``in_channels, out_channels, dim`` and then keywords, and four more.
+    The attributes are those of `OperatorConfig` (``in_channels, out_channels, dim``, then keywords), and these:
 
     Attributes:
         layers: steps of the flow, each followed by a pointwise network.
         feedforward: hidden channels of the pointwise networks.
         method: the integrator, a name in `jaxop.flows.METHODS`.
-        velocity: the first velocity: ``"learned"`` from the input function by an affine map of its own, or ``"zero"``.
+        velocity: the first velocity: ``"learned"`` from the input function by a separate affine map, or ``"zero"``.
         dropout: rate on the pointwise networks, in training mode.
-        dtype: dtype of the pointwise maps. None takes that of inputs and parameters. The flow runs in float32 at
-            least.
+        dtype: dtype of the pointwise maps. None takes the dtype of inputs and parameters. The flow runs in float32 or
+            wider.
 
     Raises:
         TypeError: if a size is not an integer.
-        ValueError: if a name is unknown or a rate lies outside [0, 1); the message names valid ones.
+        ValueError: if a name is unknown or a rate is outside [0, 1); the message has valid values.
     """
 
     feedforward: int = 128
@@ -52,9 +52,9 @@ class FlowNeuralOperatorConfig(OperatorConfig):
 class FlowNeuralOperator(nnx.Module):
     """u ↦ head ∘ layers ∘ lift, lift = Linear([u(x), x]), layers of `jaxop.nn.FlowLayer`: ẍ = −α ẋ + Γ − C.
 
-    The nodes of the domain are particles with its quadrature weights as masses, and every layer is one step of the
-    exact Hamiltonian system of softmax attention. Its attention has one head, and its velocities are not
-    normalised. Standardise inputs: with inputs a few times larger than those of training the flow can overflow.
+    The nodes of the domain are particles with the quadrature weights as masses, and every layer is one step of the
+    exact Hamiltonian system of softmax attention. The attention has one head, and the velocities are not normalised.
+    Standardise inputs: the flow can overflow if inputs are a few times larger than in training.
 
     Args:
         config: a `FlowNeuralOperatorConfig`.
@@ -119,7 +119,7 @@ class FlowNeuralOperator(nnx.Module):
         Raises:
             TypeError: if the domain is not a `Domain`.
             ValueError: if shapes do not fit the config or the domain.
-            NotImplementedError: if ``at`` is another domain than the input's.
+            NotImplementedError: if ``at`` is not the input's domain.
         """
         config = self.config
         functions = node_functions(values, domain, at=at, in_channels=config.in_channels, dim=config.dim)

@@ -1,4 +1,4 @@
-"""The Fourier neural operator, the baseline every reader knows."""
+"""Fourier neural operator, the baseline of the field."""
 
 import dataclasses
 
@@ -16,19 +16,19 @@ from jaxop.operators.registry import register
 class FourierNeuralOperatorConfig(GridConfig):
     """Sizes and choices of a `FourierNeuralOperator`.
 
-    The attributes are those of `GridConfig`, ``in_channels, out_channels, dim`` and then keywords, and one more.
+    The attributes are those of `GridConfig` (``in_channels, out_channels, dim``, then keywords), and these:
 
     Attributes:
         layers: Fourier layers.
-        projection: hidden channels of the network at the end.
-        reference: nodes along each axis of the grid that the operator is made for, at least 2 m. Any
-            other grid of equal weights may be given; below 2 m nodes the highest modes are dropped.
-        dtype: dtype of the pointwise maps. None takes that of inputs and parameters. Spectral parts run in float32 at
-            least.
+        projection: hidden channels of the last network.
+        reference: nodes along each axis of the grid that the operator is made for, at least 2 m. The operator also acts
+            on any other grid of equal weights; below 2 m nodes the highest modes are dropped.
+        dtype: dtype of the pointwise maps. None takes the dtype of inputs and parameters. Spectral parts run in float32
+            or wider.
 
     Raises:
         TypeError: if a size is not an integer.
-        ValueError: if sizes do not fit or a name is unknown; the message names valid ones.
+        ValueError: if sizes do not fit or a name is unknown; the message has valid values.
     """
 
     width: int = 32
@@ -44,7 +44,7 @@ class FourierNeuralOperatorConfig(GridConfig):
 class FourierNeuralOperator(GridOperator[FourierNeuralOperatorConfig]):
     """u ↦ Q(σ(L v + K v) ∘ … ∘ P[u, x]): pointwise affine L plus a Fourier integral operator K per layer.
 
-    P is affine, Q a network of one hidden layer, and the last Fourier layer has no σ.
+    P is affine, Q is a network with one hidden layer, and the last Fourier layer has no σ.
 
     Args:
         config: a `FourierNeuralOperatorConfig`.

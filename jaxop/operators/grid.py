@@ -1,4 +1,4 @@
-"""Operators on grids of equal weights: their configs, the functions that they act on, and their call."""
+"""Operators on grids of equal weights: their configs, their arguments and their call."""
 
 import dataclasses
 import math
@@ -46,7 +46,7 @@ class GridConfig(OperatorConfig):
 
     @property
     def modes_shape(self) -> tuple[int, ...]:
-        """The nodes, along each axis of the reference grid, that must carry the modes."""
+        """Nodes along each axis of the reference grid, which must represent the modes."""
         return (self.reference,) * self.dim
 
     @classmethod
@@ -61,13 +61,13 @@ class PatchConfig(EncoderConfig, GridConfig):
     """Base class of the configs of operators between patches: a `jaxop.nn.EncoderConfig` and a `GridConfig`.
 
     Attributes:
-        patches: patches along each axis, the same on every grid; a divisor of its sides.
+        patches: number of patches along each axis, the same on every grid; it divides the sides of the grid.
         modes: m, the modes kept along every axis of a patch.
-        reference: nodes along each axis of the grid that the operator is made for: its patches must carry all modes,
-            2 m ≤ reference / patches. On a coarser grid the highest modes are dropped.
+        reference: nodes along each axis of the grid that the operator is made for. Its patches must represent all
+            modes: 2 m ≤ reference / patches. On a coarser grid the highest modes are dropped.
         smoothing_modes: modes of a final u + SpectralConv(u) on the whole grid. None disables smoothing.
-        dtype: dtype of the pointwise maps. None takes that of inputs and parameters. Spectral parts and scores run in
-            float32 at least.
+        dtype: dtype of the pointwise maps. None takes the dtype of inputs and parameters. Spectral parts and scores run
+            in float32 or wider.
     """
 
     FROM_GRID: ClassVar[tuple[str, ...]] = ("patches", "modes")
@@ -102,7 +102,7 @@ class PatchConfig(EncoderConfig, GridConfig):
         allowed = [p for p in range(1, divisor + 1) if divisor % p == 0 and smallest // p >= 8] or [1]
         given = fields.get("patches")
         patches = int(given) if isinstance(given, SupportsIndex) else 0
-        if patches < 1:  # left open, or refused by the config itself
+        if patches < 1:  # None, or a value that the config rejects
             patches = min(allowed, key=lambda p: abs(p - wanted))
         fitting = {"reference": min(shapes[0]), "patches": patches, "modes": max(1, min(8, smallest // patches // 2))}
         if "smoothing_modes" in cls.FROM_GRID:
@@ -131,10 +131,10 @@ class GridFunctions:
     """A batch of functions on equal-weight grids of one shape, with the coordinates as last channels.
 
     Attributes:
-        values: [u(x), x], shape (b, n, c + dim), in float32 at least: half precision merges neighbouring nodes.
+        values: [u(x), x], shape (b, n, c + dim), in float32 or wider: half precision merges neighbouring nodes.
         dtype: dtype of the caller's u.
-        grid: the grid, or the first grid of a stack, which has the shape and the rules of all others.
-        weight: quadrature weight of a node, a scalar, or (b,) if every sample has its own grid; float32 at least.
+        grid: the grid, or the first grid of a stack; all grids of a stack have its shape and rules.
+        weight: quadrature weight of a node, a scalar, or (b,) if every sample has its own grid; float32 or wider.
         is_single: True if the caller passed one function, False for a batch.
     """
 
@@ -154,7 +154,7 @@ def grid_functions(
     in_channels: int,
     dim: int,
 ) -> GridFunctions:
-    """Checks the arguments of an operator's call and brings them into one form."""
+    """Checks the arguments of a call of an operator and brings them into one form."""
     values = as_float(values, "values")
     grid = check_grid(domain, dim)
     check_no_initial(initial)
@@ -173,7 +173,7 @@ def grid_functions(
     if grid.is_batched:
         stack = grid.axes[0].nodes.shape[0]
         if stack != values.shape[0]:
-            raise ValueError(f"domain stacks {stack} grids but values hold {values.shape[0]} functions.")
+            raise ValueError(f"domain stacks {stack} grids, but values hold {values.shape[0]} functions.")
         points = jax.vmap(lambda one: one.points)(grid)
         first = jax.tree.map(lambda leaf: leaf[0], grid)
     else:
@@ -202,8 +202,8 @@ class GridOperator(nnx.Module, Generic[Config]):
 
         Args:
             values: u(x_i), shape (n, c_in), or a batch (b, n, c_in).
-            domain: the grid of ``values``, under rule "midpoint" or "periodic"; for a batch, one grid or a stack of
-                one for each function. In operators with patches its sides are multiples of ``config.patches``.
+            domain: the grid of ``values``, with rule "midpoint" or "periodic"; for a batch, one grid or a stack with
+                one for each function. If the operator has patches, ``config.patches`` divides the sides of the grid.
             at: None or the input's grid.
             initial: must be None.
 
@@ -213,7 +213,7 @@ class GridOperator(nnx.Module, Generic[Config]):
         Raises:
             TypeError: if the domain is not a grid.
             ValueError: if shapes do not fit, weights are uneven, or the patches do not divide the grid.
-            NotImplementedError: if ``at`` is another grid than the input's.
+            NotImplementedError: if ``at`` is not the input's grid.
         """
         functions = grid_functions(
             values, domain, at=at, initial=initial, in_channels=self.config.in_channels, dim=self.config.dim
@@ -237,7 +237,7 @@ def join(values: Float[Array, "b p s c"], cut: Partition) -> Float[Array, "b n c
 
 
 def smooth(convolution: SpectralConvolution | None, values: Float[Array, "b n c"], grid: Grid) -> Float[Array, "b n c"]:
-    """Returns u + SpectralConv(u), by a convolution on the whole grid. If it is None, returns u itself."""
+    """Returns u + SpectralConv(u), by a convolution on the whole grid; returns u if the convolution is None."""
     if convolution is None:
         return values
     return values + jnp.moveaxis(convolution(jnp.moveaxis(values, 1, 0), grid.shape), 0, 1)

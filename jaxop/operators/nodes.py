@@ -1,4 +1,4 @@
-"""Functions on the nodes of any domain, and checks that the operators on them share."""
+"""Functions on the nodes of any domain, and the checks that operators share."""
 
 import dataclasses
 
@@ -15,10 +15,10 @@ from jaxop.domains.domain import as_domain
 
 @dataclasses.dataclass(frozen=True)
 class NodeFunctions:
-    """A batch of functions on one domain, or one domain each, with the coordinates as last channels.
+    """A batch of functions, on one domain or on one domain each, with the coordinates as last channels.
 
     Attributes:
-        values: [u(x), x], shape (b, n, c + dim), in float32 at least: half precision merges neighbouring nodes.
+        values: [u(x), x], shape (b, n, c + dim), in float32 or wider: half precision merges neighbouring nodes.
         dtype: dtype of the caller's u.
         weights: quadrature weights of the nodes, (n,), or (b, n) if every sample has its own domain.
         is_single: True if the caller passed one function, False for a batch.
@@ -38,7 +38,7 @@ def node_functions(
     in_channels: int,
     dim: int,
 ) -> NodeFunctions:
-    """Checks the arguments of an operator's call and brings them into one form."""
+    """Checks the arguments of a call of an operator and brings them into one form."""
     values = as_float(values, "values")
     domain = as_domain(domain, "domain")
     if at is not None:
@@ -56,7 +56,7 @@ def node_functions(
 
 
 def coordinates(domain: Domain | Decomposed, batch: int, dim: int, argument: str) -> Float[Array, "b n dim"]:
-    """Returns the coordinates of a batch of samples on one domain or on a stack of them."""
+    """Returns the coordinates of a batch of samples on one domain or on a stack of domains."""
     domain = as_domain(domain, argument)
     if domain.dim != dim:
         raise ValueError(f"{argument} must have dim={dim} space dimensions like the config, got {domain.dim}.")
@@ -75,7 +75,7 @@ def check_no_initial(initial: object) -> None:
 
 
 def check_same(at: Domain | Decomposed | None, domain: Domain | Decomposed, remedy: str) -> None:
-    """Raises ``NotImplementedError`` unless ``at`` is the input's domain: None, the same object, or an equal one."""
+    """Raises ``NotImplementedError`` unless ``at`` is None, the input's domain, or a domain equal to it."""
     if at is None:
         return
     at, domain = as_domain(at, "at"), as_domain(domain, "domain")
@@ -85,6 +85,6 @@ def check_same(at: Domain | Decomposed | None, domain: Domain | Decomposed, reme
     same = jax.tree.structure(at) == jax.tree.structure(domain) and is_concrete(*ours, *theirs)
     if not (same and all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))):
         raise NotImplementedError(
-            "`at` is another domain than the input's (or cannot be compared with it under jit: pass the same object "
+            "`at` is not the input's domain (or cannot be compared with it under jit: pass the same object "
             f"or None), and {remedy}"
         )

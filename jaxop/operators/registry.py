@@ -1,4 +1,4 @@
-"""The registry of all models by name, which builds the model of a config."""
+"""Registry of all models by name, which builds the model of a config."""
 
 import dataclasses
 import importlib
@@ -17,7 +17,7 @@ _PACKAGES = ("jaxop.operators", "jaxop.transformers")
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """Entry of the registry: a kind of model.
+    """Entry of the registry, a kind of model.
 
     Attributes:
         name: its short name, on the command line and in the record of a run.
@@ -38,11 +38,11 @@ class Model:
 _MODELS: dict[type[ModelConfig], Model] = {}
 
 CONFIGS: dict[str, type[Any]] = {}
-"""The config of every neural operator by its short name: subclasses of `OperatorConfig`, whose fields differ."""
+"""Configs of all neural operators by short name; each is a subclass of `OperatorConfig`."""
 
 
 def register(name: str, config: type[ModelConfig]) -> Callable[[Module], Module]:
-    """Returns a decorator that makes a module known by a short name: to `build`, `models` and `jaxop.training.Run`.
+    """Returns a decorator that gives a module a short name in `build`, `models` and `jaxop.training.Run`.
 
     Args:
         name: the short name.
@@ -69,10 +69,10 @@ def register(name: str, config: type[ModelConfig]) -> Callable[[Module], Module]
 
     def add(module: Module) -> Module:
         for known in _MODELS.values():
-            # a notebook may define the same class again
+            # a notebook may define a class twice
             if known.name == name and known.config.__qualname__ != config.__qualname__:
                 taken = known.config.__name__
-                raise ValueError(f"name={name!r} is taken by {taken}; register the model by another name.")
+                raise ValueError(f"name={name!r} is taken by {taken}; register the model under another name.")
         _MODELS[config] = Model(name, config, module)
         if issubclass(config, OperatorConfig):
             CONFIGS[name] = config
@@ -82,7 +82,7 @@ def register(name: str, config: type[ModelConfig]) -> Callable[[Module], Module]
 
 
 def models() -> dict[str, Model]:
-    """Returns every model of the package, and those that a user registered, by their short names.
+    """Returns all models by short name: those of the package, and those that a user registered.
 
     Example:
         >>> from jaxop import operators

@@ -1,4 +1,4 @@
-"""An operator in physical units, made from one that acts on standardised channels."""
+"""Operator in physical units, made from an operator on standardised channels."""
 
 from typing import cast
 
@@ -20,10 +20,10 @@ class Statistic(nnx.Variable):
 class Standardized(nnx.Module):
     """u ↦ σ_out · G((u − μ_in)/σ_in) + μ_out, channel by channel, around an operator G.
 
-    The statistics are those of the training set, for all data that the operator meets later. They live in
-    the model as `Statistic` variables of JAX's default floating dtype, so that checkpoints carry them and
-    optimisers leave them alone. Both affine maps and the outputs have that precision, since 101325 Pa and 101625 Pa
-    are the same number in half precision. G sees channels in the dtype of ``values``.
+    The statistics are those of the training set, and stay the same for all later data. They are `Statistic` variables
+    of the model in JAX's default floating dtype, so that checkpoints contain them and optimisers do not change them.
+    Both affine maps and the outputs have this precision, because 101325 Pa and 101625 Pa are the same number in half
+    precision. G gets channels in the dtype of ``values``.
 
     Args:
         operator: any operator of the library.
@@ -31,8 +31,8 @@ class Standardized(nnx.Module):
         input_std: σ_in, shape (c_in,).
         output_mean: μ_out, shape (c_out,), in the units of the outputs.
         output_std: σ_out, shape (c_out,).
-        initial_mean: mean of ``initial``, shape (c0,), for operators with an initial condition. None takes 0.
-        initial_std: deviation of ``initial``, shape (c0,). None takes 1.
+        initial_mean: mean of ``initial``, shape (c0,), if the operator has an initial condition. None means 0.
+        initial_std: standard deviation of ``initial``, shape (c0,). None means 1.
 
     Raises:
         TypeError: if the operator does not have a config, or statistics are not numbers.
@@ -106,7 +106,7 @@ class Standardized(nnx.Module):
         at: Domain | Decomposed | None = None,
         initial: Float[Array, " c0"] | Float[Array, "b c0"] | None = None,
     ) -> Float[Array, "k c_out"] | Float[Array, "b k c_out"]:
-        """Returns the output function in physical units, in float32 at least; takes the arguments of the operator."""
+        """Returns the output function in physical units, in float32 or wider; the arguments are the operator's."""
         values = as_float(values, "values")
         if initial is not None and getattr(self.config, "initial_channels", 0):
             initial = _standardize(as_float(initial, "initial"), self.initial_mean, self.initial_std)
@@ -117,7 +117,7 @@ class Standardized(nnx.Module):
 
 
 def _statistic(value: ArrayLike | list[float], name: str, channels: int) -> Array:
-    """Returns a statistic in the precision in force: one finite number per channel, positive if it is a deviation."""
+    """Returns a statistic in JAX's default precision: one finite number per channel, positive if a deviation."""
     check_plain(value, name)
     try:
         array = jnp.asarray(value, float_dtype())
@@ -130,7 +130,7 @@ def _statistic(value: ArrayLike | list[float], name: str, channels: int) -> Arra
         good = np.isfinite(known) & (known > 0 if name.endswith("_std") else True)
         if not good.all():
             channel = first_index(~good)
-            rule = "positive and finite; that of a constant channel is 1" if name.endswith("_std") else "finite"
+            rule = "positive and finite; use 1 for a constant channel" if name.endswith("_std") else "finite"
             raise ValueError(f"{name}[{channel}] = {known[channel]} must be {rule}.")
     return array
 

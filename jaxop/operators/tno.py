@@ -1,4 +1,4 @@
-"""The transformer neural operator: encoder layers of integral attention on any domain."""
+"""Transformer neural operator: encoder layers of integral attention on any domain."""
 
 import dataclasses
 from typing import ClassVar
@@ -25,23 +25,23 @@ from jaxop.operators.registry import register
 class TransformerNeuralOperatorConfig(EncoderConfig, OperatorConfig):
     """Sizes and choices of a `TransformerNeuralOperator`; the defaults are those of the published study.
 
-    The attributes are those of `OperatorConfig` and `jaxop.nn.EncoderConfig`, ``in_channels, out_channels, dim`` and
-    then keywords, and four more.
+    The attributes are those of `OperatorConfig` and `jaxop.nn.EncoderConfig` (``in_channels, out_channels, dim``, then
+    keywords), and these:
 
     Attributes:
-        decoder_layers: cross-attention layers from the output's nodes, known by their coordinates, to
-            the encoded input. 0 is the published architecture, whose output lives on the input's nodes;
-            with 1 or more the operator evaluates anywhere.
-        initial_channels: length of ``initial`` = [u0, y0, t0], which replaces the first node's
-            embedding by one of its own (data assimilation). 0 disables it.
+        decoder_layers: number of cross-attention layers from the coordinates of the output's nodes to the encoded
+            input. 0 is the published architecture, whose output is on the input's nodes; with 1 or more the operator
+            evaluates anywhere.
+        initial_channels: length of ``initial`` = [u0, y0, t0], whose own embedding replaces that of the first node
+            (data assimilation). 0 disables it.
         momentum: the velocity of the tokens, in the encoder only; all blocks except ``"none"`` need ``norm="pre"``.
         attention: the kernel of the attention and its implementation.
-        schwarz: two-level attention inside subdomains and between coarse tokens, in place of attention on the whole
-            domain, at a cost linear in n; the decoder keeps its own. None keeps attention on the whole domain.
+        schwarz: two-level attention inside subdomains and between coarse tokens, at a cost linear in n. None keeps
+            attention on the whole domain, which the decoder always has.
 
     Raises:
         TypeError: if a size is not an integer.
-        ValueError: if sizes do not fit, a name is unknown or a rate lies outside [0, 1); the message names valid ones.
+        ValueError: if sizes do not fit, a name is unknown or a rate is outside [0, 1); the message has valid values.
     """
 
     FROM_DATA: ClassVar[tuple[str, ...]] = (*OperatorConfig.FROM_DATA, "initial_channels")
@@ -83,8 +83,8 @@ class TransformerNeuralOperatorConfig(EncoderConfig, OperatorConfig):
 class TransformerNeuralOperator(nnx.Module):
     """u ↦ head ∘ layers ∘ lift, lift = Linear([u(x), x]), layers of attention ∫ k(Qu(x), Ku(y)) Vu(y) dy.
 
-    The integrals are quadratures with the weights of the domain, in every dimension: grids under any
-    rule, uneven samples, scattered nodes, meshes. The same weights act on all of them.
+    The integrals are quadratures with the weights of the domain. The same weights of the network act on every domain:
+    grids under any rule, uneven samples, scattered nodes and meshes, in every dimension.
 
     Args:
         config: a `TransformerNeuralOperatorConfig`.
@@ -93,7 +93,7 @@ class TransformerNeuralOperator(nnx.Module):
     Raises:
         ValueError: if sizes do not fit.
 
-    Cost: O(layers · n (n d + d²)) per sample, O(n d) memory where attention is chunked.
+    Cost: O(layers · n (n d + d²)) per sample, and O(n d) memory if attention is chunked.
 
     Source: Calvello, Kovachki, Levine, Stuart, "Continuum Attention for Neural Operators",
         arXiv:2406.06486. The decoder is ours.
@@ -142,16 +142,16 @@ class TransformerNeuralOperator(nnx.Module):
 
         Args:
             values: u(x_i), shape (n, c_in), or a batch (b, n, c_in).
-            domain: the domain of ``values``; for a batch, one domain or a stack of one for each function.
-                With ``schwarz``, one domain, or its `jaxop.schwarz.Decomposition`, which is used unchanged:
-                scattered nodes and meshes need it inside `jax.jit`.
-            at: the domain of the output, one or a stack. None takes ``domain``.
-            initial: [u0, y0, t0] for operators with ``initial_channels``, shape (c0,) or (b, c0).
+            domain: the domain of ``values``; for a batch, one domain or a stack with one for each function.
+                With ``schwarz``, one domain or its `jaxop.schwarz.Decomposition`, which is used unchanged.
+                Scattered nodes and meshes inside `jax.jit` need the decomposition.
+            at: the domain of the output, one or a stack. None means ``domain``.
+            initial: [u0, y0, t0], shape (c0,) or (b, c0), if the operator has ``initial_channels``.
 
         Raises:
             TypeError: if ``domain`` is not a `Domain`.
             ValueError: if shapes do not fit the config or the domain.
-            NotImplementedError: if ``at`` is another domain than ``domain`` and the operator has no decoder layers.
+            NotImplementedError: if ``at`` is not ``domain`` and the operator has no decoder layers.
         """
         config = self.config
         functions = node_functions(values, domain, at=at, in_channels=config.in_channels, dim=config.dim)
@@ -172,7 +172,7 @@ class TransformerNeuralOperator(nnx.Module):
                 at,
                 domain,
                 "this operator has decoder_layers=0 and gives its output on the nodes of its input: `at` needs decoder "
-                "layers, so train one with decoder_layers=1.",
+                "layers, so train an operator with decoder_layers=1.",
             )
         outputs = self.head(x)
         return outputs[0] if single else outputs

@@ -1,4 +1,4 @@
-"""The vision transformer neural operator: attention between functions on patches."""
+"""Vision transformer neural operator: attention between functions on patches."""
 
 import dataclasses
 from typing import ClassVar
@@ -17,16 +17,16 @@ from jaxop.operators.registry import register
 class ViTNeuralOperatorConfig(PatchConfig):
     """Sizes and choices of a `ViTNeuralOperator`; the defaults suit 64 × 64 grids on a CPU.
 
-    The attributes are those of `PatchConfig`, ``in_channels, out_channels, dim`` and then keywords, and one more.
+    The attributes are those of `PatchConfig` (``in_channels, out_channels, dim``, then keywords), and these:
 
     Attributes:
         modes: m, the modes that the lift keeps along every axis of a patch.
-        kernel: the settings of a kernel between functions on patches. None takes exp ∫_patch Q·K dx, the published one.
+        kernel: the settings of a kernel between functions on patches. None means the published exp ∫_patch Q·K dx.
 
     Raises:
         TypeError: if a size is not an integer.
-        ValueError: if sizes do not fit each other, a name is unknown or a rate lies outside [0, 1); the message
-            names valid ones.
+        ValueError: if sizes do not fit each other, a name is unknown or a rate is outside [0, 1); the message
+            has valid values.
     """
 
     FROM_GRID: ClassVar[tuple[str, ...]] = (*PatchConfig.FROM_GRID, "smoothing_modes")
@@ -40,7 +40,7 @@ class ViTNeuralOperatorConfig(PatchConfig):
             check_kernel_config(self.kernel)
             if isinstance(self.kernel, LINEAR):
                 raise ValueError(
-                    "kernel must be one that attention between functions can normalise; "
+                    "kernel must be one that attention between functions can normalise, but "
                     f"{type(self.kernel).__name__} is signed."
                 )
         self.check_kernel(self.kernel or ExpDotProductConfig())
@@ -50,10 +50,10 @@ class ViTNeuralOperatorConfig(PatchConfig):
 class ViTNeuralOperator(GridOperator[ViTNeuralOperatorConfig]):
     """u ↦ S ∘ head ∘ layers ∘ lift: tokens are functions on patches, S = 1 + a spectral convolution.
 
-    The grid is cut into equal patches. The lift is a spectral convolution of [u(x), x] inside each patch;
-    queries, keys and values are affine in the channels at every x, scores are L2 inner products over the
-    patch in the measure of the whole domain; the last convolution, on the whole grid, smooths the seams.
-    The same weights act on every grid with the same number of patches.
+    The grid is cut into equal patches. The lift is a spectral convolution of [u(x), x] inside each patch. Queries,
+    keys and values are affine in the channels at every x. Scores are L2 inner products over the patch in the measure
+    of the whole domain. The last convolution acts on the whole grid and smooths the seams between patches. The same
+    weights act on every grid with the same number of patches.
 
     Args:
         config: a `ViTNeuralOperatorConfig`.
@@ -62,7 +62,7 @@ class ViTNeuralOperator(GridOperator[ViTNeuralOperatorConfig]):
     Raises:
         ValueError: if sizes do not fit.
 
-    Cost: per sample and layer O(n (d² + d f + P d)) for n nodes in P patches.
+    Cost: O(n (d² + d f + P d)) per sample and layer, for n nodes in P patches.
 
     Source: Calvello, Kovachki, Levine, Stuart, "Continuum Attention for Neural Operators",
         arXiv:2406.06486.

@@ -15,17 +15,17 @@ from jaxop.schwarz.operator import Factors, apply, as_factor, check_factors
 def operator_error(
     decomposition: Decomposition, factors: Factors, inputs: Float[ArrayLike, "n m"], targets: Float[ArrayLike, "n m"]
 ) -> float:
-    """‖M F − U‖ / ‖U‖ in L2 and the Frobenius norm over samples: ‖(M − A⁻¹)F‖ / ‖A⁻¹F‖ for U = A⁻¹F.
+    """‖M F − U‖ / ‖U‖ in L2 and the Frobenius norm over samples, ‖(M − A⁻¹)F‖ / ‖A⁻¹F‖ if U = A⁻¹F.
 
     Args:
         decomposition: see `schwarz.decompose`.
-        factors: of `apply`.
+        factors: the factors of `apply`.
         inputs: F, one sample per column, (n, m).
         targets: U, (n, m).
 
     Raises:
-        TypeError: for complex samples.
-        ValueError: for shapes that do not fit, values that are not finite, and U = 0.
+        TypeError: if samples are complex.
+        ValueError: if shapes do not fit, values are not finite, or U = 0.
 
     Example:
         >>> import numpy as np
@@ -49,7 +49,7 @@ def low_rank_errors(
 ) -> np.ndarray:
     """‖M F − U‖ / ‖U‖ of the best operator M of rank 0, 1, 2, …, by Eckart and Young, in L2.
 
-    A rigorous lower bound for every form of such a rank; for U = A⁻¹F the error of the optimal global attention QKᵀ.
+    This is a rigorous lower bound for every operator of the rank. If U = A⁻¹F, it is the error of the best global QKᵀ.
 
     Args:
         inputs: F, (n, m).
@@ -57,11 +57,11 @@ def low_rank_errors(
         weights: quadrature weights, (n,).
 
     Returns:
-        rank(F) + 1 errors; the last is that of the best linear map.
+        rank(F) + 1 errors; the last is the error of the best linear map.
 
     Raises:
-        TypeError: for complex samples.
-        ValueError: for shapes that do not fit, values that are not finite, negative weights, and U = 0.
+        TypeError: if samples are complex.
+        ValueError: if shapes do not fit, values are not finite, weights are negative, or U = 0.
 
     Example:
         >>> import numpy as np
@@ -79,7 +79,7 @@ def low_rank_errors(
 def optimal_low_rank(
     inputs: Float[ArrayLike, "n m"], targets: Float[ArrayLike, "n m"], weights: Float[ArrayLike, " n"], rank: int
 ) -> tuple[Float[Array, "n r"], Float[Array, "n r"]]:
-    """Q and K of the best global Q Kᵀ W of a rank: the truncated singular value decomposition, on the span of F.
+    """Q and K of the best global Q Kᵀ W of a rank, by the truncated singular value decomposition on the span of F.
 
     Args:
         inputs: F, (n, m).
@@ -91,9 +91,9 @@ def optimal_low_rank(
         Q and K for `low_rank_apply`, in units of u and one over f times length^dim.
 
     Raises:
-        TypeError: for complex samples.
-        ValueError: for a rank outside 0 … n, shapes that do not fit, values that are not finite, or weights that are
-            not positive.
+        TypeError: if samples are complex.
+        ValueError: if the rank is outside 0 … n, shapes do not fit, values are not finite, or weights are not
+            positive.
 
     Example:
         >>> import numpy as np
@@ -117,13 +117,13 @@ def optimal_low_rank(
 
 
 def compress(source: np.ndarray, image: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """Samples on an orthonormal basis of the combinations with a nonzero input, and ‖image‖ before."""
+    """Returns samples in an orthonormal basis of the combinations with nonzero input, and ‖image‖ before that."""
     basis = svd(source, max(source.shape) * np.finfo(np.float64).eps)[2].T
     return source @ basis, image @ basis, float(np.linalg.norm(image))
 
 
 def tails(image: np.ndarray, total: float) -> np.ndarray:
-    """Errors of the best approximations of rank 0, 1, … of an image, relative to a total that may be larger."""
+    """Returns errors of the best approximations of rank 0, 1, … of an image, relative to a total at least as large."""
     squares = np.linalg.svd(image, compute_uv=False) ** 2
     lost = max(total**2 - squares.sum(), 0.0)
     lost = lost if lost > 1e-13 * total**2 else 0.0  # rounding
@@ -132,13 +132,13 @@ def tails(image: np.ndarray, total: float) -> np.ndarray:
 
 
 def check_targets(size: float) -> None:
-    """Raises ``ValueError`` for targets of size 0."""
+    """Raises ``ValueError`` if targets have size 0."""
     if not size > 0:
         raise ValueError("targets are 0 everywhere; a relative error needs targets that are not 0.")
 
 
 def checked_samples(weights: object, inputs: object, targets: object) -> tuple[np.ndarray, np.ndarray]:
-    """Returns samples on the host: finite, of one shape, with a row for every weight."""
+    """Returns samples on the host, which are finite and of one shape, with a row for every weight."""
     if not is_concrete(inputs, targets, weights):
         raise ValueError("inputs, targets and decomposition must be concrete to be fitted; call it outside jax.jit.")
     if isinstance(weights, Domain):

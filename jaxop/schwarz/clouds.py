@@ -1,4 +1,4 @@
-"""Subdomains of scattered nodes and meshes: boxes of a bisection of the coordinates."""
+"""Subdomains of scattered nodes and meshes, boxes of a bisection of the coordinates."""
 
 import dataclasses
 import functools
@@ -20,11 +20,11 @@ class BoxCuts:
     """Subdomains of scattered nodes and meshes.
 
     Attributes:
-        lower: lower corners of the cores, (p, dim), −∞ without a bound.
-        upper: upper corners, (p, dim).
+        lower: lower corners of the cores, (p, dim), −∞ where there is no bound.
+        upper: upper corners of the cores, (p, dim), ∞ where there is no bound.
         overlap: a length, or layers of neighbours in a mesh (static).
         lattice: nodes of the coarse hats along each axis.
-        kept: which of the lattice's hats do not vanish on the domain, (n0,).
+        kept: which hats of the lattice do not vanish on the domain, (n0,).
     """
 
     lower: np.ndarray
@@ -35,7 +35,7 @@ class BoxCuts:
 
 
 def cut_boxes(dom: Domain, count: int, overlap: int | float) -> BoxCuts:
-    """Boxes that hold equal shares of the nodes, and the lattice of the coarse hats."""
+    """Returns boxes that hold equal shares of the nodes, and the lattice of the coarse hats."""
     points = host_points(dom)
     n, dim = points.shape
     if not 1 <= count <= n:
@@ -56,7 +56,7 @@ def cut_boxes(dom: Domain, count: int, overlap: int | float) -> BoxCuts:
 
 
 def check_reach(dom: Domain, cuts: BoxCuts, found: Members, overlap: object) -> None:
-    """Raises ``ValueError`` for an overlap beyond the longest side, or the number of layers, of the largest core."""
+    """Raises ``ValueError`` if the overlap exceeds the longest side, or the number of layers, of the largest core."""
     points, owner = host_points(dom), found.owner
     assert owner is not None
     reason = ""
@@ -78,7 +78,7 @@ def check_reach(dom: Domain, cuts: BoxCuts, found: Members, overlap: object) -> 
 
 
 def on_boxes(dom: Domain, cuts: BoxCuts, unity: str) -> tuple[Members, Entries]:
-    """Members and hats of scattered nodes or a mesh."""
+    """Returns members and hats of scattered nodes or a mesh."""
     points = host_points(dom)
     n = points.shape[0]
     lower, upper = (np.asarray(side, np.float64) for side in (cuts.lower, cuts.upper))
@@ -115,7 +115,7 @@ def on_boxes(dom: Domain, cuts: BoxCuts, unity: str) -> tuple[Members, Entries]:
 
 
 def host_points(dom: Domain) -> np.ndarray:
-    """The nodes on the host, in float64."""
+    """Returns the nodes on the host, in float64."""
     leaves = [axis.nodes for axis in dom.axes] if isinstance(dom, Grid) else [dom.points]
     if not is_concrete(*leaves):
         raise ValueError("the nodes must be concrete to be decomposed; call decompose outside jax.jit.")
@@ -126,7 +126,7 @@ def host_points(dom: Domain) -> np.ndarray:
 
 
 def _share(extent: np.ndarray, count: int) -> tuple[float, np.ndarray]:
-    """Side of a cube that is one of ``count`` parts of a box, and the axes along which the box is wider than it."""
+    """Returns the side of a cube that is one of ``count`` parts of a box, and the axes along which the box is wider."""
     wide = extent > 0
     while True:
         side = float((np.prod(extent[wide]) / count) ** (1 / max(wide.sum(), 1)))
@@ -159,14 +159,14 @@ def _bisect(points: np.ndarray, lower: np.ndarray, upper: np.ndarray, count: int
 
 
 def _layers(faces: np.ndarray, owner: np.ndarray, count: int, layers: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Cores of a mesh grown by layers of vertices that share a triangle: (subdomain, vertex, layer)."""
+    """Returns cores of a mesh grown by layers of vertices that share a triangle: (subdomain, vertex, layer)."""
     n, corners = owner.size, faces.size
     incident = scipy.sparse.csr_array(
         (np.ones(corners), faces.ravel(), np.arange(0, corners + 1, faces.shape[1])), shape=(faces.shape[0], n)
     )
     neighbours = incident.T @ incident
     found = frontier = scipy.sparse.csr_array((np.ones(n, bool), (owner, np.arange(n))), shape=(count, n))
-    layer = found.astype(np.int64)  # one more than its number
+    layer = found.astype(np.int64)  # the number of the layer plus one
     for step in range(1, layers + 1):
         frontier = (frontier @ neighbours).astype(bool) > found
         found, layer = found + frontier, layer + (step + 1) * frontier.astype(np.int64)
@@ -177,7 +177,7 @@ def _layers(faces: np.ndarray, owner: np.ndarray, count: int, layers: int) -> tu
 
 
 def _lattice_hats(points: np.ndarray, lattice: tuple[np.ndarray, ...]) -> Entries:
-    """Multilinear hats of a lattice at the nodes, constant beyond its ends."""
+    """Returns multilinear hats of a lattice at the nodes, constant beyond its ends."""
     row, column, value = np.arange(points.shape[0]), np.zeros(points.shape[0], np.int64), np.ones(points.shape[0])
     for k, line in enumerate(lattice):
         column = column * line.size
@@ -198,6 +198,6 @@ def check_same_kind(domain: Domain, cuts: BoxCuts) -> None:
     layers, dim = isinstance(cuts.overlap, int), cuts.lower.shape[1]
     if isinstance(domain, Grid) or domain.dim != dim or (layers and not isinstance(domain, TriangleMesh)):
         raise ValueError(
-            f"domain must hold {'a mesh' if layers else 'scattered nodes or a mesh'} in {dim} dimensions, like the one "
-            f"decomposed, got {type(domain).__name__} in {domain.dim}."
+            f"domain must hold {'a mesh' if layers else 'scattered nodes or a mesh'} in {dim} dimensions, like the "
+            f"decomposed one, got {type(domain).__name__} in {domain.dim}."
         )

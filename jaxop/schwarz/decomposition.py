@@ -50,12 +50,12 @@ COARSE_SPACES = ("hat", "partition")
 class Decomposition(Decomposed):
     """Overlapping subdomains Ω_i of a domain with Σ_i R_iᵀ D_i R_i = I and a coarse space Φ.
 
-    Build it with `decompose` or `from_subdomains`. p subdomains are padded to the s nodes of the largest;
-    padding repeats a node, carries D = 0, restricts to 0 and is never prolonged. Every method is O(p s).
+    Build it with `decompose` or `from_subdomains`. p subdomains are padded to the s nodes of the largest subdomain.
+    Padding repeats a node, has D = 0, restricts to 0 and is never prolonged. Every method is O(p s).
 
-    Nodes and weights are those of ``domain``. A transformer neural operator and a set of samples accept the
-    decomposition in place of a domain: an operator with Schwarz attention then uses these subdomains instead of its
-    own, which is how it is trained on scattered nodes and meshes.
+    Nodes and weights are those of ``domain``. A transformer neural operator and a set of samples accept a
+    decomposition in place of a domain. An operator with Schwarz attention then uses these subdomains instead of its
+    own; on scattered nodes and meshes it is trained in this way.
 
     Attributes:
         domain: the whole domain.
@@ -63,8 +63,8 @@ class Decomposition(Decomposed):
         cores: the disjoint sets of nodes that the subdomains grew from.
         partition: D, the partition of unity, (p, s).
         lower: lower corners of the boxes that hold the subdomains, (p, dim), the frame of `coordinates`.
-        upper: upper corners, (p, dim).
-        coarse: the coarse space; None without one.
+        upper: upper corners of these boxes, (p, dim).
+        coarse: the coarse space, or None.
         cuts: the subdomains in coordinates, from which `on` builds them on other nodes; None for given sets of nodes.
         unity: name of the partition of unity (static).
     """
@@ -91,20 +91,20 @@ class Decomposition(Decomposed):
 
     @property
     def coarse_size(self) -> int:
-        """Number n0 of coarse functions; 0 without a coarse space."""
+        """Number n0 of coarse functions, which is 0 without a coarse space."""
         return 0 if self.coarse is None else self.coarse.size
 
     @property
     def coordinates(self) -> Float[Array, "p s dim"]:
-        """Local coordinates of the nodes: [−1, 1] along each axis is the box of their subdomain.
+        """Local coordinates of the nodes, in which the box of each subdomain is [−1, 1] along each axis.
 
         Along a periodic axis a subdomain that passes the end continues there. On grids the box is the cut with its
-        overlap. For scattered nodes and meshes it bounds their nodes, and the nodes of `on` may lie a little outside.
+        overlap. For scattered nodes and meshes it bounds the nodes, and the nodes of `on` may be a little outside.
         """
         return _coordinates(self)
 
     def restrict(self, values: Float[Array, "n c"]) -> Float[Array, "p s c"]:
-        """R_i v for every subdomain: (n, c) to (p, s, c), zero on padding.
+        """R_i v for every subdomain, (n, c) to (p, s, c), zero on padding.
 
         Raises:
             ValueError: if ``values`` does not have one row per node.
@@ -118,7 +118,7 @@ class Decomposition(Decomposed):
         return self.cover.restrict(self._rows(values, self.domain.size, "values", "one row per node of the domain"))
 
     def prolong(self, local: Float[Array, "p s c"]) -> Float[Array, "n c"]:
-        """Σ_i R_iᵀ local_i: the adjoint of `restrict`; values on padding are ignored.
+        """Σ_i R_iᵀ local_i, the adjoint of `restrict`; values on padding are ignored.
 
         Raises:
             ValueError: if ``local`` does not have shape (p, s, c).
@@ -130,7 +130,7 @@ class Decomposition(Decomposed):
         return self.cover.prolong(local)
 
     def coarsen(self, values: Float[Array, "n c"]) -> Float[Array, "n0 c"]:
-        """Φᵀ W v: the integrals of v against the coarse functions, (n, c) to (n0, c), in units of v times length^dim.
+        """Φᵀ W v, the integrals of v against the coarse functions, (n, c) to (n0, c), in units of v times length^dim.
 
         Raises:
             ValueError: if ``values`` does not have one row per node, or the decomposition has no coarse space.
@@ -140,7 +140,7 @@ class Decomposition(Decomposed):
         return coarse.coarsen(self.cores, self.domain.weights, values)
 
     def refine(self, coarse: Float[Array, "n0 c"]) -> Float[Array, "n c"]:
-        """Φ c: the function with these coarse coefficients, (n0, c) to (n, c).
+        """Φ c, the function with these coarse coefficients, (n0, c) to (n, c).
 
         Raises:
             ValueError: if ``coarse`` does not have one row per coarse function, or the decomposition has no coarse
@@ -151,7 +151,7 @@ class Decomposition(Decomposed):
         return space.refine(self.cores, coarse)
 
     def coarse_basis(self) -> Float[Array, "n n0"]:
-        """Φ as a dense matrix, for small domains: memory n·n0.
+        """Φ as a dense matrix for small domains, with n·n0 numbers.
 
         Raises:
             ValueError: if the decomposition has no coarse space.
@@ -159,21 +159,21 @@ class Decomposition(Decomposed):
         return self.refine(jnp.eye(self._coarse_space().size, dtype=self.partition.dtype))
 
     def on(self, domain: Domain | Decomposed, *, coarse: object = None) -> "Decomposition":
-        """The same subdomains and coarse functions on other nodes of the same region: a change of resolution.
+        """Returns the same subdomains and coarse functions on other nodes of the same region, at another resolution.
 
         Subdomains are intervals, boxes and cuts in coordinates. A grid may therefore become any other grid of the same
-        box with the same periodic axes, scattered nodes may become other scattered nodes, and a mesh another mesh.
-        Coarse functions are those of the rule that was decomposed: hats of "interior" nodes vanish at the ends. On a
-        mesh an overlap in layers counts the layers of the new mesh. Cuts are float64 until the decomposition passes
-        through `jax.jit` or a tree map.
+        box with the same periodic axes, scattered nodes other scattered nodes, and a mesh another mesh. Coarse
+        functions are those of the rule that was decomposed: hats of "interior" nodes vanish at the ends. On a mesh,
+        overlap counts layers of the new mesh. Cuts are float64 until the decomposition passes through `jax.jit` or a
+        tree map.
 
         Args:
             domain: the new nodes.
-            coarse: Φ on the new nodes, if and only if Φ was given to `decompose`.
+            coarse: Φ on the new nodes, if Φ was given to `decompose`, and None otherwise.
 
         Raises:
-            ValueError: for subdomains that were given as sets of nodes, a kind of domain that does not fit, a missing,
-                superfluous or misshaped Φ, a box of another size, and a subdomain without a node of ``domain``.
+            ValueError: if the subdomains were given as sets of nodes, if ``domain`` is of another kind or has another
+                box, if Φ is missing, superfluous or misshaped, or if a subdomain has no node of ``domain``.
 
         Example:
             >>> from jaxop import domains, schwarz
@@ -184,14 +184,14 @@ class Decomposition(Decomposed):
         """
         if self.cuts is None:
             raise ValueError(
-                "these subdomains are sets of nodes, not of points; call from_subdomains on the new domain."
+                "these subdomains are sets of nodes; call from_subdomains with sets of nodes of the new domain."
             )
         kind = None if self.coarse is None else self.coarse.kind
         if (kind == "given") != (coarse is not None):
             raise ValueError(
                 "coarse must be Φ on the new domain, because it was given to decompose; got None."
                 if kind == "given"
-                else f"coarse may be given only where it was to decompose; the coarse space {kind!r} follows by itself."
+                else f"coarse may be given only if it was given to decompose; leave out coarse for {kind!r} functions."
             )
         domain = _single(domain, "domain")
         if not is_concrete(*jax.tree.leaves(self.cuts)):
@@ -204,8 +204,8 @@ class Decomposition(Decomposed):
         space = kind if coarse is None else coarse
         if coarse is not None and shape_of(coarse)[1:] != (self.coarse_size,):
             raise ValueError(
-                f"coarse must have shape (n, n0) = ({domain.size}, {self.coarse_size}), the coarse functions that were "
-                f"decomposed with, got {shape_of(coarse)}."
+                f"coarse must have shape (n, n0) = ({domain.size}, {self.coarse_size}), as many functions as the "
+                f"decomposition has, got {shape_of(coarse)}."
             )
         return _assemble(domain, found, hats, space, self.cuts, self.unity, (self.lower, self.upper))
 
@@ -228,7 +228,7 @@ def _coordinates(dec: Decomposition) -> Float[Array, "p s dim"]:
         for k, axis in enumerate(dec.domain.axes):
             if axis.rule.is_periodic:
                 length = axis.ends[1] - axis.ends[0]
-                # half a period away, where the one subdomain of an axis begins, stays there under rounding
+                # half a period away, where the single subdomain of an axis begins, must stay there under rounding
                 offset = offset.at[..., k].add(-length * jnp.floor(offset[..., k] / length + 0.5 + 1e-6))
     half = (dec.upper - dec.lower)[:, None] / 2
     return offset / jnp.where(half > 0, half, 1)
@@ -244,35 +244,35 @@ def decompose(
 ) -> Decomposition:
     """Cuts a domain into subdomains that overlap, with a partition of unity and a coarse space.
 
-    Every node belongs to one core: along each axis of a grid an equal share of the nodes, of scattered nodes and
-    meshes a box of repeated bisection of the coordinates. A subdomain is its core and the overlap around it.
-    ``partition="multiplicity"``: D is one over the number of subdomains a node lies in. ``"ramp"``: smooth steps
-    across the overlap, divided by their sum. ``coarse="hat"``: on a grid, the tensor products of piecewise
+    Every node belongs to one core. Cores are equal shares of the nodes along each axis of a grid, and boxes of
+    repeated bisection of the coordinates for scattered nodes and meshes. A subdomain is a core and the overlap around
+    it. For ``partition="multiplicity"`` D is 1 over the number of subdomains of a node. For ``"ramp"`` D is smooth
+    steps across the overlap, divided by their sum. For ``coarse="hat"`` on a grid, Φ is tensor products of piecewise
     linear functions with nodes where cores meet, and at the ends of the domain unless its rule is "interior",
-    whose functions vanish there; elsewhere those of a lattice of about as many cells as there are subdomains.
-    ``"partition"``: the columns of D (Nicolaides).
+    whose functions vanish there. Elsewhere it is the hats of a lattice of about as many cells as there are subdomains.
+    For ``"partition"`` Φ is the columns of D (Nicolaides).
 
     Args:
         dom: any single domain, or a decomposition of one; concrete unless it is a grid under named rules.
         subdomains: number of subdomains; on a grid one number per axis, or one for all axes.
-        overlap: an integer counts nodes that are added on EACH side of a core (along every axis of a grid; layers
-            of neighbours in a mesh; mean distances of nodes that fill their bounding box among scattered ones, a
-            length is better for nodes on a surface). A float is a length in the units of the coordinates. On a grid
+        overlap: an integer counts nodes that are added on EACH side of a core: along every axis of a grid, layers of
+            neighbours in a mesh, and mean distances of nodes that fill their bounding box if they are scattered (for
+            nodes on a surface a length is better). A float is a length in the units of the coordinates. On a grid
             give one per axis, or one for all axes. Along a periodic axis subdomains overlap across its end.
         partition: one of `PARTITIONS_OF_UNITY`.
-        coarse: one of `COARSE_SPACES`, or Φ itself, dense or a scipy.sparse matrix of shape (n, n0); None leaves out
-            the coarse space.
+        coarse: one of `COARSE_SPACES`, or Φ itself, dense or a scipy.sparse matrix of shape (n, n0); None omits the
+            coarse space.
 
     Returns:
         A `Decomposition`, a pytree.
 
     Raises:
         TypeError: if a count is not an integer, or the overlap is not a number.
-        ValueError: for more subdomains than nodes, an overlap larger than a subdomain, an unknown name, a Φ whose
-            rows do not match the nodes, no coarse node inside an "interior" axis, or a stack of domains.
+        ValueError: if there are more subdomains than nodes, the overlap is larger than a subdomain, a name is unknown,
+            the rows of Φ do not match the nodes, an "interior" axis has no coarse node inside, or ``dom`` is a stack.
 
-    Cost: built on the host once, O(n log n) on grids and O(n p) elsewhere; memory O(n) times the number of
-        subdomains that a node lies in and of coarse functions that live on one, 2^dim for hats.
+    Cost: built on the host once, O(n log n) on grids and O(n p) elsewhere. Memory is O(n) times the number of
+        subdomains of a node and of coarse functions that do not vanish at a node, 2^dim for hats.
 
     Source: Toselli, Widlund, "Domain Decomposition Methods", 2005, chapters 2 and 3.
 
@@ -313,23 +313,23 @@ def from_subdomains(
     partition: str | Sequence[ArrayLike | Sequence[float]] = "multiplicity",
     coarse: object = "partition",
 ) -> Decomposition:
-    """A decomposition into given sets of nodes.
+    """Returns a decomposition into given sets of nodes.
 
     Args:
         dom: any single domain, or a decomposition of one.
-        indices: the node indices of every subdomain; together they must name every node.
+        indices: the node indices of every subdomain; together they must contain every node.
         partition: ``"multiplicity"``, or D itself: one array per subdomain, in the order of its indices, summing to
             one at every node.
-        coarse: ``"partition"``, or Φ itself, dense or a scipy.sparse matrix of shape (n, n0); None leaves out the
+        coarse: ``"partition"``, or Φ itself, dense or a scipy.sparse matrix of shape (n, n0); None omits the
             coarse space.
 
     Returns:
-        A `Decomposition`; `Decomposition.on` is not available for it.
+        A `Decomposition` without `Decomposition.on`.
 
     Raises:
         ValueError: if a set is empty, repeats a node or holds an index outside the domain; if a node is in no set (the
-            message names the first); if D has the wrong length, is negative or does not sum to one; or if the rows of
-            Φ do not match.
+            message names the first such node); if D has the wrong length, is negative or does not sum to one; or if
+            the rows of Φ do not match.
 
     Example:
         >>> from jaxop import domains, schwarz
@@ -354,7 +354,7 @@ def from_subdomains(
         bad = (nodes < 0) | (nodes >= n)
         if bad.any():
             j = first_index(bad)
-            raise ValueError(f"indices[{i}][{j}] = {nodes[j]} names no node: indices run from 0 to {n - 1}.")
+            raise ValueError(f"indices[{i}][{j}] = {nodes[j]} is not a node: indices run from 0 to {n - 1}.")
         values, counts = np.unique(nodes, return_counts=True)
         if (counts > 1).any():
             raise ValueError(f"indices[{i}] repeats node {values[first_index(counts > 1)]}; name every node once.")
@@ -404,10 +404,10 @@ def _assemble(
     unity: str,
     corners: tuple[Array, Array],
 ) -> Decomposition:
-    """Makes a decomposition from its members and hats."""
+    """Builds a decomposition from its members and hats."""
     n = dom.size
     owner = found.owner
-    if owner is None:  # the first subdomain that names a node
+    if owner is None:  # the first subdomain that contains a node
         owner = np.zeros(n, np.int64)
         owner[found.node[::-1]] = found.sub[::-1]
     cover, position = make_cover(found.sub, found.node, found.count, n)
@@ -434,7 +434,7 @@ def _single(domain: Domain | Decomposed, argument: str) -> Domain:
     """Returns a single domain, without the subdomains that it may already have."""
     domain = as_domain(domain, argument)
     if domain.is_batched:
-        raise ValueError(f"{argument} is a stack of domains, one per sample; decompose a single one.")
+        raise ValueError(f"{argument} is a stack of domains, one per sample; decompose a single domain.")
     return domain
 
 

@@ -1,4 +1,4 @@
-"""Factors of two-level Schwarz attention from samples: blocks in turn, then all factors together."""
+"""Factors of two-level Schwarz attention from samples: first each block, then all factors together."""
 
 import dataclasses
 from collections.abc import Callable
@@ -16,14 +16,14 @@ from jaxop.schwarz.operator import Factors, as_factor, check_decomposition, chec
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """The result of `fit`.
+    """Result of `fit`.
 
     Attributes:
         factors: the factors; with features, their coefficients, see `sample_factors`.
         errors: ‖(M − A⁻¹)F‖ / ‖A⁻¹F‖ at the start and after every step, in L2 and the Frobenius norm over samples;
-            the last is that of ``factors``, rounded to their dtype.
-        bound: no operator of rank p·r + r0 (plus the shift) has a smaller error on these samples.
-        converged: whether the fit stopped because steps no longer helped, rather than at the largest number of steps.
+            the last is the error of ``factors``, rounded to their dtype.
+        bound: lower bound of the error on these samples of every operator of rank p·r + r0 (plus the shift).
+        converged: True if the fit stopped because steps no longer helped, False at the largest number of steps.
     """
 
     factors: Factors
@@ -49,40 +49,40 @@ def fit(
 ) -> Fit:
     """Factors that minimise Σ_j ‖M f_j − u_j‖² in L2, by block singular value decompositions and Gauss–Newton steps.
 
-    First each block in turn takes the best factors of its rank for the residual of the others, by a singular value
-    decomposition. The coarse block comes first; after a given start only the local blocks are fitted. Then all factors
-    move at once by damped Gauss–Newton steps (Levenberg–Marquardt). Both alternate for as long as the error falls,
-    because the blocks leave the saddles where the steps stop. A symmetric fit starts from the symmetric factors nearest
-    to those of the general fit, and so avoids the points where its own blocks in turn get stuck. With ``inputs`` a
-    factor F of a covariance (FFᵀ = E f fᵀ) and ``targets`` A⁻¹F this is the fit of the population.
+    First each block in turn gets the best factors of its rank for the residual of the others, by a singular value
+    decomposition. The coarse block comes first; if a start is given, only the local blocks are fitted. Then all factors
+    move together by damped Gauss–Newton steps (Levenberg–Marquardt). Both phases alternate while the error falls,
+    because the block phase leaves the saddles where the steps stop. A symmetric fit starts from the symmetric factors
+    nearest to those of the general fit, because its own block phase can get stuck. If ``inputs`` is a factor F of a
+    covariance (FFᵀ = E f fᵀ) and ``targets`` is A⁻¹F, this is the fit of the population.
 
     Args:
         decomposition: see `schwarz.decompose`.
         inputs: right-hand sides f_j, one per column, (n, m).
         targets: solutions u_j, (n, m).
-        rank: r of every subdomain; 0 leaves out the local part.
-        coarse_rank: r0; None means n0, 0 leaves out the coarse part.
+        rank: r of every subdomain; 0 omits the local part.
+        coarse_rank: r0; None means n0, 0 omits the coarse part.
         symmetric: whether K = Q, so that the operator is symmetric and positive semi-definite (plus the shift).
-        features: B of `sample_factors`; the factors become functions that other grids can sample. None fits free
-            values at the nodes. Few or scattered nodes, and subdomains without overlap, have quadrature errors, which
-            the factors would compensate on these nodes only. Give ``noise`` of that size there, so that the operator
-            is accurate on other nodes too.
-        initial: factors to start from (`galerkin_factors` where A is known), of any ranks; None starts from the best
-            blocks. Not with ``features``.
+        features: B of `sample_factors`, so that the factors become functions that other grids can sample. None fits
+            free values at the nodes. Few or scattered nodes, and subdomains without overlap, have quadrature errors,
+            which the factors would compensate on these nodes only. In this case pass ``noise`` of the size of these
+            errors, so that the operator is accurate on other nodes too.
+        initial: factors to start from (`galerkin_factors` if A is known), of any ranks; None starts from the best
+            blocks. It cannot be combined with ``features``.
         shift: σ of σ·v, fixed; None means 0.
-        noise: assumed size of white noise in the inputs, relative to them, for each part of the operator. It keeps the
-            parts bounded on functions that no sample contains, where they are otherwise arbitrary. At least the
+        noise: assumed size of white noise in the inputs, relative to them, for each part of the operator. It bounds
+            the parts on functions that no sample contains, where they are otherwise arbitrary. It is at least the
             rounding of the factors, 1.2e-7 without ``jax_enable_x64``.
         steps: largest number of Gauss–Newton steps, counted separately for a symmetric fit and for the general fit
             before it; 0 keeps the start.
-        tolerance: stop when five steps, or another round over the blocks, lower the error by less than this part of it.
+        tolerance: the fit stops when five steps, or another block phase, lower the error by less than this share of it.
 
     Returns:
         A `Fit`.
 
     Raises:
-        TypeError: for complex samples.
-        ValueError: for shapes that do not fit, values that are not finite or not concrete, ranks above the size of a
+        TypeError: if samples are complex.
+        ValueError: if shapes do not fit, values are not finite or not concrete, or a rank exceeds the size of a
             subdomain or the coarse space.
 
     Cost: on the host, in float64: O(p s² (s + m) + n (n0² + m²)) for the start with p subdomains of s nodes and m
@@ -113,7 +113,7 @@ def fit(
         order = range(len(ranks))
     else:
         if features is not None:
-            raise ValueError("initial holds values at the nodes, but features ask for coefficients; give one of them.")
+            raise ValueError("initial holds values at the nodes, but features need coefficients; give one of them.")
         check_factors(decomposition, initial)
         for name in ("coarse_query", "coarse_key", "local_query", "local_key"):
             array = getattr(initial, name)
@@ -122,7 +122,7 @@ def fit(
                 raise ValueError(f"initial.{name} must be finite, but holds infinities or NaN.")
         if initial.shift is not None and (shift is None or not np.isclose(float(initial.shift), shift, rtol=1e-5)):
             raise ValueError(
-                f"shift must be that of initial, {float(initial.shift):.6g}, which its factors go with, got {shift}."
+                f"shift must be the shift of initial, {float(initial.shift):.6g}, which fits its factors, got {shift}."
             )
         pairs = objective.split(initial, ranks)
         begun = 0 if initial.coarse_query is None else initial.coarse_query.shape[1]
@@ -139,7 +139,7 @@ def fit(
 
 
 def _symmetrised(objective: Objective, pairs: Blocks, ranks: list[int]) -> Blocks:
-    """The symmetric part of every block, nearest to it on the inputs and the noise; zeros if they have a lower cost."""
+    """Returns the nearest symmetric part of every block on inputs and noise, or zeros if they have a lower cost."""
     queries = [
         best_symmetric(gram, second, gram @ q @ (k.T @ second), rank)
         for gram, second, (q, k), rank in zip(objective.grams, objective.seconds, pairs, ranks, strict=True)
@@ -150,7 +150,7 @@ def _symmetrised(objective: Objective, pairs: Blocks, ranks: list[int]) -> Block
 
 
 def _best_blocks(objective: Objective, pairs: Blocks, ranks: list[int], order: range, symmetric: bool) -> Blocks:
-    """Replaces every block of ``order`` in turn by the best of its rank for the residual of the others."""
+    """Replaces every block of ``order`` in turn by the best block of its rank for the residual of the others."""
     pairs = list(pairs)
     residual = objective.residual(pairs)
     for b in order:
@@ -168,7 +168,7 @@ def _best_blocks(objective: Objective, pairs: Blocks, ranks: list[int], order: r
         costs = [
             np.sum(error**2) + objective.noise_of(b, pair) for error, pair in ((candidate, new), (residual[rows], old))
         ]
-        if costs[0] < costs[1]:  # a truncated symmetric block is the best of its rank in another norm
+        if costs[0] < costs[1]:  # a truncated symmetric block is optimal in another norm
             pairs[b], residual[rows] = new, candidate
     return pairs
 
@@ -176,7 +176,7 @@ def _best_blocks(objective: Objective, pairs: Blocks, ranks: list[int], order: r
 def _minimise(
     objective: Objective, pairs: Blocks, ranks: list[int], order: range, symmetric: bool, steps: int, tolerance: float
 ) -> tuple[Blocks, list[float], bool]:
-    """Blocks in turn, then all together, until the error no longer falls; blocks leave saddles of the whole."""
+    """Alternates the block phase, which leaves saddles, and steps in all factors until the error no longer falls."""
     moved = _best_blocks(objective, pairs, ranks, order, symmetric)
     pairs, errors = gauss_newton(objective, moved, symmetric, steps, tolerance)
     while len(errors) <= steps:

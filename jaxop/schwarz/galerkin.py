@@ -1,4 +1,4 @@
-"""Factors of two-level Schwarz attention from a matrix: inverses of its blocks."""
+"""Factors of two-level Schwarz attention from a matrix, by inverses of its blocks."""
 
 import numpy as np
 
@@ -23,19 +23,20 @@ def galerkin_factors(
 ) -> Factors:
     """Q0 K0ᵀ = (Φᵀ W A Φ)⁻¹ and D_i^½ Q_i K_iᵀ D_i^½ = (E_iᵀ W A E_i)⁻¹, truncated to rank r.
 
-    ``blocks="interior"``: E_i are the nodes of a core that the matrix does not couple to a core of smaller number, so
-    that blocks are not coupled. In one dimension with nodes where cores meet the sum is A⁻¹ exactly if the coarse
-    functions solve A φ = 0 inside the cores: hats do for −u″, the columns of A⁻¹ at those nodes for any symmetric A of
-    second order; other sums may be far from it. In several dimensions the nodes between cores are not in any block, and
-    the sum has many zero eigenvalues and does not serve as a preconditioner. ``blocks="overlap"``: E_i are all nodes of
-    a subdomain. The sum is the additive Schwarz preconditioner of A, with two levels if there is a coarse space.
+    For ``blocks="interior"``, E_i are the nodes of a core that the matrix does not couple to a core of smaller number,
+    so that blocks are not coupled. In one dimension with nodes where cores meet, the sum is A⁻¹ exactly if the coarse
+    functions solve A φ = 0 inside the cores: hats do for −u″, and the columns of A⁻¹ at those nodes for any symmetric
+    A of second order. Other sums may be far from A⁻¹. In several dimensions the nodes between cores are not in any
+    block; the sum has many zero eigenvalues and does not serve as a preconditioner. For ``blocks="overlap"``, E_i are
+    all nodes of a subdomain. The sum is then the additive Schwarz preconditioner of A, with two levels if there is a
+    coarse space.
 
     Args:
         decomposition: see `schwarz.decompose`; D must be positive on the blocks.
         matrix: A with f = A u at the nodes, (n, n), dense or scipy.sparse.
-        rank: r, by the singular value decomposition in L2; None keeps all of it.
+        rank: r, by the singular value decomposition in L2; None keeps the full rank.
         blocks: one of `BLOCKS`.
-        symmetric: whether K = Q, which halves the parameters, for an A that is symmetric and positive definite in L2,
+        symmetric: whether K = Q, which halves the parameters; A must be symmetric and positive definite in L2,
             W A = Aᵀ W.
         shift: σ of the factors; None means 0.
 
@@ -43,10 +44,10 @@ def galerkin_factors(
         Factors with the full coarse rank, or without a coarse part if the decomposition has no coarse space.
 
     Raises:
-        TypeError: for complex entries.
-        ValueError: for a shape that does not fit, an entry that is not finite, a block that is singular, D = 0 or a
-            weight of 0 on a block, an unknown name, a rank above the size of a subdomain, with
-            ``symmetric`` a block that is not symmetric and positive definite, and inside `jax.jit`.
+        TypeError: if entries are complex.
+        ValueError: if the shape does not fit, an entry is not finite, a block is singular, D or a weight is 0 on a
+            block, a name is unknown, the rank exceeds the size of a subdomain, ``symmetric`` is True and a block is not
+            symmetric and positive definite, or the call is inside `jax.jit`.
 
     Cost: O(p s³ + n0³) time and O(p s² + n n0) memory on the host, in float64.
 
@@ -80,11 +81,11 @@ def galerkin_factors(
         member = inside & (owner[index] == np.arange(p)[:, None]) & ~tied[index]
     if (weights[index[member]] <= 0).any():
         node = index[member][first_index(weights[index[member]] <= 0)]
-        raise ValueError(f"weights must be positive on the blocks, but that of node {node} is 0; leave the node out.")
+        raise ValueError(f"weights must be positive on the blocks, but node {node} has weight 0; leave the node out.")
     if (partition[member] <= 0).any():
         i, j = np.argwhere(member & (partition <= 0))[0]
         raise ValueError(
-            f"the partition of unity is 0 on node {index[i, j]} of subdomain {i}, which no factor can undo; use "
+            f"the partition of unity is 0 on node {index[i, j]} of subdomain {i}, which a factor cannot undo; use "
             "partition='multiplicity'."
         )
 
@@ -140,14 +141,12 @@ def _check_definite(matrix: np.ndarray, where: str) -> None:
 
 def _inverse(matrix: np.ndarray, where: str) -> np.ndarray:
     if matrix.size and np.linalg.cond(matrix) > 1e15:
-        raise ValueError(
-            f"matrix is singular on {where}; a Galerkin block needs an invertible one (boundary conditions?)."
-        )
+        raise ValueError(f"matrix is singular on {where}; a Galerkin block must be invertible (boundary conditions?).")
     return np.linalg.inv(matrix)
 
 
 def _entries(matrix: object, n: int) -> Entries:
-    """The entries of A that are not 0; stored zeros do not couple nodes."""
+    """Returns the entries of A that are not 0, because stored zeros do not couple nodes."""
     shape = shape_of(matrix)
     if shape != (n, n):
         what = type(matrix).__name__ if shape == () else shape
@@ -161,7 +160,7 @@ def _entries(matrix: object, n: int) -> Entries:
 
 
 def _owners(decomposition: Decomposition) -> np.ndarray:
-    """The core of every node."""
+    """Returns the core of every node."""
     cores = decomposition.cores
     owner = np.empty(decomposition.domain.size, np.int64)
     inside = np.asarray(cores.inside)

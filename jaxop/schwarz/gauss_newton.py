@@ -8,13 +8,13 @@ from scipy.sparse import linalg
 from jaxop.schwarz.objective import Blocks, Objective, Spectrum
 
 _CG_STEPS, _CG_TOLERANCE = 100, 1e-2
-"""When conjugate gradients for a Gauss–Newton step stop."""
+"""Steps and relative residual at which conjugate gradients for a Gauss–Newton step stop."""
 
 
 def gauss_newton(
     objective: Objective, pairs: Blocks, symmetric: bool, steps: int, tolerance: float
 ) -> tuple[Blocks, list[float]]:
-    """Levenberg–Marquardt steps in all factors; with J the derivative, (JᵀJ + λ diag JᵀJ) δ = −Jᵀ E."""
+    """Levenberg–Marquardt steps (JᵀJ + λ diag JᵀJ) δ = −Jᵀ E in all factors, with J the derivative."""
     error, damping = objective.residual(pairs), 1e-3
     errors, cost = [objective.relative(error)], objective.cost(error, pairs)
     for _ in range(steps if any(q.size for q, _ in pairs) else 0):
@@ -37,12 +37,12 @@ class Step:
     """Solves (JᵀJ + λ D) δ = JᵀE by conjugate gradients, D the diagonal of the diagonal blocks of JᵀJ.
 
     These blocks are Kronecker products: G_b ⊗ (K_bᵀH_b H_bᵀK_b + ε² K_bᵀG_b K_b) for Q_b and
-    (H_b H_bᵀ + ε² G_b) ⊗ Q_bᵀG_b Q_b for K_b. Scaled to a unit diagonal and plus λ, they are inverted by
-    eigendecompositions of their parts: the preconditioner.
+    (H_b H_bᵀ + ε² G_b) ⊗ Q_bᵀG_b Q_b for K_b. The preconditioner scales them to a unit diagonal, adds λ, and inverts
+    them by eigendecompositions of their parts.
 
-    The products with J and Jᵀ are written by hand, for blocks of different sizes in float64 on the host. Those of
-    `jax.linearize` and `jax.linear_transpose` are the same numbers (a test compares them), but they take 2 to 8 times
-    as long at 32 subdomains of 24 nodes, and 2 to 3 seconds to compile for each problem.
+    The products with J and Jᵀ are written by hand, for blocks of different sizes in float64 on the host. A test
+    compares them with those of `jax.linearize` and `jax.linear_transpose`, which take 2 to 8 times as long at 32
+    subdomains of 24 nodes, and 2 to 3 seconds to compile for each problem.
     """
 
     def __init__(self, objective: Objective, pairs: Blocks, error: np.ndarray, symmetric: bool):
@@ -60,7 +60,7 @@ class Step:
         self.diagonal = self._pack([(_outer(*of_query), _outer(*of_key)) for of_query, of_key in self.blocks])
 
     def step(self, damping: float) -> Blocks:
-        """Δ for a λ."""
+        """Returns δ for a λ."""
 
         def normal(x: np.ndarray) -> np.ndarray:
             step = self._unpack(x)
@@ -87,7 +87,7 @@ class Step:
         return self.objective.basis @ np.concatenate(reduced)
 
     def _noise(self, step: Blocks) -> Blocks:
-        """The part of JᵀJ that comes from the noise, block by block."""
+        """Returns the part of JᵀJ that comes from the noise, block by block."""
         variance, grams = self.objective.variance, self.objective.grams
         return [
             (
@@ -104,7 +104,7 @@ class Step:
         return [(part @ right.T, moment @ (part.T @ q)) for part, moment, right, (q, _) in blocks]
 
     def _pack(self, pairs: Blocks) -> np.ndarray:
-        """Joins factors to one vector; if K = Q, both are one unknown, whose derivative is the sum."""
+        """Joins factors into one vector; if K = Q, both are one unknown, whose derivative is the sum."""
         if self.symmetric:
             return np.concatenate([(q + k).ravel() for q, k in pairs])
         return np.concatenate([a.ravel() for pair in pairs for a in pair])
@@ -123,7 +123,7 @@ class Step:
 
 
 class _Map(linalg.LinearOperator):
-    """A symmetric matrix given by its products, for `scipy.sparse.linalg.cg`."""
+    """Symmetric matrix given by its products, for `scipy.sparse.linalg.cg`."""
 
     def __init__(self, size: int, product: Callable[[np.ndarray], np.ndarray]):
         super().__init__(np.dtype(np.float64), (size, size))
@@ -138,7 +138,7 @@ def _outer(big: Spectrum, small: Spectrum) -> np.ndarray:
 
 
 def _solve(big: Spectrum, small: Spectrum, rhs: np.ndarray, damping: float) -> np.ndarray:
-    """X of big X small + λ D_big X D_small = rhs."""
+    """Returns X with big X small + λ D_big X D_small = rhs."""
     inner = big.vectors.T @ (rhs / np.outer(big.root, small.root)) @ small.vectors
     inner /= np.outer(big.values, small.values) + damping
     return big.vectors @ inner @ small.vectors.T / np.outer(big.root, small.root)

@@ -1,4 +1,4 @@
-"""Subdomains of grids: products of overlapping intervals along the axes."""
+"""Subdomains of grids, products of overlapping intervals along the axes."""
 
 import dataclasses
 import functools
@@ -28,8 +28,8 @@ class AxisCuts:
     Attributes:
         cuts: ends of the cores, (p + 1,), increasing.
         lower: left ends of the overlapping intervals, (p,).
-        upper: right ends, (p,).
-        rule: of the axis that was cut (static): its hats are those of the coarse space on every grid.
+        upper: right ends of these intervals, (p,).
+        rule: the rule of the axis that was cut (static), whose hats are those of the coarse space on every grid.
     """
 
     cuts: np.ndarray
@@ -39,7 +39,7 @@ class AxisCuts:
 
 
 def per_axis(subdomains: int | Sequence[int], dim: int) -> tuple[int, ...]:
-    """Numbers of subdomains along each axis, from one number per axis or one for all axes."""
+    """Returns the numbers of subdomains along each axis, from one number per axis or one for all axes."""
     counts = (subdomains,) * dim if isinstance(subdomains, int) or np.ndim(subdomains) == 0 else tuple(subdomains)
     if len(counts) != dim:
         raise ValueError(f"subdomains must be one number or {dim}, one per axis of the grid, got {counts}.")
@@ -50,11 +50,11 @@ def per_axis(subdomains: int | Sequence[int], dim: int) -> tuple[int, ...]:
 
 
 def cut_axis(axis: Axis, count: int, overlap: int | float, k: int) -> AxisCuts:
-    """Cuts between equal shares of the nodes, and the overlapping intervals around them."""
+    """Returns cuts between equal shares of the nodes, and the overlapping intervals around them."""
     nodes, n = _axis_nodes(axis), axis.size
     edges = _edges(axis, nodes)
     edges = np.unique(edges)  # padding repeats a node
-    most = min(n, max(edges.size - 1, 1))  # nodes at both ends bound one share less
+    most = min(n, max(edges.size - 1, 1))  # with nodes at both ends there is one share less
     if not 1 <= count <= most:
         raise ValueError(f"subdomains must lie between 1 and {most} along axis {k} of {n} nodes, got {count}.")
     cuts = edges[np.round(np.arange(count + 1) * (edges.size - 1) / count).astype(int)]
@@ -92,7 +92,7 @@ def cut_axis(axis: Axis, count: int, overlap: int | float, k: int) -> AxisCuts:
 
 
 def on_grid(grid: Grid, cuts: tuple[AxisCuts, ...], unity: str) -> tuple[Members, Entries]:
-    """Members and hats of a grid as products over its axes."""
+    """Returns members and hats of a grid as products over its axes."""
     axes = [_on_axis(axis, cut, unity, k) for k, (axis, cut) in enumerate(zip(grid.axes, cuts, strict=True))]
     members, hats, owners = zip(*axes, strict=True)
     counts = [cut.cuts.size - 1 for cut in cuts]
@@ -117,7 +117,7 @@ def on_grid(grid: Grid, cuts: tuple[AxisCuts, ...], unity: str) -> tuple[Members
 
 
 def _on_axis(axis: Axis, cut: AxisCuts, unity: str, k: int) -> tuple[_Triples, Entries, np.ndarray]:
-    """Along one axis: (subdomain, node, D), the hats, and the core of every node."""
+    """Returns, along one axis, (subdomain, node, D), the hats, and the core of every node."""
     nodes, n = _axis_nodes(axis), axis.size
     cuts, lower, upper = (np.asarray(a, np.float64) for a in (cut.cuts, cut.lower, cut.upper))
     count = cuts.size - 1
@@ -154,13 +154,13 @@ def _on_axis(axis: Axis, cut: AxisCuts, unity: str, k: int) -> tuple[_Triples, E
 
 
 def _product(first: _Triples, second: _Triples, groups: int, nodes: int) -> _Triples:
-    """Kronecker product of two lists of (group, node, value)."""
+    """Returns the Kronecker product of two lists of (group, node, value)."""
     (a, i, x), (b, j, y) = first, second
     return (a[:, None] * groups + b).ravel(), (i[:, None] * nodes + j).ravel(), (x[:, None] * y).ravel()
 
 
 def span(axis: Axis) -> tuple[float, float]:
-    """The interval of an axis, or the span of given nodes."""
+    """Returns the interval of an axis, or the span of given nodes."""
     if not axis.rule.is_given:
         return axis.ends
     nodes = _axis_nodes(axis)
@@ -168,7 +168,7 @@ def span(axis: Axis) -> tuple[float, float]:
 
 
 def _axis_nodes(axis: Axis) -> np.ndarray:
-    """Nodes in float64, because rounded nodes would miss cuts on which they lie."""
+    """Returns the nodes in float64, because rounded nodes would miss cuts that they lie on."""
     if not axis.rule.is_given:
         return axis.rule.on(axis.size, *axis.ends)[0]
     if not is_concrete(axis.nodes):
@@ -177,7 +177,7 @@ def _axis_nodes(axis: Axis) -> np.ndarray:
 
 
 def _edges(axis: Axis, nodes: np.ndarray) -> np.ndarray:
-    """Possible cuts of an axis: its ends and its nodes, or the ends of cells if nodes are the middles of cells."""
+    """Returns possible cuts of an axis: its ends and nodes, or the ends of cells if nodes are the middles of cells."""
     if axis.rule.is_periodic:
         return np.append(nodes, axis.ends[1])
     if axis.rule.vanishes_at_ends:
@@ -196,9 +196,9 @@ def _period(axis: Axis) -> float:
 def _ranges(
     nodes: np.ndarray, lower: np.ndarray, upper: np.ndarray, *, periodic: bool, length: float = 0.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """First node and one past the last of every interval [lower, upper); the outermost reach every node.
+    """Returns the first node and one past the last of every interval [lower, upper); the outermost reach all nodes.
 
-    Along a periodic axis node numbers outside 0 … n − 1 stand for the same nodes one period away.
+    Along a periodic axis node numbers outside 0 … n − 1 mean the same nodes one period away.
     """
     n = nodes.size
     tolerance = 1e-3 * np.diff(nodes).min(initial=np.inf, where=np.diff(nodes) > 0) if n > 1 else 0.0
@@ -210,10 +210,10 @@ def _ranges(
 
 
 def check_same_box(domain: Domain, cuts: tuple[AxisCuts, ...]) -> Grid:
-    """Returns the grid; raises ``ValueError`` unless its box is the one that was cut."""
+    """Returns the grid; raises ``ValueError`` unless its box is the box that was cut."""
     if not isinstance(domain, Grid) or domain.dim != len(cuts):
         raise ValueError(
-            f"domain must be a grid of {len(cuts)} axes, like the one decomposed, got {type(domain).__name__} in "
+            f"domain must be a grid of {len(cuts)} axes, like the decomposed one, got {type(domain).__name__} in "
             f"{domain.dim} dimensions."
         )
     for k, (axis, cut) in enumerate(zip(domain.axes, cuts, strict=True)):
@@ -231,7 +231,7 @@ def check_same_box(domain: Domain, cuts: tuple[AxisCuts, ...]) -> Grid:
 
 
 def box_corners(cuts: tuple[AxisCuts, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Lower and upper corners of the overlapping boxes, (p, dim) each."""
+    """Returns lower and upper corners of the overlapping boxes, (p, dim) each."""
 
     def product(sides: list[np.ndarray]) -> np.ndarray:
         return np.stack([side.ravel() for side in np.meshgrid(*sides, indexing="ij")], axis=1)

@@ -1,4 +1,4 @@
-"""Schwarz attention as a preconditioner of the equation whose inverse it approximates."""
+"""Schwarz attention as a preconditioner of the equation whose solution operator it approximates."""
 
 import dataclasses
 import functools
@@ -22,36 +22,36 @@ from jaxop.schwarz.operator import Factors, apply, check_factors
 
 @runtime_checkable
 class MatrixLike(Protocol):
-    """A dense array, or a matrix of `jax.experimental.sparse`."""
+    """Dense array, or matrix of `jax.experimental.sparse`."""
 
     def __matmul__(self, x: Array, /) -> Array: ...
 
 
 Linear: TypeAlias = Callable[[Array], Array] | MatrixLike
-"""A linear map of (n,), as a function or as a matrix."""
+"""Linear map of (n,), a function or a matrix."""
 
 
 def preconditioner(
     decomposition: Decomposition, factors: Factors
 ) -> Callable[[Float[Array, "..."]], Float[Array, "..."]]:
-    """Returns r ↦ M⁻¹ W⁻¹ r, symmetric without keys: ``M`` of `jax.scipy.sparse.linalg.cg`.
+    """Returns r ↦ M⁻¹ W⁻¹ r, symmetric without keys, the ``M`` of `jax.scipy.sparse.linalg.cg`.
 
     A residual of W A u = W f, with the symmetric matrix of a bilinear form, contains the weights already, and `apply`
     would multiply by them again. On grids of equal weights the weights are a factor that does not change conjugate
     gradients, so that the matrix may be A itself. Factors of low rank map functions that they do not represent to 0.
-    Conjugate gradients then converge only with a ``shift`` > 0, best of the size of the largest eigenvalue of A⁻¹ that
-    the factors leave out.
+    Conjugate gradients then converge only with a ``shift`` > 0. The best shift has the size of the largest eigenvalue
+    of A⁻¹ that the factors do not represent.
 
     Args:
         decomposition: see `schwarz.decompose`.
-        factors: of a symmetric operator for `jax.scipy.sparse.linalg.cg` (no keys, or Galerkin blocks of a symmetric
-            matrix); any for `flexible_cg`.
+        factors: factors of a symmetric operator for `jax.scipy.sparse.linalg.cg` (without keys, or Galerkin blocks of
+            a symmetric matrix); any factors for `flexible_cg`.
 
     Returns:
-        A function of (n,) or (n, c), a pytree, which may pass through `jax.jit`. Nodes of weight 0 return 0.
+        A function of (n,) or (n, c), a pytree that may pass through `jax.jit`. On nodes of weight 0 it returns 0.
 
     Raises:
-        ValueError: for factors that do not fit.
+        ValueError: if factors do not fit.
 
     Example:
         >>> import jax.numpy as jnp, numpy as np
@@ -84,13 +84,13 @@ def _precondition(decomposition: Decomposition, factors: Factors, residual: Arra
 @register
 @dataclasses.dataclass(frozen=True, eq=False)
 class CGResult:
-    """The result of conjugate gradients.
+    """Result of conjugate gradients.
 
     Attributes:
         solution: x.
-        iterations: steps made, one application of the matrix and one of the preconditioner each.
-        residual: ‖b − A x‖ / ‖b‖ by the recursion. It exceeds the tolerance if the steps ran out or a search direction
-            had pᵀA p ≤ 0, and is NaN after an overflow.
+        iterations: number of steps, each with one application of the matrix and one of the preconditioner.
+        residual: ‖b − A x‖ / ‖b‖ by the recursion. It exceeds the tolerance if the largest number of steps was reached
+            or a search direction had pᵀA p ≤ 0, and is NaN after an overflow.
     """
 
     solution: Float[Array, " n"]
@@ -108,8 +108,8 @@ def flexible_cg(
 ) -> CGResult:
     """Solves A x = b, A symmetric positive definite, with any preconditioner: β = zₖ₊₁ᵀ(rₖ₊₁ − rₖ) / zₖᵀrₖ.
 
-    With a symmetric positive definite preconditioner these are conjugate gradients. With one that is not quite
-    symmetric (a fitted operator) or not quite linear, each search direction is still conjugate to the last one.
+    With a symmetric positive definite preconditioner these are conjugate gradients. If the preconditioner is not quite
+    symmetric (a fitted operator) or not quite linear, each search direction is still conjugate to the previous one.
 
     Args:
         matrix: A, a function of (n,), or an array (n, n), dense or a `jax.experimental.sparse.BCOO`.
@@ -119,14 +119,14 @@ def flexible_cg(
         max_iterations: largest number of steps.
 
     Returns:
-        A `CGResult`. For a ``rhs`` in half precision the steps run in float32.
+        A `CGResult`. If ``rhs`` is in half precision, the steps run in float32.
 
     Raises:
-        TypeError: for a matrix of scipy.sparse, and a preconditioner that is not a function.
+        TypeError: if the matrix is of scipy.sparse, or the preconditioner is not a function.
         ValueError: if ``rhs`` is not a vector, ``tolerance`` is not positive, ``max_iterations`` is not an integer of
             at least 0, or a function does not return (n,).
 
-    Cost: one product with A and one with M⁻¹ per step; memory O(n). Called outside `jax.jit`, arrays and a
+    Cost: one product with A and one with M⁻¹ per step; memory O(n). Outside `jax.jit`, arrays and a
         `jax.tree_util.Partial` of arrays (`preconditioner`) compile once per shape, other functions at each
         call.
 
@@ -150,7 +150,7 @@ def flexible_cg(
         raise ValueError(f"max_iterations must be an integer of at least 0, got {max_iterations!r}.")
     if isinstance(matrix, SparseMatrix):
         raise TypeError(
-            "matrix is of scipy.sparse, which JAX cannot apply; pass jax.experimental.sparse.BCOO.from_scipy_sparse("
+            "matrix is of scipy.sparse, which JAX does not accept; pass jax.experimental.sparse.BCOO.from_scipy_sparse("
             "matrix), matrix.toarray(), or a function."
         )
     if isinstance(preconditioner, Factors):
@@ -163,7 +163,7 @@ def flexible_cg(
     if all(isinstance(leaf, jax.Array | np.ndarray | float) for leaf in arrays):
         solve = functools.partial(_compiled, matrix, preconditioner)
     else:
-        # a function may close over what changes, so its program lives as long as this call
+        # a function may close over what changes, so its program is used only for this call
         solve = jax.jit(lambda *arguments: _conjugate_gradients(matrix, preconditioner, *arguments))
     solution, steps, residual = solve(rhs.astype(wide), float(tolerance), int(max_iterations))
     return CGResult(solution.astype(rhs.dtype), steps, residual)
@@ -172,7 +172,7 @@ def flexible_cg(
 def _conjugate_gradients(
     matrix: Linear, preconditioner: Linear | None, rhs: Array, tolerance: ArrayLike, max_iterations: ArrayLike
 ) -> tuple[Array, Array, Array]:
-    """x, the number of steps and the relative residual."""
+    """Returns x, the number of steps and the relative residual."""
     n = rhs.size
 
     def product(name: str, function: Linear, x: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Two-level Schwarz attention that depends on its input: local attention inside subdomains, and coarse tokens."""
+"""Two-level Schwarz attention with an input-dependent kernel: local attention inside subdomains, and coarse tokens."""
 
 import functools
 
@@ -26,31 +26,31 @@ def subdomain_attention(
 ) -> Float[Array, "n h c"]:
     """A(x) = Σ_i D_i(x) ∫ k(q(x), k(y)) v(y) D_i(y) dy / ∫ k(q(x), k(y)) D_i(y) dy, D the partition of unity.
 
-    The local level of two-level Schwarz attention: `integral_attention` inside every overlapping subdomain in the
-    measure D_i dy, blended by D_i. The measures of all subdomains add up to that of the domain. If D_i falls to 0
+    This is the local level of two-level Schwarz attention: `integral_attention` inside every overlapping subdomain in
+    the measure D_i dy, blended by D_i. The measures of all subdomains add up to that of the domain. If D_i falls to 0
     smoothly ("ramp"), quadratures keep their order on grids that are not aligned with the subdomains. With one
     subdomain it is attention on the whole domain. Constants are reproduced for any number of subdomains, at every node
-    of positive weight. A kernel with ε > 0 takes its mean over the s places of the largest subdomain.
+    of positive weight. If a kernel has ε > 0, its mean is over the s places of the largest subdomain.
 
     Args:
         query: q at the nodes of the domain, (n, h, d).
         key: k, (n, h, d).
         value: v, (n, h, c).
-        decomposition: of the domain, see `jaxop.schwarz.decompose`.
-        kernel: any normalisable kernel, one for all heads or `jaxop.kernels.PerHead`; None means ``ExpDotProduct()``.
-        implementation: that of `integral_attention` inside a subdomain; None means ``"chunked"``.
+        decomposition: a decomposition of the domain, see `jaxop.schwarz.decompose`.
+        kernel: any normalisable kernel for all heads, or `jaxop.kernels.PerHead`; None means ``ExpDotProduct()``.
+        implementation: the implementation of `integral_attention` inside a subdomain; None means ``"chunked"``.
 
     Returns:
         Shape (n, h, c), in the dtype of ``value``.
 
     Raises:
-        ValueError: if shapes do not fit, and as `integral_attention`.
+        ValueError: if shapes do not fit, or for the reasons of `integral_attention`.
 
-    Cost: O(n s h (d + c)) time for subdomains of s nodes, linear in n at fixed s; O(n (d + c) h) memory beyond one
-        group of subdomains.
+    Cost: O(n s h (d + c)) time for subdomains of s nodes, linear in n for fixed s; O(n (d + c) h) memory in addition to
+        one group of subdomains.
 
-    Source: Köhler, Rheinbach, "Hierarchical Attention via Domain Decomposition", arXiv:2606.18525, whose linear
-        operator it follows; the dependence of its entries on the input is ours.
+    Source: Köhler, Rheinbach, "Hierarchical Attention via Domain Decomposition", arXiv:2606.18525, for a linear
+        operator. The dependence of its entries on the input is our addition.
 
     Example:
         >>> import jax
@@ -102,17 +102,17 @@ def coarse_averages(
 ) -> tuple[Float[Array, "n0 c"], Float[Array, " n0"]]:
     """∫ φ_I v / ∫ φ_I of every coarse function φ_I, and ∫ φ_I itself: coarse tokens and their quadrature weights.
 
-    Both are 0 if ∫ φ_I is not positive, because φ_I meets no node or is a given signed function.
+    Both are 0 if ∫ φ_I is not positive, because φ_I vanishes at all nodes or is a given signed function.
 
     Args:
         values: v at the nodes of the domain, (n, c).
-        decomposition: with a coarse space.
+        decomposition: a decomposition with a coarse space.
 
     Returns:
         Tokens (n0, c) and weights (n0,), in units of length^dim.
 
     Raises:
-        ValueError: without a coarse space, or for values that do not fit.
+        ValueError: if there is no coarse space, or values do not fit.
 
     Cost: O(n c).
 
@@ -127,14 +127,14 @@ def coarse_averages(
     values = as_float(values, "values")
     wide = values.astype(accumulator(values.dtype))
     measure = decomposition.coarsen(jnp.ones_like(wide[:, :1]))
-    seen = measure > 0  # on another grid a narrow function may meet no node
+    seen = measure > 0  # on another grid a narrow function may vanish at all nodes
     means = jnp.where(seen, decomposition.coarsen(wide) / jnp.where(seen, measure, 1), 0)
     return means.astype(values.dtype), jnp.maximum(measure[:, 0], 0)  # half precision would lose small weights
 
 
 @compiled(static=("implementation",))
 def _recomputed(operands: tuple[Array, Array, Array, Array], kernel: Kernel | PerHead, implementation: str) -> Array:
-    """Attention whose scores are computed again for the derivative."""
+    """Returns attention whose scores are recomputed for the derivative."""
 
     @jax.checkpoint
     def attend(operands: tuple[Array, Array, Array, Array], kernel: Kernel | PerHead) -> Array:
@@ -144,5 +144,5 @@ def _recomputed(operands: tuple[Array, Array, Array, Array], kernel: Kernel | Pe
 
 
 def _scores(heads: int) -> int:
-    """Number of scores per head that fits several subdomains at a time; on a CPU, the cache for one head at a time."""
+    """Returns how many scores per head are computed at a time; on a CPU those of one head fit the cache."""
     return 1 << 15 if jax.default_backend() == "cpu" else (1 << 22) // heads

@@ -4,7 +4,7 @@ import numpy as np
 
 
 def best(side: np.ndarray, moment: np.ndarray, image: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
-    """Q, K of a rank that minimise ‖side Q Kᵀ moment − image‖: Eckart and Young between the two spans."""
+    """Returns Q, K of a rank that minimise ‖side Q Kᵀ moment − image‖, by Eckart and Young between the two spans."""
     if rank == 0 or side.shape[1] == 0:
         return np.zeros((side.shape[1], rank)), np.zeros((side.shape[1], rank))
     rows = np.flatnonzero(side.any(axis=1))
@@ -18,10 +18,10 @@ def best(side: np.ndarray, moment: np.ndarray, image: np.ndarray, rank: int) -> 
 
 
 def best_symmetric(gram: np.ndarray, second: np.ndarray, cross: np.ndarray, rank: int) -> np.ndarray:
-    """Q of a rank for ‖P Q Qᵀ H − image‖² with G = PᵀP, B = HHᵀ and C = Pᵀ image Hᵀ.
+    """Returns Q of a rank for ‖P Q Qᵀ H − image‖² with G = PᵀP, B = HHᵀ and C = Pᵀ image Hᵀ.
 
-    The symmetric S with G S B + B S G = C + Cᵀ by the eigenvectors of B in the metric G, in which it then loses all but
-    its largest positive eigenvalues, each weighted by what the inputs make of it.
+    First the symmetric S solves G S B + B S G = C + Cᵀ, by the eigenvectors of B in the metric G. In this basis,
+    weighted by the inputs, it is then truncated to its largest positive eigenvalues.
     """
     if rank == 0 or gram.size == 0:
         return np.zeros((gram.shape[0], rank))
@@ -39,7 +39,7 @@ def best_symmetric(gram: np.ndarray, second: np.ndarray, cross: np.ndarray, rank
 
 
 def _semidefinite(matrix: np.ndarray, rank: int) -> np.ndarray:
-    """Q of a rank with Q Qᵀ nearest to a symmetric matrix."""
+    """Returns Q of a rank with Q Qᵀ nearest to a symmetric matrix."""
     values, vectors = np.linalg.eigh(matrix)
     keep = np.argsort(-values)[:rank]
     query = vectors[:, keep] * np.sqrt(np.maximum(values[keep], 0))
@@ -47,7 +47,7 @@ def _semidefinite(matrix: np.ndarray, rank: int) -> np.ndarray:
 
 
 def truncate(matrix: np.ndarray, rank: int, symmetric: bool) -> tuple[np.ndarray, np.ndarray]:
-    """L, R with L Rᵀ the best approximation of a rank, of equal sizes; L = R for positive definite matrices."""
+    """Returns L and R of equal sizes, L Rᵀ the best approximation of a rank; L = R for positive definite matrices."""
     if symmetric:
         values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
         query = (vectors * np.sqrt(values))[:, ::-1][:, :rank]
@@ -58,7 +58,7 @@ def truncate(matrix: np.ndarray, rank: int, symmetric: bool) -> tuple[np.ndarray
 
 
 def svd(matrix: np.ndarray, cut: float = 1e-12) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Singular vectors and values, for values above a part of the largest."""
+    """Returns singular vectors and values, for values above a share of the largest."""
     u, s, vt = np.linalg.svd(matrix, full_matrices=False)
     keep = s > cut * s.max(initial=0)
     return u[:, keep], s[keep], vt[keep]

@@ -1,4 +1,4 @@
-"""The objective of a fit of two-level Schwarz attention, in orthonormal coordinates of L2."""
+"""Objective of a fit of two-level Schwarz attention, in orthonormal coordinates of L2."""
 
 import functools
 from collections.abc import Callable
@@ -15,14 +15,14 @@ from jaxop.schwarz.decomposition import Decomposition
 from jaxop.schwarz.operator import Factors, as_factor, check_shift
 
 Blocks: TypeAlias = list[tuple[np.ndarray, np.ndarray]]
-"""(Q_b, K_b) of every block, the coarse one first."""
+"""(Q_b, K_b) of every block; the coarse block is the first."""
 
 
 class Objective:
     """‖M F − U‖² + ε² Σ_b ‖P_b Q_b K_bᵀ P_bᵀ‖² in orthonormal coordinates of L2, M = Σ_b P_b Q_b K_bᵀ P_bᵀ.
 
-    Block 0 is the coarse one. P_b, sparse, has the columns ``parts[b]`` of ``basis``, G_b = P_bᵀ P_b, and H_b = P_bᵀ F.
-    ε² is the variance of the noise, which every part of M is to map to 0.
+    Block 0 is the coarse block. P_b is sparse and has the columns ``parts[b]`` of ``basis``, G_b = P_bᵀ P_b, and
+    H_b = P_bᵀ F. ε² is the variance of the noise, which every part of M should map to 0.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Objective:
         return [(Spectrum(gram), Spectrum(second)) for gram, second in zip(self.grams, self.seconds, strict=True)]
 
     def split(self, factors: Factors, ranks: list[int]) -> Blocks:
-        """Factors block by block, cut or filled up with zeros to the ranks."""
+        """Returns factors block by block, truncated or padded by zeros to the ranks."""
 
         def fit(array: ArrayLike, rank: int) -> np.ndarray:
             array = np.asarray(array, np.float64)[:, :rank]
@@ -108,7 +108,7 @@ class Objective:
         return pairs
 
     def join(self, pairs: list[tuple[np.ndarray, np.ndarray]], symmetric: bool) -> Factors:
-        """Factors padded to the largest subdomain."""
+        """Returns factors padded to the largest subdomain."""
         rank = pairs[1][0].shape[1]
         local = np.zeros((2, len(self.columns), self.local_basis.shape[2], rank))
         for i, (columns, pair) in enumerate(zip(self.columns, pairs[1:], strict=True)):
@@ -120,11 +120,11 @@ class Objective:
         return Factors(*(as_factor(part) for part in parts), shift=self.shift)
 
     def blocks(self, rows: np.ndarray) -> list[np.ndarray]:
-        """The rows that belong to the columns of every P_b."""
+        """Returns the rows that belong to the columns of every P_b."""
         return [rows[part] for part in self.parts]
 
     def side(self, b: int) -> tuple[np.ndarray, np.ndarray]:
-        """The rows in which P_b is not 0, and P_b there."""
+        """Returns the rows in which P_b is not 0, and P_b there."""
         columns = self.transposed[self.parts[b]]
         rows = np.unique(columns.indices)
         return rows, columns[:, rows].toarray().T
@@ -135,7 +135,7 @@ class Objective:
         return self.basis @ np.concatenate(reduced) - self.image
 
     def cost(self, error: np.ndarray, pairs: Blocks) -> float:
-        """‖M F − U‖² + ε² Σ_b ‖P_b Q_b K_bᵀ P_bᵀ‖², ``error`` the residual."""
+        """‖M F − U‖² + ε² Σ_b ‖P_b Q_b K_bᵀ P_bᵀ‖², where ``error`` is the residual."""
         return float(np.sum(error**2)) + sum(self.noise_of(b, pair) for b, pair in enumerate(pairs))
 
     def noise_of(self, b: int, pair: tuple[np.ndarray, np.ndarray]) -> float:
@@ -145,24 +145,24 @@ class Objective:
         return float(self.variance * np.sum((query.T @ gram @ query) * (key.T @ gram @ key)))
 
     def bound(self, rank: int) -> float:
-        """The error of the best operator of a rank plus the shift, by Eckart and Young."""
+        """Returns the error of the best operator of a rank plus the shift, by Eckart and Young."""
         if self.total == 0:  # the shift is everything
             return 0.0
         errors = tails(self.image, self.total)
         return float(errors[min(rank, errors.size - 1)] * self.total / self.scale)
 
     def relative(self, error: np.ndarray) -> float:
-        """‖(M − A⁻¹)F‖ / ‖A⁻¹F‖, ``error`` the residual."""
+        """‖(M − A⁻¹)F‖ / ‖A⁻¹F‖, where ``error`` is the residual."""
         lost = max(self.total**2 - np.linalg.norm(self.image) ** 2, 0.0)  # outside the span of the inputs
         return float(np.sqrt(np.linalg.norm(error) ** 2 + lost) / self.scale)
 
 
 class Spectrum:
-    """A positive semi-definite matrix as D^½ V diag(values) Vᵀ D^½, D its diagonal."""
+    """A positive semi-definite matrix as D^½ V diag(values) Vᵀ D^½, where D is its diagonal."""
 
     def __init__(self, matrix: np.ndarray):
         diagonal = np.diag(matrix)
-        # a column that hardly counts must not take steps without bounds
+        # a column that hardly counts must not take unbounded steps
         self.diagonal = np.maximum(diagonal, 1e-4 * (diagonal.mean() or 1.0)) if diagonal.size else diagonal
         self.root = np.sqrt(self.diagonal)
         values, self.vectors = np.linalg.eigh(matrix / np.outer(self.root, self.root))

@@ -17,15 +17,15 @@ from jaxop.schwarz.decomposition import Decomposition
 @register
 @dataclasses.dataclass(frozen=True, eq=False)
 class Factors:
-    """Parameters of `apply`, from a gradient descent, a fit or a network.
+    """Parameters of `apply`, from gradient descent, a fit or a network.
 
-    Factors are samples of functions: on the nodes of the subdomains (padding is ignored) and on the coarse
+    Factors are samples of functions, on the nodes of the subdomains (padding is ignored) and on the coarse
     functions. The operator maps values in units of f to units of f·Q·K·length^dim.
 
     Attributes:
-        coarse_query: Q0, (n0, r0); None leaves out the coarse part.
+        coarse_query: Q0, (n0, r0); None omits the coarse part.
         coarse_key: K0, (n0, r0); None means K0 = Q0.
-        local_query: Q_i, (p, s, r); None leaves out the local part.
+        local_query: Q_i, (p, s, r); None omits the local part.
         local_key: K_i, (p, s, r); None means K_i = Q_i.
         shift: σ of the summand σ·v; None means 0. With σ > 0 and without keys the operator is positive definite.
     """
@@ -49,15 +49,15 @@ def apply(values: Float[Array, "n c"], decomposition: Decomposition, factors: Fa
         factors: Q, K and σ.
 
     Returns:
-        (n, c), in the dtype of ``values``, accumulated in float32 at least.
+        (n, c), in the dtype of ``values``, accumulated in float32 or wider.
 
     Raises:
-        ValueError: for shapes that do not fit.
+        ValueError: if shapes do not fit.
 
-    Cost: O(n m r c) for nodes that lie in m subdomains, plus O(n0 r0 c); memory O(n m (r + c)).
+    Cost: O(n m r c) if nodes are in m subdomains, plus O(n0 r0 c); memory O(n m (r + c)).
 
     Source: Köhler, Rheinbach, "Hierarchical Attention via Domain Decomposition", arXiv:2606.18525. Weights and
-        scalings are ours.
+        scalings are our additions.
 
     Example:
         >>> import jax
@@ -78,7 +78,7 @@ def apply(values: Float[Array, "n c"], decomposition: Decomposition, factors: Fa
         query, key = _pair(factors.local_query, factors.local_key, dtype)
         inside = decomposition.cover.inside[..., None]
         key = jnp.where(inside, key, 0)
-        # 1 under the root where D = 0 (padding), because the slope of the root is infinite there
+        # 1 under the root where D = 0 (padding), because the slope of the root would be infinite there
         unity = decomposition.partition.astype(dtype)[..., None]
         root = jnp.where(unity > 0, jnp.sqrt(jnp.where(unity > 0, unity, 1)), 0)
         local = root * decomposition.restrict(decomposition.domain.weights.astype(dtype)[:, None] * v)
@@ -96,7 +96,7 @@ def low_rank_apply(
     query: Float[Array, "n r"],
     key: Float[Array, "n r"] | None = None,
 ) -> Float[Array, "n c"]:
-    """Q Kᵀ W v: global attention of rank r without softmax, the baseline for two levels.
+    """Q Kᵀ W v, global attention of rank r without softmax, the baseline for two levels.
 
     Args:
         values: samples of v, (n, c).
@@ -108,7 +108,7 @@ def low_rank_apply(
         (n, c), in the dtype of ``values``.
 
     Raises:
-        ValueError: for shapes that do not fit.
+        ValueError: if shapes do not fit.
 
     Cost: O(n r c).
 
@@ -147,19 +147,20 @@ def random_factors(
 ) -> Factors:
     """Independent normal factors of variance √(p / (r |D|)), for functions on p parts of the domain D.
 
-    On a domain of measure 1 the coarse part maps a function of size 1 to one of about size 1. Local factors are white
-    noise at the nodes, whose quadratures shrink with their number. The local part therefore maps such a function to one
-    of size about 1/√n, and trains more slowly on finer grids. If that matters, draw coefficients for `sample_factors`.
+    On a domain of measure 1 the coarse part maps a function of size 1 to a function of size about 1. Local factors are
+    white noise at the nodes, whose quadratures shrink with their number. The local part therefore maps a function of
+    size 1 to size about 1/√n, and trains more slowly on finer grids. To avoid this, draw coefficients for
+    `sample_factors`.
 
     Args:
         rng_key: random key.
         decomposition: see `schwarz.decompose`.
-        rank: r of every subdomain; 0 leaves out the local part.
-        coarse_rank: r0; None means n0, 0 leaves out the coarse part.
-        symmetric: whether to leave the keys out.
+        rank: r of every subdomain; 0 omits the local part.
+        coarse_rank: r0; None means n0, 0 omits the coarse part.
+        symmetric: whether to omit the keys.
 
     Raises:
-        ValueError: for a rank above the size of a subdomain or of the coarse space.
+        ValueError: if a rank exceeds the size of a subdomain or of the coarse space.
 
     Example:
         >>> import jax
@@ -193,14 +194,14 @@ def sample_factors(
     decomposition: Decomposition,
     features: Callable[[Float[Array, "s dim"]], Float[Array, "s q"]],
 ) -> Factors:
-    """Q_i(x) = B(ξ_i(x)) C_i: factors that are functions, on the nodes of any decomposition with the same subdomains.
+    """Q_i(x) = B(ξ_i(x)) C_i, factors that are functions, on the nodes of any decomposition with the same subdomains.
 
     ξ_i(x) are the local coordinates of subdomain i, in which it is a part of [−1, 1]^dim. `Decomposition.on`
-    and this function carry factors from one grid to another; coarse factors do not change.
+    and this function transfer factors from one grid to another; coarse factors do not change.
 
     Args:
         coefficients: factors whose local parts are coefficients, (p, q, r).
-        decomposition: on the new nodes.
+        decomposition: the decomposition on the new nodes.
         features: B, a function of local coordinates, (s, dim) to (s, q), such as `legendre_features`.
 
     Raises:
@@ -235,7 +236,7 @@ def sample_factors(
 
 
 def legendre_features(coordinates: Float[Array, "s dim"], degree: int) -> Float[Array, "s q"]:
-    """Π_k P_{j_k}(ξ_k), j_k ≤ degree: q = (degree + 1)^dim tensor products of Legendre polynomials.
+    """Π_k P_{j_k}(ξ_k), j_k ≤ degree, q = (degree + 1)^dim tensor products of Legendre polynomials.
 
     Args:
         coordinates: ξ, (s, dim).
@@ -267,10 +268,10 @@ def legendre_features(coordinates: Float[Array, "s dim"], degree: int) -> Float[
 
 
 def matrix(decomposition: Decomposition, factors: Factors) -> Float[Array, "n n"]:
-    """M⁻¹ as a dense matrix, block by block: the oracle of `apply`, for small domains.
+    """M⁻¹ as a dense matrix, built block by block, the oracle of `apply` for small domains.
 
     Raises:
-        ValueError: for shapes that do not fit.
+        ValueError: if shapes do not fit.
 
     Cost: O(p s n²) time, O(p s n + n²) memory.
 
@@ -304,9 +305,9 @@ class SymmetryReport:
     """Asymmetry and extreme eigenvalues of an operator, in the inner product of L2.
 
     Attributes:
-        asymmetry: ‖M − M*‖ / ‖M‖ in the Hilbert–Schmidt norm; 0 for a symmetric operator, 2 at most.
-        smallest_eigenvalue: of the symmetric part (M + M*)/2.
-        largest_eigenvalue: of the symmetric part.
+        asymmetry: ‖M − M*‖ / ‖M‖ in the Hilbert–Schmidt norm; 0 for a symmetric operator, at most 2.
+        smallest_eigenvalue: smallest eigenvalue of the symmetric part (M + M*)/2.
+        largest_eigenvalue: largest eigenvalue of the symmetric part.
     """
 
     asymmetry: float
@@ -318,9 +319,9 @@ def symmetry_report(decomposition: Decomposition, factors: Factors) -> SymmetryR
     """Returns the `SymmetryReport` of `apply` on nodes of positive weight.
 
     Raises:
-        ValueError: for shapes that do not fit.
+        ValueError: if shapes do not fit.
 
-    Cost: O(n³), for small domains; evaluated in float64 on the host.
+    Cost: O(n³), for small domains, in float64 on the host.
 
     Example:
         >>> import jax
@@ -341,7 +342,7 @@ def symmetry_report(decomposition: Decomposition, factors: Factors) -> SymmetryR
 
 
 def count_parameters(decomposition: Decomposition, factors: Factors) -> int:
-    """Returns how many numbers of the factors have an effect, without padding; coefficients of q ≠ s features all have.
+    """Returns how many numbers of the factors have an effect: not padding, but all coefficients of q ≠ s features.
 
     Example:
         >>> import jax
@@ -363,29 +364,29 @@ def count_parameters(decomposition: Decomposition, factors: Factors) -> int:
 
 
 def check_decomposition(decomposition: Decomposition) -> None:
-    """Raises ``TypeError`` unless the argument is a `Decomposition`, and ``ValueError`` for a stack of them."""
+    """Raises ``TypeError`` unless the argument is a `Decomposition`, and ``ValueError`` if it is a stack."""
     if not isinstance(decomposition, Decomposition):
         raise TypeError(
             f"decomposition must be a Decomposition, got {type(decomposition).__name__}; cut a domain with "
             "schwarz.decompose."
         )
     if decomposition.is_batched:
-        raise ValueError("decomposition must be a single one, got a stack of them, one per sample; use jax.vmap.")
+        raise ValueError("decomposition must be a single one, got a stack of decompositions; use jax.vmap.")
 
 
 def check_ranks(decomposition: Decomposition, rank: int, coarse_rank: int, features: int | None = None) -> None:
-    """Raises ``ValueError`` for ranks above the size of the smallest subdomain or of the coarse space."""
+    """Raises ``ValueError`` if a rank exceeds the size of the smallest subdomain or of the coarse space."""
     for name, given in (("rank", rank), ("coarse_rank", coarse_rank)):
         if not is_integer(given):
             raise TypeError(f"{name} must be an integer, got {given!r}.")
     inside = decomposition.cover.inside
-    # of a traced decomposition only the shapes are known
+    # for a traced decomposition only the shapes are known
     sizes = np.asarray(inside).sum(axis=1) if is_concrete(inside) else np.full(inside.shape[0], inside.shape[1])
     smallest = int(sizes.min()) if features is None else min(int(sizes.min()), features)
     if not 0 <= rank <= smallest:
         raise ValueError(
-            f"rank must lie between 0 and the {smallest} nodes (or features) of subdomain {int(sizes.argmin())}, the "
-            f"smallest, got {rank}; use a smaller rank, or larger subdomains."
+            f"rank must lie between 0 and the {smallest} nodes (or features) of the smallest subdomain, "
+            f"{int(sizes.argmin())}, got {rank}; use a smaller rank, or larger subdomains."
         )
     if not 0 <= coarse_rank <= decomposition.coarse_size:
         raise ValueError(

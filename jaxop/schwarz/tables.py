@@ -16,7 +16,7 @@ from jaxop._validation import accumulator, first_index, float_dtype, is_concrete
 @register
 @dataclasses.dataclass(frozen=True, eq=False)
 class Cover:
-    """R: groups of nodes, padded to the size of the largest; both directions are gathers.
+    """R: groups of nodes, padded to the size of the largest group; both directions are gathers.
 
     Attributes:
         index: the nodes of every group, (p, s); padding repeats the group's first node.
@@ -35,7 +35,7 @@ class Cover:
 
     @jax.jit
     def prolong(self, local: Float[Array, "p s c"]) -> Float[Array, "n c"]:
-        """Rᵀ: the sum over all places of a node."""
+        """Rᵀ, the sum over all places of a node."""
         flat = local.reshape(local.shape[0] * local.shape[1], local.shape[2]).astype(accumulator(local.dtype))
         places = range(self.slots.shape[1])
         summands = [jnp.take(flat, self.slots[:, k], axis=0, mode="fill", fill_value=0) for k in places]
@@ -45,11 +45,11 @@ class Cover:
 @functools.partial(register, static=("size", "kind"))
 @dataclasses.dataclass(frozen=True, eq=False)
 class CoarseSpace:
-    """Φ, stored core by core: only the few functions that do not vanish on a core.
+    """Φ, stored core by core; each core has only the few functions that do not vanish on it.
 
     Attributes:
-        index: coarse functions that do not vanish on a core, (p, q); padding repeats the first.
-        basis: their values on its nodes, (p, s, q), zero on padding.
+        index: coarse functions that do not vanish on a core, (p, q); padding repeats the first function.
+        basis: values of these functions on the nodes of the core, (p, s, q), zero on padding.
         size: n0, the number of functions (static).
         kind: the name in `COARSE_SPACES`, or "given" (static).
     """
@@ -85,7 +85,7 @@ class Members:
         node: the node of each pair.
         weight: D of each pair.
         count: number of subdomains.
-        owner: the subdomain whose core a node is in, (n,); None stands for the first that names the node.
+        owner: the subdomain whose core a node is in, (n,); None means the first that contains the node.
     """
 
     sub: np.ndarray
@@ -101,7 +101,7 @@ class Members:
 
 
 def make_cover(group: np.ndarray, node: np.ndarray, count: int, n: int) -> tuple[Cover, np.ndarray]:
-    """Tables of groups of nodes, sorted by group, and the position of every entry in its group."""
+    """Returns tables of groups of nodes, sorted by group, and the position of every entry in its group."""
     index, inside, position = pack(group, node, count, None)
     size = index.shape[1]
     if count * size >= 2**31:
@@ -114,10 +114,10 @@ def make_cover(group: np.ndarray, node: np.ndarray, count: int, n: int) -> tuple
 def coarse_space(
     basis: Entries, owner: np.ndarray, position: np.ndarray, shape: tuple[int, ...], kind: str
 ) -> CoarseSpace:
-    """Φ core by core, from the core of every node and its position there."""
+    """Returns Φ core by core, from the core of every node and the position of the node there."""
     size = basis.shape[1]
     if size == 0:
-        raise ValueError("the coarse space holds no function: ask for more subdomains along an axis, or coarse=None.")
+        raise ValueError("the coarse space has no functions: ask for more subdomains along an axis, or coarse=None.")
     keep = basis.value != 0
     if not keep.any():
         raise ValueError("the coarse space holds only zeros: give functions that do not vanish at all nodes.")
@@ -142,7 +142,7 @@ def coarse_entries(matrix: object, n: int) -> Entries:
 def pack(
     group: np.ndarray, item: np.ndarray, count: int, fill: int | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Items by group, (count, size), padded by ``fill`` or the first item; which entries are items; their positions."""
+    """Returns items by group, (count, size), padded by ``fill`` or the first; which entries are items; positions."""
     sizes = np.bincount(group, minlength=count)
     start = np.cumsum(sizes) - sizes
     position = np.arange(group.size) - start[group]
@@ -157,7 +157,7 @@ def pack(
 
 
 def check_filled(sizes: np.ndarray, where: str) -> None:
-    """Raises ``ValueError`` for a subdomain without a node."""
+    """Raises ``ValueError`` if a subdomain does not have a node."""
     if (sizes <= 0).any():
         raise ValueError(
             f"subdomain {first_index(sizes <= 0)} of {where} holds no node; ask for fewer subdomains or more nodes."
@@ -165,7 +165,7 @@ def check_filled(sizes: np.ndarray, where: str) -> None:
 
 
 def bounding_boxes(points: np.ndarray, found: Members) -> tuple[np.ndarray, np.ndarray]:
-    """Corners of the boxes that hold the nodes of every subdomain."""
+    """Returns the corners of the boxes that hold the nodes of every subdomain."""
     start = np.cumsum(found.sizes) - found.sizes
     values = np.asarray(points, np.float64)[found.node]
     return np.minimum.reduceat(values, start, axis=0), np.maximum.reduceat(values, start, axis=0)
@@ -181,10 +181,10 @@ def ramp(x: np.ndarray, lower: ArrayLike, upper: ArrayLike, left: ArrayLike, rig
 
 
 def integers(values: np.ndarray) -> Array:
-    """Indices as a JAX array."""
+    """Returns indices as a JAX array."""
     return on_device(values, np.int32)
 
 
 def real(values: np.ndarray) -> Array:
-    """Numbers as a JAX array of the default floating dtype."""
+    """Returns numbers as a JAX array of the default floating dtype."""
     return on_device(values, float_dtype())

@@ -1,4 +1,4 @@
-"""Fourier integral operators on grids of equal weights, and the truncated real transforms they are made of."""
+"""Fourier integral operators on grids of equal weights, and the truncated real transforms that they use."""
 
 from jaxop.spectral.band import Band as Band
 from jaxop.spectral.band import check_grid as check_grid

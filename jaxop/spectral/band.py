@@ -1,4 +1,4 @@
-"""The Fourier modes that a layer keeps on a grid, and the real matrices that compute them."""
+"""Fourier modes that a layer keeps on a grid, and the real matrices that compute them."""
 
 import dataclasses
 import functools
@@ -15,11 +15,11 @@ from jaxop.domains.domain import refuse_decomposed
 class Band:
     """The low modes k of functions on a grid of n_1 × … × n_dim equally spaced nodes.
 
-    The full band is −m_j ≤ k_j < m_j on every axis but the last and 0 ≤ k_dim < m_dim on the last
-    (the spectrum of a real function is Hermitian). A grid with n_j ≥ 2 m_j carries all of it; on a
-    coarser one the modes at or above its Nyquist frequency, |k_j| ≥ n_j/2, are dropped.
+    The full band is −m_j ≤ k_j < m_j on every axis but the last and 0 ≤ k_dim < m_dim on the last, because the
+    spectrum of a real function is Hermitian. A grid with n_j ≥ 2 m_j represents the full band. On a coarser grid the
+    modes at or above its Nyquist frequency, |k_j| ≥ n_j/2, are dropped.
 
-    A coefficient array holds (real part, imaginary part) first, then the kept modes in row-major order
+    A coefficient array has (real part, imaginary part) on the first axis, then the kept modes in row-major order
     with each axis in the order of the FFT, 0, 1, …, m − 1, −m, …, −1.
 
     Attributes:
@@ -65,16 +65,16 @@ class Band:
         return np.full(k.shape, True) if n >= 2 * m else 2 * np.abs(k) < n
 
     def matrix(self, axis: int) -> np.ndarray:
-        """The real matrix of the transform along one axis, with frequencies (o, k) as its rows.
+        """Returns the real matrix of the transform along one axis; its rows are frequencies (o, k).
 
-        The last axis takes the n real values to (Re, Im); the others rotate n complex values, columns
-        (x, o), by e^{−iθ}. Together they are scaled so that their transposes synthesise the function.
+        The last axis maps n real values to (Re, Im); the other axes rotate n complex values, columns
+        (x, o), by e^{−iθ}. All are scaled so that their transposes synthesise the function.
         """
         n, k = self.shape[axis], self.frequencies[axis]
         angle = 2 * np.pi * np.outer(k, np.arange(n)) / n
         cos, sin = np.cos(angle), np.sin(angle)
         if axis == len(self.shape) - 1:
-            # column 0 is its own mirror image; the others stand for two conjugate columns
+            # column 0 is its own mirror image; every other column represents two conjugate columns
             scale = np.where(k == 0, 1.0, math.sqrt(2.0)) / math.sqrt(math.prod(self.shape))
             return np.concatenate([cos, -sin]) * np.tile(scale, 2)[:, None]
         real = np.stack([cos, sin], axis=-1)
@@ -82,11 +82,11 @@ class Band:
         return np.stack([real, imag]).reshape(2 * len(k), 2 * n)
 
     def mirror(self) -> tuple[np.ndarray, np.ndarray]:
-        """Column 0 (k_dim = 0) and its reflection k → −k on this grid.
+        """Returns column 0 (k_dim = 0) and its reflection k → −k on this grid.
 
         Returns:
-            For each mode of column 0, in row-major order, the position of −k there (or its own, if −k is
-            not kept), and whether −k is kept.
+            For each mode of column 0, in row-major order, the position of −k (of k itself, if −k is not kept), and
+            whether −k is kept.
         """
         axes = list(zip(self.frequencies[:-1], self.shape[:-1], strict=True))
         places, kept = np.zeros((1,), int), np.ones((1,), bool)
@@ -108,18 +108,18 @@ def modes_per_axis(modes: int | Sequence[int], dim: int) -> tuple[int, ...]:
 
 
 def check_modes(modes: int | Sequence[int], reference: Sequence[int], *, argument: str = "modes") -> tuple[int, ...]:
-    """Refuses 2 m_j > n_j: a layer must be able to see all its modes on its reference grid.
+    """Raises ``ValueError`` if 2 m_j > n_j, because the reference grid of a layer must represent all its modes.
 
     Args:
         modes: m, one number or one per axis.
         reference: nodes along each axis of the grid, or of the patch, that the layer is made for.
-        argument: what the message calls ``modes``.
+        argument: the name of ``modes`` in the message.
 
     Returns:
         One m_j per axis.
 
     Raises:
-        ValueError: naming the nearest valid numbers of modes and of nodes.
+        ValueError: if 2 m_j > n_j; the message has the nearest valid numbers of modes and of nodes.
 
     Example:
         >>> from jaxop import spectral
@@ -145,18 +145,18 @@ def check_modes(modes: int | Sequence[int], reference: Sequence[int], *, argumen
 
 
 def check_grid(domain: Domain | Decomposed, dim: int | None = None) -> Grid:
-    """Refuses domains on which a discrete Fourier transform is not a quadrature.
+    """Raises an error unless the discrete Fourier transform is a quadrature on a domain.
 
     Args:
-        domain: must be a `Grid` whose every axis follows a rule of equal weights.
-        dim: number of axes it must have; None accepts any.
+        domain: a `Grid` on which every axis follows a rule of equal weights.
+        dim: number of axes; None accepts any number.
 
     Returns:
         The domain.
 
     Raises:
-        TypeError: for a domain that is not a grid, such as a decomposition of one.
-        ValueError: for another number of axes, or uneven weights; the message names the rules to use.
+        TypeError: if the domain is not a grid, for example a decomposition of a grid.
+        ValueError: if the number of axes is not ``dim``, or weights are uneven; the message names the rules to use.
 
     Example:
         >>> from jaxop import domains, spectral
@@ -186,5 +186,5 @@ def check_grid(domain: Domain | Decomposed, dim: int | None = None) -> Grid:
 
 @functools.lru_cache(maxsize=64)
 def multiplier_shape(modes: tuple[int, ...]) -> tuple[int, ...]:
-    """Shape of the full band: 2 m_j on every axis but the last, m_dim there."""
+    """Returns the shape of the full band: 2 m_j on every axis but the last, m_dim on the last."""
     return (*(2 * m for m in modes[:-1]), modes[-1])

@@ -1,4 +1,4 @@
-"""The Fourier integral operator, by FFT (the reference) and by truncated transforms as matrix products."""
+"""Fourier integral operator, by FFT (the reference) and by truncated transforms as matrix products."""
 
 import math
 from collections.abc import Sequence
@@ -26,22 +26,22 @@ def fourier_integral(
 ) -> Float[Array, "n *batch c_out"]:
     r"""v(x) = Σ_k e^{2πi k·x/L} R(k)ᵀ û(k), convolution with a learned band-limited kernel.
 
-    û is the discrete Fourier transform of the real samples, R(k) a complex c_in × c_out matrix for every
-    mode of the band −m ≤ k_j < m, 0 ≤ k_dim < m, zero beyond it, and the inverse is the real one of the
-    default normalisation (1/N): hence R(k) means the same on every grid. As in an inverse real FFT only
-    the Hermitian part of column k_dim = 0 counts. On a grid of n_j < 2 m_j nodes the modes at or above
-    its Nyquist frequency are dropped.
+    û is the discrete Fourier transform of the real samples. R(k) is a complex c_in × c_out matrix for every mode of
+    the band −m ≤ k_j < m, 0 ≤ k_dim < m, and zero outside. The inverse is the real transform of the default
+    normalisation (1/N), so that R(k) has the same meaning on every grid. Only the Hermitian part of column k_dim = 0
+    has an effect, like in an inverse real FFT. On a grid of n_j < 2 m_j nodes the modes at or above its Nyquist
+    frequency are dropped.
 
     Args:
         values: functions on a grid of equal weights (rules "midpoint" and "periodic"), nodes first in
-            row-major order, (n, …, c_in). Axes in between are a batch that shares the multipliers; this
-            is cheaper than `jax.vmap`, whose batch comes first.
+            row-major order, (n, …, c_in). Axes in between are a batch that shares the multipliers, which
+            is cheaper than the leading batch of `jax.vmap`.
         multipliers: real and imaginary parts, (2 m_1, …, 2 m_{dim−1}, m_dim, 2, c_in, c_out), each axis in
             the order of the FFT, 0, …, m − 1, −m, …, −1.
-        grid_shape: nodes along each axis, 1 to 3 of them; their product is n.
-        implementation: ``"fft"`` is the definition; ``"matrix"`` does the same in real arithmetic as one
-            matrix product per axis, fit for matrix units. None means matrices for up to 32 modes per axis and
-            at least 16 channels (times batch), which is where they were faster on CPUs.
+        grid_shape: nodes along each of 1 to 3 axes; their product is n.
+        implementation: ``"fft"`` is the definition. ``"matrix"`` computes the same in real arithmetic by one
+            matrix product per axis, which suits matrix units. None means matrices for up to 32 modes per axis and
+            at least 16 channels (times batch), where they were faster on CPUs, and the FFT otherwise.
 
     Returns:
         Functions on the same grid, (n, …, c_out), in the dtype of ``values``; half precision is computed
@@ -81,12 +81,12 @@ def fourier_integral(
 
 
 def spectral_dtype(values: Array) -> jnp.dtype:
-    """Float64 for float64, float32 for everything narrower: phases need the digits."""
+    """Returns float64 for float64, and float32 for narrower dtypes, because phases need its digits."""
     return jnp.dtype("float64" if values.dtype == jnp.float64 else "float32")
 
 
 def restrict(multipliers: Float[Array, "*modes 2 c_in c_out"], band: Band) -> Float[Array, "m 2 c_in c_out"]:
-    """The multipliers of the kept modes, as one list in row-major order.
+    """Returns the multipliers of the kept modes, as one list in row-major order.
 
     Example:
         >>> import jax.numpy as jnp
@@ -135,7 +135,7 @@ def initial_multipliers(
 def _band(values: Array, multipliers: Array, grid_shape: tuple[int, ...]) -> Band:
     dim = len(grid_shape)
     if not 1 <= dim <= 3:
-        raise ValueError(f"grid_shape must name 1 to 3 axes, got {grid_shape}.")
+        raise ValueError(f"grid_shape must have 1 to 3 axes, got {grid_shape}.")
     if values.ndim < 2 or values.shape[0] != math.prod(grid_shape):
         raise ValueError(
             f"values must have shape (n, ..., c_in) with n = {math.prod(grid_shape)} nodes of a grid {grid_shape}, "
@@ -148,7 +148,7 @@ def _band(values: Array, multipliers: Array, grid_shape: tuple[int, ...]) -> Ban
         )
     if multipliers.shape[-2] != values.shape[-1]:
         raise ValueError(
-            f"multipliers take c_in = {multipliers.shape[-2]} channels but values have {values.shape[-1]}."
+            f"multipliers take c_in = {multipliers.shape[-2]} channels, but values have {values.shape[-1]}."
         )
     full = multipliers.shape[:dim]
     if any(rows % 2 for rows in full[:-1]):
@@ -159,7 +159,7 @@ def _band(values: Array, multipliers: Array, grid_shape: tuple[int, ...]) -> Ban
 
 
 def _choose(band: Band, columns: int) -> str:
-    # measured on CPUs with gradients: few columns starve a matrix product, many modes favour the FFT
+    # measured on CPUs with gradients: matrix products are slow for few columns, and the FFT is faster for many modes
     return "matrix" if max(band.modes) <= 32 and columns >= 16 else "fft"
 
 

@@ -9,15 +9,15 @@ from jaxtyping import Array, Float
 
 from jaxop.spectral.band import Band
 
-# a matrix unit would otherwise round float32 operands to 10 bits
+# a matrix unit would round float32 operands to 10 bits by default
 _PRECISION = jax.lax.Precision.HIGHEST
 
 
 def analysis(values: Float[Array, "n *batch c"], band: Band) -> Float[Array, "2 m *batch c"]:
     """û(k) = s_k Σ_x u(x) e^{−2πi k·x/n}, with s_k = 1/√N for k_dim = 0 and √(2/N) otherwise, N = Π n_j.
 
-    With this scaling the map is an isometry up to the redundancy of column 0 (see `isometric`), its
-    transpose is `synthesis`, and a product of û with R(k) means the same as for the unscaled transform.
+    With this scaling the map is an isometry up to the redundancy of column 0 (see `isometric`), and its transpose is
+    `synthesis`. A product of û with R(k) has the same meaning as for the unscaled transform.
 
     Args:
         values: functions on the grid, nodes first and in row-major order, (n, …, c).
@@ -27,7 +27,7 @@ def analysis(values: Float[Array, "n *batch c"], band: Band) -> Float[Array, "2 
         Real and imaginary parts, (2, m, …, c) for the m kept modes.
 
     Cost: two matrix products per axis pair; Σ_j over axes of (nodes so far) · 4 (kept modes) operations per
-    channel. A truncated transform needs no FFT.
+    channel. A truncated transform does not need an FFT.
 
     Example:
         >>> import jax.numpy as jnp
@@ -53,7 +53,7 @@ def analysis(values: Float[Array, "n *batch c"], band: Band) -> Float[Array, "2 
 def synthesis(coefficients: Float[Array, "2 m *batch c"], band: Band) -> Float[Array, "n *batch c"]:
     """u(x) = Re Σ_k s_k û(k) e^{2πi k·x/n}, the transpose of `analysis`.
 
-    Of column 0 only the Hermitian part counts, exactly as in an inverse real FFT.
+    Only the Hermitian part of column 0 has an effect, like in an inverse real FFT.
 
     Args:
         coefficients: real and imaginary parts, (2, m, …, c).
@@ -82,11 +82,11 @@ def synthesis(coefficients: Float[Array, "2 m *batch c"], band: Band) -> Float[A
 
 
 def _apply(matrix: np.ndarray, data: Float[Array, "a n c"]) -> Float[Array, "a k c"]:
-    """The same real matrix on every leading entry."""
+    """Applies the same real matrix to every leading entry."""
     matrix = np.ascontiguousarray(matrix, data.dtype)
     if data.shape[0] == 1:
         return jnp.matmul(matrix, data[0], precision=_PRECISION)[None]
-    # one batched product keeps the order of the axes; contracting the middle axis alone would transpose
+    # one batched product keeps the order of the axes, whereas contracting the middle axis alone would transpose
     repeated = jnp.broadcast_to(jnp.asarray(matrix)[None], (data.shape[0], *matrix.shape))
     return jnp.matmul(repeated, data, precision=_PRECISION)
 
@@ -96,8 +96,8 @@ def multiply(
 ) -> Float[Array, "2 m *batch c_out"]:
     """v̂(k) = R(k)ᵀ û(k), one complex matrix per mode.
 
-    In real arithmetic [v_r; v_i] = [[u_r, −u_i], [u_i, u_r]] [R_r; R_i]: doubling the input, the smaller
-    factor, leaves one product per mode; its result and its gradients do not need another pass.
+    In real arithmetic [v_r; v_i] = [[u_r, −u_i], [u_i, u_r]] · [R_r; R_i]. This doubles the input, the smaller factor,
+    and needs one product per mode; its result and its gradients do not need another pass.
 
     Args:
         coefficients: real and imaginary parts, (2, m, …, c_in).
@@ -125,8 +125,8 @@ def isometric(coefficients: Float[Array, "2 m *batch c"], band: Band) -> Float[A
     """Coefficients y′ with Σ_x u(x) v(x) = Σ_{o,k} y′_u y′_v for the functions u, v = `synthesis` of y_u, y_v.
 
     Synthesis discards the non-Hermitian part of column 0, so products of arbitrary coefficients are not
-    products of functions. Here column 0 becomes ½(y(k) + conj y(−k)); where −k is not kept (k_j = −m_j on
-    a grid finer than 2 m_j nodes), the function Re(y e^{ikx}) has half the square norm: y/√2.
+    products of functions. Here column 0 becomes ½(y(k) + conj y(−k)). If −k is not kept (k_j = −m_j on a grid finer
+    than 2 m_j nodes), the function Re(y e^{ikx}) has half the square norm, so y becomes y/√2.
 
     Args:
         coefficients: real and imaginary parts, (2, m, …, c).

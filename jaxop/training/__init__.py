@@ -1,4 +1,4 @@
-"""Training: losses as weighted norms, one compiled step, checkpoints that can be trusted, resumable runs."""
+"""Training: losses as weighted norms, one compiled step, verified checkpoints, runs that can be resumed."""
 
 from jaxop._moved import moved
 from jaxop.training.checkpoint import Checkpoints as Checkpoints

@@ -1,4 +1,4 @@
-"""Checks of the arguments of `jaxop.training.fit`, made before anything is written."""
+"""Checks of the arguments of `jaxop.training.fit`, before anything is written."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from jaxop.training.losses import Loss, check_loss
 from jaxop.training.optimizer import EvalParams, Optimizer, check_optimizer
 
 RESERVED = ("training", "train", "valid", "valid_sets")
-"""Names among the recorded settings that `fit` fills in itself, besides "optimizer" and "loss" where they are given."""
+"""Names in the recorded settings that `fit` fills in itself; "optimizer" and "loss" are added if they are given."""
 
 
 def check_arguments(
@@ -30,7 +30,7 @@ def check_arguments(
     loss: Loss | None,
     eval_params: EvalParams | None,
 ) -> None:
-    """Raises ``TypeError`` for the first argument of a wrong type."""
+    """Raises ``TypeError`` if an argument has a wrong type."""
     check_type(model, "model", nnx.Module, "a flax.nnx.Module, such as operators.build(config, rngs=nnx.Rngs(0))")
     TrainingConfig.check(config)
     check_type(valid, "valid", Mapping, "a dict of validation sets by name, such as {'valid': samples}, or {}")
@@ -41,7 +41,7 @@ def check_arguments(
         check_type(settings, "settings", Mapping, "a dict that describes the run, or None")
     check_type(loggers, "loggers", Sequence, "a sequence of loggers, such as [training.TensorBoard()]")
     for logger in loggers:
-        check_type(logger, "every one of loggers", Logger, "a training.Logger with start, log and close")
+        check_type(logger, "every logger in loggers", Logger, "a training.Logger with start, log and close")
     if optimizer is not None:
         check_optimizer(optimizer)
     if loss is not None:
@@ -60,7 +60,7 @@ def check_sources(
     config: TrainingConfig,
     loss: Loss | None,
 ) -> None:
-    """Raises ``TypeError`` or ``ValueError`` if sets do not fit each other, the config or the model by size or kind."""
+    """Raises ``TypeError`` or ``ValueError`` if sets do not fit each other, the config or the model in size or kind."""
     fitting, other = (Examples, Samples) if config.loss == "cross_entropy" else (Samples, Examples)
     for name, given in (("train", train), *((f"valid[{name!r}]", source) for name, source in valid.items())):
         check_source(given, name)
@@ -80,8 +80,8 @@ def check_sources(
         for what, received in _signature(source).items():
             if received != expected.get(what, received):
                 raise ValueError(
-                    f"valid[{name!r}] has {received} {what}, the training samples have {expected[what]}; "
-                    "validation sets may differ in grid and size only."
+                    f"valid[{name!r}] has {received} {what}, but the training samples have {expected[what]}; "
+                    "validation sets may differ only in grid and size."
                 )
     for source in (train, *valid.values()):
         if isinstance(source, Examples):

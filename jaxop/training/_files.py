@@ -1,4 +1,4 @@
-"""The files of a run: read with bounds, written in one go, set aside rather than lost, by one process at a time."""
+"""Files of a run: read with bounds, written in one go, kept when damaged, and written by one process at a time."""
 
 import contextlib
 import json
@@ -11,17 +11,17 @@ from typing import Any, TextIO
 
 from jaxop._validation import check_type
 
-_REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # one slash: pathlib has dropped the other
+_REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # one slash, because pathlib drops the other
 _LARGEST = 2**28  # bytes of a JSON file
 _LOCK = "writer.lock"
 
 
 def local_path(path: str | os.PathLike[str], argument: str) -> Path:
-    """Returns the path, if it lies in the local file system.
+    """Returns the path if it is in the local file system.
 
     Raises:
         TypeError: if it is not a path.
-        ValueError: if it is empty, or the address of a remote store, such as ``gs://bucket/run``.
+        ValueError: if it is empty or the address of a remote store, such as ``gs://bucket/run``.
     """
     check_type(path, argument, (str, os.PathLike), "a path")
     if not os.fspath(path):
@@ -39,8 +39,8 @@ def read_json(path: Path) -> Any:
 
     Raises:
         OSError: if the file does not exist, or may not be read.
-        ValueError: if it is a device, pipe or directory, or has more than 256 MiB, or its contents are
-            not JSON or nested too deeply; the message names the file.
+        ValueError: if it is a device, pipe or directory, is larger than 256 MiB, is not JSON, or is nested too
+            deeply; the message names the file.
     """
     size = path.stat().st_size
     if not path.is_file():
@@ -56,7 +56,7 @@ def read_json(path: Path) -> Any:
 
 
 def write_in_one_go(path: Path, content: bytes) -> None:
-    """Replaces a file by one with this content, on the disk; a reader sees the old one or the new one."""
+    """Replaces a file by a file with this content, on the disk; a reader sees the old file or the new one."""
     scratch = path.with_suffix(".tmp")
     with scratch.open("wb") as file:
         file.write(content)
@@ -66,7 +66,7 @@ def write_in_one_go(path: Path, content: bytes) -> None:
 
 
 def set_aside(path: Path) -> Path:
-    """Renames a file or directory to ``NAME.damaged``, or with a number behind it, and returns the new path."""
+    """Renames a file or directory to ``NAME.damaged``, with a number appended if needed, and returns the new path."""
     aside, number = path.with_name(f"{path.name}.damaged"), 1
     while os.path.lexists(aside):
         number += 1
@@ -78,12 +78,12 @@ def set_aside(path: Path) -> Path:
 def writing(directory: Path) -> Iterator[None]:
     """Makes a directory and keeps other writers out of it while the context lasts.
 
-    The lock belongs to the operating system, which releases it however the process ends. The file
-    ``writer.lock`` is for the message. On a file system without locks, other writers are not kept out. A directory
-    that was made here and is empty in the end is removed.
+    The lock belongs to the operating system, which releases it whenever the process ends. The file
+    ``writer.lock`` serves the message. If the file system has no locks, other writers are not kept out. If the
+    directory was made here and is empty at the end, it is removed.
 
     Raises:
-        BlockingIOError: if another process, or another thread of this one, is writing there.
+        BlockingIOError: if another process, or another thread of this process, is writing there.
     """
     made = not directory.exists()
     directory.mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ def writing(directory: Path) -> Iterator[None]:
             file.flush()
             yield
         finally:
-            path.unlink(missing_ok=True)  # before it is unlocked: nobody else's
+            path.unlink(missing_ok=True)  # before unlocking, while it is still our file
             if made:
                 with contextlib.suppress(OSError):
                     directory.rmdir()
@@ -115,10 +115,10 @@ def _locked(path: Path) -> TextIO:
                 writer = file.read(200)
             raise BlockingIOError(
                 f"{f'process {writer}' if writer else 'another process'} is writing to {path.parent}; "
-                "wait until it has ended, or give another run directory."
+                "wait until it ends, or give another run directory."
             ) from None
-        except OSError:  # the file system has no locks
+        except OSError:  # the file system does not have locks
             return file
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
             return file
-        file.close()  # the one who held it has removed it meanwhile
+        file.close()  # the previous writer has removed it in the meantime

@@ -1,4 +1,4 @@
-"""The surroundings of the steps of a run: the clock, the signal to stop, and batches loaded ahead."""
+"""What surrounds the steps of a run: the clock, the signal to stop, and batches loaded in advance."""
 
 import collections
 import contextlib
@@ -13,11 +13,11 @@ import jax
 
 Loaded = TypeVar("Loaded")
 
-_PREFETCH = 2  # batches prepared ahead
+_PREFETCH = 2  # batches loaded in advance
 
 
 class Clock:
-    """Clock of the seconds of training, which can be paused."""
+    """Clock of the seconds of training, which can pause."""
 
     def __init__(self, seconds: float):
         self._origin = time.perf_counter() - seconds
@@ -35,7 +35,7 @@ class Clock:
 
 @contextlib.contextmanager
 def noted(note: str) -> Iterator[None]:
-    """Adds to an error the place where it happened."""
+    """Adds to an error where it happened."""
     try:
         yield
     except Exception as error:
@@ -59,11 +59,11 @@ def sigterm() -> Iterator[Callable[[], bool]]:
 
 @contextlib.contextmanager
 def prefetched(load: Callable[[int], Loaded], steps: range) -> Iterator[Iterator[Loaded]]:
-    """Yields the batches in order; the next ones are loaded on a thread while one is in use."""
+    """Yields the batches in order; a thread loads the next batches while one is in use."""
     x64 = jax.config.read("jax_enable_x64")
 
     def task(step: int) -> Loaded:
-        with jax.enable_x64(x64):  # set per thread
+        with jax.enable_x64(x64):  # a setting of each thread
             return load(step)
 
     def batches() -> Iterator[Loaded]:

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: complete or absent, verified on load, and never loaded into another model unnoticed."""
+"""Checkpoints on disk: complete or absent, verified when loaded, and checked against the model they are loaded into."""
 
 import contextlib
 import dataclasses
@@ -31,7 +31,7 @@ _MANIFEST = "manifest.json"
 _ARRAYS = "arrays"
 _STEP = re.compile(r"step_([0-9]{8,})")
 _SCRATCH = re.compile(_STEP.pattern + r"\.tmp")
-_PATTERN = re.compile(r"[*?\[\]\\\ud800-\udfff]")  # patterns to Orbax, and bytes that are not UTF-8
+_PATTERN = re.compile(r"[*?\[\]\\\ud800-\udfff]")  # patterns of Orbax, and bytes that are not UTF-8
 
 
 class Manifest(TypedDict):
@@ -55,23 +55,23 @@ class Manifest(TypedDict):
 
 
 class DamagedCheckpointError(Exception):
-    """Error for a checkpoint whose files are not the ones that were saved; the message names the first bad file."""
+    """Error of a checkpoint whose files are not those that were saved; the message names the first bad file."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoints:
     """The checkpoints of one run: ``step_00000200/`` and so on in one directory.
 
-    Each holds the arrays as Orbax writes them and a manifest: step, validation metrics, settings, shape and
-    dtype of every leaf, and the SHA-256 of every file. A checkpoint is assembled under another name and renamed
-    when it is complete and flushed to disk, so a run killed at any moment leaves whole checkpoints only.
-    Loading first compares every file with the manifest, so any truncated, altered or missing file is found.
-    One process writes to a directory at a time; any number may read.
+    Each holds the arrays in the format of Orbax, and a manifest: step, validation metrics, settings, shape and
+    dtype of every leaf, and the SHA-256 of every file. A checkpoint is assembled under another name, and renamed
+    when it is complete and flushed to disk. A run that is killed at any moment therefore leaves only whole checkpoints.
+    Loading first compares every file with the manifest, and so finds every truncated, altered or missing file.
+    One process at a time writes to a directory; any number may read.
 
     Attributes:
-        directory: directory of the steps; made when the first one is saved.
-        keep_last: how many of the newest steps are kept.
-        best_metric: metric whose lowest value marks a step that is kept as well. None keeps the newest steps only.
+        directory: directory of the steps, made when the first one is saved.
+        keep_last: number of newest steps that are kept.
+        best_metric: metric whose lowest value marks one more step that is kept. None keeps only the newest steps.
 
     Example:
         >>> import tempfile
@@ -95,18 +95,18 @@ class Checkpoints:
 
     @property
     def steps(self) -> list[int]:
-        """Steps with a complete checkpoint, ascending; other contents of the directory are ignored."""
+        """Steps with a complete checkpoint, in ascending order; other contents of the directory are ignored."""
         found = (_STEP.fullmatch(path.name) for path in Path(self.directory).glob("step_*") if path.is_dir())
         return sorted(int(match[1]) for match in found if match)
 
     @property
     def latest(self) -> int | None:
-        """The newest step; None if nothing was saved."""
+        """The newest step, or None if nothing was saved."""
         return max(self.steps, default=None)
 
     @property
     def best(self) -> int | None:
-        """The step of the lowest `best_metric`, the earlier one of equals; None if it was never recorded."""
+        """The step of the lowest `best_metric`, the earliest if several are equal; None if it was never recorded."""
         scores: list[tuple[float, int]] = []
         for step in self.steps:
             with contextlib.suppress(DamagedCheckpointError):
@@ -135,7 +135,7 @@ class Checkpoints:
         if not intact:
             raise DamagedCheckpointError(f"{path} is not what was saved: its checksum differs.")
         if content["step"] != step:
-            raise DamagedCheckpointError(f"{path} is not that of step {step}: it was saved at step {content['step']}.")
+            raise DamagedCheckpointError(f"{path} is not of step {step}: it was saved at step {content['step']}.")
         return content
 
     def save(
@@ -147,19 +147,19 @@ class Checkpoints:
         seconds: float = 0.0,
         settings: Mapping[str, object] | None = None,
     ) -> None:
-        """Saves a state and deletes the steps that are neither among the last ones nor the best.
+        """Saves a state, and deletes the steps that are neither among the newest nor the best.
 
-        A file or link that takes the place of the step is set aside, see `restore_latest`.
+        A file or link at the path of the step is set aside, see `restore_latest`.
 
         Args:
-            step: its step number; must be new.
-            state: any pytree of arrays, random keys included.
-            metrics: validation metrics at this step; those that are not finite are left out.
+            step: number of the step, which was not saved before.
+            state: any pytree of arrays, which may include random keys.
+            metrics: validation metrics at this step; metrics that are not finite are omitted.
             seconds: time spent training so far.
             settings: settings of the run, as JSON; kept in the manifest.
 
         Raises:
-            FloatingPointError: if an array holds NaN or infinity: nothing is written. The part ``opt_state`` may hold
+            FloatingPointError: if an array holds NaN or infinity; nothing is written. The part ``opt_state`` may hold
                 infinity, by which optimisers of Optax mark values that are not known yet.
             FileExistsError: if the step was saved before.
 
@@ -203,19 +203,19 @@ class Checkpoints:
         """Returns the state saved at a step, with the structure, shapes, dtypes and shardings of ``like``.
 
         Variables that are not trained (the part ``other``, such as the statistics of `jaxop.operators.Standardized`)
-        are cast between float32 and float64, since they take the precision in force.
+        are cast to JAX's default precision, float32 or float64.
 
         Args:
-            like: pytree of arrays or `jax.ShapeDtypeStruct`, equal to the saved one except for the values.
+            like: pytree of arrays or `jax.ShapeDtypeStruct`, equal to the saved state except for the values.
             step: number of the step; None means the newest.
-            parts: top-level fields of the saved state that ``like`` consists of. None means all of them.
+            parts: top-level fields of the saved state that ``like`` consists of. None means all fields.
 
         Raises:
             FileNotFoundError: if the step does not exist.
-            DamagedCheckpointError: if a file was changed or lost since it was saved.
-            ValueError: if a leaf is unknown to ``like``, missing in the checkpoint, or of another shape or
+            DamagedCheckpointError: if a file was changed or lost after it was saved.
+            ValueError: if a leaf is unknown to ``like``, missing in the checkpoint, or has another shape or
                 dtype; the message names the leaves.
-            OSError: if Orbax cannot read files that are intact.
+            OSError: if Orbax cannot read files although they are intact.
 
         Cost: the checkpoint is read twice, once for its checksums.
         """
@@ -249,15 +249,15 @@ class Checkpoints:
         return jax.tree.unflatten(jax.tree.structure(like), [loaded[name] for name in wanted])
 
     def restore_latest(self, like: State) -> tuple[int, State]:
-        """Returns the newest undamaged step and its state; damaged ones are named in a warning and set aside.
+        """Returns the newest undamaged step and its state; warns of damaged steps and sets them aside.
 
-        Setting aside means renaming to ``step_….damaged``: nothing is deleted.
+        A step that is set aside is renamed to ``step_….damaged``; nothing is deleted.
 
         Args:
             like: see `restore`.
 
         Raises:
-            FileNotFoundError: if nothing was saved, or all of it is damaged.
+            FileNotFoundError: if nothing was saved, or every checkpoint is damaged.
             ValueError: see `restore`.
         """
         damaged = []
@@ -287,7 +287,7 @@ class Checkpoints:
         """Compares every file of a step with its manifest, and returns the manifest.
 
         Raises:
-            DamagedCheckpointError: naming the first file that is missing, truncated or altered.
+            DamagedCheckpointError: if a file is missing, truncated or altered; the message names it.
         """
         manifest, path = self.manifest(step), self.path(step)
         for name, (size, checksum) in manifest["files"].items():
@@ -313,7 +313,7 @@ class Checkpoints:
         if faults:
             more = f"\n  and {len(faults) - 10} more" if len(faults) > 10 else ""
             raise ValueError(
-                f"{self.path(step)} does not fit the model and optimiser it is restored to:\n"
+                f"{self.path(step)} does not fit the model and optimiser that it is restored into:\n"
                 + "\n".join(faults[:10])
                 + f"{more}\nBuild them from the config that the run was started with."
             )
@@ -322,7 +322,7 @@ class Checkpoints:
         best = None if self.best_metric is None else self.best
         for step in self.steps[: -self.keep_last]:
             if step != best:
-                doomed = self.path(step).with_suffix(".tmp")  # out of sight in one go, then removed
+                doomed = self.path(step).with_suffix(".tmp")  # renamed in one go and then removed
                 self.path(step).rename(doomed)
                 _remove(doomed)
 
@@ -353,7 +353,7 @@ def _describe(leaf: Leaf) -> str:
 
 
 def _fits(name: str, saved: str, wanted: str) -> bool:
-    """Tells whether a leaf can be restored: unchanged, or as a constant of the model in the precision in force."""
+    """Tells whether a leaf can be restored: unchanged, or as a constant of the model in JAX's default precision."""
     precisions = {"float32", "float64"}
     both = {description.partition("[")[0] for description in (saved, wanted)}
     same_shape = saved.partition("[")[2] == wanted.partition("[")[2]
@@ -367,7 +367,7 @@ def _abstract(leaf: Leaf) -> jax.ShapeDtypeStruct:
 
 @contextlib.contextmanager
 def _literal(directory: Path) -> Iterator[Path]:
-    """Yields a path of a directory that Orbax cannot take for a pattern: its own, or a link to it."""
+    """Yields a path to a directory that Orbax cannot take for a pattern: the path itself, or a link."""
     if not _PATTERN.search(str(directory)):
         yield directory
         return
@@ -375,7 +375,7 @@ def _literal(directory: Path) -> Iterator[Path]:
         if match := _PATTERN.search(folder):
             raise ValueError(
                 f"the directory for temporary files, {tempfile.gettempdir()}, must not hold the character "
-                f"{match[0]!r}; set TMPDIR to another one."
+                f"{match[0]!r}; set TMPDIR to another directory."
             )
         link = Path(folder) / "checkpoint"
         link.symlink_to(directory, target_is_directory=True)

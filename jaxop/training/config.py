@@ -1,4 +1,4 @@
-"""The settings of a training run, checked when built, and their JSON form."""
+"""Settings of a training run, checked when they are built, and their JSON form."""
 
 import dataclasses
 import json
@@ -13,49 +13,49 @@ from jaxop._config import to_json as to_json
 from jaxop._validation import check_name, check_type, is_integer
 
 SCHEDULES = ("cosine", "constant")
-"""Courses of the learning rate after the warm-up."""
+"""Schedules of the learning rate after the warm-up."""
 
 LOSSES = {"l2": "L2", "h1": "H1", "cross_entropy": "cross_entropy"}
-"""Training losses: the mean over the batch of the relative norm in this space, or of the cross-entropy."""
+"""Training losses: the mean over the batch of the relative norm in L2 or H1, or of the cross-entropy."""
 
 _MAY_CHANGE = ("eval_every", "checkpoint_every", "keep_last", "time_limit_s")
-"""Fields of a run that may differ when it is resumed, because they do not change the parameters."""
+"""Fields of a run that may change when it is resumed, because they do not change the parameters."""
 
 _CONTENTS = re.compile(r"train\..*\.contents|valid_sets\..*")
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:
-    """Settings of a training run, apart from the operator, the data, and a user's own optimiser or loss.
+    """Settings of a training run, except for the operator, the data, and an optimiser or loss of the user.
 
     The learning rate at step t of T, with W warm-up steps, is η (t+1)/W for t < W and then
-    η_end + (η − η_end)·½(1 + cos π(t−W)/(T−W)), or η throughout for ``schedule="constant"``. Under a time limit, too,
-    it depends on the step alone, so that a run cut short has taken the same steps as a longer one.
+    η_end + (η − η_end)·½(1 + cos π(t−W)/(T−W)), or η throughout for ``schedule="constant"``. It depends on the step
+    alone, also under a time limit, so that a run that is stopped early has taken the same steps as a longer run.
 
     Attributes:
         steps: optimiser steps T of the whole run.
         batch_size: samples per optimiser step.
-        accumulate: micro-batches that a batch is split into, to save memory; must divide ``batch_size``.
-            The gradient is that of the whole batch.
+        accumulate: number of micro-batches that a batch is split into, to save memory; it divides ``batch_size``.
+            The gradient is still the gradient of the whole batch.
         learning_rate: peak learning rate η.
         warmup_steps: W, steps of linear warm-up.
         schedule: "cosine" or "constant", one of `SCHEDULES`.
         final_learning_rate: η_end, the end of the cosine.
         weight_decay: decoupled decay rate of AdamW, on matrices only (see `make_optimizer`).
-        clip_norm: largest global norm of a gradient. Longer gradients are shortened to it; 0 switches it off.
-        ema_decay: β of the moving average of the parameters that evaluations use; 0 switches it off.
-        loss: "l2" or "h1": mean relative error in that norm, over the batch; "cross_entropy" for
-            `jaxop.data.Examples`. It is not read if `jaxop.training.fit` is given a ``loss``. The fields
-            from ``learning_rate`` to ``clip_norm`` are not read if it is given an ``optimizer``.
+        clip_norm: largest global norm of a gradient; longer gradients are scaled to it. 0 disables clipping.
+        ema_decay: β of the moving average of the parameters that evaluations use; 0 disables the average.
+        loss: "l2" or "h1" (the mean relative error in this norm over the batch), or "cross_entropy" for
+            `jaxop.data.Examples`. If `jaxop.training.fit` is given a ``loss``, this field is not used. If it is given
+            an ``optimizer``, the fields from ``learning_rate`` to ``clip_norm`` are not used.
         eval_every: steps between evaluations.
         checkpoint_every: steps between checkpoints.
-        keep_last: checkpoints kept besides the best one.
+        keep_last: number of newest checkpoints that are kept, in addition to the best one.
         seed: seed of the data order and of every random number drawn in a step, 0 ≤ seed < 2³².
-        time_limit_s: seconds of training after which the run stops and saves, over all resumptions,
-            without compilation, evaluation and saving, for comparisons at equal time. None sets no limit.
+        time_limit_s: seconds of training after which the run stops and saves, for comparisons at equal time. They are
+            summed over all resumptions, without compilation, evaluation and saving. None means no limit.
 
     Raises:
-        ValueError: if a value is unusable; the message names field, value and remedy.
+        ValueError: if a value is invalid; the message names field, value and remedy.
 
     Example:
         >>> from jaxop import training
@@ -127,7 +127,7 @@ class TrainingConfig:
     @classmethod
     def check(cls, config: object) -> None:
         """Raises ``TypeError`` unless ``config`` is a `TrainingConfig`."""
-        expected = "a training.TrainingConfig, which TrainingConfig(steps=..., ...) or TrainingConfig.from_dict makes"
+        expected = "a training.TrainingConfig, made by TrainingConfig(steps=..., ...) or TrainingConfig.from_dict"
         check_type(config, "config", cls, expected)
 
     def _check(self, name: str, valid: bool, rule: str) -> None:
@@ -136,14 +136,14 @@ class TrainingConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> "TrainingConfig":
-        """Returns the config with these fields, the others at their defaults.
+        """Returns the config with these fields; all other fields have their defaults.
 
         Args:
             values: field names and values, such as the ``"training"`` entry of a run's ``config.json``.
 
         Raises:
             TypeError: if ``values`` is not a dict.
-            ValueError: if a field is unknown (the message names the closest ones) or a value is impossible.
+            ValueError: if a field is unknown (the message names the closest names) or a value is invalid.
 
         Example:
             >>> from jaxop import training
@@ -168,15 +168,15 @@ def path_fields(value: object, name: str = "") -> set[str]:
 def check_same_settings(
     saved: Mapping[str, object], current: Mapping[str, object], source: str, *, paths: Collection[str] = ()
 ) -> None:
-    """Raises ``ValueError`` listing every field in which a run's saved settings differ from the current ones.
+    """Raises ``ValueError`` with every field in which the saved settings of a run differ from the current ones.
 
     Fields of `TrainingConfig` that do not change the parameters may differ: how often to evaluate and to save, how
-    many checkpoints to keep, and the time limit. Paths may differ, too, if the contents of the samples were recorded.
-    Earlier versions did not record all contents, nor the bound arguments of a loss; those are then not compared.
+    many checkpoints to keep, and the time limit. Paths may differ if the contents of the samples were recorded. Earlier
+    versions did not record all contents or the bound arguments of a loss; what is missing is not compared.
 
     Args:
-        saved: settings that the run was started with, as JSON.
-        current: settings to resume it with, as JSON.
+        saved: JSON settings that the run was started with.
+        current: JSON settings to resume it with.
         source: file of the saved settings, for the message.
         paths: names of the fields that are paths.
 

@@ -27,7 +27,7 @@ class Errors:
 
     Attributes:
         l2: relative L2 errors, shape (N,).
-        h1: relative H1 errors, shape (N,); None on scattered nodes, where derivatives are unknown.
+        h1: relative H1 errors, shape (N,); None on scattered nodes, which do not have derivatives.
     """
 
     l2: Float[np.ndarray, " n"]
@@ -39,8 +39,8 @@ def evaluate(
 ) -> Errors:
     """‖f(u_i) − y_i‖ / ‖y_i‖ in L2 and H1 for every sample, in the units the model returns.
 
-    A model wrapped in `jaxop.operators.Standardized` returns physical units, so the errors are those
-    of the physical fields.
+    A model in `jaxop.operators.Standardized` returns physical units, so that the errors are those of the physical
+    fields.
 
     Args:
         model: an operator; it runs in evaluation mode and is left as it was.
@@ -97,7 +97,7 @@ class Scores:
 
     Attributes:
         cross_entropy: mean over the example's labels of −log p(label), in nats, shape (N,).
-        accuracy: share of its labels that are the most probable class, shape (N,).
+        accuracy: share of the example's labels that are the most probable class, shape (N,).
     """
 
     cross_entropy: Float[np.ndarray, " n"]
@@ -218,7 +218,7 @@ def predict(
 def trace_errors(
     model: nnx.Module, source: DataSource, *, batch_size: int, argument: str = "samples", loss: Loss | None = None
 ) -> None:
-    """Traces the program of `mean_errors`, so that a model that cannot run on the set raises now."""
+    """Traces the program of `mean_errors`, which raises at once if the model cannot run on the set."""
     graphdef, params, other = split_model(model, train=False)
     batch = next(_batches(source, batch_size, argument, None))
     if loss is not None:
@@ -240,7 +240,7 @@ def mean_errors(
     loss: Loss | None = None,
     mesh: Mesh | None = None,
 ) -> dict[str, float]:
-    """Returns the means over a set by name: of a given loss and its metrics, or of `evaluate` or `score`.
+    """Returns means over a set by name: of the loss and its metrics if a loss is given, else of `evaluate` or `score`.
 
     Args:
         model: runs in evaluation mode.
@@ -286,11 +286,11 @@ def _check_samples(samples: object, function: str) -> None:
 
 
 def _check_batch(batch: object, source: object, function: str) -> None:
-    """Raises ``TypeError`` unless the batch is one of functions."""
+    """Raises ``TypeError`` unless the batch is a batch of functions."""
     if not isinstance(batch, Batch):
         raise TypeError(
             f"{function} takes data.Samples, or a source of data.Batch, but {type(source).__name__}[indices] is "
-            f"{type(batch).__name__}; measure such a source by a loss of your own."
+            f"{type(batch).__name__}; measure such a source by your own loss."
         )
 
 
@@ -310,7 +310,7 @@ def _batches(samples: DataSource, batch_size: int, argument: str, mesh: Mesh | N
 
 
 def _spaces(domain: Domain) -> tuple[str, ...]:
-    """Returns the spaces whose norm the domain can compute: not H1 if the nodes do not have neighbours."""
+    """Returns the spaces whose norm the domain can compute; H1 needs nodes with neighbours."""
     count = jax.tree.leaves(domain)[0].shape[0] if domain.is_batched else 1
     values = jax.ShapeDtypeStruct((count, domain.size, 1), np.float32)
     try:

@@ -1,4 +1,4 @@
-"""The identity of data, by which a run recognises them when it is resumed."""
+"""Identity of data, which a run compares when it is resumed."""
 
 import zlib
 from collections.abc import Iterable
@@ -18,15 +18,15 @@ from jaxop.training.config import to_json
 
 
 def describe_source(source: DataSource, argument: str = "source") -> dict[str, Json]:
-    """Returns the identity of a data source, as JSON; ``argument`` is its name in messages.
+    """Returns the identity of a data source as JSON; ``argument`` is its name in messages.
 
-    For `Samples` and `Examples` it is that of `describe_samples`. For any other source it is the length and the result
-    of its method ``identity()``, or, without this method, shapes, dtypes and CRC-32 sums of the first, middle and last
-    item.
+    For `Samples` and `Examples` it is `describe_samples`. For any other source it is the length and the result of its
+    method ``identity()``. Without this method, shapes, dtypes and CRC-32 sums of the first, middle and last item
+    take its place.
 
     Raises:
         TypeError: if these items are not a pytree of arrays of numbers.
-        ValueError: if an array has another number of entries than there are items.
+        ValueError: if the number of entries of an array is not the number of items.
     """
     if isinstance(source, Samples | Examples):
         return describe_samples(source)
@@ -36,7 +36,7 @@ def describe_source(source: DataSource, argument: str = "source") -> dict[str, J
         return described | {"identity": to_json(identity() if callable(identity) else identity, name="identity")}
     rows = np.unique([0, len(source) // 2, len(source) - 1])
     items = source[rows]
-    check_batch(items, len(rows), argument)  # an array of objects holds addresses, which differ from run to run
+    check_batch(items, len(rows), argument)  # an array of objects holds addresses, which change from run to run
     arrays = {name: np.asarray(leaf) for name, leaf in zip(leaf_names(items), jax.tree.leaves(items), strict=True)}
     described["items"] = {
         name or "array": {"shape": list(array.shape), "dtype": array.dtype.name, "crc32": _crc32([array])}
@@ -48,8 +48,8 @@ def describe_source(source: DataSource, argument: str = "source") -> dict[str, J
 def describe_samples(samples: Samples | Examples) -> dict[str, Json]:
     """Returns the identity of a set of samples, as JSON: sizes, dtypes, and CRC-32 sums of the contents.
 
-    ``contents`` is the sum over all samples. ``crc32`` is the sum over the first, middle and last one; earlier
-    versions recorded nothing else. A mesh counts with its vertices and faces; its weights follow from them.
+    ``contents`` is the sum over all samples. ``crc32`` is the sum over the first, middle and last sample, which is all
+    that earlier versions recorded. A mesh counts with its vertices and faces, which determine its weights.
 
     Cost: every sample is read once, in blocks that fit in memory.
     """
@@ -87,7 +87,7 @@ def describe_samples(samples: Samples | Examples) -> dict[str, Json]:
 
 
 def _crc32(parts: Iterable[ArrayLike]) -> str:
-    """Returns a checksum of the arrays' entries, which does not depend on their byte order."""
+    """Returns a checksum of the entries of arrays that does not depend on their byte order."""
     total = 0
     for part in map(np.asarray, parts):
         entries = np.ascontiguousarray(part, part.dtype.newbyteorder("<")).reshape(-1)

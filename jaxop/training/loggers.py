@@ -23,14 +23,14 @@ class Logger(Protocol):
     """Destination of metrics; `fit` calls the three methods in this order."""
 
     def start(self, run_dir: Path, settings: Mapping[str, object], step: int) -> None:
-        """Opens the destination for a run that continues after ``step`` (0 for a new one).
+        """Opens the destination for a run that continues after ``step``, which is 0 for a new run.
 
-        Metrics of later steps that it already holds belong to work that was lost and will be repeated.
+        Metrics of later steps that it already holds belong to lost work, which will be repeated.
         """
         ...
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Records the metrics of a step: those of training, or those of a validation set."""
+        """Records the metrics of a step of training or of a validation set."""
         ...
 
     def close(self) -> None:
@@ -41,9 +41,9 @@ class Logger(Protocol):
 class JsonLines:
     """One JSON object per row in ``metrics.jsonl``: ``{"step": 3, "loss": 0.21, ...}``.
 
-    Every row reaches the operating system before the next step begins, and a resumed run first drops the
-    rows after the step it resumes from. So no row is lost or doubled, however a run ends. Lines that are
-    not rows stay, except a last one that was cut off. A value that is not finite becomes null.
+    Every row reaches the operating system before the next step begins, and a resumed run first removes the
+    rows after the step that it resumes from. However a run ends, no row is lost or doubled. Lines that are not rows
+    stay, unless they were cut off at the end of the file. A value that is not finite becomes null.
 
     Example:
         >>> import pathlib, tempfile
@@ -62,10 +62,10 @@ class JsonLines:
     _file: TextIO
 
     def start(self, run_dir: Path, settings: Mapping[str, object], step: int) -> None:
-        """Drops the rows after ``step`` and opens the file to append."""
+        """Removes the rows after ``step`` and opens the file to append."""
         path = run_dir / METRICS_FILE
         *lines, last = _lines(path)
-        if _row(last) is not None:  # else it is empty or was cut off
+        if _row(last) is not None:  # otherwise it is empty or was cut off
             lines.append(last)
         kept = [line for line in lines if (row := _row(line)) is None or row["step"] <= step]
         write_in_one_go(path, b"".join(line + b"\n" for line in kept))
@@ -83,7 +83,7 @@ class JsonLines:
 
 
 def read_metrics(run_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Returns the rows of a run's ``metrics.jsonl``, without lines that are not rows, such as one cut off by a crash.
+    """Returns the rows of a run's ``metrics.jsonl``; skips lines that are not rows, such as one cut off by a crash.
 
     Args:
         run_dir: the run directory. If it does not hold a metrics file, the list is empty.
@@ -95,7 +95,7 @@ def read_metrics(run_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def _lines(path: Path) -> list[bytes]:
-    """Returns the lines of a file; the last one is what follows the last line break."""
+    """Returns the lines of a file; the last entry is the text after the last line break."""
     return path.read_bytes().split(b"\n") if path.is_file() else [b""]
 
 
@@ -114,7 +114,7 @@ class Progress:
     """Loss, steps per second and time left: a rich bar on a terminal, plain lines elsewhere.
 
     Args:
-        interval_s: least number of seconds between two plain lines.
+        interval_s: smallest number of seconds between two plain lines.
     """
 
     def __init__(self, *, interval_s: float = 10.0):
@@ -146,13 +146,13 @@ class Progress:
             bar.start()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Updates the display; validation metrics get a line of their own."""
+        """Updates the display; validation metrics get a separate line."""
         if "loss" not in metrics:
             self._print(f"step {step}  " + "  ".join(f"{name} {value:.3e}" for name, value in metrics.items()))
             return
         now = time.monotonic()
         status, left = f"loss {metrics['loss']:.3e}", ""
-        if self._first is None:  # the time before contains the compilation
+        if self._first is None:  # the time until now includes the compilation
             self._first = step, now
         else:
             rate = (step - self._first[0]) / max(now - self._first[1], 1e-9)
@@ -179,7 +179,7 @@ class Progress:
 
 
 def _printable(line: str, encoding: str | None) -> str:
-    """Returns the line without characters that the terminal cannot show: validation sets may have any name."""
+    """Returns the line without characters that the terminal cannot show, as validation sets may have any name."""
     encoding = encoding or "utf-8"
     return line.encode(encoding, "replace").decode(encoding)
 
@@ -225,7 +225,7 @@ class WeightsAndBiases:
         self._project = project
 
     def start(self, run_dir: Path, settings: Mapping[str, object], step: int) -> None:
-        """Starts or continues the online run, whose id is kept in ``wandb_id`` of the run directory.
+        """Starts or continues the online run; the file ``wandb_id`` of the run directory holds its id.
 
         Raises:
             ImportError: if wandb is not installed.
@@ -247,7 +247,7 @@ class WeightsAndBiases:
         id_file.write_text(self._run.id)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Sends the metrics; the service itself ignores steps it has already seen."""
+        """Sends the metrics; the service ignores steps that it already has."""
         self._run.log(dict(metrics), step=step)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The training loop: resumable at any step, evaluated on the way, stopped cleanly."""
+"""Training loop: it can be resumed at any step, evaluates regularly, and stops cleanly."""
 
 import contextlib
 import dataclasses
@@ -47,12 +47,12 @@ class Result(Generic[Model]):
 
     Attributes:
         model: a copy of the model in evaluation mode, with the averaged parameters if the run or the optimiser keeps
-            an average, otherwise with the last ones. `jaxop.training.load_run` and `Run.restore` return the best ones.
+            an average, otherwise with the last. `jaxop.training.load_run` and `Run.restore` return the best.
         state: the last training state.
         stopped: "completed", "time limit" or "terminated" (SIGTERM).
         seconds: time spent in training steps over all resumptions.
-        errors: means of the last evaluation, "NAME/l2" and "NAME/h1" or "NAME/cross_entropy" and
-            "NAME/accuracy", or "NAME/loss" and the metrics of the user's own loss; empty without an evaluation.
+        errors: means of the last evaluation: "NAME/l2" and "NAME/h1", or "NAME/cross_entropy" and
+            "NAME/accuracy", or "NAME/loss" and the metrics of the user's own loss. Empty without an evaluation.
     """
 
     model: Model
@@ -81,28 +81,28 @@ def fit(
     """Minimises the mean loss over ``train`` in ``config.steps`` steps of AdamW, or of any other optimiser.
 
     The run directory then holds ``config.json``, ``versions.json``, ``metrics.jsonl`` (every step and
-    every evaluation), ``checkpoints/`` (the last ones and the best by the first validation set, in the norm
-    of the loss) and an empty ``figures/``. A run that is killed at any moment and resumed ends with the
-    parameters of the uninterrupted run, bit for bit on one kind of machine: batches and random numbers are
-    functions of (seed, step), and a checkpoint holds everything else, the whole state of the optimiser included.
-    SIGTERM lets the step finish, saves and returns. One process at a time writes to the directory. The first checkpoint
-    is restored as soon as it is saved, so a run whose checkpoints cannot be read fails at once.
+    every evaluation), ``checkpoints/`` (the newest, and the best by the first validation set, in the norm
+    of the loss) and an empty ``figures/``. If a run is killed at any moment and resumed, it ends with the
+    parameters of the uninterrupted run, bit for bit on one kind of machine. Batches and random numbers are
+    functions of (seed, step), and a checkpoint holds everything else, with the whole state of the optimiser.
+    After SIGTERM the run finishes its step, saves and returns. One process at a time writes to the directory. The first
+    checkpoint is restored as soon as it is saved, so that a run whose checkpoints cannot be read fails at once.
 
     Args:
         model: any NNX module that the loss can call; it is not changed. The losses "l2" and "h1" call
             ``model(inputs, domain, at=at, initial=initial)``, and "cross_entropy" calls ``model(inputs)``.
         train: training samples: `jaxop.data.Samples`, `jaxop.data.Examples`, or any `jaxop.data.DataSource` whose
-            batches the loss takes. A run is resumed only on the data it was started with. It recognises them by
-            their sizes and the checksum of all of them, or by the identity of the source.
-        valid: validation sets by name, on any grids, recognised in the same way; the dict may be empty.
+            batches fit the loss. A run can be resumed only with the data that it was started with. It compares their
+            sizes and a checksum of all of them, or the identity of the source.
+        valid: validation sets by name, on any grids, compared in the same way; the dict may be empty.
         config: see `TrainingConfig`.
-        run_dir: directory of the run, in a local file system; a new run needs one without checkpoints.
+        run_dir: directory of the run in a local file system; a new run needs a directory without checkpoints.
         optimizer: any `optax.GradientTransformation` or `optax.MultiSteps`. None makes AdamW from ``config``
-            (`make_optimizer`). A run records the structure of the optimiser's state and is resumed only with an
-            optimiser of the same structure. It cannot see numbers such as a learning rate: put them into ``settings``.
-            Every step of the run is one call of ``update``; `optax.MultiSteps` changes parameters every k-th time.
+            (`make_optimizer`). A run records the structure of the optimiser's state and can be resumed only with an
+            optimiser of the same structure. It does not record numbers such as a learning rate: put them into
+            ``settings``. Every step calls ``update`` once; `optax.MultiSteps` changes parameters every k-th time.
         loss: a function of (model, batch) that returns one number per sample, or these numbers and a dict of metrics;
-            see `jaxop.training.losses`. The metrics of a step go to the loggers. Validation sets are then measured by
+            see `jaxop.training.losses`. The loggers get the metrics of a step, and validation sets are measured by
             this loss and its metrics. None takes the loss that ``config.loss`` names. A run records the name of
             the function, and the numbers, strings and tuples that a `functools.partial` binds; a resumed run must have
             the same. Code, closures, other bound values and the fields of a callable object are not compared, and all
@@ -115,25 +115,24 @@ def fit(
             records it, and may be resumed on any other number of devices: the batches are the same. None trains on
             one device.
         settings: further description of the run (operator config, source of the data): dataclasses, numbers, strings,
-            paths, or dicts and lists of them. They are kept in ``config.json`` and in every checkpoint, and compared
-            when the run is resumed, except for paths: samples may move. The names "loss" and "optimizer" are free
-            without these arguments, but not for dicts like fit's own records, {"function": "..."} and {"state": "..."}.
-        resume: continues the run in ``run_dir`` from its newest undamaged checkpoint, or from
-            step 0 if it was interrupted before the first one.
-        loggers: destinations of the metrics besides ``metrics.jsonl``.
-        progress: displays progress.
+            paths, or dicts and lists of them. They are stored in ``config.json`` and in every checkpoint, and compared
+            when the run is resumed, except for paths, because samples may move. The names "loss" and "optimizer" may
+            be used if these arguments are None, but not for dicts of the form {"function": "..."} or {"state": "..."}.
+        resume: whether to continue the run in ``run_dir`` from its newest undamaged checkpoint, or from
+            step 0 if it was interrupted before the first checkpoint.
+        loggers: destinations of the metrics in addition to ``metrics.jsonl``.
+        progress: whether to display progress.
 
     Returns:
         A `Result`.
 
     Raises:
-        TypeError: if an argument has a wrong type, such as samples that the loss does not take.
-        ValueError: if samples do not fit each other or the config; if the arrays, shapes or dtypes of the training
-            batches change from step to step; if settings, data, loss or optimiser differ
-            from those of the run to resume (every differing field is named); or if the model does not fit its
-            checkpoint.
+        TypeError: if an argument has a wrong type, such as samples that do not fit the loss.
+        ValueError: if samples do not fit each other or the config, if the arrays, shapes or dtypes of the training
+            batches change from step to step, if settings, data, loss or optimiser differ from those of the run to
+            resume (the message names every field that differs), or if the model does not fit its checkpoint.
         FileNotFoundError: if ``run_dir`` does not hold a run to resume.
-        FileExistsError: if a new run would overwrite another.
+        FileExistsError: if a new run would overwrite another run.
         BlockingIOError: if another process is writing to ``run_dir``; the message names it.
         FloatingPointError: at the first step whose loss or gradient is not finite; the message names the
             step, the samples of its batch and the first bad array. No such state is saved.
@@ -179,11 +178,11 @@ def fit(
     if optimizer is not None:
         given["optimizer"] = {"state": describe_state(state.opt_state)}
     if reserved := {*RESERVED, *given} & extra.keys():
-        raise ValueError(f"settings must not use the names {sorted(reserved)}: fit fills them in itself.")
+        raise ValueError(f"settings must not use the names {sorted(reserved)}, which fit fills in itself.")
     for name in ("loss", "optimizer"):
         if is_record_of_fit(name, extra.get(name)):
             raise ValueError(
-                f"settings[{name!r}] must not have the form of fit's own record of its argument {name}, got "
+                f"settings[{name!r}] must not have the form of the record that fit makes of its argument {name}, got "
                 f"{extra[name]}; use another name."
             )
     checkpoints = open_checkpoints(directory, config, list(valid), own_loss=loss is not None)
@@ -211,7 +210,7 @@ def fit(
         made = make_step(graphdef, chosen, config, loss=loss, eval_params=eval_params, mesh=mesh)
         step = training.trace(made, state)
 
-        for output in (*loggers, *own):  # those that may be missing come first
+        for output in (*loggers, *own):  # loggers whose package may be missing come first
             output.start(directory, described, start)
             stack.callback(output.close)
         (directory / "figures").mkdir(exist_ok=True)
@@ -223,7 +222,7 @@ def fit(
 def _resumed(
     checkpoints: Checkpoints, directory: Path, state: TrainState, described: Mapping[str, object], paths: set[str]
 ) -> tuple[int, TrainState, float, dict[str, float]]:
-    """Returns step, state, seconds and last errors of an interrupted run with the settings described."""
+    """Returns step, state, seconds and last errors of an interrupted run with these settings."""
     config, begun = directory / "config.json", has_begun(directory)
     if checkpoints.latest is not None or (config.exists() and not begun):
         check_same_settings(in_present_terms(read_settings(directory)), described, str(config), paths=paths)
@@ -231,7 +230,7 @@ def _resumed(
         return 0, state, 0.0, {}
     start, state = checkpoints.restore_latest(state)
     manifest = checkpoints.manifest(start)
-    if "settings" in manifest:  # the config is in anyone's hands, the manifest is sealed
+    if "settings" in manifest:  # anyone can edit the config, but the manifest is sealed
         saved = in_present_terms(manifest["settings"])
         check_same_settings(saved, described, str(checkpoints.path(start)), paths=paths)
     return start, state, manifest["seconds"], manifest["metrics"]
@@ -261,7 +260,7 @@ class _Training(Generic[Model]):
     first: BatchForm | None = None
 
     def trace(self, step: Step, state: TrainState) -> jax.stages.Lowered:
-        """Returns the step ready to compile; a model that cannot run on some samples raises before any saving."""
+        """Traces the step for compilation; raises before anything is saved if the model cannot run on some samples."""
         for name, source in self.valid.items():
             with noted(f"on valid[{name!r}]"):
                 size = self.config.batch_size
@@ -272,7 +271,7 @@ class _Training(Generic[Model]):
     def run(self, lowered: jax.stages.Lowered, start: int, state: TrainState, seconds: float) -> Result[Model]:
         config, stopped = self.config, "completed"
         limit = config.time_limit_s or float("inf")
-        if self.checkpoints.latest is None:  # a run killed early can be resumed, and a full disk shows now
+        if self.checkpoints.latest is None:  # a run that is killed early can be resumed, and a full disk is noticed
             self.checkpoints.save(0, state, settings=self.settings)
             self.checkpoints.restore(state, step=0)  # a checkpoint that cannot be read fails now, not at resume
         ahead = range(start, config.steps)
@@ -337,7 +336,7 @@ class _Training(Generic[Model]):
         return (
             f"step {step}: the loss is {values['loss']} and the gradient norm {values['grad_norm']}, on samples "
             f"{batch.indices.tolist()}; first array that is not finite: {bad or 'the loss'}. "
-            f"The state was not saved; the last checkpoint is that of step {self.checkpoints.latest}. "
+            f"The state was not saved; the last checkpoint is of step {self.checkpoints.latest}. "
             "Look at these samples, or start again with a smaller learning rate or a longer warm-up."
         )
 

@@ -1,9 +1,9 @@
-"""Losses: relative errors as weighted norms of the domain, cross-entropy, and functions of one's own.
+"""Losses: relative errors as weighted norms of the domain, cross-entropy, and your own functions.
 
 A loss is a function of a model and a batch. It returns one number per sample, shape (b,), or these numbers and a
-dict of metrics by name, each of shape (b,) or (). The batch holds the domain, and the model can be evaluated on any
-nodes, so derivatives of the output in space come from `jax.jvp`. The residual of −u″ = f, with u the output for the
-input f, is ten lines:
+dict of metrics by name, each of shape (b,) or (). The batch holds the domain. Since the model can be evaluated on any
+nodes, `jax.jvp` gives derivatives of the output in space. The residual of −u″ = f, with u the output for the
+input f, takes ten lines:
 
 Example:
     >>> import jax, jax.numpy as jnp
@@ -29,15 +29,15 @@ Example:
     >>> print(residuals.round(3) + 0, metrics["energy"].round(2))
     [0.] [4.93]
 
-    A model that changes its state when it is called (dropout, running averages) is called as ``nnx.clone(model)(…)``
-    inside a function that is differentiated: the clone draws the same random numbers.
+    If a model changes its state in a call (dropout, running averages), call ``nnx.clone(model)(…)`` inside a function
+    that is differentiated: the clone draws the same random numbers.
 
-    Attention between more than 128² pairs of nodes is chunked, which has derivatives in reverse mode only: name
+    Attention between more than 128² pairs of nodes is chunked, which has derivatives only in reverse mode. Set
     ``implementation="dense"`` in its config, or write ``jax.grad(lambda x: jnp.sum(u(x)))`` for one sample. This is the
-    same derivative, since u(x_i) depends on x_i alone.
+    same derivative, since u(x_i) depends only on x_i.
 
     Among the operators, `jaxop.operators.TransformerNeuralOperator` with decoder layers gives its output on any nodes.
-    For those that give it on their own grid, integrals of products of derivatives serve: ``domain.dirichlet`` and
+    For operators whose output is on their own grid, use integrals of products of derivatives: ``domain.dirichlet`` and
     ``domain.norm(u, space="H1")`` are differentiable in u.
 """
 
@@ -71,25 +71,24 @@ def relative_norm(
 ) -> Float[Array, ""]:
     """‖p − t‖ / ‖t‖ in L2(D) or H1(D), with the quadrature weights of the domain.
 
-    The norms are integrals over D with gradients in physical units, so the number means the same on
-    every grid. Both norms are taken in units of about max|t|, so very large and very small truths are compared like
-    any other. Nodes of weight 0 do not count.
-    If ‖t‖ = 0, for a truth that vanishes on every node of positive weight, the ratio does not exist, and the value
-    is ‖p − t‖ itself: finite, 0 only for an exact prediction, and with a usable gradient. In H1, ‖t‖ is
-    0 only for t = 0, so a constant truth is an ordinary one.
+    The norms are integrals over D with gradients in physical units, so that the number has the same meaning on every
+    grid. Both norms are taken in units of about max|t|, so that very large or very small targets do not matter. Nodes
+    of weight 0 do not count. If ‖t‖ = 0 the ratio does not exist, and the value is ‖p − t‖, which is finite, is 0
+    only if the prediction is exact, and has a usable gradient. This happens if t is 0 on every node of positive weight.
+    In H1 a constant target has a norm.
 
     Args:
         prediction: samples p(x_i), shape (k, c).
-        target: samples t(x_i) of the truth, shape (k, c).
-        domain: the k nodes and weights on which both are given.
+        target: samples t(x_i) of the true function, shape (k, c).
+        domain: the k nodes and weights of both.
         space: "L2" or "H1", one of `jaxop.domains.SPACES`.
 
     Returns:
         A scalar ≥ 0 without unit, in float32 or wider. Its gradient at p = t is 0.
 
     Raises:
-        ValueError: if the shapes differ or do not fit the domain, ``space`` is unknown, or it is "H1" and the nodes
-            are scattered.
+        ValueError: if the shapes differ or do not fit the domain, if ``space`` is unknown, or if it is "H1" and the
+            nodes are scattered.
 
     Cost: a few passes over (k, c).
 
@@ -120,7 +119,7 @@ def relative_norm(
 def relative_norms(
     predictions: Float[Array, "b k c"], targets: Float[Array, "b k c"], domain: Domain, *, space: str = "L2"
 ) -> Float[Array, " b"]:
-    """‖p_i − t_i‖ / ‖t_i‖ for every sample i of a batch: `relative_norm` mapped over the leading axis.
+    """‖p_i − t_i‖ / ‖t_i‖ for every sample i of a batch, `relative_norm` mapped over the leading axis.
 
     Args:
         predictions: shape (b, k, c).
@@ -154,7 +153,7 @@ def relative_norms(
 
 
 def cross_entropy(logits: Float[Array, "b *n v"], labels: Int[Array, "b *n"]) -> Float[Array, " b"]:
-    """−log softmax(l)_y, averaged over the tokens of each example, in nats; float32 at least.
+    """−log softmax(l)_y, averaged over the tokens of each example, in nats; float32 or wider.
 
     Args:
         logits: l, shape (b, v) or (b, n, v).
@@ -183,7 +182,7 @@ def cross_entropy(logits: Float[Array, "b *n v"], labels: Int[Array, "b *n"]) ->
 
 
 def relative_l2_loss(model: Callable[..., Array], batch: Batch) -> Float[Array, " b"]:
-    """‖f(u_i) − y_i‖ / ‖y_i‖ in L2 for every sample of a batch: the loss "l2", see `relative_norm`.
+    """‖f(u_i) − y_i‖ / ‖y_i‖ in L2 for every sample of a batch, the loss "l2"; see `relative_norm`.
 
     Args:
         model: an operator f, called as ``model(inputs, domain, at=at, initial=initial)``.
@@ -201,7 +200,7 @@ def relative_l2_loss(model: Callable[..., Array], batch: Batch) -> Float[Array, 
 
 
 def relative_h1_loss(model: Callable[..., Array], batch: Batch) -> Float[Array, " b"]:
-    """‖f(u_i) − y_i‖ / ‖y_i‖ in H1 for every sample of a batch: the loss "h1", with arguments of `relative_l2_loss`.
+    """‖f(u_i) − y_i‖ / ‖y_i‖ in H1 for every sample of a batch, the loss "h1"; takes arguments of `relative_l2_loss`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -215,7 +214,7 @@ def relative_h1_loss(model: Callable[..., Array], batch: Batch) -> Float[Array, 
 
 
 def cross_entropy_loss(model: Callable[..., Array], batch: ExampleBatch) -> Float[Array, " b"]:
-    """−log p(label) for every example of a batch, in nats: the loss "cross_entropy", see `cross_entropy`.
+    """−log p(label) for every example of a batch, in nats, the loss "cross_entropy"; see `cross_entropy`.
 
     Args:
         model: a classifier or language model, called as ``model(inputs)``; it returns logits.
@@ -233,7 +232,7 @@ def cross_entropy_loss(model: Callable[..., Array], batch: ExampleBatch) -> Floa
 
 
 def _relative_loss(model: Callable[..., Array], batch: Batch, space: str) -> Float[Array, " b"]:
-    expected = 'a data.Batch for the losses "l2" and "h1"; for other batches give a loss, a function of (model, batch)'
+    expected = 'a data.Batch for the losses "l2" and "h1"; for other batches pass a loss, a function of (model, batch)'
     check_type(batch, "batch", Batch, expected)
     predictions = model(batch.inputs, batch.domain, at=batch.at, initial=batch.initial)
     return relative_norms(predictions, batch.targets, batch.target_domain, space=space)
@@ -244,15 +243,15 @@ LOSS_FUNCTIONS: Mapping[str, Loss] = {
     "h1": relative_h1_loss,
     "cross_entropy": cross_entropy_loss,
 }
-"""The losses that `jaxop.training.TrainingConfig` knows by name."""
+"""Losses by name, as `jaxop.training.TrainingConfig` takes them."""
 
 
 def check_loss(loss: object) -> None:
-    """Raises ``TypeError`` unless the loss is callable, and hashable: it is a key of the compiled programs."""
+    """Raises ``TypeError`` unless the loss is callable and hashable, because compiled programs are cached by it."""
     if not callable(loss) or isinstance(loss, type):
         raise TypeError(
             "loss must be a function of (model, batch) that returns one number per sample, such as "
-            f"training.relative_l2_loss, got {loss!r}; the losses with a name go into the config: "
+            f"training.relative_l2_loss, got {loss!r}; a loss with a name goes into the config: "
             "TrainingConfig(loss='l2')."
         )
     try:
@@ -267,10 +266,10 @@ def apply_loss(loss: Loss, model: nnx.Module, batch: object) -> tuple[Float[Arra
     """Returns the losses of a batch and their metrics, checked.
 
     Raises:
-        TypeError: if the loss returns something other than an array, or an array and a dict of arrays; if a metric is
-            complex; or if the loss looks up keys in a batch that has none.
-        ValueError: if the losses are not of shape (b,) with b the number of items of the batch, a metric is not of
-            shape (b,) or (), or its name is empty or taken.
+        TypeError: if the result is not an array, or an array and a dict of arrays, if a metric is complex, or if the
+            loss looks up keys in a batch without keys.
+        ValueError: if the losses do not have shape (b,), where b is the number of items of the batch, if a metric does
+            not have shape (b,) or (), or if its name is empty or taken.
     """
     try:
         result = loss(model, batch)
@@ -280,8 +279,8 @@ def apply_loss(loss: Loss, model: nnx.Module, batch: object) -> tuple[Float[Arra
             raise
         fields = [field.name for field in dataclasses.fields(batch)] if dataclasses.is_dataclass(batch) else []
         raise TypeError(
-            f"loss must take the batches of the data source, got {kind}, which has no keys but the fields {fields}: "
-            "read batch.inputs and the like, or give a source whose batches are dicts."
+            f"loss must take the batches of the data source, got {kind}, which has fields {fields} but not keys: "
+            "read batch.inputs, for example, or give a source whose batches are dicts."
         ) from error
     per_sample, metrics = result if isinstance(result, tuple) and len(result) == 2 else (result, {})
     if not isinstance(per_sample, jax.Array) or not isinstance(metrics, Mapping):
@@ -295,7 +294,7 @@ def apply_loss(loss: Loss, model: nnx.Module, batch: object) -> tuple[Float[Arra
     if is_wrong or not jnp.issubdtype(per_sample.dtype, jnp.floating):
         raise ValueError(
             f"loss must return one real number per sample, of shape (b,){expected}, got {per_sample.dtype} of shape "
-            f"{per_sample.shape}; average over nodes and channels, for instance by jax.vmap(domain.norm)."
+            f"{per_sample.shape}; average over nodes and channels, for example by jax.vmap(domain.norm)."
         )
     for name, value in metrics.items():
         if name in RESERVED or not isinstance(name, str):
@@ -320,8 +319,8 @@ def describe_loss(loss: Loss) -> dict[str, Json]:
 
     "function" is the name of the function, or of the class of a callable object. "arguments" are those that a
     `functools.partial` binds, by name or position: numbers, strings, None and tuples of them as text, any other value
-    by its type. Not recorded, so not compared when a run is resumed: code, closures, the contents of other bound
-    values, the fields of a callable object, and which of a function's lambdas it is, since all have one name.
+    by its type. The following is not recorded and not compared when a run is resumed: code, closures, the contents of
+    other bound values, the fields of a callable object, and which lambda of a function it is (all have one name).
 
     Example:
         >>> import functools
@@ -342,7 +341,7 @@ def describe_loss(loss: Loss) -> dict[str, Json]:
 
 
 def _as_text(value: object) -> str:
-    """Returns a number, a string, None or a tuple of them as text, and the name of the type of anything else."""
+    """Returns a number, string, None or tuple of them as text, and the name of the type of any other value."""
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, tuple):

@@ -1,4 +1,4 @@
-"""The optimiser of a config; the state, the learning rate and the averages of any other optimiser of Optax."""
+"""Optimiser of a config; state, learning rate and averages of any other optimiser of Optax."""
 
 import dataclasses
 from collections.abc import Callable
@@ -14,10 +14,10 @@ from optax.contrib import ScheduleFreeState, schedule_free_eval_params
 from jaxop.training.config import TrainingConfig
 
 Tree: TypeAlias = PyTree
-"""Nested dicts of arrays, the pure form of an NNX state."""
+"""Nested dicts of arrays, as in the pure state of an NNX module."""
 
 Optimizer = optax.GradientTransformation | optax.MultiSteps
-"""Object with Optax's ``init`` and ``update``."""
+"""Object with the methods ``init`` and ``update`` of Optax."""
 
 EvalParams = Callable[[Tree, Tree], Tree]
 """(state of the optimiser, parameters) -> the parameters that evaluations use."""
@@ -52,9 +52,9 @@ def learning_rate(config: TrainingConfig, step: Int[Array, ""] | int) -> Float[A
 def decays(params: Tree) -> Tree:
     """Returns a tree of booleans: True for the parameters that weight decay applies to, the weight matrices.
 
-    These are the arrays of two or more axes, stacks of matrices and embeddings included, whose name does not end in
-    "bias" or "scale". Kernels (`jaxop.nn.KernelParameters`) stack the parameters of their heads along a first axis, so
-    radii, widths and biases may have two axes as well. In a kernel only arrays of three axes decay, and arrays of
+    These are the arrays of two or more axes whose name does not end in "bias" or "scale", with stacks of matrices and
+    embeddings. Kernels (`jaxop.nn.KernelParameters`) stack the parameters of their heads along a first axis, so that
+    radii, widths and biases may have two axes too. In a kernel only arrays of three axes decay, and those arrays of
     two axes that `jaxop.kernels` calls a matrix or a map.
     """
 
@@ -88,8 +88,8 @@ class ScheduledUpdate:
 def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
     """AdamW after clipping by the global norm, with the learning rate of `learning_rate`.
 
-    Weight decay pulls on weight matrices, stacks of them and embeddings. Biases, norm scales, the radii and widths of
-    kernels and other vectors are exempt.
+    Weight decay acts on weight matrices, stacks of them and embeddings. It does not act on biases, norm scales, the
+    radii and widths of kernels and other vectors.
 
     Args:
         config: reads ``clip_norm``, ``weight_decay`` and the fields of the schedule.
@@ -128,10 +128,10 @@ def check_optimizer(optimizer: object) -> None:
 
 
 def used_learning_rate(optimizer: Optimizer, opt_state: object, step: Int[Array, ""]) -> Float[Array, ""] | None:
-    """Returns the learning rate of the step after which the optimiser is in this state, or None if it is unknown.
+    """Returns the learning rate of the last step of an optimiser in this state, or None if it is unknown.
 
     `make_optimizer` knows its schedule, and `optax.inject_hyperparams` keeps the rate in the state. Other
-    transformations hide theirs.
+    transformations do not show their rate.
     """
     if isinstance(optimizer.update, ScheduledUpdate):
         return optimizer.update.learning_rate(step)
@@ -141,29 +141,29 @@ def used_learning_rate(optimizer: Optimizer, opt_state: object, step: Int[Array,
 
 
 def update_of(optimizer: Optimizer) -> Callable[..., tuple[Tree, Tree]]:
-    """Returns the optimiser's ``update``, made to ignore the keyword arguments that it does not take."""
+    """Returns the optimiser's ``update``, which then ignores keyword arguments that it does not take."""
     if isinstance(optimizer, optax.MultiSteps):
         return optimizer.update
     return optax.with_extra_args_support(optimizer).update
 
 
 def evaluated_params(opt_state: Tree, params: Tree, eval_params: EvalParams | None = None) -> Tree | None:
-    """Returns the parameters to evaluate with, or None if they are ``params`` themselves.
+    """Returns the parameters to evaluate with, or None if they are ``params``.
 
-    Schedule-free optimisers take gradients at one point, y, and are evaluated at another: x = (y − (1 − β) z)/β for
-    the parameters y and the state's z.
+    Schedule-free optimisers take gradients at a point y and are evaluated at x = (y − (1 − β) z)/β, where y are
+    the parameters and z belongs to the state.
 
     Args:
         opt_state: state of the optimiser.
-        params: the parameters that it updates.
-        eval_params: how to compute the parameters to evaluate with. None looks for the state of
-            `optax.contrib.schedule_free`, within any chain or `optax.MultiSteps`.
+        params: the parameters that the optimiser updates.
+        eval_params: computes the parameters to evaluate with. None looks for the state of
+            `optax.contrib.schedule_free` within any chain or `optax.MultiSteps`.
 
     Returns:
         A tree like ``params``, or None.
 
     Raises:
-        ValueError: if a schedule-free state belongs to some of the parameters only, or there are several of them.
+        ValueError: if a schedule-free state belongs only to some of the parameters, or there are several such states.
     """
 
     def is_schedule_free(node: object) -> bool:
@@ -193,8 +193,8 @@ def evaluated_params(opt_state: Tree, params: Tree, eval_params: EvalParams | No
 def describe_state(opt_state: object) -> str:
     """Returns the structure of an optimiser's state on one line: ``(TraceState(trace=tree), EmptyState())``.
 
-    Named tuples and tuples are spelled out, single arrays are given by dtype and shape, and a tree over the parameters
-    is ``tree``: its leaves are compared by name where the state is restored.
+    Named tuples and tuples are written in full, and single arrays by dtype and shape. A tree over the parameters
+    is ``tree``; its leaves are compared by name where the state is restored.
 
     Example:
         >>> import jax.numpy as jnp

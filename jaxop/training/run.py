@@ -1,4 +1,4 @@
-"""The run directory: the settings and versions of a run, and its parameters back in a model."""
+"""Run directory: the settings and versions of a run, and its parameters restored into a model."""
 
 import contextlib
 import dataclasses
@@ -31,7 +31,7 @@ Model = TypeVar("Model", bound=nnx.Module)
 
 _CONFIG = "config.json"
 _VERSIONS = "versions.json"
-_RECORDS = {"loss": ("function", "arguments"), "optimizer": ("state",)}  # fields; the first one is always there
+_RECORDS = {"loss": ("function", "arguments"), "optimizer": ("state",)}  # fields, of which the first is always present
 _PACKAGES = ("jaxop", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -41,10 +41,10 @@ class Run:
 
     Attributes:
         directory: the run directory.
-        config: the settings it was started with: ``"training"``, ``"train"`` (the samples),
+        config: the settings that it was started with: ``"training"``, ``"train"`` (the samples),
             ``"valid"`` (names of the sets), ``"valid_sets"`` (their samples), ``"optimizer"`` and ``"loss"`` if
             they were arguments of `fit`, and the ``settings`` of `fit`.
-        checkpoints: its saved steps.
+        checkpoints: the saved steps.
     """
 
     directory: Path
@@ -58,11 +58,11 @@ class Run:
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """The rows of ``metrics.jsonl``: training steps have "loss", validation rows "NAME/l2" and the like."""
+        """The rows of ``metrics.jsonl``: rows of training have "loss", rows of validation such names as "NAME/l2"."""
         return read_metrics(self.directory)
 
     def step(self, checkpoint: int | str = "best") -> int:
-        """Returns the step of "best", "last" or a number; "best" is the last step if the run was not validated.
+        """Returns the step of "best", "last" or a number; without validation "best" is the last step.
 
         Raises:
             ValueError: if ``checkpoint`` is another word.
@@ -83,15 +83,15 @@ class Run:
         """Returns a copy of the model with the variables of a checkpoint, in evaluation mode.
 
         Args:
-            model: any NNX module of the kind that was trained. Its own values do not matter, so
-                ``nnx.eval_shape(lambda: Model(..., rngs=nnx.Rngs(0)))`` will do.
+            model: any NNX module of the kind that was trained. Its values do not matter, so that
+                ``nnx.eval_shape(lambda: Model(..., rngs=nnx.Rngs(0)))`` is enough.
             checkpoint: "best" (lowest validation error), "last", or the number of a step.
-            average: takes the parameters that the run's evaluations used: their moving average, or those of a
-                schedule-free optimiser. False takes the parameters of the step itself.
+            average: True restores the parameters that the run's evaluations used, a moving average or those of a
+                schedule-free optimiser. False restores the parameters of the step itself.
 
         Raises:
             FileNotFoundError: if the run does not have this checkpoint.
-            DamagedCheckpointError: if a file was changed or lost since it was saved.
+            DamagedCheckpointError: if a file was changed or lost after it was saved.
             ValueError: if the parameters of the model are not those of the run; the message names them.
         """
         step = self.step(checkpoint)
@@ -105,36 +105,36 @@ class Run:
         return nnx.merge(graphdef, saved[name], saved["other"])
 
     def _compare(self, model: nnx.Module, settings: Mapping[str, object]) -> None:
-        """Warns of settings in which a model differs from the recorded one, though its parameters may fit."""
+        """Warns if a setting of the model differs from the recorded one, although its parameters may fit."""
         ours, recorded = getattr(model, "config", None), settings.get("model")
         if not dataclasses.is_dataclass(ours) or not isinstance(recorded, dict):
             return
         given = to_dict(ours)
         different = [name for name, value in recorded.items() if name in given and given[name] != value]
         if different:
-            pairs = ", ".join(f"{name}={given[name]!r} and not {recorded[name]!r}" for name in different)
+            pairs = ", ".join(f"{name}={given[name]!r} instead of {recorded[name]!r}" for name in different)
             warnings.warn(f"model differs from the one that was trained in {pairs}.", UserWarning, stacklevel=3)
 
     def model(self, *, checkpoint: int | str = "best", average: bool = True) -> Standardized:
         """Returns the trained operator in physical units, if the run recorded its ``operator`` and ``model`` settings.
 
-        Runs of ``jaxop train`` do. For others build the model and use `restore`.
+        Runs of ``jaxop train`` record them. For other runs build the model and use `restore`.
 
         Args:
             checkpoint: see `restore`.
             average: see `restore`.
 
         Raises:
-            ValueError: if the config of the run does not describe its operator; see also `restore`.
+            ValueError: if the config of the run does not describe its operator, or for the reasons of `restore`.
         """
         return self.restore(self.blank_model(), checkpoint=checkpoint, average=average)
 
     def blank_model(self) -> Standardized:
-        """Returns the operator that `model` restores, with shapes and dtypes in place of values."""
+        """Returns the operator that `model` restores, with shapes and dtypes instead of values."""
         if missing := [name for name in ("operator", "model") if name not in self.config]:
             raise ValueError(
                 f"{self.directory}/{_CONFIG} does not name an operator of jaxop: it has no {missing[0]!r}. Build the "
-                "model as the run did and call run.restore(model); training.fit(..., settings={'operator': NAME, "
+                "same model and call run.restore(model); training.fit(..., settings={'operator': NAME, "
                 "'model': config}) records an operator by its name in operators.CONFIGS."
             )
         try:
@@ -142,7 +142,7 @@ class Run:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(
                 f"{self.directory}/{_CONFIG} does not name an operator of jaxop and its settings "
-                f"({type(error).__name__}: {error}); build the model yourself, from recorded settings by "
+                f"({type(error).__name__}: {error}); build the model yourself, for example from recorded settings by "
                 "operators.from_dict(Config, run.config['model']), and call run.restore(model)."
             ) from error
         inputs, outputs = np.ones(config.in_channels), np.ones(config.out_channels)
@@ -173,7 +173,7 @@ def load_run(directory: str | os.PathLike[str]) -> Run:
         raise ValueError(f"{Path(directory) / _CONFIG}: training: {error}") from error
     own_loss = is_record_of_fit("loss", config.get("loss"))
     checkpoints = open_checkpoints(directory, settings, config["valid"], own_loss=own_loss)
-    if own_loss and checkpoints.best is None:  # earlier versions let settings have the form of a record of fit
+    if own_loss and checkpoints.best is None:  # in earlier versions settings could have the form of a record of fit
         named = open_checkpoints(directory, settings, config["valid"], own_loss=False)
         checkpoints = checkpoints if named.best is None else named
     return Run(Path(directory), config, checkpoints)
@@ -188,13 +188,13 @@ def is_record_of_fit(name: str, value: object) -> bool:
 def open_checkpoints(
     directory: str | os.PathLike[str], config: TrainingConfig, valid: list[str], *, own_loss: bool
 ) -> Checkpoints:
-    """Returns the checkpoints of a run; the best is that of the lowest loss on the first validation set.
+    """Returns the checkpoints of a run; the best has the lowest loss on the first validation set.
 
     Args:
         directory: the run directory.
         config: names the norm of the training loss.
         valid: names of the validation sets.
-        own_loss: True if the run has a loss of the user, which then takes the place of the norm.
+        own_loss: True if the run has a loss of the user, which replaces the norm.
     """
     best = error_name(valid[0], "loss" if own_loss else LOSSES[config.loss]) if valid else None
     return Checkpoints(Path(directory) / "checkpoints", keep_last=config.keep_last, best_metric=best)
@@ -226,7 +226,7 @@ def read_settings(directory: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def in_present_terms(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns recorded settings with the operator's fields of this version, unchanged if they cannot be read."""
+    """Returns recorded settings with the operator's fields of this version, or unchanged if they cannot be read."""
     settings = dict(settings)
     with contextlib.suppress(KeyError, TypeError, ValueError):
         settings["model"] = to_dict(from_dict(models()[settings["operator"]].config, settings["model"]))
@@ -247,7 +247,7 @@ def has_begun(directory: Path) -> bool:
 def record_versions(directory: Path, step: int, *, resume: bool, mesh: jax.sharding.Mesh | None = None) -> None:
     """Adds an entry on this process to ``versions.json``: packages, devices, mesh, and the step it starts from.
 
-    A new run begins the file anew. A file that cannot be read is set aside: the state does not depend on it.
+    A new run starts a new file. A file that cannot be read is set aside, because the state does not depend on it.
     """
     path = directory / _VERSIONS
     entries: object = []
@@ -287,7 +287,7 @@ def _version(package: str) -> str | None:
 
 
 def _git_revision() -> str | None:
-    """Returns the revision of the package's checkout, with "-dirty" if it has changes; None if it is installed."""
+    """Returns the revision of the package's checkout, with "-dirty" if it was changed; None if it is installed."""
     root = Path(jaxop.__file__).parent.parent
     if not (root / ".git").exists():
         return None

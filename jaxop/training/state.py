@@ -1,4 +1,4 @@
-"""The state of a training run, made from a model and an optimiser."""
+"""State of a training run, made from a model and an optimiser."""
 
 import dataclasses
 
@@ -18,15 +18,15 @@ from jaxop.training.optimizer import EvalParams, Optimizer, Tree, check_optimize
 @register
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """All that changes during training; `step` is also the whole state of the data pipeline.
+    """Everything that changes during training; `step` is the whole state of the data pipeline.
 
     Attributes:
         step: optimiser steps taken, int32 scalar.
         params: parameters (`nnx.Param`), nested dicts of arrays.
         other: every other variable of the model: data statistics, random streams, running averages.
         opt_state: state of the optimiser.
-        ema: the parameters that evaluations use: the moving average of ``params``, or the ones that the optimiser
-            evaluates with (see `init_state`). None means ``params`` themselves.
+        ema: the parameters that evaluations use: the moving average of ``params``, or the parameters that the optimiser
+            evaluates with (see `init_state`). None means ``params``.
     """
 
     step: Array
@@ -45,8 +45,8 @@ def split_model(model: nnx.Module, *, train: bool) -> tuple[nnx.GraphDef, Tree, 
     """Returns graph definition, parameters and other variables of a model in training or in evaluation mode.
 
     Args:
-        model: any NNX module; it is left as it was.
-        train: switches dropout and running averages on in the graph definition.
+        model: any NNX module; it is not changed.
+        train: whether dropout and running averages are on in the graph definition.
 
     Returns:
         The arguments of `flax.nnx.merge`; the trees hold the model's own arrays.
@@ -62,24 +62,24 @@ def split_model(model: nnx.Module, *, train: bool) -> tuple[nnx.GraphDef, Tree, 
 def init_state(
     model: nnx.Module, optimizer: Optimizer, config: TrainingConfig, *, eval_params: EvalParams | None = None
 ) -> tuple[nnx.GraphDef, TrainState]:
-    """Returns the graph definition in training mode and the state at step 0, in buffers of its own.
+    """Returns the graph definition in training mode and the state at step 0, in new buffers.
 
-    A step may therefore donate the state without touching the model. The parameters must be in float32 at least:
+    A step may therefore donate the state without changing the model. The parameters must be in float32 or wider:
     updates, gradients of micro-batches, moments and the moving average are summed in their dtype, and in
-    half precision 1 + 0.001 = 1. To compute in half precision, give operators ``dtype="bfloat16"`` and leave
+    half precision 1 + 0.001 = 1. To compute in half precision, give operators ``dtype="bfloat16"`` and keep
     ``param_dtype="float32"``.
 
     Args:
         model: any NNX module with at least one `nnx.Param`.
         optimizer: the result of `make_optimizer`, or any other transformation of Optax.
         config: reads ``ema_decay``.
-        eval_params: for an optimiser that evaluates with other parameters than it takes gradients at: a function from
-            (state of the optimiser, parameters) to these. `optax.contrib.schedule_free` and optimisers made with it,
-            such as `optax.contrib.schedule_free_adamw`, are recognised: leave None for them.
+        eval_params: a function from (state of the optimiser, parameters) to the parameters to evaluate with, if these
+            are not the parameters that gradients are taken at. None recognises `optax.contrib.schedule_free` and
+            optimisers made with it, such as `optax.contrib.schedule_free_adamw`.
 
     Raises:
-        ValueError: if the model does not have parameters, if some are in half precision, or if both ``ema_decay`` and
-            the optimiser ask for an average of the parameters.
+        ValueError: if the model does not have parameters, if parameters are in half precision, or if both ``ema_decay``
+            and the optimiser average the parameters.
 
     Example:
         >>> from flax import nnx

@@ -39,7 +39,7 @@ class Step(Protocol):
         ...
 
     def lower(self, state: TrainState, batch: Tree, /) -> jax.stages.Lowered:
-        """Traces the step, ready to be compiled."""
+        """Traces the step, which can then be compiled."""
         ...
 
 
@@ -54,11 +54,11 @@ def make_step(
 ) -> Step:
     """θ ← θ + update(∇_θ (1/b) Σ_i L_i) for the losses L_i of the samples of a batch, compiled, state donated.
 
-    With ``accumulate`` = a the batch is split into a micro-batches of b/a samples whose gradients are
-    summed in a `jax.lax.scan`: the gradient of the whole batch at the memory of one micro-batch. Random
-    streams of the model (dropout) are folded with (seed, step), so a step depends on nothing but its
-    arguments. The moving average follows ema ← ema + (1 − β_t)(θ − ema) with β_t = min(β, (1+t)/(10+t)),
-    which forgets the initial parameters quickly.
+    With ``accumulate`` = a the batch is split into a micro-batches of b/a samples. A `jax.lax.scan` sums their
+    gradients, which takes the memory of one micro-batch and gives the gradient of the whole batch. Random streams of
+    the model (dropout) are folded with (seed, step), so that a step depends only on its arguments. The moving average
+    follows ema ← ema + (1 − β_t)(θ − ema) with β_t = min(β, (1+t)/(10+t)), which forgets the initial parameters
+    quickly.
 
     Args:
         graphdef: the model in training mode, from `init_state`.
@@ -67,8 +67,8 @@ def make_step(
             of the parameters.
         config: reads ``loss``, ``accumulate``, ``ema_decay`` and ``seed``.
         loss: a function of (model, batch) that returns one number per sample, or these numbers and a dict of metrics;
-            see `jaxop.training.losses`. None takes the one that ``config.loss`` names: the relative errors in L2 or
-            H1 of a model called as ``model(inputs, domain, at=at, initial=initial)``, or the cross-entropy of one
+            see `jaxop.training.losses`. None takes the loss that ``config.loss`` names: the relative errors in L2 or
+            H1 of a model called as ``model(inputs, domain, at=at, initial=initial)``, or the cross-entropy of a model
             called as ``model(inputs)``.
         eval_params: see `init_state`.
         mesh: devices that share the samples of a batch along the axis "data". Each computes the gradient of its own
@@ -79,13 +79,13 @@ def make_step(
     Returns:
         A jitted function from (state, batch) to (state, metrics). A batch is a `jaxop.data.Batch`, a
         `jaxop.data.ExampleBatch`, or any other argument of the loss: a pytree of arrays with a leading sample axis and
-        of domains. The state passed in must not be used again. The metrics are scalars on the device:
+        of domains. The state that is passed in must not be used again. The metrics are scalars on the device:
 
         * ``loss``, and ``grad_norm`` before clipping;
-        * ``learning_rate``, if the optimiser is that of `make_optimizer` or keeps it in `optax.inject_hyperparams`;
+        * ``learning_rate``, if `make_optimizer` made the optimiser, or `optax.inject_hyperparams` keeps it;
         * ``finite``: True if loss, gradient and new parameters are finite;
-        * ``culprit``: number of the first array that is not finite among the gradients of all parameters, followed by
-          all new parameters; −1 if all are finite;
+        * ``culprit``: number of the first array that is not finite, where all gradients are counted before all new
+          parameters; −1 if all are finite;
         * the means of the loss's own metrics.
 
     Cost: one forward and one backward pass of the model; no temporary copy of the state.
@@ -189,7 +189,7 @@ def make_step(
 def _mean_over_pieces(
     function: Callable[[Tree, Tree, Array], tuple[Totals, Tree]], other: Tree, batch: Tree, pieces: int
 ) -> tuple[Totals, Tree]:
-    """Returns the mean of a function of (other variables, micro-batch, number); calls pass on the other variables."""
+    """Returns the mean of a function of (other variables, micro-batch, number), with other variables as the carry."""
     numbers = jnp.arange(pieces)
     if pieces == 1:
         return function(other, batch, numbers[0])
@@ -229,7 +229,7 @@ def _fold_streams(model: nnx.Module, *numbers: int | Array) -> Tree:
 
     def one(leaf: Array) -> Array:
         if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return jnp.zeros_like(leaf)  # how often the stream was drawn from
+            return jnp.zeros_like(leaf)  # the number of draws from the stream
         return jax.vmap(fold)(leaf.reshape(-1)).reshape(leaf.shape)
 
     streams = nnx.to_pure_dict(nnx.state(model, nnx.RngState))

@@ -1,4 +1,4 @@
-"""Transformers, which act on tokens and images: sequences, their classes, translation, images."""
+"""Transformers of tokens and images: sequences, their classes, translation, images."""
 
 from jaxop.transformers.base import TransformerConfig as TransformerConfig
 from jaxop.transformers.classifier import SequenceClassifier as SequenceClassifier

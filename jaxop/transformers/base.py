@@ -1,4 +1,4 @@
-"""Base classes of the transformers: a config, and layers between an embedding and a head."""
+"""Base classes of transformers: a config, and layers between an embedding and a head."""
 
 import dataclasses
 from collections.abc import Callable
@@ -28,7 +28,7 @@ class TransformerConfig(EncoderConfig):
 
     Raises:
         TypeError: if a size is not an integer, or ``attention`` is not a `jaxop.nn.IntegralAttentionConfig`.
-        ValueError: if sizes do not fit, a name is unknown, or a rate lies outside [0, 1); the message names valid ones.
+        ValueError: if sizes do not fit, a name is unknown, or a rate is outside [0, 1); the message has valid values.
     """
 
     layers: int = 4
@@ -50,7 +50,7 @@ class Transformer(nnx.Module, Generic[Config]):
 
     Args:
         config: the sizes.
-        embedding: makes the embedding, and another one for the first velocity if it is learned.
+        embedding: makes the embedding, and a second one for the first velocity if that is learned.
         outputs: channels of the head.
         rngs: random streams.
     """
@@ -70,7 +70,7 @@ class Transformer(nnx.Module, Generic[Config]):
         self.velocity = embedding() if config.momentum.learns_velocity else None
 
     def embed(self, inputs: Array, embedding: Embedding) -> Float[Array, "b n d"]:
-        """Returns the tokens of a batch by an embedding, as vectors with their positions."""
+        """Returns the tokens of a batch, embedded as vectors with their positions."""
         return embedding(inputs)
 
     def batch(self, inputs: ArrayLike) -> tuple[Array, bool]:
@@ -78,7 +78,7 @@ class Transformer(nnx.Module, Generic[Config]):
         raise NotImplementedError
 
     def weights(self, inputs: Array) -> Float[Array, "b n"] | None:
-        """Returns how much each token of a batch counts. None counts all of them equally."""
+        """Returns the weight of each token of a batch; None means equal weights."""
         del inputs
 
     def encode(self, inputs: Array) -> Float[Array, "b n d"]:
@@ -89,10 +89,10 @@ class Transformer(nnx.Module, Generic[Config]):
         return run_layers(self.layers, x, weights, velocity=velocity, **options)
 
     def head_distances(self, inputs: ArrayLike) -> Float[Array, " layers"]:
-        """How different the heads of each layer are: the smaller, the more redundant.
+        """Returns how different the heads of each layer are; a small number means that they are redundant.
 
-        The mean over the tokens of a batch and the pairs of heads of ‖o_h − o_h'‖₂, o_h the output of head h
-        at a token, divided by √c for its c channels.
+        It is the mean over the tokens of a batch and the pairs of heads of ‖o_h − o_h'‖₂, where o_h is the output of
+        head h at a token, divided by √c for its c channels.
 
         Args:
             inputs: the argument of a call.

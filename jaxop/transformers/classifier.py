@@ -1,4 +1,4 @@
-"""The classifier of sequences: an encoder whose outputs are averaged."""
+"""Classifier of sequences: an encoder whose outputs are averaged."""
 
 import dataclasses
 
@@ -16,11 +16,11 @@ from jaxop.transformers.sequence import SequenceTransformerConfig, TokenTransfor
 class SequenceClassifierConfig(SequenceTransformerConfig):
     """Sizes and choices of a `SequenceClassifier`.
 
-    The attributes are two more than those of a `SequenceTransformerConfig`.
+    The attributes are those of `SequenceTransformerConfig`, and two more.
 
     Attributes:
         classes: number of classes.
-        padding: the token that fills up shorter sequences and weighs nothing. None counts every token.
+        padding: the token that fills up shorter sequences and has weight 0. None gives every token weight 1.
     """
 
     classes: int = 2
@@ -34,7 +34,7 @@ class SequenceClassifierConfig(SequenceTransformerConfig):
 
 @register("classifier", SequenceClassifierConfig)
 class SequenceClassifier(TokenTransformer[SequenceClassifierConfig]):
-    """The logits of p(class | t_0 … t_n): all tokens see each other, and the mean of the outputs is classified.
+    """Returns the logits of p(class | t_0 … t_n): all tokens see each other, and the mean of the outputs is classified.
 
     Args:
         config: a `SequenceClassifierConfig`.

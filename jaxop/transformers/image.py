@@ -1,4 +1,4 @@
-"""The transformer of images, which sees their patches."""
+"""Transformer of images, whose tokens are patches."""
 
 import dataclasses
 
@@ -17,17 +17,17 @@ from jaxop.transformers.base import Embedding, Transformer, TransformerConfig, p
 class VisionTransformerConfig(TransformerConfig):
     """Sizes and choices of a `VisionTransformer`.
 
-    The attributes are four more than those of a `TransformerConfig`, which are keywords.
+    The attributes are those of `TransformerConfig` and four more, all keywords.
 
     Attributes:
         side: pixels along each side of an image.
-        channels: colours.
+        channels: colour channels.
         classes: number of classes.
-        patch: pixels along each side of a patch, a divisor of the side.
+        patch: pixels along each side of a patch, which divides the side.
 
     Raises:
         TypeError: if a size is not an integer.
-        ValueError: if sizes do not fit, a name is unknown or a rate lies outside [0, 1); the message names valid ones.
+        ValueError: if sizes do not fit, a name is unknown or a rate is outside [0, 1); the message has valid values.
     """
 
     side: int
@@ -51,7 +51,7 @@ class VisionTransformerConfig(TransformerConfig):
 
 @register("image", VisionTransformerConfig)
 class VisionTransformer(Transformer[VisionTransformerConfig]):
-    """The logits of p(class | image): patches as tokens, a class token in front, learned positions.
+    """Returns the logits of p(class | image): patches as tokens, a class token in front, learned positions.
 
     Args:
         config: a `VisionTransformerConfig`.
@@ -81,7 +81,7 @@ class VisionTransformer(Transformer[VisionTransformerConfig]):
         """Returns the logits of the classes.
 
         Args:
-            images: shape (side, side, channels), or a batch of them.
+            images: shape (side, side, channels), or a batch of such images.
 
         Returns:
             Shape (classes,) or (b, classes).
@@ -108,7 +108,7 @@ class VisionTransformer(Transformer[VisionTransformerConfig]):
         return images[None] if single else images, single
 
     def embed(self, inputs: Float[Array, "b y x c"], embedding: Embedding) -> Float[Array, "b n d"]:
-        """Returns the class token and the patches of a batch by an embedding, as vectors with their positions."""
+        """Returns the class token and the patches of a batch, embedded as vectors with their positions."""
         config = self.config
         b, count = inputs.shape[0], config.side // config.patch
         cut = inputs.reshape(b, count, config.patch, count, config.patch, config.channels)

@@ -1,4 +1,4 @@
-"""The causal transformer of sequences, and the embedding and the checks of tokens."""
+"""Causal transformer of sequences, and the embedding and checks of tokens."""
 
 import dataclasses
 from typing import TypeVar
@@ -19,15 +19,15 @@ from jaxop.transformers.base import Transformer, TransformerConfig, positions
 class SequenceTransformerConfig(TransformerConfig):
     """Sizes and choices of a `SequenceTransformer`.
 
-    The attributes are two more than those of a `TransformerConfig`, which are keywords.
+    The attributes are those of `TransformerConfig` and two more, all keywords.
 
     Attributes:
         vocabulary: number of different tokens.
-        context: longest sequence.
+        context: length of the longest sequence.
 
     Raises:
         TypeError: if a size is not an integer.
-        ValueError: if sizes do not fit, a name is unknown or a rate lies outside [0, 1); the message names valid ones.
+        ValueError: if sizes do not fit, a name is unknown or a rate is outside [0, 1); the message has valid values.
     """
 
     vocabulary: int
@@ -47,20 +47,20 @@ Config = TypeVar("Config", bound=SequenceTransformerConfig)
 
 
 class TokenTransformer(Transformer[Config]):
-    """Base class of the transformers of one sequence: its tokens, checked and embedded."""
+    """Base class of the transformers of one sequence, with its tokens checked and embedded."""
 
     def batch(self, inputs: ArrayLike) -> tuple[Integer[Array, "b n"], bool]:
         """Checks tokens; returns them as a batch, and True if they were one sequence."""
         return check_sequences(inputs, self.config.vocabulary, 1, self.config.context)
 
     def check_tokens(self, tokens: ArrayLike) -> None:
-        """Raises ``ValueError`` if a number lies beyond the vocabulary; traced tokens are not checked."""
+        """Raises ``ValueError`` if a number is beyond the vocabulary; traced tokens are not checked."""
         check_vocabulary(tokens, self.config.vocabulary)
 
 
 @register("sequence", SequenceTransformerConfig)
 class SequenceTransformer(TokenTransformer[SequenceTransformerConfig]):
-    """The logits of p(t_{i+1} | t_0 … t_i): a causal transformer with learned positions.
+    """Returns the logits of p(t_{i+1} | t_0 … t_i): a causal transformer with learned positions.
 
     Args:
         config: a `SequenceTransformerConfig`.
@@ -69,7 +69,7 @@ class SequenceTransformer(TokenTransformer[SequenceTransformerConfig]):
     Raises:
         ValueError: if sizes do not fit.
 
-    Cost: O(layers · n (n d + d²)) per sequence of n tokens, O(n d) memory where attention is chunked.
+    Cost: O(layers · n (n d + d²)) per sequence of n tokens, and O(n d) memory if attention is chunked.
 
     Source: Vaswani et al., arXiv:1706.03762; with the Fourier integral kernel Nguyen et al., arXiv:2206.00206.
 
@@ -90,7 +90,7 @@ class SequenceTransformer(TokenTransformer[SequenceTransformerConfig]):
         super().__init__(config, lambda: config.embedding(rngs), config.vocabulary, rngs=rngs)
 
     def __call__(self, tokens: Integer[Array | np.ndarray, "*b n"]) -> Float[Array, "*b n v"]:
-        """Returns the logits of the token that follows each one.
+        """Returns the logits of the token that follows each token.
 
         Args:
             tokens: numbers below ``vocabulary``, shape (n,) or (b, n), n ≤ ``context``.
@@ -100,8 +100,8 @@ class SequenceTransformer(TokenTransformer[SequenceTransformerConfig]):
 
         Raises:
             TypeError: if tokens are not integers.
-            ValueError: if there are more tokens than the context, the shape is another one, or (unless traced) a
-                number lies beyond the vocabulary.
+            ValueError: if there are more tokens than the context, they have another shape, or (unless traced) a
+                number is beyond the vocabulary.
         """
         batch, single = self.batch(tokens)
         logits = self.head(self.norm(self.encode(batch)))
@@ -138,9 +138,9 @@ def check_sequences(
 
 
 def check_vocabulary(tokens: ArrayLike, vocabulary: int) -> None:
-    """Raises ``ValueError`` if a number lies beyond the vocabulary; traced tokens are not checked."""
+    """Raises ``ValueError`` if a number is beyond the vocabulary; traced tokens are not checked."""
     if is_concrete(tokens) and np.size(tokens):
-        known = np.asarray(tokens)  # inside jit, numpy's min of a JAX array would be traced
+        known = np.asarray(tokens)  # inside jit, the minimum of a JAX array would be traced
         least, most = int(known.min()), int(known.max())
         if least < 0 or most >= vocabulary:
             raise ValueError(f"tokens must lie between 0 and vocabulary - 1 = {vocabulary - 1}, got {least} to {most}.")

@@ -1,4 +1,4 @@
-"""The encoder–decoder transformer, from one sequence to another."""
+"""Encoder–decoder transformer, from one sequence to another."""
 
 import dataclasses
 
@@ -18,19 +18,19 @@ from jaxop.transformers.sequence import TokenEmbedding, check_padding, check_seq
 class EncoderDecoderTransformerConfig(LayersConfig):
     """Sizes and choices of an `EncoderDecoderTransformer`.
 
-    The attributes are five more than those of a `jaxop.nn.LayersConfig`, which are keywords.
+    The attributes are those of `jaxop.nn.LayersConfig` and five more, all keywords.
 
     Attributes:
-        vocabulary: number of different tokens, of both sequences.
-        source: length of the first sequence; shorter ones are filled up with padding.
-        target: longest second sequence.
-        layers: layers of the encoder, and pairs of layers of the decoder.
+        vocabulary: number of different tokens of both sequences.
+        source: length of the first sequence; padding fills up shorter sequences.
+        target: length of the longest second sequence.
+        layers: number of layers of the encoder, and of pairs of layers of the decoder.
         attention: the kernel of all attentions and its implementation.
-        padding: the token that fills up the source and weighs nothing. None counts every token.
+        padding: the token that fills up the source and has weight 0. None gives every token weight 1.
 
     Raises:
         TypeError: if a size is not an integer.
-        ValueError: if sizes do not fit, a name is unknown or a rate lies outside [0, 1); the message names valid ones.
+        ValueError: if sizes do not fit, a name is unknown or a rate is outside [0, 1); the message has valid values.
     """
 
     vocabulary: int
@@ -58,10 +58,10 @@ class EncoderDecoderTransformerConfig(LayersConfig):
 
 @register("translation", EncoderDecoderTransformerConfig)
 class EncoderDecoderTransformer(nnx.Module):
-    """The logits of p(t_{i+1} | t_0 … t_i, s): all of the source s is seen, and the target t up to its token i.
+    """Returns the logits of p(t_{i+1} | t_0 … t_i, s): all of the source s is seen, and the target t up to token i.
 
-    The encoder's layers act on the source. The decoder's come in pairs: causal attention between the tokens of the
-    target, then attention whose keys and values are the encoder's outputs.
+    The encoder's layers act on the source. The decoder's layers come in pairs: causal attention between the tokens of
+    the target, then attention whose keys and values are the encoder's outputs.
 
     Args:
         config: an `EncoderDecoderTransformerConfig`.
@@ -106,14 +106,14 @@ class EncoderDecoderTransformer(nnx.Module):
         """Returns the logits of the token that follows each token of the target.
 
         Args:
-            tokens: the source, exactly ``source`` of them, then 1 to ``target`` of the target; (n,) or (b, n).
+            tokens: exactly ``source`` tokens of the source, then 1 to ``target`` of the target; (n,) or (b, n).
 
         Returns:
             Shape (m, vocabulary) or (b, m, vocabulary) for targets of m tokens.
 
         Raises:
             TypeError: if tokens are not integers.
-            ValueError: if the number or shape of the tokens does not fit, or (unless traced) a number lies beyond the
+            ValueError: if the number or shape of the tokens does not fit, or (unless traced) a number is beyond the
                 vocabulary.
         """
         config = self.config
@@ -131,5 +131,5 @@ class EncoderDecoderTransformer(nnx.Module):
         return logits[0] if single else logits
 
     def check_tokens(self, tokens: ArrayLike) -> None:
-        """Raises ``ValueError`` if a number lies beyond the vocabulary; traced tokens are not checked."""
+        """Raises ``ValueError`` if a number is beyond the vocabulary; traced tokens are not checked."""
         check_vocabulary(tokens, self.config.vocabulary)

@@ -87,7 +87,7 @@ class TestBadInput:
             (
                 {"kernel": ExpDotProduct(jnp.ones(2))},
                 ValueError,
-                "carry an axis of heads, pass kernels.PerHead(kernel)",
+                "have an axis of heads, pass kernels.PerHead(kernel)",
             ),
             (
                 {"kernel": kernels.from_pair(lambda q, k: q @ k, sign="signed")},

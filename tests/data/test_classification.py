@@ -96,5 +96,5 @@ def test_bad_numbers_of_examples(indices, error, message):
     for choose in (examples.__getitem__, examples.take):
         with pytest.raises(error, match=message):
             choose(indices)
-    with pytest.raises(ValueError, match="indices select none of the 6 examples"):
+    with pytest.raises(ValueError, match="indices do not select any of the 6 examples"):
         examples.take([])

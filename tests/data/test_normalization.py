@@ -148,7 +148,7 @@ def test_lazily_read_values_are_read_in_slices():
 
 
 def test_shapes_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="values has 9 nodes but domain has 8"):
+    with pytest.raises(ValueError, match="values has 9 nodes, but domain has 8"):
         data.statistics(np.ones((2, 9, 1), np.float32), domains.interval(8))
     known = data.Statistics(mean=jnp.array([1.0]), std=jnp.array([2.0]))
     with pytest.raises(ValueError, match=r"values must have 1 channels on the last axis"):

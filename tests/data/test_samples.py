@@ -122,11 +122,11 @@ def with_entry(array, index, value):
     [
         ({"inputs": functions(count=0)}, r"inputs is empty: its shape is \(0, 8, 2\)"),
         ({"inputs": functions()[..., 0]}, r"inputs must have shape \(samples, n, channels\), got \(6, 8\)"),
-        ({"inputs": functions(nodes=9)}, "inputs has 9 nodes but domain has 8"),
-        ({"targets": functions(nodes=9)}, "targets has 9 nodes but domain has 8"),
+        ({"inputs": functions(nodes=9)}, "inputs has 9 nodes, but domain has 8"),
+        ({"targets": functions(nodes=9)}, "targets has 9 nodes, but domain has 8"),
         ({"targets": functions(count=5)}, "targets has 5 samples for the 6 of inputs"),
-        ({"at": domains.interval(7)}, "targets has 8 nodes but at has 7"),
-        ({"at": domains.box((2, 4))}, "at has dimension 2 but domain has dimension 1"),
+        ({"at": domains.interval(7)}, "targets has 8 nodes, but at has 7"),
+        ({"at": domains.box((2, 4))}, "at has dimension 2, but domain has dimension 1"),
         ({"domain": domains.stack([domains.interval(8)] * 5)}, "domain stacks 5 domains for the 6 samples of inputs"),
         ({"initial": functions()}, r"initial must have shape \(samples, channels\) = \(6, channels\), got \(6, 8, 2\)"),
         ({"initial": functions()[:5, 0]}, r"initial must have shape .* got \(5, 2\)"),
@@ -176,7 +176,7 @@ def test_bad_indices_are_refused(grid, indices, error, message):
 
 
 def test_an_empty_part_is_refused(grid):
-    with pytest.raises(ValueError, match="indices select none of the 6 samples"):
+    with pytest.raises(ValueError, match="indices do not select any of the 6 samples"):
         data.Samples(functions(), functions(), grid).take([])
 
 
@@ -224,7 +224,7 @@ def test_integers_of_any_kind_are_accepted():
     ("arguments", "message"),
     [
         ((0, 1, 0, 0), "size must be at least 1, got 0: the dataset is empty"),
-        ((8, 9, 0, 0), "batch_size must lie between 1 and the 8 samples there are, got 9"),
+        ((8, 9, 0, 0), "batch_size must lie between 1 and the 8 samples of the set, got 9"),
         ((8, 0, 0, 0), "batch_size must lie between 1 and the 8"),
         ((8, 4, 0, -1), "step must not be negative, got -1"),
         ((8, 4, -1, 0), "seed must be a non-negative integer, got -1"),

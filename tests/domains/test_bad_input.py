@@ -89,9 +89,9 @@ ROWS = {
     # triangle_mesh
     "face beyond the vertices": (
         lambda: domains.triangle_mesh(SQUARE, [[0, 1, 2], [0, 4, 3]]),
-        r"faces\[1, 1\] = 4 names no vertex: indices run from 0 to 3",
+        r"faces\[1, 1\] = 4 is not a vertex: indices run from 0 to 3",
     ),
-    "negative face": (lambda: domains.triangle_mesh(SQUARE, [[0, 1, -1]]), r"faces\[0, 2\] = -1 names no vertex"),
+    "negative face": (lambda: domains.triangle_mesh(SQUARE, [[0, 1, -1]]), r"faces\[0, 2\] = -1 is not a vertex"),
     "faces of floats": (
         lambda: domains.triangle_mesh(SQUARE, [[0.0, 1.0, 2.0]]),
         r"faces must be integers of shape \(f, 3\), got float32",
@@ -130,9 +130,9 @@ ROWS = {
     "infinite end": (lambda: domains.interval(5, upper=INF), r"upper must be finite.*upper=inf"),
     "interval too short": (
         lambda: domains.interval(5, lower=1e9, upper=1e9 + 1),
-        r"lower=1000000000\.0 and upper=1000000001\.0 are too close for 5 .*float32; subtract an origin, or enable x64",
+        r"lower=1000000000\.0 and upper=1000000001\.0 are too close for 5 .*float32; subtract an origin or enable x64",
     ),
-    "no axes": (lambda: domains.box(()), r"shape must name at least one axis, got \(\)"),
+    "no axes": (lambda: domains.box(()), r"shape must have at least one axis, got \(\)"),
     "corner of another dimension": (
         lambda: domains.box((2, 3), lower=(0, 0, 0)),
         r"lower has 3 entries for 2 axes; give one number or 2",
@@ -147,7 +147,7 @@ ROWS = {
     ),
     "given nodes resampled": (
         lambda: domains.from_samples([0.0, 1.0]).resample((4,)),
-        r"given nodes follow no rule.*call from_samples with the new nodes",
+        r"given nodes do not follow a rule.*call from_samples with the new nodes",
     ),
     # functions on a domain
     "too many rows": (
@@ -189,7 +189,7 @@ ROWS = {
     # nodes that coincide in float32
     "time stamps": (
         lambda: domains.from_samples(STAMPS),
-        r"nodes\[1\] = 1700000001\.0 rounds in float32 to nodes\[0\] = 1700000000\.0; subtract an origin, or",
+        r"nodes\[1\] = 1700000001\.0 rounds in float32 to nodes\[0\] = 1700000000\.0; subtract an origin or",
     ),
     "a cloud of time stamps": (
         lambda: domains.from_nodes(STAMPS[:, None], np.ones(16)),
@@ -265,7 +265,7 @@ ROWS = {
     ),
     "padded to fewer": (
         lambda: domains.pad(domains.from_samples([0.0, 1.0, 2.0]), 2),
-        r"size must be at least the 3 nodes there are, got 2",
+        r"size must be at least the 3 nodes of the domain, got 2",
     ),
     "padded rule": (
         lambda: domains.pad(domains.interval(4), 6),
@@ -277,7 +277,7 @@ ROWS = {
     ),
     "padded to fewer faces": (
         lambda: domains.pad(MESH, 5, faces=0),
-        r"faces must be at least the 1 faces there are, got 0",
+        r"faces must be at least the 1 faces of the mesh, got 0",
     ),
     "padded stack": (
         lambda: domains.pad(domains.stack([domains.from_samples([0.0, 1.0])]), 6),
@@ -302,11 +302,11 @@ ROWS = {
     ),
     "patch outside": (
         lambda: domains.partition(domains.interval(4), (2,)).subdomain((2,)),
-        r"index must name a patch inside \(2,\), got \(2,\)",
+        r"index must lie inside the patches \(2,\), got \(2,\)",
     ),
     "negative patch": (
         lambda: domains.partition(domains.interval(4), (2,)).subdomain((-1,)),
-        r"index must name a patch inside \(2,\), got \(-1,\)",
+        r"index must lie inside the patches \(2,\), got \(-1,\)",
     ),
     "split of another grid": (
         lambda: domains.partition(domains.interval(4), (2,)).split(jnp.ones((5, 1))),
@@ -332,7 +332,7 @@ def test_the_message_names_argument_fault_and_remedy(row):
 def test_wrong_kinds_are_type_errors():
     with pytest.raises(TypeError, match=r"patches need a grid .*got PointCloud"):
         domains.partition(domains.monte_carlo(SQUARE), (2,))  # pyright: ignore[reportArgumentType]
-    with pytest.raises(TypeError, match=r"shape must name the nodes along each axis, as in \(8, 8\), got 8"):
+    with pytest.raises(TypeError, match=r"shape must hold the nodes along each axis, for example \(8, 8\), got 8"):
         domains.box(8)  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match="integer"):
         domains.partition(domains.interval(4), (2.0,))  # pyright: ignore[reportArgumentType]

@@ -165,7 +165,7 @@ def test_nothing_left_to_train_or_validate_on(fraction, fails, files, tmp_path):
 def test_test_file_of_another_dimension(fails, files, tmp_path):
     line = write_npz(tmp_path / "line.npz", x=np.ones((3, 8), np.float32), y=np.ones((3, 8, 2), np.float32))
     message = fails("train", custom(files / "a.npz", tmp_path / "run", "--data.test", str(line)))
-    assert "line.npz (8) has 1 dimensions but the operator was made for 2" in message
+    assert "line.npz (8) has 1 dimensions, but the operator was made for 2" in message
     assert not (tmp_path / "run").exists()
 
 
@@ -173,7 +173,7 @@ def test_evaluation_file_with_other_channels(fails, trained, tmp_path):
     u = np.ones((3, 16, 16), np.float32)
     file = write_npz(tmp_path / "scalar.npz", x=u, y=u)
     message = fails("evaluate", [trained, "--data", file])
-    assert "scalar.npz (16 × 16) has 1 output channels but the operator was made for 2" in message
+    assert "scalar.npz (16 × 16) has 1 output channels, but the operator was made for 2" in message
 
 
 def test_resume_with_another_operator(fails, trained, files):

@@ -162,7 +162,7 @@ def test_a_run_is_resumed_on_files_that_were_renamed(files, tmp_path, capsys):
     jaxop("train", *arguments, "--training.time-limit-s", "1e-9")
     moved = [str(path.rename(tmp_path / f"moved-{path.name}")) for path in (first, second)]
     assert cli.main(["resume", str(run)]) == 2
-    assert "can be named anew: --data.train FILE" in capsys.readouterr().err
+    assert "name it again: --data.train FILE" in capsys.readouterr().err
     jaxop("resume", run, "--data.train", moved[0], "--data.valid", moved[1])
     resumed = training.load_run(run)
     assert resumed.checkpoints.latest == 3

@@ -210,7 +210,7 @@ def test_bad_input(unchecked):
     euler = flows.Euler()
     state = flows.start(euler, jnp.ones(2))
     for dt in (0.0, -0.1, float("nan"), (0.1, -0.1)):
-        with pytest.raises(ValueError, match="dt must be a positive"):
+        with pytest.raises(ValueError, match="dt must be positive and finite"):
             flows.step(euler, OSCILLATOR, state, flows.Damping(), dt)
     with pytest.raises(ValueError, match="linear must be finite and at least 0, got -1"):
         flows.Damping(linear=-1.0)
@@ -232,7 +232,7 @@ def test_bad_input(unchecked):
         with pytest.raises(TypeError, match="time must be one number"):
             flows.start(euler, jnp.ones(2), time=time)
     for dt in (-0.1, 0.0, float("nan")):
-        with pytest.raises(ValueError, match="dt must be a positive"):
+        with pytest.raises(ValueError, match="dt must be positive and finite"):
             flows.simulate(euler, OSCILLATOR, state, flows.Damping(), dt, 5)
     with pytest.raises(TypeError, match=r"schedule must be a flows.Damping\(...\), got 3.0"):
         flows.step(euler, OSCILLATOR, state, 3.0, 0.1)

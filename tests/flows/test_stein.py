@@ -105,7 +105,7 @@ def test_stein_momenta_are_the_velocities(offset, ensemble):
         return acceleration, flows.stein_rates(x, u, weights, **options)
 
     np.testing.assert_allclose(*both(x, y, weights), rtol=1e-8, atol=1e-9)
-    with pytest.raises(TypeError, match=r"kernels.Bilinear only, got Gaussian"):
+    with pytest.raises(TypeError, match=r"kernels.Bilinear, got Gaussian"):
         flows.stein_momentum_rates(jnp.asarray(x), jnp.asarray(y), **(options | {"kernel": kernels.Gaussian()}))
 
 

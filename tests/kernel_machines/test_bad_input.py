@@ -55,7 +55,7 @@ BAD = {
     "asymmetric": (
         lambda: km.fit(CASES["signed"], X, Y, Z, span="product"),
         ValueError,
-        "symmetric kernels.*the other way",
+        "symmetric kernels.*in the other order",
     ),
     "overflow": (
         lambda: km.fit(kernels.ExpDotProduct(), 100 * X, Y, Z),

@@ -54,7 +54,7 @@ def machine(**options):
 TRAINING = [
     (lambda: fit(valid=samples()), TypeError, "valid must be a dict of validation sets by name, such as {'valid': sam"),
     (lambda: fit(valid={0: samples()}), TypeError, "every name in valid must be a string, such as '0', got int"),
-    (lambda: fit(config={}), TypeError, "config must be a training.TrainingConfig, which TrainingConfig(steps=..."),
+    (lambda: fit(config={}), TypeError, "config must be a training.TrainingConfig, made by TrainingConfig(steps=..."),
     (
         lambda: fit(model=Pointwise),
         TypeError,
@@ -169,10 +169,10 @@ MODELS = [
 ]
 
 KERNELS = [
-    (lambda: kernels.ExpDotProduct("a"), TypeError, "scale must be a real number or an array of them, got 'a'"),
+    (lambda: kernels.ExpDotProduct("a"), TypeError, "scale must be a real number or an array of real numbers, got 'a'"),
     (lambda: kernels.ExpDotProduct(depth=0), ValueError, "depth must be at least 1, got 0"),
     (lambda: kernels.Gaussian(depth=2.5), TypeError, "depth must be an integer of at least 1, got 2.5"),
-    (lambda: kernels.Quadratic(None), TypeError, "offset must be a real number or an array of them, got None"),
+    (lambda: kernels.Quadratic(None), TypeError, "offset must be a real number or an array of real numbers, got None"),
     (lambda: kernels.Intersection(None), TypeError, "scale must be a real number"),
     (lambda: kernels.InverseMultiquadric(-1.0), ValueError, "inverse_width must be positive and finite, got -1.0"),
     (
@@ -181,7 +181,11 @@ KERNELS = [
         "matrix must have shape (d, d), or (h, d, d) with one per head",
     ),
     (lambda: kernels.Sum(GAUSSIAN), TypeError, "kernels must be a tuple of kernels"),
-    (lambda: kernels.Projected(GAUSSIAN, None, None), TypeError, "query_map must be a real number or an array of them"),
+    (
+        lambda: kernels.Projected(GAUSSIAN, None, None),
+        TypeError,
+        "query_map must be a real number or an array of real numbers",
+    ),
     (lambda: kernels.from_pair("exp"), TypeError, "fn must be a function (query, key) -> number"),
     (
         lambda: machine(landmarks=2, rng_key=0),

@@ -134,5 +134,5 @@ def test_masks_with_two_meanings_are_refused(unchecked):
             call(jnp.ones((3, 4, 8)), mask=jnp.ones((2, 2, 4, 4), bool))
     attention(jnp.ones((1, 4, 8)), mask=jnp.ones((1, 4, 4), bool))  # of one sample all meanings are the same
     for weights in (jnp.ones(3), jnp.ones((2, 4)), jnp.ones((3, 1, 4))):
-        with pytest.raises(ValueError, match=r"weights must have shape \(4,\) for all samples, or \(3, 4\), one row"):
+        with pytest.raises(ValueError, match=r"weights must have shape \(4,\) for all samples, or \(3, 4\) with rows"):
             attention(jnp.ones((3, 4, 8)), weights)

@@ -104,7 +104,7 @@ def test_images():
 
 def test_linear_attention_by_features_takes_no_mask():
     attention = nn.IntegralAttentionConfig(kernel=nn.LearnedFeaturesConfig(3, 4)).make(8, 2, rngs=nnx.Rngs(0))
-    with pytest.raises(NotImplementedError, match="linear attention takes no mask"):
+    with pytest.raises(NotImplementedError, match="linear attention does not take a mask"):
         attention(jnp.asarray(np.ones((1, 4, 8))), mask=jnp.asarray(np.ones(4, bool)))
 
 

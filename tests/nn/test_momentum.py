@@ -393,7 +393,7 @@ def test_shapes_that_numpy_would_spread_are_refused(unchecked):
 def test_blocks_say_what_they_need():
     with pytest.raises(TypeError, match="block 'H1' needs an attention with a method with_connection, got Linear"):
         nn.MomentumLayer(nn.Linear(D, D, rngs=nnx.Rngs(0)), D, 16, block="H1", rngs=nnx.Rngs(0))
-    with pytest.raises(NotImplementedError, match="linear attention only, not for FourierIntegral"):
+    with pytest.raises(NotImplementedError, match="for linear attention, not for FourierIntegral"):
         attention(kernel=FourierIntegral(1.0)).with_connection(*(jnp.asarray(arrays(1, N, D)),) * 2)
 
 

@@ -101,7 +101,7 @@ def cloud(n, seed):
 def test_a_decomposition_takes_the_place_of_the_domain():
     domain, config = cloud(60, 0), nn.SchwarzAttentionConfig(4)
     model, u = operator(config), domain.points[:, :1]
-    with pytest.raises(ValueError, match=r"must be known to be decomposed: pass the decomposition"):
+    with pytest.raises(ValueError, match=r"cannot be decomposed while traced: pass the decomposition"):
         call(model, u, domain)
     cut = config.decompose(domain)
     assert cut.domain is domain
@@ -209,7 +209,7 @@ BAD = [
     (lambda: nn.SchwarzAttentionConfig(kernel=nn.LinearConfig()), r"kernel=LinearConfig\(\) is signed"),
     (
         lambda: nn.SchwarzAttentionConfig(subdomains=0),
-        "subdomains must be a positive integer, or a tuple of one per axis, got 0",
+        "subdomains must be a positive integer or a tuple of one per axis, got 0",
     ),
     (lambda: operator(nn.SchwarzAttentionConfig((2, 2, 2))), r"schwarz.subdomains must be one number or dim"),
     (lambda: nn.SchwarzAttentionConfig((2, 2)).decompose(cloud(60, 0)), "subdomains must be one number on PointCloud"),

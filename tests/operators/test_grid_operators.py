@@ -112,7 +112,7 @@ def test_at_may_be_the_grid_of_the_input_or_its_equal(name):
     for at in (None, grid(16)):
         np.testing.assert_array_equal(operator(values, grid(16), at=at), expected)
     moved = domains.box((16, 16), upper=(1, 2), rule="midpoint")
-    with pytest.raises(NotImplementedError, match="`at` is another domain"):
+    with pytest.raises(NotImplementedError, match="`at` is not the input's domain"):
         operator(values, grid(16), at=moved)
     same_shape_under_jit = jax.jit(lambda u, domain, at: operator(u, domain, at=at))
     with pytest.raises(NotImplementedError, match="pass the same object or None"):

@@ -216,7 +216,7 @@ def test_at_may_be_the_domain_of_the_input_or_its_equal():
     expected = operator(values, domain)
     for at in (None, domain, domains.interval(6)):
         np.testing.assert_array_equal(operator(values, domain, at=at), expected)
-    with pytest.raises(NotImplementedError, match=r"`at` is another domain.*train one with decoder_layers=1"):
+    with pytest.raises(NotImplementedError, match=r"`at` is not the input's.*train an operator with decoder_layers=1"):
         operator(values, domain, at=domains.interval(6, upper=2.0))
 
 

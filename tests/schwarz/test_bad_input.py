@@ -67,7 +67,7 @@ def bad(name):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("rank", r"rank must lie between 0 and the 9 nodes \(or features\) of subdomain 0, the smallest, got 10"),
+        ("rank", r"rank must lie between 0 and the 9 nodes \(or features\) of the smallest subdomain, 0, got 10"),
         ("coarse rank", r"coarse_rank must lie between 0 and the 3 coarse functions, got 4"),
         ("fit rank", r"rank must lie between 0 and the 9 nodes"),
         ("features", r"rank must lie between 0 and the 2 nodes \(or features\)"),

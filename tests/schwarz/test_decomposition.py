@@ -262,7 +262,7 @@ def test_given_subdomains_and_partition():
     np.testing.assert_allclose(dec.coarse_basis()[2], [0.75, 0.25])
     u = values_on(dec.domain)
     np.testing.assert_array_equal(dec.restrict(u)[1], u[jnp.array(sets[1])])
-    with pytest.raises(ValueError, match="sets of nodes, not of points; call from_subdomains"):
+    with pytest.raises(ValueError, match="sets of nodes; call from_subdomains"):
         dec.on(dec.domain)
 
 
@@ -329,7 +329,7 @@ ROWS = {
     ),
     "no coarse node": (
         lambda: schwarz.decompose(domains.interval(16, rule="interior"), 1),
-        r"coarse space holds no function",
+        r"coarse space has no functions",
     ),
     "no coarse space": (
         lambda: schwarz.decompose(LINE, 2, coarse=None).coarsen(jnp.ones((16, 1))),
@@ -356,7 +356,7 @@ ROWS = {
         lambda: schwarz.from_subdomains(LINE, [range(5), range(7, 16)]),
         r"indices must cover the domain, but node 5 is in no subdomain",
     ),
-    "no node": (lambda: schwarz.from_subdomains(LINE, [[0, 16]]), r"indices\[0\]\[1\] = 16 names no node"),
+    "no node": (lambda: schwarz.from_subdomains(LINE, [[0, 16]]), r"indices\[0\]\[1\] = 16 is not a node"),
     "repeated": (lambda: schwarz.from_subdomains(LINE, [[0, 3, 3]]), r"indices\[0\] repeats node 3"),
     "empty": (lambda: schwarz.from_subdomains(LINE, [[]]), r"indices\[0\] must be a non-empty list of integers"),
     "none": (lambda: schwarz.from_subdomains(LINE, []), r"at least one subdomain, got an empty"),

@@ -214,5 +214,5 @@ def test_the_shift_of_a_fit_is_that_of_its_start():
     start = schwarz.Factors(shift=jnp.asarray(0.5))
     kept = schwarz.fit(dec, eye, eye, rank=1, coarse_rank=0, initial=start, shift=jnp.asarray(0.5), steps=0)
     assert kept.factors.shift == 0.5
-    with pytest.raises(ValueError, match=r"shift must be that of initial, 0.5, .* got None"):
+    with pytest.raises(ValueError, match=r"shift must be the shift of initial, 0.5, .* got None"):
         schwarz.fit(dec, eye, eye, rank=1, initial=start)

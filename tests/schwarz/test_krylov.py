@@ -210,7 +210,7 @@ def test_bad_input_is_named(unchecked):
             schwarz.flexible_cg(lambda x: x, jnp.ones(3), tolerance=tolerance)
     with pytest.raises(ValueError, match="max_iterations must be an integer of at least 0, got -1"):
         schwarz.flexible_cg(lambda x: x, jnp.ones(3), max_iterations=-1)
-    with pytest.raises(TypeError, match=r"matrix is of scipy.sparse, which JAX cannot apply; pass"):
+    with pytest.raises(TypeError, match=r"matrix is of scipy.sparse, which JAX does not accept; pass"):
         schwarz.flexible_cg(scipy.sparse.csr_array(np.eye(3)), jnp.ones(3))
     with pytest.raises(TypeError, match=r"preconditioner must be a function .* got schwarz.Factors"):
         schwarz.flexible_cg(lambda x: x, jnp.ones(3), preconditioner=schwarz.Factors(shift=1.0))

@@ -266,7 +266,7 @@ def test_promise_3_a_manifest_of_any_kind_is_damage(checkpoints, put):
 
 def test_promise_3_a_copy_under_another_step_is_damage(checkpoints):
     shutil.copytree(checkpoints.path(30), checkpoints.path(50))
-    with pytest.warns(UserWarning, match=r"manifest\.json is not that of step 50: it was saved at step 30"):
+    with pytest.warns(UserWarning, match=r"manifest\.json is not of step 50: it was saved at step 30"):
         assert checkpoints.restore_latest(like(state()))[0] == 30
     with pytest.raises(FileNotFoundError, match="of step 50"):
         checkpoints.restore(like(state()), step=50)

@@ -93,12 +93,12 @@ def ones(nodes, channels=1):
         (
             samples(),
             {"square": data.Samples(ones(9), ones(9), domains.box((3, 3)))},
-            r"valid\['square'\] has 2 space dimensions, the training samples have 1",
+            r"valid\['square'\] has 2 space dimensions, but the training samples have 1",
         ),
         (
             samples(),
             {"two": data.Samples(ones(9, 2), ones(9), domains.interval(9))},
-            "2 input channels, the training samples have 1",
+            "2 input channels, but the training samples have 1",
         ),
     ],
     ids=["small", "dimension", "channels"],

@@ -1,4 +1,4 @@
-"""Datasets of HDF5 files: found by following links, read lazily, refused where fill values stand for data."""
+"""Datasets of HDF5 files: links are followed, rows are read lazily, and fill values do not pass for data."""
 
 import collections
 import contextlib
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import h5py
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
-_VISITED = 1000  # links looked at for a list of datasets
+_VISITED = 1000  # links that are followed for a list of datasets
 _HOPS = 100  # soft and external links that one path may follow
 _PERMISSION = (
     "pass external=True to read from other files (train.py --data.external, evaluate.py --external), or copy the "
@@ -31,7 +31,7 @@ class Hdf5Array:
     Args:
         path: the file.
         name: path of the dataset in the file.
-        external: allows its values to come from other files.
+        external: whether its values may come from other files.
 
     Attributes:
         shape: length of every axis; (0,) for a null dataspace.
@@ -59,15 +59,13 @@ class Hdf5Array:
             with reading(self._path, "HDF5", f"its dataset {self._name!r}"):
                 dataset = find(self._path, file, self._name, external=self._external)
             if not hasattr(dataset, "dtype"):
-                raise FileError(
-                    f"{self._path} has no dataset {self._name!r} any more; it was there when it was opened."
-                )
+                raise FileError(f"{self._path} has no dataset {self._name!r} any more; it had one when it was opened.")
             yield dataset
 
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Any]:
-    """Opens the file for reading and closes it in the end."""
+    """Opens the file for reading and closes it at the end."""
     with reading(path, "HDF5"):
         file = require("h5py", f"reading {path}").File(path, "r")
     with file:
@@ -89,7 +87,7 @@ def has_signature(path: Path) -> bool:
 def find(path: Path, group: Any, name: str, *, external: bool) -> Any:
     """Returns the dataset or group at the end of a path from a group or file, or None if the path leads nowhere.
 
-    Links are followed one by one, so that other files are opened only where that is allowed.
+    Links are followed one by one, so that other files are opened only if this is allowed.
     """
     h5py = require("h5py", f"reading {path}")
     group = group["/"] if name.startswith("/") else group
@@ -119,7 +117,7 @@ def find(path: Path, group: Any, name: str, *, external: bool) -> Any:
                 raise
             raise FileError(
                 f"{path}: {name!r} is a link to {link.path!r} in {link.filename!r}, which cannot be opened "
-                f"({error.args[0]}); put that file beside this one."
+                f"({error.args[0]}); put that file into the folder of this one."
             ) from error
         if isinstance(item, h5py.Dataset):
             if parts:
@@ -135,16 +133,16 @@ def find(path: Path, group: Any, name: str, *, external: bool) -> Any:
 
 
 def is_dataset(path: Path, name: str, *, external: bool) -> bool | None:
-    """Tells whether a path in the file leads to a dataset: False for a group, None if it leads nowhere."""
+    """Tells whether a path in the file leads to a dataset; False for a group, None if it leads nowhere."""
     with opened(path) as file, reading(path, "HDF5", f"its dataset {name!r}"):
         item = find(path, file, name, external=external)
         return None if item is None else hasattr(item, "dtype")
 
 
 def others(path: Path, names: Collection[str]) -> tuple[list[str], bool]:
-    """Returns datasets that none of ``names`` leads to, those nearest to the root first, and whether these are all.
+    """Returns datasets to which no name in ``names`` leads, nearest to the root first, and whether these are all.
 
-    At most a thousand links are looked at, however deep or wide the file is, and no other file is opened.
+    At most a thousand links are followed, however deep or wide the file is, and no other file is opened.
     """
     h5py = require("h5py", f"reading {path}")
     found: list[str] = []
@@ -170,7 +168,7 @@ def others(path: Path, names: Collection[str]) -> tuple[list[str], bool]:
 
 
 def _find_here(path: Path, group: Any, name: str) -> Any:
-    """Returns the dataset or group at the end of a path; None if the path leads nowhere or into another file."""
+    """Returns the dataset or group at the end of a path, or None if the path leads nowhere or into another file."""
     with contextlib.suppress(FileError):
         return find(path, group, name, external=False)
     return None
@@ -187,9 +185,9 @@ def matlab_marks(path: Path, name: str, *, external: bool) -> tuple[bool, dict[s
 
 
 def check_written(path: Path, name: str, *, external: bool) -> None:
-    """Raises ``FileError`` unless every value of a dataset was written: HDF5 silently fills in the others.
+    """Raises ``FileError`` unless every value of a dataset was written, because HDF5 silently fills in missing values.
 
-    A virtual dataset is followed to its sources, which must exist, and an external one to its files.
+    The sources of a virtual dataset and the files of an external dataset must exist.
     """
     pending, seen = [(path, name)], set()
     while pending:
@@ -204,7 +202,7 @@ def check_written(path: Path, name: str, *, external: bool) -> None:
             with reading(where[0], "HDF5", f"its dataset {where[1]!r}"):
                 dataset = find(where[0], file, where[1], external=external)
                 if not hasattr(dataset, "dtype"):
-                    raise FileError(f"{label} is missing, and would read as fill values; put it back.")
+                    raise FileError(f"{label} is missing and would read as fill values; put it back.")
                 if dataset.is_virtual:
                     pending.extend(_sources(label, dataset, external=external))
                 elif dataset.external:
@@ -215,7 +213,7 @@ def check_written(path: Path, name: str, *, external: bool) -> None:
 
 
 def _sources(label: str, dataset: Any, *, external: bool) -> list[tuple[Path, str]]:
-    """Returns file and name of every dataset that a virtual one is made of."""
+    """Returns file and name of every source of a virtual dataset."""
     own, found, covered = Path(dataset.file.filename), set(), 0
     for source in dataset.virtual_sources():
         covered += source.vspace.get_select_npoints()
@@ -226,7 +224,7 @@ def _sources(label: str, dataset: Any, *, external: bool) -> list[tuple[Path, st
             continue
         if not external:
             raise FileError(f"{label} is virtual, with values in another file, {source.file_name!r}; {_PERMISSION}.")
-        # as HDF5 looks for them: where the name says, or beside the file
+        # the search order of HDF5: the path in the name, then the folder of the file
         places = own.parent / source.file_name, own.parent / Path(source.file_name).name
         place = next((place for place in places if place.is_file()), None)
         if place is None:
@@ -259,7 +257,7 @@ def _check_allocated(label: str, dataset: "h5py.Dataset") -> None:
     size = f"of shape {dataset.shape}"
     if dataset.chunks is None:
         if not dataset.id.get_storage_size():
-            raise FileError(f"{label} {size} was never written, and would read as fill values; write it.")
+            raise FileError(f"{label} {size} was never written and would read as fill values; write it.")
         return
     needed = math.prod(-(-n // chunk) for n, chunk in zip(dataset.shape, dataset.chunks, strict=True))
     written = dataset.id.get_num_chunks()
@@ -292,7 +290,7 @@ def _check_filters(path: Path, name: str, dataset: "h5py.Dataset", error: Except
 
 
 def _beside(path: Path, group: "h5py.Group", part: str) -> "h5py.Dataset":
-    """Opens a dataset whose external storage lies beside its file, not in the current directory."""
+    """Opens a dataset whose external storage is in the folder of its file instead of the current directory."""
     h5py = require("h5py", f"reading {path}")
     access = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
     access.set_efile_prefix(b"${ORIGIN}")

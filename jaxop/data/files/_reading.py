@@ -1,4 +1,4 @@
-"""Errors while a file is read: the cause and the remedy."""
+"""Errors of reading a file, with cause and remedy."""
 
 import contextlib
 import errno
@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 _Errors = tuple[type[Exception], ...]
-_DAMAGE: dict[str, _Errors] = {  # what the libraries raise on damaged bytes
+_DAMAGE: dict[str, _Errors] = {  # the errors that libraries raise for damaged bytes
     ".npz": (OSError, EOFError, ValueError, KeyError, zlib.error, zipfile.BadZipFile),
     "HDF5": (OSError, RuntimeError, ValueError, KeyError),
-    "MATLAB": (Exception,),  # scipy checks little: IndexError, ZeroDivisionError and UnboundLocalError were met
+    "MATLAB": (Exception,),  # scipy checks little, and raises for example IndexError or ZeroDivisionError
 }
 _UNSUPPORTED = (NotImplementedError, RuntimeError, TypeError)
 _CAUSES = {
@@ -25,21 +25,21 @@ _CAUSES = {
     errno.ESTALE: "cannot be read: the network file system lost it; mount it again",
     errno.EMFILE: "cannot be opened: this process has too many open files; close some or raise the limit (ulimit -n)",
 }
-_WRITTEN = "already open for write"  # HDF5's words for a mark that only closing the file removes
+_WRITTEN = "already open for write"  # text of HDF5 for a mark that only closing the file removes
 _LOCK = "unable to lock file"
 
 
 class FileError(ValueError):
-    """Fault of a file; its message already names the file and the remedy."""
+    """Fault of a file; the message already names the file and the remedy."""
 
 
 @contextlib.contextmanager
 def reading(path: Path, kind: str, part: str = "it") -> Iterator[None]:
-    """Turns errors of the format's library into ones that name the file and the cause; must not be nested.
+    """Turns errors of the format's library into errors that name the file and the cause; must not be nested.
 
     Args:
         path: the file.
-        kind: its format, one of ``_DAMAGE``.
+        kind: its format, a key of ``_DAMAGE``.
         part: the part that is read, for the message.
     """
     try:
@@ -56,8 +56,8 @@ def reading(path: Path, kind: str, part: str = "it") -> Iterator[None]:
             raise type(error)(f"{path} {_CAUSES[error.errno]}.") from error
         if _WRITTEN in str(error):
             raise FileError(
-                f"{path} ({kind}) was opened for writing and not closed: another process writes it, or died while it "
-                "did; close it there, or, if nothing writes it any more, run h5clear -s on it."
+                f"{path} ({kind}) was opened for writing and not closed: another process writes it, or ended before "
+                "closing it; close it there, or, if nothing writes it any more, run h5clear -s on it."
             ) from error
         if _LOCK in str(error):
             raise FileError(
@@ -70,12 +70,12 @@ def reading(path: Path, kind: str, part: str = "it") -> Iterator[None]:
     except _UNSUPPORTED as error:
         raise FileError(
             f"{path} ({kind}): {part} cannot be read here ({_summary(error)}); store plain arrays of numbers in a "
-            "file written anew."
+            "new file."
         ) from error
 
 
 def check_memory(path: Path, name: str, shape: Sequence[int], itemsize: int, *, axis: int = 0) -> None:
-    """Raises ``FileError`` for an array, or a row of one if ``axis`` is 1, that is larger than the memory."""
+    """Raises ``FileError`` if an array, or one row of it if ``axis`` is 1, is larger than the memory."""
     size = math.prod(shape[axis:]) * itemsize
     if size > memory():
         raise FileError(
@@ -86,7 +86,7 @@ def check_memory(path: Path, name: str, shape: Sequence[int], itemsize: int, *, 
 
 
 def check_claim(path: Path, name: str, shape: Sequence[int], claimed: int, stored: int) -> None:
-    """Raises ``FileError`` for an array of more bytes than the file can hold."""
+    """Raises ``FileError`` if an array has more bytes than the file can hold."""
     if claimed > stored:
         raise FileError(
             f"{path} is truncated or damaged: dataset {name!r} claims the shape {tuple(shape)}, {amount(claimed)}, but "
@@ -95,7 +95,7 @@ def check_claim(path: Path, name: str, shape: Sequence[int], claimed: int, store
 
 
 def memory() -> float:
-    """Returns the bytes of physical memory, infinite if the system does not report them."""
+    """Returns the bytes of physical memory, or infinity if the system does not report them."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):

@@ -1,4 +1,4 @@
-"""A user's own arrays as samples: the axes of the grid, the nodes and their weights."""
+"""Arrays of a user as samples: the axes of the grid, the nodes and their weights."""
 
 from collections.abc import Sequence
 
@@ -39,46 +39,46 @@ def from_arrays(
 ) -> Samples:
     """Pairs of functions u_s(x_i), v_s(x_i) from arrays of shape (samples, *grid) or (samples, *grid, channels).
 
-    **Where the nodes are.** Without ``coordinates``: a midpoint grid of the unit box, unless ``rule``,
-    ``lower`` and ``upper`` say otherwise. With them, one of
+    **Where the nodes are.** Without ``coordinates`` the nodes are a midpoint grid of the unit box, unless ``rule``,
+    ``lower`` and ``upper`` differ. Otherwise ``coordinates`` are one of
 
     * one array (n_k,) per axis, in a list or tuple, or a single array (n,) in one dimension: a grid with
-      trapezoid weights over the actual gaps; with ``rule``, evenly spaced nodes of that rule, whose
-      interval follows from them (spectral layers need ``"midpoint"`` or ``"periodic"``);
+      trapezoid weights over the actual gaps, or, with ``rule``, evenly spaced nodes of that rule, from which its
+      interval follows (spectral layers need ``"midpoint"`` or ``"periodic"``);
     * (n, dim): nodes shared by all samples; with ``faces``, the vertices of a mesh of triangles;
     * (samples, n, dim), or (samples, n) in one dimension: nodes of each sample.
 
-    Nodes in one dimension must increase and get trapezoid weights; in more they count equally, with a
-    total measure of 1; ``weights`` overrules both. A vertex of a mesh weighs a third of its triangles.
+    Nodes in one dimension must increase, and get trapezoid weights. In more dimensions they have equal weights, with a
+    total measure of 1. ``weights`` replaces both. A vertex of a mesh weighs a third of its triangles.
     Functions on nodes have shape (samples, n) or (samples, n, channels).
 
-    **Which axes are the grid.** Coordinates or ``dim`` fix their number; one more axis holds channels. Without
-    either, the two shapes decide. If one array has one axis more, or if only the last axes differ, the last axis
-    holds channels. If the shapes are the same, a last axis of length 1 holds channels, and any other belongs to the
-    grid if all axes of the grid are then equally long. (N, 64, 64) is therefore a scalar function on 64², and
+    **Which axes are the grid.** Coordinates or ``dim`` determine their number; one more axis holds channels. Without
+    both, the two shapes decide. If one array has one axis more, or if only the last axes differ, the last axis
+    holds channels. If the shapes are the same, a last axis of length 1 holds channels, and any other last axis belongs
+    to the grid if all axes of the grid are then equally long. (N, 64, 64) is therefore a scalar function on 64², and
     (N, 64, 64, 3) is an error that asks for ``dim``.
 
     Args:
         inputs: u, real numbers; an array or anything that reads rows (`ArraySource`).
         targets: v, on the same grid.
         coordinates: the nodes, see above.
-        weights: quadrature weights, shape (n,) or (samples, n), with coordinates that are not a grid of
+        weights: quadrature weights, shape (n,) or (samples, n), if the coordinates are not a grid of
             several axes.
         initial: data given at the first node, shape (samples, channels).
         faces: triangles of a mesh as indices of coordinates from 0, shape (f, 3); see
             `jaxop.domains.triangle_mesh`.
         dim: space dimension.
         rule: quadrature rule, one or one per axis; see `jaxop.domains.interval`.
-        lower: lower corner of the box, if coordinates are not given; 0 by default.
-        upper: upper corner of the box, if coordinates are not given; 1 by default.
+        lower: lower corner of the box, 0 by default; only without coordinates.
+        upper: upper corner of the box, 1 by default; only without coordinates.
 
     Returns:
         `Samples` in the dtypes of the arrays, with functions as (N, n, channels).
 
     Raises:
         TypeError: if data are not real numbers, or an array is masked.
-        ValueError: if shapes disagree or leave the grid open, or nodes coincide only after rounding to
-            JAX's precision; and whenever `Samples` or the builders of `jaxop.domains` raise it.
+        ValueError: if shapes disagree or do not determine the grid, if nodes coincide only after rounding to
+            JAX's precision, or for the reasons of `Samples` and the builders of `jaxop.domains`.
 
     Example:
         >>> import numpy as np
@@ -104,19 +104,19 @@ def from_arrays(
                 "faces were given without coordinates; give the vertices as coordinates of shape (n, dim)."
             )
         if weights is not None:
-            raise ValueError("weights were given without coordinates; say where the nodes are that they belong to.")
+            raise ValueError("weights were given without coordinates; give the coordinates of their nodes.")
         shape = _grid_shape(u.shape, v.shape, dim)
         corners = {"lower": 0.0 if lower is None else lower, "upper": 1.0 if upper is None else upper}
         domain: Domain = domains.box(shape, rule="midpoint" if rule is None else rule, **corners)
     else:
         if lower is not None or upper is not None:
-            raise ValueError("lower and upper belong to grids without coordinates; leave them out or the coordinates.")
+            raise ValueError("lower and upper belong to grids without coordinates; leave them or the coordinates out.")
         if faces is None:
             domain = _located(coordinates, weights, rule, u.shape)
         else:
             domain = _mesh(coordinates, faces, weights, rule)
         if dim is not None and dim != domain.dim:
-            raise ValueError(f"dim={dim} but the coordinates have dimension {domain.dim}; leave dim out.")
+            raise ValueError(f"dim={dim}, but the coordinates have dimension {domain.dim}; leave dim out.")
         shape = domain.shape if isinstance(domain, Grid) and not domain.is_batched else (domain.size,)
     return Samples(
         _functions(u, shape, "inputs"),
@@ -143,7 +143,7 @@ def _source(array: object, argument: str) -> ArraySource:
 
 
 def _grid_shape(inputs: tuple[int, ...], targets: tuple[int, ...], dim: int | None) -> tuple[int, ...]:
-    """The common axes of the grid, by the rule stated in `from_arrays`."""
+    """Returns the common axes of the grid, by the rule in `from_arrays`."""
     if dim is None:
         dim = _infer_dim(inputs, targets)
     elif as_integer(dim, "dim") < 1:
@@ -181,7 +181,7 @@ def _infer_dim(inputs: tuple[int, ...], targets: tuple[int, ...]) -> int:
 
 
 def _functions(source: ArraySource, shape: tuple[int, ...], argument: str) -> ArraySource:
-    """(samples, *grid[, channels]) as (samples, n, channels)."""
+    """Returns (samples, *grid[, channels]) as (samples, n, channels)."""
     size, axes = int(np.prod(shape)), len(shape)
     if tuple(source.shape[1 : 1 + axes]) != tuple(shape) or len(source.shape) - 1 - axes not in (0, 1):
         raise ValueError(
@@ -213,7 +213,7 @@ class _Functions:
 
 
 def _located(coordinates: object, weights: object, rule: str | Sequence[str] | None, shape: tuple[int, ...]) -> Domain:
-    """The domain of given coordinates, for functions of the given shape."""
+    """Returns the domain of given coordinates, for functions of the given shape."""
     if isinstance(coordinates, (list, tuple)) and all(np.ndim(axis) == 1 for axis in coordinates):
         if len(coordinates) == 0:
             raise ValueError("coordinates is empty; leave it out for the unit box, or give one array per axis.")
@@ -250,7 +250,7 @@ def _mesh(coordinates: object, faces: object, weights: object, rule: str | Seque
     """Returns the mesh of triangles between coordinates that all samples share."""
     if weights is not None or rule is not None:
         raise ValueError(
-            "faces already give weights, a third of the triangles at each vertex; leave weights and rule out, or faces."
+            "faces already give weights, a third of the triangles at each vertex; leave out weights and rule, or faces."
         )
     axes = len(coordinates) if isinstance(coordinates, (list, tuple)) else None
     vertices = np.zeros(()) if axes is not None else host_array(coordinates, "coordinates")
@@ -308,7 +308,7 @@ def _stacked(nodes: np.ndarray, weights: object) -> Domain:
 
 
 def _grid(axes: list[np.ndarray], rule: str | Sequence[str] | None) -> Grid:
-    """Tensor product of the given nodes, with trapezoid weights or under rules."""
+    """Returns the tensor product of the given nodes, with trapezoid weights or under rules."""
     rules = [rule] * len(axes) if rule is None or isinstance(rule, str) else list(rule)
     if len(rules) != len(axes):
         raise ValueError(f"rule has {len(rules)} entries for {len(axes)} axes; give one or one per axis.")
@@ -322,7 +322,7 @@ def _grid(axes: list[np.ndarray], rule: str | Sequence[str] | None) -> Grid:
 
 
 def _axis(nodes: np.ndarray, argument: str) -> Axis:
-    """Given nodes (..., n) with trapezoid weights, checked in their own precision and rounded to JAX's."""
+    """Returns an axis of given nodes (..., n) with trapezoid weights, checked before it is rounded to JAX's dtype."""
     _check(np.isfinite(nodes), nodes, argument, "must be finite")
     check_increasing(nodes, argument, float_dtype())
     rounded = nodes.astype(float_dtype())
@@ -330,7 +330,7 @@ def _axis(nodes: np.ndarray, argument: str) -> Axis:
 
 
 def _even_axis(nodes: np.ndarray, rule: str, k: int) -> Axis:
-    """The axis of a rule that has the given, evenly spaced nodes."""
+    """Returns the axis of a rule that has the given, evenly spaced nodes."""
     margins = as_rule(rule).margins
     if margins is None:
         raise ValueError(f"rule={rule!r} is not evenly spaced: leave the coordinates out and give lower and upper.")

@@ -1,4 +1,4 @@
-"""Readers of a user's files: .npz, HDF5 and MATLAB."""
+"""Readers of the files of a user: .npz, HDF5 and MATLAB."""
 
 import contextlib
 import dataclasses
@@ -21,7 +21,7 @@ from jaxop.data.files.layout import from_arrays
 from jaxop.data.samples import ArraySource, Rows, Samples
 
 FORMATS = (".npz", ".h5", ".hdf5", ".mat")
-"""Suffixes that `read` knows."""
+"""Suffixes that `read` supports."""
 
 _SIGNATURES = {
     b"\x89HDF\r\n\x1a\n": "HDF5",
@@ -34,7 +34,7 @@ _SIGNATURES = {
 }
 _LISTED = 20  # datasets named in a message
 _SHOWN = 80  # characters of such a name
-_DEFLATE = 1032  # bytes that one compressed byte can stand for
+_DEFLATE = 1032  # bytes that one compressed byte can represent
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 _MATRIX, _NUMERIC, _COMPLEX = 14, range(6, 16), 0x800  # in MATLAB 5: type of an element, classes, flag
@@ -67,18 +67,18 @@ def read(
 ) -> Samples:
     """Pairs of functions from a file: .npz, HDF5 (.h5, .hdf5; read lazily), MATLAB (.mat, all versions).
 
-    The arrays have the same meaning as in `from_arrays`. Names of datasets inside HDF5 groups are paths,
-    "run/a". Coordinates, weights, initial data and faces are optional: datasets of the default names are used
-    if the file has them and they are not empty, a dataset of any other name must exist, and None leaves them out.
-    Coordinates may be spread over one dataset per axis: name them in a sequence, or call them coordinates_0,
+    The arrays have the meaning that they have in `from_arrays`. Names of datasets inside HDF5 groups are paths,
+    "run/a". Coordinates, weights, initial data and faces are optional. Datasets of the default names are used
+    if the file has them and they are not empty. A dataset of any other name must exist. None disables a dataset.
+    If there is one dataset of coordinates per axis, name them in a sequence, or call them coordinates_0,
     coordinates_1, … in the file. A file written by `save` also holds its rule and box. A warning names the
     datasets that are not read.
 
-    Inputs and targets in HDF5 stay in the file. It is opened anew for every batch and scanned once,
-    in blocks, for values that are not finite; chunks that hold single samples read fastest. Every value must
-    have been written, since HDF5 would return fill values for the others. MATLAB files are read into memory.
-    Version 7.3 is HDF5 with reversed axes, which are put back in order. Indices of faces that MATLAB
-    counts from 1 are counted from 0.
+    Inputs and targets in HDF5 stay in the file. It is opened again for every batch, and scanned once
+    in blocks for values that are not finite. Chunks that hold single samples are fastest. Every value must
+    have been written, because HDF5 would return fill values for the others. MATLAB files are read into memory.
+    Version 7.3 is HDF5 with reversed axes, which are put back in order. If MATLAB counts the indices of faces
+    from 1, they are converted to count from 0.
 
     Args:
         path: the file; its suffix must be one of `FORMATS`.
@@ -88,11 +88,11 @@ def read(
         weights: name of the quadrature weights of the nodes.
         initial: name of the data given at the first node.
         faces: name of the triangles of a mesh, whose vertices are the coordinates.
-        dim: space dimension, if the shapes leave it open.
+        dim: space dimension, if the shapes do not determine it.
         rule: quadrature rule of the grid, one or one per axis.
         lower: lower corner of the box.
         upper: upper corner of the box.
-        external: allows HDF5 to read from other files than this one, through external links, external
+        external: whether HDF5 may read from other files than this one, through external links, external
             storage and virtual datasets.
 
     Returns:
@@ -101,12 +101,12 @@ def read(
     Raises:
         FileNotFoundError: if the file does not exist.
         ImportError: if the format needs h5py or scipy, and it is not installed.
-        OSError: if the operating system does not let the file be read, or another process writes it.
+        OSError: if the operating system does not allow reading the file, or another process writes it.
         TypeError: if data are not real numbers.
-        ValueError: if the suffix is unknown; the file is empty, truncated or of another type than
-            its suffix says; a dataset is missing (the message lists those present); an array is larger than the
-            file or the memory; values were never written or lie in other files; or
-            `from_arrays` raises it. Every message names the file.
+        ValueError: if the suffix is unknown; if the file is empty, truncated or of another type than its suffix; if a
+            dataset is missing (the message lists the datasets of the file); if an array is larger than the file or the
+            memory; if values were never written or are in other files; or for the reasons of `from_arrays`. Every
+            message names the file.
 
     Example:
         >>> import tempfile, numpy as np
@@ -148,7 +148,7 @@ class _Archive:
         path: the file.
         kind: its format.
         has: tells whether the file has a dataset of this name.
-        others: returns some datasets besides those of the given names, and whether these are all.
+        others: returns some datasets other than those of the given names, and whether these are all.
         get: returns the dataset of a name that exists; its values are read when it is indexed.
         is_lazy: tells whether a part of a dataset can be read.
         read: names of datasets that were read.
@@ -202,14 +202,14 @@ class _Archive:
         return array
 
     def optional(self, name: str | None, default: str) -> np.ndarray | None:
-        """Reads a dataset; None if it is left out, or if it has its default name and is missing or empty."""
+        """Reads a dataset; None if its name is None, or if it has its default name and is missing or empty."""
         if name is None or (name == default and (not self.has(name) or 0 in self.get(name).shape)):
             self.left_out.add(default)
             return None
         return self.array(name)
 
     def vector(self, array: np.ndarray) -> np.ndarray:
-        """Flattens MATLAB's rows and columns, which stand for arrays of one axis."""
+        """Flattens MATLAB's rows and columns, which represent arrays of one axis."""
         return array.ravel() if self.is_matlab and array.ndim == 2 and 1 in array.shape else array
 
     def warn_of_unread(self) -> None:
@@ -241,14 +241,14 @@ def _check_real(path: Path, name: str, array: ArraySource) -> None:
     elif dtype.kind in "mM":
         holds = f"times ({dtype}); store them as numbers of seconds or days"
     elif dtype.names:
-        holds = f"records with the fields {_listed(dtype.names, True)}; store each field as an array of its own"
+        holds = f"records with the fields {_listed(dtype.names, True)}; store each field as a separate array"
     else:
         holds = f"dtype {dtype}; store a plain array of numbers"
     raise TypeError(f"{path}: dataset {name!r} must hold real numbers, but holds {holds}.")
 
 
 def _listed(names: Sequence[str], complete: bool) -> str:
-    """Returns the first few of the names as text."""
+    """Returns the first names as text."""
     return ", ".join(map(_shown, names[:_LISTED])) + ("" if complete and len(names) <= _LISTED else ", …")
 
 
@@ -257,7 +257,7 @@ def _shown(name: str) -> str:
 
 
 def _coordinates(archive: _Archive, names: str | Sequence[str] | None) -> np.ndarray | list[np.ndarray] | None:
-    """Reads the coordinates of a file: an array, or one array per axis; None if they are left out."""
+    """Reads the coordinates of a file, an array or one array per axis; None if there are none."""
     if names is None or (isinstance(names, str) and not archive.has(names)):
         prefix, numbered = names or "coordinates", []
         while archive.has(f"{prefix}_{len(numbered)}"):
@@ -282,7 +282,7 @@ def _counted_from_zero(path: Path, faces: np.ndarray, count: int) -> np.ndarray:
         return index - 1
     raise FileError(
         f"{path}: faces has indices from {index.min()} to {index.max()} for {count} vertices, which may count from 0 "
-        "or from 1; remove the vertices that belong to no face."
+        "or from 1; remove the vertices that do not belong to a face."
     )
 
 
@@ -385,7 +385,7 @@ def _open_mat(path: Path, start: bytes, *, external: bool) -> _Archive:
 
         return _Archive(path, "MATLAB 7.3", has, others, lambda name: _Mat73Array(path, name, external=external))
     io = require("scipy.io", f"reading {path}")
-    # version 4 has no signature; others would be taken for it
+    # version 4 has no signature, and other files would pass for it
     _check_type(path, start, _signature(start) in (None, "MATLAB 5"), "MATLAB")
     with reading(path, "MATLAB"):
         is_version_5 = io.matlab.matfile_version(path)[0] == 1
@@ -398,13 +398,13 @@ def _open_mat(path: Path, start: bytes, *, external: bool) -> _Archive:
 
 
 class _MatArray:
-    """Variable of a MATLAB file up to version 7, of which the header was read."""
+    """Variable of a MATLAB file up to version 7, whose header was read."""
 
     def __init__(self, path: Path, name: str, shape: Sequence[int], kind: str, *, is_version_5: bool):
         self._path, self._name, self._is_version_5 = path, name, is_version_5
         self.shape, self.dtype = tuple(shape), np.dtype(_MATLAB_NUMBERS.get(kind, object))
         self.matlab_class = None if kind in _MATLAB_NUMBERS else kind
-        # before compression, an entry of any class takes a byte at least
+        # before compression, an entry of any class takes at least a byte
         stored = path.stat().st_size * (_DEFLATE if is_version_5 else 1)
         if self.matlab_class is None:
             check_claim(path, name, self.shape, math.prod(self.shape), stored)
@@ -418,7 +418,7 @@ class _MatArray:
 
 
 def _check_parts(path: Path) -> None:
-    """Raises ``ValueError`` if an array of version 5 lacks one of its parts: scipy would end the process."""
+    """Raises ``ValueError`` if an array of version 5 lacks a part, because scipy would end the process."""
     with path.open("rb") as file:
         file.seek(126)
         order = "<" if file.read(2) == b"IM" else ">"
@@ -452,7 +452,7 @@ class _Mat73Array:
             kind = "sparse" if "MATLAB_sparse" in marks else "struct"
         else:
             self._source = _hdf5.Hdf5Array(path, name, external=external)
-            # the shape of an empty array is stored in its place
+            # instead of an empty array, its shape is stored
             shape = self._source[...].tolist() if "MATLAB_empty" in marks else self._source.shape[::-1]
             self.shape, self.dtype = tuple(shape), self._source.dtype
         self.matlab_class = None if kind in _MATLAB_NUMBERS else kind
@@ -474,9 +474,9 @@ def _signature(start: bytes) -> str | None:
 
 def _check_type(path: Path, start: bytes, fits: bool, expected: str) -> None:
     if not fits:
-        detected = _signature(start) or "of no type known here"
+        detected = _signature(start) or "of an unknown type"
         raise FileError(
-            f"{path} is not {expected} though its name says so: by its first bytes it is {detected}; "
+            f"{path} is not {expected} although its name says so: by its first bytes it is {detected}; "
             "give it the suffix of its type, or write it again."
         )
 

@@ -1,4 +1,4 @@
-"""Writer of sets that `jaxop.data.read` reads back."""
+"""Writer of sets that `jaxop.data.read` can read."""
 
 import os
 from pathlib import Path
@@ -15,13 +15,13 @@ from jaxop.domains.rules import is_named
 def save(path: str | os.PathLike[str], samples: Samples) -> None:
     """Writes samples as .npz, from which `read` restores the same functions on the same nodes and weights.
 
-    Functions are stored as ``x`` and ``y`` of shape (samples, *grid, channels), with the rule and box of
-    a grid or its ``coordinates`` with ``weights`` or ``faces``, and with ``initial`` if there is any. The file appears
-    only when it is complete.
+    Functions are stored as ``x`` and ``y`` of shape (samples, *grid, channels). A grid is stored by its rule and box,
+    other nodes as ``coordinates`` with ``weights`` or ``faces``. Initial data are stored as ``initial``. The file
+    appears only when it is complete.
 
     Args:
-        path: the file to write; its suffix must be .npz. An existing file is replaced.
-        samples: a set whose targets live on the inputs' domain: a grid under rules, one-dimensional
+        path: the file to write, with suffix .npz. An existing file is replaced.
+        samples: a set whose targets are on the inputs' domain: a grid under rules, one-dimensional
             given nodes, scattered nodes, or a mesh shared by all samples.
 
     Raises:
@@ -39,7 +39,7 @@ def save(path: str | os.PathLike[str], samples: Samples) -> None:
     if path.suffix.lower() != ".npz":
         raise ValueError(f"{path} has the suffix {path.suffix!r}; samples are written as .npz.")
     if samples.at is not None:
-        raise ValueError("samples have targets on a domain of their own (at), which the file cannot describe.")
+        raise ValueError("samples have targets on another domain than inputs (at), which the file cannot describe.")
     domain = check_domain(samples.domain, "samples.domain")
     shape = domain.shape if isinstance(domain, Grid) and not domain.is_batched else (domain.size,)
     arrays = _described(domain)

@@ -20,7 +20,7 @@ COEFFICIENTS = ("two-valued", "lognormal")
 
 _ALPHA, _TAU, _MODES = 2.0, 3.0, 256
 _FIELD = 0x6461  # the random stream of the field
-_CHUNK = 2**22  # mode coefficients in memory at once: 32 MiB
+_CHUNK = 2**22  # mode coefficients in memory at once, 32 MiB
 _TOLERANCE = 1e-10  # of the residual, relative to the right-hand side
 _ITERATIONS = 2000
 
@@ -39,11 +39,11 @@ def darcy(
     """−∇·(a ∇u) = f on (0, 1)², u = 0 on the boundary; input a, target u, on a midpoint grid.
 
     ``"two-valued"``: a = high where g ≥ 0 and low where g < 0. ``"lognormal"``: a = exp(g). The
-    Gaussian field g is that of `gaussian_field` for the same seed and sample numbers, so every
-    resolution sees the same fields. u is computed by `solve_darcy` on this very grid, and carries its
-    discretisation error. Relative to a solve at 1024², in L2, this error is 1.7e-2 at 32², 9e-3 at 64², 4e-3 at 128²
-    and 2e-3 at 256² for the two-valued coefficient, whose jumps a grid places only to within a cell. It is
-    2.6e-3, 6e-4, 1.6e-4 and 4e-5 for the lognormal one. `darcy_resolutions` gives the truth on several grids.
+    Gaussian field g is that of `gaussian_field` for the same seed and sample numbers, so that all
+    resolutions have the same fields. u is computed by `solve_darcy` on the same grid, with its discretisation error.
+    Relative to a solve at 1024², in L2, this error is 1.7e-2 at 32², 9e-3 at 64², 4e-3 at 128²
+    and 2e-3 at 256² for the two-valued coefficient, whose jumps a grid resolves only to within a cell. It is
+    2.6e-3, 6e-4, 1.6e-4 and 4e-5 for the lognormal one. `darcy_resolutions` gives an accurate u on several grids.
 
     Args:
         samples: N.
@@ -90,17 +90,17 @@ def darcy_resolutions(
     forcing: float = 1.0,
     first: int = 0,
 ) -> dict[int, Samples]:
-    """The same Darcy problems on several midpoint grids: one fine solve each, restricted to every grid.
+    """Returns the same Darcy problems on several midpoint grids, from one fine solve each.
 
-    The input on each grid is the coefficient at its own nodes, from the exact cosine series of g. The
-    target is the solution on the reference grid R at the nodes of the coarse one, by bilinear
-    interpolation that includes the boundary values 0: where R/r is odd it picks fine nodes, where R/r
-    is even it averages the four around a coarse node. Its error is O(1/R²) for a smooth solution,
+    The input on each grid is the coefficient at the nodes of the grid, from the exact cosine series of g. The
+    target is the solution on the reference grid R at the nodes of the coarse grid, by bilinear
+    interpolation that includes the boundary values 0. If R/r is odd, it picks fine nodes. If R/r
+    is even, it averages the four fine nodes around a coarse node. Its error is O(1/R²) for a smooth solution,
     whereas averages over the r² cells would add O(1/r²).
 
     Args:
         samples: N.
-        resolutions: nodes along each side, for every grid wanted.
+        resolutions: nodes along each side, for every grid.
         seed: non-negative integer, see `darcy`.
         reference: R, at least the largest resolution; None takes the largest resolution.
         coefficient: one of `COEFFICIENTS`.
@@ -110,10 +110,10 @@ def darcy_resolutions(
         first: number of the first sample.
 
     Returns:
-        For every resolution its `Samples`, all of the same fields.
+        The `Samples` of every resolution, all with the same fields.
 
     Raises:
-        ValueError: as `darcy`, or if no resolution is given or one exceeds the reference.
+        ValueError: if there are no resolutions, one exceeds the reference, or for the reasons of `darcy`.
 
     Example:
         >>> from jaxop import data
@@ -123,14 +123,14 @@ def darcy_resolutions(
     """
     numbers = check_numbers(samples, first)
     if not resolutions:
-        raise ValueError("resolutions must name at least one grid, got none.")
+        raise ValueError("resolutions must hold at least one grid, got none.")
     for resolution in resolutions:
         check_count(resolution, "resolution", smallest=2)
     reference = max(resolutions) if reference is None else reference
     if reference < max(resolutions):
         raise ValueError(
             f"reference must be at least the largest of the resolutions, {max(resolutions)}, got {reference}: "
-            "the truth on every grid is restricted from the reference solve."
+            "the solution on every grid is restricted from the reference solve."
         )
     transform = _coefficient(coefficient, low, high)
     dtype = float_dtype()
@@ -218,15 +218,15 @@ def gaussian_field(
 ) -> Float[np.ndarray, "b s s"]:
     """Gaussian field g = Σ_k ξ_k λ_k^½ φ_k, ξ_k ~ N(0, 1), on the unit square.
 
-    Its covariance is τ^(2α−2) (−Δ + τ²)^(−α) on functions of mean zero: φ_k(x) = Π_j c(k_j) cos(π k_j x_j),
-    c(0) = 1 and c(k) = √2 otherwise, are the eigenfunctions of the Laplacian with Neumann conditions and
-    λ_k = τ^(2α−2) (π²|k|² + τ²)^(−α). The constant eigenfunction is left out, as usual. The sum runs over
-    0 ≤ k_1, k_2 < ``modes`` at every resolution, and is evaluated exactly at the nodes x_i = (i + ½)/r:
-    modes beyond those of the grid are not cut off. So grids of all resolutions sample the same function. The part of
-    the infinite series beyond ``modes`` is rough and small: with the defaults its standard deviation is 1e-3, that of
-    the field 0.29.
+    Its covariance is τ^(2α−2) (−Δ + τ²)^(−α) on functions of mean zero. The eigenfunctions of the Laplacian with
+    Neumann conditions are φ_k(x) = Π_j c(k_j) cos(π k_j x_j) with c(0) = 1 and c(k) = √2 otherwise, and
+    λ_k = τ^(2α−2) (π²|k|² + τ²)^(−α). As usual, the constant eigenfunction is omitted. The sum runs over
+    0 ≤ k_1, k_2 < ``modes`` at every resolution, and is evaluated exactly at the nodes x_i = (i + ½)/r, also for
+    modes that the grid does not resolve. Grids of all resolutions therefore sample the same function. The part of
+    the infinite series beyond ``modes`` is rough and small: with the defaults its standard deviation is 1e-3, and that
+    of the field 0.29.
 
-    ξ_k depends on (seed, sample number, k) only. It does not depend on the resolution, on the other samples or
+    ξ_k depends only on (seed, sample number, k). It does not depend on the resolution, on the other samples or
     on ``modes``: a larger number adds finer modes.
 
     Args:
@@ -271,24 +271,24 @@ def solve_darcy(
 ) -> Float[np.ndarray, "b s s"]:
     """Solution u of −∇·(a ∇u) = f on (0, 1)², u = 0 on the boundary, by cell-centred finite volumes.
 
-    The flux between neighbouring cells is −ā (u_R − u_L)/h with the harmonic mean ā = 2 a_L a_R/(a_L + a_R),
-    exact in one dimension for a coefficient that jumps at the face; through the boundary it is
+    The flux between neighbouring cells is −ā (u_R − u_L)/h with the harmonic mean ā = 2 a_L a_R/(a_L + a_R).
+    In one dimension it is exact if the coefficient jumps at the face. Through the boundary the flux is
     ∓2 a u/h. The error is O(h²) where a is smooth. The symmetric positive definite system is solved by
     conjugate gradients (`jax.scipy.sparse.linalg.cg`), preconditioned with the exact inverse of the same
-    scheme for a ≡ 1 (fast sine transforms): the number of iterations grows like (max a/min a)^½ and
-    not with the resolution. It stops at a residual of 1e-10 of f.
+    scheme for a ≡ 1 (fast sine transforms). The number of iterations grows like (max a/min a)^½ and
+    does not grow with the resolution. The iteration stops at a residual of 1e-10 of f.
 
     Args:
         coefficient: a at the nodes of a midpoint grid, shape (N, r, r), positive.
-        forcing: f, a constant or its values at the nodes, for all samples or each.
+        forcing: f, a constant, or values at the nodes for all samples or for each.
 
     Returns:
         u at the nodes, float64. Cost: O(r² log r (max a/min a)^½) and O(r²) memory per sample.
 
     Raises:
-        ValueError: if a is not positive and finite (the message names the first index), f is not finite, or
+        ValueError: if a is not positive and finite (the message names the first bad index), if f is not finite, or if
             their shapes do not fit.
-        RuntimeError: if the iteration does not converge, at contrasts above about 1e5.
+        RuntimeError: if the iteration does not converge, which happens at contrasts above about 1e5.
 
     Reference:
         Concus, Golub, "Use of fast direct methods for the efficient numerical solution of nonseparable
@@ -315,7 +315,7 @@ def solve_darcy(
         where = first_index(~np.isfinite(f))
         raise ValueError(f"forcing must be finite, but is {f[where]} at index {where}.")
     with double_precision():
-        # all are dispatched before the first is awaited
+        # all solves are dispatched before the first is awaited
         solutions = [_solve(*pair) for pair in zip(a, f, strict=True)]
         residuals = np.array([float(residual) for _, residual in solutions])
         result = np.stack([np.asarray(u) for u, _ in solutions])
@@ -331,11 +331,11 @@ def solve_darcy(
 
 @jax.jit
 def _solve(a: Float[Array, "s s"], f: Float[Array, "s s"]) -> tuple[Array, Array]:
-    """Solution of one problem and the relative norm of its residual."""
+    """Returns the solution of one problem and the relative norm of its residual."""
     n = a.shape[0]
 
     def conductances(a: Array) -> Array:
-        """ā/h² on the faces along the first axis, the two boundary faces at half distance included."""
+        """ā/h² on the faces along the first axis, with the two boundary faces at half distance."""
         inner = 2 * a[1:] * a[:-1] / (a[1:] + a[:-1])
         return n**2 * jnp.concatenate([2 * a[:1], inner, 2 * a[-1:]])
 
@@ -346,7 +346,7 @@ def _solve(a: Float[Array, "s s"], f: Float[Array, "s s"]) -> tuple[Array, Array
         columns = across * jnp.diff(u, axis=1, prepend=0, append=0)
         return -jnp.diff(rows, axis=0) - jnp.diff(columns, axis=1)
 
-    # sin(π k x) changes sign with the nodes' order into cos(π (n − k) x): a sine transform by cosines
+    # with the nodes' alternating signs sin(π k x) is cos(π (n − k) x), so cosines give a sine transform
     sign = (-1.0) ** jnp.arange(n)
     signs = sign[:, None] * sign[None, :]
     eigenvalues = n**2 * (2 + 2 * jnp.cos(jnp.pi * jnp.arange(n) / n))
@@ -362,7 +362,7 @@ def _solve(a: Float[Array, "s s"], f: Float[Array, "s s"]) -> tuple[Array, Array
 
 
 def _coefficient(name: str, low: float, high: float) -> Callable[[np.ndarray], np.ndarray]:
-    """The coefficient as a function of the Gaussian field."""
+    """Returns the coefficient as a function of the Gaussian field."""
     check_name(name, "coefficient", COEFFICIENTS)
     if name == "lognormal":
         return np.exp
@@ -372,13 +372,13 @@ def _coefficient(name: str, low: float, high: float) -> Callable[[np.ndarray], n
 
 
 def _chunks(numbers: range, modes: int = _MODES) -> list[range]:
-    """Sample numbers in pieces whose mode coefficients fit in memory."""
+    """Returns sample numbers in pieces whose mode coefficients fit in memory."""
     size = max(1, _CHUNK // modes**2)
     return [numbers[i : i + size] for i in range(0, len(numbers), size)]
 
 
 def _field_coefficients(numbers: range, seed: int, alpha: float, tau: float, modes: int) -> np.ndarray:
-    """Coefficients of the products of cosines cos(π k_1 x_1) cos(π k_2 x_2), shape (b, modes, modes)."""
+    """Returns coefficients of the products of cosines cos(π k_1 x_1) cos(π k_2 x_2), shape (b, modes, modes)."""
     k = np.arange(modes, dtype=np.float64)
     scale = np.where(k == 0, 1.0, np.sqrt(2.0))
     amplitude = tau ** (alpha - 1) * (np.pi**2 * (k[:, None] ** 2 + k[None, :] ** 2) + tau**2) ** (-alpha / 2)
@@ -393,7 +393,7 @@ def _field_coefficients(numbers: range, seed: int, alpha: float, tau: float, mod
 
 @functools.lru_cache(maxsize=4)
 def _shells(modes: int) -> np.ndarray:
-    """Flat indices of the modes by growing max(k_1, k_2), in an order that a larger square only continues."""
+    """Returns flat indices of the modes by growing max(k_1, k_2), so that a larger square only adds to them."""
     k = np.indices((modes, modes)).reshape(2, -1)
     return np.lexsort((k[1], k[0], k.max(axis=0)))
 
@@ -403,16 +403,16 @@ def _cosine_series(coefficients: np.ndarray, resolution: int) -> np.ndarray:
     fft = require("scipy.fft", "the Gaussian field")
     folded = _fold(np.swapaxes(_fold(coefficients, resolution), 1, 2), resolution)
     folded = np.swapaxes(folded, 1, 2)
-    # scipy's unnormalised type 3 counts every mode but the constant one twice
+    # scipy's unnormalised type 3 counts every mode twice except for the constant
     folded[:, 1:, :] /= 2
     folded[:, :, 1:] /= 2
     return fft.dctn(folded, type=3, axes=(1, 2))
 
 
 def _fold(coefficients: np.ndarray, n: int) -> np.ndarray:
-    """Cosine coefficients along the last axis, folded onto the n modes that the nodes (i + ½)/n tell apart.
+    """Folds cosine coefficients along the last axis onto the n modes that the nodes (i + ½)/n resolve.
 
-    There, cos(π k x) has the values of (−1)^m cos(π |k − 2nm| x), and of 0 for |k − 2nm| = n.
+    There cos(π k x) equals (−1)^m cos(π |k − 2nm| x), and 0 if |k − 2nm| = n.
     """
     modes = coefficients.shape[-1]
     result = np.zeros((*coefficients.shape[:-1], n))

@@ -1,4 +1,4 @@
-"""Time-dependent problems: a controlled equation with a known solution, and the Lorenz system."""
+"""Time-dependent problems: a controlled equation with known solution, and the Lorenz system."""
 
 import functools
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from jaxop.data.samples import Samples
 from jaxop.domains import Grid
 
 LORENZ_TASKS = ("x->y", "x->yz")
-"""Names of the data-assimilation tasks of `lorenz63`: from the first coordinate to the others."""
+"""Names of the data-assimilation tasks of `lorenz63`, from the first coordinate to the others."""
 
 _CONTROL, _LORENZ, _TIMES = 0x6364, 0x6C6F, 0x7469  # random streams
 _SMALLEST_GAP = 0.1  # of the mean gap
@@ -35,15 +35,15 @@ def controlled_ode(
     """Controlled equation dz = sin(z) du, z(0) = 1; input u, target z = 2 arctan(tan(½) e^u(t)), the exact solution.
 
     The control is u(t) = Σ_{j=1}^{10} ξ_j j⁻¹ sin(π f_j t) with ξ_j ~ N(0, 1) and f_j ~ U(0, 10), a
-    smooth path with u(0) = 0. Sampled evenly with a trapezoid rule, or at random times, a different set
-    for each sample. ξ and f depend on (seed, sample number) only, so all samplings see the same paths.
+    smooth path with u(0) = 0. It is sampled evenly with a trapezoid rule, or at random times that differ from sample
+    to sample. ξ and f depend only on (seed, sample number), so that all samplings have the same paths.
 
     Args:
         samples: N.
         seed: non-negative integer.
-        dt: even sampling at 0, dt, 2dt, … up to the last multiple not beyond ``final_time``.
-        nodes: uneven sampling instead, at this many times: both ends and, in between, gaps of which
-            a tenth of the mean gap is fixed and the rest is that of sorted uniform times.
+        dt: samples evenly at 0, dt, 2dt, … up to the last multiple not beyond ``final_time``.
+        nodes: samples unevenly at this many times: both ends, and times between them whose gaps are a tenth of the
+            mean gap plus the gaps of sorted uniform times, scaled to the rest.
         final_time: end of the interval, which starts at 0.
         first: number of the first sample; sets with disjoint numbers are independent.
 
@@ -88,28 +88,28 @@ def lorenz63(
 ) -> Samples:
     """ẋ = σ(y − x), ẏ = x(ρ − z) − y, ż = xy − βz with σ = 10, ρ = 28, β = 8/3; input x, target y or (y, z).
 
-    x(0), y(0) ~ U(−15, 15) and z(0) ~ U(0, 40). The path of x alone does not fix the rest, so the
-    initial values [x(0), y(0), 0] or [x(0), y(0), z(0), 0], ending with the time 0, come with each sample.
-    The sampling is that of `controlled_ode`. The initial state depends on (seed, sample number) only, so all
-    samplings see the same trajectories.
+    x(0), y(0) ~ U(−15, 15) and z(0) ~ U(0, 40). The path of x does not determine the other coordinates, so each sample
+    has the initial values [x(0), y(0), 0] or [x(0), y(0), z(0), 0], which end with the time 0.
+    The sampling is that of `controlled_ode`. The initial state depends only on (seed, sample number), so that all
+    samplings have the same trajectories.
 
     Args:
         samples: N.
         seed: non-negative integer.
         task: one of `LORENZ_TASKS`.
-        dt: even sampling at 0, dt, 2dt, … up to the last multiple not beyond ``final_time``.
-        nodes: uneven sampling instead, at this many random times of each sample, both ends included.
+        dt: samples evenly at 0, dt, 2dt, … up to the last multiple not beyond ``final_time``.
+        nodes: samples unevenly at this many random times, which include both ends and differ from sample to sample.
         final_time: end of the interval, which starts at 0.
         first: number of the first sample; sets with disjoint numbers are independent.
 
     Returns:
         `Samples` with inputs (N, n, 1), targets (N, n, 1) or (N, n, 2), ``initial`` (N, 3) or (N, 4) on an
         interval shared by all (``dt``) or stacked (``nodes``), in JAX's default floating dtype. No
-        units. Cost: as `solve_lorenz63`.
+        units. Cost: see `solve_lorenz63`.
 
     Raises:
-        ImportError: without diffrax.
-        ValueError: unless exactly one of ``dt`` and ``nodes`` is given, or for values out of range.
+        ImportError: if diffrax is not installed.
+        ValueError: unless exactly one of ``dt`` and ``nodes`` is given, and if a value is out of range.
 
     References:
         Lorenz, "Deterministic nonperiodic flow" (1963); Calvello, Kovachki, Levine, Stuart, "Continuum
@@ -144,8 +144,8 @@ def solve_lorenz63(
     """(x, y, z)(t) of ẋ = σ(y − x), ẏ = x(ρ − z) − y, ż = xy − βz, by an explicit Runge–Kutta pair of order 8.
 
     diffrax integrates with `Dopri8`, adaptive steps and dense output, in float64 under any setting of JAX,
-    with a tolerance of 1e-12 per step. At t = 2 the states, of size 50, are good to about
-    1e-8; neighbouring trajectories separate by about e^(0.9 t), so nothing is meaningful far beyond t = 25.
+    with a tolerance of 1e-12 per step. At t = 2 the states, of size 50, have an error of about
+    1e-8. Neighbouring trajectories separate by about e^(0.9 t), so the result is not meaningful far beyond t = 25.
 
     Args:
         initial: states at the first time, shape (N, 3).
@@ -158,7 +158,7 @@ def solve_lorenz63(
         float64 states, shape (N, n, 3). Cost: about 80 steps of 13 stages per unit of time and trajectory.
 
     Raises:
-        ImportError: without diffrax.
+        ImportError: if diffrax is not installed.
         ValueError: if the shapes do not fit.
 
     Reference:
@@ -178,7 +178,7 @@ def solve_lorenz63(
     if times.ndim not in (1, 2) or (times.ndim == 2 and len(times) != len(states)):
         raise ValueError(f"times must have shape (n,) or ({len(states)}, n), got {times.shape}.")
     if times.shape[-1] < 2 or not (np.diff(times) > 0).all():
-        raise ValueError("times must hold at least two, strictly increasing; sort them with numpy.unique.")
+        raise ValueError("times must hold at least two strictly increasing times; sort them with numpy.unique.")
     times = np.broadcast_to(times, (len(states), times.shape[-1]))
     # one compilation serves all counts up to the next power of two
     size = min(_CHUNK, 2 ** max(4, (len(states) - 1).bit_length()))
@@ -222,7 +222,7 @@ def _integrator() -> Callable[[np.ndarray, np.ndarray, np.ndarray], Array]:
 def _sampling(
     numbers: range, seed: int, dt: float | None, nodes: int | None, final_time: float
 ) -> tuple[np.ndarray, Grid]:
-    """Times in float64, (n,) or (N, n), and the interval that they sample."""
+    """Returns times in float64, (n,) or (N, n), and the interval that they sample."""
     if not 0 < final_time < np.inf:
         raise ValueError(f"final_time must be positive and finite, got {final_time}.")
     if dt is not None and nodes is None:
@@ -234,7 +234,7 @@ def _sampling(
         check_count(nodes, "nodes", smallest=2)
         gaps = np.stack([generator(seed, _TIMES, number).standard_exponential(nodes - 1) for number in numbers])
         gaps /= gaps.mean(axis=1, keepdims=True)
-        # a smallest gap keeps times apart in single precision
+        # a smallest gap separates times in single precision
         gaps = _SMALLEST_GAP + (1 - _SMALLEST_GAP) * gaps
         times = np.concatenate([np.zeros((len(numbers), 1)), np.cumsum(gaps, axis=1)], axis=1)
         times *= final_time / (nodes - 1)

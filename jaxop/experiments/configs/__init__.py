@@ -1,1 +1,1 @@
-"""The ready-made experiments: one module each, which defines ``CONFIG`` and says what to expect of it."""
+"""Ready-made experiments: one module each, which defines ``CONFIG`` and says what to expect of it."""

@@ -217,7 +217,7 @@ class TestFillValues:
         ("name", "message"),
         [
             ("half", "'half' is virtual, and 18 of its values have no source"),
-            ("never", r"'never' of shape \(4, 3, 3\) was never written, and would read as fill values"),
+            ("never", r"'never' of shape \(4, 3, 3\) was never written and would read as fill values"),
             ("chunks", "was written in part: 3 of its 4 chunks are in the file, .* fill values .0.0."),
             ("parts", "'parts' is virtual, with values in another file, 'part0.h5'; pass external=True"),
             ("raw", "'raw' has its values in another file, '.*raw'; pass external=True"),

@@ -139,7 +139,7 @@ UNEVEN = np.array([0.0, 1.0, 2.5])
         ((ones(3, 8), ones(3, 8)), {"rule": "midpint"}, "did you mean 'midpoint'"),
         ((ones(3, 3), ones(3, 3), []), {}, "coordinates is empty"),
         ((ones(3, 3), ones(3, 3), UNEVEN), {"lower": 0.0}, "lower and upper belong to grids without coordinates"),
-        ((ones(3, 3), ones(3, 3), UNEVEN), {"dim": 2}, "dim=2 but the coordinates have dimension 1"),
+        ((ones(3, 3), ones(3, 3), UNEVEN), {"dim": 2}, "dim=2, but the coordinates have dimension 1"),
         (
             (ones(3, 3), ones(3, 3), UNEVEN),
             {"rule": "midpoint"},
@@ -203,8 +203,8 @@ def test_faces_make_a_mesh_of_the_coordinates():
         ({"rule": "midpoint"}, "faces already give weights"),
         ({"faces": faces + 0.5}, r"faces must be integers of shape \(f, 3\), got float64"),
         ({"faces": faces[:, :2]}, r"got int64 of shape \(2, 2\)"),
-        ({"faces": faces + 1}, "names no vertex"),
-        ({"faces": faces, "dim": 3}, "dim=3 but the coordinates have dimension 2"),
+        ({"faces": faces + 1}, "is not a vertex"),
+        ({"faces": faces, "dim": 3}, "dim=3, but the coordinates have dimension 2"),
     ):
         with pytest.raises(ValueError, match=message):
             data.from_arrays(u, u, **({"coordinates": np.array(corners), "faces": faces} | settings))
@@ -234,7 +234,7 @@ FAR = 1e8 + np.random.default_rng(0).uniform(size=(16, 2))
         (
             FAR,
             {},
-            r"coordinates\[\d+\] = \[100000000.* rounds in float32 to coordinates\[\d+\].* origin, or enable x64",
+            r"coordinates\[\d+\] = \[100000000.* rounds in float32 to coordinates\[\d+\].* origin or enable x64",
         ),
         (np.stack([FAR] * 3), {}, r"coordinates\[0, \d+\] = .* rounds in float32 to coordinates\[0, \d+\]"),
     ],

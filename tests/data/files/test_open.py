@@ -122,18 +122,18 @@ def test_a_file_of_another_type(tmp_path, suffix):
     path = tmp_path / f"set.{suffix}"
     if suffix == "npz":
         write_hdf5(path, x=U, y=V)
-        refuse(path, "is not .npz though its name says so: by its first bytes it is HDF5")
+        refuse(path, "is not .npz although its name says so: by its first bytes it is HDF5")
     else:
         with path.open("wb") as file:
             np.savez(file, x=U, y=V)
-        refuse(path, "though its name says so: by its first bytes it is a ZIP archive, as .npz is")
+        refuse(path, "although its name says so: by its first bytes it is a ZIP archive, as .npz is")
 
 
 @pytest.mark.parametrize("suffix", ["h5", "hdf5", "npz", "mat"])
 def test_a_text_file_with_the_name_of_data(tmp_path, suffix):
     path = tmp_path / f"set.{suffix}"
     path.write_text("x,y\n" + "1.0,2.0\n" * 100)
-    refuse(path, "of no type known here|truncated or damaged")
+    refuse(path, "of an unknown type|truncated or damaged")
 
 
 def test_a_missing_dataset(good):

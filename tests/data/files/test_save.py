@@ -35,7 +35,7 @@ class TestMeshes:
         write(path, x=u, y=-u, coordinates=CORNERS, faces=np.array([[1.0, 2.0, 3.0]]))
         refuse(path, "faces has indices from 1 to 3 for 4 vertices, which may count from 0 or from 1")
         write(path, x=u, y=-u, coordinates=CORNERS, faces=FACES + 2.0)
-        refuse(path, r"faces\[0, 2\] = 4 names no vertex")
+        refuse(path, r"faces\[0, 2\] = 4 is not a vertex")
 
 
 DOMAINS = {
@@ -80,7 +80,7 @@ def test_what_cannot_be_saved_is_refused_and_leaves_nothing(tmp_path):
     mesh = domains.triangle_mesh(CORNERS, FACES)
     for path, samples, message in (
         ("set.h5", data.Samples(u, u, domains.interval(9)), "samples are written as .npz"),
-        ("set.npz", data.Samples(u, u, domains.interval(9), at=domains.interval(9)), "a domain of their own"),
+        ("set.npz", data.Samples(u, u, domains.interval(9), at=domains.interval(9)), "on another domain than inputs"),
         ("set.npz", data.Samples(u[:, :4], u[:, :4], domains.stack([mesh] * 4)), "cannot describe .* .TriangleMesh"),
     ):
         with pytest.raises(ValueError, match=message):
