@@ -129,7 +129,10 @@ def machine_of_head(
         The machine, for rows of inputs; judge it by `fidelity` on other inputs.
 
     Raises:
-        As `head_logits` and `jaxop.kernel_machines.fit`.
+        IndexError: as `head_logits`.
+        TypeError: as `head_logits`.
+        ValueError: as `jaxop.kernel_machines.fit`.
+        FloatingPointError: as `jaxop.kernel_machines.fit`.
 
     Cost: that of `head_logits` and of the closed form of `jaxop.kernel_machines.fit`.
 

@@ -44,7 +44,9 @@ def averaging_operator(
         The function that maps values (m, h, c) to (n, h, c). It is a pytree, which `jax.vmap` and `jax.jit` may return.
 
     Raises:
-        As `integral_attention`, partly when the operator is applied.
+        TypeError: as `integral_attention`, partly when the operator is applied.
+        ValueError: likewise.
+        NotImplementedError: likewise.
 
     Cost: dense: O(n m d) once, O(n m) memory as long as the operator lives, and O(n m c) per application; to values in
         float64 of queries and keys in float32, O(n m (d + c)) per application.

@@ -215,8 +215,8 @@ def fit(
             singular kernel matrix, more landmarks than rows; for span "product", a kernel that is not positive
             semidefinite on the rows.
         NotImplementedError: for a solver that does not solve the problem, or a derivative of a hinge machine.
-        FloatingPointError: if a kernel value is not finite, or the solver ends with a residual of 1 or more.
-        Values are checked outside `jax.jit` only.
+        FloatingPointError: if a kernel value is not finite, or the solver ends with a residual of 1 or more. Values
+            are checked outside `jax.jit` only.
 
     Warns:
         RuntimeWarning: if the solver stopped at ``max_steps``; inside `jax.jit` look at ``machine.residual``.

@@ -96,7 +96,7 @@ def multiply(
 ) -> Float[Array, "2 m *batch c_out"]:
     """v̂(k) = R(k)ᵀ û(k), one complex matrix per mode.
 
-    In real arithmetic [v_r; v_i] = [[u_r, −u_i], [u_i, u_r]] [R_r; R_i]: doubling the input, the smaller
+    In real arithmetic [v_r; v_i] = [[u_r, −u_i], [u_i, u_r]] · [R_r; R_i]: doubling the input, the smaller
     factor, leaves one product per mode; its result and its gradients do not need another pass.
 
     Args:
