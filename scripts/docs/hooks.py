@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import latex2mathml.converter
+import operators
 import reference
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -61,6 +62,13 @@ def notebook(path: Path) -> tuple[str, dict[str, bytes]]:
 
 def _results(folder: str) -> list[Path]:
     return sorted((ROOT / "scripts" / folder).glob("*.md"))
+
+
+def on_page_markdown(markdown: str, page: Page, **kwargs: Any) -> str:
+    """Puts the table of operators into its page."""
+    if page.file.src_uri != "operators.md":
+        return markdown
+    return markdown.replace("<!-- the table of operators.py -->", operators.table())
 
 
 def on_page_content(text: str, page: Page, **kwargs: Any) -> str:

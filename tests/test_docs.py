@@ -1,0 +1,96 @@
+"""Code and commands of README.md and of the documentation run, and every public name has an entry in the reference."""
+
+import dataclasses
+import importlib
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+from sybil.document import Document
+from sybil.evaluators.python import PythonEvaluator
+from sybil.parsers.markdown import CodeBlockParser
+
+import jaxop
+from jaxop.experiments import FileData, cli
+from jaxop.experiments import evaluate as evaluate_run
+from jaxop.experiments import train as train_experiment
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "scripts" / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+GENERATED = ("darcy", "cde", "lorenz")  # problems whose data take minutes
+
+
+def shortened(experiment, *, name):
+    """A few steps of a training. If its data take minutes or are files of the reader, only the options are read."""
+    is_file = isinstance(experiment.data, FileData)
+    if not (experiment.data.train.exists() if is_file else experiment.data.name not in GENERATED):
+        return
+    settings = experiment.training
+    steps = min(settings.steps, 4)
+    settings = dataclasses.replace(settings, steps=steps, warmup_steps=0, eval_every=steps, checkpoint_every=steps)
+    train_experiment(dataclasses.replace(experiment, training=settings), name=name)
+
+
+def evaluated(settings):
+    """An evaluation. If the run is that of the reader, only the options are read."""
+    if settings.run.exists():
+        evaluate_run(settings)
+
+
+def run_python(example):
+    """Runs a block of Python, except where an ellipsis stands for a name that the reader fills in."""
+    if "…" not in example.parsed:
+        PythonEvaluator()(example)
+
+
+def run_commands(example):
+    """Runs the commands of a block: jaxop in this process; files of the checkout must exist."""
+    for line in example.parsed.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        if not words or words[:2] == ["pip", "install"]:
+            continue
+        if words[0] in ("python", "bash"):
+            assert (ROOT / words[1]).is_file(), line
+        else:
+            assert words[0] == "jaxop", f"no rule for {line!r}"
+            try:
+                assert cli.main(words[1:]) == 0, line
+            except SystemExit as done:
+                assert done.code == 0, line
+
+
+@pytest.mark.optax
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_code_and_commands_of_a_page_run(path, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    monkeypatch.setattr(cli, "train", shortened)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(cli, "evaluate", evaluated)
+    parsers = [CodeBlockParser("python", run_python), CodeBlockParser("bash", run_commands)]
+    for example in Document.parse(str(path), *parsers).examples():
+        example.evaluate()
+
+
+def test_every_public_name_has_an_entry(monkeypatch):
+    monkeypatch.syspath_prepend(str(DOCS))
+    reference = importlib.import_module("reference")
+    assert set(reference.PARTS) == set(jaxop._PARTS)
+    for part in reference.PARTS:
+        module = getattr(jaxop, part)
+        names = reference.public_names(part)
+        public = {
+            name
+            for name, value in vars(module).items()
+            if not name.startswith("_")
+            and getattr(value, "__module__", "").startswith("jaxop.")
+            and not value.__module__.startswith("jaxop._moved")
+            and not (Path(module.__file__).name != "__init__.py" and value.__module__ != module.__name__)
+        }
+        assert public - set(names) == set()
+        for name in names:
+            assert f"::: jaxop.{part}.{name}\n" in reference.page(part)
+            assert hasattr(module, name)
