@@ -1,7 +1,9 @@
 """Code and commands of README.md and of the documentation run, and every public name has an entry in the reference."""
 
+import contextlib
 import dataclasses
 import importlib
+import io
 import shlex
 import sys
 from pathlib import Path
@@ -42,7 +44,14 @@ def evaluated(settings):
 def run_python(example):
     """Runs a block of Python, except where an ellipsis stands for a name that the reader fills in."""
     if "…" not in example.parsed:
-        PythonEvaluator()(example)
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            PythonEvaluator()(example)
+        example.namespace["printed"] = printed.getvalue()
+
+
+def compare_output(example):
+    """A block of text is what the block of Python before it has printed."""
+    assert example.namespace["printed"].split() == example.parsed.split()
 
 
 def run_commands(example):
@@ -71,6 +80,7 @@ def test_code_and_commands_of_a_page_run(path, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(cli, "evaluate", evaluated)
     parsers = [CodeBlockParser("python", run_python), CodeBlockParser("bash", run_commands)]
+    parsers.append(CodeBlockParser("text", compare_output))
     for example in Document.parse(str(path), *parsers).examples():
         example.evaluate()
 
