@@ -21,6 +21,7 @@ from jaxop.experiments import train as train_experiment
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "scripts" / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+FILE = "my_experiment.py"  # a block with this title is a file of the reader
 GENERATED = ("darcy", "cde", "lorenz")  # problems whose data take minutes
 
 
@@ -54,6 +55,11 @@ def compare_output(example):
     assert example.namespace["printed"].split() == example.parsed.split()
 
 
+def save_file(example):
+    """Writes a block with a title to the file of that name."""
+    Path(FILE).write_text(example.parsed)
+
+
 def run_commands(example):
     """Runs the commands of a block: jaxop in this process; files of the checkout must exist."""
     for line in example.parsed.replace("\\\n", " ").splitlines():
@@ -81,8 +87,13 @@ def test_code_and_commands_of_a_page_run(path, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(cli, "train", shortened)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(cli, "evaluate", evaluated)
-    parsers = [CodeBlockParser("python", run_python), CodeBlockParser("bash", run_commands)]
-    parsers.append(CodeBlockParser("text", compare_output))
+    evaluators = {
+        "python": run_python,
+        f'python title="{FILE}"': save_file,
+        "bash": run_commands,
+        "text": compare_output,
+    }
+    parsers = [CodeBlockParser(language, evaluator) for language, evaluator in evaluators.items()]
     for example in Document.parse(str(path), *parsers).examples():
         example.evaluate()
 

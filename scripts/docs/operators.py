@@ -156,7 +156,9 @@ def checked_by(operator: str) -> str:
 def line(row: Row) -> list[str]:
     """Returns the cells of a row."""
     model = operators.models()[row.operator].module
-    name = f"`operators.{getattr(model, '__name__', row.operator)}`" + (f"<br>`{row.setting}`" if row.setting else "")
+    name = f"[`{row.operator}`][jaxop.operators.{getattr(model, '__name__', '')}]"
+    if row.setting:
+        name += f" with `{row.setting}`"
     cells, plain = [], True
     for title, domain in examples().items():
         accepted = accepts(row.build(domain.dim, domain.size), domain)
