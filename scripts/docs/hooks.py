@@ -55,8 +55,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def notebook(path: Path) -> tuple[str, dict[str, bytes]]:
     """Returns a notebook with its outputs in Markdown, and its pictures by name."""
-    exporter = MarkdownExporter(config=Config({"NbConvertBase": {"display_data_priority": ["image/png", "text/plain"]}}))
-    text, resources = exporter.from_filename(path, {"unique_key": path.stem, "output_files_dir": "."})
+    formats = {"display_data_priority": ["image/png", "text/plain"]}
+    exporter = MarkdownExporter(config=Config({"NbConvertBase": formats}))
+    text, resources = exporter.from_filename(str(path), {"unique_key": path.stem, "output_files_dir": "."})
     return text, {Path(name).name: picture for name, picture in resources["outputs"].items()}
 
 
