@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import importlib
 import io
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -100,6 +101,12 @@ def test_code_and_commands_of_a_page_run(path, tmp_path, monkeypatch, capfd):
     parsers = [CodeBlockParser(language, evaluator) for language, evaluator in evaluators.items()]
     for example in Document.parse(str(path), *parsers).examples():
         example.evaluate()
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_paths_on_a_page_exist(path):
+    for named in re.findall(r"`((?:jaxop|notebooks|scripts|tests)/[\w./-]+)`", path.read_text()):
+        assert (ROOT / named).exists(), named
 
 
 def test_every_public_name_has_an_entry(monkeypatch):
