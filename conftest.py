@@ -1,5 +1,6 @@
 """Test-wide switches: strict promotion, run-time shape checks, a persistent compilation cache."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -13,6 +14,9 @@ _CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jax
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES", "none")
+
+# tracing makes many objects that live long: full collections at the default rate take a twentieth of the time
+gc.set_threshold(100_000, 50, 100)
 
 # before any other conftest imports the package: what is imported earlier goes unchecked
 jaxtyping.install_import_hook("jaxop", "tests.shape_checks.check")
