@@ -11,6 +11,7 @@ import reference
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from mkdocs.utils import get_relative_url
 from nbconvert import MarkdownExporter
 from traitlets.config import Config
 
@@ -90,9 +91,11 @@ def _linked(text: str, page: Page) -> str:
         name = html.unescape(match[1]).removeprefix("jaxop.")
         if part is not None and f"{part}.{name}" in IDENTIFIERS:
             name = f"{part}.{name}"
-        if name not in IDENTIFIERS:
-            return match[0]
-        return f'<autoref identifier="jaxop.{name}">{match[0]}</autoref>'
+        if name in IDENTIFIERS:
+            return f'<autoref identifier="jaxop.{name}">{match[0]}</autoref>'
+        if match[1] == f"jaxop.{name}" and name in reference.PARTS:
+            return f'<a href="{get_relative_url(f"reference/{name}.html", page.url)}">{match[0]}</a>'
+        return match[0]
 
     # not inside links, blocks of code and headings
     parts = re.split(r"(<a\b.*?</a>|<pre\b.*?</pre>|<strong>.*?</strong>|<h\d\b.*?</h\d>)", text, flags=re.DOTALL)
