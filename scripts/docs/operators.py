@@ -143,13 +143,16 @@ def exponent(row: Row, sizes: tuple[int, int] = (256, 512)) -> float:
 
 
 def checked_by(operator: str) -> str:
-    """Returns the name of the test module that names an operator, or its class, most often.
+    """Returns the test module with the name of an operator, or the one that names it or its class most often.
 
     Raises:
         FileNotFoundError: if no test module does.
     """
     kind = getattr(operators.models()[operator].module, "__name__", operator)
     paths = [path for folder in ("operators", "nn") for path in sorted((ROOT / "tests" / folder).glob("test_*.py"))]
+    for path in paths:
+        if path.stem == f"test_{operator}":
+            return path.name
     mentions = {path: len(re.findall(rf'\b{kind}\b|"{operator}"', path.read_text())) for path in paths}
     best = max(paths, key=lambda path: mentions[path])
     if not mentions[best]:
