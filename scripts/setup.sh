@@ -1,6 +1,6 @@
-# Sourced by demo.sh, test.sh and .ci/run: `prepare EXTRA` makes the environment .venv, or reuses it, with that extra
-# of pyproject.toml, and leaves the path of its interpreter in $python. $JAXOP_VENV names another place, $JAXOP_PYTHON
-# another interpreter to build it with. Needs Python 3.11 or newer and nothing else.
+# Sourced by demo.sh, docs.sh, test.sh and .ci/run: `prepare EXTRA` makes the environment .venv, or reuses it, with that
+# extra of pyproject.toml, and leaves the path of its interpreter in $python. $JAXOP_VENV names another place,
+# $JAXOP_PYTHON another interpreter to build it with. Needs Python 3.11 or newer and nothing else.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"

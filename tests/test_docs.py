@@ -1,0 +1,130 @@
+"""Code and commands of README.md and of the documentation run, and every public name has an entry in the reference."""
+
+import contextlib
+import dataclasses
+import importlib
+import io
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+from sybil.document import Document
+from sybil.evaluators.python import PythonEvaluator
+from sybil.parsers.markdown import CodeBlockParser
+
+import jaxop
+from jaxop.experiments import FileData, cli
+from jaxop.experiments import evaluate as evaluate_run
+from jaxop.experiments import train as train_experiment
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "scripts" / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+FILE = "my_experiment.py"  # a block with this title is a file of the reader
+GENERATED = ("darcy", "cde", "lorenz")  # problems whose data take minutes
+
+
+def shortened(experiment, *, name):
+    """A few steps of a training. If its data take minutes or are files of the reader, only the options are read."""
+    is_file = isinstance(experiment.data, FileData)
+    if not (experiment.data.train.exists() if is_file else experiment.data.name not in GENERATED):
+        return
+    settings = experiment.training
+    steps = min(settings.steps, 4)
+    settings = dataclasses.replace(settings, steps=steps, warmup_steps=0, eval_every=steps, checkpoint_every=steps)
+    train_experiment(dataclasses.replace(experiment, training=settings), name=name)
+
+
+def evaluated(settings):
+    """An evaluation. If the run is that of the reader, only the options are read."""
+    if settings.run.exists():
+        evaluate_run(settings)
+
+
+def run_python(example):
+    """Runs a block of Python, except where an ellipsis stands for a name that the reader fills in."""
+    if "…" not in example.parsed:
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            PythonEvaluator()(example)
+        example.namespace["printed"] = printed.getvalue()
+
+
+def compare_output(example):
+    """A block of text is what the block of Python before it has printed."""
+    assert example.namespace["printed"].split() == example.parsed.split()
+
+
+def save_file(example):
+    """Writes a block with a title to the file of that name."""
+    Path(FILE).write_text(example.parsed)
+
+
+def run_commands(example):
+    """Runs the commands of a block: jaxop in this process; files of the checkout must exist."""
+    for line in example.parsed.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        if not words or words[:2] == ["pip", "install"]:
+            continue
+        if words[0] in ("python", "bash"):
+            assert (ROOT / words[1]).is_file(), line
+        else:
+            assert words[0] == "jaxop", f"no rule for {line!r}"
+            if words[1] == "resume" and not Path(words[2]).exists():
+                words[1:3] = ["train", "darcy_fno"]  # the options of a run are those of its training
+            assert exit_status(words[1:]) == 0, line
+
+
+def exit_status(arguments):
+    try:
+        return cli.main(arguments)
+    except SystemExit as done:  # after --help
+        return done.code
+
+
+@pytest.mark.optax
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_code_and_commands_of_a_page_run(path, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    monkeypatch.setattr(cli, "train", shortened)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(cli, "evaluate", evaluated)
+    evaluators = {
+        "python": run_python,
+        f'python title="{FILE}"': save_file,
+        "bash": run_commands,
+        "text": compare_output,
+    }
+    parsers = [CodeBlockParser(language, evaluator) for language, evaluator in evaluators.items()]
+    for example in Document.parse(str(path), *parsers).examples():
+        example.evaluate()
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_paths_on_a_page_exist(path):
+    for named in re.findall(r"`((?:jaxop|notebooks|scripts|tests)/[\w./-]+)`", path.read_text()):
+        assert (ROOT / named).exists(), named
+
+
+def test_every_public_name_has_an_entry(monkeypatch):
+    monkeypatch.syspath_prepend(str(DOCS))
+    reference = importlib.import_module("reference")
+    assert set(reference.PARTS) == set(jaxop._PARTS)
+    for part in reference.PARTS:
+        module = getattr(jaxop, part)
+        names = reference.public_names(part)
+        public = {
+            name
+            for name, value in vars(module).items()
+            if not name.startswith("_")
+            and getattr(value, "__module__", "").startswith("jaxop.")
+            and not value.__module__.startswith("jaxop._moved")
+            and not (Path(module.__file__).name != "__init__.py" and value.__module__ != module.__name__)
+        }
+        assert public - set(names) == set()
+        for name in names:
+            assert f"::: jaxop.{part}.{name}\n" in reference.page(part)
+            assert hasattr(module, name)
