@@ -44,11 +44,10 @@ def evaluated(settings):
 
 
 def run_python(example):
-    """Runs a block of Python, except where an ellipsis stands for a name that the reader fills in."""
-    if "…" not in example.parsed:
-        with contextlib.redirect_stdout(io.StringIO()) as printed:
-            PythonEvaluator()(example)
-        example.namespace["printed"] = printed.getvalue()
+    """Runs a block of Python and keeps what it prints."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        PythonEvaluator()(example)
+    example.namespace["printed"] = printed.getvalue()
 
 
 def compare_output(example):
