@@ -25,17 +25,18 @@ find_python() {
 prepare() {
     local extra=$1 venv=${JAXOP_VENV:-.venv} base stamp
     python=$venv/bin/python
-    if ! "$python" -m pip --version >/dev/null 2>&1; then
+    if "$python" -m pip --version >/dev/null 2>&1; then
+        for stamp in "$extra" dev; do # dev includes all others
+            if cmp -s pyproject.toml "$venv/installed-$stamp.toml"; then
+                return
+            fi
+        done
+        echo "updating $venv: jaxop[$extra]"
+    else
         base=$(find_python)
-        echo "making the environment $venv with $("$base" --version)"
+        echo "setting up $venv: $("$base" --version) and jaxop[$extra]; a few minutes the first time"
         "$base" -m venv --clear "$venv"
     fi
-    for stamp in "$extra" dev; do # dev includes all others
-        if cmp -s pyproject.toml "$venv/installed-$stamp.toml"; then
-            return
-        fi
-    done
-    echo "installing jaxop[$extra] into $venv; a few minutes the first time"
-    "$python" -m pip install --quiet --disable-pip-version-check --editable ".[$extra]"
+    "$python" -m pip install --quiet --quiet --disable-pip-version-check --editable ".[$extra]"
     cp pyproject.toml "$venv/installed-$extra.toml"
 }

@@ -13,6 +13,7 @@ from jaxop.data.normalization import normalize as normalize
 from jaxop.data.normalization import statistics as statistics
 from jaxop.data.problems.darcy_flow import COEFFICIENTS as COEFFICIENTS
 from jaxop.data.problems.darcy_flow import darcy as darcy
+from jaxop.data.problems.darcy_flow import darcy_on as darcy_on
 from jaxop.data.problems.darcy_flow import darcy_resolutions as darcy_resolutions
 from jaxop.data.problems.darcy_flow import gaussian_field as gaussian_field
 from jaxop.data.problems.darcy_flow import solve_darcy as solve_darcy

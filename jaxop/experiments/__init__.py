@@ -11,6 +11,7 @@ from jaxop.experiments.experiment import load_recipe as load_recipe
 from jaxop.experiments.experiment import ready_made as ready_made
 from jaxop.experiments.plots import plot_errors as plot_errors
 from jaxop.experiments.plots import plot_learning_curves as plot_learning_curves
+from jaxop.experiments.plots import plot_on_domains as plot_on_domains
 from jaxop.experiments.plots import plot_predictions as plot_predictions
 from jaxop.experiments.plots import save_figure as save_figure
 from jaxop.experiments.problems import PROBLEMS as PROBLEMS

@@ -78,7 +78,13 @@ def evaluate(settings: Evaluation, *, console: "Console | None" = None) -> list[
     report.check(run.blank_model(), sets)
     console = make_console() if console is None else console
     return report.write_report(
-        run, run.model(checkpoint=step), sets, name=settings.name, checkpoint=step, console=console
+        run,
+        run.model(checkpoint=step),
+        sets,
+        name=settings.name,
+        checkpoint=step,
+        console=console,
+        same_functions=not settings.data and not isinstance(problem, FileData),
     )
 
 

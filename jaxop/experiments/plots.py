@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import numpy as np
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 _WIDTH, _HEIGHT = 3.2, 2.7  # inches of a panel
 _COLORS = {"field": "viridis", "error": "magma"}
+_ROWS = ("input", "truth", "prediction", "|error|")
+_CUT = 0.995  # quantile of the error at which its colours end
+_DOTS = 0.6  # of the area of a panel that the dots of scattered nodes cover
 _SMOOTHING = 0.02  # of the steps: window of the running mean of the loss
 
 
@@ -36,7 +39,8 @@ def plot_predictions(
     """Input, truth, prediction and |error| of samples, one row for every sample and output channel.
 
     Functions of one variable are curves. Functions of two variables are colour maps, and truth and prediction share
-    their scale. Functions of three variables show the middle slice of a grid, or scattered nodes along the third axis.
+    their scale. The error has its own, which ends at the 99.5 % quantile. Dots on the input show the nodes of a mesh.
+    Functions of three variables show the middle slice of a grid, or scattered nodes along the third axis.
 
     Args:
         samples: the samples to show; `jaxop.data.Samples.take` picks some of a set.
@@ -74,7 +78,7 @@ def plot_predictions(
         for c in range(channels):
             row = panels[i * channels + c]
             truth, guess = targets[i, :, c], predictions[i, :, c]
-            _draw(row[0], source, inputs[i, :, min(c, inputs.shape[-1] - 1)])
+            _draw(row[0], source, inputs[i, :, min(c, inputs.shape[-1] - 1)], has_nodes=True)
             if place.dim == 1:
                 _draw(row[1], place, truth)
                 _draw(row[2], place, guess)
@@ -85,8 +89,81 @@ def plot_predictions(
                 _draw(row[2], place, guess, style=scale)
             _draw(row[3], place, np.abs(guess - truth), kind="error")
             row[0].set_ylabel(label if channels == 1 else f"{label}\nchannel {c}", parse_math=False)
-    for panel, heading in zip(panels[0], ("input", "truth", "prediction", "|error|"), strict=True):
+    for panel, heading in zip(panels[0], _ROWS, strict=True):
         panel.set_title(heading)
+    if title:
+        figure.suptitle(title, parse_math=False)
+    return figure
+
+
+def plot_on_domains(
+    sets: Mapping[str, tuple[Samples, Real[np.ndarray, "s k c"]]],
+    *,
+    labels: Sequence[str] = _ROWS,
+    title: str = "",
+) -> "Figure":
+    """One function of two variables on several domains: a column for each domain, with one colour bar per row.
+
+    The rows are input, truth, prediction and |error| of the first channel. Truth and prediction share their scale;
+    that of the error ends at the 99.5 % quantile of all errors.
+
+    Args:
+        sets: for each heading of a column, one sample and its prediction, see `jaxop.training.predict`. Line breaks
+            are allowed, and "$" does not start a formula.
+        labels: names of the four rows, with their units, shown literally.
+        title: title of the figure, shown literally.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+        ValueError: if there is no set, a set does not hold one sample of two variables, or a prediction does not
+            have the target's shape.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxop import data, domains, experiments
+        >>> sets = {}
+        >>> for n in (8, 16):
+        ...     u = np.ones((1, n * n, 1), np.float32)
+        ...     sets[f"{n}²"] = data.Samples(u, 2 * u, domains.box((n, n), rule="midpoint")), 1.9 * u
+        >>> len(experiments.plot_on_domains(sets).axes)  # 4 × 2 panels and 4 colour bars
+        12
+    """
+    if not sets:
+        raise ValueError("sets must hold at least one sample, got none.")
+    for heading, (samples, prediction) in sets.items():
+        if len(samples) != 1 or as_domain(samples.domain, "domain").dim != 2:
+            raise ValueError(f"{heading}: give one sample of two variables; Samples.take([0]) picks it.")
+        if prediction.shape != samples.targets.shape:
+            raise ValueError(
+                f"{heading}: the prediction must have the target's shape {samples.targets.shape}, got "
+                f"{prediction.shape}."
+            )
+    columns = []
+    for samples, prediction in sets.values():
+        source, truth, guess = (np.asarray(a[0])[:, 0] for a in (samples.inputs[:], samples.targets[:], prediction))
+        place = _one(samples.target_domain, 0)
+        fields = (_one(samples.domain, 0), source), (place, truth), (place, guess), (place, np.abs(guess - truth))
+        columns.append(fields)
+    values = [np.concatenate([column[row][1] for column in columns]) for row in range(4)]
+    scales = [_scale(values[0]), _scale(values[1]), _scale(values[1]), _error_scale(values[3])]
+    figure = _figure(0.6 * len(sets) + 0.3, 4 * 0.68, layout="compressed")
+    panels = figure.subplots(4, len(sets), squeeze=False)
+    for row, label in enumerate(labels):
+        kind = "error" if row == 3 else "field"
+        drawn = [
+            _draw(panel, *column[row], kind=kind, style=scales[row], has_nodes=row == 0, has_bar=False)
+            for panel, column in zip(panels[row], columns, strict=True)
+        ]
+        _bar(figure, drawn[0], panels[row].tolist(), values[row])
+        panels[row, 0].set_ylabel(label, parse_math=False)
+    for panel, heading in zip(panels[0], sets, strict=True):
+        panel.set_title(heading, parse_math=False)
+    extent = _matplotlib("transforms").Bbox.union([panel.dataLim for panel in panels.flat])
+    for panel in panels.flat:
+        panel.set(xlim=extent.intervalx, ylim=extent.intervaly)
     if title:
         figure.suptitle(title, parse_math=False)
     return figure
@@ -197,14 +274,15 @@ def _matplotlib(module: str) -> ModuleType:
     try:
         import matplotlib.figure
         import matplotlib.ticker
+        import matplotlib.transforms
     except ImportError as error:
         raise ImportError("figures need matplotlib; install it with: pip install 'jaxop[scripts]'") from error
     return getattr(matplotlib, module)
 
 
-def _figure(columns: float, rows: float) -> "Figure":
+def _figure(columns: float, rows: float, *, layout: Literal["constrained", "compressed"] = "constrained") -> "Figure":
     size = (_WIDTH * columns, _HEIGHT * rows + 0.4)
-    return _matplotlib("figure").Figure(figsize=size, layout="constrained")
+    return _matplotlib("figure").Figure(figsize=size, layout=layout)
 
 
 def _one(domain: Domain | Decomposed, index: int) -> Domain:
@@ -217,17 +295,32 @@ def _resolution(domain: Domain) -> float:
     return domain.size ** (1 / domain.dim)
 
 
+def _scale(values: np.ndarray) -> dict[str, float]:
+    return {"vmin": float(values.min()), "vmax": float(values.max())}
+
+
+def _error_scale(errors: np.ndarray) -> dict[str, float]:
+    """Returns colours from 0 to a quantile: a few nodes with large errors would make all others look alike."""
+    return {"vmin": 0.0, "vmax": float(np.quantile(errors, _CUT))}
+
+
 def _draw(
-    axes: Any, domain: Domain, values: np.ndarray, *, kind: str = "field", style: Mapping[str, Any] | None = None
-) -> None:
-    """Draws one function on its domain."""
+    axes: Any,
+    domain: Domain,
+    values: np.ndarray,
+    *,
+    kind: str = "field",
+    style: Mapping[str, Any] | None = None,
+    has_nodes: bool = False,
+    has_bar: bool = True,
+) -> Any:
+    """Draws one function on its domain, with the nodes of a mesh on request; returns what a colour bar describes."""
     style = dict(style or {})
     if domain.dim == 1:
         points = np.asarray(domain.points)[:, 0]
         order = np.argsort(points, kind="stable")
-        axes.plot(points[order], values[order], **({"color": "C3"} if kind == "error" else {}) | style)
-        return
-    style["cmap"] = _COLORS[kind]
+        return axes.plot(points[order], values[order], **({"color": "C3"} if kind == "error" else {}) | style)
+    style = {"cmap": _COLORS[kind]} | (_error_scale(values) if kind == "error" else _scale(values)) | style
     points = np.asarray(domain.points)
     if isinstance(domain, Grid):
         block = values.reshape(domain.shape)
@@ -237,8 +330,24 @@ def _draw(
         drawn = axes.pcolormesh(x, y, block.T, shading="nearest", **style)
     elif isinstance(domain, TriangleMesh) and domain.dim == 2:
         drawn = axes.tripcolor(*points.T, np.asarray(domain.faces), values, shading="gouraud", **style)
+        if has_nodes:
+            axes.scatter(*points.T, s=_dot(axes, len(points)) / 8, color="black", alpha=0.5, linewidths=0)
     else:
-        drawn = axes.scatter(points[:, 0], points[:, 1], c=values, s=8, **style)
+        drawn = axes.scatter(points[:, 0], points[:, 1], c=values, s=_dot(axes, len(points)), linewidths=0, **style)
     axes.set_aspect("equal")
     axes.set(xticks=[], yticks=[])
-    axes.figure.colorbar(drawn, ax=axes, shrink=0.85)
+    if has_bar:
+        _bar(axes.figure, drawn, axes, values)
+    return drawn
+
+
+def _dot(axes: Any, count: int) -> float:
+    """Returns the size of dots that cover a part of a panel together, in square points."""
+    width = axes.get_window_extent().width * 72 / axes.figure.dpi
+    return max(0.5, _DOTS * width**2 / count)
+
+
+def _bar(figure: "Figure", drawn: Any, panels: Any, values: np.ndarray) -> None:
+    """Adds a colour bar, with a pointed end if values lie beyond it."""
+    extend = "max" if values.max() > drawn.get_clim()[1] else "neither"
+    figure.colorbar(drawn, ax=panels, shrink=0.85, extend=extend)

@@ -9,13 +9,14 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
+from scipy.spatial import Delaunay
 
 from jaxop import data, training
 from jaxop.data import Samples
-from jaxop.domains import Grid
+from jaxop.domains import Grid, triangle_mesh
 from jaxop.training._files import local_path
 
 _VALID, _TEST = 1_000_000, 2_000_000  # first sample numbers: no set meets another, however large the training set
@@ -61,17 +62,18 @@ class Problem(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class DarcyData:
-    """Darcy flow −∇·(a∇u) = 1 on the unit square: from the coefficient a to u, on midpoint grids.
+    """Darcy flow −∇·(a∇u) = 1 on the unit square: from the coefficient a to u, on midpoint grids and scattered points.
 
     Attributes:
         samples: training samples.
         valid_samples: samples that choose the best checkpoint, on the training grid.
         test_samples: samples of the final evaluation.
         resolution: nodes along each side of the training grid.
-        grids: nodes along each side of the grids of the final evaluation.
-        reference: nodes along each side of the grid of the solves, which are restricted to all other grids.
+        grids: grids of the final evaluation: nodes along each side, or "points=COUNT" for scattered points, which are
+            the vertices of a mesh of triangles.
+        reference: nodes along each side of the grid of the solves, from which the truth on all others is interpolated.
         coefficient: "two-valued" or "lognormal".
-        seed: of the coefficient fields.
+        seed: of the coefficient fields and the scattered points.
     """
 
     name: ClassVar[str] = "darcy"
@@ -80,7 +82,7 @@ class DarcyData:
     valid_samples: int = 100
     test_samples: int = 100
     resolution: int = 64
-    grids: tuple[int, ...] = (32, 64, 128)
+    grids: tuple[int | str, ...] = (32, 64, 128)
     reference: int = 256
     coefficient: str = "two-valued"
     seed: int = 0
@@ -96,21 +98,44 @@ class DarcyData:
         )
 
     def at(self, grids: Sequence[str], cache: Path) -> dict[str, Samples]:
-        """See `Problem`; a grid is called by its nodes along a side."""
-        for grid in grids:
-            if not grid.isdecimal():
-                raise ValueError(f"grids must be numbers of nodes along a side, such as 32 64 128, got {grid!r}.")
-        sets = self._sets("test", self.test_samples, _TEST, [int(grid) for grid in grids], cache)
-        return {f"{r}²": samples for r, samples in sets.items()}
+        """See `Problem`; a grid is called by its nodes along a side, scattered points ``points=3000``."""
+        counts = {grid: self._points(grid) for grid in grids if not grid.isdecimal()}
+        sides = [int(grid) for grid in grids if grid.isdecimal()]
+        even = self._sets("test", self.test_samples, _TEST, sides, cache)
+        clouds = {grid: self._cloud(count, cache) for grid, count in counts.items()}
+        return {f"{r}²": samples for r, samples in even.items()} | clouds
+
+    def _points(self, grid: str) -> int:
+        name, _, count = grid.partition("=")
+        if name != "points" or not count.isdecimal() or int(count) < 3:
+            raise ValueError(
+                "grids must be numbers of nodes along a side, such as 32 64 128, or points=COUNT, at least 3 scattered "
+                f"points, got {grid!r}."
+            )
+        return int(count)
 
     def _sets(self, part: str, samples: int, first: int, grids: Sequence[int], cache: Path) -> dict[int, Samples]:
-        common = {"seed": self.seed, "reference": self.reference, "coefficient": self.coefficient}
-        common |= {"samples": samples, "first": first}
+        common = self._common(samples, first)
         paths = {r: cached(cache, f"darcy-{part}-{r}", common | {"resolution": r}) for r in grids}
         if missing := [r for r, path in paths.items() if not path.is_file()]:
             for r, made in data.darcy_resolutions(resolutions=missing, **common).items():
                 data.save(paths[r], made)
         return {r: data.read(path) for r, path in paths.items()}
+
+    def _cloud(self, count: int, cache: Path) -> Samples:
+        """Returns the test samples on uniformly distributed points, joined by the Delaunay triangulation."""
+        common = self._common(self.test_samples, _TEST)
+        path = cached(cache, f"darcy-test-points-{count}", common | {"points": count})
+        if not path.is_file():
+            points = np.random.default_rng((self.seed, count)).random((count, 2), np.float32)
+            mesh = triangle_mesh(points, Delaunay(points).simplices)
+            data.save(path, data.darcy_on(domain=mesh, **common))
+        return data.read(path)
+
+    def _common(self, samples: int, first: int) -> dict[str, Any]:
+        """Returns the arguments that all sets share."""
+        common = {"seed": self.seed, "reference": self.reference, "coefficient": self.coefficient}
+        return common | {"samples": samples, "first": first}
 
 
 @dataclasses.dataclass(frozen=True)

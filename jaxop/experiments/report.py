@@ -70,6 +70,7 @@ def write_report(
     name: str,
     checkpoint: int | str,
     console: "Console",
+    same_functions: bool = False,
 ) -> list[Row]:
     """Evaluates all sets, prints the table and saves it under ``evaluation/``, with pictures under ``figures/``.
 
@@ -82,17 +83,19 @@ def write_report(
         name: prefix of all files.
         checkpoint: the step of the parameters, for the record.
         console: destination of the table.
+        same_functions: whether the sets hold the same functions on different domains. If they are functions of two
+            variables, the median sample of the first set is shown on all of them.
 
     Returns:
         The rows of the table.
     """
     rows: list[Row] = []
+    norms: dict[str, np.ndarray] = {}
     figures: dict[str, Callable[[], Figure]] = {}
     for (label, samples), file in zip(sets.items(), file_names(sets), strict=True):
         size = max(1, min(16, _EVALUATION_NODES // samples.target_domain.size))
         errors = training.evaluate(model, samples, batch_size=size)
-        order = np.argsort(errors.l2, kind="stable")
-        shown = {"median": int(order[(len(order) - 1) // 2]), "worst": int(order[-1])}
+        shown = {"median": middle(errors.l2), "worst": int(np.argmax(errors.l2))}
         row: Row = {
             "set": label,
             "grid": grid_name(samples),
@@ -108,10 +111,13 @@ def write_report(
         chosen = samples.take(list(shown.values()))
         title = f"{label}: {row['grid']}"
         figures[f"{name}-{file}"] = functools.partial(_predictions, model, chosen, labels=labels, title=title)
+        norms[label] = errors.l2
     console.print(error_table(run, rows))
     _save(run.directory / "evaluation", name, {"run": str(run.directory), "step": checkpoint}, rows)
     grids = [samples.target_domain for samples in sets.values()]
     means = {"relative L2": [row["rel_l2"] for row in rows], "relative H1": [row["rel_h1"] for row in rows]}
+    if same_functions and len(sets) > 1 and grids[0].dim == 2:
+        figures[f"{name}-all-grids"] = functools.partial(_on_domains, model, sets, norms)
     trained_on = run.config.get("resolution")
     figures[f"{name}-errors"] = functools.partial(plots.plot_errors, grids, means, trained_on=trained_on)
     figures["learning-curves"] = functools.partial(plots.plot_learning_curves, run.metrics)
@@ -126,6 +132,11 @@ def write_report(
     return rows
 
 
+def middle(errors: np.ndarray) -> int:
+    """Returns the number of the sample with the median error, the smaller one of two."""
+    return int(np.argsort(errors, kind="stable")[(len(errors) - 1) // 2])
+
+
 def file_names(labels: Iterable[str]) -> list[str]:
     """Returns a short name for the files of each label; all names are different."""
     names, times = [], collections.Counter()
@@ -138,6 +149,16 @@ def file_names(labels: Iterable[str]) -> list[str]:
 
 def _predictions(model: nnx.Module, samples: Samples, *, labels: Sequence[str], title: str) -> "Figure":
     return plots.plot_predictions(samples, training.predict(model, samples, batch_size=1), labels=labels, title=title)
+
+
+def _on_domains(model: nnx.Module, sets: Mapping[str, Samples], norms: Mapping[str, np.ndarray]) -> "Figure":
+    """The median sample of the first set on all domains."""
+    sample = middle(next(iter(norms.values())))
+    shown = {label: samples.take([sample]) for label, samples in sets.items()}
+    columns = {
+        f"{label}\n{norms[label][sample]:.2%}": (one, training.predict(model, one)) for label, one in shown.items()
+    }
+    return plots.plot_on_domains(columns, title=f"the same weights on every grid: sample {sample}, relative L2")
 
 
 def error_table(run: training.Run, rows: Sequence[Row]) -> "Table":

@@ -1,6 +1,7 @@
 """Training of an experiment: the run, its report, and its directory."""
 
 import contextlib
+import dataclasses
 import datetime
 import itertools
 from pathlib import Path
@@ -92,7 +93,13 @@ def train(experiment: AnyExperiment, *, name: str = "run", console: "Console | N
         return directory
     finished = training.load_run(directory)
     report.write_report(
-        finished, finished.restore(model), sets.test, name="test", checkpoint=finished.step(), console=console
+        finished,
+        finished.restore(model),
+        sets.test,
+        name="test",
+        checkpoint=finished.step(),
+        console=console,
+        same_functions=not isinstance(experiment.data, FileData),
     )
     console.print(f"run: {directory}; checkpoints: {directory / 'checkpoints'}/")
     return directory
@@ -155,12 +162,14 @@ def _summary(directory: Path, sets: Sets, config: OperatorConfig, chosen: dict[s
         from rich.table import Table
     table = Table(show_header=False)
     table.add_row("run", str(directory))
-    table.add_row("training samples", f"{len(sets.train)} on {grid_name(sets.train)}")
-    for kind, part in (("valid", sets.valid), ("test", sets.test)):
-        for name, samples in part.items():
-            table.add_row(f"{kind}: {name}", f"{len(samples)} on {grid_name(samples)}")
+    table.add_row("training", f"{len(sets.train)} samples on {grid_name(sets.train)}")
+    for kind, part in (("validation", sets.valid), ("test", sets.test)):
+        table.add_row(kind, ", ".join(f"{name} ({len(samples)})" for name, samples in part.items()))
     table.add_row("operator", type(config).__name__.removesuffix("Config"))
-    table.add_row("settings", ", ".join(f"{field} {value}" for field, value in vars(config).items()))
+    settings = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    defaults = {f.name: f.default for f in dataclasses.fields(config)}
+    changed = [f"{name} {value}" for name, value in settings.items() if value != defaults[name]]
+    table.add_row("settings", ", ".join(changed))
     if chosen:
         options = ", ".join(f"--model.{field.replace('_', '-')} {value}" for field, value in chosen.items())
         table.add_row("chosen to suit the grids", options)

@@ -74,6 +74,62 @@ def test_predictions_of_another_shape_are_refused(unchecked):
         experiments.plot_predictions(samples, samples.targets, labels=["one"])
 
 
+def panels_of(figure):
+    return [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
+
+
+def test_a_few_large_errors_do_not_flatten_the_others():
+    domain = domains.box((40, 40), rule="midpoint")
+    truth = np.zeros((1, domain.size, 1), np.float32)
+    prediction = np.linspace(0, 1, domain.size, dtype=np.float32).reshape(truth.shape)
+    prediction[0, 7] = 100
+    figure = experiments.plot_predictions(Samples(truth, truth, domain), prediction)
+    low, high = panels_of(figure)[3].collections[0].get_clim()
+    assert low == 0
+    assert 0.9 < high < 1.1
+    assert figure.axes[-1].get_ylim() == (low, high)
+
+
+def test_the_nodes_of_a_mesh_are_shown_on_the_input():
+    samples = samples_on(FLAT, count=1)
+    shown = panels_of(experiments.plot_predictions(samples, samples.targets))
+    assert [len(panel.collections) for panel in shown] == [2, 1, 1, 1]
+    np.testing.assert_array_equal(shown[0].collections[1].get_offsets(), FLAT.points)
+
+
+def columns_on(*kinds: str, scale: float = 0.9):
+    sets = {kind: samples_on(CASES[kind], count=1) for kind in kinds}
+    return {kind: (samples, np.float32(scale) * samples.targets) for kind, samples in sets.items()}
+
+
+def test_one_function_on_several_domains_has_one_scale_per_row(tmp_path):
+    columns = columns_on("square", "cloud", "mesh")
+    figure = experiments.plot_on_domains(columns, labels=("a", "u", "v", "|v − u|"), title="$all$")
+    shown = panels_of(figure)
+    assert [panel.get_title() for panel in shown[:3]] == ["square", "cloud", "mesh"]
+    assert [panel.get_ylabel() for panel in shown[::3]] == ["a", "u", "v", "|v − u|"]
+    limits = [{panel.collections[0].get_clim() for panel in shown[i : i + 3]} for i in range(0, 12, 3)]
+    assert [len(row) for row in limits] == [1, 1, 1, 1]
+    assert limits[1] == limits[2]
+    targets = np.concatenate([samples.targets.ravel() for samples, _ in columns.values()])
+    assert limits[1] == {(targets.min(), targets.max())}
+    assert {panel.get_xlim() for panel in shown} == {(0.0, 1.0)}
+    experiments.save_figure(figure, tmp_path / "figure.png")
+
+
+def test_several_domains_need_one_sample_of_two_variables_each(unchecked):
+    with pytest.raises(ValueError, match="at least one sample, got none"):
+        experiments.plot_on_domains({})
+    with pytest.raises(ValueError, match="interval: give one sample of two variables"):
+        experiments.plot_on_domains(columns_on("interval"))
+    samples = samples_on(CASES["square"])
+    with pytest.raises(ValueError, match="pair: give one sample of two variables"):
+        experiments.plot_on_domains({"pair": (samples, samples.targets)})
+    one = samples.take([0])
+    with pytest.raises(ValueError, match=r"one: .* shape \(1, 24, 1\), got \(1, 24, 2\)"):
+        experiments.plot_on_domains({"one": (one, np.zeros((1, 24, 2)))})
+
+
 def test_the_running_mean_of_a_constant_loss_is_that_constant():
     rows = [{"step": t, "loss": 0.5} for t in range(1, 201)]
     noisy, mean = experiments.plot_learning_curves(rows).axes[0].lines

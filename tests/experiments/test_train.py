@@ -10,7 +10,7 @@ from flax import nnx
 from jaxop import domains, operators, training
 from jaxop.data import Samples
 from jaxop.experiments import cli, comparison, load_recipe, problems, ready_made, settings
-from tests.experiments.conftest import custom, jaxop, parsed, write_hdf5, write_npz
+from tests.experiments.conftest import SHORT, TINY, custom, jaxop, parsed, write_hdf5, write_npz
 
 pytestmark = [pytest.mark.optax, pytest.mark.usefixtures("no_rendering")]
 
@@ -188,6 +188,55 @@ def test_a_generated_problem_is_made_once(tmp_path, monkeypatch):
     sets = parsed(arguments).data.load(tmp_path / "cache")
     assert len(sets.train) == 8
     assert sets.train.domain.rules == ("midpoint", "midpoint")
+
+
+def tiny_darcy(tmp_path, operator, *options):
+    """Arguments of a tiny run on Darcy flow, whose operator has few parameters."""
+    arguments = [operator, "--cache", str(tmp_path / "cache"), "--run-dir", str(tmp_path / "run"), *SHORT, *options]
+    arguments += ["--data.samples", "8", "--data.valid-samples", "2", "--data.test-samples", "3"]
+    return [*arguments, "--data.resolution", "8", "--data.reference", "24"]
+
+
+def test_scattered_points_stand_in_the_table_of_the_grids(tmp_path, monkeypatch):
+    jaxop("train", *tiny_darcy(tmp_path, "darcy_tno", *TINY, "--data.grids", "8", "points=40", "12"))
+    rows = table(tmp_path / "run", "test")
+    assert [(row["set"], row["grid"]) for row in rows] == [
+        ("8²", "8 × 8"),
+        ("12²", "12 × 12"),
+        ("points=40", "40 nodes"),
+    ]
+    assert all(float(row["rel_h1"]) > 0 for row in rows)
+    assert (tmp_path / "run" / "figures" / "test-all-grids.png").is_file()
+    monkeypatch.setattr(problems.data, "darcy_on", None)  # the cloud is kept
+    jaxop("evaluate", tmp_path / "run", "--cache", tmp_path / "cache", "--name", "again", "--grids", "points=40")
+    assert table(tmp_path / "run", "again") == rows[2:]
+
+
+def test_scattered_points_sample_the_fields_of_the_grids(tmp_path):
+    (cloud,) = problems.DarcyData(test_samples=2, reference=24).at(["points=400"], tmp_path).values()
+    (grid,) = problems.DarcyData(test_samples=2, reference=24).at(["24"], tmp_path).values()
+    nodes, points = (np.asarray(samples.domain.points) for samples in (grid, cloud))
+    nearest = np.abs(nodes[:, None] - points).max(axis=-1).argmin(axis=0)
+    assert np.abs(points - nodes[nearest]).max() <= 0.5 / 24 + 1e-6
+    largest = grid.targets.max()
+    assert np.abs(cloud.targets - grid.targets[:, nearest]).max() < 0.3 * largest
+    assert 0.9 < cloud.domain.measure < 1
+
+
+def test_operators_on_grids_refuse_scattered_points(tmp_path, capsys):
+    size = ["--model.width", "4", "--model.layers", "1", "--model.modes", "4", "--model.reference", "8"]
+    arguments = tiny_darcy(tmp_path, "darcy_fno", *size, "--data.grids", "8", "points=40")
+    assert cli.main(["train", *arguments]) == 2
+    message = capsys.readouterr().err
+    assert "points=40 (40 nodes): a spectral layer needs a grid" in message
+    assert "the TransformerNeuralOperator takes any domain" in message
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("grid", ["points", "points=2", "points=many", "nodes=40", "-8"])
+def test_grids_that_have_no_such_name_are_refused(grid, tmp_path):
+    with pytest.raises(ValueError, match=f"points=COUNT, at least 3 scattered points, got '{grid}'"):
+        problems.DarcyData().at([grid], tmp_path)
 
 
 @pytest.mark.parametrize("sampling", ["dt=0.25", "nodes=7"])

@@ -1,7 +1,7 @@
 """Darcy flow on the unit square with random coefficients, at any resolution."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,8 @@ from jaxop import domains
 from jaxop._validation import check_name, first_index, float_dtype, require
 from jaxop.data._support import check_count, check_numbers, double_precision, generator
 from jaxop.data.samples import Samples
+from jaxop.domains import Domain
+from jaxop.domains.domain import check_domain
 
 COEFFICIENTS = ("two-valued", "lognormal")
 """Names of the coefficient fields of `darcy`."""
@@ -134,15 +136,74 @@ def darcy_resolutions(
     dtype = float_dtype()
     inputs = {r: np.empty((samples, r * r, 1), dtype) for r in resolutions}
     targets = {r: np.empty((samples, r * r, 1), dtype) for r in resolutions}
-    for part in _chunks(numbers):
-        modes = _field_coefficients(part, seed, _ALPHA, _TAU, _MODES)
-        rows = slice(part.start - first, part.stop - first)
-        fine = solve_darcy(transform(_cosine_series(modes, reference)), forcing)
+    for rows, modes, fine in _solved(numbers, seed, reference, transform, forcing):
         for r in inputs:
-            inputs[r][rows] = transform(_cosine_series(modes, r)).reshape(len(part), -1, 1)
-            restriction = _restriction(reference, r)
-            targets[r][rows] = (restriction @ fine @ restriction.T).reshape(len(part), -1, 1)
+            inputs[r][rows] = transform(_cosine_series(modes, r)).reshape(len(modes), -1, 1)
+            restriction = _interpolation(reference, _midpoints(r))
+            targets[r][rows] = (restriction @ fine @ restriction.T).reshape(len(modes), -1, 1)
     return {r: Samples(inputs[r], targets[r], domains.box((r, r), rule="midpoint")) for r in inputs}
+
+
+def darcy_on(
+    samples: int,
+    domain: Domain,
+    *,
+    seed: int,
+    reference: int,
+    coefficient: str = "two-valued",
+    low: float = 3.0,
+    high: float = 12.0,
+    forcing: float = 1.0,
+    first: int = 0,
+) -> Samples:
+    """The Darcy problems of `darcy_resolutions` at the nodes of any domain in the unit square.
+
+    The input at a node is the exact value of the coefficient there. The target is the solution on the midpoint grid
+    of R² nodes, by the bilinear interpolation of `darcy_resolutions`.
+
+    Args:
+        samples: N.
+        domain: a domain whose nodes lie in [0, 1]²: scattered nodes, a mesh, an uneven grid.
+        seed: non-negative integer, see `darcy`.
+        reference: R.
+        coefficient: one of `COEFFICIENTS`.
+        low: smaller value of the two-valued coefficient.
+        high: larger value of the two-valued coefficient.
+        forcing: f, a constant.
+        first: number of the first sample.
+
+    Returns:
+        `Samples` of shape (N, n, 1) on the domain. Cost: that of the solves, and O(n (256² + R²)) per sample.
+
+    Raises:
+        TypeError: if ``domain`` is not a domain.
+        ValueError: as `darcy`, or if the domain is a stack or a node lies outside the unit square.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxop import data, domains
+        >>> cloud = domains.monte_carlo(np.random.default_rng(0).random((50, 2), np.float32))
+        >>> data.darcy_on(2, cloud, seed=0, reference=24).targets.shape
+        (2, 50, 1)
+    """
+    numbers = check_numbers(samples, first)
+    check_count(reference, "reference", smallest=2)
+    check_domain(domain, "domain")
+    if domain.is_batched:
+        raise ValueError("domain must be one domain for all samples, got a stack of them.")
+    points = np.asarray(domain.points, np.float64)
+    if points.shape[1] != 2 or not ((points >= 0) & (points <= 1)).all():
+        ranges = " × ".join(f"[{a:.3g}, {b:.3g}]" for a, b in zip(points.min(0), points.max(0), strict=True))
+        raise ValueError(f"domain must have its nodes in the unit square [0, 1] × [0, 1], got nodes in {ranges}.")
+    transform = _coefficient(coefficient, low, high)
+    inputs, targets = np.empty((2, samples, domain.size, 1), float_dtype())
+    k = np.arange(_MODES)
+    cosines = [np.cos(np.pi * k * x[:, None]) for x in points.T]
+    shares = [_interpolation(reference, x) for x in points.T]
+    for rows, modes, fine in _solved(numbers, seed, reference, transform, forcing):
+        inputs[rows, :, 0] = transform(np.stack([_bilinear(cosines, one) for one in modes]))
+        targets[rows, :, 0] = np.stack([_bilinear(shares, one) for one in fine])
+    return Samples(inputs, targets, domain)
 
 
 def gaussian_field(
@@ -364,13 +425,33 @@ def _fold(coefficients: np.ndarray, n: int) -> np.ndarray:
     return result
 
 
-def _restriction(fine: int, coarse: int) -> np.ndarray:
-    """Linear interpolation from the fine midpoints, and 0 at both ends, to the coarse ones: (coarse, fine)."""
-    nodes = np.concatenate([[0.0], (np.arange(fine) + 0.5) / fine, [1.0]])
-    wanted = (np.arange(coarse) + 0.5) / coarse
+def _solved(
+    numbers: range, seed: int, reference: int, transform: Callable[[np.ndarray], np.ndarray], forcing: float
+) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+    """Yields rows, coefficients of the field and solutions on the reference grid, in pieces that fit in memory."""
+    for part in _chunks(numbers):
+        modes = _field_coefficients(part, seed, _ALPHA, _TAU, _MODES)
+        fine = solve_darcy(transform(_cosine_series(modes, reference)), forcing)
+        yield slice(part.start - numbers.start, part.stop - numbers.start), modes, fine
+
+
+def _midpoints(n: int) -> np.ndarray:
+    return (np.arange(n) + 0.5) / n
+
+
+def _bilinear(factors: Sequence[np.ndarray], matrix: np.ndarray) -> np.ndarray:
+    """Σ_kl L_ik M_kl R_il of the factors L and R, shape (n,)."""
+    left, right = factors
+    return ((left @ matrix) * right).sum(axis=1)
+
+
+def _interpolation(fine: int, wanted: np.ndarray) -> np.ndarray:
+    """Linear interpolation from the fine midpoints, and 0 at both ends, to the wanted places: (wanted, fine)."""
+    nodes = np.concatenate([[0.0], _midpoints(fine), [1.0]])
     right = np.clip(np.searchsorted(nodes, wanted), 1, fine + 1)
     share = (wanted - nodes[right - 1]) / (nodes[right] - nodes[right - 1])
-    matrix = np.zeros((coarse, fine + 2))
-    matrix[np.arange(coarse), right - 1] = 1 - share
-    matrix[np.arange(coarse), right] += share
+    rows = np.arange(len(wanted))
+    matrix = np.zeros((len(wanted), fine + 2))
+    matrix[rows, right - 1] = 1 - share
+    matrix[rows, right] += share
     return matrix[:, 1:-1]

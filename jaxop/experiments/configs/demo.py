@@ -1,36 +1,42 @@
-"""Darcy flow with the Fourier attention neural operator in five minutes: trained at 64², evaluated on four grids.
+"""Darcy flow with attention in minutes: trained at 20², evaluated on four grids and 3000 scattered points.
 
-Source: the settings of darcy_fano, fewer samples and layers.
-Hardware: 2 CPU cores. Time: a minute for the data, four for the training.
-Expected: relative L2 of 5.2 % at 32², 64², 96² and 128².
+Source:
+Hardware: 2 CPU cores. Time:
+Expected:
 Command: bash scripts/demo.sh
 """
 
 from jaxop.experiments import DarcyData, Experiment
-from jaxop.operators import FourierAttentionNeuralOperatorConfig
+from jaxop.operators import TransformerNeuralOperatorConfig
 from jaxop.training import TrainingConfig
 
 CONFIG = Experiment(
-    data=DarcyData(samples=600, valid_samples=40, test_samples=40, grids=(32, 64, 96, 128), reference=128),
-    model=FourierAttentionNeuralOperatorConfig(
+    data=DarcyData(
+        samples=800,
+        valid_samples=32,
+        test_samples=32,
+        resolution=20,
+        grids=(16, 20, 32, 40, "points=3000"),
+        reference=80,
+        coefficient="lognormal",
+    ),
+    model=TransformerNeuralOperatorConfig(
         in_channels=1,
         out_channels=1,
-        width=32,
-        heads=8,
+        dim=2,
+        width=64,
+        heads=2,
         layers=4,
         feedforward=128,
-        patches=2,
-        modes=8,
-        reference=64,
+        activation="gelu_tanh",
     ),
     training=TrainingConfig(
-        steps=1200,
+        steps=800,
         batch_size=4,
         learning_rate=2e-3,
         warmup_steps=50,
-        loss="h1",
+        loss="l2",
         eval_every=200,
-        checkpoint_every=200,
-        time_limit_s=280.0,
+        checkpoint_every=400,
     ),
 )

@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxop import data
-from jaxop.data.problems.darcy_flow import _restriction
+from jaxop import data, domains
+from jaxop.data.problems.darcy_flow import _interpolation
 
 
 def midpoints(n):
@@ -139,11 +139,40 @@ def test_resolutions_share_one_truth():
         np.testing.assert_allclose(samples.targets.reshape(2, r, r), restricted, rtol=1e-6)
 
 
+@pytest.mark.parametrize("coefficient", data.COEFFICIENTS)
+def test_any_domain_samples_the_fields_of_the_grids(coefficient):
+    grid = data.darcy_resolutions(2, (6,), seed=0, reference=24, coefficient=coefficient, first=3)[6]
+    cloud = domains.from_nodes(grid.domain.points[::-1], np.ones(36, np.float32))
+    scattered = data.darcy_on(2, cloud, seed=0, reference=24, coefficient=coefficient, first=3)
+    assert scattered.domain is cloud
+    np.testing.assert_allclose(scattered.inputs, grid.inputs[:, ::-1], rtol=1e-6)
+    np.testing.assert_allclose(scattered.targets, grid.targets[:, ::-1], rtol=1e-6)
+
+
+def test_the_solution_is_zero_on_the_boundary_of_any_domain():
+    samples = data.darcy_on(1, domains.box((3, 3)), seed=0, reference=24)
+    values = samples.targets.reshape(3, 3)
+    assert values[1, 1] > 0
+    np.testing.assert_array_equal(np.delete(values.ravel(), 4), 0)
+
+
+def test_a_domain_outside_of_the_unit_square_is_refused(unchecked):
+    with pytest.raises(ValueError, match=r"nodes in the unit square .* got nodes in \[0, 2\] × \[0, 1\]"):
+        data.darcy_on(1, domains.box((3, 3), upper=(2, 1)), seed=0, reference=8)
+    with pytest.raises(ValueError, match=r"nodes in the unit square .* got nodes in \[0, 1\]\."):
+        data.darcy_on(1, domains.interval(3), seed=0, reference=8)
+    stack = domains.stack([domains.box((3, 3))] * 2)
+    with pytest.raises(ValueError, match="one domain for all samples"):
+        data.darcy_on(1, stack, seed=0, reference=8)
+    with pytest.raises(TypeError, match="domain must be a Domain, got int"):
+        data.darcy_on(1, 8, seed=0, reference=8)
+
+
 @pytest.mark.parametrize("coarse", [4, 5])
 def test_restriction_is_second_order_in_the_fine_grid(coarse):
     errors = []
     for fine in (16, 32, 64):
-        restricted = _restriction(fine, coarse) @ np.sin(np.pi * midpoints(fine))
+        restricted = _interpolation(fine, midpoints(coarse)) @ np.sin(np.pi * midpoints(fine))
         errors.append(np.abs(restricted - np.sin(np.pi * midpoints(coarse))).max())
     assert slopes(errors).min() > 1.8
 
