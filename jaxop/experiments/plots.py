@@ -84,9 +84,8 @@ def plot_predictions(
                 _draw(row[2], place, guess)
                 _draw(row[2], place, truth, style={"color": "0.6", "linestyle": "--", "linewidth": 1})
             else:
-                scale = {"vmin": truth.min(), "vmax": truth.max()}
-                _draw(row[1], place, truth, style=scale)
-                _draw(row[2], place, guess, style=scale)
+                _draw(row[1], place, truth)
+                _draw(row[2], place, guess, style=_scale(truth))
             _draw(row[3], place, np.abs(guess - truth), kind="error")
             row[0].set_ylabel(label if channels == 1 else f"{label}\nchannel {c}", parse_math=False)
     for panel, heading in zip(panels[0], _ROWS, strict=True):
@@ -322,6 +321,7 @@ def _draw(
         return axes.plot(points[order], values[order], **({"color": "C3"} if kind == "error" else {}) | style)
     style = {"cmap": _COLORS[kind]} | (_error_scale(values) if kind == "error" else _scale(values)) | style
     points = np.asarray(domain.points)
+    axes.margins(0.01)
     if isinstance(domain, Grid):
         block = values.reshape(domain.shape)
         while block.ndim > 2:

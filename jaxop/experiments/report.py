@@ -128,7 +128,8 @@ def write_report(
         except Exception as error:  # of whatever kind: the table is what was asked for
             reason = next(iter(str(error).splitlines()), "")
             console.print(f"warning: {path} was not drawn ({type(error).__name__}: {reason})")
-    console.print(f"table: {run.directory / 'evaluation' / name}.csv and .json; pictures: {run.directory / 'figures'}/")
+    console.print(f"table: {run.directory / 'evaluation' / name}.csv and .json", soft_wrap=True)
+    console.print(f"pictures: {run.directory / 'figures'}/", soft_wrap=True)
     return rows
 
 
@@ -166,11 +167,11 @@ def error_table(run: training.Run, rows: Sequence[Row]) -> "Table":
     with needs_extra("a table of errors"):
         from rich.table import Table
     title = f"{run.config['operator']} · {run.directory.name} · errors in physical units"
-    table = Table("set", "grid", "samples", "relative L2", "relative H1", "worst L2", "sample", title=title)
+    table = Table("set", "grid", "samples", "rel. L2", "rel. H1", "worst L2 (sample)", title=title)
     for row in rows:
-        h1 = "–" if row["rel_h1"] is None else f"{row['rel_h1']:.3e}"
-        errors = f"{row['rel_l2']:.3e}", h1, f"{row['worst_rel_l2']:.3e}"
-        table.add_row(row["set"], row["grid"], str(row["samples"]), *errors, str(row["worst_sample"]))
+        h1 = "–" if row["rel_h1"] is None else f"{row['rel_h1']:.2e}"
+        errors = f"{row['rel_l2']:.2e}", h1, f"{row['worst_rel_l2']:.2e} ({row['worst_sample']})"
+        table.add_row(row["set"], row["grid"], str(row["samples"]), *errors)
     return table
 
 

@@ -101,7 +101,7 @@ def train(experiment: AnyExperiment, *, name: str = "run", console: "Console | N
         console=console,
         same_functions=not isinstance(experiment.data, FileData),
     )
-    console.print(f"run: {directory}; checkpoints: {directory / 'checkpoints'}/")
+    console.print(f"checkpoints: {directory / 'checkpoints'}/", soft_wrap=True)
     return directory
 
 
