@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from studies.results import About
 from studies.table import print_header, print_row
 
 from benchmarks.programs import (
@@ -14,6 +15,16 @@ from benchmarks.programs import (
     seconds_of_program,
 )
 from jaxop.attention import integral_attention
+
+ABOUT = {
+    "attention": About(
+        "Quadrature attention against jax.nn",
+        "`integral_attention` with quadrature weights is compared with `jax.nn.dot_product_attention` without "
+        "weights, in float32. The ratios divide the first time by the second: below 1 the attention with weights is "
+        "faster. Scratch is the temporary memory of the program that computes the gradient. A baseline that needs "
+        "more than 8 GB of scratch is not run.",
+    ),
+}
 
 
 def main(nodes: tuple[int, ...] = (1024, 4096, 16384), depths: tuple[int, ...] = (16, 64), repeats: int = 5) -> None:
