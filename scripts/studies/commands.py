@@ -35,13 +35,13 @@ class Call(NamedTuple):
 
     Attributes:
         run: runs the command.
-        seeds: the seeds among the options; None if they are no option.
+        seeds: the seeds among the options.
         name: name of the results file, without its ending.
         about: the words of the results file; None if the command is not to write it.
     """
 
     run: Callable[[], object]
-    seeds: str | None
+    seeds: str
     name: str
     about: results.About | None
 
@@ -106,4 +106,6 @@ def read_command(commands: Mapping[str, Command], description: str | None, argum
         if name not in known:
             raise ValueError(f"--write: {name!r} has no results file; leave --write out. Those that have: {[*known]}.")
         about = known[name]
-    return Call(lambda: function(*bound.args, **bound.kwargs), seeds[0] if seeds else None, name, about)
+    return Call(
+        lambda: function(*bound.args, **bound.kwargs), seeds[0] if seeds else "fixed in the script", name, about
+    )

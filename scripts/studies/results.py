@@ -25,24 +25,24 @@ class About(NamedTuple):
     Attributes:
         title: the title.
         text: what is compared with what, and how to read the table.
-        seeds: what there is to say about random numbers if the seeds are no option of the script.
+        seeds: stands in the place of the seeds of the command line where the table does not use them.
         packages: distributions that the table compares with, besides those that jaxop needs.
     """
 
     title: str
     text: str
-    seeds: str = "fixed in the script"
+    seeds: str | None = None
     packages: tuple[str, ...] = ()
 
 
-def write(path: Path, about: About, command: str, seeds: str | None, make: Callable[[], object]) -> None:
+def write(path: Path, about: About, command: str, seeds: str, make: Callable[[], object]) -> None:
     """Makes tables and writes what they print to a file, below a header; the file appears when they are complete.
 
     Args:
         path: the file.
         about: its words.
         command: the command line that makes it.
-        seeds: the seeds of the command line; None takes those of ``about``.
+        seeds: the seeds of the command line.
         make: prints the tables.
     """
     load, begin = os.getloadavg()[0], time.time()
@@ -57,7 +57,7 @@ def write(path: Path, about: About, command: str, seeds: str | None, make: Calla
         "cores": str(os.cpu_count()),
         "load": f"{load:.1f} before the run, {os.getloadavg()[0]:.1f} at its end, itself included",
         "versions": ", ".join(versions(about.packages)),
-        "seeds": about.seeds if seeds is None else seeds,
+        "seeds": about.seeds or seeds,
         "limits": "; ".join(limits(about.packages)) or "nothing",
     }
     header = [f"- {name}: {value}" for name, value in facts.items()]
