@@ -76,8 +76,13 @@ def quadrature(sizes: Sequence[int]) -> None:
     print_row("Monte Carlo", *(f"{error:.1e}" for error in errors), order, "0.5")
 
 
-def density(sizes: Sequence[int]) -> None:
-    """Prints the errors of density estimation for three powers of the kernel in one and two dimensions."""
+def density(sizes: Sequence[int], draws: int = 500_000) -> None:
+    """Prints the errors of density estimation for three powers of the kernel in one and two dimensions.
+
+    Args:
+        sizes: points of a sample.
+        draws: points of all samples of a cell; a fifth of them in two dimensions.
+    """
     titles = (f"N = {n}" for n in sizes)
     print_header("D, power", *titles, "slope", "exact slope", "theory")
     limits = {4: lambda dim: f"−4/{dim + 4}", 2: lambda dim: f"−2/{dim + 2}", 1: lambda _: "almost −1"}
@@ -85,7 +90,7 @@ def density(sizes: Sequence[int]) -> None:
         for power, limit in limits.items():
             best = [best_radius(n, dim, power) for n in sizes]
             errors = [
-                measured_error(radius, n, dim, power, replicates=500_000 // n if dim == 1 else 100_000 // n)
+                measured_error(radius, n, dim, power, replicates=draws // n if dim == 1 else draws // (5 * n))
                 for n, (radius, _) in zip(sizes, best, strict=True)
             ]
             slopes = (-testing.observed_order(sizes, values) for values in (errors, [exact for _, exact in best]))

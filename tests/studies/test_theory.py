@@ -20,8 +20,8 @@ def test_rules_have_their_orders(capsys):
     assert float(table["gauss-legendre"][1]) < 1e-12
 
 
-def test_measured_densities_have_the_exact_slopes(capsys):
-    theory.main("density", (16, 32))
+def test_measured_densities_have_the_exact_slopes(x64, capsys):
+    theory.density((16, 32), draws=50_000)
     table = rows(capsys)
     assert list(table) == [f"{dim}, {power}" for dim in (1, 2) for power in (4, 2, 1)]
     for cells in table.values():
