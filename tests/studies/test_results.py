@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from benchmarks.run import SECTIONS
+from docs import results_index
 from studies import results
 from studies.commands import read_command, run_command
 from studies.run import STUDIES, command_line
@@ -21,8 +22,7 @@ COMMANDS = {"benchmarks": SECTIONS, "studies": STUDIES}
 FILES = sorted(path for folder in COMMANDS for path in (ROOT / "scripts" / folder).glob("*.md"))
 EARLIER = "earlier"
 """The file of the tables that no script has written."""
-INDEX = ROOT / "scripts/docs/results/index.md"
-CLAIMS = ROOT / "scripts/docs/results/claims.md"
+CLAIMS = results_index.INDEX.with_name("claims.md")
 ABOUTS = {
     folder: {name: getattr(importlib.import_module(command.module), "ABOUT", {}) for name, command in commands.items()}
     for folder, commands in COMMANDS.items()
@@ -160,9 +160,18 @@ def test_the_commands_of_a_file_can_be_read_and_write_it(path):
         assert path.read_text(encoding="utf-8").startswith(f"# {call.about.title}\n")
 
 
-def test_the_index_links_every_file_once():
-    links = re.findall(r"\]\(([^)]+\.md)\)", INDEX.read_text(encoding="utf-8"))
+def test_the_index_lists_every_file():
+    text = results_index.INDEX.read_text(encoding="utf-8")
+    assert text == results_index.page(), "run python scripts/docs/results_index.py"
+    links = re.findall(r"\]\(([^)]+\.md)\)", text)
     assert sorted(links) == sorted([*(f"{path.parent.name}/{path.name}" for path in FILES), CLAIMS.name])
+
+
+def test_a_file_without_a_header_is_not_listed(tmp_path):
+    (tmp_path / "typed.md").write_text("by hand")
+    with pytest.raises(ValueError, match=r"typed\.md has no title or no date"):
+        results_index.line(tmp_path / "typed.md")
+    assert results_index.line(tmp_path / "missing.md") is None
 
 
 def test_the_commands_of_the_claims_can_be_read():
