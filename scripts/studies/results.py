@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
+import jax
+
 CPUINFO = Path("/proc/cpuinfo")
 VERSIONS = ("jax", "jaxlib", "flax", "jaxop")
 LIMITS = ("JAX_PLATFORMS", "XLA_FLAGS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -53,7 +55,7 @@ def write(path: Path, about: About, command: str, seeds: str, make: Callable[[],
         "command": f"`{command}`",
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(begin)),
         "took": f"{time.time() - begin:.0f} s",
-        "processor": processor(CPUINFO.read_text() if CPUINFO.exists() else ""),
+        "processor": ", ".join([processor(CPUINFO.read_text() if CPUINFO.exists() else ""), *accelerators()]),
         "cores": str(os.cpu_count()),
         "load": f"{load:.1f} before the run, {os.getloadavg()[0]:.1f} at its end, itself included",
         "versions": ", ".join(versions(about.packages)),
@@ -61,7 +63,12 @@ def write(path: Path, about: About, command: str, seeds: str, make: Callable[[],
         "limits": "; ".join(limits(about.packages)) or "nothing",
     }
     header = [f"- {name}: {value}" for name, value in facts.items()]
-    parts = [f"# {about.title}", textwrap.fill(about.text, 120), "\n".join(header), copy.text.getvalue().strip()]
+    parts = [
+        f"# {about.title}",
+        textwrap.fill(about.text, 120, break_on_hyphens=False),
+        "\n".join(header),
+        copy.text.getvalue().strip(),
+    ]
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
@@ -75,6 +82,11 @@ def processor(cpuinfo: str) -> str:
     return ", ".join([name, *vectors[:1]])
 
 
+def accelerators() -> list[str]:
+    """Returns the names of JAX's devices that are not the processor."""
+    return sorted({device.device_kind for device in jax.devices()} - {"cpu"})
+
+
 def versions(packages: Sequence[str]) -> list[str]:
     """Returns the versions of Python, of what jaxop needs, and of those packages that are installed."""
     names = [*VERSIONS, *filter(is_installed, packages)]
@@ -84,7 +96,7 @@ def versions(packages: Sequence[str]) -> list[str]:
 def limits(packages: Sequence[str]) -> list[str]:
     """Returns what keeps the run from the whole machine or the whole table."""
     found = [f"{name}={os.environ[name]}" for name in LIMITS if name in os.environ]
-    if (usable := len(os.sched_getaffinity(0))) < (os.cpu_count() or 1):
+    if hasattr(os, "sched_getaffinity") and (usable := len(os.sched_getaffinity(0))) < (os.cpu_count() or 1):
         found.append(f"{usable} cores may be used")
     return found + [f"{name} is not installed and its cells are empty" for name in packages if not is_installed(name)]
 
