@@ -16,7 +16,6 @@ from jaxop import training
 from jaxop.data import Examples, Samples
 from jaxop.experiments.run import new_directory
 from jaxop.experiments.settings import parameters
-from jaxop.experiments.terminal import tune_allocator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,18 +135,6 @@ def check_options(options: object) -> None:
             raise ValueError(f"{option} must not be negative, got {min(value)}.")
         if isinstance(value, int | float) and not 0 < value < math.inf:
             raise ValueError(f"{option} must be positive and finite, got {value}.")
-
-
-def options_of(main: Callable[..., object], description: str | None) -> Callable[[Sequence[str]], None]:
-    """Returns the command for `terminal.run_command` whose options are the parameters of ``main``."""
-
-    def command(arguments: Sequence[str]) -> None:
-        from jaxop.experiments.options import parse, tyro
-
-        tune_allocator()
-        parse(main, arguments, description=description, config=(tyro.conf.OmitArgPrefixes,))
-
-    return command
 
 
 def _print(line: str) -> None:

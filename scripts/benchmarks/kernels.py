@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 from flax import nnx
+from studies.results import About
 from studies.table import print_header, print_row
 
 from benchmarks.programs import compile_call, compile_gradient, run, scratch
@@ -12,6 +13,16 @@ from jaxop import kernels, nn
 from jaxop._validation import check_name
 from jaxop.attention import integral_attention, linear_attention
 from jaxop.kernels.per_head import over_heads
+
+ABOUT = {
+    "kernels": About(
+        "Attention with every kernel",
+        "Attention of 2 samples with 4 heads is computed with every kernel, in turns. The ratios divide the time of a "
+        "kernel by that of the first kernel in the same run and implementation, the exponentiated dot product of "
+        "softmax. Learned features use linear attention, whose ratio is taken to the chunked dot product. Scratch is "
+        "the temporary memory of the gradient.",
+    ),
+}
 
 LEARNED = "learned features"
 KERNELS: dict[str, kernels.Kernel] = {

@@ -2,12 +2,22 @@
 
 import jax
 import jax.numpy as jnp
+from studies.results import About
 from studies.table import print_header, print_row
 
 from benchmarks.programs import seconds_of_program
 from benchmarks.timing import peak_memory
 from jaxop.attention import integral_attention
 from jaxop.kernels import FourierIntegral
+
+ABOUT = {
+    "large": About(
+        "Attention on 65 536 nodes",
+        "One head of quadrature attention, alone and with the gradient with respect to queries, keys, values and "
+        "weights. Each program is called once after its warm-up. The memory is the peak of the whole process up to "
+        "then, so it can only grow from row to row.",
+    ),
+}
 
 
 def main(nodes: int = 65536, depth: int = 16) -> None:

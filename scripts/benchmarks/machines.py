@@ -7,10 +7,24 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.sparse import BCOO
 from rich import progress
+from rich.console import Console
+from studies.results import About
 from studies.table import print_header, print_row
 
 from benchmarks.timing import median_seconds, peak_memory, seconds_of
 from jaxop import kernel_machines, kernels
+
+ABOUT = {
+    "machines": About(
+        "Fits of binary kernel machines",
+        "The closed form on all pairs of two domains is compared with `KernelRidge` of scikit-learn on the same "
+        "problem: the ratio in the last row says how many times longer scikit-learn takes, and its name says how far "
+        "the predictions differ. The other rows are fits of large problems: listed responses of some pairs by "
+        "conjugate gradients with landmarks, and all pairs in both spans. They are run once. The memory is the peak "
+        "of the process so far.",
+        packages=("scikit-learn",),
+    ),
+}
 
 PENALTY = 0.1
 
@@ -95,7 +109,7 @@ def listed(points: int, observed: int, landmarks: tuple[int, ...]) -> None:
 
 def fit_listed(x: jax.Array, y: jax.Array, responses: BCOO, landmarks: int) -> kernel_machines.BinaryMachine:
     """A fit with landmarks, below a bar that shows its steps."""
-    with progress.Progress() as bar:
+    with progress.Progress(console=Console(stderr=True)) as bar:
         task = bar.add_task(f"{landmarks} landmarks", total=None)
         machine = kernel_machines.fit(
             kernels.Gaussian(1.0),

@@ -3,12 +3,22 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from studies.results import About
 from studies.table import print_header, print_row
 
 from benchmarks.programs import compile_call, seconds_of_program
 from jaxop import nn
 from jaxop.attention.patch import spectral_patch_attention
 from jaxop.spectral import Band
+
+ABOUT = {
+    "patches": About(
+        "Attention of FANO as the grid is refined",
+        "The Fourier attention of a FANO layer is timed on patches with more and more nodes and the same number of "
+        "modes. Scores and mixing act on Fourier coefficients, so their time should not grow. The whole layer adds "
+        "projections between nodes and coefficients, whose time per node should stay.",
+    ),
+}
 
 
 def main(sides: tuple[int, ...] = (16, 32, 64, 128), repeats: int = 9) -> None:

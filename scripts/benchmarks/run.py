@@ -2,10 +2,12 @@
 
     python scripts/benchmarks/run.py                  # all tables, about 25 minutes on two cores
     python scripts/benchmarks/run.py attention        # one of them
+    python scripts/benchmarks/run.py attention --write
     python scripts/benchmarks/run.py attention --help
 
-Prints Markdown tables. Every row is measured in fresh processes that alternate where allocator settings
-matter; PyTorch rows need ``pip install 'jaxop[benchmark]'`` and are left out without it.
+Prints Markdown tables; with --write the table of a section also goes to SECTION.md beside this file. Every row is
+measured in fresh processes that alternate where allocator settings matter; PyTorch rows need
+``pip install 'jaxop[benchmark]'`` and are left out without it.
 """
 
 import subprocess
@@ -43,12 +45,12 @@ MEASUREMENTS = {
 
 
 def command_line(arguments: Sequence[str]) -> None:
-    """Makes the table that the first argument names; all of them, each in a process of its own, without arguments."""
-    if arguments:
-        run_command(SECTIONS | MEASUREMENTS, __doc__, arguments)
+    """Makes the table that the first argument names; without a name all tables, each in a process of its own."""
+    if not set(arguments) <= {"--write"}:
+        run_command(SECTIONS | MEASUREMENTS, __doc__, arguments, Path(__file__))
     else:
         for section in SECTIONS:
-            subprocess.run([sys.executable, __file__, section], check=True)
+            subprocess.run([sys.executable, __file__, section, *arguments], check=True)
 
 
 if __name__ == "__main__":

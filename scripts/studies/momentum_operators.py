@@ -21,6 +21,25 @@ from jaxop.experiments.comparison import Contender, check_options, compare
 from jaxop.experiments.experiment import AnyExperiment, default_cache
 from jaxop.nn import BLOCKS, MomentumConfig
 from studies.momentum_text import check_blocks
+from studies.results import About
+
+READING = (
+    "All are trained for the same time, each for as many steps as it has time for. The last columns are mean relative "
+    "L2 errors on the test sets, mean ± standard deviation over the seeds: lower is better. The trainings are short, "
+    "so these are comparisons and no records."
+)
+ABOUT = {
+    "momentum-operators-cde": About(
+        "Momentum blocks in an operator for a controlled equation",
+        "A small transformer neural operator learns the solution of a controlled ordinary differential equation. Its "
+        f"layers are ordinary, or have a momentum block, or follow the exact accelerated flow. {READING}",
+    ),
+    "momentum-operators-darcy": About(
+        "Momentum blocks in an operator for Darcy flow",
+        "A Fourier attention neural operator with 4 layers learns the solution of Darcy flow on 64² nodes. Its layers "
+        f"are ordinary or have a momentum block. {READING}",
+    ),
+}
 
 FLOW = "flow"
 """The operator of `jaxop.operators.FlowNeuralOperator`, compared with the blocks where a TNO is."""

@@ -26,8 +26,26 @@ from jaxop.experiments.comparison import check_options
 from jaxop.experiments.settings import parameters
 from jaxop.nn import BLOCKS, ExpDotProductConfig, IntegralAttentionConfig, KernelConfig, LinearConfig, MomentumConfig
 from studies.real_data import CACHE, addresses, fetch
+from studies.results import About
 from studies.table import print_header, print_row
 from studies.trainings import Plan, train_with_seeds
+
+MODEL = "A language model with 4 layers, 4 heads and 64 channels reads the State of the Union addresses byte by byte"
+READING = (
+    "It is trained with every momentum block, at equal steps and tokens. The loss on held-out addresses is in nats per "
+    "byte, mean ± half the 95 % confidence interval over the seeds: lower is better. The difference to the model "
+    "without velocity is taken seed by seed. If its interval contains 0, the block is neither better nor worse beyond "
+    "the noise. The trainings are short, so these are comparisons and no records."
+)
+ABOUT = {
+    "momentum-text-softmax": About(
+        "Momentum blocks in a language model with softmax attention", f"{MODEL}, 128 at a time. {READING}"
+    ),
+    "momentum-text-linear": About(
+        "Momentum blocks in a language model with linear attention",
+        f"{MODEL}, 512 at a time, with linear attention. {READING}",
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)

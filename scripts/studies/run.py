@@ -2,9 +2,11 @@
 
     python scripts/studies/run.py kernels mnist --seeds 0 1
     python scripts/studies/run.py schwarz rank
+    python scripts/studies/run.py schwarz rank --write
     python scripts/studies/run.py schwarz --help
 
-With --traceback an error shows where it came from.
+With --write the tables of a study also go to STUDY.md or STUDY-NAME.md beside this file. With --traceback an error
+shows where it came from.
 """
 
 import sys
@@ -17,11 +19,13 @@ from jaxop.experiments import terminal
 from studies.commands import Command, run_command
 
 STUDIES = {
+    "darcy": Command("studies.darcy", "neural operators on Darcy flow, at equal training time"),
     "kernels": Command("studies.kernels", "attention kernels on texts and images"),
     "momentum-text": Command("studies.momentum_text", "tokens with a velocity, on texts"),
     "momentum-operators": Command("studies.momentum_operators", "nodes with a velocity, in operators"),
     "machines": Command("studies.machines", "binary kernel machines on ratings of films"),
     "schwarz": Command("studies.schwarz.tables", "two-level Schwarz attention on elliptic equations"),
+    "theory": Command("studies.theory", "orders and rates that theory predicts"),
     "fetch": Command("studies.real_data", "only fetches the data of the studies"),
 }
 
@@ -29,7 +33,7 @@ STUDIES = {
 def command_line(arguments: Sequence[str]) -> None:
     """Runs the study that the first argument names."""
     terminal.tune_allocator()
-    run_command(STUDIES, __doc__, arguments)
+    run_command(STUDIES, __doc__, arguments, Path(__file__))
 
 
 if __name__ == "__main__":

@@ -5,22 +5,7 @@ import pytest
 from tests.scripts import conftest  # noqa: F401, its import puts the scripts on the path
 
 import evaluate  # isort: skip
-import reproduce  # isort: skip
 import train  # isort: skip
-
-
-@pytest.mark.parametrize(
-    ("comparison", "option", "message"),
-    [
-        (reproduce.Comparison, {"operators": ("fna",)}, "operators='fna' is unknown: did you mean 'fno' or 'fano'"),
-        (reproduce.Comparison, {"operators": ()}, "--operators must have at least one value"),
-        (reproduce.Comparison, {"minutes": float("nan")}, "--minutes must be positive and finite, got nan"),
-        (reproduce.Comparison, {"test_samples_tno": 0}, "--test-samples-tno must be positive"),
-    ],
-)
-def test_comparisons_refuse_what_they_cannot_use_at_once(comparison, option, message):
-    with pytest.raises(ValueError, match=message):
-        comparison(**option)
 
 
 @pytest.mark.parametrize(

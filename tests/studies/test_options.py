@@ -1,7 +1,7 @@
 """Numbers that no study can use are refused before anything is fetched or made."""
 
 import pytest
-from studies import kernels, machines, momentum_operators, momentum_text
+from studies import darcy, kernels, machines, momentum_operators, momentum_text
 from studies.run import STUDIES, command_line
 
 from jaxop.experiments import terminal
@@ -16,6 +16,10 @@ pytestmark = pytest.mark.optax
         (momentum_text.Comparison, {"seeds": ()}, "--seeds must have at least one value"),
         (momentum_text.Comparison, {"learning_rate": -1.0}, "--learning-rate must be positive"),
         (momentum_operators.Comparison, {"minutes": float("inf")}, "--minutes must be positive and finite, got inf"),
+        (darcy.Comparison, {"operators": ("fna",)}, "operators='fna' is unknown: did you mean 'fno' or 'fano'"),
+        (darcy.Comparison, {"operators": ()}, "--operators must have at least one value"),
+        (darcy.Comparison, {"minutes": float("nan")}, "--minutes must be positive and finite, got nan"),
+        (darcy.Comparison, {"test_samples_tno": 0}, "--test-samples-tno must be positive"),
         (machines.Comparison, {"seeds": (0, -1)}, "--seeds must not be negative, got -1"),
     ],
 )
@@ -41,4 +45,4 @@ def test_every_study_lists_its_options(study, capsys):
     with pytest.raises(SystemExit) as stop:
         command_line([study, "--help"])
     assert stop.value.code == 0
-    assert "--cache" in capsys.readouterr().out or study == "schwarz"
+    assert "--cache" in capsys.readouterr().out or study in ("darcy", "schwarz", "theory")

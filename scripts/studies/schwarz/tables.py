@@ -25,10 +25,91 @@ from typing import Literal
 import jax
 import tyro
 
+from studies.results import About
 from studies.schwarz import conjugate_gradients, fits, poisson, transfer
 from studies.schwarz.coefficient import coefficient
 from studies.schwarz.setting import DEFAULT, Study
 from studies.schwarz.training import descent
+
+DETERMINISTIC = "nothing here is random"
+SETTING = (
+    "The two-level operator of Köhler and Rheinbach (arXiv:2606.18525) learns f ↦ u for −u″ = f on (0, 1), in our "
+    "reconstruction of their experiment: 255 interior nodes, 8 subdomains, an overlap of 8 nodes, rank 2, and "
+    "right-hand sides that are sums of sines with variances k^(−2s), s = 1. Options in the command replace these."
+)
+READING = (
+    "Errors are relative, in the Frobenius norm over the population of right-hand sides: lower is better. No operator "
+    'of the same rank can have an error below the bound. "global" is the best error that QKᵀ with at least as many '
+    "parameters can have, trained or not."
+)
+ABOUT = {
+    "schwarz-rank": About(
+        "Two-level Schwarz fits against rank",
+        f"{SETTING} The table varies the rank of the subdomains. {READING}",
+        DETERMINISTIC,
+    ),
+    "schwarz-overlap": About(
+        "Two-level Schwarz fits against overlap",
+        f"{SETTING} The table varies the nodes that are added on each side of a subdomain. {READING}",
+        DETERMINISTIC,
+    ),
+    "schwarz-subdomains": About(
+        "Two-level Schwarz fits against the number of subdomains",
+        f"{SETTING} The table varies the number of subdomains. {READING}",
+        DETERMINISTIC,
+    ),
+    "schwarz-decay": About(
+        "Two-level Schwarz fits against the decay of the right-hand sides",
+        f"{SETTING} The table varies s and the number K of sines. {READING}",
+        DETERMINISTIC,
+    ),
+    "schwarz-ablation": About(
+        "Two levels, one level, and other ways to start a fit",
+        f"{SETTING} The first table compares both levels with each of them, and fits that start at the matrix, at the "
+        f"data, or with tied factors K = Q. {READING} The second table says how far the fitted operators are from "
+        "symmetric, and names their extreme eigenvalues.",
+        DETERMINISTIC,
+    ),
+    "schwarz-training": About(
+        "Two-level Schwarz operators trained on samples",
+        f"{SETTING} The fit, from the matrix or from the data alone, is compared with Adam from random factors and "
+        "with global operators of at least as many parameters, on 4096 samples. The errors are relative, on new "
+        "samples and on sines that no sample holds, mean ± standard deviation over the seeds.",
+    ),
+    "schwarz-transfer": About(
+        "Two-level Schwarz operators on finer grids",
+        f"{SETTING} Factors that are Legendre polynomials are fitted on the first grid and evaluated with the same "
+        "coefficients on finer ones. Equal errors in a row mean that the operator carries over.",
+        DETERMINISTIC,
+    ),
+    "schwarz-cg": About(
+        "Conjugate gradients on the interval as the subdomains grow in number",
+        "The cells are iterations to a residual of 1e-8 for −u″ = f with subdomains of a fixed size. The columns are "
+        "preconditioners: none, the best global operator of as many parameters with a shift, classical Schwarz with "
+        "one level and with two, two levels of rank 4 with a shift, and fits of these. If the numbers of a column "
+        "stay, its preconditioner does not depend on the number of subdomains.",
+    ),
+    "schwarz-poisson": About(
+        "Two-level Schwarz fits on the square",
+        "Two-level operators learn f ↦ u for −Δu = f on the unit square, where Galerkin blocks are not exact. "
+        "Right-hand sides are sums of 16 × 16 sines with variances (k² + l²)^(−s), s = 1. Subdomains have cores of 16² "
+        f"nodes and rank 4. {READING} The fits make five Gauss–Newton steps.",
+        DETERMINISTIC,
+    ),
+    "schwarz-plane-cg": About(
+        "Conjugate gradients on the square as the subdomains grow in number",
+        "The cells are iterations to a residual of 1e-8 for −Δu = f on the unit square with subdomains of 8² nodes. "
+        "The columns are preconditioners: none, classical Schwarz with one level and with two. If the numbers of a "
+        "column stay, its preconditioner does not depend on the number of subdomains.",
+    ),
+    "schwarz-coefficient": About(
+        "Two-level Schwarz attention in networks that see a coefficient",
+        "Small transformer neural operators learn (a, f) ↦ u for −∇·(a∇u) = f with log-normal a on 32² nodes. Their "
+        "attention has two levels, the local level alone, or is global. All are trained for the same time. They are "
+        "tested on the grid of the training and on one that is three times as fine. The columns are mean relative L2 "
+        "errors, mean ± standard deviation over the seeds.",
+    ),
+}
 
 Table = Literal[
     "all",
