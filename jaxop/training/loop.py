@@ -23,7 +23,7 @@ from jaxop.training.evaluation import mean_errors, trace_errors
 from jaxop.training.identity import describe_source
 from jaxop.training.loggers import JsonLines, Logger, Progress
 from jaxop.training.losses import Loss, describe_loss
-from jaxop.training.mesh import check_divides, check_mesh, distribute, replicate
+from jaxop.training.mesh import check_divides, check_mesh, distribute, on_one_device, replicate
 from jaxop.training.optimizer import EvalParams, Optimizer, describe_state, make_optimizer
 from jaxop.training.run import (
     error_name,
@@ -278,7 +278,7 @@ class _Training(Generic[Model]):
         if ahead and seconds > limit:
             ahead, stopped = ahead[:0], "time limit"
         if not ahead:
-            return Result(self._current_model(state), state, stopped, seconds, self.errors)
+            return Result(self._final_model(state), state, stopped, seconds, self.errors)
         step_fn = lowered.compile()
         with sigterm() as terminated, prefetched(self._load, ahead) as batches:
             clock = Clock(seconds)
@@ -306,7 +306,7 @@ class _Training(Generic[Model]):
                         )
                 if last:
                     break
-            return Result(self._current_model(state), state, stopped, clock.seconds, self.errors)
+            return Result(self._final_model(state), state, stopped, clock.seconds, self.errors)
 
     def _load(self, step: int) -> _Loaded:
         size = self.config.batch_size
@@ -363,6 +363,11 @@ class _Training(Generic[Model]):
         if metric is None or metric not in errors:
             return False
         return best is None or errors[metric] < self.checkpoints.manifest(best)["metrics"][metric]
+
+    def _final_model(self, state: TrainState) -> Model:
+        """Returns the model on one device, so that it runs on arrays of that device."""
+        graphdef, _, _ = split_model(self.model, train=False)
+        return nnx.merge(graphdef, *on_one_device((state.averaged, state.other), self.mesh))
 
     def _current_model(self, state: TrainState) -> Model:
         graphdef, _, _ = split_model(self.model, train=False)

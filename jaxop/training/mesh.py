@@ -97,6 +97,11 @@ def replicate(tree: Result, mesh: Mesh | None) -> Result:
     return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
+def on_one_device(tree: Result, mesh: Mesh | None) -> Result:
+    """Returns the copy of replicated arrays on the first device of the mesh, or the arrays unchanged without one."""
+    return tree if mesh is None else jax.tree.map(lambda leaf: leaf.addressable_shards[0].data, tree)
+
+
 def distribute(batch: Tree, mesh: Mesh | None) -> Tree:
     """Returns a batch on the devices: the samples divided among them, and a copy of what all samples share on each."""
     if mesh is None:

@@ -114,6 +114,8 @@ def test_a_run_moves_between_numbers_of_devices(tmp_path):
             assert_same_bits(other, restored[0])
         assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(restored[2])} == {4}
     result = fit(directory, 4, config=RUN, resume=True)
+    committed = jax.device_put(samples(2)[np.arange(2)], jax.devices()[0])
+    result.model(committed.inputs, committed.domain)  # the model is where a user's arrays are
     for moved, single in zip(jax.tree.leaves(result.state.params), jax.tree.leaves(alone.state.params), strict=True):
         np.testing.assert_allclose(moved, single, rtol=1e-5, atol=1e-5)
     rows = [
