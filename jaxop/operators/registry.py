@@ -89,7 +89,7 @@ def models() -> dict[str, Model]:
         >>> {"fano", "tno", "sequence", "image"} <= set(operators.models())
         True
         >>> print(operators.models()["classifier"].description)
-        The logits of p(class | t_0 … t_n): all tokens see each other, and the mean of the outputs is classified.
+        Maps tokens to the logits of p(class | t_0 … t_n): all tokens see each other, and the outputs are averaged.
     """
     _load()
     return {model.name: model for model in _MODELS.values()}

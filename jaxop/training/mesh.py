@@ -44,8 +44,8 @@ class MeshConfig:
 
         Example:
             >>> from jaxop import training
-            >>> training.MeshConfig(data=1).make(batch_size=4).shape
-            OrderedDict({'data': 1})
+            >>> dict(training.MeshConfig(data=1).make(batch_size=4).shape)
+            {'data': 1}
         """
         check_size(batch_size, "batch_size")
         devices = jax.devices()

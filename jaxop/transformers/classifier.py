@@ -34,7 +34,7 @@ class SequenceClassifierConfig(SequenceTransformerConfig):
 
 @register("classifier", SequenceClassifierConfig)
 class SequenceClassifier(TokenTransformer[SequenceClassifierConfig]):
-    """Returns the logits of p(class | t_0 … t_n): all tokens see each other, and the mean of the outputs is classified.
+    """Maps tokens to the logits of p(class | t_0 … t_n): all tokens see each other, and the outputs are averaged.
 
     Args:
         config: a `SequenceClassifierConfig`.

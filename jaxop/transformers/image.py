@@ -51,7 +51,7 @@ class VisionTransformerConfig(TransformerConfig):
 
 @register("image", VisionTransformerConfig)
 class VisionTransformer(Transformer[VisionTransformerConfig]):
-    """Returns the logits of p(class | image): patches as tokens, a class token in front, learned positions.
+    """Maps images to the logits of p(class | image): patches as tokens, a class token in front, learned positions.
 
     Args:
         config: a `VisionTransformerConfig`.

@@ -60,7 +60,7 @@ class TokenTransformer(Transformer[Config]):
 
 @register("sequence", SequenceTransformerConfig)
 class SequenceTransformer(TokenTransformer[SequenceTransformerConfig]):
-    """Returns the logits of p(t_{i+1} | t_0 … t_i): a causal transformer with learned positions.
+    """Maps tokens to the logits of p(t_{i+1} | t_0 … t_i): a causal transformer with learned positions.
 
     Args:
         config: a `SequenceTransformerConfig`.

@@ -58,7 +58,7 @@ class EncoderDecoderTransformerConfig(LayersConfig):
 
 @register("translation", EncoderDecoderTransformerConfig)
 class EncoderDecoderTransformer(nnx.Module):
-    """Returns the logits of p(t_{i+1} | t_0 … t_i, s): all of the source s is seen, and the target t up to token i.
+    """Maps tokens to the logits of p(t_{i+1} | t_0 … t_i, s): sees all of the source s, and the target t up to token i.
 
     The encoder's layers act on the source. The decoder's layers come in pairs: causal attention between the tokens of
     the target, then attention whose keys and values are the encoder's outputs.

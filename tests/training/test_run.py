@@ -149,7 +149,7 @@ def test_an_edited_record_of_the_model_is_compared_with_the_sealed_one(tmp_path)
     recorded.write_text(edited)
     model = tiny()
     model.config = Settings(4)
-    with pytest.warns(UserWarning, match="heads=4 and not 2"):
+    with pytest.warns(UserWarning, match="heads=4 instead of 2"):
         restored = training.load_run(tmp_path).restore(model, checkpoint=1)
     saved = training.load_run(tmp_path).checkpoints.restore(
         {"ema": nnx.to_pure_dict(nnx.state(tiny(), nnx.Param))}, step=1, parts=["ema"]
