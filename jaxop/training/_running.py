@@ -44,17 +44,28 @@ def noted(note: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def sigterm() -> Iterator[Callable[[], bool]]:
-    """Yields a function that tells whether SIGTERM has arrived; always False outside the main thread."""
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """Yields a function that tells whether SIGTERM or SIGINT (Ctrl-C) has arrived. A second SIGINT interrupts at once.
+
+    Outside the main thread the function always returns False.
+    """
     event = threading.Event()
+
+    def stop(number: int, frame: object) -> None:
+        del frame
+        if number == signal.SIGINT and event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
     if threading.current_thread() is not threading.main_thread():
         yield event.is_set
         return
-    previous = signal.signal(signal.SIGTERM, lambda *_: event.set())
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield event.is_set
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

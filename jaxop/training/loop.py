@@ -16,7 +16,7 @@ from jaxop.data import DataSource, batch_indices
 from jaxop.data.source import BatchForm, batch_form, check_batch, check_same_form
 from jaxop.training._arguments import RESERVED, check_arguments, check_sources
 from jaxop.training._files import local_path, writing
-from jaxop.training._running import Clock, noted, prefetched, sigterm
+from jaxop.training._running import Clock, noted, prefetched, stop_signals
 from jaxop.training.checkpoint import Checkpoints, first_nonfinite, leaf_names
 from jaxop.training.config import TrainingConfig, check_same_settings, path_fields, to_json
 from jaxop.training.evaluation import mean_errors, trace_errors
@@ -49,7 +49,7 @@ class Result(Generic[Model]):
         model: a copy of the model in evaluation mode, with the averaged parameters if the run or the optimiser keeps
             an average, otherwise with the last. `jaxop.training.load_run` and `Run.restore` return the best.
         state: the last training state.
-        stopped: "completed", "time limit" or "terminated" (SIGTERM).
+        stopped: "completed", "time limit" or "terminated" (SIGTERM or Ctrl-C).
         seconds: time spent in training steps over all resumptions.
         errors: means of the last evaluation: "NAME/l2" and "NAME/h1", or "NAME/cross_entropy" and
             "NAME/accuracy", or "NAME/loss" and the metrics of the user's own loss. Empty without an evaluation.
@@ -85,8 +85,9 @@ def fit(
     of the loss) and an empty ``figures/``. If a run is killed at any moment and resumed, it ends with the
     parameters of the uninterrupted run, bit for bit on one kind of machine. Batches and random numbers are
     functions of (seed, step), and a checkpoint holds everything else, with the whole state of the optimiser.
-    After SIGTERM the run finishes its step, saves and returns. One process at a time writes to the directory. The first
-    checkpoint is restored as soon as it is saved, so that a run whose checkpoints cannot be read fails at once.
+    After SIGTERM or Ctrl-C the run finishes its step, saves and returns; a second Ctrl-C interrupts it at once. One
+    process at a time writes to the directory. The first checkpoint is restored as soon as it is saved, so that a run
+    whose checkpoints cannot be read fails at once.
 
     Args:
         model: any NNX module that the loss can call; it is not changed. The losses "l2" and "h1" call
@@ -280,7 +281,7 @@ class _Training(Generic[Model]):
         if not ahead:
             return Result(self._final_model(state), state, stopped, seconds, self.errors)
         step_fn = lowered.compile()
-        with sigterm() as terminated, prefetched(self._load, ahead) as batches:
+        with stop_signals() as terminated, prefetched(self._load, ahead) as batches:
             clock = Clock(seconds)
             unreported: tuple[int, _Loaded, dict[str, Array]] | None = None
             for step, batch in enumerate(batches, start=start + 1):

@@ -86,16 +86,26 @@ def test_promise_1_a_resumed_run_ends_with_the_same_bits_wherever_it_stopped(who
     assert training.load_run(tmp_path).checkpoints.steps == training.load_run(whole[0]).checkpoints.steps
 
 
-def test_promise_2_on_one_process_sigterm_finishes_the_step_saves_and_returns(whole, tmp_path):
-    before = signal.getsignal(signal.SIGTERM)
-    stopped = run(tmp_path, loggers=[Interrupt(8, lambda: os.kill(os.getpid(), signal.SIGTERM))])
-    assert signal.getsignal(signal.SIGTERM) is before
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT], ids=["sigterm", "ctrl-c"])
+def test_promise_2_on_one_process_a_signal_finishes_the_step_saves_and_returns(whole, tmp_path, sent):
+    before = signal.getsignal(sent)
+    stopped = run(tmp_path, loggers=[Interrupt(8, lambda: os.kill(os.getpid(), sent))])
+    assert signal.getsignal(sent) is before
     assert stopped.stopped == "terminated"
     step = int(stopped.state.step)
     assert step in (8, 9, 10)
     assert_same_bits(state_at(tmp_path, step), stopped.state)
     assert_same_bits(run(tmp_path, resume=True).state, whole[1].state)
     assert rows(tmp_path) == rows(whole[0])
+
+
+def test_a_second_interrupt_stops_at_once(tmp_path):
+    def twice():
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, loggers=[Interrupt(8, twice)])
 
 
 def test_promise_8_the_same_seed_gives_the_same_run(whole, tmp_path):
