@@ -4,8 +4,11 @@ import contextlib
 import dataclasses
 import importlib
 import io
+import os
 import re
 import shlex
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -106,6 +109,19 @@ def test_code_and_commands_of_a_page_run(path, tmp_path, monkeypatch, capfd):
 def test_paths_on_a_page_exist(path):
     for named in re.findall(r"`((?:jaxop|notebooks|scripts|tests)/[\w./-]+)`", path.read_text()):
         assert (ROOT / named).exists(), named
+
+
+def test_the_table_of_operators_counts_refusals_of_a_package_outside_the_checkout(tmp_path):
+    shutil.copytree(ROOT / "jaxop", tmp_path / "jaxop")
+    code = """
+import operators
+model = operators.Row("fno").build(2, 24)
+print(operators.PACKAGE, operators.accepts(model, operators.examples()["scattered nodes"]))
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(DOCS)]), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.split() == [str(tmp_path / "jaxop"), "False"], done.stderr
 
 
 def test_every_public_name_has_an_entry(monkeypatch):

@@ -70,7 +70,7 @@ def on_page_markdown(markdown: str, page: Page, **kwargs: Any) -> str:
     """Puts the table of operators into its page."""
     if page.file.src_uri != "operators.md":
         return markdown
-    return markdown.replace("<!-- the table of operators.py -->", operators.table())
+    return markdown.replace("*The command `bash scripts/docs.sh` puts the table here.*", operators.table())
 
 
 def on_page_content(text: str, page: Page, **kwargs: Any) -> str:

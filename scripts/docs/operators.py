@@ -16,10 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+import jaxop
 from jaxop import domains, operators
 from jaxop.domains import Domain
 
 ROOT = Path(__file__).parents[2]
+PACKAGE = Path(jaxop.__file__).parent
 CACHE = ROOT / ".cache" / "docs"
 
 TINY = {
@@ -109,7 +111,7 @@ def accepts(operator: Any, domain: Domain, at: Domain | None = None) -> bool:
         outputs = operator(jnp.ones((domain.size, 1)), domain, at=at)
     except REFUSALS as error:
         origin = traceback.extract_tb(error.__traceback__)[-1].filename
-        if not Path(origin).is_relative_to(ROOT / "jaxop"):
+        if not Path(origin).is_relative_to(PACKAGE):
             raise
         return False
     return bool(jnp.isfinite(outputs).all())
@@ -181,7 +183,7 @@ def line(row: Row) -> list[str]:
 
 def table() -> str:
     """Returns the table in Markdown. It is measured again whenever the package or this file changes."""
-    sources = [Path(__file__), *sorted((ROOT / "jaxop").rglob("*.py"))]
+    sources = [Path(__file__), *sorted(PACKAGE.rglob("*.py"))]
     digest = hashlib.sha256(jax.__version__.encode())
     for path in sources:
         digest.update(path.read_bytes())
