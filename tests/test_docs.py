@@ -24,7 +24,9 @@ from jaxop.experiments import train as train_experiment
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "scripts" / "docs"
-PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+README = ROOT / "README.md"
+PAGES = [README, *sorted(DOCS.rglob("*.md"))]
+RUN = [pytest.param(path, marks=() if path == README else pytest.mark.notebook) for path in PAGES]
 FILE = "my_experiment.py"  # a block with this title is a file of the reader
 GENERATED = ("darcy", "cde", "lorenz")  # problems whose data take minutes
 
@@ -87,7 +89,7 @@ def exit_status(arguments):
 
 @pytest.mark.optax
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("path", RUN, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_code_and_commands_of_a_page_run(path, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path[:])
