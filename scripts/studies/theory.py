@@ -45,8 +45,21 @@ ABOUT = {
 }
 
 
+THEORY = {"trapezoid": "2", "midpoint": "2", "gauss-legendre": "faster than any", "Monte Carlo": "0.5"}
+"""The order of every rule in theory."""
+
+
 def quadrature(sizes: Sequence[int]) -> None:
     """Prints the errors of attention under four rules."""
+    print_header("rule", *(f"n = {n}" for n in sizes), "order", "theory")
+    for rule, errors in quadrature_errors(sizes).items():
+        intervals = [n - (rule == "trapezoid") for n in sizes]
+        order = "" if rule == "gauss-legendre" else f"{testing.observed_order(intervals, errors):.2f}"
+        print_row(rule, *(f"{error:.1e}" for error in errors), order, THEORY[rule])
+
+
+def quadrature_errors(sizes: Sequence[int]) -> dict[str, list[float]]:
+    """Returns the largest errors of attention on n nodes by the name of the rule; root mean squares of Monte Carlo."""
 
     def functions(points: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         angles = points * jnp.arange(1.0, 5.0)
@@ -65,15 +78,13 @@ def quadrature(sizes: Sequence[int]) -> None:
         found = jax.vmap(lambda points: attend(domains.monte_carlo(points)))(draws)
         return jnp.sqrt(jnp.mean((found - truth) ** 2))
 
-    print_header("rule", *(f"n = {n}" for n in sizes), "order", "theory")
-    for rule, theory in (("trapezoid", "2"), ("midpoint", "2"), ("gauss-legendre", "faster than any")):
-        errors = [float(jnp.abs(attend(domains.interval(n, rule=rule)) - truth).max()) for n in sizes]
-        intervals = [n - (rule == "trapezoid") for n in sizes]
-        order = "" if rule == "gauss-legendre" else f"{testing.observed_order(intervals, errors):.2f}"
-        print_row(rule, *(f"{error:.1e}" for error in errors), order, theory)
-    errors = [float(by_chance(jax.random.uniform(jax.random.key(n), (1000, n, 1)))) for n in sizes]
-    order = f"{testing.observed_order(sizes, errors):.2f}"
-    print_row("Monte Carlo", *(f"{error:.1e}" for error in errors), order, "0.5")
+    errors = {
+        rule: [float(jnp.abs(attend(domains.interval(n, rule=rule)) - truth).max()) for n in sizes]
+        for rule in ("trapezoid", "midpoint", "gauss-legendre")
+    }
+    return errors | {
+        "Monte Carlo": [float(by_chance(jax.random.uniform(jax.random.key(n), (1000, n, 1)))) for n in sizes]
+    }
 
 
 def density(sizes: Sequence[int], draws: int = 500_000) -> None:
@@ -138,7 +149,7 @@ def measured_error(radius: float, count: int, dim: int, power: int, *, replicate
         return jnp.sum((found.predict(grid) - truth) ** 2)
 
     keys = jax.random.split(jax.random.key(0), replicates)
-    return float(jnp.mean(jax.jit(lambda keys: jax.lax.map(one, keys))(keys)) * (axis[1] - axis[0]) ** dim)
+    return float(jnp.mean(jax.jit(lambda keys: jax.lax.map(one, keys))(keys))) * float(axis[1] - axis[0]) ** dim
 
 
 def particles(conditions: Sequence[int]) -> None:

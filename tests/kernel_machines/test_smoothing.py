@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.interpolate
-import scipy.optimize
+from studies.theory import best_radius, measured_error
 
 from jaxop import kernel_machines as km
 from jaxop import testing
@@ -77,58 +76,17 @@ def test_plain_kernel_reproduces_band_limited_densities_up_to_noise():
     np.testing.assert_allclose(predict(density, at), np.exp(-(at[:, 0] ** 2) / 2) / math.sqrt(2 * np.pi), atol=2e-6)
 
 
-def gaussian_mise(radius, count, dim, power):
-    """Exact mean integrated squared error for a standard normal density.
-
-    MISE = (2π)^−D ∫ |p̂|² (1 − K̂)² + K̂² (1 − |p̂|²)/N dω with K̂ a product of B-splines of order ``power``.
-    """
-    if power == 1:
-        limit, spline = radius, lambda w: (np.abs(w) <= radius).astype(float)
-    else:
-        limit = power * radius
-        basis = scipy.interpolate.BSpline.basis_element(np.linspace(-limit, limit, power + 1), extrapolate=False)
-        spline = lambda w: np.nan_to_num(basis(w)) / basis(0.0)  # noqa: E731
-    omega = np.linspace(0, max(limit, 8.0), 4001)
-    step, kernel, normal = omega[1] - omega[0], spline(omega), np.exp(-(omega**2))
-    weights = np.full(omega.size, step / np.pi)
-    weights[[0, -1]] /= 2
-    # the integrand splits into products of one-dimensional integrals
-    moments = [np.dot(weights, f) ** dim for f in (normal, normal * kernel, normal * kernel**2, kernel**2)]
-    return moments[0] - 2 * moments[1] + moments[2] + (moments[3] - moments[2]) / count
-
-
-def optimal(count, dim, power):
-    found = scipy.optimize.minimize_scalar(
-        lambda r: gaussian_mise(math.exp(r), count, dim, power), bounds=(-2, 3), method="bounded"
-    )
-    return math.exp(found.x), found.fun
-
-
-def measured_mise(radius, count, dim, power, replicates, nodes=161, reach=8.0):
-    axis = np.linspace(-reach, reach, nodes if dim == 1 else 57, dtype=np.float32)
-    grid = np.stack(np.meshgrid(*[axis] * dim), axis=-1).reshape(-1, dim)
-    truth = np.exp(-np.sum(grid**2, axis=1) / 2) / np.float32(2 * math.pi) ** (dim / 2)
-    estimator = km.FourierDensity(radius, power)
-
-    def one(rng_key):
-        density = estimator.fit(jax.random.normal(rng_key, (count, dim)))
-        return jnp.sum((density.predict(jnp.asarray(grid)) - truth) ** 2)
-
-    errors = jax.jit(lambda key: jax.lax.map(one, jax.random.split(key, replicates)))(jax.random.key(0))
-    return float(np.mean(errors)) * float(axis[1] - axis[0]) ** dim
-
-
 @pytest.mark.parametrize(("dim", "count", "replicates"), [(1, 256, 4000), (2, 256, 600)])
 def test_error_for_a_gaussian_density_is_the_exact_one(dim, count, replicates):
-    radius, exact = optimal(count, dim, 4)
-    assert measured_mise(radius, count, dim, 4, replicates) == pytest.approx(exact, rel=0.02)
+    radius, exact = best_radius(count, dim, 4)
+    assert measured_error(radius, count, dim, 4, replicates=replicates) == pytest.approx(exact, rel=0.02)
 
 
 def test_exact_rates():
     """N^{−4/(D+4)} for power 4, slower for power 2, faster for the plain kernel, at the optimal radius of each N."""
     counts = [2**k for k in range(10, 19)]
     for dim in (1, 2):
-        slope = {p: testing.observed_order(counts, [optimal(n, dim, p)[1] for n in counts]) for p in (1, 2, 4)}
+        slope = {p: testing.observed_order(counts, [best_radius(n, dim, p)[1] for n in counts]) for p in (1, 2, 4)}
         assert slope[4] == pytest.approx(4 / (dim + 4), rel=0.15)
         assert slope[2] < slope[4] - 0.05 < slope[4] + 0.05 < slope[1]
 
@@ -140,7 +98,9 @@ def test_measured_density_rates(dim):
     replicates = {256: 2000, 1024: 800, 4096: 200} if dim == 1 else {256: 400, 1024: 100, 4096: 30}
     slope = {}
     for power in (1, 2, 4):
-        errors = [measured_mise(optimal(n, dim, power)[0], n, dim, power, replicates[n]) for n in counts]
+        errors = [
+            measured_error(best_radius(n, dim, power)[0], n, dim, power, replicates=replicates[n]) for n in counts
+        ]
         slope[power] = testing.observed_order(counts, errors)
     assert slope[4] == pytest.approx(4 / (dim + 4), rel=0.15)
     assert slope[2] < slope[4] < slope[1]
