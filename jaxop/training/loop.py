@@ -279,7 +279,7 @@ class _Training(Generic[Model]):
         if ahead and seconds > limit:
             ahead, stopped = ahead[:0], "time limit"
         if not ahead:
-            return Result(self._final_model(state), state, stopped, seconds, self.errors)
+            return Result(self._current_model(state), state, stopped, seconds, self.errors)
         step_fn = lowered.compile()
         with stop_signals() as terminated, prefetched(self._load, ahead) as batches:
             clock = Clock(seconds)
@@ -307,7 +307,7 @@ class _Training(Generic[Model]):
                         )
                 if last:
                     break
-            return Result(self._final_model(state), state, stopped, clock.seconds, self.errors)
+            return Result(self._current_model(state), state, stopped, clock.seconds, self.errors)
 
     def _load(self, step: int) -> _Loaded:
         size = self.config.batch_size
@@ -365,14 +365,10 @@ class _Training(Generic[Model]):
             return False
         return best is None or errors[metric] < self.checkpoints.manifest(best)["metrics"][metric]
 
-    def _final_model(self, state: TrainState) -> Model:
+    def _current_model(self, state: TrainState) -> Model:
         """Returns the model on one device, so that it runs on arrays of that device."""
         graphdef, _, _ = split_model(self.model, train=False)
         return nnx.merge(graphdef, *on_one_device((state.averaged, state.other), self.mesh))
-
-    def _current_model(self, state: TrainState) -> Model:
-        graphdef, _, _ = split_model(self.model, train=False)
-        return nnx.merge(graphdef, state.averaged, state.other)
 
     def _log(self, step: int, metrics: Mapping[str, float]) -> None:
         for output in self.outputs:
