@@ -1,4 +1,7 @@
-"""Draws images/same_weights.png from a run of the demo: one function on four grids and on scattered points.
+"""Draws the pictures of the README.
+
+images/orders.png shows the errors of attention under refinement, and images/same_weights.png, from a run of the demo,
+one function on four grids and on scattered points.
 
 python scripts/docs/pictures.py                  # trains the demo first
 python scripts/docs/pictures.py runs/demo-...    # a run that exists
@@ -6,8 +9,10 @@ python scripts/docs/pictures.py runs/demo-...    # a run that exists
 
 import io
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import jax
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
@@ -16,8 +21,13 @@ from PIL import Image
 from jaxop import data, experiments, training
 from jaxop.experiments import report
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from studies import theory
+
 DEMO = experiments.load_recipe("demo").experiment
-IMAGE = Path(__file__).parent / "images" / "same_weights.png"
+IMAGES = Path(__file__).parent / "images"
+SIZES = (8, 16, 32, 64, 128, 256)
 ROWS = ("coefficient a", "solution u", "prediction", "|prediction − u|")
 TITLE = "Darcy flow −∇·(a∇u) = 1, dimensionless: the same weights on four grids and at scattered points"
 DPI = 150
@@ -25,9 +35,27 @@ SHADES = {"viridis": 116, "magma": 116, "gray": 24}  # of the palette, 256 in al
 
 
 def main(arguments: list[str]) -> None:
-    """Draws the picture from the run that the arguments name, or from a new one."""
+    """Draws both, the second from the run that the arguments name, or from a new one."""
+    with jax.enable_x64(True):
+        errors = theory.quadrature_errors(SIZES)
+    experiments.save_figure(orders(errors), IMAGES / "orders.png")
     directory = Path(arguments[0]) if arguments else experiments.train(DEMO, name="demo")
-    save(same_weights(training.load_run(directory)), IMAGE)
+    save(same_weights(training.load_run(directory)), IMAGES / "same_weights.png")
+
+
+def orders(errors: Mapping[str, Sequence[float]]) -> Figure:
+    """Returns the errors of attention against the number of nodes, one curve for every rule."""
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    axes = figure.subplots()
+    for (rule, values), marker in zip(errors.items(), "so^D", strict=True):
+        label = f"{rule} (order: {theory.THEORY[rule]})"
+        axes.loglog(SIZES, np.maximum(values, 1e-16), marker=marker, label=label)
+    axes.set_title("Error of attention under refinement, and orders in theory")
+    axes.set(xlabel="nodes n", ylabel="error (dimensionless)", xticks=SIZES, xticklabels=SIZES)
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right center")
+    return figure
 
 
 def same_weights(run: training.Run) -> Figure:
