@@ -4,8 +4,10 @@ import difflib
 import importlib
 import numbers
 import operator
+import sys
 import warnings
 from collections.abc import Iterable
+from pathlib import Path
 from types import ModuleType
 from typing import Any, SupportsIndex, TypeGuard
 
@@ -15,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array
+
+_PACKAGE = str(Path(__file__).parent)
 
 _warned_about_float64: set[str] = set()
 
@@ -123,8 +127,17 @@ def warn_float64(array: object, argument: str) -> None:
             f"{argument} is float64 but JAX runs in 32 bits: it is rounded to float32, as all such input will be. "
             "Call jax.config.update('jax_enable_x64', True) first to keep double precision.",
             UserWarning,
-            stacklevel=3,
+            stacklevel=_levels_to_caller(),
         )
+
+
+def _levels_to_caller() -> int:
+    """Returns the ``stacklevel`` with which a warning of the calling function names the line of the user's program."""
+    level, frame = 1, sys._getframe(1)
+    # the generated __init__ of a dataclass has no file
+    while frame.f_back is not None and (frame.f_code.co_filename.startswith((_PACKAGE, "<"))):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def check_plain(array: object, argument: str) -> None:

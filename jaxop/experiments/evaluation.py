@@ -10,6 +10,7 @@ from jaxop.experiments import report
 from jaxop.experiments.experiment import default_cache, load_recipe
 from jaxop.experiments.problems import FileData, Problem
 from jaxop.experiments.record import recorded_problem
+from jaxop.experiments.settings import prepared
 from jaxop.experiments.terminal import make_console
 from jaxop.training import MeshConfig
 
@@ -77,8 +78,9 @@ def evaluate(settings: Evaluation, *, console: "Console | None" = None) -> list[
     problem = recorded_problem(run, own=own)
     checkpoint = int(settings.checkpoint) if settings.checkpoint.isdecimal() else settings.checkpoint
     step = run.step(checkpoint)
-    sets = _sets(settings, problem)
-    report.check(run.blank_model(), sets)
+    model = run.blank_model()
+    sets = prepared(_sets(settings, problem), model.config)
+    report.check(model, sets)
     console = make_console() if console is None else console
     return report.write_report(
         run,

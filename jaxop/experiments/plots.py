@@ -168,11 +168,12 @@ def plot_on_domains(
     return figure
 
 
-def plot_learning_curves(metrics: Sequence[Mapping[str, float | None]]) -> "Figure":
+def plot_learning_curves(metrics: Sequence[Mapping[str, float | None]], *, title: str = "learning curves") -> "Figure":
     """Training loss, with its running mean, and validation errors against the step.
 
     Args:
         metrics: rows of a run, see `jaxop.training.read_metrics`.
+        title: title of the figure, shown literally.
 
     Returns:
         The figure, with logarithmic errors.
@@ -201,6 +202,7 @@ def plot_learning_curves(metrics: Sequence[Mapping[str, float | None]]) -> "Figu
         if points:
             axes.plot(*np.array(points, float).T, marker="o", markersize=3, label=name)
     axes.set(xlabel="step", ylabel="relative error", yscale="log")
+    axes.set_title(title, parse_math=False)
     axes.grid(alpha=0.3)
     if axes.lines:
         for name in axes.legend(handles=axes.lines).get_texts():  # sets are called like files: "_a.npz", "b$2$.npz"
@@ -213,6 +215,7 @@ def plot_errors(
     errors: Mapping[str, Sequence[float | None]],
     *,
     trained_on: float | None = None,
+    title: str = "errors of one model",
 ) -> "Figure":
     """Errors of one model on several grids against the number of nodes along an axis, n^(1/dim).
 
@@ -220,6 +223,7 @@ def plot_errors(
         domains: the grids; even and uneven ones form curves of their own.
         errors: for each kind of error, such as "relative L2", its value on every grid. None leaves a grid out.
         trained_on: nodes along an axis of the training grid, marked by a line. None draws no line.
+        title: title of the figure, shown literally.
 
     Returns:
         The figure, with logarithmic axes.
@@ -249,6 +253,7 @@ def plot_errors(
     if trained_on is not None:
         axes.axvline(trained_on, color="0.5", linestyle="--", linewidth=1, label="training grid")
     axes.set(xlabel="nodes along an axis", ylabel="mean error", xscale="log", yscale="log")
+    axes.set_title(title, parse_math=False)
     ticks = np.unique(resolutions.round())
     axes.set_xticks(ticks, [f"{tick:.0f}" for tick in ticks])
     axes.xaxis.set_minor_locator(_matplotlib("ticker").NullLocator())

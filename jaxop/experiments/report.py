@@ -122,8 +122,12 @@ def write_report(
     if same_functions and len(sets) > 1 and grids[0].dim == 2:
         figures[f"{name}-all-grids"] = functools.partial(_on_domains, model, sets, norms)
     trained_on = run.config.get("resolution")
-    figures[f"{name}-errors"] = functools.partial(plots.plot_errors, grids, means, trained_on=trained_on)
-    figures["learning-curves"] = functools.partial(plots.plot_learning_curves, run.metrics)
+    figures[f"{name}-errors"] = functools.partial(
+        plots.plot_errors, grids, means, trained_on=trained_on, title=f"{run.directory.name}: errors in physical units"
+    )
+    figures["learning-curves"] = functools.partial(
+        plots.plot_learning_curves, run.metrics, title=f"{run.directory.name}: learning curves"
+    )
     for file, draw in figures.items():
         path = run.directory / "figures" / f"{file}.png"
         try:

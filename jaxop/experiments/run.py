@@ -18,7 +18,7 @@ from jaxop.experiments import report
 from jaxop.experiments.experiment import AnyExperiment
 from jaxop.experiments.problems import FileData, Sets, check_directory, grid_name
 from jaxop.experiments.record import describe
-from jaxop.experiments.settings import check_memory, parameters
+from jaxop.experiments.settings import check_memory, parameters, prepared
 from jaxop.experiments.terminal import make_console, needs_extra
 from jaxop.operators import OperatorConfig
 from jaxop.training._files import local_path
@@ -64,6 +64,8 @@ def train(experiment: AnyExperiment, *, name: str = "run", console: "Console | N
     else:
         config, chosen = experiment.model.for_data(sets.train, [*sets.valid.values(), *sets.test.values()])
         check_memory(config)
+    train = prepared({"training": sets.train}, config)["training"]
+    sets = Sets(train, prepared(sets.valid, config), prepared(sets.test, config))
     model = build(config, sets.train, seed=experiment.training.seed)
     report.check(model, sets.test)
     if experiment.run_dir is None:

@@ -16,6 +16,7 @@ from jaxop.data import Samples
 from jaxop.data.files._reading import memory
 from jaxop.domains import Grid
 from jaxop.domains.domain import as_domain
+from jaxop.experiments.problems import grid_name
 from jaxop.operators import OperatorConfig
 
 _COPIES = 5  # of the parameters, during training
@@ -105,6 +106,23 @@ class OperatorSettings:
         is_on_grid = isinstance(domain, Grid) and not domain.is_batched
         open_names = [name for name in config.FROM_GRID if is_on_grid and self.settings.get(name) is None]
         return config, {name: getattr(config, name) for name in open_names}
+
+
+def prepared(sets: Mapping[str, Samples], config: OperatorConfig) -> dict[str, Samples]:
+    """Returns the sets with the domains in the form that the operator computes with, see `OperatorConfig.prepare`.
+
+    Raises:
+        ValueError: if the operator cannot run on a domain; the message names the set.
+    """
+
+    def one(name: str, samples: Samples) -> Samples:
+        try:
+            domain = config.prepare(samples.domain)
+        except ValueError as error:
+            raise ValueError(f"{name} ({grid_name(samples)}): {error}") from error
+        return samples if domain is samples.domain else dataclasses.replace(samples, domain=domain)
+
+    return {name: one(name, samples) for name, samples in sets.items()}
 
 
 def check_memory(config: OperatorConfig) -> None:

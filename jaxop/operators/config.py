@@ -43,6 +43,28 @@ class OperatorConfig(ModelConfig):
         for name in ("in_channels", "out_channels", "dim"):
             check_size(getattr(self, name), name)
 
+    def prepare(self, domain: Domain | Decomposed) -> Domain | Decomposed:
+        """Returns what a compiled call of the operator takes in place of a domain: its decomposition, if it needs one.
+
+        Grids of a rule, and all domains of an operator without subdomains, are returned unchanged.
+
+        Args:
+            domain: the domain of the input function.
+
+        Raises:
+            ValueError: if the operator needs subdomains and the domain cannot be cut.
+
+        Example:
+            >>> import numpy as np
+            >>> from jaxop import domains, nn, operators
+            >>> cloud = domains.monte_carlo(np.random.default_rng(0).random((64, 2), np.float32))
+            >>> schwarz = nn.SchwarzAttentionConfig(subdomains=4)
+            >>> config = operators.TransformerNeuralOperatorConfig(1, 1, dim=2, schwarz=schwarz)
+            >>> config.prepare(cloud).subdomains
+            4
+        """
+        return domain
+
     @classmethod
     def for_data(
         cls: type[Config],

@@ -7,7 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxop._validation import check_size
-from jaxop.domains import Decomposed, Domain
+from jaxop.domains import Decomposed, Domain, Grid
 from jaxop.nn import (
     EncoderConfig,
     IntegralAttentionConfig,
@@ -59,6 +59,12 @@ class TransformerNeuralOperatorConfig(EncoderConfig, OperatorConfig):
         self.check_kernel(self.attention.kernel)
         if self.schwarz is not None:
             self._check_schwarz(self.schwarz)
+
+    def prepare(self, domain: Domain | Decomposed) -> Domain | Decomposed:
+        """See `OperatorConfig.prepare`: Schwarz attention needs scattered nodes, meshes and given nodes decomposed."""
+        if self.schwarz is None or (isinstance(domain, Grid) and not domain.has_given_nodes):
+            return domain
+        return self.schwarz.decompose(domain)
 
     def _check_schwarz(self, schwarz: SchwarzAttentionConfig) -> None:
         if not isinstance(schwarz, SchwarzAttentionConfig):

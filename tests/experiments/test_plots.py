@@ -151,12 +151,15 @@ def test_no_metrics_give_an_empty_plot(tmp_path):
 def test_names_of_files_are_no_formulas(name, tmp_path):
     samples = samples_on(CASES["interval"], count=1)
     predictions = experiments.plot_predictions(samples, samples.targets, labels=[name], title=name)
-    curves = experiments.plot_learning_curves([{"step": t, f"{name}/l2": 1 / t} for t in (1, 2)])
-    for i, figure in enumerate((predictions, curves)):
+    curves = experiments.plot_learning_curves([{"step": t, f"{name}/l2": 1 / t} for t in (1, 2)], title=name)
+    errors = experiments.plot_errors([CASES["interval"]], {"relative L2": [0.1]}, title=name)
+    for i, figure in enumerate((predictions, curves, errors)):
         experiments.save_figure(figure, tmp_path / f"{i}.png")
     (entry,) = curves.axes[0].get_legend().get_texts()
-    for text in (entry, predictions.axes[0].yaxis.label, *predictions.texts):
+    titles = curves.axes[0].title, errors.axes[0].title
+    for text in (entry, predictions.axes[0].yaxis.label, *predictions.texts, *titles):
         assert not text.get_parse_math()
+    assert [title.get_text() for title in titles] == [name, name]
     assert entry.get_text() == f"{name}/l2"
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxop import domains, operators, training
+from jaxop import data, domains, operators, training
 from jaxop.data import Samples
 from jaxop.experiments import cli, comparison, load_recipe, problems, ready_made, settings
 from tests.experiments.conftest import SHORT, TINY, custom, jaxop, parsed, write_hdf5, write_npz
@@ -130,6 +130,31 @@ def test_names_inside_the_file_and_a_validation_file_are_selectable(tmp_path):
     jaxop("train", *custom(train_file, tmp_path / "run", *options, operator="tno"))
     (row,) = table(tmp_path / "run", "test")
     assert (row["set"], row["samples"], row["grid"], row["rel_h1"]) == ("v.npz", "12", "30 nodes", "")
+
+
+def test_schwarz_attention_is_trained_and_evaluated_on_scattered_nodes(tmp_path):
+    """Each set is cut at its own nodes, as in a call of the operator outside of jit."""
+    rng = np.random.default_rng(0)
+    files = []
+    for name, count in (("a", 30), ("b", 40)):
+        u = rng.normal(size=(8, count)).astype(np.float32)
+        nodes = rng.uniform(size=(count, 2)).astype(np.float32)
+        files.append(write_npz(tmp_path / f"{name}.npz", x=u, y=2 * u, coordinates=nodes))
+    run = tmp_path / "run"
+    schwarz = ["model:tno", "model.schwarz:schwarz-attention-config", "--model.schwarz.subdomains", "3"]
+    given = ["custom", "--data.train", files[0], "--data.test", files[1], "--run-dir", run, *SHORT]
+    jaxop("train", *given, schwarz[0], *TINY, *schwarz[1:])
+    jaxop("evaluate", run, "--data", files[1])
+    (row,), (again,) = table(run, "test"), table(run, "evaluation")
+    assert row["grid"] == "40 nodes"
+    samples = data.read(files[1])
+    model, domain = training.load_run(run).model(), samples.domain
+    predicted, truth = model(samples[:].inputs, domain), samples[:].targets
+    errors = [float(domain.norm(p - t) / domain.norm(t)) for p, t in zip(predicted, truth, strict=True)]
+    np.testing.assert_allclose([float(row["rel_l2"]), float(again["rel_l2"])], np.mean(errors), rtol=1e-5)
+    stacked = write_npz(tmp_path / "c.npz", x=u, y=u, coordinates=rng.uniform(size=(8, 40, 2)).astype(np.float32))
+    with pytest.raises(ValueError, match=r"c\.npz \(40 nodes\): .*one domain for all samples, got a stack"):
+        jaxop("evaluate", run, "--data", stacked)
 
 
 def test_the_transformer_takes_paths_on_uneven_times_of_each_sample(tmp_path):
