@@ -22,6 +22,20 @@ gc.set_threshold(100_000, 50, 100)
 jaxtyping.install_import_hook("jaxop", "tests.shape_checks.check")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Marks the cases that ``sample(n)`` leaves out: all but n of each test get ``thorough``."""
+    cases = {}
+    for item in items:
+        if marker := item.get_closest_marker("sample"):
+            cases.setdefault((item.parent, item.originalname), (marker.args[0], []))[1].append(item)
+    for count, of_test in cases.values():
+        # multiples of the golden section: equal distances would pick the same value of a crossed parameter again
+        order = sorted(range(len(of_test)), key=lambda i: i * 0.6180339887498949 % 1)
+        for i in order[count:]:
+            of_test[i].add_marker("thorough")
+
+
 @pytest.fixture(autouse=True, scope="module")
 def few_programs():
     """Forgets compiled programs: each takes some of the 65530 memory maps of a process, beyond which XLA crashes."""

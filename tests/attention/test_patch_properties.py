@@ -30,6 +30,7 @@ from tests.attention.patch_cases import (
 )
 
 
+@pytest.mark.sample(24)
 @sizes
 @kinds
 @pytest.mark.parametrize("implementation", ["dense", "chunked"])
@@ -318,6 +319,7 @@ def test_jit_is_eager_and_vmap_is_a_loop(size, implementation):
         np.testing.assert_allclose(call(*(jnp.asarray(a[0]) for a in stacked)), loop[0], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_epsilon_reaches_the_patches():
     """The published denominator Σ_k k(Q_j, K_k) + ε over equally weighted patches."""
     rng = np.random.default_rng(0)

@@ -151,6 +151,7 @@ def test_h1_sees_the_checkerboard_mode_on_given_nodes():
     np.testing.assert_allclose(dirichlet(domain, sign), np.sum(4 / np.diff(UNEVEN)), rtol=1e-5)
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("name", CASES)
 def test_inner_products_are_symmetric_bilinear_and_agree_with_the_norm(name):
     domain = CASES[name].build()
@@ -197,6 +198,7 @@ def test_the_norm_of_nan_is_nan(space):
     assert np.isinf(domain.norm(jnp.array([[1.0], [jnp.inf], [0.0], [0.0]])))
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("scale", [2.0**-110, 2.0**-80, 2.0**80, 2.0**110])
 @pytest.mark.parametrize("name", ["padded", "two axes", "surface", "padded nodes"])
 def test_the_norm_scales_with_the_function_and_its_gradient_not_at_all(name, scale):
@@ -253,6 +255,7 @@ HOLES = {
 }
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("fill", [1e6, 3e38, np.inf, np.nan])
 @pytest.mark.parametrize("hole", HOLES)
 def test_nodes_without_weight_are_as_if_left_out(hole, fill):

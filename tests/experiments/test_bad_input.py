@@ -103,6 +103,7 @@ def test_shapes_that_disagree(fails, tmp_path):
     assert "inputs has 9 samples" in fails("train", custom(file, tmp_path / "run"))
 
 
+@pytest.mark.thorough
 def test_values_in_other_files_are_read_if_asked_for(fails, files, trained, tmp_path):
     file = write_hdf5(tmp_path / "a.h5", y=functions(20, 16)["y"])
     with h5py.File(file, "r+") as archive:

@@ -17,6 +17,7 @@ EARLIER = Path(__file__).parents[1] / "training" / "earlier_run"
 pytestmark = pytest.mark.optax
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("operator", ["tno", "fano"])
 def test_a_run_of_an_earlier_version_ends_where_it_would_have(operator, tmp_path):
     directory = tmp_path / operator

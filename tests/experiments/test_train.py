@@ -132,6 +132,7 @@ def test_names_inside_the_file_and_a_validation_file_are_selectable(tmp_path):
     assert (row["set"], row["samples"], row["grid"], row["rel_h1"]) == ("v.npz", "12", "30 nodes", "")
 
 
+@pytest.mark.thorough
 def test_schwarz_attention_is_trained_and_evaluated_on_scattered_nodes(tmp_path):
     """Each set is cut at its own nodes, as in a call of the operator outside of jit."""
     rng = np.random.default_rng(0)
@@ -222,6 +223,7 @@ def tiny_darcy(tmp_path, operator, *options):
     return [*arguments, "--data.resolution", "8", "--data.reference", "24"]
 
 
+@pytest.mark.thorough
 def test_scattered_points_stand_in_the_table_of_the_grids(tmp_path, monkeypatch):
     jaxop("train", *tiny_darcy(tmp_path, "darcy_tno", *TINY, "--data.grids", "8", "points=40", "12"))
     rows = table(tmp_path / "run", "test")
@@ -264,6 +266,7 @@ def test_grids_that_have_no_such_name_are_refused(grid, tmp_path):
         problems.DarcyData().at([grid], tmp_path)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("sampling", ["dt=0.25", "nodes=7"])
 @pytest.mark.parametrize("kind", [problems.ControlledOdeData, problems.LorenzData])
 def test_trajectories_survive_the_cache(kind, sampling, tmp_path):

@@ -39,6 +39,7 @@ def gradients(function):
     return jax.grad(lambda x, w: jnp.sum(function(x, w) ** 2), argnums=(0, 1))
 
 
+@pytest.mark.sample(2)
 @cases
 def test_the_second_eager_call_compiles_nothing(name):
     for call in (CASES[name], gradients(CASES[name])):

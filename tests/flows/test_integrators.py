@@ -25,6 +25,7 @@ def end(method, steps, x, y, logarithmic, linear, time, length, system=OSCILLATO
     return jax.lax.scan(advance, state, length=steps)[0]
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize(**by_name)
 @pytest.mark.parametrize("damping", ["nesterov", "constant"])
 def test_observed_order(method, damping, x64):
@@ -164,6 +165,7 @@ def test_two_clocks(method, x64):
     np.testing.assert_allclose(ours.velocity, theirs.velocity, rtol=1e-14)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(**by_name)
 def test_compiles_once_and_differentiates_in_its_settings(method):
     @jax.jit

@@ -94,6 +94,7 @@ def test_large_logits_do_not_overflow(matrices):
         np.testing.assert_allclose(ours, exact, rtol=1e-3, atol=1e-3 * np.abs(exact).max())
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("form", ["velocity", "momentum", "linear", "stein", "accelerated-stein"])
 def test_weights_are_a_measure(form, ensemble, matrices):
     """A particle of weight w is two of weight w/2, one of weight 0 moves nothing, and units cancel."""

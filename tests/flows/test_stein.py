@@ -108,6 +108,7 @@ def test_stein_momenta_are_the_velocities(offset, ensemble):
         flows.stein_momentum_rates(jnp.asarray(x), jnp.asarray(y), **(options | {"kernel": kernels.Gaussian()}))
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", STEIN)
 def test_stein_flows_reach_their_target(name, x64):
     """Mean and covariance of a Gaussian target, exactly for the bilinear kernel, whose Gaussians stay Gaussian."""

@@ -31,6 +31,7 @@ from tests.kernel_machines.cases import (
 )
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(("mask", "solver"), [(None, "spectral"), (None, "cg"), (MASK, "cg")])
 def test_squared_loss_solves_the_normal_equations(x64, case, mask, solver):
@@ -41,6 +42,7 @@ def test_squared_loss_solves_the_normal_equations(x64, case, mask, solver):
     assert int(machine.steps) == {"spectral": 0, "cg": int(machine.steps) if mask is not None else 1}[solver]
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("case", ["exponential", "product"])
 @pytest.mark.parametrize("mask", [None, MASK], ids=["all", "masked"])
 def test_logistic_loss_is_minimal(x64, case, mask):
@@ -64,6 +66,7 @@ def test_logistic_loss_is_minimal(x64, case, mask):
     assert np.sum(np.logaddexp(0, -z * fitted), where=seen) + LAMBDA * a @ penalty @ a <= found.fun * (1 + 1e-10)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("case", ["exponential", "signed", "product"])
 @pytest.mark.parametrize("mask", [None, MASK], ids=["all", "masked"])
 def test_hinge_loss_is_minimal(x64, case, mask):
@@ -95,6 +98,7 @@ def test_no_step_is_wasted_on_a_nearly_full_mask(x64):
     assert int(machine.steps) <= 5
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("kind", ["scipy", "BCOO"])
 @pytest.mark.parametrize("loss", ["squared", "logistic", "hinge"])
 def test_listed_pairs_are_a_mask(x64, kind, loss):
@@ -112,6 +116,7 @@ def test_listed_pairs_are_a_mask(x64, kind, loss):
     np.testing.assert_allclose(fit("exponential", listed, **options)(NEW_X, NEW_Y), expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.thorough
 def test_blocks_do_not_matter(x64, monkeypatch):
     from jaxop.kernel_machines import binary, observations
 
@@ -191,6 +196,7 @@ class Mapped(kernels.Kernel):
         return -(((query @ self.query_map)[:, None] - (key @ self.key_map)[None, :]) ** 2)
 
 
+@pytest.mark.thorough
 def test_inputs_of_different_lengths(x64):
     rng = np.random.default_rng(4)
     x, y = rng.normal(size=(40, 4)), 5 + 2 * rng.normal(size=(30, 3))
@@ -211,6 +217,7 @@ def test_inputs_of_different_lengths(x64):
     assert km.fit(kernels.Gaussian(), x, y, z, span="product", regularization=1e-3).x_points.shape == (40, 4)
 
 
+@pytest.mark.thorough
 def test_zero_regularization_interpolates(x64):
     machine = km.fit(kernels.ExpDotProduct(), X[:5], Y, Z[:5], regularization=0)
     np.testing.assert_allclose(machine(X[:5], Y), Z[:5], atol=1e-6)

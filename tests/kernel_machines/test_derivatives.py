@@ -14,6 +14,7 @@ from jaxop.kernel_machines import solvers
 from tests.kernel_machines.cases import LAMBDA, MASK, NEW_X, NEW_Y, X, Y, Z, check_derivatives, fit
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("case", ["sections", "bilinear", "product"])
 @pytest.mark.parametrize("mask", [None, MASK], ids=["all", "masked"])
 @pytest.mark.parametrize("loss", ["squared", "logistic"])
@@ -47,6 +48,7 @@ def test_derivatives_at_equal_singular_values(x64):
     check_derivatives(objective, (np.eye(4),), 2)
 
 
+@pytest.mark.thorough
 def test_second_derivatives(x64):
     def objective(width, log_regularization):
         machine = km.fit(
@@ -80,6 +82,7 @@ def test_jit_and_vmap(x64):
     np.testing.assert_allclose(jax.jit(lambda m, x, y: m(x, y))(machine, NEW_X, NEW_Y), expected[1], rtol=1e-8)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("span", km.SPANS)
 @pytest.mark.parametrize("loss", ["squared", "logistic", "hinge"])
 def test_everything_may_be_traced(x64, span, loss):
@@ -117,6 +120,7 @@ def test_second_fit_compiles_nothing():
     assert (solvers.solve._cache_size(), solvers.axes._cache_size()) == before  # pyright: ignore[reportFunctionMemberAccess]
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("loss", ["squared", "logistic", "hinge"])
 def test_padding_of_sparse_responses_does_not_matter_inside_jit(loss, x64):
     rng = np.random.default_rng(0)

@@ -56,6 +56,7 @@ def test_kinds():
     assert is_classifier(CLASSIFIER)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("mask", [None, MASK], ids=["all", "masked"])
 def test_regressor_is_the_machine(mask):
     regressor = clone(REGRESSOR).fit(X, Y, Z, mask)

@@ -15,6 +15,7 @@ from jaxop.kernel_machines.observations import Grid, Listed
 from tests.kernel_machines.cases import CASES, LAMBDA, MASK, NEW_X, NEW_Y, X, Y, Z, fit
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("case", ["exponential", "product"])
 @pytest.mark.parametrize("mask", [None, MASK], ids=["all", "masked"])
 def test_landmarks(x64, case, mask):
@@ -62,6 +63,7 @@ def test_exhausted_budget_warns_with_numbers(x64):
     assert float(machine.residual) > 1e-10
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("kind", ["matrix", "list"])
 def test_memory_of_large_fits_is_that_of_the_data(kind):
     """The program is compiled, not run: 8192 × 8192 pairs, 64 landmarks."""

@@ -49,6 +49,7 @@ def test_every_observed_pair_is_held_out_once(over, kind):
         assert (len(shared) == 0) == (over == "columns")
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("over", ["pairs", "rows"])
 def test_cross_validation_is_the_loop(over):
     kernel, options = kernels.Gaussian(1.0), {"regularization": 1e-2}
@@ -61,6 +62,7 @@ def test_cross_validation_is_the_loop(over):
     np.testing.assert_allclose(sparse, scores, rtol=2e-2)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("loss", ["squared", "logistic"])
 def test_tuning_descends(loss):
     z = Z if loss == "squared" else np.sign(Z)

@@ -53,6 +53,7 @@ def test_gaussian_density_is_the_mixture():
     np.testing.assert_allclose(predict(density, float32[3]), expected, rtol=1e-5)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     "estimator", [km.FourierRegressor(3.0), km.FourierRegressor(3.0, 1), km.GaussianRegressor(0.5)]
 )
@@ -76,6 +77,7 @@ def test_plain_kernel_reproduces_band_limited_densities_up_to_noise():
     np.testing.assert_allclose(predict(density, at), np.exp(-(at[:, 0] ** 2) / 2) / math.sqrt(2 * np.pi), atol=2e-6)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(("dim", "count", "replicates"), [(1, 256, 4000), (2, 256, 600)])
 def test_error_for_a_gaussian_density_is_the_exact_one(dim, count, replicates):
     radius, exact = best_radius(count, dim, 4)
@@ -166,6 +168,7 @@ def test_sizes_may_be_integers_of_numpy(unchecked):
     assert km.sinc_power_integral(np.int64(2)) == pytest.approx(np.pi)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("estimator", [*FITTED, km.GaussianDensity(0.05)], ids=lambda e: type(e).__name__)
 def test_a_prediction_depends_on_its_own_point_only(estimator):
     """Far and undefined points, their order and the size of blocks change nothing elsewhere."""

@@ -81,6 +81,7 @@ def test_parts_that_vanish_leave_the_others():
         assert alive[0] or (first == np.float32(kernels.LOG_ZERO) and (np.asarray(slope) == 0).all())
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("implementation", ["dense", "chunked"])
 def test_parameters_of_all_parts_are_trained_per_head(implementation, x64):
     rng = np.random.default_rng(0)

@@ -55,6 +55,7 @@ def test_power_and_radius_enter_as_defined(power, x64):
     np.testing.assert_allclose(value, expected[0, 0], rtol=1e-12)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("depth", [2, 21])
 def test_derivative_of_the_tile_is_that_of_the_definition(depth, x64):
     rng = np.random.default_rng(1)
@@ -143,6 +144,7 @@ def test_products_are_split_exactly_and_nan_is_not_hidden(dtype, x64):
     assert np.isfinite(out[1]).all()
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("depth", [64, 128])
 def test_rows_never_vanish(depth):
     rng = np.random.default_rng(2)
@@ -158,6 +160,7 @@ def test_rows_never_vanish(depth):
     assert (np.asarray(published) < 1e-3).all()  # k/(k + ε) of products that vanish
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("implementation", ["dense", "chunked"])
 def test_epsilon_is_the_published_one(implementation):
     rng = np.random.default_rng(3)

@@ -39,6 +39,7 @@ FEW = ("euclidean-distance", "fourier", "compact-pair", "signed-composed")
 ROWS = [(case, "chunked") for case in DISTINCT] + [(case, "dense") for case in DISTINCT if case.name in LOOPS]
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(("case", "implementation"), exemplary(ROWS, FEW), ids=str)
 def test_every_kernel(case, implementation):
     kernel = case.make()
@@ -134,6 +135,7 @@ CASES = {
 }
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("name", CASES)
 def test_everything_else(name):
     assert_compiles_once(*CASES[name]())
@@ -161,6 +163,7 @@ def test_a_pair_function_is_never_stale(rates):
         np.testing.assert_allclose(chunked, dense, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("rule", ["jvp", "vjp", "callback"])
 def test_a_rule_of_the_user_is_never_stale(rule):
     """What a jaxpr does not show: derivatives that a function was given, and callbacks."""

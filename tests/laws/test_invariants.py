@@ -31,6 +31,7 @@ every_kernel = pytest.mark.parametrize(("case", "implementation"), PAIRS, ids=la
 TOLERANCE = {jnp.float32: 2e-6, jnp.bfloat16: 2e-2}
 
 
+@pytest.mark.sample(7)
 @laws
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
 def test_constants_are_reproduced(case, implementation, dtype):
@@ -42,6 +43,7 @@ def test_constants_are_reproduced(case, implementation, dtype):
     assert alive.sum() > 20
 
 
+@pytest.mark.sample(12)
 @every_kernel
 def test_constants_survive_underflow(case, implementation):
     """Logits of ±10⁴ and weights of 10⁻³⁰ leave every row its mass."""
@@ -130,6 +132,7 @@ MASKED = [
 ]
 
 
+@pytest.mark.sample(35)
 @pytest.mark.parametrize(("case", "implementation", "masked"), MASKED, ids=lambda p: str(p))
 def test_agrees_with_the_oracle(case, implementation, masked):
     query, key, value, weights = inputs()
@@ -163,6 +166,7 @@ def test_unnormalised_integral(case, implementation):
     np.testing.assert_allclose(out, truth, rtol=2e-5, atol=2e-6)
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize(
     ("case", "masked"),
     [

@@ -56,6 +56,7 @@ def attention_of(kernel, **options):
     return attend, [jnp.asarray(leaf)[None] for leaf in leaves]
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("specs", [QUERIES, KEYS], ids=["queries", "keys"])
 @pytest.mark.parametrize("implementation", ["dense", "chunked", "xla"])
 def test_attention_and_its_derivatives(implementation, specs):
@@ -63,6 +64,7 @@ def test_attention_and_its_derivatives(implementation, specs):
     assert_agrees(attend, (*map(jnp.asarray, inputs()), leaves), specs)
 
 
+@pytest.mark.sample(20)
 @pytest.mark.parametrize("specs", [QUERIES, KEYS, PARAMETERS], ids=["queries", "keys", "parameters"])
 @pytest.mark.parametrize("implementation", ["dense", "chunked"])
 @pytest.mark.parametrize("case", DISTINCT, ids=str)
@@ -178,6 +180,7 @@ CASES = {
 }
 
 
+@pytest.mark.sample(12)
 @pytest.mark.parametrize("specs", [(ONE, ALL), (ALL, ONE)], ids=["data", "parameters"])
 @pytest.mark.parametrize("name", CASES)
 def test_everything_else(name, specs):

@@ -37,6 +37,7 @@ def averages_of_dense_attention(kernel, is_causal):
     return averages(apply)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("kernel", [ExpDotProduct(), FourierIntegral(0.5, epsilon=0.1)])
 @pytest.mark.parametrize("implementation", ["dense", "chunked"])
 @pytest.mark.parametrize("is_causal", [False, True])

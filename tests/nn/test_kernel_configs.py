@@ -70,6 +70,7 @@ def test_learned_features_start_at_the_size_of_one():
     assert 0.2 < np.std(tiles) < 2
 
 
+@pytest.mark.sample(2)
 @choices
 def test_operators_on_functions(choice):
     domain = domains.box((8, 8), rule="midpoint")

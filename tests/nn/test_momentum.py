@@ -67,6 +67,7 @@ def language_model(block, initial="learned", kernel=None, **options):
     return transformers.SequenceTransformer(config, rngs=nnx.Rngs(0))
 
 
+@pytest.mark.sample(6)
 @blocks
 @pytest.mark.parametrize("initial", ["learned", "zero"])
 @pytest.mark.parametrize("implementation", ["dense", "chunked"])
@@ -136,6 +137,7 @@ def test_force_through_later_rows_leaks():
     np.testing.assert_array_equal(local_later[:5], local[:5])
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("kind", "block"),
     [("tno", "Y"), ("flow", None), ("vitno", "H1"), ("fano", "R2")],

@@ -147,6 +147,7 @@ def test_where_only_a_domain_is_meant_the_message_names_it(call, unchecked):
         call(schwarz.decompose(domains.box((8, 8), rule="midpoint"), 2, 1))
 
 
+@pytest.mark.thorough
 @pytest.mark.optax
 def test_training_on_scattered_nodes(tmp_path):
     schwarz = nn.SchwarzAttentionConfig(4)

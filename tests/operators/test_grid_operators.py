@@ -74,6 +74,7 @@ def block_means(values, side, coarse):
     return values.reshape(coarse, block, coarse, block, -1).mean(axis=(1, 3))
 
 
+@pytest.mark.sample(1)
 @every_operator
 def test_self_convergence_under_refinement(name, x64):
     """Random weights: cell averages converge like n⁻², the order of the midpoint rule in each patch.
@@ -92,6 +93,7 @@ def test_self_convergence_under_refinement(name, x64):
     assert testing.observed_order(sides[-3:-1], differences[-2:]) == pytest.approx(2.0, abs=0.2)
 
 
+@pytest.mark.sample(1)
 @every_operator
 def test_half_precision_rounds_values_but_not_the_geometry(name):
     """Values that bfloat16 carries exactly: the result is that of float32, though it merges these nodes."""
@@ -105,6 +107,7 @@ def test_half_precision_rounds_values_but_not_the_geometry(name):
     assert (narrow.dtype, outputs.dtype) == (jnp.float32, jnp.bfloat16)
 
 
+@pytest.mark.sample(1)
 @every_operator
 def test_at_may_be_the_grid_of_the_input_or_its_equal(name):
     operator, values = make(name), ones(256, 1)
@@ -119,6 +122,7 @@ def test_at_may_be_the_grid_of_the_input_or_its_equal(name):
         same_shape_under_jit(values, grid(16), grid(16))
 
 
+@pytest.mark.sample(2)
 @every_operator
 @pytest.mark.parametrize("dim", [1, 3])
 def test_other_dimensions(name, dim):
@@ -128,6 +132,7 @@ def test_other_dimensions(name, dim):
     assert np.isfinite(out).all()
 
 
+@pytest.mark.sample(1)
 @every_operator
 def test_batches_equal_single_functions(name):
     operator, domain = make(name), grid(16)
@@ -137,6 +142,7 @@ def test_batches_equal_single_functions(name):
         np.testing.assert_allclose(together[i], call(operator, values[i], domain), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.sample(1)
 @every_operator
 def test_a_stack_of_grids(name):
     operator = make(name)
@@ -149,6 +155,7 @@ def test_a_stack_of_grids(name):
         np.testing.assert_allclose(together[i], call(operator, values[i], single), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.sample(1)
 @every_operator
 def test_rectangular_and_periodic_grids(name):
     operator = make(name)
@@ -156,6 +163,7 @@ def test_rectangular_and_periodic_grids(name):
     assert call_on(function)(operator, domain).shape == (512, 2)
 
 
+@pytest.mark.sample(3)
 @every_operator
 def test_gradients_are_finite_and_reach_every_parameter(name):
     operator, domain = make(name), grid(16)
@@ -174,6 +182,7 @@ def test_second_call_compiles_nothing(name):
     assert compilations() == 0
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", ["fano", "vitno"])
 def test_dropout_acts_in_training_mode_only(name):
     operator, domain = nnx.clone(make(name, dropout=0.5)), grid(16)
@@ -184,6 +193,7 @@ def test_dropout_acts_in_training_mode_only(name):
     assert np.abs(np.asarray(drawn(operator)) - np.asarray(drawn(operator))).max() > 1e-3
 
 
+@pytest.mark.sample(1)
 @every_operator
 def test_half_precision_inside_float32_parameters(name):
     operator, domain = make(name, dtype="bfloat16"), grid(16)

@@ -45,6 +45,7 @@ CASES = [
 ]
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("options", CASES)
 def test_self_convergence_on_uneven_grids_has_the_order_of_the_rule(options, x64):
     """Random weights, nodes x = s² and s even: outputs at two fixed points converge like n⁻²."""
@@ -198,6 +199,7 @@ def test_bad_configs_are_refused_before_there_is_a_model(options, message):
         TransformerNeuralOperatorConfig(1, 1, **options)
 
 
+@pytest.mark.thorough
 def test_half_precision_rounds_values_but_not_the_geometry():
     """Values that bfloat16 carries exactly: the result is that of float32, though it merges these nodes."""
     domain, values = domains.interval(500, rule="midpoint"), np.ones((500, 1), np.float32)

@@ -42,6 +42,7 @@ def dense(dec):
     return rows
 
 
+@pytest.mark.sample(12)
 @pytest.mark.parametrize("unity", schwarz.PARTITIONS_OF_UNITY)
 @pytest.mark.parametrize("name", CASES)
 def test_the_partition_of_unity_sums_to_one(name, unity):
@@ -52,6 +53,7 @@ def test_the_partition_of_unity_sums_to_one(name, unity):
     assert (np.asarray(dec.partition) >= 0).all()
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("name", CASES)
 def test_the_methods_are_the_matrices_they_stand_for(name):
     dec = build(name)
@@ -69,6 +71,7 @@ def test_the_methods_are_the_matrices_they_stand_for(name):
     np.testing.assert_allclose(dec.refine(jnp.asarray(c)), basis @ c, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("name", CASES)
 def test_padding_is_inert(name):
     dec = build(name)
@@ -207,6 +210,7 @@ def test_layers_of_a_mesh_are_neighbours():
         assert set(found.tolist()) == nodes | set(touched.ravel().tolist())
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("unity", schwarz.PARTITIONS_OF_UNITY)
 @pytest.mark.parametrize(
     ("name", "finer"),
@@ -418,6 +422,7 @@ def test_padding_of_uneven_nodes_is_cut_with_its_node():
     np.testing.assert_allclose(covered, 1, rtol=1e-6)
 
 
+@pytest.mark.thorough
 def test_members_of_the_domain_are_found_with_a_warning():
     dec = schwarz.decompose(domains.interval(16), 4, 1)
     with pytest.warns(DeprecationWarning, match=r"decomposition\.domain\.points"):

@@ -60,6 +60,7 @@ def test_fits_from_data_alone_and_symmetric_ones(x64):
     assert schwarz.symmetry_report(dec, free.factors).asymmetry > 1e-6
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(("samples", "begin"), [(16, None), (200, None), (16, "galerkin")])
 def test_symmetric_fits_of_few_modes(samples, begin, x64):
     """Where most functions are in no sample, truncating a symmetric block must not let the rest of it through."""
@@ -82,6 +83,7 @@ def test_symmetric_fits_come_near_the_bound(x64):
     assert fit.bound < fit.errors[-1] < 1.3 * fit.bound
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_any_start_is_improved_and_reported_as_it_is(symmetric, x64):
     """Keys where there shall be none, one level only, fewer columns than asked for."""
@@ -106,6 +108,7 @@ def test_blocks_that_no_sample_reaches_do_no_harm(x64):
     assert negative.errors[-1] == pytest.approx(1.0)  # nothing semi-definite helps
 
 
+@pytest.mark.thorough
 def test_noise_bounds_the_operator_in_large_subdomains(x64):
     dec = schwarz.decompose(domains.interval(511, rule="interior"), 2, 4)
     k, x = np.arange(1, 33), np.arange(1, 512) / 512
@@ -156,6 +159,7 @@ def test_functions_as_factors_move_to_finer_grids(x64):
     assert max(errors) < 1.2 * errors[0]
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("first", "second", "subdomains"),
     [
@@ -186,6 +190,7 @@ def test_fits_leave_saddles(symmetric, factor, x64):
     assert len(fit.errors) < 40
 
 
+@pytest.mark.thorough
 def test_symmetric_fits_start_next_to_general_ones(x64):
     dec, _, inputs, targets = problem(63, 2, 2)
     inputs, targets = inputs[:, :16], targets[:, :16]

@@ -11,6 +11,7 @@ from jaxop import domains, schwarz
 from tests.schwarz.cases import laplacian, problem
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("overlap", [0, 1, 3])
 @pytest.mark.parametrize("unity", schwarz.PARTITIONS_OF_UNITY)
 def test_galerkin_blocks_are_the_inverse_in_one_dimension(x64, overlap, unity):

@@ -60,6 +60,7 @@ def test_iterations_stay_flat_up_to_128_subdomains(x64):
     assert counts[-1, 0] > 8 * counts[0, 0]
 
 
+@pytest.mark.thorough
 def test_fitted_operators_precondition(x64):
     domain, apply, matrix, rhs, shift = setting(4)
     dec = schwarz.decompose(domain, 4, 4)
@@ -136,6 +137,7 @@ def test_right_hand_sides_on_several_devices():
         np.testing.assert_allclose(solve(jnp.arange(1.0, 5.0), jnp.ones(4)), 1 / np.arange(1.0, 5.0), rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_global_low_rank_needs_more_iterations_the_more_subdomains(x64):
     """As many parameters as two levels of rank 4, the best eigenfunctions: one subdomain is global attention."""
     counts = []

@@ -35,6 +35,7 @@ DOMAINS = {
 }
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("name", DOMAINS)
 @pytest.mark.parametrize("partition", schwarz.PARTITIONS_OF_UNITY)
 def test_blend_of_attentions_in_subdomains(name, partition, x64):
@@ -62,6 +63,7 @@ def test_one_subdomain_is_the_whole(kernel, x64):
     np.testing.assert_allclose(out, expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.thorough
 def test_constants_are_reproduced_and_the_derivative_in_large_domains_is_the_same(monkeypatch):
     domain = domains.box((12, 12), rule="midpoint")
     cut = schwarz.decompose(domain, 3, 1, partition="ramp")

@@ -97,6 +97,7 @@ def test_promise_5_a_gradient_that_is_not_finite_names_its_parameter(tmp_path):
     assert training.load_run(tmp_path).step("last") == 0
 
 
+@pytest.mark.thorough
 def test_promise_5_divergence_is_not_saved(tmp_path):
     config = dataclasses.replace(CONFIG, learning_rate=1e38, warmup_steps=0, checkpoint_every=1)
     with pytest.raises(FloatingPointError, match="not saved"):

@@ -30,6 +30,7 @@ def one_by_one(model, samples):
     return np.array(l2), np.array(h1)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("make", [samples, stacked_samples])
 def test_errors_are_those_of_the_samples_one_by_one(make):
     model, chosen = tiny(), make(5)
