@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxop._blocks import map_blocks
+from jaxop._platform import platform
 from jaxop._validation import accumulator, as_number, check_name, check_size, divisors, is_integer
 from jaxop.nn.activations import ACTIVATIONS
 from jaxop.nn.checks import check_dtypes, check_rngs
@@ -50,7 +51,7 @@ def in_blocks(fn: Callable[..., Array], *arrays: Float[Array, "*n _"]) -> Float[
     leading = arrays[0].shape[:-1]
     n = math.prod(leading)
     rows = tuple(array.reshape(n, array.shape[-1]) for array in arrays)
-    size = ROWS if jax.default_backend() == "cpu" else None
+    size = ROWS if platform() == "cpu" else None
     out = map_blocks(lambda block: fn(*block), rows, size, recompute=True)
     return out.reshape(*leading, out.shape[-1])
 

@@ -1,7 +1,7 @@
 """Device meshes: which devices share the samples of a batch."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import jax
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
+from jaxop._platform import compiled_for
 from jaxop._validation import check_size, check_type
 from jaxop.data.source import batch_parts, is_shared
 from jaxop.training.optimizer import Tree
@@ -33,11 +34,12 @@ class MeshConfig:
         if self.data is not None:
             check_size(self.data, "data")
 
-    def make(self, batch_size: int) -> Mesh:
-        """Returns the mesh of the first devices in sight.
+    def make(self, batch_size: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+        """Returns the mesh of the first devices.
 
         Args:
             batch_size: samples in a batch.
+            devices: the devices to choose from; None means those in sight.
 
         Raises:
             ValueError: if there are fewer devices, or ``data`` does not divide the batch.
@@ -48,7 +50,7 @@ class MeshConfig:
             {'data': 1}
         """
         check_size(batch_size, "batch_size")
-        devices = jax.devices()
+        devices = jax.devices() if devices is None else list(devices)
         count = self.data
         if count is None:
             count = max(n for n in range(1, len(devices) + 1) if batch_size % n == 0)
@@ -126,7 +128,8 @@ def over_devices(function: Callable[..., Result], mesh: Mesh | None, *, mean: bo
         return function
 
     def local(batch: Tree, *replicated: Tree) -> Result:
-        result = function(batch, *replicated)
+        with compiled_for(mesh.devices.flat[0].platform):
+            result = function(batch, *replicated)
         return jax.tree.map(_mean, result) if mean else result
 
     def call(batch: Tree, *replicated: Tree) -> Result:
