@@ -108,7 +108,7 @@ def distribute(batch: Tree, mesh: Mesh | None) -> Tree:
     """Returns a batch on the devices: the samples divided among them, and a copy of what all samples share on each."""
     if mesh is None:
         return jax.device_put(batch)
-    return jax.device_put(batch, jax.tree.map(lambda spec: NamedSharding(mesh, spec), _specs(batch)))
+    return jax.device_put(batch, jax.tree.map(lambda spec: NamedSharding(mesh, spec), batch_specs(batch)))
 
 
 def over_devices(function: Callable[..., Result], mesh: Mesh | None, *, mean: bool) -> Callable[..., Result]:
@@ -138,7 +138,7 @@ def over_devices(function: Callable[..., Result], mesh: Mesh | None, *, mean: bo
         return jax.shard_map(
             local,
             mesh=mesh,
-            in_specs=(_specs(batch), *(whole for _ in replicated)),
+            in_specs=(batch_specs(batch), *(whole for _ in replicated)),
             out_specs=whole if mean else own,
             # With the check, gradients of replicated parameters would arrive summed over the devices already.
             check_vma=False,
@@ -156,7 +156,7 @@ def _mean(leaf: Array) -> Array:
     return jax.lax.pmean(leaf, DATA) if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf
 
 
-def _specs(batch: Tree) -> Tree:
+def batch_specs(batch: Tree) -> Tree:
     """Returns the partition of every part of a batch: samples are divided, shared domains are not."""
     parts, structure = batch_parts(batch)
     specs = [PartitionSpec() if is_shared(part) else PartitionSpec(DATA) for part in parts]
