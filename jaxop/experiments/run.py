@@ -23,6 +23,7 @@ from jaxop.experiments.settings import check_memory, parameters
 from jaxop.experiments.terminal import make_console, needs_extra
 from jaxop.operators import OperatorConfig
 from jaxop.training._files import local_path
+from jaxop.training.precision import config_in_precision
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -65,6 +66,7 @@ def train(experiment: AnyExperiment, *, name: str = "run", console: "Console | N
     else:
         config, chosen = experiment.model.for_data(sets.train, [*sets.valid.values(), *sets.test.values()])
         check_memory(config)
+    config = config_in_precision(config, settings.precision)
     model = build(config, sets.train, seed=experiment.training.seed)
     report.check(model, sets.test)
     if experiment.run_dir is None:

@@ -17,6 +17,7 @@ from jaxop.training.config import TrainingConfig, to_json
 from jaxop.training.losses import Loss
 from jaxop.training.mesh import batch_specs, check_mesh
 from jaxop.training.optimizer import EvalParams, Optimizer, Tree, make_optimizer
+from jaxop.training.precision import in_precision
 from jaxop.training.state import init_state, split_model
 from jaxop.training.step import make_step
 from jaxop.training.topology import Chip
@@ -140,7 +141,7 @@ def plan_step(
     TrainingConfig.check(config)
     check_type(mesh, "mesh", Mesh, "a jax.sharding.Mesh, such as training.MeshConfig().make(batch_size)")
     chosen = make_optimizer(config) if optimizer is None else optimizer
-    graphdef, *variables = split_model(model, train=True)
+    graphdef, *variables = split_model(in_precision(model, config.precision), train=True)
 
     def initial(*variables: Tree):
         return init_state(nnx.merge(graphdef, *variables), chosen, config, eval_params=eval_params)[1]
