@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxop._eager import compiled
+from jaxop._platform import platform
 from jaxop._varying import varying_like
 from jaxop.attention.closing import close
 from jaxop.attention.monoid import (
@@ -192,7 +193,7 @@ def _map_heads(f, arguments, in_axes, out_axes, *, heads):
     copies arrays to bring the heads to the front.
     """
     vmapped = jax.vmap(f, in_axes, out_axes)
-    if jax.default_backend() != "cpu" or heads == 1:
+    if platform() != "cpu" or heads == 1:
         return vmapped(*arguments)
 
     def read(axis, argument, head):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxop._eager import compiled
+from jaxop._platform import platform
 from jaxop._varying import varying_like
 from jaxop.attention.chunked import chunked_attention
 from jaxop.attention.operands import Operands
@@ -144,9 +145,9 @@ def _check_supported(backend: str, operands: Operands, normalize: bool) -> ExpDo
     if "float64" in dtypes:
         refuse("rounds logits to float32, but the inputs are float64", others)
     if backend != "xla":
-        platform = {"cudnn": "gpu", "tpu": "tpu"}[backend]
-        if jax.default_backend() != platform:
-            refuse(f"needs a {platform.upper()}, but JAX runs on {jax.default_backend()}", others)
+        needed = {"cudnn": "gpu", "tpu": "tpu"}[backend]
+        if platform() != needed:
+            refuse(f"needs a {needed.upper()}, but JAX runs on {platform()}", others)
         if mask is not None and mask.ndim > 1:
             refuse("takes a mask over keys, shape (m,), only", others)
     if backend == "cudnn" and dtypes != {"bfloat16"}:
@@ -183,7 +184,7 @@ def _augment(query, key, value, log_weights, scale, floor, dtype, sizes):
 
 
 def _xla(query, key, value, mask, scale, is_causal):
-    if query.dtype == jnp.float16 and jax.default_backend() != "gpu":
+    if query.dtype == jnp.float16 and platform() != "gpu":
         # jax.nn asks for float16 products that are summed in float32, which only GPUs compile
         query, key, value = (a.astype(jnp.float32) for a in (query, key, value))
     with jax.numpy_dtype_promotion("standard"):  # jax.nn mixes precisions

@@ -4,14 +4,17 @@
     jaxop train custom        your own arrays
     jaxop resume RUN          continue a run
     jaxop evaluate RUN        errors and pictures on other grids or files
+    jaxop plan NAME           memory, messages and time of a step on devices that need not be there
     jaxop list                experiments and operators
 
 Every command explains its options with --help. With --traceback an error shows its origin.
 """
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import ModuleType
 
 import jaxop
@@ -20,6 +23,7 @@ from jaxop._validation import check_name
 from jaxop.experiments import terminal
 from jaxop.experiments.evaluation import evaluate
 from jaxop.experiments.experiment import first_line, load_recipe, ready_made
+from jaxop.experiments.plan import plan, without_accelerator, write_json
 from jaxop.experiments.run import train
 
 _TRAIN = """Trains an operator and evaluates it on other grids.
@@ -47,6 +51,19 @@ _EVALUATE = """Evaluates a trained run on files or on other grids.
 
 Prints and saves relative L2 and H1 errors and the worst sample of every set, in physical units
 (RUN/evaluation/NAME.csv and .json), and pictures of the median and the worst sample (RUN/figures/)."""
+
+_PLAN = """Compiles the training step of an experiment for a slice of TPUs that need not be there, and prints for one
+device the bytes of memory, the messages, the operations, and the least time of a step by the peak figures of the chip.
+
+    jaxop plan darcy_fano --topology v5e:4x4 --mesh.data 16 --training.batch-size 64
+    jaxop plan my_experiment.py --topology v5p:2x2x4 --json plan.json
+
+NAME and its settings are those of `jaxop train NAME --help`, and two more:
+
+    --topology CHIP:SIZES     v4, v5e, v5p or v6e with the sizes of the slice, or cpu:COUNT
+    --json FILE               also write all figures to a file
+
+The topologies of TPUs need libtpu: pip install 'jaxop[plan]'."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -99,13 +116,28 @@ def _evaluate(arguments: Sequence[str]) -> None:
     evaluate(settings)
 
 
+def _plan(arguments: Sequence[str]) -> None:
+    parser = _parser("jaxop plan", f"{_PLAN}\n\n{_listing('experiments', ready_made())}")
+    name, others = _first(parser, "NAME", arguments)
+    own = argparse.ArgumentParser("jaxop plan NAME", add_help=False, allow_abbrev=False)
+    own.add_argument("--topology", required=not {"-h", "--help"} & {*others})
+    own.add_argument("--json", type=Path)
+    given, settings = own.parse_known_args(others)
+    recipe = dataclasses.replace(load_recipe(name), about=_PLAN)
+    experiment = _options().of_recipe(recipe, settings, prog=f"jaxop plan {name}")
+    with without_accelerator(given.topology):
+        result = plan(experiment, given.topology, name=recipe.name)
+    if given.json is not None:
+        write_json(given.json, result)
+
+
 def _list(arguments: Sequence[str]) -> None:
     _parser("jaxop list", "Lists experiments and operators.").parse_args(arguments)
     about = {name: first_line(sys.modules[kind.__module__].__doc__) for name, kind in operators.CONFIGS.items()}
     sys.stdout.write(f"{_listing('experiments', ready_made())}\n\n{_listing('operators', about)}\n")
 
 
-_COMMANDS = {"train": _train, "resume": _resume, "evaluate": _evaluate, "list": _list}
+_COMMANDS = {"train": _train, "resume": _resume, "evaluate": _evaluate, "plan": _plan, "list": _list}
 
 
 def _parser(prog: str, description: str | None) -> argparse.ArgumentParser:

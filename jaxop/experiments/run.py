@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 from flax import nnx
+from jaxtyping import Array
 
 from jaxop import data, operators, training
 from jaxop.data import Samples
@@ -22,6 +23,7 @@ from jaxop.experiments.settings import check_memory, parameters, prepared
 from jaxop.experiments.terminal import make_console, needs_extra
 from jaxop.operators import OperatorConfig
 from jaxop.training._files import local_path
+from jaxop.training.precision import config_in_precision
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -66,6 +68,7 @@ def train(experiment: AnyExperiment, *, name: str = "run", console: "Console | N
         check_memory(config)
     train = prepared({"training": sets.train}, config)["training"]
     sets = Sets(train, prepared(sets.valid, config), prepared(sets.test, config))
+    config = config_in_precision(config, settings.precision)
     model = build(config, sets.train, seed=experiment.training.seed)
     report.check(model, sets.test)
     if experiment.run_dir is None:
@@ -120,20 +123,23 @@ def build(config: OperatorConfig, train: Samples, *, seed: int) -> operators.Sta
         train: the training samples.
         seed: the seed of the parameters.
     """
+    return operators.Standardized(operators.build(config, rngs=nnx.Rngs(seed)), **statistics(train))
+
+
+def statistics(train: Samples) -> dict[str, Array]:
+    """Returns the statistics of the training set by the names that `jaxop.operators.Standardized` gives them."""
     inputs = data.statistics(train.inputs, train.domain)
     outputs = data.statistics(train.targets, train.target_domain)
-    initial = {}
+    found = {
+        "input_mean": inputs.mean,
+        "input_std": inputs.std,
+        "output_mean": outputs.mean,
+        "output_std": outputs.std,
+    }
     if train.initial is not None:
         at_one_node = data.statistics(np.asarray(train.initial[:])[:, None], monte_carlo(np.zeros((1, 1), np.float32)))
-        initial = {"initial_mean": at_one_node.mean, "initial_std": at_one_node.std}
-    return operators.Standardized(
-        operators.build(config, rngs=nnx.Rngs(seed)),
-        input_mean=inputs.mean,
-        input_std=inputs.std,
-        output_mean=outputs.mean,
-        output_std=outputs.std,
-        **initial,
-    )
+        found |= {"initial_mean": at_one_node.mean, "initial_std": at_one_node.std}
+    return found
 
 
 def new_directory(wanted: Path) -> Path:

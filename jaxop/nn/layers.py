@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from jaxtyping import Array
 
+from jaxop._remat import through_layers
 from jaxop.flows import State
 from jaxop.nn.flow import FlowLayer
 from jaxop.nn.momentum import MomentumLayer
@@ -35,6 +36,4 @@ def run_layers(layers: Layers, x: Array, *args: object, velocity: Array | None =
         (1, 5, 4)
     """
     state = start_layers(layers, x, velocity)
-    for layer in layers:
-        state = layer(state, *args, **kwargs)
-    return tokens_of(state)
+    return tokens_of(through_layers(layers, state, lambda layer, state: layer(state, *args, **kwargs)))

@@ -106,7 +106,11 @@ class PatchAttention(nnx.Module):
         kernel = ExpDotProduct(1.0) if self.kernel is None else check_dot_product(self.kernel.value)
         query, key, value = self._heads(self.projection(z))
         width = z.shape[-1]
-        measure = (weights[None] if weights.ndim == 1 else weights)[:, None, :, None].astype(z.dtype)
+        wide = accumulator(z.dtype)
+        measure = (weights[None] if weights.ndim == 1 else weights)[:, None, :, None].astype(wide)
+
+        def integral(values: Array) -> Array:
+            return jnp.sum(measure * values.astype(wide), axis=(2, 3), keepdims=True).astype(z.dtype)
 
         def average(*values: Array) -> list[Array]:
             means = self._attend(query, key, jnp.concatenate(values, axis=-1), weights)
@@ -128,8 +132,8 @@ class PatchAttention(nnx.Module):
             average=average,
             merge=merge,
             rates=rates,
-            inner=lambda a, b: jnp.sum(measure * jnp.sum(a * b, axis=-1), axis=(2, 3), keepdims=True) / self.heads,
-            square=lambda v: jnp.sum(measure * v * v, axis=(2, 3), keepdims=True),
+            inner=lambda a, b: integral(jnp.sum(a * b, axis=-1)) / self.heads,
+            square=lambda v: integral(v * v),
             spread=lambda size: size[..., None],
             bias=self.output.bias[...].astype(query.dtype)[None, None, None, :],
         )

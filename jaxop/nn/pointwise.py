@@ -16,7 +16,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxop._blocks import map_blocks
+from jaxop._platform import platform
 from jaxop._validation import accumulator, as_number, check_name, check_size, divisors, is_integer
+from jaxop._varying import varying_like
 from jaxop.nn.activations import ACTIVATIONS
 from jaxop.nn.checks import check_dtypes, check_rngs
 
@@ -50,7 +52,7 @@ def in_blocks(fn: Callable[..., Array], *arrays: Float[Array, "*n _"]) -> Float[
     leading = arrays[0].shape[:-1]
     n = math.prod(leading)
     rows = tuple(array.reshape(n, array.shape[-1]) for array in arrays)
-    size = ROWS if jax.default_backend() == "cpu" else None
+    size = ROWS if platform() == "cpu" else None
     out = map_blocks(lambda block: fn(*block), rows, size, recompute=True)
     return out.reshape(*leading, out.shape[-1])
 
@@ -126,6 +128,34 @@ def _spread(vector: Float[Array, " d"], x: Float[Array, "n d"]) -> Float[Array, 
     return jnp.matmul(jnp.ones((x.shape[0], 1), vector.dtype), vector[None, :], precision=_PRECISION)
 
 
+@jax.custom_vjp
+def _half_affine(x: Float[Array, "n d"], kernel: Float[Array, "d e"], bias: Float[Array, " e"]) -> Float[Array, "n e"]:
+    """X W + b for x in half precision: products of half precision, summed in float32 and rounded once.
+
+    The derivative's products are of the same kind, and the gradients of W and b are not rounded to half precision.
+    """
+    return (_wide_product(x, kernel) + bias[None].astype(accumulator(x.dtype))).astype(x.dtype)
+
+
+def _half_affine_forward(x: Array, kernel: Array, bias: Array) -> tuple[Array, tuple[Array, Array, Array]]:
+    return _half_affine(x, kernel, bias), (x, kernel, bias)
+
+
+def _half_affine_backward(residuals: tuple[Array, Array, Array], cotangent: Array) -> tuple[Array, Array, Array]:
+    x, kernel, bias = residuals
+    d_bias = _wide_product(jnp.ones((1, x.shape[0]), x.dtype), cotangent)[0]
+    d_kernel = _wide_product(x.T, cotangent).astype(kernel.dtype)
+    return _wide_product(cotangent, kernel.T).astype(x.dtype), d_kernel, d_bias.astype(bias.dtype)
+
+
+_half_affine.defvjp(_half_affine_forward, _half_affine_backward)
+
+
+def _wide_product(a: Float[Array, "n d"], b: Float[Array, "d e"]) -> Float[Array, "n e"]:
+    """Returns a b with the factors in the dtype of a and the sums in float32."""
+    return jnp.matmul(a, b.astype(a.dtype), preferred_element_type=accumulator(a.dtype))
+
+
 class Linear(nnx.Module):
     """x ↦ x W + b at every node; at first W has variance 1/d (LeCun) and b = 0.
 
@@ -135,7 +165,8 @@ class Linear(nnx.Module):
     Args:
         width: number of input channels d.
         out: number of output channels e.
-        dtype: dtype of the computation. None takes the dtype of inputs and parameters.
+        dtype: dtype of the computation. None takes the dtype of inputs and parameters. In half precision, products are
+            summed in float32, derivatives are in reverse mode only, and those in W and b are not rounded.
         param_dtype: dtype of the parameters.
         rngs: random streams; ``params`` is used.
 
@@ -172,6 +203,8 @@ class Linear(nnx.Module):
             raise ValueError(f"x must have {kernel.shape[0]} channels on its last axis, got shape {x.shape}.")
         dtype = self.result_dtype(x.dtype)
         rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).astype(dtype)
+        if accumulator(dtype) != dtype:
+            return _half_affine(*varying_like((rows, kernel, bias))).reshape(*x.shape[:-1], bias.size)
         return affine(rows, kernel.astype(dtype), bias.astype(dtype)).reshape(*x.shape[:-1], bias.size)
 
     def result_dtype(self, dtype: DTypeLike) -> jnp.dtype:

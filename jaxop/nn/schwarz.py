@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxop._eager import in_turn
+from jaxop._platform import platform
 from jaxop._validation import check_name, is_concrete, is_integer
 from jaxop.domains import Decomposed, Domain, Grid, box
 from jaxop.domains.domain import as_domain, check_domain
@@ -225,7 +226,7 @@ class SchwarzAttention(nnx.Module):
         def local(query: Array, key: Array, value: Array) -> Array:
             return subdomain_attention(query, key, value, decomposition, kernel=kernel, implementation=how)
 
-        if jax.default_backend() == "cpu":  # the scores of one sample stay in the cache
+        if platform() == "cpu":  # the scores of one sample stay in the cache
             mixed = in_turn(lambda arrays: local(*arrays), (query, key, value))
         else:
             mixed = jax.vmap(local)(query, key, value)

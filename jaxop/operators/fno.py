@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jaxop._remat import through_layers
 from jaxop._validation import check_size
 from jaxop.nn import ACTIVATIONS, FeedForward, Linear, SpectralConvolution
 from jaxop.operators.grid import GridConfig, GridFunctions, GridOperator
@@ -87,7 +88,12 @@ class FourierNeuralOperator(GridOperator[FourierNeuralOperatorConfig]):
         activation = ACTIVATIONS[config.activation]
         x = self.lift(jnp.moveaxis(functions.values, 0, 1))  # (n, b, d)
         x = x.astype(self.projection.outer.result_dtype(functions.dtype))
-        for index, (integral, skip) in enumerate(zip(self.integrals, self.skips, strict=True)):
-            x = skip(x) + integral(x, functions.grid.shape)
-            x = activation(x) if index < config.layers - 1 else x
+
+        def affine(layer: tuple[SpectralConvolution, Linear], x: Array) -> Array:
+            integral, skip = layer
+            return skip(x) + integral(x, functions.grid.shape)
+
+        layers = list(zip(self.integrals, self.skips, strict=True))
+        x = through_layers(layers[:-1], x, lambda layer, x: activation(affine(layer, x)))
+        x = through_layers(layers[-1:], x, affine)
         return jnp.moveaxis(self.projection(x), 1, 0)

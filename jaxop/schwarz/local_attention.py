@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxop._eager import compiled, in_turn
+from jaxop._platform import platform
 from jaxop._validation import accumulator, as_float
 from jaxop.attention.closing import is_closed
 from jaxop.attention.integral import integral_attention
@@ -145,4 +146,4 @@ def _recomputed(operands: tuple[Array, Array, Array, Array], kernel: Kernel | Pe
 
 def _scores(heads: int) -> int:
     """Returns how many scores per head are computed at a time; on a CPU those of one head fit the cache."""
-    return 1 << 15 if jax.default_backend() == "cpu" else (1 << 22) // heads
+    return 1 << 15 if platform() == "cpu" else (1 << 22) // heads

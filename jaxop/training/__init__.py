@@ -30,11 +30,16 @@ from jaxop.training.losses import relative_norms as relative_norms
 from jaxop.training.mesh import MeshConfig as MeshConfig
 from jaxop.training.optimizer import learning_rate as learning_rate
 from jaxop.training.optimizer import make_optimizer as make_optimizer
+from jaxop.training.plan import StepPlan as StepPlan
+from jaxop.training.plan import plan_step as plan_step
 from jaxop.training.run import Run as Run
 from jaxop.training.run import load_run as load_run
 from jaxop.training.state import TrainState as TrainState
 from jaxop.training.state import init_state as init_state
 from jaxop.training.step import make_step as make_step
+from jaxop.training.topology import CHIPS as CHIPS
+from jaxop.training.topology import Chip as Chip
+from jaxop.training.topology import Topology as Topology
 
 __getattr__ = moved(
     __name__,

@@ -18,6 +18,12 @@ SCHEDULES = ("cosine", "constant")
 LOSSES = {"l2": "L2", "h1": "H1", "cross_entropy": "cross_entropy"}
 """Training losses: the mean over the batch of the relative norm in L2 or H1, or of the cross-entropy."""
 
+PRECISIONS = {"bf16": "bfloat16"}
+"""Precisions of the computation besides that of the model itself, and the dtype that each gives the model."""
+
+REMAT = ("layers",)
+"""What the backward pass may compute again instead of keeping it."""
+
 _MAY_CHANGE = ("eval_every", "checkpoint_every", "keep_last", "time_limit_s")
 """Fields of a run that may change when it is resumed, because they do not change the parameters."""
 
@@ -47,6 +53,12 @@ class TrainingConfig:
         loss: "l2" or "h1" (the mean relative error in this norm over the batch), or "cross_entropy" for
             `jaxop.data.Examples`. If `jaxop.training.fit` is given a ``loss``, this field is not used. If it is given
             an ``optimizer``, the fields from ``learning_rate`` to ``clip_norm`` are not used.
+        precision: None computes in the model's own ``dtype``. "bf16" sets it to bfloat16 in a model of jaxop: pointwise
+            maps, and the queries, keys and values of attention. Products are summed in float32. Parameters, their
+            gradients, the optimiser, averages, quadrature weights, scores, spectral parts, statistics of norms, and
+            losses stay in float32.
+        remat: None keeps what the backward pass needs. "layers" keeps the input of every layer and computes the rest
+            again, one layer at a time, which takes one more forward pass. It saves memory in deep models.
         eval_every: steps between evaluations.
         checkpoint_every: steps between checkpoints.
         keep_last: number of newest checkpoints that are kept, in addition to the best one.
@@ -77,6 +89,8 @@ class TrainingConfig:
     clip_norm: float = 1.0
     ema_decay: float = 0.0
     loss: str = "l2"
+    precision: str | None = None
+    remat: str | None = None
     eval_every: int = 200
     checkpoint_every: int = 200
     keep_last: int = 2
@@ -97,6 +111,9 @@ class TrainingConfig:
         self._check("steps", self.steps < 2**31, "must lie below 2^31: steps are counted in 32 bits")
         check_name(self.schedule, "schedule", SCHEDULES)
         check_name(self.loss, "loss", LOSSES)
+        for name, known in (("precision", PRECISIONS), ("remat", REMAT)):
+            if (value := getattr(self, name)) is not None:
+                check_name(value, name, known)
         for name in ("learning_rate", "final_learning_rate", "weight_decay", "clip_norm"):
             value = getattr(self, name)
             self._check(name, math.isfinite(value) and value >= 0, "must be finite and not negative")

@@ -25,6 +25,7 @@ from jaxop.training.loggers import JsonLines, Logger, Progress
 from jaxop.training.losses import Loss, describe_loss
 from jaxop.training.mesh import check_divides, check_mesh, distribute, on_one_device, replicate
 from jaxop.training.optimizer import EvalParams, Optimizer, describe_state, make_optimizer
+from jaxop.training.precision import in_precision
 from jaxop.training.run import (
     error_name,
     has_begun,
@@ -169,6 +170,7 @@ def fit(
     )
     mesh = check_mesh(mesh)
     check_divides(mesh, config.batch_size, config.accumulate)
+    model = in_precision(model, config.precision)
     check_sources(model, train, valid, config, loss)
     directory = local_path(run_dir, "run_dir")
     extra = to_json(settings or {})

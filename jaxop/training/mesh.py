@@ -1,7 +1,7 @@
 """Device meshes: which devices share the samples of a batch."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import jax
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
+from jaxop._platform import compiled_for
 from jaxop._validation import check_size, check_type
 from jaxop.data.source import batch_parts, is_shared
 from jaxop.training.optimizer import Tree
@@ -33,11 +34,12 @@ class MeshConfig:
         if self.data is not None:
             check_size(self.data, "data")
 
-    def make(self, batch_size: int) -> Mesh:
-        """Returns the mesh of the first devices in sight.
+    def make(self, batch_size: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+        """Returns the mesh of the first devices.
 
         Args:
             batch_size: samples in a batch.
+            devices: the devices to choose from; None means those in sight.
 
         Raises:
             ValueError: if there are fewer devices, or ``data`` does not divide the batch.
@@ -48,7 +50,7 @@ class MeshConfig:
             {'data': 1}
         """
         check_size(batch_size, "batch_size")
-        devices = jax.devices()
+        devices = jax.devices() if devices is None else list(devices)
         count = self.data
         if count is None:
             count = max(n for n in range(1, len(devices) + 1) if batch_size % n == 0)
@@ -106,7 +108,7 @@ def distribute(batch: Tree, mesh: Mesh | None) -> Tree:
     """Returns a batch on the devices: the samples divided among them, and a copy of what all samples share on each."""
     if mesh is None:
         return jax.device_put(batch)
-    return jax.device_put(batch, jax.tree.map(lambda spec: NamedSharding(mesh, spec), _specs(batch)))
+    return jax.device_put(batch, jax.tree.map(lambda spec: NamedSharding(mesh, spec), batch_specs(batch)))
 
 
 def over_devices(function: Callable[..., Result], mesh: Mesh | None, *, mean: bool) -> Callable[..., Result]:
@@ -126,7 +128,8 @@ def over_devices(function: Callable[..., Result], mesh: Mesh | None, *, mean: bo
         return function
 
     def local(batch: Tree, *replicated: Tree) -> Result:
-        result = function(batch, *replicated)
+        with compiled_for(mesh.devices.flat[0].platform):
+            result = function(batch, *replicated)
         return jax.tree.map(_mean, result) if mean else result
 
     def call(batch: Tree, *replicated: Tree) -> Result:
@@ -135,7 +138,7 @@ def over_devices(function: Callable[..., Result], mesh: Mesh | None, *, mean: bo
         return jax.shard_map(
             local,
             mesh=mesh,
-            in_specs=(_specs(batch), *(whole for _ in replicated)),
+            in_specs=(batch_specs(batch), *(whole for _ in replicated)),
             out_specs=whole if mean else own,
             # With the check, gradients of replicated parameters would arrive summed over the devices already.
             check_vma=False,
@@ -153,7 +156,7 @@ def _mean(leaf: Array) -> Array:
     return jax.lax.pmean(leaf, DATA) if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf
 
 
-def _specs(batch: Tree) -> Tree:
+def batch_specs(batch: Tree) -> Tree:
     """Returns the partition of every part of a batch: samples are divided, shared domains are not."""
     parts, structure = batch_parts(batch)
     specs = [PartitionSpec() if is_shared(part) else PartitionSpec(DATA) for part in parts]

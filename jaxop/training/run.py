@@ -23,7 +23,7 @@ from jaxop._config import from_dict, to_dict
 from jaxop.operators import CONFIGS, Standardized, build, models
 from jaxop.training._files import local_path, read_json, set_aside, write_in_one_go
 from jaxop.training.checkpoint import Checkpoints
-from jaxop.training.config import LOSSES, TrainingConfig
+from jaxop.training.config import LOSSES, TrainingConfig, to_json
 from jaxop.training.loggers import read_metrics
 from jaxop.training.state import split_model
 
@@ -226,8 +226,10 @@ def read_settings(directory: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def in_present_terms(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns recorded settings with the operator's fields of this version, or unchanged if they cannot be read."""
+    """Returns recorded settings with the fields of this version, or unchanged if they cannot be read."""
     settings = dict(settings)
+    with contextlib.suppress(KeyError, TypeError, ValueError):
+        settings["training"] = to_json(TrainingConfig.from_dict(settings["training"]))
     with contextlib.suppress(KeyError, TypeError, ValueError):
         settings["model"] = to_dict(from_dict(models()[settings["operator"]].config, settings["model"]))
     return settings

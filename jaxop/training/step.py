@@ -11,6 +11,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
+from jaxop._remat import check_recomputed, recomputed_layers
 from jaxop._validation import check_type, float_dtype
 from jaxop.data.source import batch_parts, is_shared
 from jaxop.training.config import TrainingConfig
@@ -65,7 +66,7 @@ def make_step(
         optimizer: the result of `make_optimizer`, or any other transformation of Optax. If its ``update`` takes them,
             it gets the keyword arguments ``value``, ``grad`` and ``value_fn``: loss, gradient, and loss as a function
             of the parameters.
-        config: reads ``loss``, ``accumulate``, ``ema_decay`` and ``seed``.
+        config: reads ``loss``, ``accumulate``, ``remat``, ``ema_decay`` and ``seed``.
         loss: a function of (model, batch) that returns one number per sample, or these numbers and a dict of metrics;
             see `jaxop.training.losses`. None takes the loss that ``config.loss`` names: the relative errors in L2 or
             H1 of a model called as ``model(inputs, domain, at=at, initial=initial)``, or the cross-entropy of a model
@@ -121,7 +122,12 @@ def make_step(
     ) -> tuple[Array, tuple[Tree, dict[str, Array]]]:
         model = nnx.merge(graphdef, params, other)
         streams = _fold_streams(model, config.seed, *draw)
-        losses, extra = apply_loss(chosen, model, batch)
+        if config.remat is None:
+            losses, extra = apply_loss(chosen, model, batch)
+        else:
+            with recomputed_layers() as found:
+                losses, extra = apply_loss(chosen, model, batch)
+            check_recomputed(found, config.remat, model)
         nnx.update(model, streams)
         nnx.pop(model, nnx.Intermediate)
         others = nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
