@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from jaxop import training
 from jaxop.data import Samples
 from jaxop.experiments import report
+from jaxop.experiments.cluster import ClusterConfig
 from jaxop.experiments.experiment import default_cache, load_recipe
 from jaxop.experiments.problems import FileData, Problem
 from jaxop.experiments.record import recorded_problem
@@ -36,6 +37,7 @@ class Evaluation:
         experiment: file of your own experiment, if it defines the problem of the run; it is executed.
         cache: directory of generated data, which are kept by their parameters.
         mesh: devices that share the samples.
+        cluster: how several processes find each other.
     """
 
     run: Path
@@ -50,6 +52,7 @@ class Evaluation:
     experiment: Path | None = None
     cache: Path = dataclasses.field(default_factory=default_cache)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    cluster: ClusterConfig = dataclasses.field(default_factory=ClusterConfig)
 
 
 def evaluate(settings: Evaluation, *, console: "Console | None" = None) -> list[report.Row]:
@@ -70,6 +73,11 @@ def evaluate(settings: Evaluation, *, console: "Console | None" = None) -> list[
         FileNotFoundError: if the run, the checkpoint or a file does not exist.
         ImportError: if a package of the extra ``scripts`` is not installed.
     """
+    with settings.cluster.joined():
+        return _evaluate(settings, console)
+
+
+def _evaluate(settings: Evaluation, console: "Console | None") -> list[report.Row]:
     if Path(settings.name).name != settings.name:
         raise ValueError(f"--name must be the beginning of a file's name, without directories, got {settings.name!r}.")
     run = training.load_run(settings.run)

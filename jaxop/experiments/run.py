@@ -22,6 +22,7 @@ from jaxop.experiments.settings import check_memory, parameters
 from jaxop.experiments.terminal import make_console, needs_extra
 from jaxop.operators import OperatorConfig
 from jaxop.training._files import local_path
+from jaxop.training.processes import from_first, is_first
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,8 +47,13 @@ def train(experiment: AnyExperiment, *, name: str = "run", console: "Console | N
         OSError: if a file cannot be read or a directory cannot be written.
         ImportError: if a package of the extra ``scripts`` is not installed.
     """
-    console = make_console() if console is None else console
-    directory = _run_dir(name, experiment)
+    with experiment.cluster.joined():
+        return _train(experiment, name, make_console() if console is None else console)
+
+
+def _train(experiment: AnyExperiment, name: str, console: "Console") -> Path:
+    directory = from_first(lambda: str(_run_dir(name, experiment)), "the name of the run")
+    directory = Path(directory)
     settings = experiment.training
     mesh = experiment.mesh.make(settings.batch_size // settings.accumulate)
     console.print(f"{name}: reading or generating data", style="bold")
@@ -67,7 +73,7 @@ def train(experiment: AnyExperiment, *, name: str = "run", console: "Console | N
     model = build(config, sets.train, seed=experiment.training.seed)
     report.check(model, sets.test)
     if experiment.run_dir is None:
-        directory = new_directory(directory)
+        directory = Path(from_first(lambda path=directory: str(new_directory(path)), "the directory of the run"))
     console.print(_summary(directory, sets, config, chosen, parameters(model), _sharing(mesh, experiment)))
     valid = sets.valid
     if experiment.resume and len(known := training.load_run(directory).config["valid"]) == len(valid):
@@ -88,7 +94,7 @@ def train(experiment: AnyExperiment, *, name: str = "run", console: "Console | N
             mesh=mesh,
         )
     finally:
-        if experiment.run_dir is None:
+        if experiment.run_dir is None and is_first():
             with contextlib.suppress(OSError):
                 directory.rmdir()  # nothing was written
     console.print(f"{result.stopped} after step {int(result.state.step)}, {result.seconds:.0f} s of training")
@@ -165,8 +171,10 @@ def _run_dir(name: str, experiment: AnyExperiment) -> Path:
 def _sharing(mesh: jax.sharding.Mesh, experiment: AnyExperiment) -> str:
     """Returns one line on the devices that share a batch."""
     size, found = experiment.training.batch_size, jax.devices()
+    processes = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
     return (
-        f"{mesh.size} of {len(found)} ({found[0].device_kind}), {size // mesh.size} samples of each batch on a device"
+        f"{mesh.size} of {len(found)} ({found[0].device_kind}){processes}, {size // mesh.size} samples of each batch on "
+        "a device"
     )
 
 
