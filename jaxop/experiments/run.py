@@ -171,11 +171,10 @@ def _run_dir(name: str, experiment: AnyExperiment) -> Path:
 def _sharing(mesh: jax.sharding.Mesh, experiment: AnyExperiment) -> str:
     """Returns one line on the devices that share a batch."""
     size, found = experiment.training.batch_size, jax.devices()
-    processes = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
-    return (
-        f"{mesh.size} of {len(found)} ({found[0].device_kind}){processes}, {size // mesh.size} samples of each batch on "
-        "a device"
-    )
+    kind = found[0].device_kind
+    if jax.process_count() > 1:
+        kind += f", {jax.process_count()} processes"
+    return f"{mesh.size} of {len(found)} ({kind}), {size // mesh.size} samples of each batch on a device"
 
 
 def _summary(

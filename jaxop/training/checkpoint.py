@@ -177,7 +177,8 @@ class Checkpoints:
         if bad is not None:
             raise FloatingPointError(f"step {step} is not saved: {bad} holds NaN or infinity.")
         scratch = Path(once(lambda: str(self._scratch(final))))
-        with _literal(scratch, together=spans_processes(leaves)) as folder:
+        together = spans_processes(leaves)
+        with _context(together), _literal(scratch, together=together) as folder:
             orbax.save(str(folder / _ARRAYS), leaves)
 
         def seal() -> None:
@@ -234,8 +235,9 @@ class Checkpoints:
         """
         wanted = _named_leaves(like)
         once = _once(wanted)
-        step, found = once(lambda: self._found(step))
-        if not found:
+        if step is None:
+            step = once(lambda: self.latest)
+        if step is None or not once(lambda: step in self.steps):
             raise FileNotFoundError(
                 f"no checkpoint{'' if step is None else f' of step {step}'} in {self.directory}; "
                 f"steps there: {self.steps or 'none'}."
@@ -249,12 +251,9 @@ class Checkpoints:
             if parts is None or name.split(".")[0] in parts
         }
         self._check_fit(step, saved, {name: _describe(leaf) for name, leaf in wanted.items()})
-        context = orbax.Context()
-        context.pytree.loading.partial_load = parts is not None
         together = spans_processes(wanted)
-        if not together and jax.process_count() > 1:
-            alone = jax.process_index()
-            context.multiprocessing.primary_host, context.multiprocessing.active_processes = alone, {alone}
+        context = _context(together)
+        context.pytree.loading.partial_load = parts is not None
         path = self.path(step).resolve()
         try:
             with context, _literal(path, together=together) as folder:
@@ -321,11 +320,6 @@ class Checkpoints:
                 raise DamagedCheckpointError(f"{file} is not what was saved: its checksum differs.")
         return manifest
 
-    def _found(self, step: int | None) -> tuple[int | None, bool]:
-        """Returns a step, or the newest, and whether it is there."""
-        wanted = self.latest if step is None else step
-        return wanted, wanted in self.steps
-
     def _verified(self, step: int) -> tuple[Manifest | None, str]:
         """Returns the manifest of a step, or what is damaged."""
         try:
@@ -373,7 +367,8 @@ def first_nonfinite(leaves: Mapping[str, Leaf]) -> str | None:
     """
 
     def is_bad(name: str, leaf: Leaf) -> bool:
-        parts = [shard.data for shard in leaf.addressable_shards] if spans_processes(leaf) else [leaf]
+        spans = isinstance(leaf, jax.Array) and spans_processes(leaf)
+        parts = [shard.data for shard in leaf.addressable_shards] if spans else [leaf]
         test = np.isnan if name.startswith("opt_state.") else lambda array: ~np.isfinite(array)
         return any(test(np.asarray(part)).any() for part in parts)
 
@@ -392,6 +387,15 @@ def _once(leaves: Mapping[str, Leaf]) -> Callable[[Callable[[], Any]], Any]:
     if not spans_processes(leaves):
         return lambda function: function()
     return lambda function: from_first(function, "the files of a checkpoint")
+
+
+def _context(together: bool) -> orbax.Context:
+    """Returns the settings of Orbax for all processes together, or for this process alone."""
+    context = orbax.Context()
+    if not together and jax.process_count() > 1:
+        context.multiprocessing.primary_host = jax.process_index()
+        context.multiprocessing.active_processes = {jax.process_index()}
+    return context
 
 
 def _describe(leaf: Leaf) -> str:

@@ -293,9 +293,8 @@ class _Training(Generic[Model]):
     def run(self, lowered: jax.stages.Lowered, start: int, state: TrainState, seconds: float) -> Result[Model]:
         config, stopped = self.config, "completed"
         limit = config.time_limit_s or float("inf")
-        if from_first(
-            lambda: self.checkpoints.latest is None, "the checkpoints"
-        ):  # a run that is killed early can be resumed, and a full disk is noticed
+        # a run that is killed early can be resumed, and a full disk is noticed
+        if from_first(lambda: self.checkpoints.latest is None, "the checkpoints"):
             self.checkpoints.save(0, state, settings=self.settings)
             self.checkpoints.restore(state, step=0)  # a checkpoint that cannot be read fails now, not at resume
         ahead = range(start, config.steps)

@@ -173,7 +173,8 @@ def evenly_chosen(devices: Sequence[jax.Device], count: int) -> list[jax.Device]
 
 def spans_processes(tree: PyTree) -> bool:
     """Tells whether an array of the tree lies on devices of several processes, so that all must act together."""
-    return any(isinstance(leaf, jax.Array) and not leaf.is_fully_addressable for leaf in jax.tree.leaves(tree))
+    shardings = (getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(tree))
+    return any(sharding is not None and not sharding.is_fully_addressable for sharding in shardings)
 
 
 def place(tree: PyTree, sharding: Sharding) -> PyTree:
