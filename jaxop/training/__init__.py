@@ -30,6 +30,8 @@ from jaxop.training.losses import relative_norms as relative_norms
 from jaxop.training.mesh import MeshConfig as MeshConfig
 from jaxop.training.optimizer import learning_rate as learning_rate
 from jaxop.training.optimizer import make_optimizer as make_optimizer
+from jaxop.training.processes import LostProcessError as LostProcessError
+from jaxop.training.processes import ending_together as ending_together
 from jaxop.training.run import Run as Run
 from jaxop.training.run import load_run as load_run
 from jaxop.training.state import TrainState as TrainState
