@@ -12,7 +12,8 @@ from jaxop.experiments.experiment import default_cache, load_recipe
 from jaxop.experiments.problems import FileData, Problem
 from jaxop.experiments.record import recorded_problem
 from jaxop.experiments.terminal import make_console
-from jaxop.training import MeshConfig
+from jaxop.training import MeshConfig, to_json
+from jaxop.training.processes import check_same, from_first
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -80,11 +81,13 @@ def evaluate(settings: Evaluation, *, console: "Console | None" = None) -> list[
 def _evaluate(settings: Evaluation, console: "Console | None") -> list[report.Row]:
     if Path(settings.name).name != settings.name:
         raise ValueError(f"--name must be the beginning of a file's name, without directories, got {settings.name!r}.")
+    about = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+    check_same({name: to_json(value) for name, value in about.items() if name != "cluster"})
     run = training.load_run(settings.run)
     own = None if settings.experiment is None else type(load_recipe(settings.experiment).experiment.data)
     problem = recorded_problem(run, own=own)
     checkpoint = int(settings.checkpoint) if settings.checkpoint.isdecimal() else settings.checkpoint
-    step = run.step(checkpoint)
+    step = from_first(lambda: run.step(checkpoint), "the checkpoint")
     sets = _sets(settings, problem)
     report.check(run.blank_model(), sets)
     console = make_console() if console is None else console

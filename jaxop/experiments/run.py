@@ -21,8 +21,9 @@ from jaxop.experiments.record import describe
 from jaxop.experiments.settings import check_memory, parameters
 from jaxop.experiments.terminal import make_console, needs_extra
 from jaxop.operators import OperatorConfig
+from jaxop.training import to_json
 from jaxop.training._files import local_path
-from jaxop.training.processes import from_first, is_first
+from jaxop.training.processes import check_same, from_first, is_first
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,8 +53,8 @@ def train(experiment: AnyExperiment, *, name: str = "run", console: "Console | N
 
 
 def _train(experiment: AnyExperiment, name: str, console: "Console") -> Path:
-    directory = from_first(lambda: str(_run_dir(name, experiment)), "the name of the run")
-    directory = Path(directory)
+    check_same({"resume": experiment.resume, "run_dir": to_json(experiment.run_dir), "mesh": to_json(experiment.mesh)})
+    directory = Path(from_first(lambda: str(_run_dir(name, experiment)), "the name of the run"))
     settings = experiment.training
     mesh = experiment.mesh.make(settings.batch_size // settings.accumulate)
     console.print(f"{name}: reading or generating data", style="bold")

@@ -366,9 +366,9 @@ def first_nonfinite(leaves: Mapping[str, Leaf]) -> str | None:
     Every process looks at the parts on its own devices. If there are others, all processes make the same call.
     """
 
-    def is_bad(name: str, leaf: Leaf) -> bool:
+    def is_bad(name: str, leaf: Any) -> bool:
         spans = isinstance(leaf, jax.Array) and spans_processes(leaf)
-        parts = [shard.data for shard in leaf.addressable_shards] if spans else [leaf]
+        parts: list[Any] = [shard.data for shard in leaf.addressable_shards] if spans else [leaf]
         test = np.isnan if name.startswith("opt_state.") else lambda array: ~np.isfinite(array)
         return any(test(np.asarray(part)).any() for part in parts)
 

@@ -203,6 +203,7 @@ def fit(
         raise FileNotFoundError(f"nothing to resume from: {directory} does not exist. Check the path.")
     with contextlib.ExitStack() as stack:
         stack.enter_context(ending_together())
+        check_same({"resume": resume})
         stack.enter_context(writing_by_first(directory))
         if not resume and from_first(lambda: has_begun(directory), "the contents of run_dir"):
             latest = checkpoints.latest

@@ -12,13 +12,13 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 from jaxop import training
-from jaxop.data import batch_indices
 from jaxop.experiments import ClusterConfig
-from tests.training.cases import CONFIG, leaves, samples, tiny
+from tests.training.cases import CONFIG, leaves, samples, stacked_samples, tiny
 
 BATCH = dataclasses.replace(CONFIG, accumulate=1, ema_decay=0.0, weight_decay=0.0)
 
@@ -38,6 +38,7 @@ class Case:
         fault: "SIGTERM", "SIGKILL" or "SIGINT" to itself, "data" for an error of the source, "rest" for a long rest in
             the source, "save" for SIGKILL in the middle of saving, "nan" for a bad sample.
         pause: seconds that every batch takes to read.
+        check: whether to compare evaluations by all processes with evaluations by this one alone.
     """
 
     directory: str
@@ -49,6 +50,7 @@ class Case:
     at: int = 0
     fault: str = ""
     pause: float = 0.0
+    check: bool = False
 
 
 class Source:
@@ -87,6 +89,22 @@ def digest(state) -> str:
     return hashlib.sha256(b"".join(leaf.tobytes() for leaf in leaves(local).values())).hexdigest()
 
 
+def check_evaluation(model, mesh):
+    """Errors, predictions and means on the mesh are those of this process alone, on sets of any size."""
+
+    def loss(model, batch):
+        return jnp.mean((model(batch.inputs, batch.domain) - batch.targets) ** 2, axis=(1, 2))
+
+    for test in (samples(7, seed=2), stacked_samples(6)):
+        shared, alone = (training.evaluate(model, test, batch_size=4, mesh=m).l2 for m in (mesh, None))
+        np.testing.assert_allclose(shared, alone, rtol=1e-5)
+        shared, alone = (training.predict(model, test, batch_size=4, mesh=m) for m in (mesh, None))
+        np.testing.assert_allclose(shared, alone, rtol=1e-5, atol=1e-6)
+    options = {"batch_size": 4, "argument": "test", "labelled": False, "loss": loss}
+    shared, alone = (training.evaluation.mean_errors(model, samples(7), mesh=m, **options) for m in (mesh, None))
+    np.testing.assert_allclose(shared["loss"], alone["loss"], rtol=1e-5)
+
+
 def main(case: Case) -> dict:
     config = dataclasses.replace(BATCH, **case.training)
     mesh = None if case.mesh is None else training.MeshConfig(data=case.mesh).make(config.batch_size)
@@ -97,7 +115,7 @@ def main(case: Case) -> dict:
         _, like = training.init_state(tiny(rate=0.0), optimizer, config)
         checkpoints = training.Checkpoints(f"{case.directory}/checkpoints")
         like = training.mesh.replicate(like, training.mesh.check_mesh(mesh))
-        report["restored"] = digest(checkpoints.restore(like))
+        report["restored"] = digest(checkpoints.restore_latest(like)[1])
     if case.fault == "save":
         save = training.checkpoint.orbax.save
 
@@ -119,7 +137,8 @@ def main(case: Case) -> dict:
         resume=case.resume,
         progress=jax.process_index() == 1,  # which must not print anything
     )
-    first = int(result.state.step) - len(source.asked) + 1
+    if case.check:
+        check_evaluation(result.model, mesh)
     return report | {
         "stopped": result.stopped,
         "step": int(result.state.step),
@@ -127,9 +146,6 @@ def main(case: Case) -> dict:
         "errors": result.errors,
         "asked": source.asked,
         "params": [leaf.tolist() for leaf in jax.tree.leaves(jax.device_get(result.state.params))],
-        "batches": [
-            batch_indices(22, 4, seed=config.seed, step=t).tolist() for t in range(max(first, 0), config.steps)
-        ],
     }
 
 
