@@ -80,7 +80,6 @@ def slurm(*, tasks, task, port="1234"):
         "SLURM_NTASKS": str(tasks),
         "SLURM_PROCID": str(task),
         "SLURM_LOCALID": str(task),
-        "SLURM_STEP_NUM_NODES": "1",
         "JAX_COORDINATOR_PORT": port,
     }
 
