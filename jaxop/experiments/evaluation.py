@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 from jaxop import training
 from jaxop.data import Samples
 from jaxop.experiments import report
+from jaxop.experiments.cluster import ClusterConfig
 from jaxop.experiments.experiment import default_cache, load_recipe
 from jaxop.experiments.problems import FileData, Problem
 from jaxop.experiments.record import recorded_problem
 from jaxop.experiments.settings import prepared
 from jaxop.experiments.terminal import make_console
-from jaxop.training import MeshConfig
+from jaxop.training import MeshConfig, to_json
+from jaxop.training.processes import check_same, from_first
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,6 +39,7 @@ class Evaluation:
         experiment: file of your own experiment, if it defines the problem of the run; it is executed.
         cache: directory of generated data, which are kept by their parameters.
         mesh: devices that share the samples.
+        cluster: how several processes find each other.
     """
 
     run: Path
@@ -51,6 +54,7 @@ class Evaluation:
     experiment: Path | None = None
     cache: Path = dataclasses.field(default_factory=default_cache)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    cluster: ClusterConfig = dataclasses.field(default_factory=ClusterConfig)
 
 
 def evaluate(settings: Evaluation, *, console: "Console | None" = None) -> list[report.Row]:
@@ -71,13 +75,20 @@ def evaluate(settings: Evaluation, *, console: "Console | None" = None) -> list[
         FileNotFoundError: if the run, the checkpoint or a file does not exist.
         ImportError: if a package of the extra ``scripts`` is not installed.
     """
+    with settings.cluster.joined():
+        return _evaluate(settings, console)
+
+
+def _evaluate(settings: Evaluation, console: "Console | None") -> list[report.Row]:
     if Path(settings.name).name != settings.name:
         raise ValueError(f"--name must be the beginning of a file's name, without directories, got {settings.name!r}.")
+    about = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+    check_same({name: to_json(value) for name, value in about.items() if name != "cluster"})
     run = training.load_run(settings.run)
     own = None if settings.experiment is None else type(load_recipe(settings.experiment).experiment.data)
     problem = recorded_problem(run, own=own)
     checkpoint = int(settings.checkpoint) if settings.checkpoint.isdecimal() else settings.checkpoint
-    step = run.step(checkpoint)
+    step = from_first(lambda: run.step(checkpoint), "the checkpoint")
     model = run.blank_model()
     sets = prepared(_sets(settings, problem), model.config)
     report.check(model, sets)

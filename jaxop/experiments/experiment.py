@@ -12,6 +12,7 @@ from typing import Generic, TypeAlias, TypeVar
 
 from jaxop import training
 from jaxop._validation import check_name, closest
+from jaxop.experiments.cluster import ClusterConfig
 from jaxop.experiments.problems import Problem
 from jaxop.experiments.settings import OperatorSettings
 from jaxop.operators import OperatorConfig
@@ -43,6 +44,7 @@ class Experiment(Generic[Data, Model]):
         wandb: also log to this Weights & Biases project; None does not.
         mesh: devices that share the samples of a batch. It is not part of the recorded settings: a run may be resumed
             on any other number of devices.
+        cluster: how several processes find each other. It is not part of the recorded settings either.
 
     Example:
         >>> from pathlib import Path
@@ -65,6 +67,7 @@ class Experiment(Generic[Data, Model]):
     tensorboard: bool = False
     wandb: str | None = None
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    cluster: ClusterConfig = dataclasses.field(default_factory=ClusterConfig)
 
 
 AnyExperiment: TypeAlias = Experiment[Problem, OperatorConfig | OperatorSettings]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
+import jax
 import numpy as np
 from flax import nnx
 
@@ -18,6 +19,7 @@ from jaxop.experiments import plots
 from jaxop.experiments.problems import grid_name
 from jaxop.experiments.terminal import needs_extra
 from jaxop.training.evaluation import trace_errors
+from jaxop.training.processes import is_first
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -75,7 +77,8 @@ def write_report(
 ) -> list[Row]:
     """Evaluates all sets, prints the table and saves it under ``evaluation/``, with pictures under ``figures/``.
 
-    If a picture cannot be drawn, this is a warning.
+    Several processes share the samples of a set, and process 0 prints and saves. If a picture cannot be drawn, this is
+    a warning.
 
     Args:
         run: the run of the model.
@@ -93,7 +96,7 @@ def write_report(
     """
     rows: list[Row] = []
     norms: dict[str, np.ndarray] = {}
-    count = mesh.data or 1
+    count = mesh.data or jax.process_count()
     figures: dict[str, Callable[[], Figure]] = {}
     for (label, samples), file in zip(sets.items(), file_names(sets), strict=True):
         size = count * max(1, min(16, _EVALUATION_NODES // samples.target_domain.size) // count)
@@ -115,6 +118,8 @@ def write_report(
         title = f"{label}: {row['grid']}"
         figures[f"{name}-{file}"] = functools.partial(_predictions, model, chosen, labels=labels, title=title)
         norms[label] = errors.l2
+    if not is_first():
+        return rows
     console.print(error_table(run, rows))
     _save(run.directory / "evaluation", name, {"run": str(run.directory), "step": checkpoint}, rows)
     grids = [samples.target_domain for samples in sets.values()]

@@ -22,8 +22,10 @@ from jaxop.experiments.record import describe
 from jaxop.experiments.settings import check_memory, parameters, prepared
 from jaxop.experiments.terminal import make_console, needs_extra
 from jaxop.operators import OperatorConfig
+from jaxop.training import to_json
 from jaxop.training._files import local_path
 from jaxop.training.precision import config_in_precision
+from jaxop.training.processes import check_same, from_first, is_first
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -48,8 +50,13 @@ def train(experiment: AnyExperiment, *, name: str = "run", console: "Console | N
         OSError: if a file cannot be read or a directory cannot be written.
         ImportError: if a package of the extra ``scripts`` is not installed.
     """
-    console = make_console() if console is None else console
-    directory = _run_dir(name, experiment)
+    with experiment.cluster.joined():
+        return _train(experiment, name, make_console() if console is None else console)
+
+
+def _train(experiment: AnyExperiment, name: str, console: "Console") -> Path:
+    check_same({"resume": experiment.resume, "run_dir": to_json(experiment.run_dir), "mesh": to_json(experiment.mesh)})
+    directory = Path(from_first(lambda: str(_run_dir(name, experiment)), "the name of the run"))
     settings = experiment.training
     mesh = experiment.mesh.make(settings.batch_size // settings.accumulate)
     console.print(f"{name}: reading or generating data", style="bold")
@@ -72,7 +79,7 @@ def train(experiment: AnyExperiment, *, name: str = "run", console: "Console | N
     model = build(config, sets.train, seed=experiment.training.seed)
     report.check(model, sets.test)
     if experiment.run_dir is None:
-        directory = new_directory(directory)
+        directory = Path(from_first(lambda path=directory: str(new_directory(path)), "the directory of the run"))
     console.print(_summary(directory, sets, config, chosen, parameters(model), _sharing(mesh, experiment)))
     valid = sets.valid
     if experiment.resume and len(known := training.load_run(directory).config["valid"]) == len(valid):
@@ -93,7 +100,7 @@ def train(experiment: AnyExperiment, *, name: str = "run", console: "Console | N
             mesh=mesh,
         )
     finally:
-        if experiment.run_dir is None:
+        if experiment.run_dir is None and is_first():
             with contextlib.suppress(OSError):
                 directory.rmdir()  # nothing was written
     console.print(f"{result.stopped} after step {int(result.state.step)}, {result.seconds:.0f} s of training")
@@ -173,9 +180,10 @@ def _run_dir(name: str, experiment: AnyExperiment) -> Path:
 def _sharing(mesh: jax.sharding.Mesh, experiment: AnyExperiment) -> str:
     """Returns one line on the devices that share a batch."""
     size, found = experiment.training.batch_size, jax.devices()
-    return (
-        f"{mesh.size} of {len(found)} ({found[0].device_kind}), {size // mesh.size} samples of each batch on a device"
-    )
+    kind = found[0].device_kind
+    if jax.process_count() > 1:
+        kind += f", {jax.process_count()} processes"
+    return f"{mesh.size} of {len(found)} ({kind}), {size // mesh.size} samples of each batch on a device"
 
 
 def _summary(

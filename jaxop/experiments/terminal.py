@@ -7,12 +7,14 @@ import ctypes
 import io
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import jax
 
 from jaxop import training
+from jaxop.training.processes import LostProcessError, exit_status, is_first, leave
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,6 +30,7 @@ _INPUT_ERRORS = (
     ArithmeticError,
     jax.errors.JaxRuntimeError,  # usually out of memory
     training.DamagedCheckpointError,
+    LostProcessError,
 )
 
 
@@ -41,7 +44,8 @@ def run_command(command: Callable[[Sequence[str]], object], arguments: Sequence[
         arguments: the arguments of the command line, without the program's name.
 
     Returns:
-        The exit status: 0, 2 if the inputs are wrong, or 1 if the reader of stdout has gone.
+        The exit status: 0, 2 if the inputs are wrong, or 1 if the reader of stdout has gone. On several processes an
+        error ends the program with this status, or with 1 if another process is gone.
 
     Example:
         >>> from jaxop.experiments import terminal
@@ -58,11 +62,17 @@ def run_command(command: Callable[[Sequence[str]], object], arguments: Sequence[
     except BrokenPipeError:  # the reader, such as `head`, has stopped reading
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise Python complains when it flushes
         return 1
-    except _INPUT_ERRORS as error:
-        if own.traceback:
+    except BaseException as error:
+        together = jax.distributed.is_initialized() and not isinstance(error, SystemExit)
+        if isinstance(error, _INPUT_ERRORS) and not own.traceback:
+            notes = [note for note in getattr(error, "__notes__", ()) if note.startswith("(")]  # others come from JAX
+            sys.stderr.write(" ".join([f"error: {error or type(error).__name__}", *notes]) + "\n")
+        elif together:
+            traceback.print_exception(error)
+        else:
             raise
-        notes = [note for note in getattr(error, "__notes__", ()) if note.startswith("(")]  # others come from JAX
-        sys.stderr.write(" ".join([f"error: {error or type(error).__name__}", *notes]) + "\n")
+        if together:  # Python would wait for processes that are gone
+            leave(exit_status(error))
         return 2
     return 0
 
@@ -87,10 +97,13 @@ def print_anywhere() -> None:
 
 
 def make_console() -> "Console":
-    """Returns a console on stdout that does not read text as markup, because files may have any name."""
+    """Returns a console on stdout that does not read text as markup, because files may have any name.
+
+    Of several processes only process 0 prints.
+    """
     with needs_extra("a table of errors"):
         from rich.console import Console
-    return Console(markup=False, emoji=False)
+    return Console(markup=False, emoji=False, quiet=not is_first())
 
 
 def tune_allocator() -> None:

@@ -32,6 +32,8 @@ from jaxop.training.optimizer import learning_rate as learning_rate
 from jaxop.training.optimizer import make_optimizer as make_optimizer
 from jaxop.training.plan import StepPlan as StepPlan
 from jaxop.training.plan import plan_step as plan_step
+from jaxop.training.processes import LostProcessError as LostProcessError
+from jaxop.training.processes import ending_together as ending_together
 from jaxop.training.run import Run as Run
 from jaxop.training.run import load_run as load_run
 from jaxop.training.state import TrainState as TrainState

@@ -5,15 +5,20 @@ import json
 import os
 import re
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+import jax
+
 from jaxop._validation import check_type
+from jaxop.training.processes import from_first, gathered, is_first
 
 _REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # one slash, because pathlib drops the other
 _LARGEST = 2**28  # bytes of a JSON file
 _LOCK = "writer.lock"
+_SIGHT_S = 10.0  # for a file of another machine to appear
 
 
 def local_path(path: str | os.PathLike[str], argument: str) -> Path:
@@ -99,6 +104,44 @@ def writing(directory: Path) -> Iterator[None]:
             if made:
                 with contextlib.suppress(OSError):
                     directory.rmdir()
+
+
+@contextlib.contextmanager
+def writing_by_first(directory: Path) -> Iterator[None]:
+    """Keeps other writers out of a directory like `writing`; on several processes, process 0 does for all of them.
+
+    Raises:
+        BlockingIOError: see `writing`.
+        ValueError: if a process does not see the directory of process 0.
+    """
+    if not is_first():
+        _check_shared(directory)
+        yield
+        return
+    with writing(directory):
+        _check_shared(directory)
+        yield
+
+
+def _check_shared(directory: Path) -> None:
+    """Raises ``ValueError`` on all processes unless all see the lock of process 0."""
+    path = directory / _LOCK
+    lock = from_first(path.read_text, "the directory of the run")
+    if jax.process_count() == 1:
+        return
+    deadline = time.monotonic() + _SIGHT_S
+    while not (seen := path.is_file() and path.read_text() == lock) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    blind = [
+        f"process {process} on {host}"
+        for process, (host, seen) in enumerate(gathered([socket.gethostname(), seen], "the directory of the run"))
+        if not seen
+    ]
+    if blind:
+        raise ValueError(
+            f"run_dir={os.fspath(directory)!r} must be on a file system that all processes share, but "
+            f"{', '.join(blind)} cannot see what process 0 wrote there; give a directory on a shared file system."
+        )
 
 
 def _locked(path: Path) -> TextIO:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -10,9 +11,9 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NotRequired, TypedDict, TypeVar
+from typing import Any, NotRequired, TypedDict, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from jaxtyping import Array
 from orbax.checkpoint import v1 as orbax
 
 from jaxop.training._files import local_path, read_json, set_aside
+from jaxop.training.processes import from_first, gathered, spans_processes
 
 State = TypeVar("State")
 
@@ -66,7 +68,8 @@ class Checkpoints:
     dtype of every leaf, and the SHA-256 of every file. A checkpoint is assembled under another name, and renamed
     when it is complete and flushed to disk. A run that is killed at any moment therefore leaves only whole checkpoints.
     Loading first compares every file with the manifest, and so finds every truncated, altered or missing file.
-    One process at a time writes to a directory; any number may read.
+    One process at a time writes to a directory; any number may read. Of a state on the devices of several processes
+    each saves and loads its own part: all of them make the same call, with a directory that all of them see.
 
     Attributes:
         directory: directory of the steps, made when the first one is saved.
@@ -166,38 +169,49 @@ class Checkpoints:
         Cost: one copy of the state to disk, read back once for the checksums.
         """
         final = self.path(step)
-        if final.is_dir():
-            raise FileExistsError(f"{final} exists; a saved step is never overwritten.")
         leaves = _named_leaves(state)
+        once = _once(leaves)
+        if once(final.is_dir):
+            raise FileExistsError(f"{final} exists; a saved step is never overwritten.")
         bad = first_nonfinite(leaves)
         if bad is not None:
             raise FloatingPointError(f"step {step} is not saved: {bad} holds NaN or infinity.")
+        scratch = Path(once(lambda: str(self._scratch(final))))
+        together = spans_processes(leaves)
+        with _context(together), _literal(scratch, together=together) as folder:
+            orbax.save(str(folder / _ARRAYS), leaves)
+
+        def seal() -> None:
+            content: Manifest = {
+                "step": step,
+                "seconds": seconds,
+                "metrics": {name: value for name, value in (metrics or {}).items() if math.isfinite(value)},
+                "leaves": {name: _describe(leaf) for name, leaf in leaves.items()},
+                "files": {name: _flush_and_hash(scratch / name) for name in _files(scratch)},
+            }
+            if settings is not None:
+                content["settings"] = dict(settings)
+            manifest = scratch / _MANIFEST
+            manifest.write_text(json.dumps({"sha256": _seal(content), "content": content}, indent=1))
+            _flush_and_hash(manifest)
+            scratch.rename(final)
+            _flush_directory(final.parent)
+            self._delete_superseded()
+
+        once(seal)
+
+    def _scratch(self, final: Path) -> Path:
+        """Makes the directory in which a checkpoint is assembled, and removes what interrupted runs left."""
         root = Path(self.directory).resolve()
         root.mkdir(parents=True, exist_ok=True)
         for leftover in root.glob("step_*.tmp"):
             if _SCRATCH.fullmatch(leftover.name):
                 _remove(leftover)
         if os.path.lexists(final):
-            warnings.warn(f"{final} is not a directory; it was set aside as {set_aside(final)}.", stacklevel=2)
+            warnings.warn(f"{final} is not a directory; it was set aside as {set_aside(final)}.", stacklevel=4)
         scratch = root / f"{final.name}.tmp"
         scratch.mkdir()
-        with _literal(scratch) as folder:
-            orbax.save(str(folder / _ARRAYS), leaves)
-        content: Manifest = {
-            "step": step,
-            "seconds": seconds,
-            "metrics": {name: value for name, value in (metrics or {}).items() if math.isfinite(value)},
-            "leaves": {name: _describe(leaf) for name, leaf in leaves.items()},
-            "files": {name: _flush_and_hash(scratch / name) for name in _files(scratch)},
-        }
-        if settings is not None:
-            content["settings"] = dict(settings)
-        manifest = scratch / _MANIFEST
-        manifest.write_text(json.dumps({"sha256": _seal(content), "content": content}, indent=1))
-        _flush_and_hash(manifest)
-        scratch.rename(final)
-        _flush_directory(root)
-        self._delete_superseded()
+        return scratch
 
     def restore(self, like: State, *, step: int | None = None, parts: Sequence[str] | None = None) -> State:
         """Returns the state saved at a step, with the structure, shapes, dtypes and shardings of ``like``.
@@ -219,26 +233,30 @@ class Checkpoints:
 
         Cost: the checkpoint is read twice, once for its checksums.
         """
+        wanted = _named_leaves(like)
+        once = _once(wanted)
         if step is None:
-            step = self.latest
-        if step is None or step not in self.steps:
+            step = once(lambda: self.latest)
+        if step is None or not once(lambda: step in self.steps):
             raise FileNotFoundError(
                 f"no checkpoint{'' if step is None else f' of step {step}'} in {self.directory}; "
                 f"steps there: {self.steps or 'none'}."
             )
-        manifest = self.verify(step)
-        wanted = _named_leaves(like)
+        manifest, damage = once(lambda: self._verified(step))
+        if damage:
+            raise DamagedCheckpointError(damage)
         saved = {
             name: description
             for name, description in manifest["leaves"].items()
             if parts is None or name.split(".")[0] in parts
         }
         self._check_fit(step, saved, {name: _describe(leaf) for name, leaf in wanted.items()})
-        context = orbax.Context()
+        together = spans_processes(wanted)
+        context = _context(together)
         context.pytree.loading.partial_load = parts is not None
         path = self.path(step).resolve()
         try:
-            with context, _literal(path) as folder:
+            with context, _literal(path, together=together) as folder:
                 loaded = orbax.load(str(folder / _ARRAYS), {name: _abstract(leaf) for name, leaf in wanted.items()})
         except Exception as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
@@ -261,12 +279,14 @@ class Checkpoints:
             ValueError: see `restore`.
         """
         damaged = []
-        while (step := self.latest) is not None:
+        once = _once(_named_leaves(like))
+        while (step := once(lambda: self.latest)) is not None:
             try:
                 return step, self.restore(like, step=step)
             except DamagedCheckpointError as error:
-                aside = set_aside(self.path(step))
-                damaged.append(str(aside))
+                path = self.path(step)
+                aside = once(lambda path=path: str(set_aside(path)))
+                damaged.append(aside)
                 warnings.warn(
                     f"checkpoint of step {step} is damaged: {error} It was set aside as {aside}; "
                     "the previous checkpoint is tried.",
@@ -299,6 +319,13 @@ class Checkpoints:
             if _hash(file) != checksum:
                 raise DamagedCheckpointError(f"{file} is not what was saved: its checksum differs.")
         return manifest
+
+    def _verified(self, step: int) -> tuple[Manifest | None, str]:
+        """Returns the manifest of a step, or what is damaged."""
+        try:
+            return self.verify(step), ""
+        except DamagedCheckpointError as error:
+            return None, str(error)
 
     def _check_fit(self, step: int, saved: Mapping[str, str], wanted: Mapping[str, str]) -> None:
         faults = [
@@ -334,18 +361,41 @@ def leaf_names(tree: object) -> list[str]:
 
 
 def first_nonfinite(leaves: Mapping[str, Leaf]) -> str | None:
-    """Returns the name of the first array that holds NaN, or infinity outside ``opt_state``; None if all are finite."""
-    for name, leaf in leaves.items():
-        if jnp.issubdtype(leaf.dtype, jnp.inexact):
-            array = np.asarray(leaf)
-            bad = np.isnan(array) if name.startswith("opt_state.") else ~np.isfinite(array)
-            if bad.any():
-                return name
-    return None
+    """Returns the name of the first array that holds NaN, or infinity outside ``opt_state``; None if all are finite.
+
+    Every process looks at the parts on its own devices. If there are others, all processes make the same call.
+    """
+
+    def is_bad(name: str, leaf: Any) -> bool:
+        spans = isinstance(leaf, jax.Array) and spans_processes(leaf)
+        parts: list[Any] = [shard.data for shard in leaf.addressable_shards] if spans else [leaf]
+        test = np.isnan if name.startswith("opt_state.") else lambda array: ~np.isfinite(array)
+        return any(test(np.asarray(part)).any() for part in parts)
+
+    found = [name for name, leaf in leaves.items() if jnp.issubdtype(leaf.dtype, jnp.inexact) and is_bad(name, leaf)]
+    everywhere = gathered(found[:1], "the test for values that are not finite") if spans_processes(leaves) else [found]
+    order = list(leaves)
+    return min(itertools.chain(*everywhere), key=order.index, default=None)
 
 
 def _named_leaves(tree: object) -> dict[str, Leaf]:
     return dict(zip(leaf_names(tree), jax.tree.leaves(tree), strict=True))
+
+
+def _once(leaves: Mapping[str, Leaf]) -> Callable[[Callable[[], Any]], Any]:
+    """Returns how to call a function on files: on process 0 for all that hold parts of the leaves, or right here."""
+    if not spans_processes(leaves):
+        return lambda function: function()
+    return lambda function: from_first(function, "the files of a checkpoint")
+
+
+def _context(together: bool) -> orbax.Context:
+    """Returns the settings of Orbax for all processes together, or for this process alone."""
+    context = orbax.Context()
+    if not together and jax.process_count() > 1:
+        context.multiprocessing.primary_host = jax.process_index()
+        context.multiprocessing.active_processes = {jax.process_index()}
+    return context
 
 
 def _describe(leaf: Leaf) -> str:
@@ -361,16 +411,21 @@ def _fits(name: str, saved: str, wanted: str) -> bool:
 
 
 def _abstract(leaf: Leaf) -> jax.ShapeDtypeStruct:
-    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 @contextlib.contextmanager
-def _literal(directory: Path) -> Iterator[Path]:
+def _literal(directory: Path, *, together: bool) -> Iterator[Path]:
     """Yields a path to a directory that Orbax cannot take for a pattern: the path itself, or a link."""
-    if not _PATTERN.search(str(directory)):
+    if not (match := _PATTERN.search(str(directory))):
         yield directory
         return
+    if together:  # a link is seen by one process only
+        raise ValueError(
+            f"several processes cannot save to {str(directory)!r}, because it holds the character {match[0]!r}; "
+            "give another directory."
+        )
     with tempfile.TemporaryDirectory(prefix="jaxop-") as folder:
         if match := _PATTERN.search(folder):
             raise ValueError(

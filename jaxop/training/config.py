@@ -200,7 +200,7 @@ def check_same_settings(
     Raises:
         ValueError: if they differ.
     """
-    old, new = _flatten(saved), _flatten(current)
+    old, new = flatten(saved), flatten(current)
     free = {f"training.{name}" for name in _MAY_CHANGE}
     if "valid_sets" in saved or "train.inputs.contents" in old:
         free |= {*paths}
@@ -222,10 +222,11 @@ def check_same_settings(
         )
 
 
-def _flatten(value: object, prefix: str = "") -> dict[str, object]:
+def flatten(value: object, prefix: str = "") -> dict[str, object]:
+    """Returns the values in nested dicts by their dotted names."""
     if isinstance(value, Mapping) and value:
         items: dict[str, object] = {}
         for key, item in value.items():
-            items |= _flatten(item, f"{prefix}.{key}" if prefix else str(key))
+            items |= flatten(item, f"{prefix}.{key}" if prefix else str(key))
         return items
     return {prefix: value}

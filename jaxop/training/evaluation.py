@@ -16,8 +16,17 @@ from jaxop.data import Batch, DataSource, ExampleBatch, Examples, Samples
 from jaxop.data.source import check_batch, check_source
 from jaxop.domains import SPACES, Domain
 from jaxop.training.losses import Loss, apply_loss, cross_entropy, relative_norms
-from jaxop.training.mesh import check_divides, check_mesh, over_devices, replicate
+from jaxop.training.mesh import (
+    check_divides,
+    check_mesh,
+    distribute,
+    on_one_device,
+    over_devices,
+    own_indices,
+    replicate,
+)
 from jaxop.training.optimizer import Tree
+from jaxop.training.processes import on_host
 from jaxop.training.state import split_model
 
 
@@ -49,7 +58,8 @@ def evaluate(
         batch_size: samples per call. The last batch is filled up with copies, so that one program
             serves the whole set. Later calls with a model and samples of the same shapes reuse it.
         mesh: devices that share the samples of a call along the axis "data", which must divide ``batch_size``. None
-            computes on one device.
+            computes on one device. If they belong to several processes, every process must make the same call, reads
+            the samples of its own devices, and gets the whole result.
 
     Returns:
         `Errors` with one entry per sample.
@@ -87,7 +97,7 @@ def _evaluate(
         _check_batch(batch, samples, "evaluate")
         spaces = spaces or _spaces(batch.target_domain)
         columns.append(_errors(graphdef, spaces, mesh, params, other, batch))
-    l2, *h1 = (np.concatenate(column)[: len(samples)] for column in zip(*jax.device_get(columns), strict=True))
+    l2, *h1 = (np.concatenate(column)[: len(samples)] for column in zip(*on_host(columns), strict=True))
     return Errors(l2, h1[0] if h1 else None)
 
 
@@ -154,7 +164,7 @@ def _score(
     for batch in _batches(examples, batch_size, argument, mesh):
         check_type(batch, f"{argument}[indices]", ExampleBatch, "a data.ExampleBatch")
         columns.append(_scores(graphdef, mesh, params, other, batch))
-    return Scores(*(np.concatenate(c)[: len(examples)] for c in zip(*jax.device_get(columns), strict=True)))
+    return Scores(*(np.concatenate(c)[: len(examples)] for c in zip(*on_host(columns), strict=True)))
 
 
 def check_classes(model: nnx.Module, examples: Examples) -> None:
@@ -211,7 +221,7 @@ def predict(
     outputs = []
     for batch in _batches(samples, batch_size, "samples", mesh):
         _check_batch(batch, samples, "predict")
-        outputs.append(np.asarray(_outputs(graphdef, mesh, params, other, batch)))
+        outputs.append(on_host(_outputs(graphdef, mesh, params, other, batch)))
     return np.concatenate(outputs)[: len(samples)]
 
 
@@ -267,11 +277,13 @@ def _mean_losses(
     totals: dict[str, float] = {}
     for start in range(0, len(source), batch_size):
         index = np.arange(start, min(start + batch_size, len(source)))
-        batch = source[index]
-        check_batch(batch, len(index), argument)
         # a last batch that the devices cannot share evenly is computed on all of them
         sharing = mesh if mesh is not None and len(index) % mesh.size == 0 else None
-        values = jax.device_get(_losses(loss, graphdef, sharing, params, other, batch))
+        batch = _batch(source, index, argument, sharing)
+        variables = (params, other)
+        if sharing is None and mesh is not None and mesh.is_multi_process:  # by every process itself
+            variables = on_one_device(variables, mesh)
+        values = on_host(_losses(loss, graphdef, sharing, *variables, batch))
         for name, value in values.items():
             totals[name] = totals.get(name, 0.0) + len(index) * float(np.mean(value, dtype=np.float64))
     return {name: total / len(source) for name, total in totals.items()}
@@ -304,9 +316,15 @@ def _batches(samples: DataSource, batch_size: int, argument: str, mesh: Mesh | N
     check_divides(mesh, batch_size)
     size = batch_size if mesh is not None else min(batch_size, len(samples))
     for start in range(0, len(samples), size):
-        batch = samples[np.minimum(np.arange(start, start + size), len(samples) - 1)]
-        check_batch(batch, size, argument)
-        yield batch
+        yield _batch(samples, np.minimum(np.arange(start, start + size), len(samples) - 1), argument, mesh)
+
+
+def _batch(source: DataSource, index: np.ndarray, argument: str, mesh: Mesh | None) -> Tree:
+    """Returns the items of these numbers; on several processes, every process reads those of its own devices."""
+    own = own_indices(index, mesh)
+    batch = source[own]
+    check_batch(batch, len(own), argument)
+    return batch if mesh is None or not mesh.is_multi_process else distribute(batch, mesh, len(index))
 
 
 def _spaces(domain: Domain) -> tuple[str, ...]:

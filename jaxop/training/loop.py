@@ -15,7 +15,7 @@ from jaxtyping import Array, PyTree
 from jaxop.data import DataSource, batch_indices
 from jaxop.data.source import BatchForm, batch_form, check_batch, check_same_form
 from jaxop.training._arguments import RESERVED, check_arguments, check_sources
-from jaxop.training._files import local_path, writing
+from jaxop.training._files import local_path, writing_by_first
 from jaxop.training._running import Clock, noted, prefetched, stop_signals
 from jaxop.training.checkpoint import Checkpoints, first_nonfinite, leaf_names
 from jaxop.training.config import TrainingConfig, check_same_settings, path_fields, to_json
@@ -23,9 +23,10 @@ from jaxop.training.evaluation import mean_errors, trace_errors
 from jaxop.training.identity import describe_source
 from jaxop.training.loggers import JsonLines, Logger, Progress
 from jaxop.training.losses import Loss, describe_loss
-from jaxop.training.mesh import check_divides, check_mesh, distribute, on_one_device, replicate
+from jaxop.training.mesh import check_divides, check_mesh, distribute, on_one_device, own_indices, replicate
 from jaxop.training.optimizer import EvalParams, Optimizer, describe_state, make_optimizer
 from jaxop.training.precision import in_precision
+from jaxop.training.processes import Vote, check_covers, check_same, ending_together, from_first, is_first
 from jaxop.training.run import (
     error_name,
     has_begun,
@@ -34,12 +35,15 @@ from jaxop.training.run import (
     open_checkpoints,
     read_settings,
     record_versions,
+    versions,
     write_settings,
 )
 from jaxop.training.state import TrainState, init_state, split_model
 from jaxop.training.step import Step, make_step
 
 Model = TypeVar("Model", bound=nnx.Module)
+
+_STOPPED = ("completed", "time limit", "terminated")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +94,11 @@ def fit(
     process at a time writes to the directory. The first checkpoint is restored as soon as it is saved, so that a run
     whose checkpoints cannot be read fails at once.
 
+    On several processes (`jax.distributed.initialize`) all of them call `fit` with the same arguments, on a mesh of
+    the devices of all, and with a directory that all of them see. Each reads the samples of its own devices. All save
+    their parts of a checkpoint. Process 0 alone writes everything else, logs, and measures the time limit. SIGTERM to
+    any process stops all of them after the same step. An error of one ends all with its message.
+
     Args:
         model: any NNX module that the loss can call; it is not changed. The losses "l2" and "h1" call
             ``model(inputs, domain, at=at, initial=initial)``, and "cross_entropy" calls ``model(inputs)``.
@@ -114,8 +123,8 @@ def fit(
             for them. Evaluations, ``Result.model`` and `Run.restore` use these parameters.
         mesh: devices that share the samples of every batch along the axis "data", such as
             ``MeshConfig().make(config.batch_size)`` or ``jax.make_mesh((8,), ("data",))``; see `make_step`. The run
-            records it, and may be resumed on any other number of devices: the batches are the same. None trains on
-            one device.
+            records it, and may be resumed on any other number of devices and processes: the batches are the same.
+            None trains on one device.
         settings: further description of the run (operator config, source of the data): dataclasses, numbers, strings,
             paths, or dicts and lists of them. They are stored in ``config.json`` and in every checkpoint, and compared
             when the run is resumed, except for paths, because samples may move. The names "loss" and "optimizer" may
@@ -132,10 +141,12 @@ def fit(
         TypeError: if an argument has a wrong type, such as samples that do not fit the loss.
         ValueError: if samples do not fit each other or the config, if the arrays, shapes or dtypes of the training
             batches change from step to step, if settings, data, loss or optimiser differ from those of the run to
-            resume (the message names every field that differs), or if the model does not fit its checkpoint.
+            resume or between processes (the message names every field that differs), or if the model does not fit its
+            checkpoint.
         FileNotFoundError: if ``run_dir`` does not hold a run to resume.
         FileExistsError: if a new run would overwrite another run.
-        BlockingIOError: if another process is writing to ``run_dir``; the message names it.
+        BlockingIOError: if another run is writing to ``run_dir``; the message names its process.
+        LostProcessError: if another process of this run is gone.
         FloatingPointError: at the first step whose loss or gradient is not finite; the message names the
             step, the samples of its batch and the first bad array. No such state is saved.
 
@@ -169,6 +180,7 @@ def fit(
         eval_params=eval_params,
     )
     mesh = check_mesh(mesh)
+    check_covers(mesh)
     check_divides(mesh, config.batch_size, config.accumulate)
     model = in_precision(model, config.precision)
     check_sources(model, train, valid, config, loss)
@@ -192,8 +204,10 @@ def fit(
     if resume and not directory.is_dir():
         raise FileNotFoundError(f"nothing to resume from: {directory} does not exist. Check the path.")
     with contextlib.ExitStack() as stack:
-        stack.enter_context(writing(directory))
-        if not resume and has_begun(directory):
+        stack.enter_context(ending_together())
+        check_same({"resume": resume})
+        stack.enter_context(writing_by_first(directory))
+        if not resume and from_first(lambda: has_begun(directory), "the contents of run_dir"):
             latest = checkpoints.latest
             what = "without an undamaged checkpoint;" if latest is None else f"saved up to step {latest}; resume it, or"
             raise FileExistsError(f"{directory} already holds a run, {what} give another run_dir.")
@@ -205,10 +219,14 @@ def fit(
             **given,
             **extra,
         }
+        about = {"settings": described, "versions": versions(), "x64": jax.config.read("jax_enable_x64")}
+        check_same(about, free={f"settings.{name}" for name in path_fields(settings)})
         start, seconds, errors = 0, 0.0, {}
         if resume:
             start, state, seconds, errors = _resumed(checkpoints, directory, state, described, path_fields(settings))
         own: list[Logger] = [JsonLines(), *([Progress()] if progress else [])]
+        if not is_first():
+            own, loggers = [], []
         training = _Training(model, train, valid, config, loss, mesh, described, checkpoints, [*own, *loggers], errors)
         made = make_step(graphdef, chosen, config, loss=loss, eval_params=eval_params, mesh=mesh)
         step = training.trace(made, state)
@@ -216,9 +234,10 @@ def fit(
         for output in (*loggers, *own):  # loggers whose package may be missing come first
             output.start(directory, described, start)
             stack.callback(output.close)
-        (directory / "figures").mkdir(exist_ok=True)
-        write_settings(directory, described)
-        record_versions(directory, start, resume=resume, mesh=mesh)
+        if is_first():
+            (directory / "figures").mkdir(exist_ok=True)
+            write_settings(directory, described)
+            record_versions(directory, start, resume=resume, mesh=mesh)
         return training.run(step, start, state, seconds)
 
 
@@ -226,10 +245,13 @@ def _resumed(
     checkpoints: Checkpoints, directory: Path, state: TrainState, described: Mapping[str, object], paths: set[str]
 ) -> tuple[int, TrainState, float, dict[str, float]]:
     """Returns step, state, seconds and last errors of an interrupted run with these settings."""
-    config, begun = directory / "config.json", has_begun(directory)
-    if checkpoints.latest is not None or (config.exists() and not begun):
+    config = directory / "config.json"
+    begun, saved, known = from_first(
+        lambda: [has_begun(directory), checkpoints.latest is not None, config.exists()], "the contents of run_dir"
+    )
+    if saved or (known and not begun):
         check_same_settings(in_present_terms(read_settings(directory)), described, str(config), paths=paths)
-    if config.exists() and not begun:  # interrupted before the first checkpoint
+    if known and not begun:  # interrupted before the first checkpoint
         return 0, state, 0.0, {}
     start, state = checkpoints.restore_latest(state)
     manifest = checkpoints.manifest(start)
@@ -274,7 +296,8 @@ class _Training(Generic[Model]):
     def run(self, lowered: jax.stages.Lowered, start: int, state: TrainState, seconds: float) -> Result[Model]:
         config, stopped = self.config, "completed"
         limit = config.time_limit_s or float("inf")
-        if self.checkpoints.latest is None:  # a run that is killed early can be resumed, and a full disk is noticed
+        # a run that is killed early can be resumed, and a full disk is noticed
+        if from_first(lambda: self.checkpoints.latest is None, "the checkpoints"):
             self.checkpoints.save(0, state, settings=self.settings)
             self.checkpoints.restore(state, step=0)  # a checkpoint that cannot be read fails now, not at resume
         ahead = range(start, config.steps)
@@ -285,16 +308,16 @@ class _Training(Generic[Model]):
         step_fn = lowered.compile()
         with stop_signals() as terminated, prefetched(self._load, ahead) as batches:
             clock = Clock(seconds)
+            vote = Vote(self.mesh, len(_STOPPED))
             unreported: tuple[int, _Loaded, dict[str, Array]] | None = None
             for step, batch in enumerate(batches, start=start + 1):
                 state, metrics = step_fn(state, batch.batch)
                 if unreported:  # while the device works on this step
                     self._report(*unreported, clock.seconds)
                 unreported = step, batch, metrics
-                if terminated():
-                    stopped = "terminated"
-                elif clock.seconds > limit and step < config.steps:
-                    stopped = "time limit"
+                reason = vote(2 if terminated() else int(is_first() and clock.seconds > limit))
+                if _STOPPED[reason] == "terminated" or step < config.steps:
+                    stopped = _STOPPED[reason]
                 last = step == config.steps or stopped != "completed"
                 evaluated = (last and stopped != "terminated") or step % config.eval_every == 0
                 if not (last or evaluated or step % config.checkpoint_every == 0):
@@ -314,9 +337,10 @@ class _Training(Generic[Model]):
     def _load(self, step: int) -> _Loaded:
         size = self.config.batch_size
         indices = batch_indices(len(self.train), size, seed=self.config.seed, step=step)
-        batch = self.train[indices]
-        check_batch(batch, size, "train")
-        batch = distribute(batch, self.mesh)
+        own = own_indices(indices, self.mesh)
+        batch = self.train[own]
+        check_batch(batch, len(own), "train")
+        batch = distribute(batch, self.mesh, size)
         if self.first is None:
             self.first = batch_form(batch)
         check_same_form(batch, self.first, "train", step + 1)
@@ -362,10 +386,15 @@ class _Training(Generic[Model]):
         return errors
 
     def _improves(self, errors: Mapping[str, float]) -> bool:
-        metric, best = self.checkpoints.best_metric, self.checkpoints.best
+        metric = self.checkpoints.best_metric
         if metric is None or metric not in errors:
             return False
-        return best is None or errors[metric] < self.checkpoints.manifest(best)["metrics"][metric]
+
+        def improves() -> bool:
+            best = self.checkpoints.best
+            return best is None or errors[metric] < self.checkpoints.manifest(best)["metrics"][metric]
+
+        return from_first(improves, "the best checkpoint")
 
     def _current_model(self, state: TrainState) -> Model:
         """Returns the model on one device, so that it runs on arrays of that device."""

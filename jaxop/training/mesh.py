@@ -6,13 +6,15 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array
+from jaxtyping import Array, Int
 
 from jaxop._platform import compiled_for
 from jaxop._validation import check_size, check_type
 from jaxop.data.source import batch_parts, is_shared
 from jaxop.training.optimizer import Tree
+from jaxop.training.processes import check_takes_part, evenly_chosen, own_rows, place, place_rows
 
 Result = TypeVar("Result")
 
@@ -26,6 +28,7 @@ class MeshConfig:
 
     Attributes:
         data: devices that share the samples of a batch. None takes as many of all devices as divide the batch.
+            Several processes take part with equal numbers of devices.
     """
 
     data: int | None = None
@@ -35,14 +38,15 @@ class MeshConfig:
             check_size(self.data, "data")
 
     def make(self, batch_size: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
-        """Returns the mesh of the first devices.
+        """Returns the mesh of the first devices, or of the first devices of every process.
 
         Args:
             batch_size: samples in a batch.
             devices: the devices to choose from; None means those in sight.
 
         Raises:
-            ValueError: if there are fewer devices, or ``data`` does not divide the batch.
+            ValueError: if there are fewer devices, or ``data`` does not divide the batch, or the processes do not
+                divide it.
 
         Example:
             >>> from jaxop import training
@@ -50,15 +54,16 @@ class MeshConfig:
             {'data': 1}
         """
         check_size(batch_size, "batch_size")
+        each = jax.process_count() if devices is None else 1
         devices = jax.devices() if devices is None else list(devices)
         count = self.data
         if count is None:
-            count = max(n for n in range(1, len(devices) + 1) if batch_size % n == 0)
+            count = max((n for n in range(each, len(devices) + 1, each) if batch_size % n == 0), default=each)
         if count > len(devices):
             raise ValueError(
                 f"mesh.data must be at most the number of devices, {len(devices)} ({devices[0].platform}), got {count}."
             )
-        mesh = jax.make_mesh((count,), (DATA,), axis_types=(AxisType.Auto,), devices=devices[:count])
+        mesh = jax.make_mesh((count,), (DATA,), axis_types=(AxisType.Auto,), devices=evenly_chosen(devices, count))
         check_divides(mesh, batch_size)
         return mesh
 
@@ -68,7 +73,7 @@ def check_mesh(mesh: Mesh | None) -> Mesh | None:
 
     Raises:
         TypeError: if it is not a mesh.
-        ValueError: if an axis other than "data" has more than one device.
+        ValueError: if an axis other than "data" has more than one device, or if the mesh leaves out some processes.
     """
     if mesh is None:
         return None
@@ -80,6 +85,7 @@ def check_mesh(mesh: Mesh | None) -> Mesh | None:
         raise ValueError(
             f"mesh must have an axis named {DATA!r} and, besides it, only axes of one device, got {dict(mesh.shape)}."
         )
+    check_takes_part(mesh)
     return Mesh(mesh.devices, mesh.axis_names) if mesh.size > 1 else None
 
 
@@ -96,7 +102,10 @@ def check_divides(mesh: Mesh | None, batch_size: int, accumulate: int = 1) -> No
 
 def replicate(tree: Result, mesh: Mesh | None) -> Result:
     """Returns the arrays with a copy on every device of the mesh, or unchanged without one."""
-    return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    if mesh is None:
+        return tree
+    whole = NamedSharding(mesh, PartitionSpec())
+    return jax.device_put(tree, whole) if whole.is_fully_addressable else place(tree, whole)
 
 
 def on_one_device(tree: Result, mesh: Mesh | None) -> Result:
@@ -104,11 +113,36 @@ def on_one_device(tree: Result, mesh: Mesh | None) -> Result:
     return tree if mesh is None else jax.tree.map(lambda leaf: leaf.addressable_shards[0].data, tree)
 
 
-def distribute(batch: Tree, mesh: Mesh | None) -> Tree:
-    """Returns a batch on the devices: the samples divided among them, and a copy of what all samples share on each."""
+def own_indices(indices: Int[np.ndarray, " b"], mesh: Mesh | None) -> Int[np.ndarray, " r"]:
+    """Returns the numbers of those samples of a batch that this process reads: the samples of its own devices."""
+    if mesh is None or not mesh.is_multi_process:
+        return indices
+    return indices[own_rows(NamedSharding(mesh, PartitionSpec(DATA)), len(indices))]
+
+
+def distribute(batch: Tree, mesh: Mesh | None, count: int | None = None) -> Tree:
+    """Returns a batch on the devices: the samples divided among them, and a copy of what all samples share on each.
+
+    Args:
+        batch: the batch. On several processes, the samples of `own_indices`.
+        mesh: the devices.
+        count: samples in the whole batch; needed on several processes only.
+    """
     if mesh is None:
         return jax.device_put(batch)
-    return jax.device_put(batch, jax.tree.map(lambda spec: NamedSharding(mesh, spec), batch_specs(batch)))
+    if not mesh.is_multi_process:
+        return jax.device_put(batch, jax.tree.map(lambda spec: NamedSharding(mesh, spec), batch_specs(batch)))
+    assert count is not None
+    rows = own_rows(NamedSharding(mesh, PartitionSpec(DATA)), count)
+    parts, structure = batch_parts(batch)
+
+    def one(part: Tree, spec: PartitionSpec) -> Tree:
+        sharding = NamedSharding(mesh, spec)
+        if is_shared(part):
+            return place(part, sharding)
+        return jax.tree.map(lambda leaf: place_rows(leaf, sharding, rows, count), part)
+
+    return jax.tree.unflatten(structure, map(one, parts, jax.tree.leaves(batch_specs(batch))))
 
 
 def over_devices(function: Callable[..., Result], mesh: Mesh | None, *, mean: bool) -> Callable[..., Result]:

@@ -266,15 +266,20 @@ def record_versions(directory: Path, step: int, *, resume: bool, mesh: jax.shard
         "from_step": step,
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
-        "python": platform.python_version(),
         "platform": platform.platform(),
-        **{package: _version(package) for package in _PACKAGES},
+        **versions(),
         "device": f"{device.device_kind} ({device.platform})",
         "devices": jax.device_count(),
+        "processes": jax.process_count(),
         "mesh": {} if mesh is None else dict(mesh.shape),
         "git_revision": _git_revision(),
     }
     _write_json(path, [*entries, entry])
+
+
+def versions() -> dict[str, str | None]:
+    """Returns the versions of Python and of the packages that a result depends on."""
+    return {"python": platform.python_version(), **{package: _version(package) for package in _PACKAGES}}
 
 
 def _write_json(path: Path, value: object) -> None:

@@ -1,6 +1,7 @@
 """Writer of sets that `jaxop.data.read` can read."""
 
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def save(path: str | os.PathLike[str], samples: Samples) -> None:
     )
     if samples.initial is not None:
         arrays["initial"] = np.asarray(samples.initial[:])
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
     try:
         with partial.open("wb") as file:
             np.savez(file, **arrays)
