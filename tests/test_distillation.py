@@ -49,6 +49,7 @@ def test_logits_are_those_of_the_attention():
     assert distillation.head_kernel(attention, 1).inverse_width == pytest.approx(0.6)
 
 
+@pytest.mark.thorough
 def test_a_machine_reads_a_head_on_inputs_it_has_not_seen(x64):
     attention, x, y = layer(param_dtype=jnp.float64), inputs(300), inputs(300, seed=1)
     machine = distillation.machine_of_head(attention, 1, x, y, regularization=1e-5)

@@ -180,6 +180,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(trained, files, tmp_
     assert ends[0]["sets"] == ends[1]["sets"]
 
 
+@pytest.mark.thorough
 def test_a_run_is_resumed_on_files_that_were_renamed(files, tmp_path, capsys):
     first, second, run = tmp_path / "a.npz", tmp_path / "v.npz", tmp_path / "run"
     for source, copy in (("a.npz", first), ("b.npz", second)):
@@ -202,6 +203,7 @@ def test_directories_made_in_one_second_differ(tmp_path):
     assert all(path.is_dir() for path in made)
 
 
+@pytest.mark.thorough
 def test_a_generated_problem_is_made_once(tmp_path, monkeypatch):
     arguments = ["darcy_fno", "--cache", str(tmp_path / "cache"), "--run-dir", str(tmp_path / "run")]
     arguments += ["--training.steps", "2", "--training.warmup-steps", "0", "--training.loss", "l2"]

@@ -132,6 +132,7 @@ def test_weights_are_a_measure(form, ensemble, matrices):
         np.testing.assert_allclose(split, whole, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.thorough
 def test_a_domain_is_an_ensemble(matrices):
     """Forces of functions on finer and finer grids converge to those of the continuum, at the order of the rule."""
 

@@ -106,6 +106,7 @@ def test_classifier_of_listed_pairs():
     assert classifier.score(X, Y, listed) == classifier.score(X, Y, numbers, MASK)
 
 
+@pytest.mark.thorough
 def test_seeded_landmarks():
     few = clone(REGRESSOR).set_params(landmarks=4, random_state=1)
     first, again = (clone(few).fit(X, Y, Z).predict(X, Y) for _ in range(2))

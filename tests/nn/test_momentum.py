@@ -273,6 +273,7 @@ def test_a_later_overflow_does_not_leak():
         np.testing.assert_allclose(attend(query, key[:3], key[:3], np.full(3, unit)), 10 * 0.05 / 3, rtol=1e-5)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("block", [*BLOCKS, "flow"])
 def test_every_parameter_is_trained(block):
     sizes = {"width": 8, "layers": 2, "feedforward": 8}

@@ -79,6 +79,7 @@ def test_operators_give_one_function_on_two_grids():
     assert np.abs(outputs[1] - outputs[0]).max() < 0.02 * np.abs(outputs[1]).max()
 
 
+@pytest.mark.thorough
 def test_jit_and_training():
     model = operator()
     grid = domains.box((8, 8), rule="midpoint")

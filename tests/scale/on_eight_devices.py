@@ -62,6 +62,7 @@ def assert_agree(rows, others_rows, params, others_params):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), params, others_params)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", OPERATORS)
 def test_an_operator_trains_as_on_one_device_with_one_message(name):
     config = OPERATORS[name]()
@@ -75,6 +76,7 @@ def test_an_operator_trains_as_on_one_device_with_one_message(name):
     assert 4 * count <= size <= 4 * (count + 2)  # the gradient and the loss
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(("count", "accumulate"), [(2, 1), (4, 2)])
 def test_other_numbers_of_devices_and_micro_batches(count, accumulate):
     config = OPERATORS["fno"]()
@@ -130,6 +132,7 @@ def test_a_run_moves_between_numbers_of_devices(tmp_path):
     assert [entry["mesh"] for entry in entries] == [{"data": 4}, {"data": 2}, {}, {"data": 4}]
 
 
+@pytest.mark.thorough
 def test_an_interrupted_run_on_four_devices_ends_with_the_same_bits(tmp_path):
     whole = fit(tmp_path / "whole", 4, config=RUN, model=tiny())
     with interruption(9) as loggers:
@@ -160,6 +163,7 @@ class _Spoiled:
         return dataclasses.replace(self.clean[indices], inputs=jnp.asarray(self.inputs[indices]))
 
 
+@pytest.mark.thorough
 def test_every_device_drops_other_channels_and_averages_are_shared():
     class Model(nnx.Module):
         def __init__(self):
@@ -186,6 +190,7 @@ def test_every_device_drops_other_channels_and_averages_are_shared():
     assert second - first**2 > 1e-3  # equal masks would have no variance
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("stacked", [False, True], ids=["shared-domain", "domain-per-sample"])
 def test_evaluation_is_that_of_one_device(stacked):
     test, model = (stacked_samples if stacked else samples)(11), tiny()
@@ -197,6 +202,7 @@ def test_evaluation_is_that_of_one_device(stacked):
     np.testing.assert_allclose(outputs[1], outputs[0], rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.thorough
 def test_scores_are_those_of_one_device():
     class Classifier(nnx.Linear):
         pass
@@ -209,6 +215,7 @@ def test_scores_are_those_of_one_device():
     np.testing.assert_array_equal(shared.accuracy, alone.accuracy)
 
 
+@pytest.mark.thorough
 def test_a_loss_of_the_user_is_validated_as_on_one_device(tmp_path):
     def loss(model, batch):
         errors = jnp.mean((model(batch.inputs, batch.domain) - batch.targets) ** 2, axis=(1, 2))

@@ -12,12 +12,14 @@ from jaxop import domains, schwarz
 from tests.schwarz.cases import factors_on, halton, laplacian, problem, waves
 
 
+@pytest.mark.thorough
 def test_a_fit_says_whether_it_stopped_by_itself(x64):
     dec, _, inputs, targets = problem(31, 4, 2, 1)
     assert not schwarz.fit(dec, inputs, targets, rank=2, steps=2).converged
     assert schwarz.fit(dec, inputs, targets, rank=2, steps=200).converged
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(("decay", "gain", "distance"), [(1, 25, 2.0), (0, 8, 2.0)])
 def test_the_fit_comes_near_the_bound_and_far_below_the_global_optimum(x64, decay, gain, distance):
     dec, matrix, inputs, targets = problem(63, 4, 4, decay)
@@ -140,6 +142,7 @@ def test_ablations_have_one_level_only(x64):
     assert both.errors[-1] < 0.1 * min(local.errors[-1], coarse.errors[-1])
 
 
+@pytest.mark.thorough
 def test_functions_as_factors_move_to_finer_grids(x64):
     features = functools.partial(schwarz.legendre_features, degree=5)
     dec = schwarz.decompose(domains.interval(63, rule="interior"), 4, 0)

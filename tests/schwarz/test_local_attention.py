@@ -52,6 +52,7 @@ def test_blend_of_attentions_in_subdomains(name, partition, x64):
     np.testing.assert_allclose(subdomain_attention(query, key, value, cut), expected, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     "kernel", [None, kernels.Gaussian(0.4), kernels.Quadratic(0.5)], ids=["exp", "gaussian", "quadratic"]
 )
@@ -79,6 +80,7 @@ def test_constants_are_reproduced_and_the_derivative_in_large_domains_is_the_sam
     np.testing.assert_allclose(jax.grad(loss)(query), together, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_memory_grows_linearly():
     """Scratch of a compiled call, with subdomains of one size."""
     scratch = []

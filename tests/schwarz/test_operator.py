@@ -15,6 +15,7 @@ from tests.jaxprs import equations
 from tests.schwarz.cases import DECOMPOSITIONS, factors_on, problem
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("name", DECOMPOSITIONS)
 def test_the_operator_is_the_formula_in_dense_matrices(name, symmetric):
@@ -62,6 +63,7 @@ def test_gradients_train_it():
     assert float(loss(train(factors))) ** 0.5 < 5e-2
 
 
+@pytest.mark.thorough
 def test_renumbering_the_nodes_changes_nothing_else():
     points, weights = scattered(40, 2), jnp.linspace(0.5, 1.5, 40)
     order = jax.random.permutation(jax.random.key(1), 40)
@@ -129,6 +131,7 @@ def test_random_factors_have_the_variance_that_is_promised():
             assert variance == pytest.approx(np.sqrt(40 / (rank * 3.0)), rel=0.1)
 
 
+@pytest.mark.thorough
 def test_random_factors_make_functions_of_the_size_that_is_promised():
     dec, sizes = schwarz.decompose(domains.interval(1024, rule="midpoint"), 16, 0, coarse="partition"), []
     for seed in range(20):

@@ -89,6 +89,7 @@ def synthesised(coefficients, shape, modes):
     return out
 
 
+@pytest.mark.sample(6)
 @cases
 def test_values_and_gradients_are_those_of_the_oracle(name, x64):
     shape, modes = CASES[name]
@@ -249,6 +250,7 @@ def test_float32_on_a_long_grid_loses_no_digits(implementation):
     assert np.abs(out - truth).max() < 2e-6 * np.abs(truth).max()
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("implementation", spectral.IMPLEMENTATIONS)
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=["bfloat16", "float16"])
 def test_half_precision_is_computed_in_float32_and_cast_back(implementation, dtype):
@@ -272,6 +274,7 @@ def test_half_precision_is_computed_in_float32_and_cast_back(implementation, dty
     np.testing.assert_allclose(narrow, wide, rtol=0, atol=0.02 * np.abs(wide).max())
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("implementation", spectral.IMPLEMENTATIONS)
 def test_batches_are_loops_and_jit_is_eager(implementation):
     shape, modes = CASES["2-d Nyquist"]

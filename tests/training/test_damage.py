@@ -91,6 +91,7 @@ class Root(Tiny):
         return super().__call__(values, domain, **options) + jnp.sqrt(jnp.sum(self.root[...] ** 2))
 
 
+@pytest.mark.thorough
 def test_promise_5_a_gradient_that_is_not_finite_names_its_parameter(tmp_path):
     with pytest.raises(FloatingPointError, match=r"step 1: .*the gradient of root"):
         run(tmp_path, model=Root(rngs=nnx.Rngs(0)))

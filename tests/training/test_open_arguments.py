@@ -49,6 +49,7 @@ def test_metrics_of_a_loss_reach_loggers_and_rows(tmp_path):
     assert result.errors["same/l2"] == pytest.approx(errors.mean(), rel=1e-5)
 
 
+@pytest.mark.thorough
 def test_a_named_loss_and_its_function_take_the_same_steps(tmp_path):
     for name, function in (("l2", training.relative_l2_loss), ("h1", training.relative_h1_loss)):
         config = dataclasses.replace(PLAIN, loss=name)
@@ -110,6 +111,7 @@ def test_multi_steps_move_every_other_time_and_by_the_mean_gradient():
     chex.assert_trees_all_close(state.params, whole.params, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_line_search_gets_loss_and_gradient(accumulate):
     config = dataclasses.replace(PLAIN, accumulate=accumulate)
@@ -132,6 +134,7 @@ def test_a_residual_is_minimised(tmp_path):
     assert set(result.errors) == {"same/loss", "same/largest", "same/mean"}
 
 
+@pytest.mark.thorough
 def test_derivatives_through_an_operator_are_those_of_differences(x64):
     """Second derivatives of the output in space, through ``at``."""
     config = operators.TransformerNeuralOperatorConfig(
@@ -179,6 +182,7 @@ def test_an_array_is_a_source(tmp_path):
         quiet(model, rows + 1, {"same": rows + 1}, PLAIN, tmp_path, loss=squares, resume=True)
 
 
+@pytest.mark.thorough
 def test_labelled_examples_come_from_any_source(tmp_path):
     class Parity:
         def __len__(self):
@@ -349,6 +353,7 @@ def test_an_average_of_an_average_is_refused():
         training.init_state(tiny(), optax.contrib.schedule_free_adamw(0.1), config)
 
 
+@pytest.mark.thorough
 def test_settings_called_optimizer_and_loss_are_free_if_the_arguments_are_not_given(tmp_path):
     config = dataclasses.replace(PLAIN, steps=1)
     quiet(tiny(), samples(), {}, config, tmp_path, settings={"optimizer": "adamw", "loss": "usual"})
@@ -357,6 +362,7 @@ def test_settings_called_optimizer_and_loss_are_free_if_the_arguments_are_not_gi
     assert run.checkpoints.best_metric is None
 
 
+@pytest.mark.thorough
 def test_settings_called_loss_are_not_taken_for_the_record_of_a_loss(tmp_path):
     config = dataclasses.replace(PLAIN, steps=1)
     valid = {"v": samples()}
@@ -401,6 +407,7 @@ def test_a_source_whose_batches_change_is_named(name, value, message, tmp_path):
         quiet(model, Changing(), {}, PLAIN, tmp_path, loss=squares)
 
 
+@pytest.mark.thorough
 def test_bound_arguments_of_a_loss_are_compared(tmp_path):
     def scaled(model, batch, weight, table=None):
         return weight * training.relative_l2_loss(model, batch)

@@ -44,6 +44,7 @@ def saved_at(case, directory, step):
     return training.load_run(directory).checkpoints.restore(like, step=step)
 
 
+@pytest.mark.sample(1)
 def test_promise_1_a_resumed_run_ends_with_the_same_bits(case, wholes, tmp_path):
     directory, whole = wholes(case)
     interrupt(case, tmp_path, 5)
@@ -53,6 +54,7 @@ def test_promise_1_a_resumed_run_ends_with_the_same_bits(case, wholes, tmp_path)
     assert rows(tmp_path) == rows(directory)
 
 
+@pytest.mark.sample(1)
 def test_promise_2_sigterm_saves_and_the_rest_follows(case, wholes, tmp_path):
     directory, whole = wholes(case)
     stopped = case.fit(tmp_path, loggers=[Interrupt(2, lambda: os.kill(os.getpid(), signal.SIGTERM))])
@@ -61,6 +63,7 @@ def test_promise_2_sigterm_saves_and_the_rest_follows(case, wholes, tmp_path):
     assert rows(tmp_path) == rows(directory)
 
 
+@pytest.mark.sample(1)
 def test_promise_3_a_damaged_newest_checkpoint_is_set_aside(case, wholes, tmp_path):
     interrupt(case, tmp_path, 5)
     newest = max(
@@ -72,6 +75,7 @@ def test_promise_3_a_damaged_newest_checkpoint_is_set_aside(case, wholes, tmp_pa
     assert_same_bits(resumed.state, wholes(case)[1].state)
 
 
+@pytest.mark.sample(2)
 def test_promise_5_nan_names_step_samples_and_array_and_is_not_saved(case, tmp_path):
     step = 2
     drawn = data.batch_indices(len(case.train()), 4, seed=CONFIG.seed, step=step).tolist()
@@ -87,6 +91,7 @@ def test_promise_5_nan_names_step_samples_and_array_and_is_not_saved(case, tmp_p
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
 
+@pytest.mark.sample(2)
 def test_promise_6_what_differs_is_named(case, tmp_path):
     interrupt(case, tmp_path, 3)
     before = rows(tmp_path)
@@ -102,6 +107,7 @@ def test_promise_7_resuming_nothing_is_an_error(case, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.sample(1)
 def test_promise_8_the_same_seed_gives_the_same_run(case, wholes, tmp_path):
     directory, whole = wholes(case)
     assert_same_bits(case.fit(tmp_path).state, whole.state)

@@ -77,6 +77,7 @@ def test_promise_1_a_killed_and_resumed_run_ends_with_the_same_bits(tmp_path):
     assert len(json.loads((directory / "versions.json").read_text())) == 4
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("step", [1, 13, 24])
 def test_promise_1_a_resumed_run_ends_with_the_same_bits_wherever_it_stopped(whole, tmp_path, step):
     interrupted(tmp_path, step)
@@ -86,6 +87,7 @@ def test_promise_1_a_resumed_run_ends_with_the_same_bits_wherever_it_stopped(who
     assert training.load_run(tmp_path).checkpoints.steps == training.load_run(whole[0]).checkpoints.steps
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT], ids=["sigterm", "ctrl-c"])
 def test_promise_2_on_one_process_a_signal_finishes_the_step_saves_and_returns(whole, tmp_path, sent):
     before = signal.getsignal(sent)
@@ -108,6 +110,7 @@ def test_a_second_interrupt_stops_at_once(tmp_path):
         run(tmp_path, loggers=[Interrupt(8, twice)])
 
 
+@pytest.mark.thorough
 def test_promise_8_the_same_seed_gives_the_same_run(whole, tmp_path):
     assert_same_bits(run(tmp_path / "again").state, whole[1].state)
     assert rows(tmp_path / "again") == rows(whole[0])

@@ -80,6 +80,7 @@ def test_last_parameters_can_be_had_without_the_average(finished):
     assert_same_bits(nnx.to_pure_dict(nnx.state(model, nnx.Param)), result.state.params)
 
 
+@pytest.mark.thorough
 def test_without_validation_the_last_checkpoint_is_the_best(tmp_path):
     config = dataclasses.replace(CONFIG, steps=3, warmup_steps=1, ema_decay=0.0)
     result = training.fit(tiny(), samples(), {}, config, run_dir=tmp_path, progress=False)
@@ -137,6 +138,7 @@ def test_a_config_that_is_a_pipe_is_no_config(tmp_path):
         training.load_run(tmp_path)
 
 
+@pytest.mark.thorough
 def test_an_edited_record_of_the_model_is_compared_with_the_sealed_one(tmp_path):
     @dataclasses.dataclass(frozen=True)
     class Settings:
@@ -163,6 +165,7 @@ def test_reserved_settings_are_refused(tmp_path, name):
         run(tmp_path, settings={name: 1})
 
 
+@pytest.mark.thorough
 def test_training_runs_in_double_precision(x64, tmp_path):
     config = dataclasses.replace(CONFIG, steps=2, warmup_steps=1, loss="h1")
     train = samples(dtype=np.float64)

@@ -35,6 +35,7 @@ def test_is_compiled_once_and_donates():
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves((old.params, old.opt_state, old.ema)))
 
 
+@pytest.mark.sample(1)
 @pytest.mark.optax  # flax normalises in float32 or wider by implicit promotion
 @pytest.mark.parametrize(("loss", "stacked"), [("l2", False), ("h1", True)])
 def test_accumulated_gradient_is_that_of_the_whole_batch(x64, loss, stacked):

@@ -77,6 +77,7 @@ def test_tokens_of_a_classifier_may_have_velocities():
     np.testing.assert_allclose(logits_of(model, SOURCE), logits_of(model, SOURCE[:4]), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("kernel", [nn.ExpDotProductConfig(), nn.LinearConfig()], ids=lambda k: k.name)
 def test_a_decoder_sees_the_source_and_what_it_has_written(kernel):
     model = translator(kernel)
@@ -118,6 +119,7 @@ def test_a_decoder_learns_to_copy(tmp_path):
     assert np.mean(training.score(result.model, pairs).accuracy) > 0.9
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: f"{k.name}-{getattr(k, 'per', '')}")
 def test_no_token_sees_a_later_one(kernel):
     model, tokens = sequence(kernel), [[1, 2, 3, 4, 5, 6]]
@@ -131,6 +133,7 @@ def test_tokens_may_be_constants_of_a_program():
     np.testing.assert_allclose(jax.jit(lambda m: m(tokens))(model), model(tokens), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.thorough
 @pytest.mark.optax
 def test_another_block_is_noticed_when_restored(tmp_path):
     """H0 and H1 have the same parameters."""
@@ -146,6 +149,7 @@ def test_another_block_is_noticed_when_restored(tmp_path):
         run.restore(other)
 
 
+@pytest.mark.thorough
 def test_bytes_are_tokens():
     """256 of them: a comparison in their own type would wrap."""
     windows = data.text_windows(np.frombuffer(b"hello world, this is a text", np.uint8), 6)
@@ -195,6 +199,7 @@ def test_learns_a_cycle_and_resumes(kernel, tmp_path):
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.thorough
 @pytest.mark.optax
 def test_micro_batches_have_the_gradient_of_the_batch():
     windows = data.text_windows(np.arange(12 * 8 + 1) % 7, 12)
