@@ -12,7 +12,7 @@ from flax import nnx
 
 Layer = TypeVar("Layer")
 State = TypeVar("State")
-Variables = dict[str, Any]
+Variables = dict[Any, Any]
 
 
 @dataclasses.dataclass

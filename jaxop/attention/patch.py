@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from jaxop._pytree import register
-from jaxop._validation import as_float, is_concrete
+from jaxop._validation import accumulator, as_float, is_concrete
 from jaxop._varying import varying_like
 from jaxop.attention.integral import DENSE_LIMIT, integral_attention
 from jaxop.attention.operands import Mask, accumulation_dtype
@@ -301,7 +301,8 @@ def _attend(
         # few long tokens: form the small matrix of softmax weights (attention of the unit tokens), then one product
         unit = jnp.broadcast_to(jnp.eye(q, dtype=query.dtype)[:, None, :], (q, heads, q))
         matrix = attend(query, key, unit).astype(tokens.dtype)
-        mixed = jnp.matmul(jnp.moveaxis(matrix, 1, 0), jnp.moveaxis(tokens.reshape(q, heads, length), 1, 0))
+        factors = jnp.moveaxis(matrix, 1, 0), jnp.moveaxis(tokens.reshape(q, heads, length), 1, 0)
+        mixed = jnp.matmul(*factors, preferred_element_type=accumulator(tokens.dtype)).astype(tokens.dtype)
         return jnp.moveaxis(mixed, 0, 1).reshape(p, *tokens.shape[1:])
     flat = tokens.reshape(q, heads, length)
     return attend(query, key, flat).reshape(p, *tokens.shape[1:])

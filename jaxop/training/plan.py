@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+import warnings
 from typing import Any, cast
 
 import jax
@@ -185,15 +186,18 @@ def plan_step(
 
 def _compiled(lowered: jax.stages.Lowered, device: jax.Device) -> jax.stages.Compiled:
     try:
-        return lowered.compile()
+        with warnings.catch_warnings():
+            # programs for devices that are not there can be stored in JAX's cache, but not read from it
+            warnings.filterwarnings("ignore", "Error reading persistent compilation cache entry")
+            return lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        used = re.search(r"Used (\S+) of (\S+) hbm", str(error))
-        what = f"needs {used[1]} of the {used[2]}" if used else "needs more than the memory"
+        sizes = re.findall(r"\b\d[\d.]*[KMGT]\b", str(error))  # what is needed, and what there is
+        what = f"needs {sizes[0]} of the {sizes[1]}" if len(sizes) > 1 else "needs more than the memory"
         raise MemoryError(
             f"the step {what} of a device ({device.device_kind}); take more devices, a smaller batch, more "
-            "micro-batches (training.accumulate), or a smaller operator."
+            "micro-batches (training.accumulate), training.remat, or a smaller operator."
         ) from error
 
 

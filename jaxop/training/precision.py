@@ -13,7 +13,7 @@ Model = TypeVar("Model", bound=nnx.Module)
 
 
 def config_in_precision(config: Config, precision: str | None) -> Config:
-    """Returns the config of a model whose ``dtype`` is that of the precision, one of `PRECISIONS`, or None.
+    """Returns the config of an operator whose ``dtype`` is that of the precision, one of `PRECISIONS`, or None.
 
     Raises:
         ValueError: if the config has another ``dtype``.
@@ -24,15 +24,17 @@ def config_in_precision(config: Config, precision: str | None) -> Config:
         >>> config_in_precision(operators.FourierNeuralOperatorConfig(1, 1), "bf16").dtype
         'bfloat16'
     """
-    if precision is None:
-        return config
+    return config if precision is None else dataclasses.replace(config, dtype=_dtype(config.dtype, precision))
+
+
+def _dtype(given: str | None, precision: str) -> str:
     dtype = PRECISIONS[precision]
-    if config.dtype not in (None, dtype):
+    if given not in (None, dtype):
         raise ValueError(
-            f"training.precision={precision!r} computes in {dtype}, but the model was given dtype={config.dtype!r}; "
-            "leave one of the two out."
+            f"training.precision={precision!r} computes in {dtype}, but the model was given dtype={given!r}; leave one "
+            "of the two out."
         )
-    return dataclasses.replace(config, dtype=dtype)
+    return dtype
 
 
 def in_precision(model: Model, precision: str | None) -> Model:
@@ -56,7 +58,8 @@ def in_precision(model: Model, precision: str | None) -> Model:
             f"{type(model).__name__}; compute in half precision inside your model, and leave precision=None."
         )
     for module in found:
-        config = config_in_precision(vars(module)["config"], precision)
+        own = vars(module)["config"]
+        config = dataclasses.replace(own, dtype=_dtype(own.dtype, precision))
         twin = nnx.eval_shape(lambda config=config: build(config, rngs=nnx.Rngs(0)))
         parts = dict(nnx.iter_modules(twin))
         for path, part in nnx.iter_modules(module):

@@ -31,7 +31,7 @@ def test_a_plan_for_sixteen_chips(name, tmp_path, capsys, unchecked):
     assert plan["mesh"] == {"data": 16}
     (message,) = plan["messages"]
     assert (message["kind"], message["devices"], message["count"]) == ("all-reduce", 16, 1)
-    assert plan["parameters"] <= message["size"] <= plan["parameters"] + 16  # the gradient and the loss
+    assert plan["parameters"] <= message["size"] <= plan["parameters"] + 64  # the gradient and the loss
     held = plan["parameters"] + plan["optimizer"] + plan["other"] + plan["batch"]
     assert held - 64 <= plan["arguments"] < plan["total"] < plan["chip"]["memory"]
     assert plan["step_seconds"] > max(plan["seconds"].values())
@@ -60,10 +60,10 @@ def test_the_fused_attention_of_tpus_runs_inside_the_mesh(topology):
 
 
 def test_a_step_that_does_not_fit_is_refused_with_its_size():
-    wide = operators.TransformerNeuralOperatorConfig(1, 1, width=4096, heads=2, layers=24, feedforward=65536)
+    wide = operators.TransformerNeuralOperatorConfig(1, 1, width=4096, heads=2, layers=1, feedforward=2**19)
     model = nnx.eval_shape(lambda: operators.build(wide, rngs=nnx.Rngs(0)))
-    u = np.zeros((4, 32, 1), np.float32)
-    batch = data.Samples(u, u, domains.interval(32))[np.arange(4)]
+    u = np.zeros((4, 8, 1), np.float32)
+    batch = data.Samples(u, u, domains.interval(8))[np.arange(4)]
     found = training.Topology.find("v5e:2x2")
     mesh = training.MeshConfig().make(4, found.devices)
     with pytest.raises(MemoryError, match=r"the step needs \S+G of the 15.75G of a device \(TPU v5 lite\)"):
