@@ -38,6 +38,8 @@ class Case:
         fault: "SIGTERM", "SIGKILL" or "SIGINT" to itself, "data" for an error of the source, "rest" for a long rest in
             the source, "save" for SIGKILL in the middle of saving, "nan" for a bad sample.
         pause: seconds that every batch takes to read.
+        identity: identity of the training samples.
+        jax_version: the version that this process claims; "" leaves the true one.
         check: whether to compare evaluations by all processes with evaluations by this one alone.
     """
 
@@ -51,6 +53,8 @@ class Case:
     fault: str = ""
     pause: float = 0.0
     check: bool = False
+    identity: str = "samples(22)"
+    jax_version: str = ""
 
 
 class Source:
@@ -80,7 +84,7 @@ class Source:
         return batch
 
     def identity(self):
-        return "samples(22)"
+        return self.case.identity
 
 
 def digest(state) -> str:
@@ -127,6 +131,9 @@ def main(case: Case) -> dict:
             save(path, leaves)
 
         training.checkpoint.orbax.save = killed
+    if case.jax_version:
+        versions = training.loop.versions
+        training.loop.versions = lambda: versions() | {"jax": case.jax_version}
     source = Source(case)
     result = training.fit(
         tiny(rate=0.0),

@@ -252,12 +252,16 @@ def test_a_value_that_is_not_finite_is_named_by_both(tmp_path):
 
 @pytest.mark.fit
 def test_what_differs_between_processes_is_listed(tmp_path):
-    found = cases(2, tmp_path / "run", each=({}, {"training": {"seed": 4, "learning_rate": 0.5}}))
+    other = {"training": {"seed": 4, "learning_rate": 0.5}, "identity": "others", "jax_version": "0.0.1"}
+    found = cases(2, tmp_path / "run", each=({}, other))
     for status, _, _, errors in found:
         assert status != 0
         assert "settings.training.learning_rate: 0.01 on process 0, 0.5 on process 1" in errors
         assert "settings.training.seed: 3 on process 0, 4 on process 1" in errors
-        assert "settings.training.steps" not in errors
+        assert 'settings.train.identity: "samples(22)" on process 0, "others" on process 1' in errors
+        assert f'versions.jax: "{jax.__version__}" on process 0, "0.0.1" on process 1' in errors
+        assert errors.count(" on process 1") == 4
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.fit
