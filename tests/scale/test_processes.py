@@ -193,7 +193,7 @@ def test_every_process_takes_part_with_equal_numbers_of_devices(monkeypatch, unc
 @pytest.mark.fit
 def test_a_killed_process_ends_the_other_and_the_run_goes_on(tmp_path):
     """Promise 1: the resumed run ends with the bits of a run that was never stopped."""
-    cluster = {"silence_s": 4.0}
+    cluster = {"silence_s": 10.0}
     found = cases(2, tmp_path / "run", cluster=cluster, each=({}, {"fault": "SIGKILL", "at": 12}))
     assert found[1][0] == -signal.SIGKILL
     assert found[0][0] == 1
@@ -212,7 +212,7 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on(tmp_path):
 def test_a_process_that_is_missing_when_a_checkpoint_is_saved(tmp_path):
     """Nothing of the unfinished checkpoint counts, and the previous one is taken; damage is set aside for all."""
     directory = tmp_path / "run"
-    found = cases(2, directory, cluster={"silence_s": 4.0}, each=({}, {"fault": "save", "at": 15}))
+    found = cases(2, directory, cluster={"silence_s": 10.0}, each=({}, {"fault": "save", "at": 15}))
     assert found[1][0] == -signal.SIGKILL
     assert found[0][0] == 1
     assert "process 1 of 2 failed" in found[0][3]
