@@ -85,7 +85,8 @@ class ClusterConfig:
         processes, or if JAX is connected already, it does not connect anything.
 
         Raises:
-            ConnectionError: if the coordinator does not answer in time; the message names its address.
+            ConnectionError: if the coordinator does not answer in time or cannot open its port; the message names its
+                address.
             RuntimeError: if a device was used before.
         """
         if not jax.distributed.is_initialized():
@@ -121,6 +122,16 @@ class ClusterConfig:
                 initialization_timeout=round(2 * self.start_timeout_s) + 60,
                 heartbeat_timeout_seconds=round(self.silence_s) + _BACKSTOP_S,
             )
+        except jax.errors.JaxRuntimeError as error:
+            raise ConnectionError(
+                f"process {number} cannot use the coordinator {address} ({str(error).splitlines()[0]}); its port may "
+                "be in use: give another --cluster.coordinator."
+            ) from error
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"the {count} processes must be connected before anything uses a device: let your own file make arrays "
+                "in functions, not when it is imported."
+            ) from error
         finally:
             late.cancel()
 
@@ -163,4 +174,4 @@ def _give_up(address: str, count: int, number: int, config: ClusterConfig) -> No
         f"(this is process {number}); start all of them with the same --cluster.coordinator, and open the port.\n"
     )
     sys.stderr.flush()
-    os._exit(2)
+    os._exit(1)

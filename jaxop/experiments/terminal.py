@@ -44,8 +44,9 @@ def run_command(command: Callable[[Sequence[str]], object], arguments: Sequence[
         arguments: the arguments of the command line, without the program's name.
 
     Returns:
-        The exit status: 0, 2 if the inputs are wrong, or 1 if the reader of stdout has gone. On several processes an
-        error ends the program with this status, or with 1 if another process is gone.
+        The exit status: 0, 2 if the inputs are wrong, or 1 if the reader of stdout has gone or the coordinator of
+        several processes does not answer. On several processes an error ends the program with this status, or with 1
+        if another process is gone.
 
     Example:
         >>> from jaxop.experiments import terminal
@@ -73,7 +74,7 @@ def run_command(command: Callable[[Sequence[str]], object], arguments: Sequence[
             raise
         if together:  # Python would wait for processes that are gone
             leave(exit_status(error))
-        return 2
+        return 1 if isinstance(error, ConnectionError) else 2
     return 0
 
 

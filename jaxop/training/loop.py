@@ -67,6 +67,7 @@ class Result(Generic[Model]):
     errors: dict[str, float]
 
 
+@ending_together()
 def fit(
     model: Model,
     train: DataSource,
@@ -181,6 +182,7 @@ def fit(
     )
     mesh = check_mesh(mesh)
     check_covers(mesh)
+    check_same({"resume": resume})
     check_divides(mesh, config.batch_size, config.accumulate)
     model = in_precision(model, config.precision)
     check_sources(model, train, valid, config, loss)
@@ -204,8 +206,6 @@ def fit(
     if resume and not directory.is_dir():
         raise FileNotFoundError(f"nothing to resume from: {directory} does not exist. Check the path.")
     with contextlib.ExitStack() as stack:
-        stack.enter_context(ending_together())
-        check_same({"resume": resume})
         stack.enter_context(writing_by_first(directory))
         if not resume and from_first(lambda: has_begun(directory), "the contents of run_dir"):
             latest = checkpoints.latest

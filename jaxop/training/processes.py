@@ -24,9 +24,8 @@ SILENCE_S = 60.0
 
 _PATIENCE_S = 1800.0  # for a process that is alive but does not come
 _GRACE_S = 5.0  # for all processes to leave together
+_SETTLE_S = 2.0  # for a process to raise the error that another has raised
 _POLL_S = 0.5
-_FAILURE = "jaxop/failure"
-_BEATS = "jaxop/beats"
 _UNREACHABLE = ("gloo", "nccl", "connection", "unavailable", "deadline_exceeded", "aborted", "cancelled", "heartbeat")
 
 _SILENT = "it was killed or its machine is gone, because nothing was heard of it"
@@ -34,6 +33,7 @@ _RESUME = "Resume the run when all processes can start again."
 
 _numbers = itertools.count()  # of messages; equal on all processes, because all exchange the same messages in order
 _read: list[str] = []  # keys of messages that all processes have read as soon as they post the next
+_blocks = itertools.count()  # of `ending_together`, equal on all processes as well
 _watched = threading.Event()
 
 
@@ -221,23 +221,27 @@ class Vote:
     Every call starts a program that reduces the numbers of this call, and returns the result of the program before
     it. The host therefore does not wait for the devices. On one process a call returns its own number at once.
 
+    Attributes:
+        program: the compiled reduction, if there are several processes.
+        ballots: its argument for every number.
+
     Cost: one all-reduce of 4 bytes a call, if there are several processes.
     """
 
     def __init__(self, mesh: Mesh | None, options: int):
         self._before: Array | None = None
-        self._ballots: list[Array] = []
+        self.ballots: list[Array] = []
         if mesh is not None and jax.process_count() > 1:
             every = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
             numbers = (np.full(mesh.size, option, np.int32) for option in range(options))
-            self._ballots = [place(number, every) for number in numbers]
+            self.ballots = [place(number, every) for number in numbers]
             self.program = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
     def __call__(self, number: int) -> int:
         """Returns the largest number that was given, 0 at the first call of several processes."""
-        if not self._ballots:
+        if not self.ballots:
             return number
-        before, self._before = self._before, self.program(self._ballots[number])
+        before, self._before = self._before, self.program(self.ballots[number])
         return 0 if before is None else int(before)
 
 
@@ -248,20 +252,29 @@ def ending_together(silence_s: float = SILENCE_S) -> Iterator[None]:
     A process cannot leave a computation that others have left, and would wait for them. A thread therefore watches
     for the message of a failed process, prints it and ends this process with the same exit status. The process
     that fails raises its error. A process that was killed cannot leave a message: it counts as failed when it has been
-    silent for ``silence_s`` seconds. On one process, and inside another such block, nothing is added.
+    silent for ``silence_s`` seconds. If all raise the same error, none is ended, and the program may go on. On one
+    process, and inside another such block, nothing is added. It is also a decorator.
 
     Args:
         silence_s: seconds after which a silent process counts as lost.
 
     Raises:
         LostProcessError: instead of JAX's error, if the connection to another process was lost.
+
+    Cost: a thread that asks the coordinator twice a second.
+
+    Example:
+        >>> from jaxop import training
+        >>> with training.ending_together():  # around what every process does
+        ...     print("trained")
+        trained
     """
     if jax.process_count() == 1 or _watched.is_set():
         yield
         return
     _watched.set()
-    over = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(over, silence_s), name="jaxop-watch", daemon=True)
+    over, room = threading.Event(), f"jaxop/block-{next(_blocks)}"
+    watcher = threading.Thread(target=_watch, args=(room, over, silence_s), name="jaxop-watch", daemon=True)
     watcher.start()
     try:
         yield
@@ -270,13 +283,13 @@ def ending_together(silence_s: float = SILENCE_S) -> Iterator[None]:
     except BaseException as error:
         failure = error
         if isinstance(error, jax.errors.JaxRuntimeError) and any(w in str(error).lower() for w in _UNREACHABLE):
-            time.sleep(4 * _POLL_S)  # a process that failed has said why, and the watcher ends this one
+            time.sleep(_SETTLE_S + 2 * _POLL_S)  # a process that failed has said why, and the watcher ends this one
             failure = LostProcessError(
                 f"process {jax.process_index()} of {jax.process_count()} has lost the connection to another process, "
                 f"which was killed or whose machine is gone ({str(error).splitlines()[0][:200]}). {_RESUME}"
             )
         over.set()
-        _tell(jax.process_index(), str(failure) or type(failure).__name__, exit_status(failure))
+        _tell(room, jax.process_index(), str(failure) or type(failure).__name__, exit_status(failure))
         if failure is error:
             raise
         raise failure from error
@@ -296,35 +309,37 @@ def leave(status: int) -> NoReturn:
 
 
 def exit_status(error: BaseException) -> int:
-    """Returns the exit status of a program that an error ends: 2 if its inputs are wrong, otherwise 1."""
+    """Returns the exit status of a program that an error ends: 2 if inputs are wrong, 1 if it may be tried again."""
     wrong = (ValueError, TypeError, OSError, ImportError, MemoryError, NotImplementedError, ArithmeticError)
-    return 2 if isinstance(error, wrong) else 1
+    return 2 if isinstance(error, wrong) and not isinstance(error, ConnectionError) else 1
 
 
-def _watch(over: threading.Event, silence_s: float) -> None:
+def _watch(room: str, over: threading.Event, silence_s: float) -> None:
     """Ends this process when another has failed. Process 0 listens to the others, and is missed by JAX itself."""
     client, process, count = _client(), jax.process_index(), jax.process_count()
     heard: dict[str, tuple[str, float]] = {}
     while not over.wait(_POLL_S):
         with contextlib.suppress(Exception):  # the service is gone, and JAX ends this process
-            client.key_value_increment(f"{_BEATS}/{process}", 1)
+            client.key_value_increment(f"{room}/beats/{process}", 1)
             if process == 0:
-                now, beats = time.monotonic(), dict(client.key_value_dir_get(_BEATS))
+                now, beats = time.monotonic(), dict(client.key_value_dir_get(f"{room}/beats"))
                 heard = {name: heard.get(name, ("", now)) for name in beats}
                 heard |= {name: (beat, now) for name, beat in beats.items() if beat != heard[name][0]}
                 for name, (_, since) in heard.items():
                     if now - since > silence_s:
-                        _tell(int(name.rpartition("/")[2]), f"{_SILENT} for {silence_s:.0f} s. {_RESUME}", 1)
-            failed, message, status = json.loads(client.key_value_try_get(_FAILURE))
+                        _tell(room, int(name.rpartition("/")[2]), f"{_SILENT} for {silence_s:.0f} s. {_RESUME}", 1)
+            failed, message, status = json.loads(client.key_value_try_get(f"{room}/failure"))
+            if over.wait(_SETTLE_S):
+                break
             sys.stderr.write(f"error: process {failed} of {count} failed, which ends process {process}: {message}\n")
             leave(status)
     with contextlib.suppress(Exception):
-        client.key_value_delete(f"{_BEATS}/{process}")
+        client.key_value_delete(f"{room}/beats/{process}")
 
 
-def _tell(process: int, message: str, status: int) -> None:
+def _tell(room: str, process: int, message: str, status: int) -> None:
     with contextlib.suppress(Exception):  # another process was first, or the service is gone
-        _client().key_value_set(_FAILURE, json.dumps([process, message, status]))
+        _client().key_value_set(f"{room}/failure", json.dumps([process, message, status]))
 
 
 def _lost(processes: Sequence[int], what: str) -> str:

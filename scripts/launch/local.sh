@@ -9,7 +9,7 @@
 set -euo pipefail
 count=${1:?usage: local.sh N COMMAND [options]}
 shift
-command=(${PYTHON:-python} -m jaxop)
+command=(${PYTHON:-python3} -m jaxop)
 address=127.0.0.1:${PORT:-$((20000 + RANDOM % 10000))}
 processes=()
 for ((i = 0; i < count; i++)); do

@@ -4,7 +4,8 @@
 #     TPU=my-slice ZONE=us-west4-a scripts/launch/tpu_slice.sh train darcy_fano --run-dir /shared/runs/wide
 #
 # Every machine has a checkout in ~/jaxop with jaxop[scripts] and jax[tpu] installed. The run directory is on a file
-# system that all of them share. $PROGRAM replaces `python -m jaxop`.
+# system that all of them share. $PROGRAM replaces `python3 -m jaxop`.
 set -euo pipefail
 printf -v arguments '%q ' "$@"
-gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker=all --command="cd jaxop && ${PROGRAM:-python -m jaxop} $arguments"
+gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker=all \
+    --command="cd jaxop && ${PROGRAM:-python3 -m jaxop} $arguments"

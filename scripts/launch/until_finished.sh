@@ -10,7 +10,7 @@
 set -euo pipefail
 run=${1:?usage: until_finished.sh RUN NAME [options]}
 shift
-python=${PYTHON:-python}
+python=${PYTHON:-python3}
 ended= child=
 trap 'ended=1; [[ $child ]] && kill -TERM "$child" 2>/dev/null || true' TERM INT
 for ((attempt = 1; attempt <= ${ATTEMPTS:-100}; attempt++)); do

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxop import training
+from jaxop import testing, training
 from jaxop.experiments import ClusterConfig
 from tests.training.cases import CONFIG, leaves, samples, stacked_samples, tiny
 
@@ -38,6 +38,8 @@ class Case:
         fault: "SIGTERM", "SIGKILL" or "SIGINT" to itself, "data" for an error of the source, "rest" for a long rest in
             the source, "save" for SIGKILL in the middle of saving, "nan" for a bad sample.
         pause: seconds that every batch takes to read.
+        identity: identity of the training samples.
+        jax_version: the version that this process claims; "" leaves the true one.
         check: whether to compare evaluations by all processes with evaluations by this one alone.
     """
 
@@ -51,6 +53,8 @@ class Case:
     fault: str = ""
     pause: float = 0.0
     check: bool = False
+    identity: str = "samples(22)"
+    jax_version: str = ""
 
 
 class Source:
@@ -80,7 +84,7 @@ class Source:
         return batch
 
     def identity(self):
-        return "samples(22)"
+        return self.case.identity
 
 
 def digest(state) -> str:
@@ -95,6 +99,8 @@ def check_evaluation(model, mesh):
     def loss(model, batch):
         return jnp.mean((model(batch.inputs, batch.domain) - batch.targets) ** 2, axis=(1, 2))
 
+    vote = training.processes.Vote(mesh, 3)
+    assert testing.collectives(vote.program.lower(vote.ballots[0]).compile()) == {"all-reduce": [4]}
     for test in (samples(7, seed=2), stacked_samples(6)):
         shared, alone = (training.evaluate(model, test, batch_size=4, mesh=m).l2 for m in (mesh, None))
         np.testing.assert_allclose(shared, alone, rtol=1e-5)
@@ -125,6 +131,9 @@ def main(case: Case) -> dict:
             save(path, leaves)
 
         training.checkpoint.orbax.save = killed
+    if case.jax_version:
+        versions = training.loop.versions
+        training.loop.versions = lambda: versions() | {"jax": case.jax_version}
     source = Source(case)
     result = training.fit(
         tiny(rate=0.0),
@@ -153,5 +162,9 @@ if __name__ == "__main__":
     given = Case(**json.loads(sys.argv[1]))
     jax.config.update("jax_num_cpu_devices", given.devices)
     with ClusterConfig(**given.cluster).joined():
-        report = main(given)
+        try:
+            report = main(given)
+        except FloatingPointError as error:  # on all processes, so that the program may go on
+            print(error, file=sys.stderr)
+            report = main(dataclasses.replace(given, directory=f"{given.directory}-again", fault=""))
     print(json.dumps(report))

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 from jaxop import training
 from jaxop.data import batch_indices
 from jaxop.experiments import ClusterConfig
+from jaxop.training import processes
 
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 120
@@ -38,17 +40,17 @@ def start(arguments, **environment):
     )
 
 
-def finish(processes):
+def finish(started):
     """The exit status, the report or None, and the texts on stdout and stderr of each process."""
     found = []
     try:
-        for process in processes:
+        for process in started:
             output, errors = process.communicate(timeout=LIMIT_S)
             lines = [line for line in output.splitlines() if not line.startswith("[Gloo]")]
             report = json.loads(lines[-1]) if process.returncode == 0 else None
             found.append((process.returncode, report, lines[:-1] if report else lines, errors))
     finally:
-        for process in processes:
+        for process in started:
             process.kill()
     return found
 
@@ -56,14 +58,16 @@ def finish(processes):
 def cases(count, directory, *, each=(), **case):
     """Runs a case on some processes; ``each`` holds what is particular to each."""
     address = f"127.0.0.1:{free_port()}"
-    processes = []
+    started = []
     for number in range(count):
-        cluster = {"coordinator": address, "processes": count, "process_id": number} if count > 1 else {}
+        cluster = {"coordinator": address, "processes": count, "process_id": number}
+        if count == 1 and "cluster" not in case:
+            cluster = {}
         own = dict(each[number]) if each else {}
         cluster |= case.get("cluster", {}) | own.pop("cluster", {})
         whole = {"directory": str(directory), "devices": 4 // count, **case, **own, "cluster": cluster}
-        processes.append(start(["-m", "tests.scale.on_two_processes", json.dumps(whole)]))
-    return finish(processes)
+        started.append(start(["-m", "tests.scale.on_two_processes", json.dumps(whole)]))
+    return finish(started)
 
 
 def completed(found):
@@ -138,6 +142,21 @@ def test_a_coordinator_that_does_not_answer_is_named(unchecked):
         config.joined().__enter__()
 
 
+def test_processes_that_do_not_come_are_missed():
+    found = cases(1, "unused", cluster={"processes": 2, "process_id": 0, "start_timeout_s": 0.5})
+    assert "not all 2 processes came to the coordinator 127.0.0.1:" in found[0][3]
+    assert found[0][0] == 1
+
+
+def test_a_port_in_use_is_named():
+    with socket.socket() as other:
+        other.bind(("0.0.0.0", 0))
+        other.listen()
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        found = cases(1, "unused", cluster={"coordinator": address, "processes": 2, "process_id": 0})
+    assert f"process 0 cannot use the coordinator {address}" in found[0][3]
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -161,10 +180,20 @@ def test_one_task_of_a_cluster_works_alone(monkeypatch):
         assert not jax.distributed.is_initialized()
 
 
+def test_every_process_takes_part_with_equal_numbers_of_devices(monkeypatch, unchecked):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    devices = [SimpleNamespace(process_index=process, id=number) for process in (0, 1) for number in range(3)]
+    chosen = processes.evenly_chosen(devices, 4)
+    assert [(device.process_index, device.id) for device in chosen] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    for count in (3, 8):
+        with pytest.raises(ValueError, match=rf"multiple of the 2 processes, .* devices are \[3, 3\], got {count}"):
+            processes.evenly_chosen(devices, count)
+
+
 @pytest.mark.fit
 def test_a_killed_process_ends_the_other_and_the_run_goes_on(tmp_path):
     """Promise 1: the resumed run ends with the bits of a run that was never stopped."""
-    cluster = {"silence_s": 4.0}
+    cluster = {"silence_s": 10.0}
     found = cases(2, tmp_path / "run", cluster=cluster, each=({}, {"fault": "SIGKILL", "at": 12}))
     assert found[1][0] == -signal.SIGKILL
     assert found[0][0] == 1
@@ -183,7 +212,7 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on(tmp_path):
 def test_a_process_that_is_missing_when_a_checkpoint_is_saved(tmp_path):
     """Nothing of the unfinished checkpoint counts, and the previous one is taken; damage is set aside for all."""
     directory = tmp_path / "run"
-    found = cases(2, directory, cluster={"silence_s": 4.0}, each=({}, {"fault": "save", "at": 15}))
+    found = cases(2, directory, cluster={"silence_s": 10.0}, each=({}, {"fault": "save", "at": 15}))
     assert found[1][0] == -signal.SIGKILL
     assert found[0][0] == 1
     assert "process 1 of 2 failed" in found[0][3]
@@ -211,23 +240,28 @@ def test_an_error_of_one_process_ends_both_with_its_message(tmp_path, process):
 
 @pytest.mark.fit
 def test_a_value_that_is_not_finite_is_named_by_both(tmp_path):
-    """Promise 5."""
-    found = cases(2, tmp_path, each=({}, {"fault": "nan", "at": 7}))
+    """Promise 5. All raise the error, so that their program may train again."""
+    found = cases(2, tmp_path / "run", each=({}, {"fault": "nan", "at": 7}))
     indices = batch_indices(22, 4, seed=3, step=7 - 1).tolist()
     for _, _, _, errors in found:
         assert f"step 7: the loss is nan and the gradient norm nan, on samples {indices}" in errors
         assert "first array that is not finite: batch.inputs" in errors
-    assert training.load_run(tmp_path).checkpoints.latest < 7
+    assert training.load_run(tmp_path / "run").checkpoints.latest < 7
+    assert [report["step"] for report in completed(found)] == [24] * 2
 
 
 @pytest.mark.fit
 def test_what_differs_between_processes_is_listed(tmp_path):
-    found = cases(2, tmp_path / "run", each=({}, {"training": {"seed": 4, "learning_rate": 0.5}}))
+    other = {"training": {"seed": 4, "learning_rate": 0.5}, "identity": "others", "jax_version": "0.0.1"}
+    found = cases(2, tmp_path / "run", each=({}, other))
     for status, _, _, errors in found:
         assert status != 0
         assert "settings.training.learning_rate: 0.01 on process 0, 0.5 on process 1" in errors
         assert "settings.training.seed: 3 on process 0, 4 on process 1" in errors
-        assert "settings.training.steps" not in errors
+        assert 'settings.train.identity: "samples(22)" on process 0, "others" on process 1' in errors
+        assert f'versions.jax: "{jax.__version__}" on process 0, "0.0.1" on process 1' in errors
+        assert errors.count(" on process 1") == 4
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.fit
