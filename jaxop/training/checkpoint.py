@@ -337,11 +337,20 @@ def first_nonfinite(leaves: Mapping[str, Leaf]) -> str | None:
     """Returns the name of the first array that holds NaN, or infinity outside ``opt_state``; None if all are finite."""
     for name, leaf in leaves.items():
         if jnp.issubdtype(leaf.dtype, jnp.inexact):
-            array = np.asarray(leaf)
-            bad = np.isnan(array) if name.startswith("opt_state.") else ~np.isfinite(array)
-            if bad.any():
+            bad = np.isnan if name.startswith("opt_state.") else lambda array: ~np.isfinite(array)
+            if any(bad(piece).any() for piece in _pieces(leaf)):
                 return name
     return None
+
+
+def _pieces(leaf: Leaf) -> Iterator[np.ndarray]:
+    """Yields an array in the pieces that devices hold, one copy of each, so that it is never whole on the host."""
+    if not isinstance(leaf, Array):
+        yield np.asarray(leaf)
+        return
+    for shard in leaf.addressable_shards:
+        if shard.replica_id == 0:
+            yield np.asarray(shard.data)
 
 
 def _named_leaves(tree: object) -> dict[str, Leaf]:
