@@ -35,7 +35,7 @@ class Evaluation:
         external: allows HDF5 files to have their values in other files.
         experiment: file of your own experiment, if it defines the problem of the run; it is executed.
         cache: directory of generated data, which are kept by their parameters.
-        mesh: devices that share the samples.
+        mesh: devices that share the samples and the parameters.
     """
 
     run: Path
@@ -82,7 +82,7 @@ def evaluate(settings: Evaluation, *, console: "Console | None" = None) -> list[
     console = make_console() if console is None else console
     return report.write_report(
         run,
-        run.model(checkpoint=step),
+        run.model(checkpoint=step, mesh=settings.mesh.one_copy()),
         sets,
         name=settings.name,
         checkpoint=step,

@@ -93,7 +93,7 @@ def write_report(
     """
     rows: list[Row] = []
     norms: dict[str, np.ndarray] = {}
-    count = mesh.data or 1
+    count = mesh.model * (mesh.data or 1)
     figures: dict[str, Callable[[], Figure]] = {}
     for (label, samples), file in zip(sets.items(), file_names(sets), strict=True):
         size = count * max(1, min(16, _EVALUATION_NODES // samples.target_domain.size) // count)

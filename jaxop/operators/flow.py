@@ -5,6 +5,7 @@ import dataclasses
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jaxop._explicit import device_by_device
 from jaxop._validation import check_name, check_size
 from jaxop.domains import Decomposed, Domain
 from jaxop.flows import METHODS
@@ -100,6 +101,7 @@ class FlowNeuralOperator(nnx.Module):
         self.head = Linear(config.width, config.out_channels, rngs=rngs, **config.dtypes)
         self.velocity = lift() if config.velocity == "learned" else None
 
+    @device_by_device(rank=3)
     def __call__(
         self,
         values: Float[Array, "n c"] | Float[Array, "b n c"],

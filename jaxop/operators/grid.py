@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jaxop._explicit import device_by_device
 from jaxop._validation import accumulator, as_float, check_size, divisors
 from jaxop.domains import Decomposed, Domain, Grid, Partition, partition
 from jaxop.nn import EncoderConfig, SpectralConvolution
@@ -190,6 +191,7 @@ class GridOperator(nnx.Module, Generic[Config]):
 
     config: Config
 
+    @device_by_device(rank=3)
     def __call__(
         self,
         values: Float[Array, "n c"] | Float[Array, "b n c"],

@@ -6,6 +6,7 @@ from typing import ClassVar
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jaxop._explicit import device_by_device
 from jaxop._validation import check_size
 from jaxop.domains import Decomposed, Domain
 from jaxop.nn import (
@@ -130,6 +131,7 @@ class TransformerNeuralOperator(nnx.Module):
         self.head = Linear(config.width, config.out_channels, rngs=rngs, **config.dtypes)
         self.velocity = affine(config.in_channels + config.dim) if config.momentum.learns_velocity else None
 
+    @device_by_device(rank=3)
     def __call__(
         self,
         values: Float[Array, "n c"] | Float[Array, "b n c"],

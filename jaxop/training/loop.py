@@ -47,7 +47,8 @@ class Result(Generic[Model]):
 
     Attributes:
         model: a copy of the model in evaluation mode, with the averaged parameters if the run or the optimiser keeps
-            an average, otherwise with the last. `jaxop.training.load_run` and `Run.restore` return the best.
+            an average, otherwise with the last. `jaxop.training.load_run` and `Run.restore` return the best. It is on
+            one device, or divided among the devices of the mesh axis "model" like the state.
         state: the last training state.
         stopped: "completed", "time limit" or "terminated" (SIGTERM or Ctrl-C).
         seconds: time spent in training steps over all resumptions.

@@ -23,6 +23,8 @@ DATA = "data"
 SAMPLES = (DATA, MODEL)
 """Names of the mesh axes over which the samples of a batch are distributed."""
 
+_COPIED = PartitionSpec()
+
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
@@ -92,6 +94,11 @@ class MeshConfig:
         return None if self.model == 1 else MeshConfig(1, self.model).make(self.model)
 
 
+def format_mesh(mesh: Mesh) -> str:
+    """Returns the axes of a mesh and their sizes: "data 4 × model 2"."""
+    return " × ".join(f"{name} {size}" for name, size in mesh.shape.items())
+
+
 def check_mesh(mesh: Mesh | None) -> Mesh | None:
     """Returns the mesh with axes that the compiler partitions ("auto"), or None if it has only one device.
 
@@ -127,7 +134,7 @@ def check_divides(mesh: Mesh | None, batch_size: int, accumulate: int = 1) -> No
 
 def replicate(tree: Result, mesh: Mesh | None) -> Result:
     """Returns the arrays with a copy on every device of the mesh, or unchanged without one."""
-    return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, _COPIED))
 
 
 def on_one_device(tree: Result, mesh: Mesh | None) -> Result:
@@ -146,7 +153,7 @@ def distribute(batch: Tree, mesh: Mesh | None) -> Tree:
 
 
 def over_devices(
-    function: Callable[..., Result], mesh: Mesh | None, *, mean: bool, results: Tree = PartitionSpec()
+    function: Callable[..., Result], mesh: Mesh | None, *, mean: bool, results: Tree = _COPIED
 ) -> Callable[..., Result]:
     """Returns a function of (batch, params, *replicated) that computes on every device with its own samples.
 
@@ -179,7 +186,7 @@ def over_devices(
         return jax.shard_map(
             local,
             mesh=mesh,
-            in_specs=(_specs(batch, mesh), specs, *(PartitionSpec() for _ in replicated)),
+            in_specs=(_specs(batch, mesh), specs, *(_COPIED for _ in replicated)),
             out_specs=results if mean else samples,
             # With the check, gradients of replicated parameters would arrive summed over the devices already.
             check_vma=False,
@@ -213,4 +220,4 @@ def _specs(batch: Tree, mesh: Mesh) -> Tree:
     """Returns the partition of every part of a batch: samples are divided, shared domains are not."""
     parts, structure = batch_parts(batch)
     samples = PartitionSpec(_sample_axes(mesh))
-    return jax.tree.unflatten(structure, [PartitionSpec() if is_shared(part) else samples for part in parts])
+    return jax.tree.unflatten(structure, [_COPIED if is_shared(part) else samples for part in parts])

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from jaxop.training.optimizer import Tree
@@ -23,21 +23,8 @@ Below it a message between devices costs more time to start than to send, and al
 take little memory: its biases, scales and kernels, but none of its large matrices.
 """
 
-_MOVES = {
-    "all_gather",
-    "broadcast_in_dim",
-    "concatenate",
-    "convert_element_type",
-    "reshape",
-    "slice",
-    "split",
-    "squeeze",
-    "transpose",
-}
-"""Operations that gather or rearrange numbers; the backward pass repeats them instead of keeping their results."""
 
-
-def spec_of(shape: Sequence[int], mesh: Mesh | None) -> PartitionSpec:
+def spec_of(shape: Sequence[int], mesh: Mesh | AbstractMesh | None) -> PartitionSpec:
     """Returns how an array of parameters is divided: along its largest axis that the devices of "model" divide.
 
     Arrays with fewer than `DIVIDED_FROM` numbers, or without such an axis, have a copy on every device.
@@ -61,7 +48,7 @@ def spec_of(shape: Sequence[int], mesh: Mesh | None) -> PartitionSpec:
     return PartitionSpec(*[None] * axis, MODEL)
 
 
-def shards(mesh: Mesh | None) -> int:
+def shards(mesh: Mesh | AbstractMesh | None) -> int:
     """Returns the number of devices that share one copy of the state."""
     return 1 if mesh is None else mesh.shape.get(MODEL, 1)
 
@@ -80,6 +67,12 @@ def specs_like(tree: Tree, params: Tree, mesh: Mesh | None) -> Tree:
 def shardings(specs: Tree, mesh: Mesh) -> Tree:
     """Returns the sharding of every leaf, from how it is divided."""
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+
+
+def abstract(tree: Tree, specs: Tree, mesh: Mesh) -> Tree:
+    """Returns shapes, dtypes and shardings of a tree that is divided in this way, to restore it from a checkpoint."""
+    like = shardings(specs, mesh)
+    return jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), tree, like)
 
 
 def place(params: Tree, mesh: Mesh | None) -> Tree:
@@ -141,8 +134,8 @@ def whole(params: Tree, specs: Tree) -> Tree:
 def on_shards(function: Callable[..., Result], specs: Tree) -> Callable[..., Result]:
     """Returns a function of shards of parameters, from a differentiable function of (parameters, *others).
 
-    The backward pass gathers the parameters again, so that a device need not hold all of them at once: the compiler
-    may gather each array just before it is used and free it afterwards.
+    Every parameter is gathered by itself, so that the compiler may gather it just before a layer needs it, free it
+    afterwards, and gather it again in the backward pass. It does so where memory is short.
 
     Args:
         function: the function of whole parameters.
@@ -150,11 +143,4 @@ def on_shards(function: Callable[..., Result], specs: Tree) -> Callable[..., Res
     """
     if all(spec == PartitionSpec() for spec in jax.tree.leaves(specs)):
         return function
-
-    def of_shards(params: Tree, *others: Tree) -> Result:
-        return function(whole(params, specs), *others)
-
-    def keep(primitive: jax.extend.core.Primitive, *_: object, **__: object) -> bool:
-        return primitive.name not in _MOVES
-
-    return jax.checkpoint(of_shards, policy=keep)
+    return lambda params, *others: function(whole(params, specs), *others)

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
@@ -15,7 +15,7 @@ from jaxop.training.checkpoint import leaf_names
 from jaxop.training.config import TrainingConfig
 from jaxop.training.mesh import check_mesh
 from jaxop.training.optimizer import EvalParams, Optimizer, Tree, check_optimizer, evaluated_params
-from jaxop.training.shards import check_shards, place, shardings, shards, specs_like, specs_of
+from jaxop.training.shards import check_shards, place, shardings, shards, specs_like
 
 
 @register
@@ -85,10 +85,9 @@ def init_state(
             are not the parameters that gradients are taken at. None recognises `optax.contrib.schedule_free` and
             optimisers made with it, such as `optax.contrib.schedule_free_adamw`.
         mesh: the devices that the state is for. The axis "model" divides every parameter of at least 64k numbers
-            along its largest axis that its devices divide, and with it the parameter's average and every array of its
-            shape in the state of the optimiser; everything else has a copy on every device. The optimiser's state
-            is made from the divided parameters, so that no device holds all of it. None puts the state on one
-            device.
+            along its largest axis that its devices divide, and with it every array of its shape: its average, and
+            those in the state of the optimiser. Everything else has a copy on every device. The optimiser's state is
+            made from the divided parameters, so that no device holds all of it. None puts the state on one device.
 
     Raises:
         ValueError: if the model does not have parameters, if parameters are in half precision, if both ``ema_decay``
@@ -136,16 +135,9 @@ def init_state(
     return graphdef, place_state(jax.tree.map(_own, state), mesh)
 
 
-def state_specs(state: TrainState, mesh: Mesh | None) -> TrainState:
-    """Returns how every leaf of a state is divided: averages and moments like their parameters, all else not at all."""
-    like, copied = specs_like((state.opt_state, state.ema), state.params, mesh), PartitionSpec()
-    other = jax.tree.map(lambda _: copied, state.other)
-    return TrainState(copied, specs_of(state.params, mesh), other, *like)
-
-
 def place_state(state: TrainState, mesh: Mesh | None) -> TrainState:
-    """Returns a state on the devices, divided as `state_specs` says, or unchanged without a mesh."""
-    return state if mesh is None else jax.device_put(state, shardings(state_specs(state, mesh), mesh))
+    """Returns a state on the devices, its averages and moments divided like parameters, or unchanged without a mesh."""
+    return state if mesh is None else jax.device_put(state, shardings(specs_like(state, state.params, mesh), mesh))
 
 
 def _own(leaf: ArrayLike) -> Array:

@@ -25,8 +25,8 @@ from jaxop.training.optimizer import (
     update_of,
     used_learning_rate,
 )
-from jaxop.training.shards import on_shards, shardings, shards, specs_of
-from jaxop.training.state import TrainState, state_specs
+from jaxop.training.shards import on_shards, shardings, shards, specs_like, specs_of
+from jaxop.training.state import TrainState
 
 Totals = TypeVar("Totals")
 
@@ -75,8 +75,8 @@ def make_step(
         mesh: devices that share the samples of a batch along the axes "data" and "model". Each computes the gradient
             of its own samples, as one device would, and the mean over the devices is the only communication. The step
             takes the state that ``init_state(..., mesh=mesh)`` returns: the devices of "model" share one copy of it.
-            They gather parameters in the forward pass and again in the backward pass, and each gets the mean of its
-            own shard of the gradient. Random streams are folded with the device's number too, so dropout draws
+            They gather the parameters that they compute with, and each gets the mean of its own shard of the
+            gradient. Random streams are folded with the device's number too, so dropout draws
             other masks on another number of devices. None computes on one device.
 
     Returns:
@@ -195,7 +195,7 @@ def make_step(
 
     def kept(state: TrainState, batch: Tree) -> tuple[TrainState, dict[str, Array]]:
         after, metrics = step(state, batch)
-        divided = shardings(state_specs(after, mesh), mesh)
+        divided = shardings(specs_like(after, after.params, mesh), mesh)
         return jax.lax.with_sharding_constraint(after, divided), jax.lax.with_sharding_constraint(metrics, copied)
 
     return jax.jit(kept, donate_argnums=0)

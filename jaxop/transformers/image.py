@@ -7,6 +7,7 @@ from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from jaxop._explicit import device_by_device
 from jaxop._validation import as_float, check_size, divisors
 from jaxop.nn import Linear
 from jaxop.operators import register
@@ -77,6 +78,7 @@ class VisionTransformer(Transformer[VisionTransformerConfig]):
         config = VisionTransformerConfig.checked(config, rngs)
         super().__init__(config, lambda: PatchEmbedding(config, rngs), config.classes, rngs=rngs)
 
+    @device_by_device(rank=4)
     def __call__(self, images: Float[Array, "y x c"] | Float[Array, "b y x c"]) -> Float[Array, "*b classes"]:
         """Returns the logits of the classes.
 
