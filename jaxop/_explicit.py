@@ -21,7 +21,7 @@ def device_by_device(*, rank: int) -> Callable[[Call], Call]:
     raises if its result does not follow from that. Reshapes that merge the axis of the batch with another one are of
     this kind. If the examples of the first argument are divided, the decorated call runs inside `jax.shard_map`, where
     each device computes what one device would compute for its examples, and no activation travels; dropout draws
-    other masks on every device. Otherwise, and for all other meshes, the decorator has no effect. Devices draw different random numbers.
+    other masks on every device. Otherwise, and for all other meshes, the decorator has no effect.
 
     Args:
         rank: number of axes of the first argument if it is a batch. A single example has one less.
