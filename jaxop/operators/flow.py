@@ -5,13 +5,13 @@ import dataclasses
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxop._explicit import device_by_device
 from jaxop._validation import check_name, check_size
 from jaxop.domains import Decomposed, Domain
 from jaxop.flows import METHODS
 from jaxop.nn import VELOCITIES, FlowLayer, Linear, run_layers
 from jaxop.nn.pointwise import check_dropout
 from jaxop.operators.config import OperatorConfig
+from jaxop.operators.divided import device_by_device
 from jaxop.operators.nodes import check_no_initial, check_same, node_functions
 from jaxop.operators.registry import register
 

@@ -11,11 +11,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxop._explicit import device_by_device
 from jaxop._validation import accumulator, as_float, check_size, divisors
 from jaxop.domains import Decomposed, Domain, Grid, Partition, partition
 from jaxop.nn import EncoderConfig, SpectralConvolution
 from jaxop.operators.config import OperatorConfig
+from jaxop.operators.divided import device_by_device
 from jaxop.operators.nodes import check_no_initial, check_same
 from jaxop.spectral import check_grid, check_modes
 

@@ -6,7 +6,6 @@ from typing import ClassVar
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxop._explicit import device_by_device
 from jaxop._validation import check_size
 from jaxop.domains import Decomposed, Domain
 from jaxop.nn import (
@@ -18,6 +17,7 @@ from jaxop.nn import (
 )
 from jaxop.nn.encoder import check_attention_config
 from jaxop.operators.config import OperatorConfig
+from jaxop.operators.divided import device_by_device
 from jaxop.operators.nodes import check_same, coordinates, node_functions
 from jaxop.operators.registry import register
 

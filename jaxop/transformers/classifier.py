@@ -7,9 +7,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Integer
 
-from jaxop._explicit import device_by_device
 from jaxop._validation import check_size
 from jaxop.operators import register
+from jaxop.operators.divided import device_by_device
 from jaxop.transformers.sequence import SequenceTransformerConfig, TokenTransformer, check_padding, token_weights
 
 

@@ -7,10 +7,10 @@ from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from jaxop._explicit import device_by_device
 from jaxop._validation import as_float, check_size, divisors
 from jaxop.nn import Linear
 from jaxop.operators import register
+from jaxop.operators.divided import device_by_device
 from jaxop.transformers.base import Embedding, Transformer, TransformerConfig, positions
 
 

@@ -9,10 +9,10 @@ from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer
 
-from jaxop._explicit import device_by_device
 from jaxop._validation import check_size, is_concrete, is_integer
 from jaxop.nn import ModelConfig
 from jaxop.operators import register
+from jaxop.operators.divided import device_by_device
 from jaxop.transformers.base import Transformer, TransformerConfig, positions
 
 

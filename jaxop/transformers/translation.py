@@ -7,11 +7,11 @@ from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer
 
-from jaxop._explicit import device_by_device
 from jaxop._validation import check_size
 from jaxop.nn import EncoderLayer, IntegralAttentionConfig, LayerNorm, LayersConfig, Linear
 from jaxop.nn.encoder import check_attention_config
 from jaxop.operators import register
+from jaxop.operators.divided import device_by_device
 from jaxop.transformers.sequence import TokenEmbedding, check_padding, check_sequences, check_vocabulary, token_weights
 
 

@@ -105,6 +105,15 @@ def test_copied_arrays_and_a_mesh_in_context(mesh):
         np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_divided_parameters_are_gathered(mesh):
+    model, u = operator("fno"), normal(8, 64, 1)
+    expected = jax.jit(lambda model, u: model(u, GRID))(model, u)
+    placed = jax.tree.map(lambda leaf: on(mesh, leaf, *(["data"] if leaf.shape and leaf.shape[0] == 4 else [])), model)
+    outputs = jax.jit(lambda model, u: model(u, GRID))(placed, on(mesh, u, "data"))
+    assert any("data" in leaf.sharding.spec for leaf in jax.tree.leaves(nnx.state(placed)))
+    np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_a_domain_and_initial_values_for_every_function(mesh):
     config = operators.TransformerNeuralOperatorConfig(1, 1, initial_channels=2, decoder_layers=1, **SMALL, **TOKENS)
     model = operators.build(config, rngs=nnx.Rngs(0))
@@ -150,3 +159,11 @@ def test_integral_attention(implementation, mesh):
         return jax.vmap(one)(*jnp.moveaxis(qkv, 1, 0))
 
     assert_agrees(attend, weights, normal(8, 3, 12, 2, 4), mesh)
+
+
+def test_integral_attention_with_divided_queries(mesh):
+    q, k, v = jnp.asarray(normal(3, 12, 2, 4))
+    expected = integral_attention(q, k, v)
+    outputs = jax.jit(integral_attention)(on(mesh, q, "data"), on(mesh, k), on(mesh, v))
+    assert outputs.sharding.spec[0] == "data"
+    np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-6)
