@@ -37,8 +37,8 @@ def spec_of(shape: Sequence[int], mesh: Mesh | AbstractMesh | None) -> Partition
         >>> import jax
         >>> from jaxop.training.shards import spec_of
         >>> mesh = jax.sharding.AbstractMesh((2, 4), ("data", "model"))
-        >>> spec_of((256, 1024), mesh), spec_of((1023, 256), mesh), spec_of((64, 64), mesh)
-        (PartitionSpec(None, 'model'), PartitionSpec(None, 'model'), PartitionSpec())
+        >>> [tuple(spec_of(shape, mesh)) for shape in ((256, 1024), (1023, 256), (64, 64))]
+        [(None, 'model'), (None, 'model'), ()]
     """
     count = shards(mesh)
     fitting = [axis for axis, size in enumerate(shape) if size % count == 0]

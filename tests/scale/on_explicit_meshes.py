@@ -37,6 +37,11 @@ TRANSFORMERS = {
 }
 
 
+def quick(names, chosen):
+    """The names, with the marker of longer tests on those that are not chosen."""
+    return [name if name in chosen else pytest.param(name, marks=pytest.mark.fit) for name in names]
+
+
 @pytest.fixture(scope="module")
 def mesh():
     return jax.make_mesh((4,), ("data",), devices=jax.devices()[:4])
@@ -78,12 +83,12 @@ def operator(name):
     return operators.Standardized(model, **statistics)
 
 
-@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("name", quick(OPERATORS, ("tno", "fano", "fno")))
 def test_operators(name, mesh):
     assert_agrees(lambda model, u: model(u, GRID), operator(name), normal(8, 64, 1), mesh, tolerance=1e-5)
 
 
-@pytest.mark.parametrize("name", TRANSFORMERS)
+@pytest.mark.parametrize("name", quick(TRANSFORMERS, ("classifier",)))
 def test_transformers(name, mesh):
     model = TRANSFORMERS[name](nnx.Rngs(0))
     tokens = np.random.default_rng(0).integers(0, 7, (8, 8))
@@ -149,7 +154,7 @@ def test_dropout_draws_other_masks_on_every_device_and_counts_its_draws(mesh):
     assert np.all(np.abs(first - second).max(axis=(1, 2)) > 1e-3)
 
 
-@pytest.mark.parametrize("implementation", ["dense", "chunked", "xla"])
+@pytest.mark.parametrize("implementation", quick(("dense", "chunked", "xla"), ("dense", "chunked")))
 def test_integral_attention(implementation, mesh):
     """A batch by `jax.vmap`, with one weight per node for all."""
     weights = jnp.asarray(np.random.default_rng(1).uniform(1, 2, 12).astype(np.float32))

@@ -8,16 +8,28 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parent
+FILES = ["on_model_devices.py", "on_explicit_meshes.py"]
 
 
-@pytest.mark.parametrize("name", ["on_model_devices.py", "on_explicit_meshes.py"])
-def test_on_eight_fake_devices(name):
+def run(name, *options):
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:xdist", "-p", "no:cacheprovider", "--tb=short", str(FOLDER / name)],
+    plain = ["-p", "no:xdist", "-p", "no:cacheprovider", "--tb=short"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *plain, *options, str(FOLDER / name)],
         env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
         cwd=FOLDER.parents[1],
     )
-    assert run.returncode == 0, run.stdout + run.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_on_eight_fake_devices(name):
+    run(name)
+
+
+@pytest.mark.fit
+@pytest.mark.parametrize("name", FILES)
+def test_all_operators_on_eight_fake_devices(name):
+    run(name, "-m", "fit")
