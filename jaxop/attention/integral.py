@@ -7,6 +7,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jaxop._explicit import compiler_divides
 from jaxop._validation import check_name
 from jaxop.attention.chunked import chunked_attention
 from jaxop.attention.dense import dense_attention
@@ -17,6 +18,7 @@ from jaxop.domains.measure import relative_weights
 from jaxop.kernels import Kernel, PerHead
 
 
+@compiler_divides
 def integral_attention(
     query: Float[Array, "n h d"],
     key: Float[Array, "m h d"],

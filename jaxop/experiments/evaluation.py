@@ -38,7 +38,7 @@ class Evaluation:
         external: allows HDF5 files to have their values in other files.
         experiment: file of your own experiment, if it defines the problem of the run; it is executed.
         cache: directory of generated data, which are kept by their parameters.
-        mesh: devices that share the samples.
+        mesh: devices that share the samples and the parameters.
         cluster: how several processes find each other.
     """
 
@@ -95,7 +95,7 @@ def _evaluate(settings: Evaluation, console: "Console | None") -> list[report.Ro
     console = make_console() if console is None else console
     return report.write_report(
         run,
-        run.model(checkpoint=step),
+        run.model(checkpoint=step, mesh=settings.mesh.one_copy()),
         sets,
         name=settings.name,
         checkpoint=step,

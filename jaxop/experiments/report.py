@@ -96,7 +96,7 @@ def write_report(
     """
     rows: list[Row] = []
     norms: dict[str, np.ndarray] = {}
-    count = mesh.data or jax.process_count()
+    count = mesh.model * (mesh.data or max(1, jax.process_count() // mesh.model))
     figures: dict[str, Callable[[], Figure]] = {}
     for (label, samples), file in zip(sets.items(), file_names(sets), strict=True):
         size = count * max(1, min(16, _EVALUATION_NODES // samples.target_domain.size) // count)

@@ -24,8 +24,10 @@ from jaxop.experiments.terminal import make_console, needs_extra
 from jaxop.operators import OperatorConfig
 from jaxop.training import to_json
 from jaxop.training._files import local_path
+from jaxop.training.mesh import format_mesh
 from jaxop.training.precision import config_in_precision
 from jaxop.training.processes import check_same, from_first, is_first
+from jaxop.training.shards import divided_share, shards
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -61,7 +63,7 @@ def _train(experiment: AnyExperiment, name: str, console: "Console") -> Path:
     mesh = experiment.mesh.make(settings.batch_size // settings.accumulate)
     console.print(f"{name}: reading or generating data", style="bold")
     if isinstance(experiment.model, OperatorConfig):
-        check_memory(experiment.model)  # before data are made
+        check_memory(experiment.model, shards=experiment.mesh.model)  # before data are made
     try:
         sets = experiment.data.load(experiment.cache)
     except FileNotFoundError as error:
@@ -72,15 +74,16 @@ def _train(experiment: AnyExperiment, name: str, console: "Console") -> Path:
         config, chosen = experiment.model, {}
     else:
         config, chosen = experiment.model.for_data(sets.train, [*sets.valid.values(), *sets.test.values()])
-        check_memory(config)
+        check_memory(config, shards=experiment.mesh.model)
     train = prepared({"training": sets.train}, config)["training"]
     sets = Sets(train, prepared(sets.valid, config), prepared(sets.test, config))
     config = config_in_precision(config, settings.precision)
-    model = build(config, sets.train, seed=experiment.training.seed)
+    with _room_for_the_model(experiment.mesh):
+        model = build(config, sets.train, seed=experiment.training.seed)
     report.check(model, sets.test)
     if experiment.run_dir is None:
         directory = Path(from_first(lambda path=directory: str(new_directory(path)), "the directory of the run"))
-    console.print(_summary(directory, sets, config, chosen, parameters(model), _sharing(mesh, experiment)))
+    console.print(_summary(directory, sets, config, chosen, parameters(model), _sharing(mesh, settings, model)))
     valid = sets.valid
     if experiment.resume and len(known := training.load_run(directory).config["valid"]) == len(valid):
         valid = dict(zip(known, valid.values(), strict=True))  # a file may have been renamed
@@ -110,7 +113,7 @@ def _train(experiment: AnyExperiment, name: str, console: "Console") -> Path:
     finished = training.load_run(directory)
     report.write_report(
         finished,
-        finished.restore(model),
+        finished.restore(model, mesh=experiment.mesh.one_copy()),
         sets.test,
         name="test",
         checkpoint=finished.step(),
@@ -177,13 +180,24 @@ def _run_dir(name: str, experiment: AnyExperiment) -> Path:
     return directory
 
 
-def _sharing(mesh: jax.sharding.Mesh, experiment: AnyExperiment) -> str:
-    """Returns one line on the devices that share a batch."""
-    size, found = experiment.training.batch_size, jax.devices()
+def _room_for_the_model(mesh: training.MeshConfig) -> contextlib.AbstractContextManager[object]:
+    """Returns a context in which a model is built in the host's memory if one device does not hold a whole copy."""
+    if mesh.model == 1:
+        return contextlib.nullcontext()
+    return jax.default_device(jax.local_devices(backend="cpu")[0])
+
+
+def _sharing(mesh: jax.sharding.Mesh, settings: training.TrainingConfig, model: nnx.Module) -> str:
+    """Returns one line on the devices that share a batch and the copies of the state."""
+    size, found = settings.batch_size, jax.devices()
     kind = found[0].device_kind
     if jax.process_count() > 1:
         kind += f", {jax.process_count()} processes"
-    return f"{mesh.size} of {len(found)} ({kind}), {size // mesh.size} samples of each batch on a device"
+    line = f"{mesh.size} of {len(found)} ({kind}), {size // mesh.size} samples of each batch on a device"
+    if shards(mesh) == 1:
+        return line
+    share = divided_share(nnx.state(model, nnx.Param), mesh)
+    return f"{line}; mesh {format_mesh(mesh)}: {share:.0%} of the state is divided by {shards(mesh)}"
 
 
 def _summary(

@@ -125,10 +125,15 @@ def prepared(sets: Mapping[str, Samples], config: OperatorConfig) -> dict[str, S
     return {name: one(name, samples) for name, samples in sets.items()}
 
 
-def check_memory(config: OperatorConfig) -> None:
-    """Raises ``ValueError`` if the training of an operator cannot fit into memory; the operator is not made."""
+def check_memory(config: OperatorConfig, *, shards: int = 1) -> None:
+    """Raises ``ValueError`` if the training of an operator cannot fit into memory; the operator is not made.
+
+    Args:
+        config: the config of the operator.
+        shards: devices that share one copy of the state. Devices of a CPU share one memory, whatever their number.
+    """
     size, count = size_of(config)
-    needed, available = _COPIES * size, _memory()
+    needed, available = _COPIES * size, _memory() * (1 if jax.default_backend() == "cpu" else shards)
     if needed <= available:
         return
     sizes = {f.name: (getattr(config, f.name), f.default) for f in dataclasses.fields(config)}

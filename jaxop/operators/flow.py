@@ -11,6 +11,7 @@ from jaxop.flows import METHODS
 from jaxop.nn import VELOCITIES, FlowLayer, Linear, run_layers
 from jaxop.nn.pointwise import check_dropout
 from jaxop.operators.config import OperatorConfig
+from jaxop.operators.divided import device_by_device
 from jaxop.operators.nodes import check_no_initial, check_same, node_functions
 from jaxop.operators.registry import register
 
@@ -100,6 +101,7 @@ class FlowNeuralOperator(nnx.Module):
         self.head = Linear(config.width, config.out_channels, rngs=rngs, **config.dtypes)
         self.velocity = lift() if config.velocity == "learned" else None
 
+    @device_by_device(rank=3)
     def __call__(
         self,
         values: Float[Array, "n c"] | Float[Array, "b n c"],

@@ -15,6 +15,7 @@ from jaxop._validation import accumulator, as_float, check_size, divisors
 from jaxop.domains import Decomposed, Domain, Grid, Partition, partition
 from jaxop.nn import EncoderConfig, SpectralConvolution
 from jaxop.operators.config import OperatorConfig
+from jaxop.operators.divided import device_by_device
 from jaxop.operators.nodes import check_no_initial, check_same
 from jaxop.spectral import check_grid, check_modes
 
@@ -190,6 +191,7 @@ class GridOperator(nnx.Module, Generic[Config]):
 
     config: Config
 
+    @device_by_device(rank=3)
     def __call__(
         self,
         values: Float[Array, "n c"] | Float[Array, "b n c"],

@@ -17,6 +17,7 @@ from jaxop.nn import (
 )
 from jaxop.nn.encoder import check_attention_config
 from jaxop.operators.config import OperatorConfig
+from jaxop.operators.divided import device_by_device
 from jaxop.operators.nodes import check_same, coordinates, node_functions
 from jaxop.operators.registry import register
 
@@ -136,6 +137,7 @@ class TransformerNeuralOperator(nnx.Module):
         self.head = Linear(config.width, config.out_channels, rngs=rngs, **config.dtypes)
         self.velocity = affine(config.in_channels + config.dim) if config.momentum.learns_velocity else None
 
+    @device_by_device(rank=3)
     def __call__(
         self,
         values: Float[Array, "n c"] | Float[Array, "b n c"],

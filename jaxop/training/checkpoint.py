@@ -367,15 +367,23 @@ def first_nonfinite(leaves: Mapping[str, Leaf]) -> str | None:
     """
 
     def is_bad(name: str, leaf: Any) -> bool:
-        spans = isinstance(leaf, jax.Array) and spans_processes(leaf)
-        parts: list[Any] = [shard.data for shard in leaf.addressable_shards] if spans else [leaf]
         test = np.isnan if name.startswith("opt_state.") else lambda array: ~np.isfinite(array)
-        return any(test(np.asarray(part)).any() for part in parts)
+        return any(test(piece).any() for piece in _pieces(leaf))
 
     found = [name for name, leaf in leaves.items() if jnp.issubdtype(leaf.dtype, jnp.inexact) and is_bad(name, leaf)]
     everywhere = gathered(found[:1], "the test for values that are not finite") if spans_processes(leaves) else [found]
     order = list(leaves)
     return min(itertools.chain(*everywhere), key=order.index, default=None)
+
+
+def _pieces(leaf: Leaf) -> Iterator[np.ndarray]:
+    """Yields an array in the pieces that devices hold, one copy of each, so that it is never whole on the host."""
+    if not isinstance(leaf, Array):
+        yield np.asarray(leaf)
+        return
+    for shard in leaf.addressable_shards:
+        if shard.replica_id == 0:
+            yield np.asarray(shard.data)
 
 
 def _named_leaves(tree: object) -> dict[str, Leaf]:

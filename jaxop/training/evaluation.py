@@ -27,6 +27,7 @@ from jaxop.training.mesh import (
 )
 from jaxop.training.optimizer import Tree
 from jaxop.training.processes import on_host
+from jaxop.training.shards import divide
 from jaxop.training.state import split_model
 
 
@@ -57,8 +58,9 @@ def evaluate(
             `jaxop.data.DataSource` of `jaxop.data.Batch`.
         batch_size: samples per call. The last batch is filled up with copies, so that one program
             serves the whole set. Later calls with a model and samples of the same shapes reuse it.
-        mesh: devices that share the samples of a call along the axis "data", which must divide ``batch_size``. None
-            computes on one device. If they belong to several processes, every process must make the same call, reads
+        mesh: devices that share the samples of a call along the axes "data" and "model", and must divide
+            ``batch_size``. The axis "model" also divides the parameters, see `init_state`. None computes where the
+            parameters are. If the devices belong to several processes, every process must make the same call, reads
             the samples of its own devices, and gets the whole result.
 
     Returns:
@@ -308,7 +310,7 @@ def _check_batch(batch: object, source: object, function: str) -> None:
 
 def _split_for_evaluation(model: nnx.Module, mesh: Mesh | None) -> tuple[nnx.GraphDef, Tree, Tree]:
     graphdef, params, other = split_model(model, train=False)
-    return graphdef, replicate(params, mesh), replicate(other, mesh)
+    return graphdef, divide(params, mesh), replicate(other, mesh)
 
 
 def _batches(samples: DataSource, batch_size: int, argument: str, mesh: Mesh | None) -> Iterator[Tree]:

@@ -23,7 +23,7 @@ from jaxop.training.evaluation import mean_errors, trace_errors
 from jaxop.training.identity import describe_source
 from jaxop.training.loggers import JsonLines, Logger, Progress
 from jaxop.training.losses import Loss, describe_loss
-from jaxop.training.mesh import check_divides, check_mesh, distribute, on_one_device, own_indices, replicate
+from jaxop.training.mesh import check_divides, check_mesh, distribute, on_one_device, own_indices
 from jaxop.training.optimizer import EvalParams, Optimizer, describe_state, make_optimizer
 from jaxop.training.precision import in_precision
 from jaxop.training.processes import Vote, check_covers, check_same, ending_together, from_first, is_first
@@ -52,7 +52,8 @@ class Result(Generic[Model]):
 
     Attributes:
         model: a copy of the model in evaluation mode, with the averaged parameters if the run or the optimiser keeps
-            an average, otherwise with the last. `jaxop.training.load_run` and `Run.restore` return the best.
+            an average, otherwise with the last. `jaxop.training.load_run` and `Run.restore` return the best. It is on
+            one device, or divided among the devices of the mesh axis "model" like the state.
         state: the last training state.
         stopped: "completed", "time limit" or "terminated" (SIGTERM or Ctrl-C).
         seconds: time spent in training steps over all resumptions.
@@ -122,10 +123,11 @@ def fit(
         eval_params: for an optimiser that evaluates with other parameters than it takes gradients at: a function from
             (state of the optimiser, parameters) to these. Schedule-free optimisers of Optax are recognised: leave None
             for them. Evaluations, ``Result.model`` and `Run.restore` use these parameters.
-        mesh: devices that share the samples of every batch along the axis "data", such as
-            ``MeshConfig().make(config.batch_size)`` or ``jax.make_mesh((8,), ("data",))``; see `make_step`. The run
-            records it, and may be resumed on any other number of devices and processes: the batches are the same.
-            None trains on one device.
+        mesh: devices that share the samples of every batch along the axes "data" and "model", such as
+            ``MeshConfig().make(config.batch_size)`` or ``jax.make_mesh((8,), ("data",))``; see `make_step`. The
+            devices of "model" also share one copy of the state, so that together they train an operator that is too
+            large for one; see `init_state`. The run records the mesh, and may be resumed on any other, by any number of
+            processes: the batches are the same. None trains on one device.
         settings: further description of the run (operator config, source of the data): dataclasses, numbers, strings,
             paths, or dicts and lists of them. They are stored in ``config.json`` and in every checkpoint, and compared
             when the run is resumed, except for paths, because samples may move. The names "loss" and "optimizer" may
@@ -190,8 +192,7 @@ def fit(
     extra = to_json(settings or {})
     given = {} if loss is None else {"loss": describe_loss(loss)}
     chosen = make_optimizer(config) if optimizer is None else optimizer
-    graphdef, state = init_state(model, chosen, config, eval_params=eval_params)
-    state = replicate(state, mesh)
+    graphdef, state = init_state(model, chosen, config, eval_params=eval_params, mesh=mesh)
     if optimizer is not None:
         given["optimizer"] = {"state": describe_state(state.opt_state)}
     if reserved := {*RESERVED, *given} & extra.keys():
@@ -397,7 +398,7 @@ class _Training(Generic[Model]):
         return from_first(improves, "the best checkpoint")
 
     def _current_model(self, state: TrainState) -> Model:
-        """Returns the model on one device, so that it runs on arrays of that device."""
+        """Returns the model on one device, so that it runs on arrays of that device, or divided like the state."""
         graphdef, _, _ = split_model(self.model, train=False)
         return nnx.merge(graphdef, *on_one_device((state.averaged, state.other), self.mesh))
 

@@ -19,6 +19,7 @@ from jaxop.training.losses import Loss
 from jaxop.training.mesh import batch_specs, check_mesh
 from jaxop.training.optimizer import EvalParams, Optimizer, Tree, make_optimizer
 from jaxop.training.precision import in_precision
+from jaxop.training.shards import shardings, specs_like
 from jaxop.training.state import init_state, split_model
 from jaxop.training.step import make_step
 from jaxop.training.topology import Chip
@@ -149,11 +150,10 @@ def plan_step(
 
     state = jax.eval_shape(initial, *variables)
     shared = check_mesh(mesh)
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    state = jax.tree.map(lambda leaf: _placed(leaf, everywhere), state)
+    state = jax.tree.map(_placed, state, shardings(specs_like(state, state.params, mesh), mesh))
     placed = jax.tree.map(
         lambda spec, part: jax.tree.map(lambda leaf: _placed(leaf, NamedSharding(mesh, spec)), part),
-        batch_specs(batch),
+        batch_specs(batch, mesh),
         batch,
         is_leaf=lambda leaf: isinstance(leaf, PartitionSpec),
     )

@@ -154,18 +154,24 @@ def check_takes_part(mesh: Mesh) -> None:
         )
 
 
-def evenly_chosen(devices: Sequence[jax.Device], count: int) -> list[jax.Device]:
+def evenly_chosen(devices: Sequence[jax.Device], count: int, processes: int) -> list[jax.Device]:
     """Returns ``count`` devices, the first ones of every process in equal numbers.
+
+    Args:
+        devices: the devices to choose from.
+        count: number of devices that are chosen.
+        processes: number of processes. With 1, the devices may be those of machines that are not there.
 
     Raises:
         ValueError: if the processes do not divide the count, or a process does not have enough devices.
     """
-    processes = jax.process_count()
+    if processes == 1:
+        return list(devices[:count])
     each = [[device for device in devices if device.process_index == process] for process in range(processes)]
     own = count // processes
     if count % processes or any(len(found) < own for found in each):
         raise ValueError(
-            f"mesh.data must be a multiple of the {processes} processes, whose numbers of devices are "
+            f"the devices of the mesh must be a multiple of the {processes} processes, whose numbers of devices are "
             f"{[len(found) for found in each]}, got {count}."
         )
     return [device for found in each for device in found[:own]]
@@ -178,9 +184,13 @@ def spans_processes(tree: PyTree) -> bool:
 
 
 def place(tree: PyTree, sharding: Sharding) -> PyTree:
-    """Returns arrays whose values every process knows as arrays on the devices of all processes."""
+    """Returns arrays whose values every process knows as arrays on the devices, which all processes may share."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
 
     def one(leaf: Array) -> Array:
+        if spans_processes(leaf):
+            return jax.device_put(leaf, sharding)
         cuts = sharding.addressable_devices_indices_map(leaf.shape)
         parts = [jax.device_put(leaf[cut], device) for device, cut in cuts.items()]
         return jax.make_array_from_single_device_arrays(leaf.shape, sharding, parts)

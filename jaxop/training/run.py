@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh, PartitionSpec
 
 import jaxop
 from jaxop._config import from_dict, to_dict
@@ -25,6 +26,8 @@ from jaxop.training._files import local_path, read_json, set_aside, write_in_one
 from jaxop.training.checkpoint import Checkpoints
 from jaxop.training.config import LOSSES, TrainingConfig, to_json
 from jaxop.training.loggers import read_metrics
+from jaxop.training.mesh import check_mesh
+from jaxop.training.shards import abstract, specs_of
 from jaxop.training.state import split_model
 
 Model = TypeVar("Model", bound=nnx.Module)
@@ -79,7 +82,14 @@ class Run:
             )
         return step
 
-    def restore(self, model: Model, *, checkpoint: int | str = "best", average: bool = True) -> Model:
+    def restore(
+        self,
+        model: Model,
+        *,
+        checkpoint: int | str = "best",
+        average: bool = True,
+        mesh: Mesh | None = None,
+    ) -> Model:
         """Returns a copy of the model with the variables of a checkpoint, in evaluation mode.
 
         Args:
@@ -88,6 +98,8 @@ class Run:
             checkpoint: "best" (lowest validation error), "last", or the number of a step.
             average: True restores the parameters that the run's evaluations used, a moving average or those of a
                 schedule-free optimiser. False restores the parameters of the step itself.
+            mesh: devices that read the parameters: those of the axis "model" share one copy, see `init_state`. It need
+                not be the mesh of the training. None restores into one device.
 
         Raises:
             FileNotFoundError: if the run does not have this checkpoint.
@@ -100,7 +112,11 @@ class Run:
         graphdef, params, other = split_model(model, train=False)
         averaged = average and any(leaf.startswith("ema.") for leaf in manifest["leaves"])
         name = "ema" if averaged else "params"
+        mesh = check_mesh(mesh)
         like = {name: params, "other": other}
+        if mesh is not None:
+            copied = jax.tree.map(lambda _: PartitionSpec(), other)
+            like = abstract(like, {name: specs_of(params, mesh), "other": copied}, mesh)
         saved = self.checkpoints.restore(like, step=step, parts=tuple(like))
         return nnx.merge(graphdef, saved[name], saved["other"])
 
@@ -115,7 +131,7 @@ class Run:
             pairs = ", ".join(f"{name}={given[name]!r} instead of {recorded[name]!r}" for name in different)
             warnings.warn(f"model differs from the one that was trained in {pairs}.", UserWarning, stacklevel=3)
 
-    def model(self, *, checkpoint: int | str = "best", average: bool = True) -> Standardized:
+    def model(self, *, checkpoint: int | str = "best", average: bool = True, mesh: Mesh | None = None) -> Standardized:
         """Returns the trained operator in physical units, if the run recorded its ``operator`` and ``model`` settings.
 
         Runs of ``jaxop train`` record them. For other runs build the model and use `restore`.
@@ -123,11 +139,12 @@ class Run:
         Args:
             checkpoint: see `restore`.
             average: see `restore`.
+            mesh: see `restore`.
 
         Raises:
             ValueError: if the config of the run does not describe its operator, or for the reasons of `restore`.
         """
-        return self.restore(self.blank_model(), checkpoint=checkpoint, average=average)
+        return self.restore(self.blank_model(), checkpoint=checkpoint, average=average, mesh=mesh)
 
     def blank_model(self) -> Standardized:
         """Returns the operator that `model` restores, with shapes and dtypes instead of values."""
@@ -246,7 +263,7 @@ def has_begun(directory: Path) -> bool:
     return any(path.suffix != ".tmp" for path in steps) or bool(read_metrics(directory))
 
 
-def record_versions(directory: Path, step: int, *, resume: bool, mesh: jax.sharding.Mesh | None = None) -> None:
+def record_versions(directory: Path, step: int, *, resume: bool, mesh: Mesh | None = None) -> None:
     """Adds an entry on this process to ``versions.json``: packages, devices, mesh, and the step it starts from.
 
     A new run starts a new file. A file that cannot be read is set aside, because the state does not depend on it.

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
@@ -12,7 +13,10 @@ from jaxop._pytree import register
 from jaxop._validation import check_type
 from jaxop.training.checkpoint import leaf_names
 from jaxop.training.config import TrainingConfig
+from jaxop.training.mesh import check_mesh
 from jaxop.training.optimizer import EvalParams, Optimizer, Tree, check_optimizer, evaluated_params
+from jaxop.training.processes import place
+from jaxop.training.shards import check_shards, divide, shardings, shards, specs_like
 
 
 @register
@@ -60,7 +64,12 @@ def split_model(model: nnx.Module, *, train: bool) -> tuple[nnx.GraphDef, Tree, 
 
 
 def init_state(
-    model: nnx.Module, optimizer: Optimizer, config: TrainingConfig, *, eval_params: EvalParams | None = None
+    model: nnx.Module,
+    optimizer: Optimizer,
+    config: TrainingConfig,
+    *,
+    eval_params: EvalParams | None = None,
+    mesh: Mesh | None = None,
 ) -> tuple[nnx.GraphDef, TrainState]:
     """Returns the graph definition in training mode and the state at step 0, in new buffers.
 
@@ -76,10 +85,17 @@ def init_state(
         eval_params: a function from (state of the optimiser, parameters) to the parameters to evaluate with, if these
             are not the parameters that gradients are taken at. None recognises `optax.contrib.schedule_free` and
             optimisers made with it, such as `optax.contrib.schedule_free_adamw`.
+        mesh: the devices that the state is for. The axis "model" divides every parameter of at least 64k numbers
+            along its largest axis that its devices divide, and with it every array of its shape: its average, and
+            those in the state of the optimiser. Everything else has a copy on every device. The optimiser's state is
+            made from the divided parameters, so that no device holds all of it. None puts the state on one device.
 
     Raises:
-        ValueError: if the model does not have parameters, if parameters are in half precision, or if both ``ema_decay``
-            and the optimiser average the parameters.
+        ValueError: if the model does not have parameters, if parameters are in half precision, if both ``ema_decay``
+            and the optimiser average the parameters, or if the axis "model" divides none of the large parameters.
+
+    Warns:
+        UserWarning: if the axis "model" divides nothing because all parameters are small.
 
     Example:
         >>> from flax import nnx
@@ -102,6 +118,10 @@ def init_state(
                 'updates vanish: build the model with param_dtype="float32". Operators still compute in half precision '
                 f'with dtype="{leaf.dtype}".'
             )
+    mesh = check_mesh(mesh)
+    check_shards(params, mesh)
+    if shards(mesh) > 1:
+        params = divide(params, mesh)
     with jax.numpy_dtype_promotion("standard"):
         opt_state = optimizer.init(params)
     ema = evaluated_params(opt_state, params, eval_params)
@@ -113,7 +133,12 @@ def init_state(
             )
         ema = params
     state = TrainState(jnp.zeros((), jnp.int32), params, other, opt_state, ema)
-    return graphdef, jax.tree.map(_own, state)
+    return graphdef, place_state(jax.tree.map(_own, state), mesh)
+
+
+def place_state(state: TrainState, mesh: Mesh | None) -> TrainState:
+    """Returns a state on the devices, its averages and moments divided like parameters, or unchanged without a mesh."""
+    return state if mesh is None else jax.tree.map(place, state, shardings(specs_like(state, state.params, mesh), mesh))
 
 
 def _own(leaf: ArrayLike) -> Array:

@@ -26,6 +26,7 @@ from jaxop.training.optimizer import (
     update_of,
     used_learning_rate,
 )
+from jaxop.training.shards import on_shards, shardings, shards, specs_like, specs_of
 from jaxop.training.state import TrainState
 
 Totals = TypeVar("Totals")
@@ -72,10 +73,12 @@ def make_step(
             H1 of a model called as ``model(inputs, domain, at=at, initial=initial)``, or the cross-entropy of a model
             called as ``model(inputs)``.
         eval_params: see `init_state`.
-        mesh: devices that share the samples of a batch along the axis "data". Each computes the gradient of its own
-            samples, as one device would, and the mean over the devices is the only communication. The step takes a
-            state with a copy on every device. Random streams are folded with the device's number too, so dropout
-            draws other masks on another number of devices. None computes on one device.
+        mesh: devices that share the samples of a batch along the axes "data" and "model". Each computes the gradient
+            of its own samples, as one device would, and the mean over the devices is the only communication. The step
+            takes the state that ``init_state(..., mesh=mesh)`` returns: the devices of "model" share one copy of it.
+            They gather the parameters that they compute with, and each gets the mean of its own shard of the
+            gradient. Random streams are folded with the device's number too, so dropout draws
+            other masks on another number of devices. None computes on one device.
 
     Returns:
         A jitted function from (state, batch) to (state, metrics). A batch is a `jaxop.data.Batch`, a
@@ -134,29 +137,32 @@ def make_step(
         others = _of_same_kind(others, other, "a call of the model must keep the model's variables")
         return jnp.mean(losses), (others, {name: jnp.mean(metric) for name, metric in extra.items()})
 
-    gradient = jax.value_and_grad(mean_loss, has_aux=True)
-
-    def values(batch: Tree, params: Tree, other: Tree, step: Array):
-        def of_piece(other: Tree, batch: Tree, piece: Array):
-            value, (other, _) = mean_loss(params, other, batch, (step, piece, *device_number(mesh)))
-            return value, other
-
-        return _mean_over_pieces(of_piece, other, batch, config.accumulate)
-
-    def values_and_gradients(batch: Tree, params: Tree, other: Tree, step: Array):
-        def of_piece(other: Tree, batch: Tree, piece: Array):
-            (value, (other, extra)), gradients = gradient(params, other, batch, (step, piece, *device_number(mesh)))
-            return (value, extra, gradients), other
-
-        return _mean_over_pieces(of_piece, other, batch, config.accumulate)
-
     def step(state: TrainState, batch: Tree) -> tuple[TrainState, dict[str, Array]]:
+        specs = specs_of(state.params, mesh)
+        loss = on_shards(mean_loss, specs)
+        gradient = jax.value_and_grad(loss, has_aux=True)
+
+        def values(batch: Tree, params: Tree, other: Tree, step: Array):
+            def of_piece(other: Tree, batch: Tree, piece: Array):
+                value, (other, _) = loss(params, other, batch, (step, piece, *device_number(mesh)))
+                return value, other
+
+            return _mean_over_pieces(of_piece, other, batch, config.accumulate)
+
+        def values_and_gradients(batch: Tree, params: Tree, other: Tree, step: Array):
+            def of_piece(other: Tree, batch: Tree, piece: Array):
+                (value, (other, extra)), gradients = gradient(params, other, batch, (step, piece, *device_number(mesh)))
+                return (value, extra, gradients), other
+
+            return _mean_over_pieces(of_piece, other, batch, config.accumulate)
+
         def value_fn(params: Tree) -> Array:
             return over_devices(values, mesh, mean=True)(batch, params, state.other, state.step)[0]
 
-        (value, extra, gradients), other = over_devices(values_and_gradients, mesh, mean=True)(
-            batch, state.params, state.other, state.step
-        )
+        copied = PartitionSpec()
+        (value, extra, gradients), other = over_devices(
+            values_and_gradients, mesh, mean=True, results=((copied, copied, specs), copied)
+        )(batch, state.params, state.other, state.step)
         chex.assert_shape(value, ())
         chex.assert_trees_all_equal_shapes_and_dtypes(gradients, state.params)
         squares = jnp.stack([jnp.sum(jnp.square(g.astype(float_dtype()))) for g in jax.tree.leaves(gradients)])
@@ -189,7 +195,16 @@ def make_step(
 
     if mesh is None:
         return jax.jit(step, donate_argnums=0)
-    return jax.jit(step, donate_argnums=0, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    copied = NamedSharding(mesh, PartitionSpec())
+    if shards(mesh) == 1:
+        return jax.jit(step, donate_argnums=0, out_shardings=copied)
+
+    def kept(state: TrainState, batch: Tree) -> tuple[TrainState, dict[str, Array]]:
+        after, metrics = step(state, batch)
+        divided = shardings(specs_like(after, after.params, mesh), mesh)
+        return jax.lax.with_sharding_constraint(after, divided), jax.lax.with_sharding_constraint(metrics, copied)
+
+    return jax.jit(kept, donate_argnums=0)
 
 
 def _mean_over_pieces(

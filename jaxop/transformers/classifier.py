@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Integer
 
 from jaxop._validation import check_size
 from jaxop.operators import register
+from jaxop.operators.divided import device_by_device
 from jaxop.transformers.sequence import SequenceTransformerConfig, TokenTransformer, check_padding, token_weights
 
 
@@ -62,6 +63,7 @@ class SequenceClassifier(TokenTransformer[SequenceClassifierConfig]):
         config = SequenceClassifierConfig.checked(config, rngs)
         super().__init__(config, lambda: config.embedding(rngs), config.classes, rngs=rngs)
 
+    @device_by_device(rank=2)
     def __call__(self, tokens: Integer[Array | np.ndarray, "*b n"]) -> Float[Array, "*b classes"]:
         """Returns the logits of the classes.
 

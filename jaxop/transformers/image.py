@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from jaxop._validation import as_float, check_size, divisors
 from jaxop.nn import Linear
 from jaxop.operators import register
+from jaxop.operators.divided import device_by_device
 from jaxop.transformers.base import Embedding, Transformer, TransformerConfig, positions
 
 
@@ -77,6 +78,7 @@ class VisionTransformer(Transformer[VisionTransformerConfig]):
         config = VisionTransformerConfig.checked(config, rngs)
         super().__init__(config, lambda: PatchEmbedding(config, rngs), config.classes, rngs=rngs)
 
+    @device_by_device(rank=4)
     def __call__(self, images: Float[Array, "y x c"] | Float[Array, "b y x c"]) -> Float[Array, "*b classes"]:
         """Returns the logits of the classes.
 

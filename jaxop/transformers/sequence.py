@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Integer
 from jaxop._validation import check_size, is_concrete, is_integer
 from jaxop.nn import ModelConfig
 from jaxop.operators import register
+from jaxop.operators.divided import device_by_device
 from jaxop.transformers.base import Transformer, TransformerConfig, positions
 
 
@@ -89,6 +90,7 @@ class SequenceTransformer(TokenTransformer[SequenceTransformerConfig]):
         config = SequenceTransformerConfig.checked(config, rngs)
         super().__init__(config, lambda: config.embedding(rngs), config.vocabulary, rngs=rngs)
 
+    @device_by_device(rank=2)
     def __call__(self, tokens: Integer[Array | np.ndarray, "*b n"]) -> Float[Array, "*b n v"]:
         """Returns the logits of the token that follows each token.
 

@@ -11,6 +11,7 @@ from jaxop._validation import check_size
 from jaxop.nn import EncoderLayer, IntegralAttentionConfig, LayerNorm, LayersConfig, Linear
 from jaxop.nn.encoder import check_attention_config
 from jaxop.operators import register
+from jaxop.operators.divided import device_by_device
 from jaxop.transformers.sequence import TokenEmbedding, check_padding, check_sequences, check_vocabulary, token_weights
 
 
@@ -102,6 +103,7 @@ class EncoderDecoderTransformer(nnx.Module):
         self.source_norm, self.norm = (LayerNorm(config.width, **config.dtypes) for _ in range(2))
         self.head = Linear(config.width, config.vocabulary, rngs=rngs, **config.dtypes)
 
+    @device_by_device(rank=2)
     def __call__(self, tokens: Integer[Array | np.ndarray, "*b n"]) -> Float[Array, "*b m v"]:
         """Returns the logits of the token that follows each token of the target.
 

@@ -252,8 +252,8 @@ def test_a_mesh_that_does_not_fit_is_refused(tmp_path, unchecked):
         training.evaluate(model, samples(4), mesh=8)
     with pytest.raises(ValueError, match=r"mesh must have an axis named 'data' .*, got {'x': 8}"):
         training.evaluate(model, samples(4), mesh=Mesh(devices, ("x",)))
-    with pytest.raises(ValueError, match=r"only axes of one device, got {'data': 4, 'model': 2}"):
-        training.evaluate(model, samples(4), mesh=Mesh(devices.reshape(4, 2), ("data", "model")))
+    with pytest.raises(ValueError, match=r"only axes of one device, got {'data': 4, 'other': 2}"):
+        training.evaluate(model, samples(4), mesh=Mesh(devices.reshape(4, 2), ("data", "other")))
     with pytest.raises(ValueError, match=r"batch_size=12 must be divisible by the 8 devices"):
         training.evaluate(model, samples(12), batch_size=12, mesh=Mesh(devices, ("data",)))
     with pytest.raises(ValueError, match=r"batch_size=4 in 2 micro-batches must be divisible by the 4 devices"):

@@ -180,14 +180,13 @@ def test_one_task_of_a_cluster_works_alone(monkeypatch):
         assert not jax.distributed.is_initialized()
 
 
-def test_every_process_takes_part_with_equal_numbers_of_devices(monkeypatch, unchecked):
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
+def test_every_process_takes_part_with_equal_numbers_of_devices(unchecked):
     devices = [SimpleNamespace(process_index=process, id=number) for process in (0, 1) for number in range(3)]
-    chosen = processes.evenly_chosen(devices, 4)
+    chosen = processes.evenly_chosen(devices, 4, processes=2)
     assert [(device.process_index, device.id) for device in chosen] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     for count in (3, 8):
         with pytest.raises(ValueError, match=rf"multiple of the 2 processes, .* devices are \[3, 3\], got {count}"):
-            processes.evenly_chosen(devices, count)
+            processes.evenly_chosen(devices, count, processes=2)
 
 
 @pytest.mark.fit
