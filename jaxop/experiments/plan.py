@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,18 +62,17 @@ def plan(
 
 
 @contextlib.contextmanager
-def without_accelerator(topology: str):
+def without_accelerator(topology: str) -> Iterator[None]:
     """Keeps JAX from starting the accelerators of this machine, and gives it as many CPU devices as are planned for.
 
-    Raises:
-        ValueError: if it has started with fewer CPU devices.
+    If JAX has started before, its devices stay as they are, and `jaxop.training.Topology.find` counts them.
     """
     kind, _, count = topology.partition(":")
     before = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
     jax.config.update("jax_platforms", "cpu")
     try:
         if kind == "cpu" and count.isdecimal():
-            with contextlib.suppress(RuntimeError):  # it has started; `Topology.find` counts the devices
+            with contextlib.suppress(RuntimeError):  # JAX has started
                 jax.config.update("jax_num_cpu_devices", int(count))
         yield
     finally:

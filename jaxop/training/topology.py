@@ -110,15 +110,20 @@ def _tpus(name: str, sizes: list[int]) -> tuple[jax.Device, ...]:
     except (RuntimeError, ValueError) as error:
         reason, example = str(error).splitlines()[0], _EXAMPLES[name.partition(":")[0]]
         raise ValueError(
-            f"topology {name!r} is unknown to libtpu ({reason}); sizes are even, as in {example!r}, or all 1."
+            f"libtpu does not make the topology {name!r} ({reason}); sizes are even, as in {example!r}, or all 1."
         ) from error
     return tuple(description.devices)
 
 
 @contextlib.contextmanager
 def _described_to_libtpu() -> Iterator[None]:
-    """Tells libtpu in its environment, while it starts, what it would otherwise ask a TPU machine."""
-    wanted = {"TPU_ACCELERATOR_TYPE": "v5litepod-16", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_SKIP_MDS_QUERY": "1"}
+    """Tells libtpu, while it starts, what it would otherwise ask a TPU machine, and not to lock the machine's TPUs."""
+    wanted = {
+        "TPU_ACCELERATOR_TYPE": "v5litepod-16",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }
     added = {variable: value for variable, value in wanted.items() if variable not in os.environ}
     os.environ.update(added)
     try:

@@ -78,5 +78,5 @@ def test_other_slices(topology):
 
 
 def test_a_slice_that_does_not_exist_is_refused():
-    with pytest.raises(ValueError, match=r"'v5e:3x5' is unknown to libtpu .* sizes are even, as in 'v5e:4x4'"):
+    with pytest.raises(ValueError, match=r"does not make the topology 'v5e:3x5' .* sizes are even, as in 'v5e:4x4'"):
         training.Topology.find("v5e:3x5")
