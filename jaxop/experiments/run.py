@@ -164,10 +164,10 @@ def _run_dir(name: str, experiment: AnyExperiment) -> Path:
 
 def _sharing(mesh: jax.sharding.Mesh, experiment: AnyExperiment) -> str:
     """Returns one line on the devices that share a batch."""
-    size, found = experiment.training.batch_size, jax.devices()
-    return (
-        f"{mesh.size} of {len(found)} ({found[0].device_kind}), {size // mesh.size} samples of each batch on a device"
-    )
+    found, nodes = jax.devices(), mesh.shape.get("domain", 1)
+    samples = experiment.training.batch_size * nodes // mesh.size
+    sharing = f", and 1/{nodes} of the nodes of each" if nodes > 1 else ""
+    return f"{mesh.size} of {len(found)} ({found[0].device_kind}), {samples} samples of each batch on a device{sharing}"
 
 
 def _summary(

@@ -17,6 +17,7 @@ from jaxop.data.source import check_batch, check_source
 from jaxop.domains import SPACES, Domain
 from jaxop.training.losses import Loss, apply_loss, cross_entropy, relative_norms
 from jaxop.training.mesh import check_divides, check_mesh, over_devices, replicate
+from jaxop.training.nodes import check_shares_nodes, node_shares
 from jaxop.training.optimizer import Tree
 from jaxop.training.state import split_model
 
@@ -48,8 +49,8 @@ def evaluate(
             `jaxop.data.DataSource` of `jaxop.data.Batch`.
         batch_size: samples per call. The last batch is filled up with copies, so that one program
             serves the whole set. Later calls with a model and samples of the same shapes reuse it.
-        mesh: devices that share the samples of a call along the axis "data", which must divide ``batch_size``. None
-            computes on one device.
+        mesh: devices that share the samples of a call along the axis "data", which must divide ``batch_size``, and the
+            nodes of the functions along "domain", as in `make_step`. None computes on one device.
 
     Returns:
         `Errors` with one entry per sample.
@@ -270,7 +271,7 @@ def _mean_losses(
         batch = source[index]
         check_batch(batch, len(index), argument)
         # a last batch that the devices cannot share evenly is computed on all of them
-        sharing = mesh if mesh is not None and len(index) % mesh.size == 0 else None
+        sharing = mesh if mesh is not None and len(index) % (mesh.size // node_shares(mesh)) == 0 else None
         values = jax.device_get(_losses(loss, graphdef, sharing, params, other, batch))
         for name, value in values.items():
             totals[name] = totals.get(name, 0.0) + len(index) * float(np.mean(value, dtype=np.float64))
@@ -324,19 +325,26 @@ def _spaces(domain: Domain) -> tuple[str, ...]:
 def _outputs(graphdef: nnx.GraphDef, mesh: Mesh | None, params: Tree, other: Tree, batch: Batch) -> Array:
     def outputs(batch: Batch, params: Tree, other: Tree) -> Array:
         model = nnx.merge(graphdef, params, other)
+        check_shares_nodes(model, mesh)
         return model(batch.inputs, batch.domain, at=batch.at, initial=batch.initial)
 
-    return over_devices(outputs, mesh, mean=False)(batch, params, other)
+    found = over_devices(outputs, mesh, mean=False, nodes=True)(batch, params, other)
+    return found if node_shares(mesh) == 1 else found[:, : batch.targets.shape[1]]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _errors(
     graphdef: nnx.GraphDef, spaces: tuple[str, ...], mesh: Mesh | None, params: Tree, other: Tree, batch: Batch
 ) -> tuple[Array, ...]:
-    def errors(batch: Batch, params: Tree, other: Tree) -> tuple[Array, ...]:
-        outputs = _outputs(graphdef, None, params, other, batch)
+    def over_samples(outputs: Array, batch: Batch) -> tuple[Array, ...]:
         return tuple(relative_norms(outputs, batch.targets, batch.target_domain, space=space) for space in spaces)
 
+    def errors(batch: Batch, params: Tree, other: Tree) -> tuple[Array, ...]:
+        return over_samples(_outputs(graphdef, None, params, other, batch), batch)
+
+    if node_shares(mesh) > 1:
+        # the norms of whole functions, because H1 needs the neighbours of every node
+        return over_samples(_outputs(graphdef, mesh, params, other, batch), batch)
     return over_devices(errors, mesh, mean=False)(batch, params, other)
 
 
@@ -358,7 +366,9 @@ def _losses(
     loss: Loss, graphdef: nnx.GraphDef, mesh: Mesh | None, params: Tree, other: Tree, batch: Tree
 ) -> dict[str, Array]:
     def values(batch: Tree, params: Tree, other: Tree) -> dict[str, Array]:
-        losses, metrics = apply_loss(loss, nnx.merge(graphdef, params, other), batch)
+        model = nnx.merge(graphdef, params, other)
+        check_shares_nodes(model, mesh)
+        losses, metrics = apply_loss(loss, model, batch)
         return {name: jnp.atleast_1d(value) for name, value in {"loss": losses, **metrics}.items()}
 
     return over_devices(values, mesh, mean=False)(batch, params, other)

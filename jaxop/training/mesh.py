@@ -1,6 +1,7 @@
-"""Device meshes: which devices share the samples of a batch."""
+"""Device meshes: which devices share the samples of a batch and the nodes of a function."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -10,7 +11,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from jaxop._validation import check_size, check_type
+from jaxop.data import Batch
 from jaxop.data.source import batch_parts, is_shared
+from jaxop.domains import Shard
+from jaxop.training.nodes import DOMAIN, node_shares, node_specs, share_nodes
 from jaxop.training.optimizer import Tree
 
 Result = TypeVar("Result")
@@ -25,13 +29,17 @@ class MeshConfig:
 
     Attributes:
         data: devices that share the samples of a batch. None takes as many of all devices as divide the batch.
+        domain: devices that share the nodes of each function, for functions that are too large for one. The model must
+            be a `jaxop.operators.TransformerNeuralOperator`, or one of your own with ``shares_nodes = True``.
     """
 
     data: int | None = None
+    domain: int = 1
 
     def __post_init__(self):
         if self.data is not None:
             check_size(self.data, "data")
+        check_size(self.domain, "domain")
 
     def make(self, batch_size: int) -> Mesh:
         """Returns the mesh of the first devices in sight.
@@ -40,7 +48,7 @@ class MeshConfig:
             batch_size: samples in a batch.
 
         Raises:
-            ValueError: if there are fewer devices, or ``data`` does not divide the batch.
+            ValueError: if there are fewer than data × domain devices, or ``data`` does not divide the batch.
 
         Example:
             >>> from jaxop import training
@@ -51,12 +59,20 @@ class MeshConfig:
         devices = jax.devices()
         count = self.data
         if count is None:
-            count = max(n for n in range(1, len(devices) + 1) if batch_size % n == 0)
+            count = max(n for n in range(1, max(1, len(devices) // self.domain) + 1) if batch_size % n == 0)
         if count > len(devices):
             raise ValueError(
                 f"mesh.data must be at most the number of devices, {len(devices)} ({devices[0].platform}), got {count}."
             )
-        mesh = jax.make_mesh((count,), (DATA,), axis_types=(AxisType.Auto,), devices=devices[:count])
+        total = count * self.domain
+        if total > len(devices):
+            raise ValueError(
+                f"mesh.data={count} times mesh.domain={self.domain} must be at most the number of devices, "
+                f"{len(devices)} ({devices[0].platform}), got {total}."
+            )
+        sizes = {DATA: count} | ({DOMAIN: self.domain} if self.domain > 1 else {})
+        types = (AxisType.Auto,) * len(sizes)
+        mesh = jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=types, devices=devices[:total])
         check_divides(mesh, batch_size)
         return mesh
 
@@ -66,17 +82,18 @@ def check_mesh(mesh: Mesh | None) -> Mesh | None:
 
     Raises:
         TypeError: if it is not a mesh.
-        ValueError: if an axis other than "data" has more than one device.
+        ValueError: if an axis other than "data" and "domain" has more than one device.
     """
     if mesh is None:
         return None
     check_type(
         mesh, "mesh", Mesh, "a jax.sharding.Mesh with an axis named 'data', such as jax.make_mesh((8,), ('data',))"
     )
-    others = {name: size for name, size in mesh.shape.items() if name != DATA and size > 1}
+    others = {name: size for name, size in mesh.shape.items() if name not in (DATA, DOMAIN) and size > 1}
     if others or DATA not in mesh.shape:
         raise ValueError(
-            f"mesh must have an axis named {DATA!r} and, besides it, only axes of one device, got {dict(mesh.shape)}."
+            f"mesh must have an axis named {DATA!r} and, besides it and {DOMAIN!r}, only axes of one device, got "
+            f"{dict(mesh.shape)}."
         )
     return Mesh(mesh.devices, mesh.axis_names) if mesh.size > 1 else None
 
@@ -103,14 +120,20 @@ def on_one_device(tree: Result, mesh: Mesh | None) -> Result:
 
 
 def distribute(batch: Tree, mesh: Mesh | None) -> Tree:
-    """Returns a batch on the devices: the samples divided among them, and a copy of what all samples share on each."""
+    """Returns a batch on the devices: the samples divided among them, and a copy of what all samples share on each.
+
+    If the mesh has an axis "domain", the nodes of every function are divided too; see `share_nodes`.
+    """
     if mesh is None:
         return jax.device_put(batch)
+    batch = share_nodes(batch, mesh)
     return jax.device_put(batch, jax.tree.map(lambda spec: NamedSharding(mesh, spec), _specs(batch)))
 
 
-def over_devices(function: Callable[..., Result], mesh: Mesh | None, *, mean: bool) -> Callable[..., Result]:
-    """Returns a function of (batch, *replicated) that computes on every device with its own samples.
+def over_devices(
+    function: Callable[..., Result], mesh: Mesh | None, *, mean: bool, nodes: bool = False
+) -> Callable[..., Result]:
+    """Returns a function of (batch, *replicated) that computes on every device with its own samples and nodes.
 
     The compiler does not partition such a function, so each device computes what one device would compute for these
     samples, and no activation travels.
@@ -121,17 +144,23 @@ def over_devices(function: Callable[..., Result], mesh: Mesh | None, *, mean: bo
         mean: True if the results are means over samples: floating-point results are then averaged over the devices,
             and others must not depend on the samples. False if the results have a leading sample axis: they stay
             where their samples are.
+        nodes: True if results that are not means have a second axis of nodes, which the devices of "domain" share.
     """
     if mesh is None:
         return function
 
+    shares = node_shares(mesh)
+    # Without the check below, the transpose of a sum over devices is that sum. The p devices of "domain" have the same
+    # loss, so they find parts of the gradient of p times the loss, and the mean of these parts is its gradient.
+    axes = DATA if shares == 1 else (DATA, DOMAIN)
+
     def local(batch: Tree, *replicated: Tree) -> Result:
         result = function(batch, *replicated)
-        return jax.tree.map(_mean, result) if mean else result
+        return jax.tree.map(functools.partial(_mean, axes), result) if mean else result
 
     def call(batch: Tree, *replicated: Tree) -> Result:
-
-        whole, own = PartitionSpec(), PartitionSpec(DATA)
+        batch = share_nodes(batch, mesh)
+        whole, own = PartitionSpec(), PartitionSpec(DATA, DOMAIN) if nodes and shares > 1 else PartitionSpec(DATA)
         return jax.shard_map(
             local,
             mesh=mesh,
@@ -146,15 +175,20 @@ def over_devices(function: Callable[..., Result], mesh: Mesh | None, *, mean: bo
 
 def device_number(mesh: Mesh | None) -> tuple[Array, ...]:
     """Returns the number of the device inside a function of `over_devices`, or nothing without a mesh."""
-    return () if mesh is None else (jax.lax.axis_index(DATA),)
+    if mesh is None:
+        return ()
+    own = jax.lax.axis_index(DATA)
+    return (own,) if node_shares(mesh) == 1 else (own, jax.lax.axis_index(DOMAIN))
 
 
-def _mean(leaf: Array) -> Array:
-    return jax.lax.pmean(leaf, DATA) if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf
+def _mean(axes: str | tuple[str, ...], leaf: Array) -> Array:
+    return jax.lax.pmean(leaf, axes) if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf
 
 
 def _specs(batch: Tree) -> Tree:
     """Returns the partition of every part of a batch: samples are divided, shared domains are not."""
+    if isinstance(batch, Batch) and isinstance(batch.domain, Shard):
+        return node_specs(batch, PartitionSpec(DATA))
     parts, structure = batch_parts(batch)
     specs = [PartitionSpec() if is_shared(part) else PartitionSpec(DATA) for part in parts]
     return jax.tree.unflatten(structure, specs)

@@ -16,6 +16,7 @@ from jaxop.data.source import batch_parts, is_shared
 from jaxop.training.config import TrainingConfig
 from jaxop.training.losses import LOSS_FUNCTIONS, Loss, apply_loss, check_loss
 from jaxop.training.mesh import check_divides, check_mesh, device_number, over_devices
+from jaxop.training.nodes import check_shares_nodes
 from jaxop.training.optimizer import (
     EvalParams,
     Optimizer,
@@ -72,7 +73,11 @@ def make_step(
             called as ``model(inputs)``.
         eval_params: see `init_state`.
         mesh: devices that share the samples of a batch along the axis "data". Each computes the gradient of its own
-            samples, as one device would, and the mean over the devices is the only communication. The step takes a
+            samples, as one device would, and the mean over the devices is the only communication. Along an axis
+            "domain" devices also share the nodes of every function of a `jaxop.data.Batch`, and attention passes blocks
+            of keys and values round them: the loss gets the nodes of one device, on a `jaxop.domains.Shard`, whose
+            integrals and L2 norms are those of the whole domain, so that all devices of "domain" have the same losses.
+            The step takes a
             state with a copy on every device. Random streams are folded with the device's number too, so dropout
             draws other masks on another number of devices. None computes on one device.
 
@@ -120,6 +125,7 @@ def make_step(
         params: Tree, other: Tree, batch: Tree, draw: tuple[Array, ...]
     ) -> tuple[Array, tuple[Tree, dict[str, Array]]]:
         model = nnx.merge(graphdef, params, other)
+        check_shares_nodes(model, mesh)
         streams = _fold_streams(model, config.seed, *draw)
         losses, extra = apply_loss(chosen, model, batch)
         nnx.update(model, streams)

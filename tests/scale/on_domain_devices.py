@@ -75,10 +75,10 @@ def on_device(*arrays):
     "name",
     [
         "exp-dot-product-scaled",
-        "fourier-per-head",
         "compact-pair",  # some rows are empty
         "signed-pair",
         pytest.param("signed-composed", marks=pytest.mark.study),
+        pytest.param("fourier-per-head", marks=pytest.mark.study),
         pytest.param("intersection-per-head", marks=pytest.mark.study),
         pytest.param("composed", marks=pytest.mark.study),
         pytest.param("gaussian-pair", marks=pytest.mark.study),
@@ -106,7 +106,8 @@ def test_mask_of_pairs_for_each_head_and_equal_weights():
     seen = np.random.default_rng(0).random((2, 203, 61)) < 0.3
     seen[1, 50:70] = False
     seen = jnp.asarray(seen)
-    out, *_ = agree(kernels.ExpDotProduct(0.5), (*arrays()[:3], None), mask=seen)
+    kernel = kernels.PerHead(kernels.ExpDotProduct(jnp.asarray([0.3, 0.9])))
+    out, *_ = agree(kernel, (*arrays()[:3], None), mask=seen)
     assert not np.any(out[50:70, 1])
 
 
