@@ -35,7 +35,7 @@ class Evaluation:
         external: allows HDF5 files to have their values in other files.
         experiment: file of your own experiment, if it defines the problem of the run; it is executed.
         cache: directory of generated data, which are kept by their parameters.
-        mesh: devices that share the samples.
+        mesh: devices that share the samples and the nodes of a function.
     """
 
     run: Path

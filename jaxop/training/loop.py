@@ -112,9 +112,9 @@ def fit(
             (state of the optimiser, parameters) to these. Schedule-free optimisers of Optax are recognised: leave None
             for them. Evaluations, ``Result.model`` and `Run.restore` use these parameters.
         mesh: devices that share the samples of every batch along the axis "data", such as
-            ``MeshConfig().make(config.batch_size)`` or ``jax.make_mesh((8,), ("data",))``; see `make_step`. The run
-            records it, and may be resumed on any other number of devices: the batches are the same. None trains on
-            one device.
+            ``MeshConfig().make(config.batch_size)`` or ``jax.make_mesh((8,), ("data",))``, and the nodes of every
+            function along the axis "domain"; see `make_step`. The run records it, and may be resumed on any other
+            number of devices: the batches are the same. None trains on one device.
         settings: further description of the run (operator config, source of the data): dataclasses, numbers, strings,
             paths, or dicts and lists of them. They are stored in ``config.json`` and in every checkpoint, and compared
             when the run is resumed, except for paths, because samples may move. The names "loss" and "optimizer" may

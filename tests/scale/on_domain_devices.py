@@ -107,7 +107,7 @@ def test_mask_of_pairs_for_each_head_and_equal_weights():
     seen[1, 50:70] = False
     seen = jnp.asarray(seen)
     kernel = kernels.PerHead(kernels.ExpDotProduct(jnp.asarray([0.3, 0.9])))
-    out, *_ = agree(kernel, (*arrays()[:3], None), mask=seen)
+    out, *_ = agree(kernel, (*arrays()[:3], None), mask=seen, alone="chunked")
     assert not np.any(out[50:70, 1])
 
 
