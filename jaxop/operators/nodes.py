@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from jaxop._validation import accumulator, as_float, is_concrete
 from jaxop.domains import Decomposed, Domain
 from jaxop.domains.domain import as_domain
-from jaxop.domains.shard import shard_axis
+from jaxop.domains.shared import shard_axis
 
 
 @dataclasses.dataclass(frozen=True)
