@@ -3,6 +3,7 @@
 from jaxop._moved import moved
 from jaxop.attention.averages import averaging_operator as averaging_operator
 from jaxop.attention.dense import accumulate as accumulate
+from jaxop.attention.distributed import ring_attention as ring_attention
 from jaxop.attention.integral import IMPLEMENTATIONS as IMPLEMENTATIONS
 from jaxop.attention.integral import integral_attention as integral_attention
 from jaxop.attention.linear import linear_attention as linear_attention

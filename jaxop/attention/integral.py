@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -14,6 +15,7 @@ from jaxop.attention.dense import dense_attention
 from jaxop.attention.fused import fused_attention
 from jaxop.attention.monoid import Partial, finish
 from jaxop.attention.operands import Operands, check_operands
+from jaxop.attention.ring import ring_integral
 from jaxop.domains.measure import relative_weights
 from jaxop.kernels import Kernel, PerHead
 
@@ -27,9 +29,10 @@ def integral_attention(
     *,
     kernel: Kernel | PerHead | None = None,
     normalize: bool = True,
-    mask: Bool[Array, " m"] | Bool[Array, "n m"] | Bool[Array, "h n m"] | None = None,
+    mask: Bool[Array, " m"] | Bool[Array, "n k"] | Bool[Array, "h n k"] | None = None,
     is_causal: bool = False,
     implementation: str | None = None,
+    axis_name: str | None = None,
 ) -> Float[Array, "n h c"]:
     """A_i = Σ_j w_j k(q_i, k_j) v_j / Σ_j w_j k(q_i, k_j), the quadrature of ∫ k v dy / ∫ k dy, per head.
 
@@ -54,13 +57,18 @@ def integral_attention(
             ``ExpDotProduct()``, with scale 1/√d. If a kernel has an ``epsilon`` ε, the denominator is
             ∫ k dy + ε Σ_j w_j / m.
         normalize: whether to divide by ∫ k dy. A signed kernel needs False.
-        mask: True where a query may see a key: (m,), (n, m) or (h, n, m).
+        mask: True where a query may see a key: (m,), (n, m) or (h, n, m); with ``axis_name`` see there.
         is_causal: whether query i sees only keys j ≤ i; needs n = m.
         implementation: ``"dense"`` forms n × m matrices and has every derivative that the kernel has. ``"chunked"``
             forms tiles; value and gradient take O(n + m) memory, and derivatives of any order are in reverse mode
             only. ``"xla"``, ``"cudnn"`` (NVIDIA GPU, half precision) and ``"tpu"`` (Pallas) are the kernels of the
             stack, for the exponentiated dot product and reverse mode only. None means dense up to `DENSE_LIMIT` pairs
             (an eighth of them for the Fourier integral kernel), and chunked above.
+        axis_name: the mapped axis of `jax.shard_map` over whose devices the nodes are distributed. Each device passes
+            its own nodes, as many as every other device: queries, keys, values, weights and a mask over keys. Masks of
+            pairs have columns for all keys, (n, m p) or (h, n, m p), if p devices share them. ``is_causal`` counts the
+            nodes of device 0 first. Blocks of keys and values travel round the ring of devices, in "chunked" form;
+            see `ring_attention` for whole arrays. None means that all nodes are here.
 
     Returns:
         A of shape (n, h, c) in the dtype of ``value``, accumulated in float32 or wider.
@@ -69,10 +77,15 @@ def integral_attention(
         ValueError: if shapes do not fit, if the implementation is unknown, if ``is_causal`` and n ≠ m, or if
             ``normalize`` and the kernel is signed.
         TypeError: if an array is complex, a mask is not boolean, or ``kernel`` is not a `Kernel`.
-        NotImplementedError: if the named implementation does not support the arguments; there is no fallback.
+        NotImplementedError: if the named implementation does not support the arguments; there is no fallback. If
+            ``axis_name`` is given: if the implementation is not "chunked", or the kernel has an ``epsilon``, which
+            depends on the number of nodes and so on their padding.
+        NameError: if ``axis_name`` is not the name of a mapped axis.
 
     Cost: O(n m h (d + c)) time for kernels with a fast matrix form; memory as above. Matrix products use
-        `jax.default_matmul_precision`, which on matrix units is below float32 by default.
+        `jax.default_matmul_precision`, which on matrix units is below float32 by default. Over p devices each takes
+        O(n m p h (d + c)) time and O(n + m) memory for its own n and m nodes, and sends m h (d + c) numbers p times,
+        in the backward pass twice as many. A causal order is not balanced: the last device sees all keys.
 
     Source: Calvello, Kovachki, Levine, Stuart, "Continuum Attention for Neural Operators",
         arXiv:2406.06486; the online sum after Milakov, Gimelshein, arXiv:1805.02867, and Rabe, Staats,
@@ -87,17 +100,24 @@ def integral_attention(
         >>> integral_attention(q, k, v, domain.weights).shape
         (32, 2, 4)
     """
-    operands = check_operands(query, key, value, weights, kernel=kernel, mask=mask, is_causal=is_causal)
-    return integrate(operands, implementation, normalize=normalize)
+    shares = 1 if axis_name is None else jax.lax.axis_size(axis_name)
+    options = {"kernel": kernel, "mask": mask, "is_causal": is_causal}
+    operands = check_operands(query, key, value, weights, **options, shares=shares)
+    return integrate(operands, implementation, normalize=normalize, axis_name=axis_name if shares > 1 else None)
 
 
-def integrate(operands: Operands, implementation: str | None, *, normalize: bool = True) -> Float[Array, "n h c"]:
+def integrate(
+    operands: Operands, implementation: str | None, *, normalize: bool = True, axis_name: str | None = None
+) -> Float[Array, "n h c"]:
     """Returns `integral_attention` of checked operands."""
     if normalize and operands.kernel.sign == "signed":
         raise ValueError(
             "a signed kernel cannot be normalised: its mass may vanish or change sign. Pass normalize=False for the "
             "integral itself, or use a positive kernel."
         )
+    if axis_name is not None:
+        _check_ring(operands, implementation, normalize)
+        return ring_integral(operands, normalize, axis_name)
     run = _RUN[choose(operands, implementation)]
     epsilon = operands.kernel.epsilon if normalize else 0.0
     if not epsilon:
@@ -130,6 +150,20 @@ def choose(operands: Operands, implementation: str | None) -> str:
     is_heavy = operands.kernel.sign != "signed" and operands.kernel.is_additive
     limit = DENSE_LIMIT // 8 if is_heavy else DENSE_LIMIT
     return "dense" if operands.queries * operands.keys <= limit else "chunked"
+
+
+def _check_ring(operands: Operands, implementation: str | None, normalize: bool) -> None:
+    if implementation is not None:
+        check_name(implementation, "implementation", IMPLEMENTATIONS)
+    if implementation not in (None, "chunked"):
+        raise NotImplementedError(
+            f"implementation={implementation!r} needs all nodes on one device; with axis_name use 'chunked' or None."
+        )
+    if normalize and operands.kernel.epsilon:
+        raise NotImplementedError(
+            f"epsilon = {operands.kernel.epsilon} of the kernel is relative to Σ_j w_j / m, and m depends on how the "
+            "nodes of the devices are padded; with axis_name use epsilon=0."
+        )
 
 
 def _with_mass(operands: Operands) -> Operands:

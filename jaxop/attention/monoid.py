@@ -92,17 +92,18 @@ def finish(part: Partial, normalize: bool = True, *, epsilon: float | Float[Arra
 
 
 def split_weights(
-    weights: Float[Array, " m"], mask: Bool[Array, " m"] | None = None
+    weights: Float[Array, " m"], mask: Bool[Array, " m"] | None = None, largest: Float[Array, ""] | None = None
 ) -> tuple[Float[Array, " m"], Float[Array, " m"]]:
     """Splits w_j = exp(a_j) s_j, with a_j constant under differentiation and s_j ∈ {1, 0, −1}.
 
     The magnitude goes into the exponent, where units of length do not overflow or underflow (except for subnormal
     numbers, which most devices round to 0). The sign stays a factor, so that a node of weight 0 keeps its true
-    derivative, which a masked logarithm would lose. The magnitude of a node of weight 0 is arbitrary and cancels. A
-    masked node has log magnitude `LOG_ZERO`, so that its value and derivative are 0.
+    derivative, which a masked logarithm would lose. The magnitude of a node of weight 0 is arbitrary and cancels: it is
+    ``largest``, by default the largest of these weights. A masked node has log magnitude `LOG_ZERO`, so that its value
+    and derivative are 0.
     """
     magnitude = jax.lax.stop_gradient(jnp.abs(weights))
-    largest = jnp.max(magnitude)
+    largest = jnp.max(magnitude) if largest is None else largest
     magnitude = jnp.where(magnitude > 0, magnitude, jnp.where(largest > 0, largest, 1))
     log_weights = jnp.log(magnitude)
     if mask is not None:

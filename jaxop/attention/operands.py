@@ -18,8 +18,11 @@ from jaxop.kernels.base import as_kernel
 
 K = TypeVar("K")
 
-Mask = Bool[Array, " m"] | Bool[Array, "n m"] | Bool[Array, "h n m"]
-"""True where a query may see a key: (m,) for all queries, (n, m) for all heads, or one matrix per head."""
+Mask = Bool[Array, " m"] | Bool[Array, "n k"] | Bool[Array, "h n k"]
+"""True where a query may see a key: (m,) for all queries, (n, k) for all heads, or one matrix per head.
+
+k = m, unless several devices share the keys: then the columns of a matrix are those of all devices.
+"""
 
 
 @functools.partial(register, static=("is_causal",))
@@ -101,8 +104,11 @@ def check_operands(
     kernel: Kernel | PerHead | None = None,
     mask: ArrayLike | None = None,
     is_causal: bool = False,
+    shares: int = 1,
 ) -> Operands:
     """Returns the arrays of an attention call as JAX arrays that fit each other and the kernel.
+
+    A mask of pairs has columns for the keys of all devices, if ``shares`` devices hold as many keys each.
 
     Raises:
         ValueError: if shapes do not fit, or if ``is_causal`` and there are not as many queries as keys.
@@ -132,7 +138,7 @@ def check_operands(
     if weights is not None and weights.shape != (m,):
         raise ValueError(f"weights must have shape (m,) = ({m},), one per key, got {weights.shape}.")
     if mask is not None:
-        _check_mask(mask, n, m, heads)
+        _check_mask(mask, n, m, heads, shares)
     _check_fit(kernel, heads, depth, accumulation_dtype(query, key, value))
     if is_causal and n != m:
         raise ValueError(f"is_causal needs as many queries as keys, got n={n} and m={m}; pass a mask instead.")
@@ -144,13 +150,19 @@ def _check_value(value: Array, m: int, heads: int) -> None:
         raise ValueError(f"value must have shape (m, h, c) = ({m}, {heads}, c) to match key, got {value.shape}.")
 
 
-def _check_mask(mask: Array, n: int, m: int, heads: int) -> None:
+def _check_mask(mask: Array, n: int, m: int, heads: int, shares: int) -> None:
     if mask.dtype != jnp.bool_:
         raise TypeError(f"mask must be boolean with True = attend, got {mask.dtype}; compare it, for example mask > 0.")
-    if mask.shape not in ((m,), (n, m), (heads, n, m)):
+    columns = m * shares
+    if mask.shape not in ((m,), (n, columns), (heads, n, columns)):
         raise ValueError(
-            f"mask must have shape (m,) = ({m},), (n, m) = ({n}, {m}) or (h, n, m) = ({heads}, {n}, {m}), "
-            f"got {mask.shape}."
+            f"mask must have shape (m,) = ({m},), (n, m) = ({n}, {columns}) or (h, n, m) = ({heads}, {n}, {columns}), "
+            f"got {mask.shape}"
+            + (
+                f"; pairs are of the queries of this device and the keys of all {shares} devices."
+                if shares > 1
+                else "."
+            )
         )
 
 

@@ -91,7 +91,11 @@ class Domain:
         """
         values = self._samples(values, "values")
         dtype = accumulator(values.dtype)
-        return contract(self.weights.astype(dtype), values.astype(dtype)).astype(values.dtype)
+        return self._integral(values.astype(dtype)).astype(values.dtype)
+
+    def _integral(self, values: Float[Array, "n c"]) -> Float[Array, " c"]:
+        """Returns `integrate` of values in the accumulator's dtype; nodes of other devices override it."""
+        return contract(self.weights.astype(values.dtype), values)
 
     def inner(self, u: Float[Array, "n c"], v: Float[Array, "n c"], *, space: str = "L2") -> Float[Array, ""]:
         """⟨u, v⟩ = ∫ u·v dx for ``space="L2"``, plus ∫ ∇u : ∇v dx for ``space="H1"``; channels are summed.
@@ -170,9 +174,13 @@ class Domain:
         by its reciprocal instead, which must not underflow to 0.
         """
         wide = self._weighted(jax.lax.stop_gradient(u)).astype(accumulator(u.dtype))
-        _, exponent = jnp.frexp(jnp.max(jnp.abs(wide), initial=0))
+        _, exponent = jnp.frexp(self._largest(wide))
         limit = -3 * jnp.finfo(wide.dtype).minexp // 4  # products of the unit and a weight stay in range
         return jnp.ldexp(jnp.ones((), wide.dtype), jnp.clip(exponent, -limit, limit))
+
+    def _largest(self, values: Float[Array, "n c"]) -> Float[Array, ""]:
+        """Returns max|values|; nodes of other devices override it."""
+        return jnp.max(jnp.abs(values), initial=0)
 
     def _samples(self, values: Array, argument: str) -> Array:
         """Returns ``values`` in floating point; raises ``ValueError`` unless there is one row per node."""

@@ -38,7 +38,7 @@ class Evaluation:
         external: allows HDF5 files to have their values in other files.
         experiment: file of your own experiment, if it defines the problem of the run; it is executed.
         cache: directory of generated data, which are kept by their parameters.
-        mesh: devices that share the samples and the parameters.
+        mesh: devices that share the samples, the parameters and the nodes of a function.
         cluster: how several processes find each other.
     """
 

@@ -42,8 +42,8 @@ class Experiment(Generic[Data, Model]):
         cache: directory of generated data, which are stored by their parameters.
         tensorboard: also log to run_dir/tensorboard.
         wandb: also log to this Weights & Biases project; None does not.
-        mesh: devices that share the samples of a batch, and the copies of the state. It is not part of the recorded
-            settings: a run may be resumed on any other mesh.
+        mesh: devices that share the samples of a batch, the copies of the state, and the nodes of a function. It is not
+            part of the recorded settings: a run may be resumed on any other mesh.
         cluster: how several processes find each other. It is not part of the recorded settings either.
 
     Example:

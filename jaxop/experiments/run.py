@@ -25,6 +25,7 @@ from jaxop.operators import OperatorConfig
 from jaxop.training import to_json
 from jaxop.training._files import local_path
 from jaxop.training.mesh import format_mesh
+from jaxop.training.nodes import node_shares
 from jaxop.training.precision import config_in_precision
 from jaxop.training.processes import check_same, from_first, is_first
 from jaxop.training.shards import divided_share, shards
@@ -189,11 +190,14 @@ def _room_for_the_model(mesh: training.MeshConfig) -> contextlib.AbstractContext
 
 def _sharing(mesh: jax.sharding.Mesh, settings: training.TrainingConfig, model: nnx.Module) -> str:
     """Returns one line on the devices that share a batch and the copies of the state."""
-    size, found = settings.batch_size, jax.devices()
+    found, nodes = jax.devices(), node_shares(mesh)
     kind = found[0].device_kind
     if jax.process_count() > 1:
         kind += f", {jax.process_count()} processes"
-    line = f"{mesh.size} of {len(found)} ({kind}), {size // mesh.size} samples of each batch on a device"
+    samples = settings.batch_size * nodes // mesh.size
+    line = f"{mesh.size} of {len(found)} ({kind}), {samples} samples of each batch on a device"
+    if nodes > 1:
+        line += f", and 1/{nodes} of the nodes of each"
     if shards(mesh) == 1:
         return line
     share = divided_share(nnx.state(model, nnx.Param), mesh)

@@ -132,6 +132,7 @@ class IntegralAttention(nnx.Module):
         context: Float[Array, "b m d"] | None = None,
         mask: Bool[Array, "..."] | None = None,
         is_causal: bool = False,
+        axis_name: str | None = None,
     ) -> Float[Array, "b n d"]:
         """Attends, for each of b samples, from the nodes of ``x`` to those of ``context``.
 
@@ -144,13 +145,16 @@ class IntegralAttention(nnx.Module):
                 (h, n, m). One per sample: (b, m), (b, n, m) or (b, h, n, m), where each of b, h and n may be 1. If the
                 shape has two meanings, give the mask four axes.
             is_causal: whether node i sees only nodes j ≤ i.
+            axis_name: the mapped axis of `jax.shard_map` whose devices share the nodes of ``x`` and of the context; see
+                `jaxop.attention.integral_attention`. None means that all nodes are here.
 
         Raises:
             ValueError: if arrays do not fit, or the shape of a mask has two meanings.
             TypeError: if the weights are not an array.
-            NotImplementedError: if attention is linear and ``mask`` is given.
+            NotImplementedError: if ``mask`` is given and attention is linear or devices share the nodes, or if the
+                implementation needs all nodes on one device.
         """
-        mixed = self.mix(x, weights, context=context, mask=mask, is_causal=is_causal)
+        mixed = self.mix(x, weights, context=context, mask=mask, is_causal=is_causal, axis_name=axis_name)
         return self.output(mixed.reshape(x.shape))
 
     def mix(
@@ -161,6 +165,7 @@ class IntegralAttention(nnx.Module):
         context: Float[Array, "b m d"] | None = None,
         mask: Bool[Array, "..."] | None = None,
         is_causal: bool = False,
+        axis_name: str | None = None,
     ) -> Float[Array, "b n h c"]:
         """Returns the outputs of the heads, which `__call__` merges; takes the arguments of `__call__`."""
         if x.ndim != 3:
@@ -172,9 +177,13 @@ class IntegralAttention(nnx.Module):
             if mask is not None:
                 raise NotImplementedError("linear attention does not take a mask; give masked nodes the weight 0.")
             query, key = self._features(kernel, query, key)
-            linear = functools.partial(linear_attention, is_causal=is_causal)
+            linear = functools.partial(linear_attention, is_causal=is_causal, axis_name=axis_name)
             return jax.vmap(linear, in_axes=(0, 0, 0, _batch_axis(weights)))(query, key, value, weights)
 
+        if mask is not None and axis_name is not None:
+            raise NotImplementedError(
+                "this layer does not take a mask if devices share the nodes; give masked nodes the weight 0."
+            )
         mask, mask_axis = _mask_of_samples(mask, query, key)
 
         def attend(query: Array, key: Array, value: Array, weights: Array | None, mask: Array | None) -> Array:
@@ -187,6 +196,7 @@ class IntegralAttention(nnx.Module):
                 mask=mask,
                 is_causal=is_causal,
                 implementation=self.implementation,
+                axis_name=axis_name,
             )
 
         axes = (0, 0, 0, _batch_axis(weights), mask_axis)

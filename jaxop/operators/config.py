@@ -117,6 +117,16 @@ class OperatorConfig(ModelConfig):
         fitting = cls._fitting(shapes, fields) if shapes else {}
         return from_dict(cls, {name: fitting[name] for name in fitting if name not in fields} | fields, name="choices")
 
+    def check_shares_nodes(self) -> None:
+        """Raises ``NotImplementedError`` unless devices can share the nodes of one function of the operator.
+
+        Such an operator takes the nodes of one device, on a `jaxop.domains.Shard`, inside `jax.shard_map`.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__.removesuffix('Config')} needs all nodes of a function on one device: use the mesh "
+            "axis 'data' alone, or a TransformerNeuralOperator, whose nodes devices can share over the axis 'domain'."
+        )
+
     @classmethod
     def _fitting(cls, shapes: Sequence[Sequence[int]], fields: Mapping[str, object]) -> dict[str, int]:
         """Returns values of ``FROM_GRID`` that all these grids can represent, given the chosen fields."""

@@ -125,6 +125,8 @@ class FlowNeuralOperator(nnx.Module):
         """
         config = self.config
         functions = node_functions(values, domain, at=at, in_channels=config.in_channels, dim=config.dim)
+        if functions.axis_name is not None:
+            config.check_shares_nodes()
         check_no_initial(initial)
         check_same(
             at,

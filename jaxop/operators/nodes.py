@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from jaxop._validation import accumulator, as_float, is_concrete
 from jaxop.domains import Decomposed, Domain
 from jaxop.domains.domain import as_domain
+from jaxop.domains.shared import shard_axis
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,12 +23,19 @@ class NodeFunctions:
         dtype: dtype of the caller's u.
         weights: quadrature weights of the nodes, (n,), or (b, n) if every sample has its own domain.
         is_single: True if the caller passed one function, False for a batch.
+        axis_name: the mapped axis whose devices share the nodes; None means that all nodes are here.
     """
 
     values: Float[Array, "b n c"]
     dtype: np.dtype
     weights: Float[Array, " n"] | Float[Array, "b n"]
     is_single: bool
+    axis_name: str | None
+
+    @property
+    def shared(self) -> dict[str, str]:
+        """The axis as keywords of attention between the nodes, nothing if all nodes are here."""
+        return {} if self.axis_name is None else {"axis_name": self.axis_name}
 
 
 def node_functions(
@@ -52,7 +60,8 @@ def node_functions(
     wide = accumulator(values.dtype)
     points = coordinates(domain, values.shape[0], dim, "domain").astype(wide)
     weights = jax.vmap(lambda one: one.weights)(domain) if domain.is_batched else domain.weights
-    return NodeFunctions(jnp.concatenate([values.astype(wide), points], axis=-1), values.dtype, weights, is_single)
+    functions = jnp.concatenate([values.astype(wide), points], axis=-1)
+    return NodeFunctions(functions, values.dtype, weights, is_single, shard_axis(domain))
 
 
 def coordinates(domain: Domain | Decomposed, batch: int, dim: int, argument: str) -> Float[Array, "b n dim"]:

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import ClassVar
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -66,6 +68,22 @@ class TransformerNeuralOperatorConfig(EncoderConfig, OperatorConfig):
         if self.schwarz is None or (isinstance(domain, Grid) and not domain.has_given_nodes):
             return domain
         return self.schwarz.decompose(domain)
+
+    def check_shares_nodes(self) -> None:
+        """Raises ``NotImplementedError`` if a choice needs all nodes of a function on one device."""
+        blocks, how = ("H1", "R2"), self.attention.implementation
+        if self.schwarz is not None:
+            what, remedy = "schwarz attention", "schwarz=None"
+        elif self.momentum.block in blocks:
+            what, remedy = f"the momentum block {self.momentum.block}", "the block none, Y or H0"
+        elif how not in (None, "chunked"):
+            what, remedy = f"the implementation {how!r} of attention", "'chunked' or None"
+        else:
+            return
+        raise NotImplementedError(
+            f"{what} of a TransformerNeuralOperator needs all nodes of a function on one device: use {remedy}, or the "
+            "mesh axis 'data' alone."
+        )
 
     def _check_schwarz(self, schwarz: SchwarzAttentionConfig) -> None:
         if not isinstance(schwarz, SchwarzAttentionConfig):
@@ -151,6 +169,7 @@ class TransformerNeuralOperator(nnx.Module):
         Args:
             values: u(x_i), shape (n, c_in), or a batch (b, n, c_in).
             domain: the domain of ``values``; for a batch, one domain or a stack with one for each function.
+                If devices share the nodes, those of one device and a `jaxop.domains.Shard`, inside `jax.shard_map`.
                 With ``schwarz``, one domain or its `jaxop.schwarz.Decomposition`, which is used unchanged.
                 Scattered nodes and meshes inside `jax.jit` need the decomposition.
             at: the domain of the output, one or a stack. None means ``domain``.
@@ -166,14 +185,16 @@ class TransformerNeuralOperator(nnx.Module):
         dtype, single = self.head.result_dtype(functions.dtype), functions.is_single
         x = self.lift(functions.values).astype(dtype)
         velocity = None if self.velocity is None else self.velocity(functions.values).astype(dtype)
-        x = self._with_initial(x, initial, single)
+        x = self._with_initial(x, initial, single, functions.axis_name)
         measure = functions.weights if config.schwarz is None else config.schwarz.decompose(domain)
-        x = run_layers(self.layers, x, measure, velocity=velocity)
+        if functions.axis_name is not None:
+            config.check_shares_nodes()
+        x = run_layers(self.layers, x, measure, velocity=velocity, **functions.shared)
         if self.query is not None:
             nodes = coordinates(at or domain, x.shape[0], config.dim, "at").astype(functions.values.dtype)
             z = self.query(nodes).astype(dtype)
             for layer in self.decoder:
-                z = layer(z, functions.weights, context=x)
+                z = layer(z, functions.weights, context=x, **functions.shared)
             x = z
         else:
             check_same(
@@ -185,7 +206,7 @@ class TransformerNeuralOperator(nnx.Module):
         outputs = self.head(x)
         return outputs[0] if single else outputs
 
-    def _with_initial(self, x: Array, initial: Array | None, single: bool) -> Array:
+    def _with_initial(self, x: Array, initial: Array | None, single: bool, axis_name: str | None) -> Array:
         expected = self.config.initial_channels
         if self.initial is None:
             if initial is not None:
@@ -195,4 +216,7 @@ class TransformerNeuralOperator(nnx.Module):
         if initial is None or initial.shape != shape:
             received = "None" if initial is None else initial.shape
             raise ValueError(f"initial must have shape {shape} = [u0, y0, t0] per sample, got {received}.")
-        return x.at[:, 0].set(self.initial(initial[None] if single else initial).astype(x.dtype))
+        first = self.initial(initial[None] if single else initial).astype(x.dtype)
+        if axis_name is not None:
+            first = jnp.where(jax.lax.axis_index(axis_name) == 0, first, x[:, 0])
+        return x.at[:, 0].set(first)

@@ -25,6 +25,7 @@ from jaxop.training.mesh import (
     own_indices,
     replicate,
 )
+from jaxop.training.nodes import check_shares_nodes, node_shares
 from jaxop.training.optimizer import Tree
 from jaxop.training.processes import on_host
 from jaxop.training.shards import divide
@@ -59,9 +60,10 @@ def evaluate(
         batch_size: samples per call. The last batch is filled up with copies, so that one program
             serves the whole set. Later calls with a model and samples of the same shapes reuse it.
         mesh: devices that share the samples of a call along the axes "data" and "model", and must divide
-            ``batch_size``. The axis "model" also divides the parameters, see `init_state`. None computes where the
-            parameters are. If the devices belong to several processes, every process must make the same call, reads
-            the samples of its own devices, and gets the whole result.
+            ``batch_size``. The axis "model" also divides the parameters, see `init_state`, and the axis "domain" the
+            nodes of the functions, see `make_step`. None computes where the parameters are. If the devices belong to
+            several processes, every process must make the same call, reads the samples of its own devices, and gets
+            the whole result.
 
     Returns:
         `Errors` with one entry per sample.
@@ -280,7 +282,7 @@ def _mean_losses(
     for start in range(0, len(source), batch_size):
         index = np.arange(start, min(start + batch_size, len(source)))
         # a last batch that the devices cannot share evenly is computed on all of them
-        sharing = mesh if mesh is not None and len(index) % mesh.size == 0 else None
+        sharing = mesh if mesh is not None and len(index) % (mesh.size // node_shares(mesh)) == 0 else None
         batch = _batch(source, index, argument, sharing)
         variables = (params, other)
         if sharing is None and mesh is not None and mesh.is_multi_process:  # by every process itself
@@ -344,19 +346,26 @@ def _spaces(domain: Domain) -> tuple[str, ...]:
 def _outputs(graphdef: nnx.GraphDef, mesh: Mesh | None, params: Tree, other: Tree, batch: Batch) -> Array:
     def outputs(batch: Batch, params: Tree, other: Tree) -> Array:
         model = nnx.merge(graphdef, params, other)
+        check_shares_nodes(model, mesh)
         return model(batch.inputs, batch.domain, at=batch.at, initial=batch.initial)
 
-    return over_devices(outputs, mesh, mean=False)(batch, params, other)
+    found = over_devices(outputs, mesh, mean=False, nodes=True)(batch, params, other)
+    return found if node_shares(mesh) == 1 else found[:, : batch.targets.shape[1]]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _errors(
     graphdef: nnx.GraphDef, spaces: tuple[str, ...], mesh: Mesh | None, params: Tree, other: Tree, batch: Batch
 ) -> tuple[Array, ...]:
-    def errors(batch: Batch, params: Tree, other: Tree) -> tuple[Array, ...]:
-        outputs = _outputs(graphdef, None, params, other, batch)
+    def over_samples(outputs: Array, batch: Batch) -> tuple[Array, ...]:
         return tuple(relative_norms(outputs, batch.targets, batch.target_domain, space=space) for space in spaces)
 
+    def errors(batch: Batch, params: Tree, other: Tree) -> tuple[Array, ...]:
+        return over_samples(_outputs(graphdef, None, params, other, batch), batch)
+
+    if node_shares(mesh) > 1:
+        # the norms of whole functions, because H1 needs the neighbours of every node
+        return over_samples(_outputs(graphdef, mesh, params, other, batch), batch)
     return over_devices(errors, mesh, mean=False)(batch, params, other)
 
 
@@ -378,7 +387,9 @@ def _losses(
     loss: Loss, graphdef: nnx.GraphDef, mesh: Mesh | None, params: Tree, other: Tree, batch: Tree
 ) -> dict[str, Array]:
     def values(batch: Tree, params: Tree, other: Tree) -> dict[str, Array]:
-        losses, metrics = apply_loss(loss, nnx.merge(graphdef, params, other), batch)
+        model = nnx.merge(graphdef, params, other)
+        check_shares_nodes(model, mesh)
+        losses, metrics = apply_loss(loss, model, batch)
         return {name: jnp.atleast_1d(value) for name, value in {"loss": losses, **metrics}.items()}
 
     return over_devices(values, mesh, mean=False)(batch, params, other)

@@ -126,8 +126,9 @@ def fit(
         mesh: devices that share the samples of every batch along the axes "data" and "model", such as
             ``MeshConfig().make(config.batch_size)`` or ``jax.make_mesh((8,), ("data",))``; see `make_step`. The
             devices of "model" also share one copy of the state, so that together they train an operator that is too
-            large for one; see `init_state`. The run records the mesh, and may be resumed on any other, by any number of
-            processes: the batches are the same. None trains on one device.
+            large for one; see `init_state`. Those of "domain" share the nodes of every function. The run records the
+            mesh, and may be resumed on any other, by any number of processes: the batches are the same. None trains
+            on one device.
         settings: further description of the run (operator config, source of the data): dataclasses, numbers, strings,
             paths, or dicts and lists of them. They are stored in ``config.json`` and in every checkpoint, and compared
             when the run is resumed, except for paths, because samples may move. The names "loss" and "optimizer" may

@@ -1,4 +1,4 @@
-"""Device meshes: which devices share the samples of a batch and the copies of the state."""
+"""Device meshes: which devices share the samples of a batch, the copies of the state, and the nodes of a function."""
 
 import dataclasses
 import functools
@@ -13,7 +13,10 @@ from jaxtyping import Array, Int
 
 from jaxop._platform import compiled_for
 from jaxop._validation import check_size, check_type
+from jaxop.data import Batch
 from jaxop.data.source import batch_parts, is_shared
+from jaxop.domains import Shard
+from jaxop.training.nodes import DOMAIN, node_shares, node_specs, share_nodes
 from jaxop.training.optimizer import Tree
 from jaxop.training.processes import check_takes_part, evenly_chosen, own_rows, place, place_rows
 from jaxop.training.shards import MODEL, shards, specs_of, whole
@@ -21,7 +24,7 @@ from jaxop.training.shards import MODEL, shards, specs_of, whole
 Result = TypeVar("Result")
 
 DATA = "data"
-"""Name of the mesh axis whose devices have their own samples and whole copies of the state."""
+"""Name of the mesh axis with one copy of the state for each of its devices."""
 
 SAMPLES = (DATA, MODEL)
 """Names of the mesh axes over which the samples of a batch are distributed."""
@@ -41,6 +44,8 @@ class MeshConfig:
         data: copies of the state. None takes as many of all devices as divide the batch.
             Several processes take part with equal numbers of devices.
         model: devices that share one copy.
+        domain: devices that share the nodes of each function, for functions that are too large for one. The model must
+            be a `jaxop.operators.TransformerNeuralOperator`, or one of your own with ``shares_nodes = True``.
 
     Raises:
         TypeError: if a number is not an integer.
@@ -49,22 +54,24 @@ class MeshConfig:
 
     data: int | None = None
     model: int = 1
+    domain: int = 1
 
     def __post_init__(self):
         if self.data is not None:
             check_size(self.data, "data")
         check_size(self.model, "model")
+        check_size(self.domain, "domain")
 
     def make(self, batch_size: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
-        """Returns the mesh of the first devices (of every process), with axes "data" and, if ``model`` > 1, "model".
+        """Returns the mesh of the first devices (of every process), with the axis "data" and those of several devices.
 
         Args:
             batch_size: samples in a batch.
             devices: the devices to choose from; None means those in sight.
 
         Raises:
-            ValueError: if there are fewer devices, or they do not divide the batch, or the processes do not divide
-                them.
+            ValueError: if there are fewer devices, or data × model does not divide the batch, or the processes do not
+                divide the devices.
 
         Example:
             >>> from jaxop import training
@@ -72,37 +79,45 @@ class MeshConfig:
             {'data': 1}
         """
         check_size(batch_size, "batch_size")
-        each = jax.process_count() if devices is None else 1
+        processes = jax.process_count() if devices is None else 1
         devices = jax.devices() if devices is None else list(devices)
         found = f"the number of devices, {len(devices)} ({devices[0].platform})"
-        if self.model > len(devices):
-            raise ValueError(f"mesh.model must be at most {found}, got {self.model}.")
-        count = self.data
+        others = {name: size for name, size in ((MODEL, self.model), (DOMAIN, self.domain)) if size > 1}
+        for name, size in others.items():
+            if size > len(devices):
+                raise ValueError(f"mesh.{name} must be at most {found}, got {size}.")
+        each, count = self.model * self.domain, self.data
         if count is None:
-            totals = range(self.model, len(devices) + 1, self.model)
-            fitting = [total // self.model for total in totals if batch_size % total == 0 and total % each == 0]
-            count = max(fitting, default=max(1, each // self.model))
-        total = count * self.model
-        if total > len(devices) and self.model == 1:
+            possible = range(1, len(devices) // each + 1)
+            fitting = [n for n in possible if batch_size % (n * self.model) == 0 and (n * each) % processes == 0]
+            count = max(fitting, default=max(1, processes // each))
+        total = count * each
+        if total > len(devices) and not others:
             raise ValueError(f"mesh.data must be at most {found}, got {count}.")
         if total > len(devices):
-            raise ValueError(
-                f"mesh.data={count} times mesh.model={self.model} must be at most {found}, got {total}; take "
-                f"mesh.data={len(devices) // self.model}, or leave it out."
-            )
-        sizes = {DATA: count} | ({MODEL: self.model} if self.model > 1 else {})
+            product = " times ".join(f"mesh.{name}={size}" for name, size in {DATA: count, **others}.items())
+            most = len(devices) // each
+            remedy = f"take mesh.data={most}, or leave it out" if most else "take fewer along one of them"
+            raise ValueError(f"{product} must be at most {found}, got {total}; {remedy}.")
+        sizes = {DATA: count, **others}
         mesh = jax.make_mesh(
             tuple(sizes.values()),
             tuple(sizes),
             axis_types=(AxisType.Auto,) * len(sizes),
-            devices=evenly_chosen(devices, total, each),
+            devices=evenly_chosen(devices, total, processes),
         )
         check_divides(mesh, batch_size)
         return mesh
 
     def one_copy(self) -> Mesh | None:
-        """Returns the mesh of the devices that share one copy of the state, or None if that is one device."""
-        return None if self.model == 1 else MeshConfig(1, self.model).make(self.model)
+        """Returns the mesh of devices that share one copy of the state, one for all processes, or None for one device.
+
+        If one copy has fewer devices than there are processes, there are as few copies as all processes can share.
+        """
+        if self.model == 1:
+            return None
+        copies = max(1, jax.process_count() // self.model)
+        return MeshConfig(copies, self.model).make(copies * self.model)
 
 
 def format_mesh(mesh: Mesh) -> str:
@@ -115,19 +130,19 @@ def check_mesh(mesh: Mesh | None) -> Mesh | None:
 
     Raises:
         TypeError: if it is not a mesh.
-        ValueError: if an axis other than "data" and "model" has more than one device, or if the mesh leaves out some
-            processes.
+        ValueError: if an axis other than "data", "model" and "domain" has more than one device, or if the mesh leaves
+            out some processes.
     """
     if mesh is None:
         return None
     check_type(
         mesh, "mesh", Mesh, "a jax.sharding.Mesh with an axis named 'data', such as jax.make_mesh((8,), ('data',))"
     )
-    others = {name: size for name, size in mesh.shape.items() if name not in SAMPLES and size > 1}
+    others = {name: size for name, size in mesh.shape.items() if name not in (*SAMPLES, DOMAIN) and size > 1}
     if others or DATA not in mesh.shape:
         raise ValueError(
-            f"mesh must have an axis named {DATA!r} and, besides it and {MODEL!r}, only axes of one device, got "
-            f"{dict(mesh.shape)}."
+            f"mesh must have an axis named {DATA!r} and, besides it, {MODEL!r} and {DOMAIN!r}, only axes of one "
+            f"device, got {dict(mesh.shape)}."
         )
     check_takes_part(mesh)
     return Mesh(mesh.devices, mesh.axis_names) if mesh.size > 1 else None
@@ -135,7 +150,7 @@ def check_mesh(mesh: Mesh | None) -> Mesh | None:
 
 def check_divides(mesh: Mesh | None, batch_size: int, accumulate: int = 1) -> None:
     """Raises ``ValueError`` if the devices do not get equal numbers of samples of every micro-batch."""
-    count = 1 if mesh is None else mesh.size
+    count = 1 if mesh is None else mesh.size // node_shares(mesh)
     if batch_size % (count * accumulate):
         pieces = f" in {accumulate} micro-batches" if accumulate > 1 else ""
         axes = f"axis {DATA!r}" if shards(mesh) == 1 else f"axes {DATA!r} and {MODEL!r}"
@@ -162,11 +177,13 @@ def own_indices(indices: Int[np.ndarray, " b"], mesh: Mesh | None) -> Int[np.nda
     """Returns the numbers of those samples of a batch that this process reads: the samples of its own devices."""
     if mesh is None or not mesh.is_multi_process:
         return indices
-    return indices[own_rows(NamedSharding(mesh, PartitionSpec(_sample_axes(mesh))), len(indices))]
+    return indices[own_rows(NamedSharding(mesh, _samples(mesh)), len(indices))]
 
 
 def distribute(batch: Tree, mesh: Mesh | None, count: int | None = None) -> Tree:
     """Returns a batch on the devices: the samples divided among them, and a copy of what all samples share on each.
+
+    If the mesh has an axis "domain", the nodes of every function are divided too; see `share_nodes`.
 
     Args:
         batch: the batch. On several processes, the samples of `own_indices`.
@@ -175,25 +192,32 @@ def distribute(batch: Tree, mesh: Mesh | None, count: int | None = None) -> Tree
     """
     if mesh is None:
         return jax.device_put(batch)
+    batch = share_nodes(batch, mesh)
+    specs = batch_specs(batch, mesh)
     if not mesh.is_multi_process:
-        return jax.device_put(batch, jax.tree.map(lambda spec: NamedSharding(mesh, spec), batch_specs(batch, mesh)))
+        return jax.device_put(batch, jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs))
     assert count is not None
-    rows = own_rows(NamedSharding(mesh, PartitionSpec(_sample_axes(mesh))), count)
-    parts, structure = batch_parts(batch)
+    samples = _samples(mesh)
+    rows = own_rows(NamedSharding(mesh, samples), count)
 
-    def one(part: Tree, spec: PartitionSpec) -> Tree:
+    def one(spec: PartitionSpec, part: Tree) -> Tree:
         sharding = NamedSharding(mesh, spec)
-        if is_shared(part):
+        if spec[:1] != samples[:1]:
             return place(part, sharding)
         return jax.tree.map(lambda leaf: place_rows(leaf, sharding, rows, count), part)
 
-    return jax.tree.unflatten(structure, map(one, parts, jax.tree.leaves(batch_specs(batch, mesh))))
+    return jax.tree.map(one, specs, batch, is_leaf=lambda part: isinstance(part, PartitionSpec))
 
 
 def over_devices(
-    function: Callable[..., Result], mesh: Mesh | None, *, mean: bool, results: Tree = _COPIED
+    function: Callable[..., Result],
+    mesh: Mesh | None,
+    *,
+    mean: bool,
+    results: Tree = _COPIED,
+    nodes: bool = False,
 ) -> Callable[..., Result]:
-    """Returns a function of (batch, params, *replicated) that computes on every device with its own samples.
+    """Returns a function of (batch, params, *replicated) that computes on every device with its own samples and nodes.
 
     The compiler does not partition such a function, so each device computes what one device would compute for these
     samples, and no activation travels.
@@ -207,13 +231,15 @@ def over_devices(
             where their samples are, and the function gets whole parameters.
         results: how means are divided, a prefix of their tree: gradients like the parameters. Divided results are the
             sums over the axis "model" that the transpose of gathering leaves behind.
+        nodes: True if results that are not means have a second axis of nodes, which the devices of "domain" share.
     """
     if mesh is None:
         return function
-    samples = PartitionSpec(_sample_axes(mesh))
+    samples = _samples(mesh)
+    own = PartitionSpec(*samples, DOMAIN) if nodes and node_shares(mesh) > 1 else samples
 
     def call(batch: Tree, params: Tree, *replicated: Tree) -> Result:
-        specs = specs_of(params, mesh)
+        batch, specs = share_nodes(batch, mesh), specs_of(params, mesh)
 
         def local(batch: Tree, params: Tree, *replicated: Tree) -> Result:
             with compiled_for(mesh.devices.flat[0].platform):
@@ -226,7 +252,7 @@ def over_devices(
             local,
             mesh=mesh,
             in_specs=(batch_specs(batch, mesh), specs, *(_COPIED for _ in replicated)),
-            out_specs=results if mean else samples,
+            out_specs=results if mean else own,
             # With the check, gradients of replicated parameters would arrive summed over the devices already.
             check_vma=False,
         )(batch, params, *replicated)
@@ -236,7 +262,23 @@ def over_devices(
 
 def device_number(mesh: Mesh | None) -> tuple[Array, ...]:
     """Returns the number of the device inside a function of `over_devices`, or nothing without a mesh."""
-    return () if mesh is None else (jax.lax.axis_index(_sample_axes(mesh)),)
+    if mesh is None:
+        return ()
+    own = jax.lax.axis_index(_sample_axes(mesh))
+    return (own,) if node_shares(mesh) == 1 else (own, jax.lax.axis_index(DOMAIN))
+
+
+def batch_specs(batch: Tree, mesh: Mesh) -> Tree:
+    """Returns the partition of every part of a batch: samples are divided, shared domains are not."""
+    samples = _samples(mesh)
+    if isinstance(batch, Batch) and isinstance(batch.domain, Shard):
+        return node_specs(batch, samples)
+    parts, structure = batch_parts(batch)
+    return jax.tree.unflatten(structure, [_COPIED if is_shared(part) else samples for part in parts])
+
+
+def _samples(mesh: Mesh) -> PartitionSpec:
+    return PartitionSpec(_sample_axes(mesh))
 
 
 def _sample_axes(mesh: Mesh) -> tuple[str, ...]:
@@ -244,8 +286,13 @@ def _sample_axes(mesh: Mesh) -> tuple[str, ...]:
 
 
 def _mean(mesh: Mesh, spec: PartitionSpec, tree: Tree) -> Tree:
-    """Returns the mean over the devices of results that are divided in this way."""
-    axes = tuple(name for name in _sample_axes(mesh) if name not in spec)
+    """Returns the mean over the devices of results that are divided in this way.
+
+    Without the check in `over_devices`, the transpose of a sum over devices is that sum. The p devices of "domain" have
+    the same loss, so they find parts of the gradient of p times the loss, and the mean of these parts is its gradient.
+    """
+    nodes = (DOMAIN,) if node_shares(mesh) > 1 else ()
+    axes = tuple(name for name in (*_sample_axes(mesh), *nodes) if name not in spec)
 
     def one(leaf: Array) -> Array:
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):
@@ -253,10 +300,3 @@ def _mean(mesh: Mesh, spec: PartitionSpec, tree: Tree) -> Tree:
         return jax.lax.pmean(leaf / shards(mesh) if MODEL in spec else leaf, axes)
 
     return jax.tree.map(one, tree)
-
-
-def batch_specs(batch: Tree, mesh: Mesh) -> Tree:
-    """Returns the partition of every part of a batch: samples are divided, shared domains are not."""
-    parts, structure = batch_parts(batch)
-    samples = PartitionSpec(_sample_axes(mesh))
-    return jax.tree.unflatten(structure, [_COPIED if is_shared(part) else samples for part in parts])

@@ -17,6 +17,7 @@ from jaxop.data.source import batch_parts, is_shared
 from jaxop.training.config import TrainingConfig
 from jaxop.training.losses import LOSS_FUNCTIONS, Loss, apply_loss, check_loss
 from jaxop.training.mesh import check_divides, check_mesh, device_number, over_devices
+from jaxop.training.nodes import check_shares_nodes
 from jaxop.training.optimizer import (
     EvalParams,
     Optimizer,
@@ -78,7 +79,11 @@ def make_step(
             takes the state that ``init_state(..., mesh=mesh)`` returns: the devices of "model" share one copy of it.
             They gather the parameters that they compute with, and each gets the mean of its own shard of the
             gradient. Random streams are folded with the device's number too, so dropout draws
-            other masks on another number of devices. None computes on one device.
+            other masks on another number of devices. Along an axis "domain" devices also share
+            the nodes of every function of a `jaxop.data.Batch`, and attention passes blocks of keys and values round
+            them: the loss gets the nodes of one device, on a `jaxop.domains.Shard`, whose integrals and L2 norms are
+            those of the whole domain, so that all devices of "domain" have the same losses. None computes on one
+            device.
 
     Returns:
         A jitted function from (state, batch) to (state, metrics). A batch is a `jaxop.data.Batch`, a
@@ -124,6 +129,7 @@ def make_step(
         params: Tree, other: Tree, batch: Tree, draw: tuple[Array, ...]
     ) -> tuple[Array, tuple[Tree, dict[str, Array]]]:
         model = nnx.merge(graphdef, params, other)
+        check_shares_nodes(model, mesh)
         streams = _fold_streams(model, config.seed, *draw)
         if config.remat is None:
             losses, extra = apply_loss(chosen, model, batch)

@@ -1,0 +1,91 @@
+"""Domains whose nodes the devices of a mapped axis share."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxop._pytree import register
+from jaxop._validation import check_size
+from jaxop.domains.domain import Domain, check_domain
+
+
+@functools.partial(register, static=("axis_name",))
+@dataclasses.dataclass(frozen=True, eq=False)
+class Shard(Domain):
+    """The nodes of one device, of a domain whose nodes the devices of a mapped axis of `jax.shard_map` share.
+
+    Inside the map it is a `Domain` with the nodes of this device, but its integrals, inner products and norms are those
+    of the whole domain, the same on all devices: ∫_D u dx ≈ Σ_devices Σ_i w_i u(x_i). Outside the map it holds the
+    nodes of all devices, to be divided along their axis. `shard` builds it.
+
+    Attributes:
+        points: nodes, (n, dim).
+        weights: quadrature weights, (n,).
+        axis_name: the mapped axis.
+    """
+
+    points: Array
+    weights: Array
+    axis_name: str
+
+    @property
+    def measure(self) -> Float[Array, "*batch"]:
+        """|D| of the whole domain."""
+        return jax.lax.psum(super().measure, self.axis_name)
+
+    def _integral(self, values: Float[Array, "n c"]) -> Float[Array, " c"]:
+        return jax.lax.psum(super()._integral(values), self.axis_name)
+
+    def _largest(self, values: Float[Array, "n c"]) -> Float[Array, ""]:
+        return jax.lax.pmax(super()._largest(values), self.axis_name)
+
+    def _energy(self, u: Float[Array, "n c"], v: Float[Array, "n c"]) -> Float[Array, ""]:
+        raise ValueError(
+            "the H1 inner product needs neighbouring nodes, but other devices have neighbours of the nodes of this "
+            "device: use space='L2' (loss='l2' in training) if devices share the nodes of a function."
+        )
+
+
+def shard(domain: Domain, count: int, axis_name: str = "domain") -> Shard:
+    """Returns a domain whose nodes ``count`` devices can share: the last node is repeated with weight 0 where needed.
+
+    Args:
+        domain: any domain, or a stack of domains.
+        count: number of devices.
+        axis_name: the mapped axis of the devices.
+
+    Returns:
+        A `Shard` with the nodes of all devices. Divide it and the values on its nodes by ``PartitionSpec(axis_name)``,
+        after repeating the last value as often.
+
+    Raises:
+        TypeError: if ``domain`` is not a `Domain`, or ``count`` is not an integer.
+        ValueError: if there are fewer nodes than devices, or ``count`` is below 1.
+
+    Cost: one copy of nodes and weights.
+
+    Example:
+        >>> from jaxop import domains
+        >>> nodes = domains.shard(domains.interval(6, rule="midpoint"), 4)
+        >>> nodes.size, nodes.weights[-2:].tolist()
+        (8, [0.0, 0.0])
+    """
+    check_domain(domain, "domain")
+    check_size(count, "count")
+    if domain.size < count:
+        raise ValueError(
+            f"domain has {domain.size} nodes for {count} devices that share them; use at most {domain.size} devices."
+        )
+    extra = -domain.size % count
+    points = jax.vmap(lambda one: one.points)(domain) if domain.is_batched else domain.points
+    samples = [(0, 0)] * domain.is_batched
+    points = jnp.pad(points, [*samples, (0, extra), (0, 0)], mode="edge")
+    return Shard(points, jnp.pad(domain.weights, [*samples, (0, extra)]), axis_name)
+
+
+def shard_axis(domain: object) -> str | None:
+    """Returns the mapped axis whose devices share the nodes of a domain, or None if all nodes are here."""
+    return domain.axis_name if isinstance(domain, Shard) else None

@@ -1,0 +1,204 @@
+"""Devices share the samples of a batch and the nodes of its functions: what one device would compute."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from jaxop import data, domains, nn, operators, testing, training
+from jaxop.data import Samples
+from jaxop.experiments import cli
+from jaxop.training.mesh import check_mesh, distribute, replicate
+
+pytestmark = pytest.mark.optax
+
+TNO = operators.TransformerNeuralOperatorConfig(1, 1, dim=2, width=4, layers=1, heads=2, feedforward=4)
+# momentum without Adam's division: parameters whose gradient is zero up to rounding move by rounding only
+SGD = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.01, momentum=0.9))
+
+
+def mesh(samples, nodes):
+    return training.MeshConfig(data=samples, domain=nodes).make(8)
+
+
+def fields(count=16):
+    """Functions on 66 nodes, which four devices do not divide."""
+    u = np.random.default_rng(0).normal(size=(count, 66, 1)).astype(np.float32)
+    return Samples(u, np.cumsum(u, axis=1) / 8, domains.box((11, 6)))
+
+
+def trained(config, devices, *, steps=20, accumulate=1, train=None):
+    """Losses, gradient norms and parameters of some steps, and the messages of one of them."""
+    settings, devices = training.TrainingConfig(steps=steps, batch_size=8, accumulate=accumulate), check_mesh(devices)
+    graphdef, state = training.init_state(operators.build(config, rngs=nnx.Rngs(0)), SGD, settings)
+    train = fields() if train is None else train
+    batches = [distribute(train[data.batch_indices(16, 8, seed=0, step=t)], devices) for t in range(steps)]
+    state = replicate(state, devices)
+    step = training.make_step(graphdef, SGD, settings, mesh=devices).lower(state, batches[0]).compile()
+    rows = []
+    for batch in batches:
+        state, metrics = step(state, batch)
+        rows.append((metrics["loss"], metrics["grad_norm"]))
+    return np.asarray(jax.device_get(rows)), jax.device_get(state.params), testing.collectives(step)
+
+
+def assert_agree(ours, theirs):
+    np.testing.assert_allclose(ours[0][:, 0], theirs[0][:, 0], rtol=1e-5)
+    np.testing.assert_allclose(ours[0][0], theirs[0][0], rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), ours[1], theirs[1])
+
+
+@functools.cache
+def alone():
+    return trained(TNO, None)
+
+
+@pytest.mark.parametrize("shape", [(4, 2), (2, 4)], ids=str)
+def test_an_operator_trains_as_on_one_device(shape):
+    losses, params, messages = trained(TNO, mesh(*shape))
+    assert_agree((losses, params), alone())
+    assert messages.keys() == {"collective-permute", "all-reduce"}
+    # keys, values, log weights and signs in both passes, and the derivatives of keys and values
+    assert len(messages["collective-permute"]) == 10
+    *numbers, gradient = sorted(messages["all-reduce"])
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert 4 * count <= gradient <= 4 * (count + 2)
+    # units and norms of predictions and targets, and the derivative of a norm: one number for each sample of a device
+    assert len(numbers) == 4
+    assert max(numbers) <= 4 * 2 * 8 // shape[0]
+
+
+def test_domains_per_sample_other_output_nodes_and_initial_values():
+    rng = np.random.default_rng(0)
+    times = np.sort(rng.uniform(size=(16, 12)), axis=1).astype(np.float32)
+    there = domains.stack([domains.from_samples(t) for t in times])
+    at = domains.interval(9)
+    u = rng.normal(size=(16, 12, 1)).astype(np.float32)
+    v = np.cumsum(u, axis=1)[:, :9]
+    train = Samples(u, v, there, at=at, initial=rng.normal(size=(16, 2)).astype(np.float32))
+    config = dataclasses.replace(
+        TNO,
+        dim=1,
+        norm="pre",
+        decoder_layers=1,
+        initial_channels=2,
+        momentum=nn.MomentumConfig("Y"),
+        attention=nn.IntegralAttentionConfig(nn.LinearConfig()),
+    )
+    shared, single = (trained(config, m, steps=3, accumulate=2, train=train) for m in (mesh(2, 4), None))
+    assert_agree(shared, single)
+    assert shared[2].keys() == {"all-reduce"}  # linear attention sends moments
+
+
+def test_a_run_is_that_of_one_device(tmp_path):
+    sets = {"same": fields(5), "finer": Samples(*[np.ones((3, 77, 1), np.float32)] * 2, domains.box((11, 7)))}
+    config = training.TrainingConfig(steps=2, batch_size=8, warmup_steps=1, eval_every=2)
+    results = []
+    for devices in (mesh(2, 4), None):
+        model = operators.build(TNO, rngs=nnx.Rngs(0))
+        directory = tmp_path / str(len(results))
+        result = training.fit(
+            model, fields(), sets, config, run_dir=directory, mesh=devices, progress=False, optimizer=SGD
+        )
+        results.append((result, training.predict(result.model, fields(5), batch_size=4)))
+    (shared, outputs), (single, others) = results
+    assert shared.errors.keys() == single.errors.keys()
+    assert {name.rpartition("/")[2] for name in shared.errors} == {"l2", "h1"}
+    for name, value in shared.errors.items():
+        assert value == pytest.approx(single.errors[name], rel=1e-5)
+    np.testing.assert_allclose(outputs, others, rtol=1e-4, atol=1e-5)
+    ours = training.predict(single.model, fields(5), batch_size=4, mesh=mesh(2, 4))
+    np.testing.assert_allclose(ours, others, rtol=1e-4, atol=1e-5)
+    (entry,) = json.loads((tmp_path / "0" / "versions.json").read_text())
+    assert entry["mesh"] == {"data": 2, "domain": 4}
+
+
+class Dropping(nnx.Module):
+    """A module of the user: it says that it can take the nodes of one device."""
+
+    shares_nodes = True
+
+    def __init__(self):
+        self.scale = nnx.Param(jnp.ones(()))
+        self.dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+
+    def __call__(self, values, domain, **_):
+        return self.scale[...] * self.dropout(jnp.ones((*values.shape[:2], 32)))
+
+
+def test_nodes_of_other_devices_are_dropped_by_other_masks():
+    def loss(model, batch):
+        kept = model(batch.inputs, batch.domain)[:, 0]
+        pattern = jnp.sum(kept * 2.0 ** jnp.arange(32) / 2.0**32, axis=1)  # tells the masks apart
+        return pattern, {"square": pattern**2}
+
+    settings, devices = training.TrainingConfig(steps=1, batch_size=1), training.MeshConfig(data=1, domain=8).make(1)
+    graphdef, state = training.init_state(Dropping(), optax.sgd(0.0), settings)
+    step = training.make_step(graphdef, optax.sgd(0.0), settings, loss=loss, mesh=devices)
+    _, metrics = step(replicate(state, devices), distribute(fields()[[0]], devices))
+    assert metrics["square"] - metrics["loss"] ** 2 > 1e-3  # equal masks would have no variance
+
+
+@pytest.mark.fit
+def test_the_command_line_divides_the_nodes(tmp_path, monkeypatch, capsys, unchecked):
+    monkeypatch.chdir(tmp_path)
+    u = np.random.default_rng(0).normal(size=(10, 15)).astype(np.float32)
+    np.savez("a.npz", x=u, y=2 * u)
+    small = ["model:tno", "--model.width", "4", "--model.heads", "2", "--model.layers", "1", "--model.feedforward", "4"]
+    short = ["--training.steps", "2", "--training.warmup-steps", "1", "--training.batch-size", "4"]
+    cli.main(["train", "custom", "--data.train", "a.npz", "--run-dir", "run", "--mesh.domain", "4", *short, *small])
+    printed = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "8 of 8 (cpu), 2 samples of each batch on a device, and 1/4 of the nodes of each" in printed
+    (entry,) = json.loads((tmp_path / "run" / "versions.json").read_text())
+    assert entry["mesh"] == {"data": 2, "domain": 4}
+    cli.main(["evaluate", "run", "--mesh.domain", "2"])
+    tables = [(tmp_path / "run" / "evaluation" / f"{name}.csv").read_text() for name in ("test", "evaluation")]
+    assert len(tables[0].splitlines()) == len(tables[1].splitlines()) == 2
+
+
+def refused(model, *, train=None, **config):
+    """Makes a step of a model on a mesh of two devices per function and traces it."""
+    settings, devices = training.TrainingConfig(batch_size=4, **config), training.MeshConfig(data=1, domain=2).make(4)
+    graphdef, state = training.init_state(model, SGD, settings)
+    batch = (fields(4) if train is None else train)[np.arange(4)]
+    training.make_step(graphdef, SGD, settings, mesh=devices).lower(replicate(state, devices), batch)
+
+
+def test_what_needs_all_nodes_is_refused_by_name(unchecked):
+    whole = {
+        "vitno": operators.ViTNeuralOperatorConfig(
+            1, 1, width=4, layers=1, heads=2, modes=2, patches=1, reference=6, smoothing_modes=2
+        ),
+        "flow": operators.FlowNeuralOperatorConfig(1, 1, dim=2, feedforward=4, width=4, layers=1),
+    }
+    for config in whole.values():
+        name = type(config).__name__.removesuffix("Config")
+        with pytest.raises(NotImplementedError, match=f"{name} needs all nodes .*, or a TransformerNeuralOperator"):
+            refused(operators.build(config, rngs=nnx.Rngs(0)))
+    for what, choice in {
+        "schwarz attention": {"schwarz": nn.SchwarzAttentionConfig()},
+        "the momentum block R2": {"momentum": nn.MomentumConfig("R2"), "norm": "pre"},
+        "the implementation 'dense'": {"attention": nn.IntegralAttentionConfig(implementation="dense")},
+    }.items():
+        with pytest.raises(NotImplementedError, match=rf"{what} .*of a TransformerNeuralOperator needs all nodes"):
+            refused(operators.build(dataclasses.replace(TNO, **choice), rngs=nnx.Rngs(0)))
+    with pytest.raises(NotImplementedError, match=r"Linear does not say .*shares_nodes = True"):
+        refused(nnx.Linear(1, 1, rngs=nnx.Rngs(0)))
+    tno = operators.build(TNO, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"H1 inner product .*loss='l2' in training"):
+        refused(tno, loss="h1")
+    with pytest.raises(TypeError, match=r"batch must be a data\.Batch of functions, .*, got ExampleBatch"):
+        refused(tno, train=data.Examples(np.ones((4, 3), np.float32), np.zeros(4, int)), loss="cross_entropy")
+    with pytest.raises(ValueError, match=r"domain has 1 nodes for 2 devices that share them; use at most 1"):
+        refused(tno, train=Samples(*[np.ones((4, 1, 1), np.float32)] * 2, domains.monte_carlo([[0.0, 0.0]])))
+    with pytest.raises(ValueError, match=r"mesh\.data=4 times mesh\.domain=4 must be at most the number of devices, 8"):
+        mesh(4, 4)
+    with pytest.raises(ValueError, match="domain must be at least 1, got 0"):
+        training.MeshConfig(domain=0)
+    assert dict(training.MeshConfig(domain=3).make(6).shape) == {"data": 2, "domain": 3}
