@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import datetime
 import itertools
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -176,7 +177,7 @@ def _room_for_the_model(mesh: training.MeshConfig) -> contextlib.AbstractContext
     try:
         host = jax.local_devices(backend="cpu")[0]
     except RuntimeError as error:
-        platforms = jax.config.jax_platforms
+        platforms = os.environ.get("JAX_PLATFORMS", "")
         raise ValueError(
             f"mesh.model={mesh.model} builds the operator in the host's memory, which needs JAX's CPU platform; set "
             f"the environment variable JAX_PLATFORMS={platforms},cpu, got {platforms!r}."
