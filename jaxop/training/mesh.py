@@ -104,7 +104,8 @@ def check_mesh(mesh: Mesh | None) -> Mesh | None:
 
     Raises:
         TypeError: if it is not a mesh.
-        ValueError: if an axis other than "data" and "model" has more than one device.
+        ValueError: if an axis other than "data" and "model" has more than one device, or the call is made inside
+            `jax.set_mesh` of a mesh with explicit axes.
     """
     if mesh is None:
         return None
@@ -117,7 +118,15 @@ def check_mesh(mesh: Mesh | None) -> Mesh | None:
             f"mesh must have an axis named {DATA!r} and, besides it and {MODEL!r}, only axes of one device, got "
             f"{dict(mesh.shape)}."
         )
-    return Mesh(mesh.devices, mesh.axis_names) if mesh.size > 1 else None
+    if mesh.size == 1:
+        return None
+    context = jax.sharding.get_abstract_mesh()
+    if AxisType.Explicit in context.axis_types:
+        raise ValueError(
+            f"mesh must be given outside of jax.set_mesh, whose mesh {dict(context.shape)} has explicit axes; training "
+            "and evaluation divide their arrays themselves."
+        )
+    return Mesh(mesh.devices, mesh.axis_names)
 
 
 def check_divides(mesh: Mesh | None, batch_size: int, accumulate: int = 1) -> None:

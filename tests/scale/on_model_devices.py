@@ -284,6 +284,12 @@ def test_a_mesh_that_does_not_fit_is_refused(tmp_path, unchecked):
     devices = np.asarray(jax.devices())
     with pytest.raises(ValueError, match=r"only axes of one device, got {'data': 4, 'other': 2}"):
         training.evaluate(Wide(), samples(4), mesh=Mesh(devices.reshape(4, 2), ("data", "other")))
+    explicit = jax.make_mesh((4, 2), ("data", "model"))
+    with (
+        jax.set_mesh(explicit),
+        pytest.raises(ValueError, match=r"outside of jax\.set_mesh, whose mesh {'data': 4, 'model': 2} has explicit"),
+    ):
+        training.evaluate(Wide(), samples(8), batch_size=8, mesh=explicit)
     with pytest.raises(ValueError, match=r"has 7 devices, which must divide an axis .*shape \(256, 256\): take 4"):
         training.init_state(Wide(), SGD, config, mesh=Mesh(devices[:7].reshape(1, 7), ("data", "model")))
     with pytest.warns(
