@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import datetime
 import itertools
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -182,10 +183,22 @@ def _run_dir(name: str, experiment: AnyExperiment) -> Path:
 
 
 def _room_for_the_model(mesh: training.MeshConfig) -> contextlib.AbstractContextManager[object]:
-    """Returns a context in which a model is built in the host's memory if one device does not hold a whole copy."""
+    """Returns a context in which a model is built in the host's memory if one device does not hold a whole copy.
+
+    Raises:
+        ValueError: if JAX was told to leave out the CPU.
+    """
     if mesh.model == 1:
         return contextlib.nullcontext()
-    return jax.default_device(jax.local_devices(backend="cpu")[0])
+    try:
+        host = jax.local_devices(backend="cpu")[0]
+    except RuntimeError as error:
+        platforms = os.environ.get("JAX_PLATFORMS", "")
+        raise ValueError(
+            f"mesh.model={mesh.model} builds the operator in the host's memory, which needs JAX's CPU platform; set "
+            f"the environment variable JAX_PLATFORMS={platforms},cpu, got {platforms!r}."
+        ) from error
+    return jax.default_device(host)
 
 
 def _sharing(mesh: jax.sharding.Mesh, settings: training.TrainingConfig, model: nnx.Module) -> str:

@@ -130,8 +130,8 @@ def check_mesh(mesh: Mesh | None) -> Mesh | None:
 
     Raises:
         TypeError: if it is not a mesh.
-        ValueError: if an axis other than "data", "model" and "domain" has more than one device, or if the mesh leaves
-            out some processes.
+        ValueError: if an axis other than "data", "model" and "domain" has more than one device, if the mesh leaves out
+            some processes, or if the call is made inside `jax.set_mesh` of a mesh with explicit axes.
     """
     if mesh is None:
         return None
@@ -145,7 +145,15 @@ def check_mesh(mesh: Mesh | None) -> Mesh | None:
             f"device, got {dict(mesh.shape)}."
         )
     check_takes_part(mesh)
-    return Mesh(mesh.devices, mesh.axis_names) if mesh.size > 1 else None
+    if mesh.size == 1:
+        return None
+    context = jax.sharding.get_abstract_mesh()
+    if AxisType.Explicit in context.axis_types:
+        raise ValueError(
+            f"mesh must be given outside of jax.set_mesh, whose mesh {dict(context.shape)} has explicit axes; training "
+            "and evaluation divide their arrays themselves."
+        )
+    return Mesh(mesh.devices, mesh.axis_names)
 
 
 def check_divides(mesh: Mesh | None, batch_size: int, accumulate: int = 1) -> None:

@@ -139,6 +139,19 @@ def test_the_state_of_any_optimiser_is_divided_like_the_parameters(make):
     assert shapes == {(256, 256)}
 
 
+def test_the_state_of_the_optimiser_is_made_from_divided_parameters():
+    """So that no device ever holds all moments."""
+    seen = []
+
+    def init(params):
+        seen.extend(leaf.sharding.spec for leaf in large(params))
+        return optax.EmptyState()
+
+    optimizer = optax.GradientTransformation(init, lambda updates, state, params=None: (updates, state))
+    training.init_state(Wide(), optimizer, training.TrainingConfig(steps=1, batch_size=8), mesh=mesh(1, 8))
+    assert seen == [PartitionSpec("model")]
+
+
 def fit(directory, sizes, *, model=None, **options):
     devices = None if sizes is None else mesh(*sizes)
     options = {"optimizer": SGD, "config": RUN} | options
@@ -233,6 +246,17 @@ def test_the_command_line_takes_shards(tmp_path, monkeypatch, capsys, unchecked)
     four, eight = (json.loads(file.read_text())["sets"][0]["rel_l2"] for file in files)
     assert eight == pytest.approx(four, rel=1e-5)
 
+    devices = jax.local_devices
+
+    def without_cpu(backend=None):
+        if backend == "cpu":
+            raise RuntimeError("Unknown backend cpu")
+        return devices()
+
+    monkeypatch.setattr(jax, "local_devices", without_cpu)
+    assert cli.main(["resume", "run", "--mesh.model", "2"]) == 2
+    assert "which needs JAX's CPU platform; set the environment variable" in " ".join(capsys.readouterr().err.split())
+
 
 def test_the_largest_axis_is_divided():
     shape = AbstractMesh((2, 4), ("data", "model"))
@@ -260,6 +284,12 @@ def test_a_mesh_that_does_not_fit_is_refused(tmp_path, unchecked):
     devices = np.asarray(jax.devices())
     with pytest.raises(ValueError, match=r"only axes of one device, got {'data': 4, 'other': 2}"):
         training.evaluate(Wide(), samples(4), mesh=Mesh(devices.reshape(4, 2), ("data", "other")))
+    explicit = jax.make_mesh((4, 2), ("data", "model"))
+    with (
+        jax.set_mesh(explicit),
+        pytest.raises(ValueError, match=r"outside of jax\.set_mesh, whose mesh {'data': 4, 'model': 2} has explicit"),
+    ):
+        training.evaluate(Wide(), samples(8), batch_size=8, mesh=explicit)
     with pytest.raises(ValueError, match=r"has 7 devices, which must divide an axis .*shape \(256, 256\): take 4"):
         training.init_state(Wide(), SGD, config, mesh=Mesh(devices[:7].reshape(1, 7), ("data", "model")))
     with pytest.warns(
