@@ -107,6 +107,8 @@ class ClusterConfig:
         deadline = time.monotonic() + self.start_timeout_s
         if number > 0:
             _wait_for(address, deadline, self.start_timeout_s)
+        else:
+            _check_free(address)
         # JAX would abort the process, without the address
         late = threading.Timer(max(0.0, deadline - time.monotonic()), _give_up, (address, count, number, self))
         late.daemon = True
@@ -122,12 +124,9 @@ class ClusterConfig:
                 initialization_timeout=round(2 * self.start_timeout_s) + 60,
                 heartbeat_timeout_seconds=round(self.silence_s) + _BACKSTOP_S,
             )
-        except jax.errors.JaxRuntimeError as error:
-            raise ConnectionError(
-                f"process {number} cannot use the coordinator {address} ({str(error).splitlines()[0]}); its port may "
-                "be in use: give another --cluster.coordinator."
-            ) from error
         except RuntimeError as error:
+            if isinstance(error, jax.errors.JaxRuntimeError):
+                raise
             raise RuntimeError(
                 f"the {count} processes must be connected before anything uses a device: let your own file make arrays "
                 "in functions, not when it is imported."
@@ -166,6 +165,19 @@ def _wait_for(address: str, deadline: float, limit_s: float) -> None:
                     "there, open the port, or give another --cluster.coordinator."
                 ) from error
             time.sleep(0.5)
+
+
+def _check_free(address: str) -> None:
+    """Raises ``ConnectionError`` if the port of the coordinator is in use, with which JAX may crash."""
+    both = socket.has_dualstack_ipv6()
+    try:
+        port = ("", int(address.rpartition(":")[2]))
+        socket.create_server(port, family=socket.AF_INET6 if both else socket.AF_INET, dualstack_ipv6=both).close()
+    except OSError as error:
+        raise ConnectionError(
+            f"process 0 cannot open the port of the coordinator {address} ({error}); give another "
+            "--cluster.coordinator."
+        ) from error
 
 
 def _give_up(address: str, count: int, number: int, config: ClusterConfig) -> None:
