@@ -37,7 +37,7 @@ class MeshConfig:
     """Number of devices along each axis of the device mesh: data × model devices share the samples of a batch.
 
     The parameters, their averages and the moments of the optimiser have ``data`` copies, and each copy is divided among
-    ``model`` devices. A device gathers the parameters of a layer when it computes the layer. One copy for all devices
+    ``model`` devices, which gather the parameters that they compute with. One copy for all devices
     (``data=1``) takes the least memory; one for each (``model=1``) sends the fewest messages.
 
     Attributes:
