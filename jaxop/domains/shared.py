@@ -25,6 +25,17 @@ class Shard(Domain):
         points: nodes, (n, dim).
         weights: quadrature weights, (n,).
         axis_name: the mapped axis.
+
+    Example:
+        >>> import jax
+        >>> from jax.sharding import Mesh, PartitionSpec
+        >>> from jaxop import domains
+        >>> mesh = Mesh(jax.devices(), ("domain",))
+        >>> nodes = domains.shard(domains.interval(64, upper=2.0), jax.device_count())
+        >>> specs = {"in_specs": PartitionSpec("domain"), "out_specs": PartitionSpec()}
+        >>> measure = jax.shard_map(lambda nodes: nodes.measure, mesh=mesh, **specs)
+        >>> float(measure(nodes))
+        2.0
     """
 
     points: Array
