@@ -111,6 +111,7 @@ def test_mask_of_pairs_for_each_head_and_equal_weights():
     assert not np.any(out[50:70, 1])
 
 
+@pytest.mark.study
 def test_integrals_with_weights_of_both_signs():
     query, key, value, weights = arrays()
     agree(kernels.Gaussian(0.4), (query, key, value, weights - np.float32(0.01)), normalize=False)
@@ -123,6 +124,7 @@ def test_half_precision_is_summed_in_single():
     agree(kernels.ExpDotProduct(), (*half, weights), tolerance=2**-7)  # one bit of the results
 
 
+@pytest.mark.study
 def test_a_device_without_weight_in_any_unit():
     """The derivatives in weights of 0 refer to the unit of all devices: exp(l − log Z) would be clipped in another."""
     query, key, value, weights = arrays(40, 40)
