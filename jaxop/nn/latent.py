@@ -14,6 +14,7 @@ from jaxop._validation import as_number, check_name, check_size
 from jaxop.attention import ENCODERS, IMPLEMENTATIONS, LEAST_RIDGE
 from jaxop.attention.integral import integral_attention
 from jaxop.attention.latent import average, latent_averages, least_squares_attention
+from jaxop.attention.operands import accumulation_dtype
 from jaxop.kernels import DotProduct, ExpDotProduct, Kernel, LearnedFeatures, PerHead
 from jaxop.kernels.per_head import one_head
 from jaxop.nn.activations import gelu
@@ -296,7 +297,7 @@ class LatentAttention(nnx.Module):
         if self.tau is None or self.temperature is None:
             return key if self.factor == 1 else key * self.factor
         # a quotient in half precision would move the softmax
-        tau = self.tau[...].astype(jnp.promote_types(key.dtype, jnp.float32))[None, None]
+        tau = self.tau[...].astype(accumulation_dtype(key))[None, None]
         if self.point is not None:
             tau = tau + gelu(self.point(key)[..., 0]).astype(tau.dtype)
         tau = jnp.clip(tau, *_RANGE[self.temperature])

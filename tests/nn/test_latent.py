@@ -22,10 +22,9 @@ def heads(linear, x):
     return (x @ linear.kernel[...] + linear.bias[...]).reshape(*x.shape[:-1], HEADS, -1)
 
 
-def formula(layer, x, weights, positions=None):
+def formula(layer, x, weights, positions):
     """One sample of the published layers with weights, in whole matrices."""
-    key, value = heads(layer.key, x if positions is None else positions), heads(layer.value, x)
-    query = heads(layer.key, x)
+    key, value, query = heads(layer.key, positions), heads(layer.value, x), heads(layer.key, x)
 
     def scores(key):
         tau = 1.0
@@ -63,6 +62,7 @@ LAYERS = {
 
 @pytest.mark.sample(2)
 @pytest.mark.parametrize("name", LAYERS)
+@jax.numpy_rank_promotion("allow")
 def test_is_the_published_formula_with_weights(name, x64):
     """With features of the positions too, and a parameter away from where it starts."""
     layer = nn.LatentAttention(WIDTH, HEADS, latents=LATENTS, param_dtype="float64", rngs=nnx.Rngs(0), **LAYERS[name])
@@ -77,6 +77,7 @@ def test_is_the_published_formula_with_weights(name, x64):
     np.testing.assert_allclose(out(layer, x, weights, positions), expected, rtol=1e-9, atol=1e-10)
 
 
+@jax.numpy_rank_promotion("allow")
 def test_queries_of_their_own_meet_the_mixed_tokens(x64):
     """With decode="query" and a context, one block and no weights: encode, block, cross-attention."""
     options = {"latents": LATENTS, "blocks": 1, "decode": "query", "param_dtype": "float64"}

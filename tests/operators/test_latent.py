@@ -37,7 +37,9 @@ def perturbed(operator, seed=1):
     """The same operator with other parameters, so that no part starts at zero, in float64."""
     rng = np.random.default_rng(seed)
     graphdef, state = nnx.split(operator)
-    return nnx.merge(graphdef, jax.tree.map(lambda a: jnp.asarray(a + 0.3 * rng.normal(size=a.shape)), state))
+    return nnx.merge(
+        graphdef, jax.tree.map(lambda a: jnp.asarray(np.asarray(a, np.float64) + 0.3 * rng.normal(size=a.shape)), state)
+    )
 
 
 @jax.jit
