@@ -10,7 +10,7 @@ from jaxop import flows
 
 ABOUT = {
     "flows": About(
-        "The accelerated linear flow as the particles grow in number",
+        "The accelerated linear flow for a growing number of particles",
         "Ten steps of the accelerated linear flow with 32 channels are measured for growing numbers of particles. The "
         "flow forms moments instead of pairs, so the time per particle and step should stay. Scratch is the temporary "
         "memory of the ten steps.",

@@ -30,7 +30,7 @@ SECTIONS = {
     "fourier": Command("benchmarks.fourier", "Fourier integral attention against jnp, PyTorch and KeOps"),
     "transformers": Command("benchmarks.text_and_images", "training steps with the Fourier kernel and with softmax"),
     "momentum": Command("benchmarks.momentum", "training steps with every momentum block"),
-    "flows": Command("benchmarks.flows", "the accelerated linear flow as the particles grow in number"),
+    "flows": Command("benchmarks.flows", "the accelerated linear flow for a growing number of particles"),
     "machines": Command("benchmarks.machines", "binary kernel machines against scikit-learn, and large ones"),
     "schwarz": Command("benchmarks.schwarz", "two-level Schwarz operators against global low rank"),
     "two-level": Command("benchmarks.two_level", "layers of Schwarz attention against global attention"),

@@ -1,4 +1,4 @@
-"""The table "which operator takes what", made by calling every operator on every kind of domain."""
+"""The table "which operator takes which domain", made by calling every operator on every kind of domain."""
 
 import dataclasses
 import functools

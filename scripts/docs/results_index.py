@@ -19,17 +19,18 @@ from studies.run import STUDIES
 
 SCRIPTS = Path(__file__).resolve().parents[1]
 GROUPS = {
-    "Benchmarks": ("benchmarks", SECTIONS, "Times and memory, against other ways to compute the same."),
+    "Benchmarks": ("benchmarks", SECTIONS, "Time and memory, compared with other implementations."),
     "Studies": ("studies", STUDIES, "Accuracy of trained models, fits and methods, on real and on generated data."),
 }
 INDEX = SCRIPTS / "docs" / "results" / "index.md"
 HEAD = """# Results
 
-Every file is written by the script that measures it, with the option `--write`. Its header names the command, the date,
-the processor, its load and the versions of the packages. Read ratios rather than seconds: the machine is shared.
+The benchmarks and studies below are written by the scripts that measure them, with the option `--write`. Each header
+names the command, the date, the processor, its load and the versions of the packages. The machine is shared, so ratios
+of times are more reliable than the times.
 
 - [Fourteen claims of five papers](claims.md): what the papers say, what we measured, and whether the claim holds
-- [Earlier measurements](studies/earlier.md): tables of version 0.1.0 that no script has written yet
+- [Earlier measurements](../../studies/earlier.md): tables copied by hand from runs of an earlier development version
 """
 
 
@@ -61,7 +62,7 @@ def line(path: Path) -> str | None:
     title, date = re.match(r"# (.+)\n", text), re.search(r"^- date: (\S+)", text, re.MULTILINE)
     if title is None or date is None:
         raise ValueError(f"{path} has no title or no date; write it again with the option --write of its script.")
-    return f"- [{title[1]}]({path.parent.name}/{path.name}), {date[1]}\n"
+    return f"- [{title[1]}](../../{path.parent.name}/{path.name}), {date[1]}\n"
 
 
 if __name__ == "__main__":

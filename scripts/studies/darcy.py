@@ -1,4 +1,4 @@
-"""Darcy flow at equal training time, one set of weights on three grids.
+"""Darcy flow at equal training time, one set of parameters on three grids.
 
     python scripts/studies/run.py darcy --minutes 5                  # four operators, about 25 minutes on two cores
     python scripts/studies/run.py darcy --operators schwarz tno      # two-level Schwarz attention, and the global one
@@ -21,9 +21,9 @@ ABOUT = {
     "darcy": About(
         "Neural operators on Darcy flow at equal training time",
         "Every operator is trained for the same time on 1000 two-valued fields at 64² nodes, the TNO and its Schwarz "
-        "form at 32². Compilation, evaluation and saving are not counted. One set of weights is then tested on three "
-        "grids. The last columns are mean relative L2 errors on 100 fields, for the TNO at 128² on 8 fields. Equal "
-        "errors in a row mean that the weights carry over to other grids.",
+        "form at 32². Compilation, evaluation and saving are not counted. One set of parameters is then tested on "
+        "three grids. The last columns are mean relative L2 errors on 100 fields, for the TNO at 128² on 8 fields. "
+        "Equal errors in a row mean that the parameters carry over to other grids.",
     ),
 }
 

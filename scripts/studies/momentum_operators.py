@@ -30,7 +30,7 @@ READING = (
 )
 ABOUT = {
     "momentum-operators-cde": About(
-        "Momentum blocks in an operator for a controlled equation",
+        "Momentum blocks in an operator for a controlled differential equation",
         "A small transformer neural operator learns the solution of a controlled ordinary differential equation. Its "
         f"layers are ordinary, or have a momentum block, or follow the exact accelerated flow. {READING}",
     ),

@@ -164,7 +164,7 @@ def test_the_index_lists_every_file():
     text = results_index.INDEX.read_text(encoding="utf-8")
     assert text == results_index.page(), "run python scripts/docs/results_index.py"
     links = re.findall(r"\]\(([^)]+\.md)\)", text)
-    assert sorted(links) == sorted([*(f"{path.parent.name}/{path.name}" for path in FILES), CLAIMS.name])
+    assert sorted(links) == sorted([*(f"../../{path.parent.name}/{path.name}" for path in FILES), CLAIMS.name])
 
 
 def test_a_file_without_a_header_is_not_listed(tmp_path):

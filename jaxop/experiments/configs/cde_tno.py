@@ -1,4 +1,4 @@
-"""A controlled equation with the transformer neural operator, trained on uneven times that differ for every path.
+"""A controlled differential equation with the TNO, trained on uneven times that differ for every path.
 
 Source: Calvello, Kovachki, Levine, Stuart, arXiv:2406.06486, with uneven times for training.
 Hardware: one GPU, or 2 CPU cores for a short run. Time: a few hours on 2 CPU cores.

@@ -25,7 +25,7 @@ def iterations(
 
 
 def line(study: Study, counts: Sequence[int] = (8, 16, 32, 64, 128), core: int = 32) -> None:
-    """Iterations to a residual of 1e-8 as subdomains of a fixed size grow in number."""
+    """Iterations to a residual of 1e-8 for a growing number of subdomains of a fixed size."""
     labels = ("none", "global + shift", "one level", "two levels", "rank 4 + shift", "fitted, K = Q", "fitted, free")
     print_header(f"N, {core} nodes each", *labels)
     for subdomains in counts:

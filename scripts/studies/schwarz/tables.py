@@ -83,7 +83,7 @@ ABOUT = {
         DETERMINISTIC,
     ),
     "schwarz-cg": About(
-        "Conjugate gradients on the interval as the subdomains grow in number",
+        "Conjugate gradients on the interval for a growing number of subdomains",
         "The cells are iterations to a residual of 1e-8 for −u″ = f with subdomains of a fixed size. The columns are "
         "preconditioners: none, the best global operator of as many parameters with a shift, classical Schwarz with "
         "one level and with two, two levels of rank 4 with a shift, and fits of these. If the numbers of a column "
@@ -97,7 +97,7 @@ ABOUT = {
         DETERMINISTIC,
     ),
     "schwarz-plane-cg": About(
-        "Conjugate gradients on the square as the subdomains grow in number",
+        "Conjugate gradients on the square for a growing number of subdomains",
         "The cells are iterations to a residual of 1e-8 for −Δu = f on the unit square with subdomains of 8² nodes. "
         "The columns are preconditioners: none, classical Schwarz with one level and with two. If the numbers of a "
         "column stay, its preconditioner does not depend on the number of subdomains.",
