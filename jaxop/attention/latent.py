@@ -10,8 +10,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from jaxop._blocks import map_blocks
+from jaxop._eager import compiled
 from jaxop._pytree import register
 from jaxop._validation import check_name, is_concrete
+from jaxop.attention.closing import is_closed
 from jaxop.attention.dense import accumulate
 from jaxop.attention.integral import integral_attention
 from jaxop.attention.linear import head_features, linear_attention
@@ -152,8 +154,8 @@ def latent_averages(
     # log Z is one more channel of the keys; half precision would round it
     dtype = operands.dtype
     latents, key = latents.astype(dtype), key.astype(dtype)
-    channel = -_log_masses(latents, key, operands.kernel)[..., None]
     kernel = operands.kernel
+    channel = -(_masses_program if is_closed(kernel) else _log_masses)(latents, key, kernel)[..., None]
     if isinstance(kernel, ExpDotProduct):
         latents, shifted = latents * kernel.factor(latents.shape[-1]), ExpDotProduct(1.0)
     else:
@@ -197,6 +199,9 @@ def _log_masses(
         return jnp.log(part.mass) + part.shift
 
     return map_blocks(of_block, key, _NODES, recompute=True)
+
+
+_masses_program = compiled()(_log_masses)
 
 
 @register

@@ -30,7 +30,7 @@ def least_squares_mix(z):
 def ridge_mix(z):
     """The same from the normal equations, head by head."""
     q, k = (jnp.einsum("ghc,ce->hge", z, matrix) for matrix in MATRICES)
-    gram = 0.3 * jnp.eye(CHANNELS) + 0.7 / LATENTS * jnp.swapaxes(k, 1, 2) @ k
+    gram = 0.3 * jnp.eye(CHANNELS)[None] + 0.7 / LATENTS * jnp.swapaxes(k, 1, 2) @ k
     return jnp.einsum("hge,hec->ghc", q, jnp.linalg.inv(gram) @ (jnp.swapaxes(k, 1, 2) @ z.swapaxes(0, 1)) / LATENTS)
 
 
