@@ -45,7 +45,7 @@ def formula(layer, x, weights, positions):
         z = jnp.einsum("hgl,lhc->ghc", jax.nn.softmax(jnp.einsum("ghe,lhe->hgl", q, k) / 2, axis=-1), v)
     if layer.mix == "least_squares":
         q, k, v = jnp.einsum("ghc,sce->shge", z, layer.matrices[...])
-        alpha = jax.nn.sigmoid(layer.ridge[...])[:, None, None]
+        alpha = jnp.maximum(jax.nn.sigmoid(layer.ridge[...]), 0.01)[:, None, None]
         gram = alpha * jnp.eye(WIDTH // HEADS) + (1 - alpha) / LATENTS * k.swapaxes(1, 2) @ k
         z = (q @ jnp.linalg.inv(gram) @ k.swapaxes(1, 2) @ v / LATENTS).swapaxes(0, 1)
     y = jnp.einsum("hgn,ghc->nhc", jax.nn.softmax(scores(query), axis=1), z).reshape(-1, WIDTH)
@@ -67,9 +67,9 @@ def test_is_the_published_formula_with_weights(name, x64):
     """With features of the positions too, and a parameter away from where it starts."""
     layer = nn.LatentAttention(WIDTH, HEADS, latents=LATENTS, param_dtype="float64", rngs=nnx.Rngs(0), **LAYERS[name])
     if layer.ridge is not None:
-        layer.ridge[...] = jnp.asarray([-1.0, 2.0])
+        layer.ridge[...] = jnp.asarray([-20.0, 2.0])
     if layer.tau is not None:
-        layer.tau[...] = jnp.asarray([0.7, 1.3])
+        layer.tau[...] = jnp.asarray([0.05, 1.3])
     x, weights = arrays()
     positions = jnp.cos(3 * x)
     out = jax.jit(lambda layer, x, weights, positions: layer(x, weights, positions=positions))
