@@ -6,6 +6,11 @@ from jaxop.attention.dense import accumulate as accumulate
 from jaxop.attention.distributed import ring_attention as ring_attention
 from jaxop.attention.integral import IMPLEMENTATIONS as IMPLEMENTATIONS
 from jaxop.attention.integral import integral_attention as integral_attention
+from jaxop.attention.latent import ENCODERS as ENCODERS
+from jaxop.attention.latent import LEAST_RIDGE as LEAST_RIDGE
+from jaxop.attention.latent import latent_attention as latent_attention
+from jaxop.attention.latent import latent_averages as latent_averages
+from jaxop.attention.latent import least_squares_attention as least_squares_attention
 from jaxop.attention.linear import linear_attention as linear_attention
 from jaxop.attention.monoid import Partial as Partial
 from jaxop.attention.monoid import combine as combine

@@ -6,8 +6,10 @@ from jaxtyping import Array, Float
 
 from jaxop._scaling import unit_of
 from jaxop._varying import varying_like
-from jaxop.attention.operands import check_operands
+from jaxop.attention.operands import cast_kernel, check_operands
 from jaxop.domains.measure import relative_weights
+from jaxop.kernels import DotProduct, Kernel, LearnedFeatures, PerHead
+from jaxop.kernels.per_head import over_heads
 
 
 def linear_attention(
@@ -93,6 +95,18 @@ def _over_devices(
 
 def _unit_or_one(magnitude: Array) -> Array:
     return jnp.where(magnitude > 0, unit_of(magnitude), 1)
+
+
+def head_features(
+    kernel: Kernel | PerHead, query: Float[Array, "n h d"], key: Float[Array, "m h d"]
+) -> tuple[Float[Array, "n h r"], Float[Array, "m h r"]]:
+    """Returns features whose inner products are a kernel of finite rank, of every head."""
+
+    def of_head(kernel: DotProduct | LearnedFeatures, query: Array, key: Array) -> tuple[Array, Array]:
+        return kernel.features(query, key)
+
+    kernel = cast_kernel(kernel, query.dtype)
+    return over_heads(of_head, kernel, (query, key), (1, 1), 1, heads=query.shape[1])
 
 
 @jax.jit

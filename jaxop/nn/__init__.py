@@ -25,6 +25,11 @@ from jaxop.nn.kernel_configs import LearnedFeaturesConfig as LearnedFeaturesConf
 from jaxop.nn.kernel_configs import LinearConfig as LinearConfig
 from jaxop.nn.kernel_configs import QuadraticConfig as QuadraticConfig
 from jaxop.nn.kernel_configs import TruncatedExponentialConfig as TruncatedExponentialConfig
+from jaxop.nn.latent import DECODERS as DECODERS
+from jaxop.nn.latent import MIXES as MIXES
+from jaxop.nn.latent import TEMPERATURES as TEMPERATURES
+from jaxop.nn.latent import LatentAttention as LatentAttention
+from jaxop.nn.latent import LatentAttentionConfig as LatentAttentionConfig
 from jaxop.nn.layers import run_layers as run_layers
 from jaxop.nn.momentum import BLOCKS as BLOCKS
 from jaxop.nn.momentum import VELOCITIES as VELOCITIES

@@ -14,10 +14,10 @@ from jaxtyping import Array, Bool, Float
 from jaxop._validation import check_name
 from jaxop.attention import IMPLEMENTATIONS, averaging_operator, integral_attention, linear_attention
 from jaxop.attention.connection import check_dot_product, connection, scaled
-from jaxop.attention.operands import cast_kernel
+from jaxop.attention.linear import head_features
 from jaxop.flows import linear_connection
 from jaxop.kernels import DotProduct, ExpDotProduct, Kernel, LearnedFeatures, PerHead
-from jaxop.kernels.per_head import one_head, over_heads
+from jaxop.kernels.per_head import one_head
 from jaxop.nn.kernel_configs import LINEAR, ExpDotProductConfig, KernelConfig, KernelParameters, check_kernel_config
 from jaxop.nn.pointwise import Linear, check_heads
 
@@ -176,9 +176,9 @@ class IntegralAttention(nnx.Module):
         if isinstance(one_head(kernel), DotProduct | LearnedFeatures):
             if mask is not None:
                 raise NotImplementedError("linear attention does not take a mask; give masked nodes the weight 0.")
-            query, key = self._features(kernel, query, key)
+            query, key = jax.vmap(functools.partial(head_features, kernel))(query, key)
             linear = functools.partial(linear_attention, is_causal=is_causal, axis_name=axis_name)
-            return jax.vmap(linear, in_axes=(0, 0, 0, _batch_axis(weights)))(query, key, value, weights)
+            return jax.vmap(linear, in_axes=(0, 0, 0, batch_axis(weights)))(query, key, value, weights)
 
         if mask is not None and axis_name is not None:
             raise NotImplementedError(
@@ -199,7 +199,7 @@ class IntegralAttention(nnx.Module):
                 axis_name=axis_name,
             )
 
-        axes = (0, 0, 0, _batch_axis(weights), mask_axis)
+        axes = (0, 0, 0, batch_axis(weights), mask_axis)
         return jax.vmap(attend, in_axes=axes)(query, key, value, weights, mask)
 
     def with_connection(
@@ -251,7 +251,7 @@ class IntegralAttention(nnx.Module):
                 query, key, weights, kernel=kernel, mask=mask, is_causal=is_causal, implementation=how
             )
 
-        axes = (0, 0, _batch_axis(weights), mask_axis)
+        axes = (0, 0, batch_axis(weights), mask_axis)
         operators = jax.vmap(operator, in_axes=axes)(query, key, weights, mask)
         # the matrices of the projections act on velocities, but not their biases
         matrices = jnp.concatenate([self.query.kernel[...], self.key_value.kernel[:, :width]], axis=1)
@@ -287,19 +287,7 @@ class IntegralAttention(nnx.Module):
         connect = functools.partial(linear_connection, ridge=_RIDGE[is_causal], is_causal=is_causal)
         by_head = jax.vmap(connect, in_axes=(1, 1, None), out_axes=1)
         x, u = (a.reshape(*z.shape[:2], self.heads, -1) for a in (z, v))
-        return jax.vmap(by_head, in_axes=(0, 0, _batch_axis(weights)))(x, u, weights).reshape(z.shape).astype(z.dtype)
-
-    def _features(self, kernel: Kernel | PerHead, query: Array, key: Array) -> tuple[Array, Array]:
-        """Returns features (b, n, h, r) and (b, m, h, r) whose inner products are the kernel of every head."""
-        kernel = cast_kernel(kernel, query.dtype)
-
-        def of_head(kernel: DotProduct | LearnedFeatures, query: Array, key: Array) -> tuple[Array, Array]:
-            return kernel.features(query, key)
-
-        def of_sample(query: Array, key: Array) -> tuple[Array, Array]:
-            return over_heads(of_head, kernel, (query, key), (1, 1), 1, heads=self.heads)
-
-        return jax.vmap(of_sample)(query, key)
+        return jax.vmap(by_head, in_axes=(0, 0, batch_axis(weights)))(x, u, weights).reshape(z.shape).astype(z.dtype)
 
     def project(
         self, x: Float[Array, "b n d"], context: Float[Array, "b m d"]
@@ -365,5 +353,6 @@ def _mask_of_samples(mask: ArrayLike | None, query: Array, key: Array) -> tuple[
     return (mask[0], None) if mask.shape[0] == 1 else (mask, 0)
 
 
-def _batch_axis(weights: Array | None) -> int | None:
+def batch_axis(weights: Array | None) -> int | None:
+    """Returns the axis of the samples in quadrature weights; None if the samples share them."""
     return 0 if weights is not None and weights.ndim == 2 else None

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import TypedDict, TypeVar
+from typing import ClassVar, TypedDict, TypeVar
 
 import jax.numpy as jnp
 from flax import nnx
@@ -115,6 +115,7 @@ class ModelConfig:
     """Base class of the configs of all models, with the fields that they share.
 
     Attributes:
+        FEWEST_LAYERS: the smallest number of layers.
         width: number of channels d inside.
         layers: number of layers.
         activation: ``"gelu"`` (exact) or ``"gelu_tanh"``.
@@ -131,6 +132,8 @@ class ModelConfig:
         {'dtype': None, 'param_dtype': 'float64'}
     """
 
+    FEWEST_LAYERS: ClassVar[int] = 1
+
     width: int = 128
     layers: int = 6
     activation: str = "gelu"
@@ -139,7 +142,7 @@ class ModelConfig:
 
     def __post_init__(self):
         check_size(self.width, "width")
-        check_size(self.layers, "layers")
+        check_size(self.layers, "layers", self.FEWEST_LAYERS)
         check_name(self.activation, "activation", ACTIVATIONS)
         check_dtype(self.dtype, "dtype", optional=True)
         check_dtype(self.param_dtype, "param_dtype")

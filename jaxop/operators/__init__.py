@@ -1,8 +1,8 @@
 """Neural operators, called as ``operator(values, domain)``; each has a config and a thin module.
 
-The operators are `TransformerNeuralOperator`, `ViTNeuralOperator`, `FourierAttentionNeuralOperator`,
-`FourierNeuralOperator` and `FlowNeuralOperator`. `Standardized` makes an operator act in physical units. `models` lists
-them by name, with the transformers of `jaxop.transformers`.
+The operators are `TransformerNeuralOperator`, `LatentNeuralOperator`, `ViTNeuralOperator`,
+`FourierAttentionNeuralOperator`, `FourierNeuralOperator` and `FlowNeuralOperator`. `Standardized` makes an operator act
+in physical units. `models` lists them by name, with the transformers of `jaxop.transformers`.
 """
 
 from jaxop._config import from_dict as from_dict
@@ -18,6 +18,8 @@ from jaxop.operators.fno import FourierNeuralOperator as FourierNeuralOperator
 from jaxop.operators.fno import FourierNeuralOperatorConfig as FourierNeuralOperatorConfig
 from jaxop.operators.grid import GridConfig as GridConfig
 from jaxop.operators.grid import PatchConfig as PatchConfig
+from jaxop.operators.latent import LatentNeuralOperator as LatentNeuralOperator
+from jaxop.operators.latent import LatentNeuralOperatorConfig as LatentNeuralOperatorConfig
 from jaxop.operators.registry import CONFIGS as CONFIGS
 from jaxop.operators.registry import Model as Model
 from jaxop.operators.registry import build as build

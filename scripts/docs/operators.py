@@ -19,6 +19,7 @@ from flax import nnx
 import jaxop
 from jaxop import domains, operators
 from jaxop.domains import Domain
+from jaxop.nn import LatentAttentionConfig, SchwarzAttentionConfig
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = Path(jaxop.__file__).parent
@@ -70,17 +71,16 @@ def rows() -> list[Row]:
     found = []
     for name, config in operators.CONFIGS.items():
         fields = {field.name for field in dataclasses.fields(config)}
-        found.append(Row(name))
+        few: dict[str, Any] = {"attention": LatentAttentionConfig(latents=8)} if name == "latent" else {}
+        found.append(Row(name, "", lambda n, few=few: few))
         if "decoder_layers" in fields:
-            found.append(Row(name, "decoder_layers=1", lambda n: {"decoder_layers": 1}))
+            found.append(Row(name, "decoder_layers=1", lambda n, few=few: few | {"decoder_layers": 1}))
         if "schwarz" in fields:
             found.append(Row(name, "schwarz=…", _schwarz))
     return found
 
 
 def _schwarz(n: int) -> dict[str, Any]:
-    from jaxop.nn import SchwarzAttentionConfig
-
     return {"schwarz": SchwarzAttentionConfig(subdomains=max(2, n // 32))}
 
 

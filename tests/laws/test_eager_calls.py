@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from jaxop import domains, kernel_machines, kernels, nn, operators, schwarz, spectral, testing, transformers
-from jaxop.attention import accumulate, finish, integral_attention, patch_attention
+from jaxop.attention import accumulate, finish, integral_attention, latent_averages, patch_attention
 from jaxop.schwarz import subdomain_attention
 from tests.laws.cases import DISTINCT, SIGNED, exemplary, inputs
 
@@ -122,6 +122,13 @@ CASES = {
     "density": lambda: (density, (normal(50, 20),)),
     "machine": lambda: (machine, (normal(5, 2), jnp.asarray(0.7))),
     "logistic": lambda: (logistic, (jnp.asarray(0.7),)),
+    "slices": lambda: (
+        lambda u: latent_averages(u[:3], u, u, encode="slices", kernel=kernels.Gaussian()),
+        (normal(9000, 2, 3),),
+    ),
+    "latent": lambda: of_operator(
+        operators.LatentNeuralOperatorConfig.functional(1, 1, **SMALL, decoder_layers=1), LINE
+    ),
     "tno": tno,
     "tno-schwarz": lambda: tno(schwarz=nn.SchwarzAttentionConfig(kernel=nn.GaussianConfig())),
     "vitno": lambda: of_operator(

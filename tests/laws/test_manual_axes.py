@@ -12,7 +12,14 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from jaxop import domains, kernel_machines, kernels, nn, operators, schwarz, spectral
-from jaxop.attention import accumulate, finish, integral_attention, patch_attention, spectral_patch_attention
+from jaxop.attention import (
+    accumulate,
+    finish,
+    integral_attention,
+    latent_averages,
+    patch_attention,
+    spectral_patch_attention,
+)
 from jaxop.schwarz import random_factors, subdomain_attention
 from tests.laws.cases import DISTINCT, SIGNED, inputs
 
@@ -147,6 +154,16 @@ CASES = {
     "fano": lambda: of_operator(operators.FourierAttentionNeuralOperatorConfig(1, 1, **SMALL, **PATCHES), SQUARE),
     "fno": lambda: of_operator(
         operators.FourierNeuralOperatorConfig(1, 1, width=4, layers=1, modes=2, reference=8, projection=4), SQUARE
+    ),
+    "latent": lambda: of_operator(
+        operators.LatentNeuralOperatorConfig.functional(1, 1, **SMALL, decoder_layers=1), LINE
+    ),
+    "slices": lambda: of_function(
+        lambda u, scale: latent_averages(
+            scale * u[:3], u, u, encode="slices", kernel=kernels.Gaussian(scale), implementation="chunked"
+        ),
+        normal(5000, 2, 4),
+        SCALE,
     ),
     "patch": lambda: of_function(
         lambda u, scale: patch_attention(u, scale * u, u, implementation="chunked"), normal(4, 6, 2, 3), SCALE

@@ -37,7 +37,7 @@ def test_what_has_moved_is_named(kind, fields, message):
 class TestRegistry:
     def test_has_every_model_of_the_package(self):
         models = operators.models()
-        assert set(operators.CONFIGS) == {"tno", "vitno", "fano", "fno", "flow"}
+        assert set(operators.CONFIGS) == {"tno", "latent", "vitno", "fano", "fno", "flow"}
         assert set(operators.CONFIGS) | {"sequence", "classifier", "translation", "image"} <= set(models)
         for name, model in models.items():
             assert model.name == name

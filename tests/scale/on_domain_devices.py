@@ -77,11 +77,11 @@ def on_device(*arrays):
         "exp-dot-product-scaled",
         "compact-pair",  # some rows are empty
         "signed-pair",
-        pytest.param("signed-composed", marks=pytest.mark.study),
-        pytest.param("fourier-per-head", marks=pytest.mark.study),
-        pytest.param("intersection-per-head", marks=pytest.mark.study),
-        pytest.param("composed", marks=pytest.mark.study),
-        pytest.param("gaussian-pair", marks=pytest.mark.study),
+        pytest.param("signed-composed", marks=pytest.mark.thorough),
+        pytest.param("fourier-per-head", marks=pytest.mark.thorough),
+        pytest.param("intersection-per-head", marks=pytest.mark.thorough),
+        pytest.param("composed", marks=pytest.mark.thorough),
+        pytest.param("gaussian-pair", marks=pytest.mark.thorough),
     ],
 )
 def test_every_kernel(name):
@@ -89,7 +89,8 @@ def test_every_kernel(name):
     agree(case.make(), arrays(), normalize=case not in SIGNED, alone="chunked")
 
 
-@pytest.mark.parametrize("name", ["exp-dot-product-scaled", pytest.param("composed", marks=pytest.mark.study)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", ["exp-dot-product-scaled", pytest.param("composed", marks=pytest.mark.thorough)])
 def test_double_precision(name, x64):
     agree(CASES[name].make(), arrays(dtype=jnp.float64), tolerance=1e-12)
 
@@ -102,6 +103,7 @@ def test_causal_order_with_a_mask_of_keys():
     assert np.all(out[4:])
 
 
+@pytest.mark.thorough
 def test_mask_of_pairs_for_each_head_and_equal_weights():
     seen = np.random.default_rng(0).random((2, 203, 61)) < 0.3
     seen[1, 50:70] = False
@@ -111,20 +113,20 @@ def test_mask_of_pairs_for_each_head_and_equal_weights():
     assert not np.any(out[50:70, 1])
 
 
-@pytest.mark.study
+@pytest.mark.thorough
 def test_integrals_with_weights_of_both_signs():
     query, key, value, weights = arrays()
     agree(kernels.Gaussian(0.4), (query, key, value, weights - np.float32(0.01)), normalize=False)
 
 
-@pytest.mark.study
+@pytest.mark.thorough
 def test_half_precision_is_summed_in_single():
     query, key, value, weights = arrays()
     half = [jnp.asarray(a, jnp.bfloat16) for a in (query, key, value)]
     agree(kernels.ExpDotProduct(), (*half, weights), tolerance=2**-7)  # one bit of the results
 
 
-@pytest.mark.study
+@pytest.mark.thorough
 def test_a_device_without_weight_in_any_unit():
     """The derivatives in weights of 0 refer to the unit of all devices: exp(l − log Z) would be clipped in another."""
     query, key, value, weights = arrays(40, 40)
@@ -134,6 +136,7 @@ def test_a_device_without_weight_in_any_unit():
     assert np.all(slopes[20:30])
 
 
+@pytest.mark.thorough
 def test_under_a_batch_with_derivatives_inside_of_the_map():
     rng = np.random.default_rng(0)
     query, key, value = (rng.normal(size=(3, 16, 2, 4)).astype(np.float32) for _ in range(3))
@@ -156,6 +159,7 @@ def test_under_a_batch_with_derivatives_inside_of_the_map():
     assert_agree(jax.jit(ring)(kernel, query, key, value, weights), slopes(kernel, query, key, value, weights), 1e-6)
 
 
+@pytest.mark.thorough
 def test_what_a_pair_function_closes_over_is_differentiated():
     query, key, value, weights = on_device(*arrays(20, 20))
 
@@ -170,6 +174,7 @@ def test_what_a_pair_function_closes_over_is_differentiated():
     np.testing.assert_allclose(ours, theirs, rtol=1e-5)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_linear_attention_shares_moments(is_causal, x64):
     query, key, value, weights = arrays(200 if is_causal else 40, 200, dtype=jnp.float64)

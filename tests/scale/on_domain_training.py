@@ -59,6 +59,7 @@ def alone():
     return trained(TNO, None)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("shape", [(4, 2), (2, 4)], ids=str)
 def test_an_operator_trains_as_on_one_device(shape):
     losses, params, messages = trained(TNO, mesh(*shape))
@@ -74,6 +75,7 @@ def test_an_operator_trains_as_on_one_device(shape):
     assert max(numbers) <= 4 * 2 * 8 // shape[0]
 
 
+@pytest.mark.thorough
 def test_domains_per_sample_other_output_nodes_and_initial_values():
     rng = np.random.default_rng(0)
     times = np.sort(rng.uniform(size=(16, 12)), axis=1).astype(np.float32)
@@ -96,6 +98,7 @@ def test_domains_per_sample_other_output_nodes_and_initial_values():
     assert shared[2].keys() == {"all-reduce"}  # linear attention sends moments
 
 
+@pytest.mark.thorough
 def test_a_run_is_that_of_one_device(tmp_path):
     sets = {"same": fields(5), "finer": Samples(*[np.ones((3, 77, 1), np.float32)] * 2, domains.box((11, 7)))}
     config = training.TrainingConfig(steps=2, batch_size=8, warmup_steps=1, eval_every=2)
@@ -132,6 +135,7 @@ class Dropping(nnx.Module):
         return self.scale[...] * self.dropout(jnp.ones((*values.shape[:2], 32)))
 
 
+@pytest.mark.thorough
 def test_nodes_of_other_devices_are_dropped_by_other_masks():
     def loss(model, batch):
         kept = model(batch.inputs, batch.domain)[:, 0]
@@ -145,7 +149,7 @@ def test_nodes_of_other_devices_are_dropped_by_other_masks():
     assert metrics["square"] - metrics["loss"] ** 2 > 1e-3  # equal masks would have no variance
 
 
-@pytest.mark.fit
+@pytest.mark.thorough
 def test_the_command_line_divides_the_nodes(tmp_path, monkeypatch, capsys, unchecked):
     monkeypatch.chdir(tmp_path)
     u = np.random.default_rng(0).normal(size=(10, 15)).astype(np.float32)

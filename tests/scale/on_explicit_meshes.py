@@ -23,6 +23,7 @@ OPERATORS = {
     "fano": lambda: operators.FourierAttentionNeuralOperatorConfig(1, 1, **SMALL, **TOKENS, **PATCHES),
     "fno": lambda: operators.FourierNeuralOperatorConfig(1, 1, modes=2, reference=8, projection=4, **SMALL),
     "flow": lambda: operators.FlowNeuralOperatorConfig(1, 1, dim=2, feedforward=4, **SMALL),
+    "latent": lambda: operators.LatentNeuralOperatorConfig(1, 1, dim=2, **SMALL, **TOKENS),
 }
 TRANSFORMERS = {
     "sequence": lambda rngs: transformers.SequenceTransformer(
@@ -39,7 +40,7 @@ TRANSFORMERS = {
 
 def quick(names, chosen):
     """The names, with the marker of longer tests on those that are not chosen."""
-    return [name if name in chosen else pytest.param(name, marks=pytest.mark.fit) for name in names]
+    return [name if name in chosen else pytest.param(name, marks=pytest.mark.thorough) for name in names]
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +84,7 @@ def operator(name):
     return operators.Standardized(model, **statistics)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", quick(OPERATORS, ("tno", "fano", "fno")))
 def test_operators(name, mesh):
     assert_agrees(lambda model, u: model(u, GRID), operator(name), normal(8, 64, 1), mesh, tolerance=1e-5)
@@ -119,6 +121,7 @@ def test_divided_parameters_are_gathered(mesh):
     np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.thorough
 def test_a_domain_and_initial_values_for_every_function(mesh):
     config = operators.TransformerNeuralOperatorConfig(1, 1, initial_channels=2, decoder_layers=1, **SMALL, **TOKENS)
     model = operators.build(config, rngs=nnx.Rngs(0))
@@ -138,6 +141,7 @@ def test_a_domain_and_initial_values_for_every_function(mesh):
         np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.thorough
 def test_dropout_draws_other_masks_on_every_device_and_counts_its_draws(mesh):
     config = operators.TransformerNeuralOperatorConfig(1, 1, dim=2, dropout=0.5, **SMALL, **TOKENS)
     model = on(mesh, operators.build(config, rngs=nnx.Rngs(0)))
@@ -166,6 +170,7 @@ def test_integral_attention(implementation, mesh):
     assert_agrees(attend, weights, normal(8, 3, 12, 2, 4), mesh)
 
 
+@pytest.mark.thorough
 def test_integral_attention_with_divided_queries(mesh):
     q, k, v = jnp.asarray(normal(3, 12, 2, 4))
     expected = integral_attention(q, k, v)

@@ -83,8 +83,9 @@ def large(tree):
     return [leaf for leaf in jax.tree.leaves(tree) if leaf.size >= DIVIDED_FROM]
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
-    "name", [name if name in ("tno", "fno") else pytest.param(name, marks=pytest.mark.fit) for name in OPERATORS]
+    "name", [name if name in ("tno", "fno") else pytest.param(name, marks=pytest.mark.thorough) for name in OPERATORS]
 )
 def test_an_operator_trains_as_on_one_device_and_sends_only_parameters(name):
     """The messages are the divided arrays, whole; their gradients, in parts; and one sum for all that is small."""
@@ -105,6 +106,7 @@ def test_an_operator_trains_as_on_one_device_and_sends_only_parameters(name):
     assert len(sums) <= 5
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(("sizes", "accumulate"), [((8, 1), 1), ((4, 2), 1), ((1, 8), 1), ((2, 2), 2)])
 def test_every_mesh_agrees_and_memory_falls_with_the_shards(sizes, accumulate):
     alone, single, _ = trained(Wide(), None)
@@ -119,6 +121,7 @@ def test_every_mesh_agrees_and_memory_falls_with_the_shards(sizes, accumulate):
     assert held == whole / sizes[1]
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     "make",
     [
@@ -161,6 +164,7 @@ def fit(directory, sizes, *, model=None, **options):
     return training.fit(model, samples(22), valid, config, run_dir=directory, mesh=devices, progress=False, **options)
 
 
+@pytest.mark.thorough
 def test_a_run_moves_between_meshes(tmp_path):
     """8 shards, then 2, then one device, then 4: restored bit for bit, on the same batches, with the same result."""
     alone = fit(tmp_path / "alone", None)
@@ -202,6 +206,7 @@ def test_a_run_moves_between_meshes(tmp_path):
     assert_same_bits(jax.device_get(nnx.state(one)), jax.device_get(nnx.state(models[1][0])))
 
 
+@pytest.mark.thorough
 def test_an_interrupted_run_on_divided_parameters_ends_with_the_same_bits(tmp_path):
     whole = fit(tmp_path / "whole", (2, 4), optimizer=None)
     with interruption(9) as loggers:
@@ -213,6 +218,7 @@ def test_an_interrupted_run_on_divided_parameters_ends_with_the_same_bits(tmp_pa
     assert all("model" in leaf.sharding.spec for leaf in large(kernels))
 
 
+@pytest.mark.thorough
 def test_a_shard_that_is_not_finite_is_found_and_not_saved(tmp_path):
     settings = training.TrainingConfig(steps=1, batch_size=8)
     graphdef, state = training.init_state(Wide(), SGD, settings, mesh=mesh(1, 8))
@@ -226,6 +232,7 @@ def test_a_shard_that_is_not_finite_is_found_and_not_saved(tmp_path):
     assert not metrics["finite"]
 
 
+@pytest.mark.thorough
 def test_the_command_line_takes_shards(tmp_path, monkeypatch, capsys, unchecked):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")

@@ -13,9 +13,8 @@ TESTS = [str(Path(__file__).with_name(f"on_domain_{name}.py")) for name in ("dev
 @pytest.mark.parametrize(
     "selected",
     [
-        "not (study or fit)",
-        pytest.param("study", marks=pytest.mark.study),
-        pytest.param("fit", marks=pytest.mark.fit),
+        "not thorough",
+        pytest.param("thorough", marks=pytest.mark.thorough),
     ],
 )
 def test_on_domain_devices(selected):

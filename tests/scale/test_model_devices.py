@@ -29,7 +29,7 @@ def test_on_eight_fake_devices(name):
     run(name)
 
 
-@pytest.mark.fit
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", FILES)
-def test_all_operators_on_eight_fake_devices(name):
-    run(name, "-m", "fit")
+def test_more_cases_on_eight_fake_devices(name):
+    run(name, "-m", "thorough")

@@ -131,7 +131,7 @@ def test_decay_spares_biases_and_norms():
     assert not updates["norm"]["scale"].any()
 
 
-WEIGHTS = {"kernel", "embedding", "positions", "multipliers", "score", "mobility"}
+WEIGHTS = {"kernel", "embedding", "positions", "multipliers", "score", "mobility", "latents", "matrices"}
 WEIGHTS |= {f"params_{i}_{layer}" for i in (0, 1) for layer in ("inner", "outer")}
 SMALL = {"width": 8, "heads": 2, "layers": 1}
 
@@ -157,6 +157,9 @@ def models():
     yield operators.FourierAttentionNeuralOperator, smooth
     yield operators.FourierNeuralOperator, operators.FourierNeuralOperatorConfig(1, 1, width=8)
     yield operators.FlowNeuralOperator, operators.FlowNeuralOperatorConfig(1, 1, width=8, layers=1, feedforward=8)
+    attention = nn.LatentAttentionConfig(4, "slices", "least_squares", 1, "point", "query")
+    latent = operators.LatentNeuralOperatorConfig(1, 1, **SMALL, decoder_layers=1, attention=attention)
+    yield operators.LatentNeuralOperator, latent
     yield transformers.SequenceTransformer, transformers.SequenceTransformerConfig(5, **SMALL)
     yield transformers.SequenceClassifier, transformers.SequenceClassifierConfig(5, **SMALL)
     yield transformers.EncoderDecoderTransformer, transformers.EncoderDecoderTransformerConfig(5, 4, 3, **SMALL)

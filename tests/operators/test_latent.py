@@ -1,0 +1,223 @@
+"""The latent neural operator: every preset keeps the laws of a quadrature, on any domain, and answers anywhere."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxop import domains, nn, operators, testing
+from jaxop.operators import LatentNeuralOperator, LatentNeuralOperatorConfig
+
+PRESETS = ("flare", "lno", "transolver", "transolver_plus", "functional")
+ALL = pytest.mark.parametrize("preset", PRESETS)
+N = 12
+QUERY = nn.LatentAttentionConfig(latents=3, decode="query")
+
+
+def small(preset, **options):
+    """A preset with few and small layers."""
+    config = getattr(LatentNeuralOperatorConfig, preset)(1, 2)
+    attention = nn.LatentAttentionConfig(
+        **(vars(config.attention) | {"latents": 5, "blocks": min(1, config.attention.blocks)})
+    )
+    sizes = {"width": 8, "heads": 2, "feedforward": 8, "layers": min(1, config.layers), "attention": attention}
+    return getattr(LatentNeuralOperatorConfig, preset)(1, 2, **(sizes | options))
+
+
+@functools.cache
+def make(preset="flare", **options):
+    return LatentNeuralOperator(small(preset, **options), rngs=nnx.Rngs(0))
+
+
+def perturbed(operator, seed=1):
+    """The same operator with other parameters, so that no part starts at zero, in float64."""
+    rng = np.random.default_rng(seed)
+    graphdef, state = nnx.split(operator)
+    return nnx.merge(
+        graphdef, jax.tree.map(lambda a: jnp.asarray(np.asarray(a, np.float64) + 0.3 * rng.normal(size=a.shape)), state)
+    )
+
+
+@jax.jit
+def call(operator, values, points, weights):
+    return operator(values, domains.from_nodes(points, weights))
+
+
+def nodes(seed=0):
+    """Values, points and weights of nodes whose last has weight 0."""
+    rng = np.random.default_rng(seed)
+    weights = rng.uniform(0.2, 2.0, N)
+    weights[-1] = 0
+    return rng.normal(size=(N, 1)), rng.uniform(size=(N, 1)), weights
+
+
+@pytest.mark.sample(4)
+@ALL
+def test_laws_of_a_quadrature(preset, x64):
+    """Splitting a node, order, padding and the unit of weight change nothing, with one program."""
+    operator = perturbed(make(preset))
+    values, points, weights = nodes()
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-10)
+    expected = np.asarray(call(operator, values, points, weights))[:-1]
+    assert np.ptp(expected, axis=0).min() > 1e-3
+
+    halved, split_values, split_points = weights.copy(), values.copy(), points.copy()
+    halved[[2, -1]] = weights[2] / 2
+    split_values[-1], split_points[-1] = values[2], points[2]
+    close(np.asarray(call(operator, split_values, split_points, halved))[:-1], expected)
+
+    padded_values, padded_points = values.copy(), points.copy()
+    padded_values[-1], padded_points[-1] = 1e3, -7.0
+    close(np.asarray(call(operator, padded_values, padded_points, weights))[:-1], expected)
+
+    order = np.random.default_rng(1).permutation(N)
+    out = np.asarray(call(operator, values[order], points[order], weights[order]))
+    close(out[np.argsort(order)][:-1], expected)
+    close(np.asarray(call(operator, values, points, 1e-12 * weights))[:-1], expected)
+    np.testing.assert_array_equal(np.asarray(call(operator, values, points, weights))[:-1], expected)
+
+    ignored = np.where(weights > 0, 1.0, 0.0)
+    assert np.abs(np.asarray(call(operator, values, points, ignored))[:-1] - expected).max() > 1e-4
+
+
+@pytest.mark.sample(1)
+@pytest.mark.parametrize("preset", ["lno", "transolver_plus"])
+def test_self_convergence_on_uneven_nodes_has_the_order_of_the_rule(preset, x64):
+    operator, size = perturbed(make(preset, decoder_layers=1)), 257
+    at = domains.from_samples(jnp.asarray([0.25, 1.0]))
+
+    @jax.jit
+    def at_probe(points, weights):
+        return operator(jnp.sin(3 * points), domains.from_nodes(points, weights), at=at)
+
+    sizes, outputs = [16, 32, 64, 256], []
+    for n in sizes:
+        domain = domains.from_samples(np.linspace(0.0, 1.0, n + 1) ** 1.7)
+        padding = (0, size - n - 1)
+        points = np.pad(np.asarray(domain.points), [padding, (0, 0)])
+        outputs.append(np.asarray(at_probe(points, np.pad(np.asarray(domain.weights), padding))))
+    errors = [np.abs(out - outputs[-1]).max() for out in outputs[:-1]]
+    assert testing.observed_order(sizes[:-1], errors) == pytest.approx(2.0, abs=0.3)
+
+
+@pytest.mark.parametrize(
+    ("preset", "options"),
+    [
+        pytest.param("lno", {}, id="lno"),
+        pytest.param("transolver", {"decoder_layers": 2, "attention": QUERY}, id="query", marks=pytest.mark.thorough),
+    ],
+)
+def test_answers_anywhere_for_batches_and_stacks(preset, options):
+    operator = make(preset, **options)
+    run = jax.jit(lambda operator, values, domain, at: operator(values, domain, at=at))
+    rng = np.random.default_rng(0)
+    clouds = [domains.from_samples(np.sort(rng.random(6, np.float32))) for _ in range(2)]
+    queries = [domains.from_samples(np.sort(rng.random(3, np.float32))) for _ in range(2)]
+    values = jnp.asarray(rng.normal(size=(2, 6, 1)).astype(np.float32))
+    stacked = np.asarray(run(operator, values, domains.stack(clouds), domains.stack(queries)))
+    shared = np.asarray(run(operator, values, clouds[0], queries[0]))
+    assert stacked.shape == shared.shape == (2, 3, 2)
+    for i in range(2):
+        alone = run(operator, values[i], clouds[i], queries[i])
+        np.testing.assert_allclose(stacked[i], alone, rtol=2e-5, atol=1e-6)
+    np.testing.assert_allclose(shared[0], stacked[0], rtol=2e-5, atol=1e-6)
+    assert np.abs(shared[1] - stacked[1]).max() > 1e-4
+
+
+def test_meshes_grids_and_clouds():
+    operator = make("transolver", dim=2)
+    side = np.linspace(0, 1, 5, dtype=np.float32)
+    vertices = np.stack(np.meshgrid(side, side, indexing="ij"), -1).reshape(-1, 2)
+    corner = np.arange(20).reshape(4, 5)[:, :4].reshape(-1)
+    faces = np.concatenate([corner[:, None] + [[0, 5, 6]], corner[:, None] + [[0, 6, 1]]])
+    cloud = domains.monte_carlo(np.random.default_rng(0).uniform(size=(25, 2)).astype(np.float32))
+    evaluate = jax.jit(lambda operator, domain: operator(jnp.sin(domain.points[:, :1]), domain))
+    places = [domains.triangle_mesh(vertices, faces), domains.box((5, 5)), cloud]
+    mesh, grid, scattered = (np.asarray(evaluate(operator, domain)) for domain in places)
+    assert np.isfinite(scattered).all()
+    np.testing.assert_allclose(mesh, grid, atol=0.05)  # both are quadratures of one operator
+
+
+def test_every_parameter_has_a_gradient():
+    """Of a model with all parts: temperatures, mix, ridge, blocks, and both directions of scores."""
+    attention = nn.LatentAttentionConfig(
+        latents=3, encode="slices", mix="least_squares", blocks=1, temperature="point", decode="query"
+    )
+    operator = make("flare", decoder_layers=1, attention=attention)
+    domain = domains.interval(6)
+
+    @jax.jit
+    @jax.grad
+    def derivative(params):
+        return jnp.sum(jnp.sin(nnx.merge(graphdef, params)(jnp.cos(3 * domain.points), domain)))
+
+    graphdef, params = nnx.split(operator)
+    for path, gradient in jax.tree_util.tree_leaves_with_path(derivative(params)):
+        name = jax.tree_util.keystr(path)
+        # a bias of keys of latents adds one number to all scores of a node
+        assert np.isfinite(gradient).all(), name
+        assert np.any(gradient) or "latent_key" in name, name
+
+
+def test_half_precision():
+    operator, domain = make("transolver_plus", dtype="bfloat16"), domains.interval(16)
+    run = jax.jit(lambda operator: operator(jnp.sin(3 * domain.points), domain))
+    out = run(operator)
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(out, np.float32), run(make("transolver_plus")), atol=0.1)
+
+
+def test_cost_is_linear_in_the_nodes():
+    """Operations that XLA counts, and memory beyond the arguments, at n and 2 n."""
+
+    def cost(n):
+        domain = domains.interval(n, rule="midpoint")
+        run = jax.jit(lambda operator, values: operator(values, domain)).lower(make(), jnp.ones((n, 1))).compile()
+        return np.asarray([run.cost_analysis()["flops"], run.memory_analysis().temp_size_in_bytes])
+
+    assert (cost(2048) <= 2.2 * cost(1024)).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"layers": 0}, ValueError, "layers and decoder_layers are both 0"),
+        ({"layers": -1}, ValueError, "layers must be at least 0, got -1"),
+        ({"decoder_layers": 2}, ValueError, "decoder_layers must be at most 1 with attention.decode='same'"),
+        ({"attention": nn.IntegralAttentionConfig()}, TypeError, "attention must be nn.LatentAttentionConfig(...)"),
+        ({"widht": 3}, ValueError, "has no field 'widht': did you mean 'width'"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_bad_configs(options, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        LatentNeuralOperatorConfig.flare(1, 1, **options)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        ({"at": domains.interval(3)}, NotImplementedError, "train an operator with decoder_layers=1"),
+        ({"values": jnp.ones((5, 1))}, ValueError, "values must have shape (n, c_in) = (6, 1), or (b, n, c_in)"),
+        ({"initial": jnp.ones(3)}, ValueError, "initial must be None"),
+        ({"domain": domains.box((2, 3))}, ValueError, "domain must have dim=1 space dimensions like the config, got 2"),
+    ],
+)
+def test_bad_calls(call, error, message):
+    arguments = {"values": jnp.ones((6, 1)), "domain": domains.interval(6)} | call
+    with pytest.raises(error, match=re.escape(message)):
+        make()(arguments.pop("values"), arguments.pop("domain"), **arguments)
+
+
+def test_presets_go_through_for_data_and_build():
+    domain = domains.interval(8)
+    for preset in PRESETS:
+        attention = getattr(LatentNeuralOperatorConfig, preset)(1, 1).attention
+        config = LatentNeuralOperatorConfig.for_data(domain, in_channels=1, out_channels=1, attention=attention)
+        assert config.attention == attention
+        assert operators.from_dict(type(config), operators.to_dict(config)) == config
+        assert operators.model_of(config).name == "latent"
