@@ -50,9 +50,9 @@ def gaussians():
 
 EXP = exp_scores(1 / np.sqrt(DEPTH))
 CASES = {  # encode, kernel, its matrix, mix, the same mix by whole matrices, whether constants stay
+    "transolver": ("slices", lambda: None, EXP, softmax_mix, softmax_mix, True),
     "flare": ("nodes", lambda: kernels.ExpDotProduct(1.0), exp_scores(1.0), None, None, True),
     "lno": ("nodes", lambda: None, EXP, softmax_mix, softmax_mix, True),
-    "transolver": ("slices", lambda: None, EXP, softmax_mix, softmax_mix, True),
     "functional": ("slices", lambda: None, EXP, least_squares_mix, ridge_mix, False),
     "nodes of gaussians": ("nodes", gaussians, gaussian_scores, None, None, True),
     "slices of gaussians": ("slices", gaussians, gaussian_scores, None, None, True),
@@ -93,7 +93,7 @@ def compiled(name):
     return jax.jit(functools.partial(attend, name))
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(1)
 @ALL
 def test_value_and_gradient_are_those_of_the_formula(name, x64):
     def of(function):
@@ -108,6 +108,7 @@ def test_value_and_gradient_are_those_of_the_formula(name, x64):
         np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.sample(4)
 @ALL
 def test_laws_of_a_quadrature(name, x64):
     """All with one program: a node of weight 0 is there from the start."""
@@ -136,7 +137,7 @@ def test_laws_of_a_quadrature(name, x64):
     assert keeps == CASES[name][-1]
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(2)
 @ALL
 def test_converges_at_the_order_of_the_rule_on_uneven_nodes(name, x64):
     """Trapezoid on x = t^1.7, padded to one size; the output is read at fixed points."""
@@ -163,7 +164,7 @@ def test_converges_at_the_order_of_the_rule_on_uneven_nodes(name, x64):
 
 
 @pytest.mark.sample(1)
-@pytest.mark.parametrize("name", ["flare", "transolver", "slices of gaussians"])
+@pytest.mark.parametrize("name", ["slices of gaussians", "transolver", "flare"])
 def test_tiles_and_blocks_change_nothing(name, monkeypatch):
     """Several tiles of nodes, and several blocks of their masses, in float32."""
     encode, kernel, _, _, _, _ = CASES[name]
@@ -210,12 +211,12 @@ def test_a_masked_node_is_a_node_of_weight_zero():
 
 
 def test_more_latents_than_nodes_keep_the_laws(x64):
-    latents, key, value, weights = map(jnp.asarray, inputs())
-    few = latent_attention(latents, key[:2], value[:2], weights[:2], encode="slices")
-    again = jnp.asarray([0, 1, 1])
-    halves = weights[again] * jnp.asarray([1, 0.5, 0.5])
-    split = latent_attention(latents, key[again], value[again], halves, encode="slices")
-    np.testing.assert_allclose(split[:2], few, rtol=1e-12)
+    latents, key, value, weights = inputs()
+    attend = jax.jit(functools.partial(latent_attention, encode="slices"))
+    three = latents, key[[0, 1, 1]], value[[0, 1, 1]]
+    whole = np.asarray(attend(*three, weights[[0, 1, 1]] * [1, 1, 0]))
+    np.testing.assert_allclose(attend(*three, weights[[0, 1, 1]] * [1, 0.5, 0.5]), whole, rtol=1e-12)
+    assert np.abs(attend(*three, weights[[0, 1, 1]]) - whole).max() > 1e-3
 
 
 class TestLeastSquares:
@@ -248,6 +249,7 @@ class TestLeastSquares:
     def test_derivative_in_alpha(self, x64):
         (query, key, value), weights = self.arrays()
 
+        @jax.jit
         def loss(alpha):
             return jnp.sum(jnp.sin(least_squares_attention(query, key, value, weights, alpha=alpha)))
 

@@ -72,9 +72,14 @@ def test_is_the_published_formula_with_weights(name, x64):
         layer.tau[...] = jnp.asarray([0.05, 1.3])
     x, weights = arrays()
     positions = jnp.cos(3 * x)
-    out = jax.jit(lambda layer, x, weights, positions: layer(x, weights, positions=positions))
-    expected = jax.vmap(formula, in_axes=(None, 0, None, 0))(layer, x, weights, positions)
-    np.testing.assert_allclose(out(layer, x, weights, positions), expected, rtol=1e-9, atol=1e-10)
+
+    @jax.jit
+    def both(layer):
+        expected = jax.vmap(formula, in_axes=(None, 0, None, 0))(layer, x, weights, positions)
+        return layer(x, weights, positions=positions), expected
+
+    out, expected = both(layer)
+    np.testing.assert_allclose(out, expected, rtol=1e-9, atol=1e-10)
 
 
 @jax.numpy_rank_promotion("allow")
@@ -84,16 +89,21 @@ def test_queries_of_their_own_meet_the_mixed_tokens(x64):
     layer = nn.LatentAttention(WIDTH, HEADS, rngs=nnx.Rngs(0), **options)
     context, _ = arrays()
     x = arrays(1)[0][:, :2]
-    scores = jnp.einsum("ghd,bnhd->bhgn", layer.latents[...], heads(layer.key, context)) / 2
-    z = jnp.einsum("bhgn,bnhc->bghc", jax.nn.softmax(scores, axis=-1), heads(layer.value, context))
-    tokens = layer.blocks[0](z.reshape(2, LATENTS, WIDTH))
-    scores = jnp.einsum("bnhd,bghd->bhng", heads(layer.query, x), heads(layer.latent_key, tokens)) / 2
-    y = jnp.einsum("bhng,bghc->bnhc", jax.nn.softmax(scores, axis=-1), tokens.reshape(2, LATENTS, HEADS, -1))
-    expected = layer.output(y.reshape(2, 2, WIDTH))
-    np.testing.assert_allclose(jax.jit(lambda layer: layer(x, context=context))(layer), expected, rtol=1e-10)
+
+    @jax.jit
+    def both(layer):
+        scores = jnp.einsum("ghd,bnhd->bhgn", layer.latents[...], heads(layer.key, context)) / 2
+        z = jnp.einsum("bhgn,bnhc->bghc", jax.nn.softmax(scores, axis=-1), heads(layer.value, context))
+        tokens = layer.blocks[0](z.reshape(2, LATENTS, WIDTH))
+        scores = jnp.einsum("bnhd,bghd->bhng", heads(layer.query, x), heads(layer.latent_key, tokens)) / 2
+        y = jnp.einsum("bhng,bghc->bnhc", jax.nn.softmax(scores, axis=-1), tokens.reshape(2, LATENTS, HEADS, -1))
+        return layer(x, context=context), layer.output(y.reshape(2, 2, WIDTH))
+
+    out, expected = both(layer)
+    np.testing.assert_allclose(out, expected, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("kernel", nn.KERNELS.values(), ids=nn.KERNELS)
 def test_every_kernel_splits_nodes(kernel, x64):
     config = nn.LatentAttentionConfig(latents=LATENTS, kernel=kernel())

@@ -55,7 +55,7 @@ def nodes(seed=0):
     return rng.normal(size=(N, 1)), rng.uniform(size=(N, 1)), weights
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(3)
 @ALL
 def test_laws_of_a_quadrature(preset, x64):
     """Splitting a node, order, padding and the unit of weight change nothing, with one program."""
@@ -84,7 +84,7 @@ def test_laws_of_a_quadrature(preset, x64):
     assert np.abs(np.asarray(call(operator, values, points, ignored))[:-1] - expected).max() > 1e-4
 
 
-@pytest.mark.sample(1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("preset", ["lno", "transolver_plus"])
 def test_self_convergence_on_uneven_nodes_has_the_order_of_the_rule(preset, x64):
     operator, size = perturbed(make(preset, decoder_layers=1)), 257
@@ -119,26 +119,24 @@ def test_answers_anywhere_for_batches_and_stacks(preset, options):
     queries = [domains.from_samples(np.sort(rng.random(3, np.float32))) for _ in range(2)]
     values = jnp.asarray(rng.normal(size=(2, 6, 1)).astype(np.float32))
     stacked = np.asarray(run(operator, values, domains.stack(clouds), domains.stack(queries)))
-    shared = np.asarray(run(operator, values, clouds[0], queries[0]))
-    assert stacked.shape == shared.shape == (2, 3, 2)
     for i in range(2):
-        alone = run(operator, values[i], clouds[i], queries[i])
-        np.testing.assert_allclose(stacked[i], alone, rtol=2e-5, atol=1e-6)
-    np.testing.assert_allclose(shared[0], stacked[0], rtol=2e-5, atol=1e-6)
-    assert np.abs(shared[1] - stacked[1]).max() > 1e-4
+        shared = np.asarray(run(operator, values, clouds[i], queries[i]))
+        assert stacked.shape == shared.shape == (2, 3, 2)
+        np.testing.assert_allclose(stacked[i], shared[i], rtol=2e-5, atol=1e-6)
+        assert np.abs(shared[1 - i] - stacked[1 - i]).max() > 1e-4
 
 
-def test_meshes_grids_and_clouds():
+@pytest.mark.thorough
+def test_meshes_and_grids():
     operator = make("transolver", dim=2)
     side = np.linspace(0, 1, 5, dtype=np.float32)
     vertices = np.stack(np.meshgrid(side, side, indexing="ij"), -1).reshape(-1, 2)
     corner = np.arange(20).reshape(4, 5)[:, :4].reshape(-1)
     faces = np.concatenate([corner[:, None] + [[0, 5, 6]], corner[:, None] + [[0, 6, 1]]])
-    cloud = domains.monte_carlo(np.random.default_rng(0).uniform(size=(25, 2)).astype(np.float32))
     evaluate = jax.jit(lambda operator, domain: operator(jnp.sin(domain.points[:, :1]), domain))
-    places = [domains.triangle_mesh(vertices, faces), domains.box((5, 5)), cloud]
-    mesh, grid, scattered = (np.asarray(evaluate(operator, domain)) for domain in places)
-    assert np.isfinite(scattered).all()
+    mesh, grid = (
+        evaluate(operator, domain) for domain in (domains.triangle_mesh(vertices, faces), domains.box((5, 5)))
+    )
     np.testing.assert_allclose(mesh, grid, atol=0.05)  # both are quadratures of one operator
 
 
@@ -147,7 +145,7 @@ def test_every_parameter_has_a_gradient():
     attention = nn.LatentAttentionConfig(
         latents=3, encode="slices", mix="least_squares", blocks=1, temperature="point", decode="query"
     )
-    operator = make("flare", decoder_layers=1, attention=attention)
+    operator = make("flare", layers=0, decoder_layers=1, attention=attention)
     domain = domains.interval(6)
 
     @jax.jit
@@ -171,6 +169,7 @@ def test_half_precision():
     np.testing.assert_allclose(np.asarray(out, np.float32), run(make("transolver_plus")), atol=0.1)
 
 
+@pytest.mark.thorough
 def test_cost_is_linear_in_the_nodes():
     """Operations that XLA counts, and memory beyond the arguments, at n and 2 n."""
 
