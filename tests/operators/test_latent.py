@@ -140,6 +140,7 @@ def test_meshes_and_grids():
     np.testing.assert_allclose(mesh, grid, atol=0.05)  # both are quadratures of one operator
 
 
+@pytest.mark.thorough
 def test_every_parameter_has_a_gradient():
     """Of a model with all parts: temperatures, mix, ridge, blocks, and both directions of scores."""
     attention = nn.LatentAttentionConfig(
