@@ -164,7 +164,7 @@ def test_converges_at_the_order_of_the_rule_on_uneven_nodes(name, x64):
 
 
 @pytest.mark.sample(1)
-@pytest.mark.parametrize("name", ["slices of gaussians", "transolver", "flare"])
+@pytest.mark.parametrize("name", ["transolver", "slices of gaussians", "flare"])
 def test_tiles_and_blocks_change_nothing(name, monkeypatch):
     """Several tiles of nodes, and several blocks of their masses, in float32."""
     encode, kernel, _, _, _, _ = CASES[name]

@@ -140,6 +140,7 @@ def test_meshes_and_grids():
     np.testing.assert_allclose(mesh, grid, atol=0.05)  # both are quadratures of one operator
 
 
+@pytest.mark.thorough
 def test_every_parameter_has_a_gradient():
     """Of a model with all parts: temperatures, mix, ridge, blocks, and both directions of scores."""
     attention = nn.LatentAttentionConfig(
@@ -161,11 +162,20 @@ def test_every_parameter_has_a_gradient():
         assert np.any(gradient) or "latent_key" in name, name
 
 
+def half(operator):
+    return operator(jnp.sin(3 * domains.interval(16).points), domains.interval(16))
+
+
+def test_half_precision_is_the_dtype_of_the_output():
+    for preset in PRESETS:
+        operator = nnx.eval_shape(lambda preset=preset: make.__wrapped__(preset, dtype="bfloat16"))
+        assert jax.eval_shape(half, operator).dtype == jnp.bfloat16
+
+
+@pytest.mark.thorough
 def test_half_precision():
-    operator, domain = make("transolver_plus", dtype="bfloat16"), domains.interval(16)
-    run = jax.jit(lambda operator: operator(jnp.sin(3 * domain.points), domain))
-    out = run(operator)
-    assert out.dtype == jnp.bfloat16
+    run = jax.jit(half)
+    out = run(make("transolver_plus", dtype="bfloat16"))
     np.testing.assert_allclose(np.asarray(out, np.float32), run(make("transolver_plus")), atol=0.1)
 
 
