@@ -17,6 +17,7 @@ from jaxop.data.source import batch_parts, is_shared
 from jaxop.experiments.experiment import AnyExperiment
 from jaxop.experiments.problems import FileData, Problem
 from jaxop.experiments.run import statistics
+from jaxop.experiments.settings import prepared
 from jaxop.experiments.terminal import make_console, needs_extra
 from jaxop.operators import OperatorConfig, Standardized
 from jaxop.training.optimizer import Tree
@@ -54,7 +55,7 @@ def plan(
             config, _ = config.for_data(sets.train, [*sets.valid.values(), *sets.test.values()])
         known = statistics(sets.train)
         model = nnx.eval_shape(lambda: Standardized(operators.build(config, rngs=nnx.Rngs(0)), **known))
-        batch = _of_size(sets.train[[0]], settings.batch_size)
+        batch = _of_size(prepared({"training": sets.train}, config)["training"][[0]], settings.batch_size)
     console.print(f"{name}: compiling for {mesh.size} of {len(found.devices)} devices", style="bold")
     result = training.plan_step(model, batch, settings, mesh=mesh, chip=found.chip)
     console.print(_table(result))

@@ -19,7 +19,7 @@ from jaxop.experiments import plots
 from jaxop.experiments.problems import grid_name
 from jaxop.experiments.terminal import needs_extra
 from jaxop.training.evaluation import trace_errors
-from jaxop.training.processes import is_first
+from jaxop.training.processes import is_first, spans_processes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -118,30 +118,35 @@ def write_report(
         title = f"{label}: {row['grid']}"
         figures[f"{name}-{file}"] = functools.partial(_predictions, model, chosen, labels=labels, title=title)
         norms[label] = errors.l2
-    if not is_first():
+    together = spans_processes(nnx.state(model))  # then process 0 cannot predict alone
+    if not (is_first() or together):
         return rows
-    console.print(error_table(run, rows))
-    _save(run.directory / "evaluation", name, {"run": str(run.directory), "step": checkpoint}, rows)
     grids = [samples.target_domain for samples in sets.values()]
-    means = {"relative L2": [row["rel_l2"] for row in rows], "relative H1": [row["rel_h1"] for row in rows]}
     if same_functions and len(sets) > 1 and grids[0].dim == 2:
         figures[f"{name}-all-grids"] = functools.partial(_on_domains, model, sets, norms)
-    trained_on = run.config.get("resolution")
-    figures[f"{name}-errors"] = functools.partial(
-        plots.plot_errors, grids, means, trained_on=trained_on, title=f"{run.directory.name}: errors in physical units"
-    )
-    figures["learning-curves"] = functools.partial(
-        plots.plot_learning_curves, run.metrics, title=f"{run.directory.name}: learning curves"
-    )
+    if is_first():
+        console.print(error_table(run, rows))
+        _save(run.directory / "evaluation", name, {"run": str(run.directory), "step": checkpoint}, rows)
+        means = {"relative L2": [row["rel_l2"] for row in rows], "relative H1": [row["rel_h1"] for row in rows]}
+        trained_on, title = run.config.get("resolution"), f"{run.directory.name}: errors in physical units"
+        figures[f"{name}-errors"] = functools.partial(
+            plots.plot_errors, grids, means, trained_on=trained_on, title=title
+        )
+        figures["learning-curves"] = functools.partial(
+            plots.plot_learning_curves, run.metrics, title=f"{run.directory.name}: learning curves"
+        )
     for file, draw in figures.items():
         path = run.directory / "figures" / f"{file}.png"
         try:
-            plots.save_figure(draw(), path)
+            figure = draw()
+            if is_first():
+                plots.save_figure(figure, path)
         except Exception as error:  # of any kind, because the table matters more than a picture
             reason = next(iter(str(error).splitlines()), "")
             console.print(f"warning: {path} was not drawn ({type(error).__name__}: {reason})")
-    console.print(f"table: {run.directory / 'evaluation' / name}.csv and .json", soft_wrap=True)
-    console.print(f"pictures: {run.directory / 'figures'}/", soft_wrap=True)
+    if is_first():
+        console.print(f"table: {run.directory / 'evaluation' / name}.csv and .json", soft_wrap=True)
+        console.print(f"pictures: {run.directory / 'figures'}/", soft_wrap=True)
     return rows
 
 

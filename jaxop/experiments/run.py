@@ -50,6 +50,7 @@ def train(experiment: AnyExperiment, *, name: str = "run", console: "Console | N
     Raises:
         ValueError: if the operator cannot run on the data or does not fit into memory, or if the settings differ from
             those of the run that is resumed.
+        NotImplementedError: if the mesh has an axis "domain", and the operator needs all nodes on one device.
         FileExistsError: if the directory holds a run and ``experiment.resume`` is False.
         OSError: if a file cannot be read or a directory cannot be written.
         ImportError: if a package of the extra ``scripts`` is not installed.
@@ -64,8 +65,8 @@ def _train(experiment: AnyExperiment, name: str, console: "Console") -> Path:
     settings = experiment.training
     mesh = experiment.mesh.make(settings.batch_size // settings.accumulate)
     console.print(f"{name}: reading or generating data", style="bold")
-    if isinstance(experiment.model, OperatorConfig):
-        check_memory(experiment.model, shards=experiment.mesh.model)  # before data are made
+    if isinstance(experiment.model, OperatorConfig):  # before data are made
+        _check_fits(experiment.model, experiment.mesh)
     try:
         sets = experiment.data.load(experiment.cache)
     except FileNotFoundError as error:
@@ -76,7 +77,7 @@ def _train(experiment: AnyExperiment, name: str, console: "Console") -> Path:
         config, chosen = experiment.model, {}
     else:
         config, chosen = experiment.model.for_data(sets.train, [*sets.valid.values(), *sets.test.values()])
-        check_memory(config, shards=experiment.mesh.model)
+        _check_fits(config, experiment.mesh)
     train = prepared({"training": sets.train}, config)["training"]
     sets = Sets(train, prepared(sets.valid, config), prepared(sets.test, config))
     config = config_in_precision(config, settings.precision)
@@ -180,6 +181,13 @@ def _run_dir(name: str, experiment: AnyExperiment) -> Path:
         )
     check_directory("--run-dir", directory)
     return directory
+
+
+def _check_fits(config: OperatorConfig, mesh: training.MeshConfig) -> None:
+    """Raises an error if the devices cannot hold the operator, or cannot share its nodes although the mesh says so."""
+    check_memory(config, shards=mesh.model)
+    if mesh.domain > 1:
+        config.check_shares_nodes()
 
 
 def _room_for_the_model(mesh: training.MeshConfig) -> contextlib.AbstractContextManager[object]:

@@ -328,7 +328,7 @@ def _batch(source: DataSource, index: np.ndarray, argument: str, mesh: Mesh | No
     own = own_indices(index, mesh)
     batch = source[own]
     check_batch(batch, len(own), argument)
-    return batch if mesh is None or not mesh.is_multi_process else distribute(batch, mesh, len(index))
+    return batch if mesh is None or not mesh.is_multi_process else distribute(batch, mesh, len(index), nodes=False)
 
 
 def _spaces(domain: Domain) -> tuple[str, ...]:

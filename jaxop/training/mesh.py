@@ -188,7 +188,7 @@ def own_indices(indices: Int[np.ndarray, " b"], mesh: Mesh | None) -> Int[np.nda
     return indices[own_rows(NamedSharding(mesh, _samples(mesh)), len(indices))]
 
 
-def distribute(batch: Tree, mesh: Mesh | None, count: int | None = None) -> Tree:
+def distribute(batch: Tree, mesh: Mesh | None, count: int | None = None, *, nodes: bool = True) -> Tree:
     """Returns a batch on the devices: the samples divided among them, and a copy of what all samples share on each.
 
     If the mesh has an axis "domain", the nodes of every function are divided too; see `share_nodes`.
@@ -197,10 +197,11 @@ def distribute(batch: Tree, mesh: Mesh | None, count: int | None = None) -> Tree
         batch: the batch. On several processes, the samples of `own_indices`.
         mesh: the devices.
         count: samples in the whole batch; needed on several processes only.
+        nodes: False leaves whole functions on each device, for norms that need all nodes; `over_devices` divides them.
     """
     if mesh is None:
         return jax.device_put(batch)
-    batch = share_nodes(batch, mesh)
+    batch = share_nodes(batch, mesh) if nodes else batch
     specs = batch_specs(batch, mesh)
     if not mesh.is_multi_process:
         return jax.device_put(batch, jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs))

@@ -51,7 +51,7 @@ def node_specs(batch: Batch, samples: PartitionSpec) -> Tree:
     """Returns the partition of every array of a batch of `share_nodes`, where ``samples`` is that of the samples."""
     nodes = PartitionSpec(*samples, DOMAIN)
 
-    def one(path: tuple[jax.tree_util.GetAttrKey, ...], _: Array) -> PartitionSpec:
+    def one(path: tuple[jax.tree_util.GetAttrKey, ...], _: Array | jax.ShapeDtypeStruct) -> PartitionSpec:
         name = path[0].name
         if name in ("inputs", "targets"):
             return nodes

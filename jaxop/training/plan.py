@@ -17,6 +17,7 @@ from jaxop.training._program import Message, Program, operations
 from jaxop.training.config import TrainingConfig, to_json
 from jaxop.training.losses import Loss
 from jaxop.training.mesh import batch_specs, check_mesh
+from jaxop.training.nodes import node_shares, share_nodes
 from jaxop.training.optimizer import EvalParams, Optimizer, Tree, make_optimizer
 from jaxop.training.precision import in_precision
 from jaxop.training.shards import shardings, specs_like
@@ -150,6 +151,8 @@ def plan_step(
 
     state = jax.eval_shape(initial, *variables)
     shared = check_mesh(mesh)
+    if node_shares(shared) > 1:  # as `fit` places it
+        batch = jax.eval_shape(lambda batch: share_nodes(batch, shared), batch)
     state = jax.tree.map(_placed, state, shardings(specs_like(state, state.params, mesh), mesh))
     placed = jax.tree.map(
         lambda spec, part: jax.tree.map(lambda leaf: _placed(leaf, NamedSharding(mesh, spec)), part),

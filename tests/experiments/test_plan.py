@@ -42,6 +42,18 @@ def test_files_are_planned_for_with_the_operator_that_suits_them(tmp_path, capsy
     assert "parameters" in capsys.readouterr().out
 
 
+@pytest.mark.fit
+def test_scattered_nodes_are_decomposed_as_in_training(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    u, points = rng.normal(size=(8, 20)).astype(np.float32), rng.uniform(size=(20, 2)).astype(np.float32)
+    np.savez(tmp_path / "a.npz", x=u, y=2 * u, coordinates=points)
+    small = ["model:tno", "--model.width", "4", "--model.heads", "2", "--model.layers", "1", "--model.feedforward", "4"]
+    data = ["--data.train", str(tmp_path / "a.npz"), "--training.batch-size", "4"]
+    schwarz = ["model.schwarz:schwarz-attention-config"]
+    assert cli.main(["plan", "custom", "--topology", "cpu:1", *data, *small, *schwarz]) == 0
+    assert "parameters" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -13,7 +13,7 @@ from flax import nnx
 
 from jaxop import data, domains, nn, operators, testing, training
 from jaxop.data import Samples
-from jaxop.experiments import cli
+from jaxop.experiments import cli, problems
 from jaxop.training.mesh import check_mesh, distribute, replicate
 
 pytestmark = pytest.mark.optax
@@ -73,6 +73,15 @@ def test_an_operator_trains_as_on_one_device(shape):
     # units and norms of predictions and targets, and the derivative of a norm: one number for each sample of a device
     assert len(numbers) == 4
     assert max(numbers) <= 4 * 2 * 8 // shape[0]
+
+
+def test_a_plan_divides_the_nodes_as_training_does():
+    devices, batch = mesh(4, 2), fields(8)[np.arange(8)]
+    model = nnx.eval_shape(lambda: operators.build(TNO, rngs=nnx.Rngs(0)))
+    plan = training.plan_step(model, batch, training.TrainingConfig(batch_size=8), mesh=devices)
+    placed = jax.tree.leaves(distribute(batch, devices))
+    assert plan.batch == sum(leaf.addressable_shards[0].data.nbytes for leaf in placed)
+    assert {message.kind for message in plan.messages} == {"collective-permute", "all-reduce"}
 
 
 @pytest.mark.thorough
@@ -164,6 +173,13 @@ def test_the_command_line_divides_the_nodes(tmp_path, monkeypatch, capsys, unche
     cli.main(["evaluate", "run", "--mesh.domain", "2"])
     tables = [(tmp_path / "run" / "evaluation" / f"{name}.csv").read_text() for name in ("test", "evaluation")]
     assert len(tables[0].splitlines()) == len(tables[1].splitlines()) == 2
+
+
+def test_an_operator_that_needs_all_nodes_is_refused_before_data_are_made(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(problems.DarcyData, "load", lambda *_: pytest.fail("data were made"))
+    assert cli.main(["train", "darcy_fno", "--run-dir", "run", "--mesh.domain", "2"]) == 2
+    assert "FourierNeuralOperator needs all nodes of a function on one device" in capsys.readouterr().err
 
 
 def refused(model, *, train=None, **config):

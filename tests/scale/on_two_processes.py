@@ -15,8 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 
-from jaxop import testing, training
+from jaxop import domains, operators, testing, training
+from jaxop.data import Samples
 from jaxop.experiments import ClusterConfig
 from tests.training.cases import CONFIG, leaves, samples, stacked_samples, tiny
 
@@ -109,6 +111,20 @@ def check_evaluation(model, mesh):
     options = {"batch_size": 4, "argument": "test", "labelled": False, "loss": loss}
     shared, alone = (training.evaluation.mean_errors(model, samples(7), mesh=m, **options) for m in (mesh, None))
     np.testing.assert_allclose(shared["loss"], alone["loss"], rtol=1e-5)
+    check_shared_nodes()
+
+
+def check_shared_nodes():
+    """Errors in L2 and H1 and predictions on nodes that the devices of both processes share are those of one device."""
+    config = operators.TransformerNeuralOperatorConfig(1, 1, width=4, layers=1, heads=2, feedforward=4)
+    model = operators.build(config, rngs=nnx.Rngs(0))
+    u = np.random.default_rng(0).normal(size=(3, 13, 1)).astype(np.float32)
+    test, mesh = Samples(u, np.cumsum(u, axis=1), domains.interval(13)), training.MeshConfig(1, domain=4).make(2)
+    shared, alone = (training.evaluate(model, test, batch_size=2, mesh=m) for m in (mesh, None))
+    np.testing.assert_allclose(shared.l2, alone.l2, rtol=1e-5)
+    np.testing.assert_allclose(shared.h1, alone.h1, rtol=1e-5)
+    shared, alone = (training.predict(model, test, batch_size=2, mesh=m) for m in (mesh, None))
+    np.testing.assert_allclose(shared, alone, rtol=1e-5, atol=1e-6)
 
 
 def main(case: Case) -> dict:

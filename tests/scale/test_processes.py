@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from jaxop.training import processes
 
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 120
+GLOO = re.compile(r"\[Gloo\]|peer ranks|^[\d .]*$")  # two threads may write into one line
 
 
 def free_port():
@@ -46,7 +48,7 @@ def finish(started):
     try:
         for process in started:
             output, errors = process.communicate(timeout=LIMIT_S)
-            lines = [line for line in output.splitlines() if not line.startswith("[Gloo]")]
+            lines = [line for line in output.splitlines() if not GLOO.search(line)]
             report = json.loads(lines[-1]) if process.returncode == 0 else None
             found.append((process.returncode, report, lines[:-1] if report else lines, errors))
     finally:
@@ -275,3 +277,32 @@ def test_nothing_to_resume_and_a_mesh_of_one_process_are_errors(tmp_path):
         assert status != 0
         assert "nothing to resume from" in errors
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.fit
+def test_the_report_of_a_model_that_both_processes_share_has_its_pictures(tmp_path):
+    """Process 0 cannot predict alone with such a model."""
+    u = np.random.default_rng(0).normal(size=(10, 15)).astype(np.float32)
+    np.savez(tmp_path / "a.npz", x=u, y=2 * u)
+    run, address = tmp_path / "run", f"127.0.0.1:{free_port()}"
+    options = ["--data.train", str(tmp_path / "a.npz"), "--run-dir", str(run)]
+    options += ["--training.steps", "1", "--training.warmup-steps", "0", "--training.batch-size", "4"]
+    options += ["--mesh.model", "2", "--mesh.domain", "2", "--cluster.coordinator", address, "--cluster.processes", "2"]
+    small = ["model:tno", "--model.width", "128", "--model.heads", "2", "--model.layers", "1"]
+    started = [
+        start(
+            ["-m", "jaxop", "train", "custom", *options, "--cluster.process-id", number, *small],
+            JAX_NUM_CPU_DEVICES="2",
+        )
+        for number in "01"
+    ]
+    try:
+        for process in started:
+            _, errors = process.communicate(timeout=LIMIT_S)
+            assert process.returncode == 0, errors
+    finally:
+        for process in started:
+            process.kill()
+    (entry,) = json.loads((run / "versions.json").read_text())
+    assert entry["mesh"] == {"data": 1, "model": 2, "domain": 2}
+    assert (run / "figures" / "test-held-out.png").exists()
