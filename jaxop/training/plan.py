@@ -1,6 +1,7 @@
 """A plan before paying: memory, messages and work of a training step, from its compiled program alone."""
 
 import dataclasses
+import functools
 import math
 import re
 import warnings
@@ -17,6 +18,7 @@ from jaxop.training._program import Message, Program, operations
 from jaxop.training.config import TrainingConfig, to_json
 from jaxop.training.losses import Loss
 from jaxop.training.mesh import batch_specs, check_mesh
+from jaxop.training.nodes import share_nodes
 from jaxop.training.optimizer import EvalParams, Optimizer, Tree, make_optimizer
 from jaxop.training.precision import in_precision
 from jaxop.training.shards import shardings, specs_like
@@ -151,6 +153,7 @@ def plan_step(
     state = jax.eval_shape(initial, *variables)
     shared = check_mesh(mesh)
     state = jax.tree.map(_placed, state, shardings(specs_like(state, state.params, mesh), mesh))
+    batch = jax.eval_shape(functools.partial(share_nodes, mesh=mesh), batch)  # as `fit` does before the step
     placed = jax.tree.map(
         lambda spec, part: jax.tree.map(lambda leaf: _placed(leaf, NamedSharding(mesh, spec)), part),
         batch_specs(batch, mesh),
