@@ -34,12 +34,14 @@ SECTIONS = {
     "machines": Command("benchmarks.machines", "binary kernel machines against scikit-learn, and large ones"),
     "schwarz": Command("benchmarks.schwarz", "two-level Schwarz operators against global low rank"),
     "two-level": Command("benchmarks.two_level", "layers of Schwarz attention against global attention"),
+    "scale": Command("benchmarks.scale", "training steps on several devices and, ahead of time, on slices of TPUs"),
 }
 """The tables."""
 
 MEASUREMENTS = {
     "step": Command("benchmarks.steps", "one measurement of steps, as JSON", "step"),
     "momentum-steps": Command("benchmarks.momentum", "the measurements of momentum, as JSON", "steps"),
+    "scale-devices": Command("benchmarks.scale", "an operator on fake devices, as JSON", "devices"),
 }
 """Measurements that the tables make in processes of their own."""
 
