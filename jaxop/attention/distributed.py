@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AxisType, Mesh, PartitionSpec
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
@@ -96,14 +96,21 @@ def _attend(operands: Operands, normalize: bool, mesh: Mesh, axis_name: str) -> 
         options = {"normalize": normalize, "is_causal": operands.is_causal, "axis_name": axis_name}
         return integral_attention(**arrays, kernel=kernel, **options)
 
+    # inside `jax.set_mesh` of explicit axes, every mesh must be that one, and arguments must be divided already
+    is_explicit = AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types
+    if is_explicit:
+        arrays = {name: jax.sharding.reshard(array, specs[name]) for name, array in arrays.items()}
     shared = jax.shard_map(
         local,
-        mesh=Mesh(mesh.devices, mesh.axis_names),
+        mesh=None if is_explicit else Mesh(mesh.devices, mesh.axis_names),
         in_specs=(PartitionSpec(), specs),
         out_specs=PartitionSpec(axis_name),
         check_vma=False,
     )
-    return shared(operands.kernel, arrays)[: operands.queries]
+    result = shared(operands.kernel, arrays)
+    if is_explicit and len(result) > operands.queries:
+        result = jax.sharding.reshard(result, PartitionSpec())
+    return result[: operands.queries]
 
 
 _attend_program = compiled(static=("normalize", "mesh", "axis_name"))(_attend)

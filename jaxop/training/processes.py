@@ -195,7 +195,9 @@ def place(tree: PyTree, sharding: Sharding) -> PyTree:
 
     def one(leaf: Array) -> Array:
         if spans_processes(leaf):
-            return jax.device_put(leaf, sharding)
+            if leaf.sharding.device_set == sharding.device_set:
+                return jax.device_put(leaf, sharding)
+            leaf = on_host(leaf)  # because JAX does not move it to other devices on every platform
         cuts = sharding.addressable_devices_indices_map(leaf.shape)
         parts = [jax.device_put(leaf[cut], device) for device, cut in cuts.items()]
         return jax.make_array_from_single_device_arrays(leaf.shape, sharding, parts)

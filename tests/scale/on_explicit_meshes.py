@@ -8,7 +8,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxop import domains, nn, operators, testing, transformers
-from jaxop.attention import integral_attention
+from jaxop.attention import integral_attention, ring_attention
 
 SMALL = {"width": 4, "layers": 1}
 TOKENS = {"heads": 2, "feedforward": 4}
@@ -177,3 +177,23 @@ def test_integral_attention_with_divided_queries(mesh):
     outputs = jax.jit(integral_attention)(on(mesh, q, "data"), on(mesh, k), on(mesh, v))
     assert outputs.sharding.spec[0] == "data"
     np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [32, 30])
+def test_ring_attention_inside_the_context_of_a_mesh(size):
+    mesh = jax.make_mesh((2, 4), ("data", "domain"))
+    q, k, v = jax.random.normal(jax.random.key(0), (3, size, 2, 4))
+    weights = domains.interval(size).weights
+
+    def energy(q, k, v, w):
+        out = ring_attention(q, k, v, w, mesh=mesh)
+        return jnp.sum(out**2), out
+
+    expected = integral_attention(q, k, v, weights)
+    gradient = jax.grad(lambda v: jnp.sum(integral_attention(q, k, v, weights) ** 2))(v)
+    with jax.set_mesh(mesh):
+        spec = PartitionSpec("domain") if size % 4 == 0 else PartitionSpec()
+        own = [jax.sharding.reshard(array, spec) for array in (q, k, v, weights)]
+        found, out = jax.jit(jax.grad(energy, argnums=2, has_aux=True))(*own)
+    np.testing.assert_allclose(out, expected, atol=2e-6)
+    np.testing.assert_allclose(found, gradient, atol=2e-6)

@@ -289,6 +289,7 @@ def test_the_report_of_a_model_that_both_processes_share_has_its_pictures(tmp_pa
     options += ["--training.steps", "1", "--training.warmup-steps", "0", "--training.batch-size", "4"]
     options += ["--mesh.model", "2", "--mesh.domain", "2", "--cluster.coordinator", address, "--cluster.processes", "2"]
     small = ["model:tno", "--model.width", "128", "--model.heads", "2", "--model.layers", "1"]
+    small += ["--model.feedforward", "512"]
     started = [
         start(
             ["-m", "jaxop", "train", "custom", *options, "--cluster.process-id", number, *small],
