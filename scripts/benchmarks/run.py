@@ -42,6 +42,7 @@ MEASUREMENTS = {
     "step": Command("benchmarks.steps", "one measurement of steps, as JSON", "step"),
     "momentum-steps": Command("benchmarks.momentum", "the measurements of momentum, as JSON", "steps"),
     "scale-devices": Command("benchmarks.scale", "an operator on fake devices, as JSON", "devices"),
+    "scale-plan": Command("benchmarks.scale", "the plan of a step for a topology, as JSON", "plan"),
 }
 """Measurements that the tables make in processes of their own."""
 

@@ -1,10 +1,10 @@
 """Training steps on several devices: memory, messages and exactness, and the same for TPU slices ahead of time."""
 
-import dataclasses
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from typing import cast
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from jaxop import data, domains, operators, training
 from jaxop._validation import check_name
 from jaxop.data import Batch
 from jaxop.experiments.plan import without_accelerator
-from jaxop.training._program import Message, Program
+from jaxop.training._program import Program
 from jaxop.training.mesh import check_mesh, distribute, format_mesh
 
 ABOUT = {
@@ -30,12 +30,13 @@ ABOUT = {
         "last column is the largest difference from the gradient of one device, divided by the gradient's largest "
         "entry. The other tables are compiled ahead of time for slices of TPU v5e: the estimate of a step is that of "
         "`jaxop plan`, the longer of products and memory traffic by the peak figures of the chip, and then the "
-        "messages. It leaves out the latency of messages, which grows with the slice, and messages that travel during "
-        "the computation. In the second table the work of a chip is fixed, and the weak efficiency is the estimate of "
-        "the first slice divided by that of the slice. In the third table the devices of a slice share the nodes of "
-        "one function, and the nodes grow with the devices. Attention is quadratic: with p devices each meets p times "
-        "the pairs of nodes, so a step takes about p times as long, and the efficiency compares the chip-seconds of a "
-        "pair of nodes. The last table is one function on a million nodes.",
+        "messages. It leaves out the latency of messages, which grows with the slice, and assumes that all links carry "
+        "them at once. FNO has four layers of width 32; FANO and TNO have two layers, of width 32 and 128. In the "
+        "second table the samples of a chip are fixed, and the weak efficiency is the estimate of the first slice "
+        "divided by that of the slice. In the third table the chips of a slice share the nodes of one function, and "
+        "the nodes grow with the chips. Attention is quadratic: each of p chips meets its own nodes with those of all "
+        "p, so a step takes about p times as long. The efficiency therefore compares the time of one chip per pair of "
+        "nodes. The last table is one function on a million nodes.",
         packages=("libtpu",),
     ),
 }
@@ -60,28 +61,18 @@ SMALL: Mapping[str, operators.OperatorConfig] = {
 FULL: Mapping[str, operators.OperatorConfig] = {
     "FNO": operators.FourierNeuralOperatorConfig(1, 1, width=32, layers=4, modes=12, reference=64),
     "FANO": operators.FourierAttentionNeuralOperatorConfig(
-        1, 1, width=32, heads=8, layers=6, feedforward=128, patches=2, modes=8, reference=64
+        1, 1, width=32, heads=8, layers=2, feedforward=128, patches=2, modes=8, reference=64
     ),
-    "TNO": operators.TransformerNeuralOperatorConfig(1, 1, dim=2),
+    "TNO": operators.TransformerNeuralOperatorConfig(1, 1, dim=2, layers=2),
 }
-"""Operators of the other tables: those of the experiments with Darcy flow, and the published TNO."""
+"""Operators of the other tables: those of Darcy flow, and the published TNO, FANO and TNO with two layers of their six.
+
+Layers are compiled one by one, so that more of them take longer to compile and hardly change the ratios.
+"""
 
 
-@dataclasses.dataclass(frozen=True)
-class Work:
-    """Samples and nodes of a step.
-
-    Attributes:
-        samples: functions on each device of "data".
-        side: nodes along each side of the grid.
-    """
-
-    samples: int
-    side: int
-
-
-WORK = {"FNO": Work(16, 64), "FANO": Work(16, 64), "TNO": Work(4, 32)}
-"""What each chip has to do in the second table."""
+WORK = {"FNO": (16, 64), "FANO": (16, 64), "TNO": (4, 32)}
+"""Functions on each chip in the second table, and the nodes along each side of their grid."""
 
 
 def main(
@@ -90,8 +81,9 @@ def main(
     local_nodes: int = 4096,
     side: int = 1000,
     large: str = "v5e:4x4",
+    jobs: int = 2,
 ) -> None:
-    """Prints the tables.
+    """Prints the tables; every program is compiled in a process of its own.
 
     Args:
         slices: topologies, from small to large; see `jaxop.training.Topology`.
@@ -99,27 +91,57 @@ def main(
         local_nodes: nodes on each chip in the third table.
         side: nodes along each side of the grid of the last table.
         large: the topology of the last table.
+        jobs: processes at once.
     """
     for name in names:
         check_name(name, "names", FULL)
     with without_accelerator("tpu"):
-        found = {name: training.Topology.find(name) for name in (*slices, large)}  # fails before hours of compilation
-        devices_table(names)
-        data_table(names, [found[name] for name in slices])
-        domain_table([found[name] for name in slices], local_nodes)
-        million_table(found[large], side)
+        chips = {name: len(training.Topology.find(name).devices) for name in (*slices, large)}  # fails at once
+    with ThreadPoolExecutor(jobs) as pool:
+        tables = [devices_table(names), data_table(names, slices)]
+        tables += [
+            domain_table({name: chips[name] for name in slices}, local_nodes),
+            large_table(large, chips[large], side),
+        ]
+        longest_first = [[pool.submit(measured_by, "run.py", *call) for call in t.calls] for t in reversed(tables)]
+        for table, futures in zip(tables, reversed(longest_first), strict=True):
+            print_header(*table.titles)
+            for row in table.rows([future.result() for future in futures]):
+                print_row(*row)
 
 
-def devices_table(names: Iterable[str]) -> None:
-    """Prints the table of fake devices; every operator is measured in a process of its own."""
-    print_header(
-        "operator", "mesh", "state", "batch", "temporaries", "messages of one device", "difference of the gradient"
-    )
-    for name in names:
-        for row in measured_by("run.py", "scale-devices", "--name", name):
-            sizes = [size_of(row[key]) for key in ("state", "batch", "temporaries")]
-            messages = messages_of([Message(**message) for message in row["messages"]])
-            print_row(f"{name}, {SIDE}²", row["mesh"], *sizes, messages, f"{row['difference']:.1e}")
+class Table(NamedTuple):
+    """A table of what processes have measured.
+
+    Attributes:
+        titles: of its columns.
+        calls: arguments of run.py, whose results are the figures.
+        rows: returns the rows of the table from the results.
+    """
+
+    titles: tuple[str, ...]
+    calls: list[tuple[str, ...]]
+    rows: Callable[[list[Any]], list[list[str]]]
+
+
+def devices_table(names: Sequence[str]) -> Table:
+    """Returns the table of fake devices."""
+
+    def rows(results: list[Any]) -> list[list[str]]:
+        return [
+            [
+                f"{name}, {SIDE}²",
+                row["mesh"],
+                *(size_of(row[key]) for key in ("state", "batch", "temporaries")),
+                messages_of(row["messages"]),
+                f"{row['difference']:.1e}",
+            ]
+            for name, found in zip(names, results, strict=True)
+            for row in found
+        ]
+
+    titles = ("operator", "mesh", "state", "batch", "temporaries", "messages of a device", "difference of the gradient")
+    return Table(titles, [("scale-devices", "--name", name) for name in names], rows)
 
 
 def devices(name: str) -> None:
@@ -160,12 +182,13 @@ def on_devices(
     program = step.lower(state, batch).compile()
     memory = program.memory_analysis()
     assert memory is not None  # CPUs report it
+    messages = Program(program.as_text() or "", mesh.size).messages
     row = {
         "mesh": format_mesh(mesh),
         "state": bytes_of(state),
         "batch": bytes_of(batch),
         "temporaries": memory.temp_size_in_bytes,
-        "messages": [dataclasses.asdict(m) for m in Program(program.as_text() or "", mesh.size).messages],
+        "messages": [{"kind": m.kind, "count": m.count, "sent": m.sent} for m in messages],
     }
     after, _ = program(state, batch)
     return row, jax.device_get(after.opt_state.trace)
@@ -176,52 +199,83 @@ def bytes_of(tree: object) -> int:
     return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
 
 
-def plan(
-    config: operators.OperatorConfig, topology: training.Topology, mesh: training.MeshConfig, work: Work
-) -> training.StepPlan:
-    """Returns the plan of a training step whose data exist as shapes only."""
-    sharers = mesh.model * mesh.domain
-    batch_size = work.samples * (len(topology.devices) // sharers)
-    domain = domains.box((work.side, work.side), rule="midpoint")
-    fields = jax.ShapeDtypeStruct((batch_size, domain.size, 1), jnp.float32)
-    numbers = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
-    batch = Batch(fields, fields, domain, None, None, numbers)  # pyright: ignore[reportArgumentType]
-    model = nnx.eval_shape(lambda: operators.build(config, rngs=nnx.Rngs(0)))
-    settings = training.TrainingConfig(batch_size=batch_size)
-    made = mesh.make(batch_size, topology.devices)
-    return training.plan_step(model, batch, settings, mesh=made, chip=topology.chip)
+def plan(name: str, topology: str, samples: int, side: int, domain: int = 1) -> None:
+    """Prints the plan of a training step as one line of JSON; its data exist as shapes only.
+
+    Args:
+        name: of the operator, a key of `FULL`.
+        topology: the devices.
+        samples: functions on each device, or on the devices that share the nodes of a function.
+        side: nodes along each side of the grid.
+        domain: devices that share the nodes of a function.
+    """
+    check_name(name, "name", FULL)
+    with without_accelerator(topology):
+        found = training.Topology.find(topology)
+        batch_size = samples * (len(found.devices) // domain)
+        grid = domains.box((side, side), rule="midpoint")
+        fields = jax.ShapeDtypeStruct((batch_size, grid.size, 1), jnp.float32)
+        numbers = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
+        batch = Batch(fields, fields, grid, None, None, numbers)  # pyright: ignore[reportArgumentType]
+        model = nnx.eval_shape(lambda: operators.build(FULL[name], rngs=nnx.Rngs(0)))
+        settings = training.TrainingConfig(batch_size=batch_size)
+        mesh = training.MeshConfig(domain=domain).make(batch_size, found.devices)
+        result = training.plan_step(model, batch, settings, mesh=mesh, chip=found.chip)
+    print(json.dumps(result.to_json()))
+
+
+def plan_call(name: str, topology: str, samples: int, side: int, domain: int = 1) -> tuple[str, ...]:
+    """Returns the command line of `plan`."""
+    options = {"name": name, "topology": topology, "samples": samples, "side": side, "domain": domain}
+    return ("scale-plan", *(text for key, value in options.items() for text in (f"--{key}", str(value))))
 
 
 PLAN_TITLES = ("memory of a chip", "sent by a chip", "products", "memory traffic", "messages", "estimate of a step")
 
 
-def cells_of(step: training.StepPlan) -> list[str]:
+def cells_of(step: dict[str, Any]) -> list[str]:
     """Returns the cells of a plan below `PLAN_TITLES`."""
-    assert step.chip is not None
-    memory = f"{size_of(step.total)} ({step.total / step.chip.memory:.1%})"
-    times = [time_of(step.seconds[name]) for name in ("products", "memory", "messages")]
-    return [memory, messages_of(step.messages), *times, time_of(seconds_of_step(step))]
+    memory = f"{size_of(step['total'])} ({step['total'] / step['chip']['memory']:.1%})"
+    times = [time_of(step["seconds"][name]) for name in ("products", "memory", "messages")]
+    return [memory, messages_of(step["messages"]), *times, time_of(step["step_seconds"])]
 
 
-def seconds_of_step(step: training.StepPlan) -> float:
-    """Returns the estimate of a plan for a chip."""
-    assert step.step_seconds is not None
-    return step.step_seconds
+def data_table(names: Sequence[str], slices: Sequence[str]) -> Table:
+    """Returns the table of chips that share the samples of a batch."""
+
+    def rows(results: list[Any]) -> list[list[str]]:
+        found = []
+        for start, name in enumerate(names):
+            of_name = results[start * len(slices) : (start + 1) * len(slices)]
+            for topology, step in zip(slices, of_name, strict=True):
+                efficiency = of_name[0]["step_seconds"] / step["step_seconds"]
+                samples, side = WORK[name]
+                found.append([f"{name}, {samples} × {side}²", topology, *cells_of(step), f"{efficiency:.1%}"])
+        return found
+
+    calls = [plan_call(name, topology, *WORK[name]) for name in names for topology in slices]
+    return Table(("operator, samples of a chip", "slice", *PLAN_TITLES, "weak efficiency"), calls, rows)
 
 
-def data_table(names: Iterable[str], slices: Iterable[training.Topology]) -> None:
-    """Prints the table of chips that share the samples of a batch."""
-    print_header("operator, samples of a chip", "slice", *PLAN_TITLES, "weak efficiency")
-    for name in names:
-        work, first = WORK[name], None
-        for topology in slices:
-            step = plan(FULL[name], topology, training.MeshConfig(), work)
-            seconds = seconds_of_step(step)
-            first = seconds if first is None else first
-            title = f"{name}, {work.samples} × {work.side}²"
-            print_row(title, topology.name, *cells_of(step), f"{first / seconds:.1%}")
+def domain_table(chips: Mapping[str, int], local_nodes: int) -> Table:
+    """Returns the table of chips that share the nodes of one function, on slices with these numbers of chips."""
+    sides = {topology: round((local_nodes * count) ** 0.5) for topology, count in chips.items()}
+
+    def rows(results: list[Any]) -> list[list[str]]:
+        found, first = [], None
+        for (topology, count), step in zip(chips.items(), results, strict=True):
+            nodes = sides[topology] ** 2
+            of_pair = step["step_seconds"] * count / nodes**2
+            first = of_pair if first is None else first
+            last = [f"{1e12 * of_pair:.3g} ps", f"{first / of_pair:.1%}"]
+            found.append([f"{nodes:,}", topology, *cells_of(step), *last])
+        return found
+
+    calls = [plan_call("TNO", topology, 1, sides[topology], count) for topology, count in chips.items()]
+    return Table(("TNO, nodes", "slice", *PLAN_TITLES, "chip time per pair of nodes", "weak efficiency"), calls, rows)
 
 
+<<<<<<< HEAD
 def domain_table(slices: Iterable[training.Topology], local_nodes: int) -> None:
     """Prints the table of chips that share the nodes of one function."""
     print_header("TNO, nodes", "slice", *PLAN_TITLES, "chip-seconds per 10⁹ pairs of nodes", "weak efficiency")
@@ -233,24 +287,23 @@ def domain_table(slices: Iterable[training.Topology], local_nodes: int) -> None:
         of_pair = seconds_of_step(step) * count / work.side**4
         first = of_pair if first is None else first
         print_row(f"{work.side**2:,}", topology.name, *cells_of(step), f"{1e9 * of_pair:.3g}", f"{first / of_pair:.1%}")
+=======
+def large_table(topology: str, chips: int, side: int) -> Table:
+    """Returns the table of one large function."""
+
+    def rows(results: list[Any]) -> list[list[str]]:
+        return [[f"{side**2:,}", topology, *cells_of(results[0])]]
+
+    return Table(("TNO, nodes", "slice", *PLAN_TITLES), [plan_call("TNO", topology, 1, side, chips)], rows)
+>>>>>>> scalebench
 
 
-def million_table(topology: training.Topology, side: int) -> None:
-    """Prints the table of one large function."""
-    print_header("TNO, nodes", "slice", *PLAN_TITLES)
-    mesh = training.MeshConfig(domain=len(topology.devices))
-    print_row(f"{side**2:,}", topology.name, *cells_of(plan(FULL["TNO"], topology, mesh, Work(1, side))))
-
-
-def messages_of(messages: Iterable[Message]) -> str:
-    """Returns the number of messages of each kind and the bytes that a device sends with them.
-
-    Example: ``"1 all-reduce, 2.0 MB"``.
-    """
+def messages_of(messages: Iterable[Mapping[str, Any]]) -> str:
+    """Returns the number of messages of each kind and the bytes that a device sends with them."""
     counts, sent = Counter(), Counter()
     for message in messages:
-        counts[message.kind] += message.count
-        sent[message.kind] += message.sent
+        counts[message["kind"]] += message["count"]
+        sent[message["kind"]] += message["sent"]
     return "; ".join(f"{count} {kind}, {size_of(sent[kind])}" for kind, count in counts.items()) or "none"
 
 

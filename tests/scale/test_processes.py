@@ -102,6 +102,7 @@ def assert_own_rows(reports, first):
         assert report["asked"][1:] == batches[: len(report["asked"]) - 1]  # the first is read for its shapes
 
 
+@pytest.mark.thorough
 def test_a_run_on_two_processes_stops_together_and_moves_to_one_and_back(tmp_path):
     """Promises 2 and 4: SIGTERM to one of two, then one process, then two, with the result of one that never stops."""
     (alone,) = completed(cases(1, tmp_path / "alone"))

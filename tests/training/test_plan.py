@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from flax import nnx
 
 from jaxop import data, domains, operators, training
 from jaxop.training._program import Message, Program, operations
+from jaxop.training.processes import check_takes_part
 from jaxop.training.topology import Topology
 
 pytestmark = pytest.mark.optax
@@ -154,6 +156,16 @@ def test_the_estimate_is_that_of_a_roofline():
 def test_a_topology_that_does_not_exist_is_refused(name, message):
     with pytest.raises(ValueError, match=message):
         Topology.find(name)
+
+
+def test_devices_that_are_not_there_may_be_those_of_several_hosts(unchecked):
+    def mesh(client):
+        devices = [SimpleNamespace(client=client, process_index=process) for process in range(4)]
+        return SimpleNamespace(devices=np.array(devices))
+
+    check_takes_part(mesh(client=object()))
+    with pytest.raises(ValueError, match=r"mesh must have devices of all 1 processes, .* got .* \[0, 1, 2, 3\]"):
+        check_takes_part(mesh(client=jax.devices()[0].client))
 
 
 def test_a_missing_compiler_is_named(monkeypatch):
