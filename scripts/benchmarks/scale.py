@@ -275,19 +275,6 @@ def domain_table(chips: Mapping[str, int], local_nodes: int) -> Table:
     return Table(("TNO, nodes", "slice", *PLAN_TITLES, "chip time per pair of nodes", "weak efficiency"), calls, rows)
 
 
-<<<<<<< HEAD
-def domain_table(slices: Iterable[training.Topology], local_nodes: int) -> None:
-    """Prints the table of chips that share the nodes of one function."""
-    print_header("TNO, nodes", "slice", *PLAN_TITLES, "chip-seconds per 10⁹ pairs of nodes", "weak efficiency")
-    first = None
-    for topology in slices:
-        count = len(topology.devices)
-        work = Work(1, round((local_nodes * count) ** 0.5))
-        step = plan(FULL["TNO"], topology, training.MeshConfig(domain=count), work)
-        of_pair = seconds_of_step(step) * count / work.side**4
-        first = of_pair if first is None else first
-        print_row(f"{work.side**2:,}", topology.name, *cells_of(step), f"{1e9 * of_pair:.3g}", f"{first / of_pair:.1%}")
-=======
 def large_table(topology: str, chips: int, side: int) -> Table:
     """Returns the table of one large function."""
 
@@ -295,7 +282,6 @@ def large_table(topology: str, chips: int, side: int) -> Table:
         return [[f"{side**2:,}", topology, *cells_of(results[0])]]
 
     return Table(("TNO, nodes", "slice", *PLAN_TITLES), [plan_call("TNO", topology, 1, side, chips)], rows)
->>>>>>> scalebench
 
 
 def messages_of(messages: Iterable[Mapping[str, Any]]) -> str:
