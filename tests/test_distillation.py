@@ -62,6 +62,7 @@ def test_a_machine_reads_a_head_on_inputs_it_has_not_seen(x64):
     assert fidelity(machine(x, y).T, back).logits < 0.5
 
 
+@pytest.mark.thorough
 def test_a_head_starts_from_a_machine_exactly_if_it_can(x64):
     """A head's own logits, handed over as a machine, start another head with the same attention."""
     teacher, student = layer(param_dtype=jnp.float64), layer(seed=5, param_dtype=jnp.float64)

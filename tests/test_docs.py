@@ -113,6 +113,7 @@ def test_paths_on_a_page_exist(path):
         assert (ROOT / named).exists(), named
 
 
+@pytest.mark.thorough
 def test_the_table_of_operators_counts_refusals_of_a_package_outside_the_checkout(tmp_path):
     shutil.copytree(ROOT / "jaxop", tmp_path / "jaxop")
     code = """

@@ -29,6 +29,8 @@ from tests.attention.patch_cases import (
     smooth,
 )
 
+pytestmark = pytest.mark.sample(3)
+
 
 @pytest.mark.sample(24)
 @sizes

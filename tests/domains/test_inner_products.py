@@ -10,6 +10,8 @@ import pytest
 from jaxop import domains
 from tests.domains.cases import CASES, GRIDS, UNEVEN, WITH_NEIGHBOURS, observed_orders, roof, square_mesh, values_on
 
+pytestmark = pytest.mark.sample(3)
+
 LOWER, UPPER = 0.3, 1.8
 LENGTH = UPPER - LOWER
 

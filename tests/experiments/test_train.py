@@ -167,6 +167,7 @@ def test_the_transformer_takes_paths_on_uneven_times_of_each_sample(tmp_path):
     assert float(row["rel_h1"]) > 0
 
 
+@pytest.mark.thorough
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(trained, files, tmp_path):
     # the cosine follows the steps, so the shorter run is stopped by time
     arguments = custom(files / "a.npz", tmp_path / "run", "--training.checkpoint-every", "1")

@@ -14,7 +14,7 @@ from jaxop.kernel_machines import solvers
 from tests.kernel_machines.cases import LAMBDA, MASK, NEW_X, NEW_Y, X, Y, Z, check_derivatives, fit
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("case", ["sections", "bilinear", "product"])
 @pytest.mark.parametrize("mask", [None, MASK], ids=["all", "masked"])
 @pytest.mark.parametrize("loss", ["squared", "logistic"])
@@ -82,7 +82,7 @@ def test_jit_and_vmap(x64):
     np.testing.assert_allclose(jax.jit(lambda m, x, y: m(x, y))(machine, NEW_X, NEW_Y), expected[1], rtol=1e-8)
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("span", km.SPANS)
 @pytest.mark.parametrize("loss", ["squared", "logistic", "hinge"])
 def test_everything_may_be_traced(x64, span, loss):

@@ -132,7 +132,7 @@ MASKED = [
 ]
 
 
-@pytest.mark.sample(35)
+@pytest.mark.sample(20)
 @pytest.mark.parametrize(("case", "implementation", "masked"), MASKED, ids=lambda p: str(p))
 def test_agrees_with_the_oracle(case, implementation, masked):
     query, key, value, weights = inputs()
@@ -166,7 +166,7 @@ def test_unnormalised_integral(case, implementation):
     np.testing.assert_allclose(out, truth, rtol=2e-5, atol=2e-6)
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize(
     ("case", "masked"),
     [

@@ -71,7 +71,7 @@ def test_attention_and_its_derivatives(implementation, specs):
     assert_agrees(attend, (*map(jnp.asarray, inputs()), leaves), specs)
 
 
-@pytest.mark.sample(20)
+@pytest.mark.sample(12)
 @pytest.mark.parametrize("specs", [QUERIES, KEYS, PARAMETERS], ids=["queries", "keys", "parameters"])
 @pytest.mark.parametrize("implementation", ["dense", "chunked"])
 @pytest.mark.parametrize("case", DISTINCT, ids=str)
@@ -197,7 +197,7 @@ CASES = {
 }
 
 
-@pytest.mark.sample(12)
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("specs", [(ONE, ALL), (ALL, ONE)], ids=["data", "parameters"])
 @pytest.mark.parametrize("name", CASES)
 def test_everything_else(name, specs):

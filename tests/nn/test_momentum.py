@@ -14,6 +14,8 @@ from jaxop.kernels import DotProduct, ExpDotProduct, FourierIntegral, PerHead
 from tests.jaxprs import exponentials
 from tests.nn.tokens import B, D, N, arrays, attention, call
 
+pytestmark = pytest.mark.sample(3)
+
 BLOCKS = ["Y", "H0", "H1", "R2"]
 blocks = pytest.mark.parametrize("block", BLOCKS)
 

@@ -122,7 +122,7 @@ def test_at_may_be_the_grid_of_the_input_or_its_equal(name):
         same_shape_under_jit(values, grid(16), grid(16))
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @every_operator
 @pytest.mark.parametrize("dim", [1, 3])
 def test_other_dimensions(name, dim):
@@ -202,6 +202,7 @@ def test_half_precision_inside_float32_parameters(name):
     assert np.abs(out - reference).max() < 0.15 * np.abs(reference).max()
 
 
+@pytest.mark.thorough
 def test_smoothing_of_fano_is_optional_and_used():
     with_smoothing = make("fano", smoothing_modes=4)
     gradient = jax.jit(nnx.grad(lambda m, d: jnp.mean(m(function(d.points), d) ** 2)))(with_smoothing, grid(16))

@@ -46,6 +46,7 @@ def iterations(subdomains):
     return counts
 
 
+@pytest.mark.thorough
 def test_iterations_are_flat_with_a_coarse_space_and_grow_without(x64):
     few, many = np.array(iterations(8)), np.array(iterations(24))
     assert many[0] > 2 * few[0]
@@ -160,6 +161,7 @@ def test_global_low_rank_needs_more_iterations_the_more_subdomains(x64):
     assert many > 1.8 * few
 
 
+@pytest.mark.thorough
 def test_the_preconditioner_is_symmetric_on_uneven_grids(x64):
     domain = domains.interval(24, rule="gauss-legendre")
     dec = schwarz.decompose(domain, 3, 2)

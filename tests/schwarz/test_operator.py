@@ -15,7 +15,7 @@ from tests.jaxprs import equations
 from tests.schwarz.cases import DECOMPOSITIONS, factors_on, problem
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("name", DECOMPOSITIONS)
 def test_the_operator_is_the_formula_in_dense_matrices(name, symmetric):
@@ -41,6 +41,7 @@ def test_the_operator_is_the_formula_in_dense_matrices(name, symmetric):
     np.testing.assert_allclose(schwarz.matrix(dec, factors), expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.thorough
 @pytest.mark.optax
 def test_gradients_train_it():
     dec, _, inputs, targets = problem(31, 4, 2)
@@ -147,6 +148,7 @@ def test_random_factors_make_functions_of_the_size_that_is_promised():
     assert local == pytest.approx(1 / 32, rel=0.3)
 
 
+@pytest.mark.thorough
 def test_factors_are_drawn_inside_jit():
     dec = schwarz.decompose(domains.interval(30, rule="interior"), 4, 2)
     drawn = schwarz.random_factors(jax.random.key(0), dec, 3)
@@ -160,6 +162,7 @@ def test_factors_are_drawn_inside_jit():
         jax.jit(lambda d: schwarz.count_parameters(d, drawn))(dec)
 
 
+@pytest.mark.thorough
 def test_no_channels_and_a_partition_that_vanishes_on_a_node():
     dec = schwarz.decompose(domains.interval(17), 2, 0.25, partition="ramp")
     assert (np.asarray(dec.partition)[np.asarray(dec.cover.inside)] == 0).any()

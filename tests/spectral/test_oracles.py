@@ -11,6 +11,8 @@ import pytest
 
 from jaxop import domains, spectral
 
+pytestmark = pytest.mark.sample(3)
+
 CASES = {
     "1-d": ((12,), (4,)),
     "1-d odd": ((9,), (3,)),
@@ -89,7 +91,7 @@ def synthesised(coefficients, shape, modes):
     return out
 
 
-@pytest.mark.sample(6)
+@pytest.mark.sample(4)
 @cases
 def test_values_and_gradients_are_those_of_the_oracle(name, x64):
     shape, modes = CASES[name]

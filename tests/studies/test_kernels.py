@@ -39,6 +39,7 @@ def test_recipes_run_on_a_few_kilobytes(name, tmp_path, capsys):
     assert "± " in capsys.readouterr().out
 
 
+@pytest.mark.thorough
 def test_a_comparison_ends_with_the_run_that_was_terminated(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "fit", lambda *_, **__: types.SimpleNamespace(stopped="terminated"))
     images = data.Examples(np.zeros((8, 8, 8, 1), np.float32), np.arange(8) % 2)

@@ -14,6 +14,7 @@ from jaxop.training.run import record_versions
 from tests.training.cases import CONFIG, Interrupt, Tiny, assert_same_bits, interrupted, rows, run, samples, tiny
 
 
+@pytest.mark.thorough
 def test_promise_3_a_run_survives_its_newest_checkpoint(whole, tmp_path):
     interrupted(tmp_path, 18)
     newest = training.load_run(tmp_path).checkpoints.path(15)

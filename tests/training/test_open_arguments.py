@@ -71,6 +71,7 @@ def test_metrics_are_means_over_micro_batches(accumulate):
     assert (metrics["each"], metrics["mean"]) == (4, 4)
 
 
+@pytest.mark.thorough
 def test_evaluations_use_the_average_of_a_schedule_free_optimiser():
     optimizer = optax.contrib.schedule_free_adamw(0.05)
     graphdef, state = training.init_state(tiny(), optimizer, PLAIN)
@@ -83,6 +84,7 @@ def test_evaluations_use_the_average_of_a_schedule_free_optimiser():
         assert np.any(leaf != raw)
 
 
+@pytest.mark.thorough
 def test_eval_params_of_one_s_own_are_evaluated_saved_and_restored(tmp_path):
     def halved(opt_state, params):
         return jax.tree.map(lambda leaf: leaf / 2, params)
@@ -96,6 +98,7 @@ def test_eval_params_of_one_s_own_are_evaluated_saved_and_restored(tmp_path):
     np.testing.assert_array_equal(raw.layers[0].kernel[...], result.state.params["layers"][0]["kernel"])
 
 
+@pytest.mark.thorough
 def test_multi_steps_move_every_other_time_and_by_the_mean_gradient():
     pair = [samples()[[0, 1]], samples()[[2, 3]]]
     model = tiny(rate=0.0)
@@ -124,6 +127,7 @@ def test_a_line_search_gets_loss_and_gradient(accumulate):
     assert all(later < earlier for earlier, later in itertools.pairwise(losses))
 
 
+@pytest.mark.thorough
 def test_a_residual_is_minimised(tmp_path):
     config = dataclasses.replace(CONFIG, steps=60, eval_every=60, checkpoint_every=60)
     result = quiet(

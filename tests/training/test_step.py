@@ -63,6 +63,7 @@ def test_metrics_are_those_of_the_loss():
     assert metrics["culprit"] == -1
 
 
+@pytest.mark.thorough
 def test_dropout_depends_on_seed_and_step_only():
     def losses(step, state, offset=0):
         state = dataclasses.replace(jax.tree.map(jnp.copy, state), step=state.step + offset)
@@ -192,6 +193,7 @@ def test_weight_matrices_of_given_kernels_decay():
     assert decayed(layer(kernels.PerHead(bilinear))) == ({"leaves.matrix"}, {"leaves.offset"})
 
 
+@pytest.mark.thorough
 def test_per_head_radii_keep_their_size_under_weight_decay():
     """The gradient is 0, so that only the decay moves parameters."""
     config = dataclasses.replace(PLAIN, weight_decay=0.5, clip_norm=0.0, schedule="constant", learning_rate=0.1)
@@ -236,6 +238,7 @@ def gained(optimizer, steps=1):
     return state, metrics
 
 
+@pytest.mark.thorough
 def test_reported_learning_rate_is_that_of_the_optimiser():
     falling = optax.linear_schedule(0.5, 0.0, 2)
     chained = optax.chain(optax.clip(1.0), optax.inject_hyperparams(optax.sgd)(falling))

@@ -62,6 +62,7 @@ def logits_of(model, tokens):
     return np.asarray(call(model, np.asarray(tokens)))
 
 
+@pytest.mark.thorough
 def test_a_classifier_sees_all_tokens_and_no_padding():
     model = classifier()
     tokens = np.asarray([SOURCE, SOURCE])
@@ -72,6 +73,7 @@ def test_a_classifier_sees_all_tokens_and_no_padding():
     assert np.isfinite(logits_of(model, [0] * 4)).all()
 
 
+@pytest.mark.thorough
 def test_tokens_of_a_classifier_may_have_velocities():
     model = classifier(momentum=nn.MomentumConfig(block="H1"))
     np.testing.assert_allclose(logits_of(model, SOURCE), logits_of(model, SOURCE[:4]), rtol=1e-4, atol=1e-5)
@@ -119,7 +121,7 @@ def test_a_decoder_learns_to_copy(tmp_path):
     assert np.mean(training.score(result.model, pairs).accuracy) > 0.9
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: f"{k.name}-{getattr(k, 'per', '')}")
 def test_no_token_sees_a_later_one(kernel):
     model, tokens = sequence(kernel), [[1, 2, 3, 4, 5, 6]]
@@ -128,6 +130,7 @@ def test_no_token_sees_a_later_one(kernel):
     assert (np.abs(changed - logits)[0, 4:].max(axis=-1) > 1e-4).all()
 
 
+@pytest.mark.thorough
 def test_tokens_may_be_constants_of_a_program():
     model, tokens = sequence(layers=1), jnp.asarray(np.arange(6))
     np.testing.assert_allclose(jax.jit(lambda m: m(tokens))(model), model(tokens), rtol=1e-5, atol=1e-6)
@@ -167,6 +170,7 @@ def test_batch_is_the_loop_and_shorter_sequences_are_prefixes():
     np.testing.assert_allclose(logits_of(model, tokens[:, :2]), batch[:, :2], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.thorough
 def test_images_are_cut_into_patches():
     """A class token and patches without positions: permuting whole patches changes nothing."""
     model = vision()
