@@ -1,6 +1,7 @@
 """Explicit mesh axes: models that compute on every device with its own examples of a batch."""
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import TypeVar, cast
 
@@ -29,13 +30,16 @@ def device_by_device(*, rank: int) -> Callable[[Call], Call]:
     """
 
     def decorate(call: Call) -> Call:
+        first = list(inspect.signature(call).parameters)[1]
+
         @functools.wraps(call)
-        def wrapped(model: nnx.Module, inputs: Array, *others: PyTree, **options: PyTree) -> Array:
+        def wrapped(model: nnx.Module, *given: object, **options: object) -> Array:
+            inputs = given[0] if given else options.get(first)
             axes = _axes(inputs, rank)
             if axes is None:
-                return call(model, inputs, *others, **options)
+                return call(model, *given, **options)
             mesh = jax.typeof(inputs).sharding.mesh
-            arguments, structure = jax.tree.flatten((inputs, others, options), is_leaf=_is_domain)
+            arguments, structure = jax.tree.flatten((given, options), is_leaf=_is_domain)
             own = [_has_examples(argument) for argument in arguments]
             specs = [PartitionSpec(axes if divided else None) for divided in own]
             placed = [
@@ -50,8 +54,8 @@ def device_by_device(*, rank: int) -> Callable[[Call], Call]:
                 copy = nnx.merge(graphdef, state)
                 _fold_keys(copy, jax.lax.axis_index(names))
                 before = nnx.to_pure_dict(nnx.state(copy, nnx.RngCount))
-                inputs, others, options = jax.tree.unflatten(structure, arguments)
-                outputs = call(copy, inputs, *others, **options)
+                given, options = jax.tree.unflatten(structure, arguments)
+                outputs = call(copy, *given, **options)
                 after = nnx.to_pure_dict(nnx.state(copy, nnx.RngCount))
                 pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
                 return outputs, after if any(old is not new for old, new in pairs) else {}

@@ -37,6 +37,12 @@ def function(points):
     return jnp.sin(2 * points.sum(-1, keepdims=True)) + points[:, :1]
 
 
+def test_the_first_argument_may_be_named():
+    operator, domain = make(), domains.from_samples(jnp.asarray(np.linspace(0, 1, 5) ** 2, jnp.float32))
+    expected = operator(ones(5, 1), domain)
+    np.testing.assert_array_equal(operator(values=ones(5, 1), domain=domain), expected)
+
+
 CASES = [
     pytest.param({}, id="post-norm"),
     pytest.param({"norm": "pre"}, id="pre-norm"),

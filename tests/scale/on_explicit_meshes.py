@@ -107,8 +107,11 @@ def test_copied_arrays_and_a_mesh_in_context(mesh):
     with jax.set_mesh(mesh):
         inside = jax.jit(lambda u: model(u, GRID))(on(mesh, u, "data"))
         eager = model(on(mesh, u, "data"), GRID)
-    for outputs in (inside, eager):
+        named = model.operator(values=on(mesh, u, "data"), domain=GRID)
+    np.testing.assert_allclose(named, model.operator(jnp.asarray(u), GRID), rtol=1e-5, atol=1e-6)
+    for outputs in (inside, eager, named):
         assert outputs.sharding.spec[0] == "data"
+    for outputs in (inside, eager):
         np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-6)
 
 
