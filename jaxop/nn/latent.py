@@ -228,7 +228,8 @@ class LatentAttention(nnx.Module):
         self.latents = nnx.Param(start.astype(param_dtype))
         self.tau = nnx.Param(jnp.full(heads, _START, param_dtype)) if temperature else None
         self.point = FeedForward(depth, depth, 1, rngs=rngs, **dtypes) if temperature == "point" else None
-        matrices = jax.random.normal(rngs.params(), (3, depth, depth)) / math.sqrt(depth) if mix != "none" else None
+        shape = 3, depth, depth
+        matrices = None if mix == "none" else jax.random.normal(rngs.params(), shape, jnp.float32) / math.sqrt(depth)
         self.matrices = None if matrices is None else nnx.Param(matrices.astype(param_dtype))
         self.ridge = nnx.Param(jnp.zeros(heads, param_dtype)) if mix == "least_squares" else None
         self.blocks = nnx.List(
@@ -318,7 +319,7 @@ def _first_latents(encode: str, shape: tuple[int, int, int], spread: float, rngs
     """Returns normal latents, or for slices orthonormal ones per head (rows, or columns if there are more latents)."""
     latents, heads, depth = shape
     if encode == "nodes":
-        return spread * jax.random.normal(rngs.params(), shape)
+        return spread * jax.random.normal(rngs.params(), shape, jnp.float32)
     draw = nnx.initializers.orthogonal()
     return jnp.stack([draw(rngs.params(), (latents, depth)) for _ in range(heads)], axis=1)
 
