@@ -11,64 +11,39 @@ import optax
 import pytest
 from flax import nnx
 
-from jaxop import data, domains, nn, operators, testing, training
+from jaxop import data, domains, nn, operators, training
 from jaxop.data import Samples
 from jaxop.experiments import cli, problems
-from jaxop.training.mesh import check_mesh, distribute, replicate
+from jaxop.training.mesh import distribute, replicate
+from tests.scale.cases import SGD, assert_agree, build, configs, fields, trained
 
 pytestmark = pytest.mark.optax
 
-TNO = operators.TransformerNeuralOperatorConfig(1, 1, dim=2, width=4, layers=1, heads=2, feedforward=4)
-# momentum without Adam's division: parameters whose gradient is zero up to rounding move by rounding only
-SGD = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.01, momentum=0.9))
+OPERATORS = configs()
+TNO = OPERATORS["tno"]
+DOMAIN = domains.box((11, 6))  # 66 nodes, which four devices do not divide
 
 
 def mesh(samples, nodes):
     return training.MeshConfig(data=samples, domain=nodes).make(8)
 
 
-def fields(count=16):
-    """Functions on 66 nodes, which four devices do not divide."""
-    u = np.random.default_rng(0).normal(size=(count, 66, 1)).astype(np.float32)
-    return Samples(u, np.cumsum(u, axis=1) / 8, domains.box((11, 6)))
-
-
-def trained(config, devices, *, steps=20, accumulate=1, train=None):
-    """Losses, gradient norms and parameters of some steps, and the messages of one of them."""
-    settings, devices = training.TrainingConfig(steps=steps, batch_size=8, accumulate=accumulate), check_mesh(devices)
-    graphdef, state = training.init_state(operators.build(config, rngs=nnx.Rngs(0)), SGD, settings)
-    train = fields() if train is None else train
-    batches = [distribute(train[data.batch_indices(16, 8, seed=0, step=t)], devices) for t in range(steps)]
-    state = replicate(state, devices)
-    step = training.make_step(graphdef, SGD, settings, mesh=devices).lower(state, batches[0]).compile()
-    rows = []
-    for batch in batches:
-        state, metrics = step(state, batch)
-        rows.append((metrics["loss"], metrics["grad_norm"]))
-    return np.asarray(jax.device_get(rows)), jax.device_get(state.params), testing.collectives(step)
-
-
-def assert_agree(ours, theirs):
-    np.testing.assert_allclose(ours[0][:, 0], theirs[0][:, 0], rtol=1e-5)
-    np.testing.assert_allclose(ours[0][0], theirs[0][0], rtol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), ours[1], theirs[1])
-
-
 @functools.cache
 def alone():
-    return trained(TNO, None)
+    return trained(build(TNO), fields(DOMAIN), None)
 
 
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("shape", [(4, 2), (2, 4)], ids=str)
 def test_an_operator_trains_as_on_one_device(shape):
-    losses, params, messages = trained(TNO, mesh(*shape))
-    assert_agree((losses, params), alone())
+    shared = trained(build(TNO), fields(DOMAIN), mesh(*shape))
+    assert_agree(shared, alone())
+    messages = shared.messages
     assert messages.keys() == {"collective-permute", "all-reduce"}
     # keys, values, log weights and signs in both passes, and the derivatives of keys and values
     assert len(messages["collective-permute"]) == 10
     *numbers, gradient = sorted(messages["all-reduce"])
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    count = sum(leaf.size for leaf in jax.tree.leaves(shared.state.params))
     assert 4 * count <= gradient <= 4 * (count + 2)
     # units and norms of predictions and targets, and the derivative of a norm: one number for each sample of a device
     assert len(numbers) == 4
@@ -76,8 +51,8 @@ def test_an_operator_trains_as_on_one_device(shape):
 
 
 def test_a_plan_divides_the_nodes_as_training_does():
-    devices, batch = mesh(4, 2), fields(8)[np.arange(8)]
-    model = nnx.eval_shape(lambda: operators.build(TNO, rngs=nnx.Rngs(0)))
+    devices, batch = mesh(4, 2), fields(DOMAIN, 8)[np.arange(8)]
+    model = nnx.eval_shape(lambda: build(TNO))
     plan = training.plan_step(model, batch, training.TrainingConfig(batch_size=8), mesh=devices)
     placed = jax.tree.leaves(distribute(batch, devices))
     assert plan.batch == sum(leaf.addressable_shards[0].data.nbytes for leaf in placed)
@@ -102,30 +77,30 @@ def test_domains_per_sample_other_output_nodes_and_initial_values():
         momentum=nn.MomentumConfig("Y"),
         attention=nn.IntegralAttentionConfig(nn.LinearConfig()),
     )
-    shared, single = (trained(config, m, steps=3, accumulate=2, train=train) for m in (mesh(2, 4), None))
+    shared, single = (trained(build(config), train, m, steps=3, accumulate=2) for m in (mesh(2, 4), None))
     assert_agree(shared, single)
-    assert shared[2].keys() == {"all-reduce"}  # linear attention sends moments
+    assert shared.messages.keys() == {"all-reduce"}  # linear attention sends moments
 
 
 @pytest.mark.thorough
 def test_a_run_is_that_of_one_device(tmp_path):
-    sets = {"same": fields(5), "finer": Samples(*[np.ones((3, 77, 1), np.float32)] * 2, domains.box((11, 7)))}
+    sets = {"same": fields(DOMAIN, 5), "finer": Samples(*[np.ones((3, 77, 1), np.float32)] * 2, domains.box((11, 7)))}
     config = training.TrainingConfig(steps=2, batch_size=8, warmup_steps=1, eval_every=2)
     results = []
     for devices in (mesh(2, 4), None):
-        model = operators.build(TNO, rngs=nnx.Rngs(0))
+        model = build(TNO)
         directory = tmp_path / str(len(results))
         result = training.fit(
-            model, fields(), sets, config, run_dir=directory, mesh=devices, progress=False, optimizer=SGD
+            model, fields(DOMAIN), sets, config, run_dir=directory, mesh=devices, progress=False, optimizer=SGD
         )
-        results.append((result, training.predict(result.model, fields(5), batch_size=4)))
+        results.append((result, training.predict(result.model, fields(DOMAIN, 5), batch_size=4)))
     (shared, outputs), (single, others) = results
     assert shared.errors.keys() == single.errors.keys()
     assert {name.rpartition("/")[2] for name in shared.errors} == {"l2", "h1"}
     for name, value in shared.errors.items():
         assert value == pytest.approx(single.errors[name], rel=1e-5)
     np.testing.assert_allclose(outputs, others, rtol=1e-4, atol=1e-5)
-    ours = training.predict(single.model, fields(5), batch_size=4, mesh=mesh(2, 4))
+    ours = training.predict(single.model, fields(DOMAIN, 5), batch_size=4, mesh=mesh(2, 4))
     np.testing.assert_allclose(ours, others, rtol=1e-4, atol=1e-5)
     (entry,) = json.loads((tmp_path / "0" / "versions.json").read_text())
     assert entry["mesh"] == {"data": 2, "domain": 4}
@@ -154,7 +129,7 @@ def test_nodes_of_other_devices_are_dropped_by_other_masks():
     settings, devices = training.TrainingConfig(steps=1, batch_size=1), training.MeshConfig(data=1, domain=8).make(1)
     graphdef, state = training.init_state(Dropping(), optax.sgd(0.0), settings)
     step = training.make_step(graphdef, optax.sgd(0.0), settings, loss=loss, mesh=devices)
-    _, metrics = step(replicate(state, devices), distribute(fields()[[0]], devices))
+    _, metrics = step(replicate(state, devices), distribute(fields(DOMAIN)[[0]], devices))
     assert metrics["square"] - metrics["loss"] ** 2 > 1e-3  # equal masks would have no variance
 
 
@@ -186,31 +161,28 @@ def refused(model, *, train=None, **config):
     """Makes a step of a model on a mesh of two devices per function and traces it."""
     settings, devices = training.TrainingConfig(batch_size=4, **config), training.MeshConfig(data=1, domain=2).make(4)
     graphdef, state = training.init_state(model, SGD, settings)
-    batch = (fields(4) if train is None else train)[np.arange(4)]
+    batch = (fields(DOMAIN, 4) if train is None else train)[np.arange(4)]
     training.make_step(graphdef, SGD, settings, mesh=devices).lower(replicate(state, devices), batch)
 
 
 def test_what_needs_all_nodes_is_refused_by_name(unchecked):
-    whole = {
-        "vitno": operators.ViTNeuralOperatorConfig(
-            1, 1, width=4, layers=1, heads=2, modes=2, patches=1, reference=6, smoothing_modes=2
-        ),
-        "flow": operators.FlowNeuralOperatorConfig(1, 1, dim=2, feedforward=4, width=4, layers=1),
-    }
-    for config in whole.values():
+    vitno = operators.ViTNeuralOperatorConfig(
+        1, 1, width=4, layers=1, heads=2, modes=2, patches=1, reference=6, smoothing_modes=2
+    )
+    for config in (vitno, OPERATORS["flow"], OPERATORS["latent"]):
         name = type(config).__name__.removesuffix("Config")
         with pytest.raises(NotImplementedError, match=f"{name} needs all nodes .*, or a TransformerNeuralOperator"):
-            refused(operators.build(config, rngs=nnx.Rngs(0)))
+            refused(build(config))
     for what, choice in {
         "schwarz attention": {"schwarz": nn.SchwarzAttentionConfig()},
         "the momentum block R2": {"momentum": nn.MomentumConfig("R2"), "norm": "pre"},
         "the implementation 'dense'": {"attention": nn.IntegralAttentionConfig(implementation="dense")},
     }.items():
         with pytest.raises(NotImplementedError, match=rf"{what} .*of a TransformerNeuralOperator needs all nodes"):
-            refused(operators.build(dataclasses.replace(TNO, **choice), rngs=nnx.Rngs(0)))
+            refused(build(dataclasses.replace(TNO, **choice)))
     with pytest.raises(NotImplementedError, match=r"Linear does not say .*shares_nodes = True"):
         refused(nnx.Linear(1, 1, rngs=nnx.Rngs(0)))
-    tno = operators.build(TNO, rngs=nnx.Rngs(0))
+    tno = build(TNO)
     with pytest.raises(ValueError, match=r"H1 inner product .*loss='l2' in training"):
         refused(tno, loss="h1")
     with pytest.raises(TypeError, match=r"batch must be a data\.Batch of functions, .*, got ExampleBatch"):

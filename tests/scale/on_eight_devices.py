@@ -11,81 +11,44 @@ import pytest
 from flax import nnx
 from jax.sharding import Mesh
 
-from jaxop import data, domains, operators, testing, training
-from jaxop.data import Samples
+from jaxop import data, training
 from jaxop.experiments import cli
-from jaxop.training.mesh import check_mesh, distribute, replicate
+from jaxop.training.mesh import distribute, replicate
+from tests.scale.cases import SGD, assert_agree, build, configs, fields, square, trained
 from tests.training.cases import CONFIG, Tiny, assert_same_bits, interruption, samples, stacked_samples, tiny
 
 pytestmark = pytest.mark.optax
 
-SMALL = {"width": 4, "layers": 1}
-TOKENS = {"heads": 2, "feedforward": 4}
-PATCHES = {"patches": 2, "modes": 2, "reference": 8}
-OPERATORS = {
-    "tno": lambda: operators.TransformerNeuralOperatorConfig(1, 1, dim=2, **SMALL, **TOKENS),
-    "vitno": lambda: operators.ViTNeuralOperatorConfig(1, 1, smoothing_modes=2, **SMALL, **TOKENS, **PATCHES),
-    "fano": lambda: operators.FourierAttentionNeuralOperatorConfig(1, 1, **SMALL, **TOKENS, **PATCHES),
-    "fno": lambda: operators.FourierNeuralOperatorConfig(1, 1, modes=2, reference=8, projection=4, **SMALL),
-    "flow": lambda: operators.FlowNeuralOperatorConfig(1, 1, dim=2, feedforward=4, **SMALL),
-}
-# momentum without Adam's division: parameters whose gradient is zero up to rounding move by rounding only
-SGD = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.01, momentum=0.9))
+OPERATORS = configs()
+FIELDS = fields(square(8))
 
 
 def mesh(count):
     return training.MeshConfig(data=count).make(count)
 
 
-def fields(count=16):
-    u = np.random.default_rng(0).normal(size=(count, 64, 1)).astype(np.float32)
-    return Samples(u, np.cumsum(u, axis=1) / 8, domains.box((8, 8), rule="midpoint"))
-
-
-def trained(config, devices, *, steps=20, accumulate=1):
-    """Losses and parameters of some steps, and the messages of one of them."""
-    settings, devices = training.TrainingConfig(steps=steps, batch_size=8, accumulate=accumulate), check_mesh(devices)
-    graphdef, state = training.init_state(operators.build(config, rngs=nnx.Rngs(0)), SGD, settings)
-    batches = [distribute(fields()[data.batch_indices(16, 8, seed=0, step=t)], devices) for t in range(steps)]
-    state = replicate(state, devices)
-    step = training.make_step(graphdef, SGD, settings, mesh=devices).lower(state, batches[0]).compile()
-    rows = []
-    for batch in batches:
-        state, metrics = step(state, batch)
-        rows.append((metrics["loss"], metrics["grad_norm"]))
-    return np.asarray(jax.device_get(rows)), jax.device_get(state.params), testing.collectives(step)
-
-
-def assert_agree(rows, others_rows, params, others_params):
-    np.testing.assert_allclose(rows[:, 0], others_rows[:, 0], rtol=1e-5)
-    np.testing.assert_allclose(rows[0], others_rows[0], rtol=1e-5)  # later gradients differ by more than the losses
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), params, others_params)
-
-
 @pytest.mark.sample(2)
 @pytest.mark.parametrize("name", OPERATORS)
 def test_an_operator_trains_as_on_one_device_with_one_message(name):
-    config = OPERATORS[name]()
-    alone, params, none = trained(config, None)
-    shared, others, messages = trained(config, mesh(8))
-    assert_agree(shared, alone, others, params)
-    assert none == {}
+    alone, shared = (trained(build(OPERATORS[name]), FIELDS, devices) for devices in (None, mesh(8)))
+    assert_agree(shared, alone)
+    assert alone.messages == {}
+    messages = shared.messages
     (size,) = messages.pop("all-reduce")
     assert messages == {}
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    count = sum(leaf.size for leaf in jax.tree.leaves(shared.state.params))
     assert 4 * count <= size <= 4 * (count + 2)  # the gradient and the loss
 
 
 @pytest.mark.sample(1)
 @pytest.mark.parametrize(("count", "accumulate"), [(2, 1), (4, 2)])
 def test_other_numbers_of_devices_and_micro_batches(count, accumulate):
-    config = OPERATORS["fno"]()
-    alone, params, _ = trained(config, None)
+    alone = trained(build(OPERATORS["fno"]), FIELDS, None)
     explicit = jax.make_mesh((count, 1), ("data", "other"))  # of the type "explicit" by default
     for devices in (mesh(count), explicit):
-        shared, others, messages = trained(config, devices, accumulate=accumulate)
-        assert_agree(shared, alone, others, params)
-        assert {kind: len(sizes) for kind, sizes in messages.items()} == {"all-reduce": 1}
+        shared = trained(build(OPERATORS["fno"]), FIELDS, devices, accumulate=accumulate)
+        assert_agree(shared, alone)
+        assert {kind: len(sizes) for kind, sizes in shared.messages.items()} == {"all-reduce": 1}
 
 
 def fit(directory, count, *, model=None, config=CONFIG, train=None, **options):

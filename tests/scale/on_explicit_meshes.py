@@ -1,5 +1,7 @@
 """Explicit meshes, where the type of an array tells how it is divided: every model computes as on one device."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,22 +11,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxop import domains, nn, operators, testing, transformers
 from jaxop.attention import integral_attention, ring_attention
+from tests.scale.cases import build, configs, square
 
 SMALL = {"width": 4, "layers": 1}
 TOKENS = {"heads": 2, "feedforward": 4}
-PATCHES = {"patches": 2, "modes": 2, "reference": 8}
-GRID = domains.box((8, 8), rule="midpoint")
-OPERATORS = {
-    "tno": lambda: operators.TransformerNeuralOperatorConfig(1, 1, dim=2, **SMALL, **TOKENS),
-    "schwarz": lambda: operators.TransformerNeuralOperatorConfig(
-        1, 1, dim=2, schwarz=nn.SchwarzAttentionConfig(subdomains=2), **SMALL, **TOKENS
-    ),
-    "vitno": lambda: operators.ViTNeuralOperatorConfig(1, 1, smoothing_modes=2, **SMALL, **TOKENS, **PATCHES),
-    "fano": lambda: operators.FourierAttentionNeuralOperatorConfig(1, 1, **SMALL, **TOKENS, **PATCHES),
-    "fno": lambda: operators.FourierNeuralOperatorConfig(1, 1, modes=2, reference=8, projection=4, **SMALL),
-    "flow": lambda: operators.FlowNeuralOperatorConfig(1, 1, dim=2, feedforward=4, **SMALL),
-    "latent": lambda: operators.LatentNeuralOperatorConfig(1, 1, dim=2, **SMALL, **TOKENS),
-}
+GRID = square(8)
+SCHWARZ = {"schwarz": nn.SchwarzAttentionConfig(subdomains=2)}
+OPERATORS = configs() | {"schwarz": dataclasses.replace(configs()["tno"], **SCHWARZ)}
 TRANSFORMERS = {
     "sequence": lambda rngs: transformers.SequenceTransformer(
         transformers.SequenceTransformerConfig(7, 8, **SMALL, **TOKENS), rngs=rngs
@@ -79,7 +72,7 @@ def assert_agrees(call, model, batch, mesh, *, tolerance=1e-6):
 
 
 def operator(name):
-    model = operators.build(OPERATORS[name](), rngs=nnx.Rngs(0))
+    model = build(OPERATORS[name])
     statistics = {"input_mean": [0.1], "input_std": [2.0], "output_mean": [0.3], "output_std": [0.5]}
     return operators.Standardized(model, **statistics)
 

@@ -12,27 +12,17 @@ import pytest
 from flax import nnx
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
-from jaxop import data, domains, operators, testing, training
-from jaxop.data import Samples
+from jaxop import training
 from jaxop.experiments import cli
 from jaxop.training.mesh import check_mesh, distribute
 from jaxop.training.shards import DIVIDED_FROM, spec_of
+from tests.scale.cases import SGD, assert_agree, build, configs, fields, square, trained
 from tests.training.cases import CONFIG, assert_same_bits, interruption, samples, tiny
 
 pytestmark = pytest.mark.optax
 
-WIDE = {"width": 128, "layers": 1}
-TOKENS = {"heads": 2, "feedforward": 512}
-PATCHES = {"patches": 2, "modes": 1, "reference": 4}
-OPERATORS = {
-    "tno": lambda: operators.TransformerNeuralOperatorConfig(1, 1, dim=2, **WIDE, **TOKENS),
-    "vitno": lambda: operators.ViTNeuralOperatorConfig(1, 1, smoothing_modes=2, **WIDE, **TOKENS, **PATCHES),
-    "fano": lambda: operators.FourierAttentionNeuralOperatorConfig(1, 1, **WIDE, **TOKENS, **PATCHES),
-    "fno": lambda: operators.FourierNeuralOperatorConfig(1, 1, modes=2, reference=4, projection=4, **WIDE),
-    "flow": lambda: operators.FlowNeuralOperatorConfig(1, 1, dim=2, feedforward=512, **WIDE),
-}
-# momentum without Adam's division: parameters whose gradient is zero up to rounding move by rounding only
-SGD = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.01, momentum=0.9))
+OPERATORS = configs(width=128, feedforward=512, side=4)
+FIELDS = fields(square(4))
 RUN = dataclasses.replace(CONFIG, batch_size=8, accumulate=1, ema_decay=0.9, weight_decay=0.0)
 
 
@@ -53,53 +43,24 @@ def mesh(data_devices, model_devices):
     return check_mesh(training.MeshConfig(data_devices, model_devices).make(8))
 
 
-def fields():
-    u = np.random.default_rng(0).normal(size=(16, 16, 1)).astype(np.float32)
-    return Samples(u, np.cumsum(u, axis=1) / 8, domains.box((4, 4), rule="midpoint"))
-
-
-def trained(model, devices, *, accumulate=1, steps=20):
-    """Losses and norms of some steps, the state after them, and the compiled step."""
-    settings = training.TrainingConfig(steps=steps, batch_size=8, accumulate=accumulate)
-    graphdef, state = training.init_state(model, SGD, settings, mesh=devices)
-    batches = [distribute(fields()[data.batch_indices(16, 8, seed=0, step=t)], devices) for t in range(steps)]
-    step = training.make_step(graphdef, SGD, settings, mesh=devices).lower(state, batches[0]).compile()
-    rows = []
-    for batch in batches:
-        state, metrics = step(state, batch)
-        assert metrics["culprit"] == -1
-        rows.append((metrics["loss"], metrics["grad_norm"]))
-    return np.asarray(jax.device_get(rows)), state, step
-
-
-def assert_agree(rows, others_rows, state, others_state):
-    np.testing.assert_allclose(rows[:, 0], others_rows[:, 0], rtol=1e-5)
-    np.testing.assert_allclose(rows[0], others_rows[0], rtol=1e-5)  # later gradients differ by more than the losses
-    pair = jax.device_get((state.params, others_state.params))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), *pair)
-
-
 def large(tree):
     return [leaf for leaf in jax.tree.leaves(tree) if leaf.size >= DIVIDED_FROM]
 
 
 @pytest.mark.sample(1)
-@pytest.mark.parametrize(
-    "name", [name if name in ("tno", "fno") else pytest.param(name, marks=pytest.mark.thorough) for name in OPERATORS]
-)
+@pytest.mark.parametrize("name", OPERATORS)
 def test_an_operator_trains_as_on_one_device_and_sends_only_parameters(name):
     """The messages are the divided arrays, whole; their gradients, in parts; and one sum for all that is small."""
-    alone, single, _ = trained(operators.build(OPERATORS[name](), rngs=nnx.Rngs(0)), None)
-    shared, state, step = trained(operators.build(OPERATORS[name](), rngs=nnx.Rngs(0)), mesh(2, 4))
-    assert_agree(shared, alone, state, single)
-    divided = large(state.params)
+    alone, shared = (trained(build(OPERATORS[name]), FIELDS, devices) for devices in (None, mesh(2, 4)))
+    assert_agree(shared, alone)
+    divided = large(shared.state.params)
     assert divided
     assert all("model" in leaf.sharding.spec for leaf in divided)
-    messages = testing.collectives(step)
+    messages = shared.messages
     whole = sorted(4 * leaf.size for leaf in divided)
     assert sorted(messages.pop("all-gather")) == whole
     assert sorted(messages.pop("reduce-scatter")) == [size // 4 for size in whole]
-    small = 4 * sum(leaf.size for leaf in jax.tree.leaves(state.params)) - sum(whole)
+    small = 4 * sum(leaf.size for leaf in jax.tree.leaves(shared.state.params)) - sum(whole)
     (sums,) = messages.values()
     assert messages.keys() == {"all-reduce"}
     assert small + sum(whole) // 4 <= sum(sums) <= small + sum(whole) // 4 + 64  # gradients; loss, norm and checks
@@ -109,13 +70,14 @@ def test_an_operator_trains_as_on_one_device_and_sends_only_parameters(name):
 @pytest.mark.sample(1)
 @pytest.mark.parametrize(("sizes", "accumulate"), [((8, 1), 1), ((4, 2), 1), ((1, 8), 1), ((2, 2), 2)])
 def test_every_mesh_agrees_and_memory_falls_with_the_shards(sizes, accumulate):
-    alone, single, _ = trained(Wide(), None)
-    shared, state, step = trained(Wide(), mesh(*sizes), accumulate=accumulate)
-    assert_agree(shared, alone, state, single)
+    alone = trained(Wide(), FIELDS, None)
+    shared = trained(Wide(), FIELDS, mesh(*sizes), accumulate=accumulate)
+    assert_agree(shared, alone)
+    single, state = alone.state, shared.state
     whole = sum(leaf.nbytes for leaf in large((single.params, single.opt_state)))
     rest = sum(leaf.nbytes for leaf in jax.tree.leaves(single)) - whole
-    batch = sum(leaf.nbytes for leaf in jax.tree.leaves(fields().take(range(8))[np.arange(8)]))
-    analysis = step.memory_analysis()
+    batch = sum(leaf.nbytes for leaf in jax.tree.leaves(FIELDS[np.arange(8)]))
+    analysis = shared.step.memory_analysis()
     assert whole / sizes[1] + rest <= analysis.argument_size_in_bytes <= whole / sizes[1] + rest + batch + 256
     held = sum(leaf.addressable_shards[0].data.nbytes for leaf in large((state.params, state.opt_state)))
     assert held == whole / sizes[1]
@@ -228,7 +190,7 @@ def test_a_shard_that_is_not_finite_is_found_and_not_saved(tmp_path):
     with pytest.raises(FloatingPointError, match=r"params\.hidden\.kernel holds NaN"):
         training.Checkpoints(tmp_path).save(1, dataclasses.replace(state, params=spoiled))
     step = training.make_step(graphdef, SGD, settings, mesh=mesh(1, 8))
-    _, metrics = step(dataclasses.replace(state, params=spoiled), distribute(fields()[np.arange(8)], mesh(1, 8)))
+    _, metrics = step(dataclasses.replace(state, params=spoiled), distribute(FIELDS[np.arange(8)], mesh(1, 8)))
     assert not metrics["finite"]
 
 
