@@ -11,13 +11,13 @@ from flax import nnx
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from jaxop._validation import check_name
-from jaxop.attention import IMPLEMENTATIONS, averaging_operator, integral_attention, linear_attention
+from jaxop.attention import averaging_operator, integral_attention, linear_attention
 from jaxop.attention.connection import check_dot_product, connection, scaled
 from jaxop.attention.linear import head_features
 from jaxop.flows import linear_connection
 from jaxop.kernels import DotProduct, ExpDotProduct, Kernel, LearnedFeatures, PerHead
 from jaxop.kernels.per_head import one_head
+from jaxop.nn.checks import check_implementation
 from jaxop.nn.kernel_configs import LINEAR, ExpDotProductConfig, KernelConfig, KernelParameters, check_kernel_config
 from jaxop.nn.pointwise import Linear, check_heads
 
@@ -40,10 +40,7 @@ class IntegralAttentionConfig:
 
     def __post_init__(self):
         check_kernel_config(self.kernel)
-        if self.implementation is not None:
-            check_name(self.implementation, "implementation", IMPLEMENTATIONS)
-            if isinstance(self.kernel, LINEAR):
-                raise ValueError("linear attention has one implementation: leave implementation=None.")
+        check_implementation(self.implementation, is_linear=isinstance(self.kernel, LINEAR))
 
     def make(
         self,
@@ -113,10 +110,8 @@ class IntegralAttention(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        if implementation is not None:
-            check_name(implementation, "implementation", IMPLEMENTATIONS)
-            if kernel is not None and isinstance(one_head(kernel), DotProduct | LearnedFeatures):
-                raise ValueError("linear attention has one implementation: leave implementation=None.")
+        is_linear = kernel is not None and isinstance(one_head(kernel), DotProduct | LearnedFeatures)
+        check_implementation(implementation, is_linear=is_linear)
         self.heads = check_heads(width, heads)
         self.implementation = implementation
         self.kernel = KernelParameters(ExpDotProduct() if kernel is None else kernel, param_dtype=param_dtype)

@@ -2,7 +2,8 @@
 
 from flax import nnx
 
-from jaxop._validation import check_dtype, check_type
+from jaxop._validation import check_dtype, check_name, check_type
+from jaxop.attention import IMPLEMENTATIONS
 from jaxop.kernels import Kernel, PerHead
 
 
@@ -24,6 +25,15 @@ def check_kernel(kernel: object) -> None:
             f"kernel must be a Kernel, such as kernels.Gaussian(), got {kernel!r}; settings and names of kernels "
             "belong to nn.IntegralAttentionConfig(kernel=...), whose make(...) builds the layer."
         )
+
+
+def check_implementation(implementation: str | None, *, is_linear: bool) -> None:
+    """Raises ``ValueError`` unless attention has this implementation; None is always one, and the only linear one."""
+    if implementation is None:
+        return
+    check_name(implementation, "implementation", IMPLEMENTATIONS)
+    if is_linear:
+        raise ValueError("linear attention has one implementation: leave implementation=None.")
 
 
 def check_attention(attention: object) -> None:

@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxop._validation import as_number, check_name, check_size
-from jaxop.attention import ENCODERS, IMPLEMENTATIONS, LEAST_RIDGE
+from jaxop.attention import ENCODERS, LEAST_RIDGE
 from jaxop.attention.integral import integral_attention
 from jaxop.attention.latent import average, latent_averages, least_squares_attention
 from jaxop.attention.operands import accumulation_dtype
@@ -19,6 +19,7 @@ from jaxop.kernels import DotProduct, ExpDotProduct, Kernel, LearnedFeatures, Pe
 from jaxop.kernels.per_head import one_head
 from jaxop.nn.activations import gelu
 from jaxop.nn.attention import IntegralAttention, batch_axis, check_weights
+from jaxop.nn.checks import check_implementation
 from jaxop.nn.encoder import EncoderLayer
 from jaxop.nn.kernel_configs import (
     LINEAR,
@@ -85,20 +86,13 @@ class LatentAttentionConfig:
     implementation: str | None = None
 
     def __post_init__(self):
-        check_size(self.latents, "latents")
-        check_name(self.encode, "encode", ENCODERS)
-        check_name(self.mix, "mix", MIXES)
-        check_size(self.blocks, "blocks", 0)
-        check_name(self.decode, "decode", DECODERS)
         check_kernel_config(self.kernel)
+        _check_choices(self.latents, self.encode, self.mix, self.blocks, self.decode)
         _check_scores(self.scale, self.temperature, isinstance(self.kernel, ExpDotProductConfig))
         if self.encode == "slices" and not isinstance(self.kernel, _POSITIVE):
             names = ", ".join(f"{kind.__name__}()" for kind in _POSITIVE)
             raise ValueError(f"encode='slices' needs a positive kernel, one of {names}, got {self.kernel!r}.")
-        if self.implementation is not None:
-            check_name(self.implementation, "implementation", IMPLEMENTATIONS)
-            if isinstance(self.kernel, LINEAR):
-                raise ValueError("linear attention has one implementation: leave implementation=None.")
+        check_implementation(self.implementation, is_linear=isinstance(self.kernel, LINEAR))
 
     def make(
         self,
@@ -198,11 +192,7 @@ class LatentAttention(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.heads, depth = check_heads(width, heads), width // heads
-        check_size(latents, "latents")
-        check_size(blocks, "blocks", 0)
-        check_name(encode, "encode", ENCODERS)
-        check_name(mix, "mix", MIXES)
-        check_name(decode, "decode", DECODERS)
+        _check_choices(latents, encode, mix, blocks, decode)
         kernel = ExpDotProduct() if kernel is None else kernel
         is_softmax = isinstance(one_head(kernel), ExpDotProduct)
         _check_scores(scale, temperature, is_softmax)
@@ -210,10 +200,7 @@ class LatentAttention(nnx.Module):
             raise ValueError(
                 f"encode='slices' needs a positive kernel, got {type(one_head(kernel)).__name__}; use ExpDotProduct()."
             )
-        if implementation is not None:
-            check_name(implementation, "implementation", IMPLEMENTATIONS)
-            if isinstance(one_head(kernel), DotProduct | LearnedFeatures):
-                raise ValueError("linear attention has one implementation: leave implementation=None.")
+        check_implementation(implementation, is_linear=isinstance(one_head(kernel), DotProduct | LearnedFeatures))
         self.encode, self.mix, self.decode, self.temperature = encode, mix, decode, temperature
         self.implementation = implementation
         # the kernel divides by √d
@@ -322,6 +309,14 @@ def _first_latents(encode: str, shape: tuple[int, int, int], spread: float, rngs
         return spread * jax.random.normal(rngs.params(), shape, jnp.float32)
     draw = nnx.initializers.orthogonal()
     return jnp.stack([draw(rngs.params(), (latents, depth)) for _ in range(heads)], axis=1)
+
+
+def _check_choices(latents: int, encode: str, mix: str, blocks: int, decode: str) -> None:
+    check_size(latents, "latents")
+    check_name(encode, "encode", ENCODERS)
+    check_name(mix, "mix", MIXES)
+    check_size(blocks, "blocks", 0)
+    check_name(decode, "decode", DECODERS)
 
 
 def _check_scores(scale: float | None, temperature: str | None, is_softmax: bool) -> None:

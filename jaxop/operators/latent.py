@@ -12,7 +12,7 @@ from jaxop.domains import Decomposed, Domain
 from jaxop.nn import FeedForward, LatentAttentionConfig, LayersConfig, Linear, run_layers
 from jaxop.operators.config import OperatorConfig
 from jaxop.operators.divided import device_by_device
-from jaxop.operators.nodes import check_no_initial, check_same, coordinates, node_functions
+from jaxop.operators.nodes import NO_DECODER, check_no_initial, check_same, coordinates, node_functions
 from jaxop.operators.registry import register
 
 
@@ -284,11 +284,6 @@ class LatentNeuralOperator(nnx.Module):
                 z = layer(z, functions.weights, context=x, positions=where)
             x = z
         else:
-            check_same(
-                at,
-                domain,
-                "this operator has decoder_layers=0 and gives its output on the nodes of its input: `at` needs decoder "
-                "layers, so train an operator with decoder_layers=1.",
-            )
+            check_same(at, domain, NO_DECODER)
         outputs = self.head(x)
         return outputs[0] if functions.is_single else outputs

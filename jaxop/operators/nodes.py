@@ -83,6 +83,13 @@ def check_no_initial(initial: object) -> None:
         raise ValueError("initial must be None: only the TransformerNeuralOperator takes an initial condition.")
 
 
+NO_DECODER = (
+    "this operator has decoder_layers=0 and gives its output on the nodes of its input: `at` needs decoder layers, so "
+    "train an operator with decoder_layers=1."
+)
+"""Remedy of `check_same` for operators that may have decoder layers."""
+
+
 def check_same(at: Domain | Decomposed | None, domain: Domain | Decomposed, remedy: str) -> None:
     """Raises ``NotImplementedError`` unless ``at`` is None, the input's domain, or a domain equal to it."""
     if at is None:

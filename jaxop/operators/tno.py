@@ -20,7 +20,7 @@ from jaxop.nn import (
 from jaxop.nn.encoder import check_attention_config
 from jaxop.operators.config import OperatorConfig
 from jaxop.operators.divided import device_by_device
-from jaxop.operators.nodes import check_same, coordinates, node_functions
+from jaxop.operators.nodes import NO_DECODER, check_same, coordinates, node_functions
 from jaxop.operators.registry import register
 
 
@@ -197,12 +197,7 @@ class TransformerNeuralOperator(nnx.Module):
                 z = layer(z, functions.weights, context=x, **functions.shared)
             x = z
         else:
-            check_same(
-                at,
-                domain,
-                "this operator has decoder_layers=0 and gives its output on the nodes of its input: `at` needs decoder "
-                "layers, so train an operator with decoder_layers=1.",
-            )
+            check_same(at, domain, NO_DECODER)
         outputs = self.head(x)
         return outputs[0] if single else outputs
 
