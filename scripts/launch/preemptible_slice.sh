@@ -4,10 +4,10 @@
 #
 #     TPU=my-slice ZONE=us-west4-a TYPE=v5litepod-16 VERSION=v2-alpha-tpuv5-lite \
 #     SETUP='git clone URL jaxop && pip install "./jaxop[scripts]" "jax[tpu]"' \
-#     scripts/launch/preemptible_slice.sh /shared/runs/wide darcy_fano --training.steps 100000
+#     scripts/launch/preemptible_slice.sh "$RUNS/wide" darcy_fano --training.steps 100000
 #
-# $SETUP prepares a new machine, the run directory on a shared file system included. $POLL_S seconds (30) lie between
-# two looks at the state of the slice.
+# $RUNS is a folder of a file system that all machines share; $SETUP prepares a new machine, that folder included.
+# $POLL_S seconds (30) lie between two looks at the state of the slice.
 set -euo pipefail
 here=$(dirname "${BASH_SOURCE[0]}")
 slice() { gcloud compute tpus queued-resources "$1" "$TPU" --zone="$ZONE" "${@:2}"; }

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Runs one command of jaxop on all machines of a TPU slice, where JAX finds the processes by itself:
 #
-#     TPU=my-slice ZONE=us-west4-a scripts/launch/tpu_slice.sh train darcy_fano --run-dir /shared/runs/wide
+#     TPU=my-slice ZONE=us-west4-a scripts/launch/tpu_slice.sh train darcy_fano --run-dir "$RUNS/wide"
 #
-# Every machine has a checkout in ~/jaxop with jaxop[scripts] and jax[tpu] installed. The run directory is on a file
-# system that all of them share. $PROGRAM replaces `python3 -m jaxop`.
+# Every machine has a checkout in ~/jaxop with jaxop[scripts] and jax[tpu] installed. $RUNS is a folder of a
+# file system that all of them share. $PROGRAM replaces `python3 -m jaxop`.
 set -euo pipefail
 printf -v arguments '%q ' "$@"
 gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker=all \
