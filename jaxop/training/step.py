@@ -78,12 +78,11 @@ def make_step(
             of its own samples, as one device would, and the mean over the devices is the only communication. The step
             takes the state that ``init_state(..., mesh=mesh)`` returns: the devices of "model" share one copy of it.
             They gather the parameters that they compute with, and each gets the mean of its own shard of the
-            gradient. Random streams are folded with the device's number too, so dropout draws
-            other masks on another number of devices. Along an axis "domain" devices also share
-            the nodes of every function of a `jaxop.data.Batch`, and attention passes blocks of keys and values round
-            them: the loss gets the nodes of one device, on a `jaxop.domains.Shard`, whose integrals and L2 norms are
-            those of the whole domain, so that all devices of "domain" have the same losses. None computes on one
-            device.
+            gradient. Along an axis "domain" devices also share the nodes of every function of a `jaxop.data.Batch`,
+            and attention passes blocks of keys and values round them: the loss gets the nodes of one device, on a
+            `jaxop.domains.Shard`, whose integrals and L2 norms are those of the whole domain, so that all devices of
+            "domain" have the same losses. Random streams are folded with the device's number too, so dropout draws
+            other masks on another number of devices. None computes on one device.
 
     Returns:
         A jitted function from (state, batch) to (state, metrics). A batch is a `jaxop.data.Batch`, a
