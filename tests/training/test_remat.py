@@ -16,9 +16,9 @@ from tests.training.test_precision import OPERATORS, fields
 
 pytestmark = pytest.mark.optax
 
-DEEP = {
+DEEP = {  # deep enough that the activations outweigh the largest temporary arrays of one layer
     "fno": dataclasses.replace(OPERATORS["fno"], layers=8),
-    "tno": dataclasses.replace(OPERATORS["tno"], layers=4, dropout=0.1),
+    "tno": dataclasses.replace(OPERATORS["tno"], layers=20, dropout=0.1),
 }
 
 
