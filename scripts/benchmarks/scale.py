@@ -31,12 +31,13 @@ ABOUT = {
         "entry. The other tables are compiled ahead of time for slices of TPU v5e: the estimate of a step is that of "
         "`jaxop plan`, the longer of products and memory traffic by the peak figures of the chip, and then the "
         "messages. It leaves out the latency of messages, which grows with the slice, and assumes that all links carry "
-        "them at once. FNO has four layers of width 32; FANO and TNO have two layers, of width 32 and 128. In the "
-        "second table the samples of a chip are fixed, and the weak efficiency is the estimate of the first slice "
-        "divided by that of the slice. In the third table the chips of a slice share the nodes of one function, and "
-        "the nodes grow with the chips. Attention is quadratic: each of p chips meets its own nodes with those of all "
-        "p, so a step takes about p times as long. The efficiency therefore compares the time of one chip per pair of "
-        "nodes. The last table is one function on a million nodes.",
+        "them at once. FNO has four layers of width 32; the others have two layers, FANO of width 32, TNO and FLARE (a "
+        "latent neural operator with 64 latents) of width 128. In the second table the samples of a chip are fixed, "
+        "and the weak efficiency is the estimate of the first slice divided by that of the slice. In the third table "
+        "the chips of a slice share the nodes of one function, and the nodes grow with the chips. Attention is "
+        "quadratic: each of p chips meets its own nodes with those of all p, so a step takes about p times as long. "
+        "The efficiency therefore compares the time of one chip per pair of nodes. The last table is one function on a "
+        "million nodes.",
         packages=("libtpu",),
     ),
 }
@@ -55,6 +56,7 @@ SMALL: Mapping[str, operators.OperatorConfig] = {
         1, 1, width=32, heads=4, layers=2, feedforward=64, patches=2, modes=4, reference=SIDE
     ),
     "TNO": operators.TransformerNeuralOperatorConfig(1, 1, dim=2, width=64, heads=4, layers=2, feedforward=1024),
+    "FLARE": operators.LatentNeuralOperatorConfig.flare(1, 1, dim=2, width=64, heads=4, layers=2, feedforward=1024),
 }
 """Operators of the first table; each has arrays that are large enough to be divided."""
 
@@ -64,14 +66,15 @@ FULL: Mapping[str, operators.OperatorConfig] = {
         1, 1, width=32, heads=8, layers=2, feedforward=128, patches=2, modes=8, reference=64
     ),
     "TNO": operators.TransformerNeuralOperatorConfig(1, 1, dim=2, layers=2),
+    "FLARE": operators.LatentNeuralOperatorConfig.flare(1, 1, dim=2, layers=2),
 }
-"""Operators of the other tables: those of Darcy flow, and the published TNO, FANO and TNO with two layers of their six.
+"""Operators of the other tables: those of Darcy flow, and the published TNO, FANO, TNO and FLARE with two layers only.
 
 Layers are compiled one by one, so that more of them take longer to compile and hardly change the ratios.
 """
 
 
-WORK = {"FNO": (16, 64), "FANO": (16, 64), "TNO": (4, 32)}
+WORK = {"FNO": (16, 64), "FANO": (16, 64), "TNO": (4, 32), "FLARE": (4, 64)}
 """Functions on each chip in the second table, and the nodes along each side of their grid."""
 
 
@@ -155,7 +158,7 @@ def devices(name: str) -> None:
     jax.config.update("jax_num_cpu_devices", FAKE_DEVICES)
     rows, reference = [], None
     for sizes in FAKE.values():
-        if sizes[2] > 1 and name != "TNO":
+        if sizes[2] > 1 and not can_share_nodes(SMALL[name]):
             continue
         row, gradient = on_devices(SMALL[name], training.MeshConfig(*sizes).make(FAKE_DEVICES))
         reference = gradient if reference is None else reference
@@ -163,6 +166,15 @@ def devices(name: str) -> None:
         differences = jax.tree.map(lambda a, b: float(np.max(np.abs(a - b))), gradient, reference)
         rows.append(row | {"difference": max(jax.tree.leaves(differences)) / largest})
     print(json.dumps(rows))
+
+
+def can_share_nodes(config: operators.OperatorConfig) -> bool:
+    """Returns whether devices can share the nodes of a function for this operator."""
+    try:
+        config.check_shares_nodes()
+    except NotImplementedError:
+        return False
+    return True
 
 
 def on_devices(
