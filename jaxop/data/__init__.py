@@ -21,6 +21,9 @@ from jaxop.data.problems.ode import LORENZ_TASKS as LORENZ_TASKS
 from jaxop.data.problems.ode import controlled_ode as controlled_ode
 from jaxop.data.problems.ode import lorenz63 as lorenz63
 from jaxop.data.problems.ode import solve_lorenz63 as solve_lorenz63
+from jaxop.data.problems.potential_flow import PotentialFlow as PotentialFlow
+from jaxop.data.problems.potential_flow import potential_flow as potential_flow
+from jaxop.data.problems.potential_flow import resample_outline as resample_outline
 from jaxop.data.samples import ArraySource as ArraySource
 from jaxop.data.samples import Batch as Batch
 from jaxop.data.samples import Samples as Samples
