@@ -76,6 +76,7 @@ def test_a_head_starts_from_a_machine_exactly_if_it_can(x64):
     np.testing.assert_array_equal([head_logits(student, h, x, y) for h in (0, 1)], others)
 
 
+@pytest.mark.thorough
 def test_there_and_back(x64):
     teacher, student = layer(param_dtype=jnp.float64), layer(seed=5, param_dtype=jnp.float64)
     x = inputs(300)

@@ -32,7 +32,7 @@ from tests.attention.patch_cases import (
 pytestmark = pytest.mark.sample(3)
 
 
-@pytest.mark.sample(24)
+@pytest.mark.sample(12)
 @sizes
 @kinds
 @pytest.mark.parametrize("implementation", ["dense", "chunked"])

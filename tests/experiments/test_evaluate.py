@@ -52,7 +52,7 @@ def test_files_may_use_other_names(trained, files, tmp_path):
     assert len(rows(trained, "other")) == 1
 
 
-@pytest.mark.sample(1)
+@pytest.mark.thorough
 @pytest.mark.parametrize(("operator", "field"), [("tno", "model.attention.kernel"), ("vitno", "model.kernel")])
 def test_a_kernel_chosen_on_the_command_line_comes_back_with_the_run(operator, field, tmp_path):
     file = write_npz(tmp_path / "a.npz", **functions(9, 16 if operator == "vitno" else 8))  # several patches

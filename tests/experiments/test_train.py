@@ -119,6 +119,7 @@ def test_the_model_takes_what_it_needs_from_the_file_and_says_so(files, tmp_path
     assert [row["set"] for row in table(tmp_path / "run", "test")] == ["b.npz", "c.h5"]
 
 
+@pytest.mark.thorough
 def test_names_inside_the_file_and_a_validation_file_are_selectable(tmp_path):
     """On scattered nodes, which have no H1 norm."""
     u = np.random.default_rng(1).normal(size=(12, 30)).astype(np.float32)
@@ -158,6 +159,7 @@ def test_schwarz_attention_is_trained_and_evaluated_on_scattered_nodes(tmp_path)
         jaxop("evaluate", run, "--data", stacked)
 
 
+@pytest.mark.thorough
 def test_the_transformer_takes_paths_on_uneven_times_of_each_sample(tmp_path):
     times = np.sort(np.random.default_rng(0).uniform(size=(12, 20)), axis=1).astype(np.float32)
     file = write_npz(tmp_path / "paths.npz", x=np.sin(times), y=np.cos(times), coordinates=times)

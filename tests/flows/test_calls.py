@@ -39,7 +39,7 @@ def gradients(function):
     return jax.grad(lambda x, w: jnp.sum(function(x, w) ** 2), argnums=(0, 1))
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @cases
 def test_the_second_eager_call_compiles_nothing(name):
     for call in (CASES[name], gradients(CASES[name])):
@@ -49,6 +49,7 @@ def test_the_second_eager_call_compiles_nothing(name):
         assert compilations() == 0
 
 
+@pytest.mark.sample(1)
 @cases
 def test_samples_on_several_devices(name):
     """Particles that differ between the devices, weights that all share."""

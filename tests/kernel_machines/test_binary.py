@@ -31,7 +31,7 @@ from tests.kernel_machines.cases import (
 )
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(("mask", "solver"), [(None, "spectral"), (None, "cg"), (MASK, "cg")])
 def test_squared_loss_solves_the_normal_equations(x64, case, mask, solver):
@@ -66,7 +66,7 @@ def test_logistic_loss_is_minimal(x64, case, mask):
     assert np.sum(np.logaddexp(0, -z * fitted), where=seen) + LAMBDA * a @ penalty @ a <= found.fun * (1 + 1e-10)
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("case", ["exponential", "signed", "product"])
 @pytest.mark.parametrize("mask", [None, MASK], ids=["all", "masked"])
 def test_hinge_loss_is_minimal(x64, case, mask):

@@ -142,7 +142,7 @@ CASES = {
 }
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", CASES)
 def test_everything_else(name):
     assert_compiles_once(*CASES[name]())
@@ -226,6 +226,7 @@ def test_numbers_of_a_kernel_are_no_part_of_the_program():
     assert not np.allclose(first, second)
 
 
+@pytest.mark.thorough
 def test_under_other_transformations():
     """`jax.vmap`, second derivatives, and another precision, all eagerly."""
     arrays = tuple(map(jnp.asarray, inputs()))

@@ -72,6 +72,7 @@ def test_permutation_of_nodes_changes_nothing(case, implementation):
     np.testing.assert_allclose(permuted, call(query, key, value, weights), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.sample(4)
 @laws
 def test_zero_weight_is_inert_and_has_the_true_derivative(case, implementation):
     query, key, value, weights = inputs()
@@ -166,7 +167,7 @@ def test_unnormalised_integral(case, implementation):
     np.testing.assert_allclose(out, truth, rtol=2e-5, atol=2e-6)
 
 
-@pytest.mark.sample(6)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("case", "masked"),
     [
@@ -187,6 +188,7 @@ def test_fast_equals_dense_in_value_and_gradient_in_float64(case, masked, x64):
         np.testing.assert_allclose(gradient, truth, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("case", KERNELS, ids=str)
 def test_gradients_are_finite_differences_in_float64(case, x64):
     arrays = inputs(jnp.float64, seed=3)
@@ -386,6 +388,7 @@ def test_gradients_reach_what_a_pair_function_closes_over():
     np.testing.assert_allclose(slopes[0], slopes[1], rtol=1e-4)
 
 
+@pytest.mark.sample(4)
 @laws
 def test_vmap_is_a_loop_and_jit_is_eager(case, implementation):
     batch = [inputs(seed=s) for s in range(3)]

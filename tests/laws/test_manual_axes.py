@@ -197,7 +197,7 @@ CASES = {
 }
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("specs", [(ONE, ALL), (ALL, ONE)], ids=["data", "parameters"])
 @pytest.mark.parametrize("name", CASES)
 def test_everything_else(name, specs):

@@ -43,6 +43,7 @@ def connections(layer, z, v, weights, is_causal):
     return force, ours, connected(lambda f: 0.3 * v + f)[1], connected(0.3 * v + force)[1]
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("implementation", ["dense", "chunked"])
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_connection_is_its_definition(implementation, is_causal, x64):
@@ -92,6 +93,7 @@ def test_connection_takes_masks_and_scales_per_head(x64):
     np.testing.assert_allclose(rest, expected, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("kind", ["patches", "coefficients"])
 def test_connection_of_functions_is_its_definition(kind, x64):
     """Inner products over the patch in place of sums over channels; explicit matrices and numerical differentiation."""

@@ -50,6 +50,7 @@ def by_hand(layer, x, *args, **kwargs):
     return x + feedforward(layer.feedforward_norm(x))
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("norm", nn.NORMS)
 @pytest.mark.parametrize("rows", [4096, 8], ids=["at once", "in blocks"])
 def test_value_and_gradient_are_those_of_the_formula(norm, rows, monkeypatch):

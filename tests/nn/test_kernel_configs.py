@@ -29,6 +29,7 @@ def size(tree):
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
+@pytest.mark.sample(4)
 @choices
 def test_attention_is_the_integral_of_its_kernel_and_trains_it(choice):
     attention = nn.IntegralAttentionConfig(kernel=choice).make(8, 2, rngs=nnx.Rngs(0))
@@ -70,7 +71,7 @@ def test_learned_features_start_at_the_size_of_one():
     assert 0.2 < np.std(tiles) < 2
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @choices
 def test_operators_on_functions(choice):
     domain = domains.box((8, 8), rule="midpoint")

@@ -69,7 +69,7 @@ def language_model(block, initial="learned", kernel=None, **options):
     return transformers.SequenceTransformer(config, rngs=nnx.Rngs(0))
 
 
-@pytest.mark.sample(6)
+@pytest.mark.sample(3)
 @blocks
 @pytest.mark.parametrize("initial", ["learned", "zero"])
 @pytest.mark.parametrize("implementation", ["dense", "chunked"])
@@ -229,6 +229,7 @@ def test_both_copies_of_a_doubled_flow_see_the_network():
     assert np.abs(state.velocity - state.history.velocity).max() < 1e-2 * np.abs(state.velocity).max()
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("block", ["H0", "R2", "flow"])
 def test_half_precision(block, dtype):

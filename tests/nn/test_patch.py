@@ -59,6 +59,7 @@ CASES = {
 }
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", CASES)
 def test_fourier_patch_attention_is_attention_in_physical_space(name, x64):
     """Queries, keys and values by numpy's FFT on every patch; scores by sums over nodes."""

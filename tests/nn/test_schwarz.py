@@ -51,6 +51,7 @@ def test_the_coarse_level_carries_information_across_the_domain(coarse):
         assert (change > 1e-4) == is_two_level
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("is_two_level", [True, False])
 def test_functions_converge_on_finer_grids(is_two_level, x64):
     """The same subdomains on every grid: differences shrink by 9 from grid to grid, as the midpoint rule's do."""

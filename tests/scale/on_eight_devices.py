@@ -27,7 +27,7 @@ def mesh(count):
     return training.MeshConfig(data=count).make(count)
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", OPERATORS)
 def test_an_operator_trains_as_on_one_device_with_one_message(name):
     alone, shared = (trained(build(OPERATORS[name]), FIELDS, devices) for devices in (None, mesh(8)))
@@ -64,6 +64,7 @@ def fit(directory, count, *, model=None, config=CONFIG, train=None, **options):
 RUN = dataclasses.replace(CONFIG, accumulate=1, ema_decay=0.0, weight_decay=0.0)
 
 
+@pytest.mark.thorough
 def test_a_run_moves_between_numbers_of_devices(tmp_path):
     """4 devices, then 2, then 1, then 4: restored bit for bit, on the same batches, with the result of one device."""
     alone = fit(tmp_path / "alone", 1, config=RUN)
@@ -103,6 +104,7 @@ def test_an_interrupted_run_on_four_devices_ends_with_the_same_bits(tmp_path):
     assert_same_bits(fit(tmp_path / "run", 4, config=RUN, model=tiny(), resume=True).state, whole.state)
 
 
+@pytest.mark.thorough
 def test_values_that_are_not_finite_are_named_with_their_samples(tmp_path):
     train = samples(22)
     indices = data.batch_indices(22, 4, seed=RUN.seed, step=0)

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parent
-FILES = ["eight_devices", "model_devices", "domain_devices", "domain_training", "explicit_meshes"]
 MARKERS = {"some": [], "others": ["-m", "thorough"]}
+FILES = ["eight_devices", "model_devices", "domain_devices"]
+FILES += [pytest.param(name, marks=pytest.mark.thorough) for name in ("domain_training", "explicit_meshes")]
 
 
 @pytest.mark.parametrize("cases", ["some", pytest.param("others", marks=pytest.mark.thorough)])

@@ -15,7 +15,7 @@ from tests.jaxprs import equations
 from tests.schwarz.cases import DECOMPOSITIONS, factors_on, problem
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("name", DECOMPOSITIONS)
 def test_the_operator_is_the_formula_in_dense_matrices(name, symmetric):

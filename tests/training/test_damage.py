@@ -45,6 +45,7 @@ def test_promise_3_what_cannot_be_read_back_stops_before_the_first_step(tmp_path
     assert rows(tmp_path) == []
 
 
+@pytest.mark.thorough
 def test_promise_3_a_directory_named_like_a_pattern_holds_a_run(whole, tmp_path):
     directory = tmp_path / "run[1]"
     interrupted(directory, 13)

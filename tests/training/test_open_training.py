@@ -114,6 +114,7 @@ def test_promise_8_the_same_seed_gives_the_same_run(case, wholes, tmp_path):
     assert rows(tmp_path) == rows(directory)
 
 
+@pytest.mark.sample(2)
 def test_a_finished_run_gives_the_model_back(case, wholes):
     directory, whole = wholes(case)
     run = training.load_run(directory)

@@ -45,6 +45,7 @@ def gradient(config, precision):
     return jax.value_and_grad(loss), params
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", ["fno", "tno", "fano"])
 def test_gradients_are_those_of_float32_up_to_half_precision(name):
     results = {}

@@ -25,6 +25,7 @@ def rough():
     return np.where(data.gaussian_field(2, 16, seed=7) >= 0, 12.0, 3.0)
 
 
+@pytest.mark.thorough
 def test_solution_converges_at_order_two_for_smooth_coefficient(x64):
     def a(x):
         return jnp.exp(jnp.sin(3 * x[0]) * jnp.cos(2 * x[1]))
