@@ -34,6 +34,7 @@ SECTIONS = {
     "machines": Command("benchmarks.machines", "binary kernel machines against scikit-learn, and large ones"),
     "schwarz": Command("benchmarks.schwarz", "two-level Schwarz operators against global low rank"),
     "two-level": Command("benchmarks.two_level", "layers of Schwarz attention against global attention"),
+    "latent": Command("benchmarks.latent", "layers of latent attention against jnp and PyTorch, up to 10⁶ nodes"),
     "scale": Command("benchmarks.scale", "training steps on several devices and, ahead of time, on slices of TPUs"),
 }
 """The tables."""
@@ -41,6 +42,7 @@ SECTIONS = {
 MEASUREMENTS = {
     "step": Command("benchmarks.steps", "one measurement of steps, as JSON", "step"),
     "momentum-steps": Command("benchmarks.momentum", "the measurements of momentum, as JSON", "steps"),
+    "latent-layer": Command("benchmarks.latent", "one measurement of latent, as JSON", "layer"),
     "scale-devices": Command("benchmarks.scale", "an operator on fake devices, as JSON", "devices"),
     "scale-plan": Command("benchmarks.scale", "the plan of a step for a topology, as JSON", "plan"),
 }

@@ -1,6 +1,7 @@
 """Pressure around airfoils: outlines of the UIUC database, potential flow, and a mesh of its own around each."""
 
 import hashlib
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -119,14 +120,14 @@ def nodes(airfoil: Airfoil, count: int, rng: np.random.Generator, *, nose: float
     chosen = rng.choice(PANELS, 2 * near, p=weights / weights.sum())
     distance = np.exp(rng.uniform(np.log(1.5 * NEAREST), np.log(0.5), 2 * near))
     around = body[chosen] + distance[:, None] * outward[chosen]
-    uniform = rng.uniform(*BOX, (2 * (count - near), 2))
+    uniform = rng.uniform(BOX[0], BOX[1], (2 * (count - near), 2))
     drawn = []
     for points, size in ((around, near), (uniform, count - near)):
         inside = np.all((points > BOX[0]) & (points < BOX[1]), axis=1)
         drawn.append(points[inside & (signed_distance(points, body) > NEAREST)][:size])
     steps = np.linspace(0, 1, 9)[:-1]
     corners = np.stack([BOX[[0, 1, 1, 0, 0], 0], BOX[[0, 0, 1, 1, 0], 1]], axis=1)
-    sides = [a + s * (b - a) for a, b in zip(corners[:-1], corners[1:], strict=True) for s in steps]
+    sides = [a + s * (b - a) for a, b in itertools.pairwise(corners) for s in steps]
     points = np.concatenate([body, np.array(sides), *drawn])
     faces = Delaunay(points).simplices
     corner = points[faces]
