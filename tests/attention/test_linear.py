@@ -47,6 +47,7 @@ def test_averages_are_taken_in_the_precision_of_the_values(implementation, x64):
     assert average(jnp.float32(value)).dtype == jnp.float32
 
 
+@pytest.mark.thorough
 def test_averages_of_lists(unchecked):
     average = averaging_operator([[[0.0]]], [[[0.0]], [[0.0]]])
     np.testing.assert_allclose(average([[[1.0]], [[3.0]]]), [[[2.0]]], rtol=1e-6)

@@ -379,6 +379,7 @@ def test_faces_of_the_padding_change_no_digit(name):
     np.testing.assert_array_equal(jax.grad(norm, argnums=1)(padded, filled, "H1")[domain.size :], 0)
 
 
+@pytest.mark.thorough
 def test_the_norm_can_be_differentiated_with_respect_to_the_nodes(x64):
     u = jnp.asarray(np.cos(UNEVEN))[:, None]
 

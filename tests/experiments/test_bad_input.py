@@ -170,6 +170,7 @@ def test_test_file_of_another_dimension(fails, files, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.thorough
 def test_evaluation_file_with_other_channels(fails, trained, tmp_path):
     u = np.ones((3, 16, 16), np.float32)
     file = write_npz(tmp_path / "scalar.npz", x=u, y=u)

@@ -49,7 +49,7 @@ def test_every_observed_pair_is_held_out_once(over, kind):
         assert (len(shared) == 0) == (over == "columns")
 
 
-@pytest.mark.sample(1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("over", ["pairs", "rows"])
 def test_cross_validation_is_the_loop(over):
     kernel, options = kernels.Gaussian(1.0), {"regularization": 1e-2}

@@ -230,6 +230,7 @@ def test_a_traced_negative_radius_is_its_size():
     np.testing.assert_allclose(predict(-2.0), predict(2.0), rtol=1e-6)
 
 
+@pytest.mark.thorough
 def test_large_powers_and_bad_ones():
     assert km.sinc_power_integral(200) == pytest.approx(math.sqrt(6 * math.pi / 200), rel=1e-2)
     with pytest.raises(ValueError, match="power must be a positive integer, got 0"):

@@ -39,7 +39,7 @@ FEW = ("euclidean-distance", "fourier", "compact-pair", "signed-composed")
 ROWS = [(case, "chunked") for case in DISTINCT] + [(case, "dense") for case in DISTINCT if case.name in LOOPS]
 
 
-@pytest.mark.sample(3)
+@pytest.mark.thorough
 @pytest.mark.parametrize(("case", "implementation"), exemplary(ROWS, FEW), ids=str)
 def test_every_kernel(case, implementation):
     kernel = case.make()

@@ -352,6 +352,7 @@ def test_integer_leaves_of_a_kernel():
     np.testing.assert_allclose(chunked, dense, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
 def test_second_derivatives(causal, x64):
     arrays = [jnp.asarray(a) for a in inputs(jnp.float64, n=M)]

@@ -205,6 +205,7 @@ def test_everything_else(name, specs):
     jax.make_jaxpr(gradients(function, arguments, specs)[0])(*arguments)
 
 
+@pytest.mark.thorough
 def test_four_devices():
     """In a process of its own: the number of devices is fixed when JAX starts."""
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}

@@ -67,6 +67,7 @@ def test_functions_converge_on_finer_grids(is_two_level, x64):
     assert coarse / fine > 7
 
 
+@pytest.mark.thorough
 def test_operators_give_one_function_on_two_grids():
     model, outputs = operator(nn.SchwarzAttentionConfig(2, coarse="hat")), []
 
@@ -100,6 +101,7 @@ def cloud(n, seed):
     return domains.monte_carlo(np.random.default_rng(seed).random((n, 2), np.float32), measure=1.0)
 
 
+@pytest.mark.thorough
 def test_a_decomposition_takes_the_place_of_the_domain():
     domain, config = cloud(60, 0), nn.SchwarzAttentionConfig(4)
     model, u = operator(config), domain.points[:, :1]
@@ -167,6 +169,7 @@ def test_training_on_scattered_nodes(tmp_path):
     assert np.isfinite(on_others.l2).all()
 
 
+@pytest.mark.thorough
 def test_uneven_grids_have_the_subdomains_of_even_ones():
     schwarz = nn.SchwarzAttentionConfig(4)
     even = schwarz.decompose(domains.interval(64, rule="midpoint"))

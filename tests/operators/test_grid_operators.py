@@ -107,7 +107,7 @@ def test_half_precision_rounds_values_but_not_the_geometry(name):
     assert (narrow.dtype, outputs.dtype) == (jnp.float32, jnp.bfloat16)
 
 
-@pytest.mark.sample(1)
+@pytest.mark.thorough
 @every_operator
 def test_at_may_be_the_grid_of_the_input_or_its_equal(name):
     operator, values = make(name), ones(256, 1)

@@ -162,7 +162,7 @@ def test_functions_as_factors_move_to_finer_grids(x64):
     assert max(errors) < 1.2 * errors[0]
 
 
-@pytest.mark.sample(1)
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("first", "second", "subdomains"),
     [

@@ -27,6 +27,7 @@ def quiet(model, train, valid, config, directory, **options):
     return training.fit(model, train, valid, config, run_dir=directory, progress=False, **options)
 
 
+@pytest.mark.thorough
 def test_metrics_of_a_loss_reach_loggers_and_rows(tmp_path):
     case, seen = Case(loss=weighted_l2), []
 
