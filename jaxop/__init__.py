@@ -42,13 +42,16 @@ if TYPE_CHECKING:
     from jaxop import testing as testing
     from jaxop import training as training
     from jaxop import transformers as transformers
+    from jaxop.operators import from_pretrained as from_pretrained
 
 
 def __getattr__(name: str) -> Any:
+    if name == "from_pretrained":
+        return importlib.import_module("jaxop.operators").from_pretrained
     if name in _PARTS:
         return importlib.import_module(f"jaxop.{name}")
     raise AttributeError(f"module 'jaxop' has no attribute {name!r}; its parts are {', '.join(_PARTS)}.")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_PARTS})
+    return sorted({*globals(), *_PARTS, "from_pretrained"})

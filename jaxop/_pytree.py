@@ -35,3 +35,9 @@ def register(cls: type[T], *, static: Sequence[str] = ()) -> type[T]:
 
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
     return cls
+
+
+def leaf_names(tree: object) -> list[str]:
+    """Returns the dotted names of the leaves of a pytree, in its order: ``layers.0.kernel``."""
+    paths = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths]

@@ -20,6 +20,7 @@ from jaxop.operators.grid import GridConfig as GridConfig
 from jaxop.operators.grid import PatchConfig as PatchConfig
 from jaxop.operators.latent import LatentNeuralOperator as LatentNeuralOperator
 from jaxop.operators.latent import LatentNeuralOperatorConfig as LatentNeuralOperatorConfig
+from jaxop.operators.pretrained import from_pretrained as from_pretrained
 from jaxop.operators.registry import CONFIGS as CONFIGS
 from jaxop.operators.registry import Model as Model
 from jaxop.operators.registry import build as build

@@ -12,6 +12,7 @@ from jaxop.nn import VELOCITIES, FlowLayer, Linear, run_layers
 from jaxop.nn.pointwise import check_dropout
 from jaxop.operators.config import OperatorConfig
 from jaxop.operators.divided import device_by_device
+from jaxop.operators.folder import Savable
 from jaxop.operators.nodes import check_no_initial, check_same, node_functions
 from jaxop.operators.registry import register
 
@@ -50,7 +51,7 @@ class FlowNeuralOperatorConfig(OperatorConfig):
 
 
 @register("flow", FlowNeuralOperatorConfig)
-class FlowNeuralOperator(nnx.Module):
+class FlowNeuralOperator(Savable, nnx.Module):
     """u ↦ head ∘ layers ∘ lift, lift = Linear([u(x), x]), layers of `jaxop.nn.FlowLayer`: ẍ = −α ẋ + Γ − C.
 
     The nodes of the domain are particles with the quadrature weights as masses, and every layer is one step of the

@@ -16,6 +16,7 @@ from jaxop.domains import Decomposed, Domain, Grid, Partition, partition
 from jaxop.nn import EncoderConfig, SpectralConvolution
 from jaxop.operators.config import OperatorConfig
 from jaxop.operators.divided import device_by_device
+from jaxop.operators.folder import Savable
 from jaxop.operators.nodes import check_no_initial, check_same
 from jaxop.spectral import check_grid, check_modes
 
@@ -186,7 +187,7 @@ def grid_functions(
     return GridFunctions(lifted, values.dtype, first, weight.astype(wide), is_single)
 
 
-class GridOperator(nnx.Module, Generic[Config]):
+class GridOperator(Savable, nnx.Module, Generic[Config]):
     """Base class of operators between functions on one grid of equal weights; subclasses define `transform`."""
 
     config: Config

@@ -12,6 +12,7 @@ from jaxop.domains import Decomposed, Domain
 from jaxop.nn import FeedForward, LatentAttentionConfig, LayersConfig, Linear, run_layers
 from jaxop.operators.config import OperatorConfig
 from jaxop.operators.divided import device_by_device
+from jaxop.operators.folder import Savable
 from jaxop.operators.nodes import NO_DECODER, check_no_initial, check_same, coordinates, node_functions
 from jaxop.operators.registry import register
 
@@ -189,7 +190,7 @@ def _slices(mix: str, temperature: str) -> LatentAttentionConfig:
 
 
 @register("latent", LatentNeuralOperatorConfig)
-class LatentNeuralOperator(nnx.Module):
+class LatentNeuralOperator(Savable, nnx.Module):
     """u ↦ head ∘ layers ∘ lift, where the layers integrate over the nodes into G latents and read them at the nodes.
 
     The lift is a network of [u(x), x]. The integrals of `jaxop.nn.LatentAttention` are quadratures with the weights of

@@ -11,13 +11,14 @@ from jaxtyping import Array, Float
 from jaxop._validation import accumulator, as_float, check_plain, first_index, float_dtype, is_concrete
 from jaxop.domains import Decomposed, Domain
 from jaxop.operators.config import Operator, OperatorConfig
+from jaxop.operators.folder import Savable
 
 
 class Statistic(nnx.Variable):
     """Constant stored with a model: part of its checkpoint, not of its trainable parameters."""
 
 
-class Standardized(nnx.Module):
+class Standardized(Savable, nnx.Module):
     """u ↦ σ_out · G((u − μ_in)/σ_in) + μ_out, channel by channel, around an operator G.
 
     The statistics are those of the training set, and stay the same for all later data. They are `Statistic` variables
@@ -97,6 +98,11 @@ class Standardized(nnx.Module):
     def config(self) -> OperatorConfig:
         """The config of the operator inside."""
         return self.operator.config
+
+    def _parts(self) -> tuple[nnx.Module, dict[str, Array] | None]:
+        names = ("input_mean", "input_std", "output_mean", "output_std", "initial_mean", "initial_std")
+        present = {name: getattr(self, name)[...] for name in names if hasattr(self, name)}
+        return cast(nnx.Module, self.operator), present
 
     def __call__(
         self,

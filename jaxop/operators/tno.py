@@ -20,6 +20,7 @@ from jaxop.nn import (
 from jaxop.nn.encoder import check_attention_config
 from jaxop.operators.config import OperatorConfig
 from jaxop.operators.divided import device_by_device
+from jaxop.operators.folder import Savable
 from jaxop.operators.nodes import NO_DECODER, check_same, coordinates, node_functions
 from jaxop.operators.registry import register
 
@@ -105,7 +106,7 @@ class TransformerNeuralOperatorConfig(EncoderConfig, OperatorConfig):
 
 
 @register("tno", TransformerNeuralOperatorConfig)
-class TransformerNeuralOperator(nnx.Module):
+class TransformerNeuralOperator(Savable, nnx.Module):
     """u ↦ head ∘ layers ∘ lift, lift = Linear([u(x), x]), layers of attention ∫ k(Qu(x), Ku(y)) Vu(y) dy.
 
     The integrals are quadratures with the weights of the domain. The same weights of the network act on every domain:

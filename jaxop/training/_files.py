@@ -1,14 +1,13 @@
 """Files of a run: read with bounds, written in one go, kept when damaged, and written by one process at a time."""
 
 import contextlib
-import json
 import os
 import re
 import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import jax
 
@@ -16,7 +15,6 @@ from jaxop._validation import check_type
 from jaxop.training.processes import from_first, gathered, is_first
 
 _REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # one slash, because pathlib drops the other
-_LARGEST = 2**28  # bytes of a JSON file
 _LOCK = "writer.lock"
 _SIGHT_S = 10.0  # for a file of another machine to appear
 
@@ -37,37 +35,6 @@ def local_path(path: str | os.PathLike[str], argument: str) -> Path:
             "file system; give a local directory and copy it to the remote store afterwards."
         )
     return Path(path)
-
-
-def read_json(path: Path) -> Any:
-    """Returns the contents of a JSON file.
-
-    Raises:
-        OSError: if the file does not exist, or may not be read.
-        ValueError: if it is a device, pipe or directory, is larger than 256 MiB, is not JSON, or is nested too
-            deeply; the message names the file.
-    """
-    size = path.stat().st_size
-    if not path.is_file():
-        raise ValueError(f"{path} is not a regular file.")
-    if size > _LARGEST:
-        raise ValueError(f"{path} has {size} bytes, more than the {_LARGEST} that are read.")
-    try:
-        return json.loads(path.read_bytes())
-    except RecursionError as error:
-        raise ValueError(f"{path} is nested too deeply.") from error
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}).") from error
-
-
-def write_in_one_go(path: Path, content: bytes) -> None:
-    """Replaces a file by a file with this content, on the disk; a reader sees the old file or the new one."""
-    scratch = path.with_suffix(".tmp")
-    with scratch.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(scratch, path)
 
 
 def set_aside(path: Path) -> Path:

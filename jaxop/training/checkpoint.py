@@ -21,7 +21,9 @@ import numpy as np
 from jaxtyping import Array
 from orbax.checkpoint import v1 as orbax
 
-from jaxop.training._files import local_path, read_json, set_aside
+from jaxop._files import read_json
+from jaxop._pytree import leaf_names
+from jaxop.training._files import local_path, set_aside
 from jaxop.training.processes import from_first, gathered, spans_processes
 
 State = TypeVar("State")
@@ -352,12 +354,6 @@ class Checkpoints:
                 doomed = self.path(step).with_suffix(".tmp")  # renamed in one go and then removed
                 self.path(step).rename(doomed)
                 _remove(doomed)
-
-
-def leaf_names(tree: object) -> list[str]:
-    """Returns the dotted names of the leaves of a pytree, in its order: ``layers.0.kernel``."""
-    paths = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths]
 
 
 def first_nonfinite(leaves: Mapping[str, Leaf]) -> str | None:

@@ -8,12 +8,12 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxop._config import Json
+from jaxop._pytree import leaf_names
 from jaxop.data import DataSource, Examples, Samples
 from jaxop.data.samples import ArraySource, blocks
 from jaxop.data.source import check_batch
 from jaxop.domains import Decomposed, Domain, TriangleMesh
 from jaxop.domains.domain import as_domain
-from jaxop.training.checkpoint import leaf_names
 from jaxop.training.config import to_json
 
 

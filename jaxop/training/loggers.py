@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO, runtime_checkable
 
-from jaxop.training._files import write_in_one_go
+from jaxop._files import write_in_one_go
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar

@@ -12,12 +12,13 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, PyTree
 
+from jaxop._pytree import leaf_names
 from jaxop.data import DataSource, batch_indices
 from jaxop.data.source import BatchForm, batch_form, check_batch, check_same_form
 from jaxop.training._arguments import RESERVED, check_arguments, check_sources
 from jaxop.training._files import local_path, writing_by_first
 from jaxop.training._running import Clock, noted, prefetched, stop_signals
-from jaxop.training.checkpoint import Checkpoints, first_nonfinite, leaf_names
+from jaxop.training.checkpoint import Checkpoints, first_nonfinite
 from jaxop.training.config import TrainingConfig, check_same_settings, path_fields, to_json
 from jaxop.training.evaluation import mean_errors, trace_errors
 from jaxop.training.identity import describe_source

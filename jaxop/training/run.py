@@ -21,8 +21,9 @@ from jax.sharding import Mesh, PartitionSpec
 
 import jaxop
 from jaxop._config import from_dict, to_dict
+from jaxop._files import read_json, write_in_one_go
 from jaxop.operators import CONFIGS, Standardized, build, models
-from jaxop.training._files import local_path, read_json, set_aside, write_in_one_go
+from jaxop.training._files import local_path, set_aside
 from jaxop.training.checkpoint import Checkpoints
 from jaxop.training.config import LOSSES, TrainingConfig, to_json
 from jaxop.training.loggers import read_metrics

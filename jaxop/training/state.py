@@ -9,9 +9,8 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from jaxop._pytree import register
+from jaxop._pytree import leaf_names, register
 from jaxop._validation import check_type
-from jaxop.training.checkpoint import leaf_names
 from jaxop.training.config import TrainingConfig
 from jaxop.training.mesh import check_mesh
 from jaxop.training.optimizer import EvalParams, Optimizer, Tree, check_optimizer, evaluated_params

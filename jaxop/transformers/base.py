@@ -13,6 +13,7 @@ from jaxop._validation import accumulator
 from jaxop.nn import EncoderConfig, IntegralAttentionConfig, LayerNorm, Linear, ModelConfig, run_layers
 from jaxop.nn.encoder import check_attention_config
 from jaxop.nn.layers import start_layers
+from jaxop.operators.folder import Savable
 
 _POSITION_SCALE = 0.02
 
@@ -45,7 +46,7 @@ class TransformerConfig(EncoderConfig):
 Config = TypeVar("Config", bound=TransformerConfig)
 
 
-class Transformer(nnx.Module, Generic[Config]):
+class Transformer(Savable, nnx.Module, Generic[Config]):
     """Base class of transformers of one sequence or image: layers between an embedding and a head.
 
     Args:

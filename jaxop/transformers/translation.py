@@ -12,6 +12,7 @@ from jaxop.nn import EncoderLayer, IntegralAttentionConfig, LayerNorm, LayersCon
 from jaxop.nn.encoder import check_attention_config
 from jaxop.operators import register
 from jaxop.operators.divided import device_by_device
+from jaxop.operators.folder import Savable
 from jaxop.transformers.sequence import TokenEmbedding, check_padding, check_sequences, check_vocabulary, token_weights
 
 
@@ -58,7 +59,7 @@ class EncoderDecoderTransformerConfig(LayersConfig):
 
 
 @register("translation", EncoderDecoderTransformerConfig)
-class EncoderDecoderTransformer(nnx.Module):
+class EncoderDecoderTransformer(Savable, nnx.Module):
     """Maps tokens to the logits of p(t_{i+1} | t_0 … t_i, s): sees all of the source s, and the target t up to token i.
 
     The encoder's layers act on the source. The decoder's layers come in pairs: causal attention between the tokens of

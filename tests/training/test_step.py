@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from jaxop import kernels, nn, operators, testing, training, transformers
-from jaxop.training.checkpoint import leaf_names
+from jaxop._pytree import leaf_names
 from jaxop.training.optimizer import decays
 from jaxop.training.state import split_model
 from tests.training.cases import CONFIG, assert_same_bits, batch, leaves, samples, stacked_samples, tiny
