@@ -4,6 +4,7 @@
     jaxop train custom        your own arrays
     jaxop resume RUN          continue a run
     jaxop evaluate RUN        errors and pictures on other grids or files
+    jaxop export-model RUN    the trained operator as a folder that others load
     jaxop plan NAME           memory, messages and time of a step on devices that need not be there
     jaxop list                experiments and operators
 
@@ -23,6 +24,7 @@ from jaxop._validation import check_name
 from jaxop.experiments import terminal
 from jaxop.experiments.evaluation import evaluate
 from jaxop.experiments.experiment import first_line, load_recipe, ready_made
+from jaxop.experiments.export import export_model
 from jaxop.experiments.plan import plan, without_accelerator, write_json
 from jaxop.experiments.run import train
 
@@ -64,6 +66,15 @@ NAME and its settings are those of `jaxop train NAME --help`, and two more:
     --json FILE               also write all figures to a file
 
 The topologies of TPUs need libtpu: pip install 'jaxop[plan]'."""
+
+
+_EXPORT = """Writes the trained operator of a run as a folder, or as one file that ends in .zip, with a card that says
+what it was trained on and how well it does.
+
+    jaxop export-model runs/mine --to models/mine
+    jaxop export-model runs/mine --to mine.zip --checkpoint last
+
+In Python, jaxop.from_pretrained("models/mine") loads it, without the run and its data."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -116,6 +127,17 @@ def _evaluate(arguments: Sequence[str]) -> None:
     evaluate(settings)
 
 
+def _export_model(arguments: Sequence[str]) -> None:
+    parser = _parser("jaxop export-model", _EXPORT)
+    parser.add_argument("run", metavar="RUN", type=Path, help="the run directory")
+    parser.add_argument("--to", type=Path, required=True, help="a new folder, or a new file that ends in .zip")
+    parser.add_argument("--checkpoint", default="best", help="best, last, or the number of a step (default: best)")
+    given = parser.parse_args(arguments)
+    checkpoint = int(given.checkpoint) if given.checkpoint.isdecimal() else given.checkpoint
+    path = export_model(given.run, given.to, checkpoint=checkpoint)
+    sys.stdout.write(f"model: {path}\n")
+
+
 def _plan(arguments: Sequence[str]) -> None:
     parser = _parser("jaxop plan", f"{_PLAN}\n\n{_listing('experiments', ready_made())}")
     name, others = _first(parser, "NAME", arguments)
@@ -137,7 +159,14 @@ def _list(arguments: Sequence[str]) -> None:
     sys.stdout.write(f"{_listing('experiments', ready_made())}\n\n{_listing('operators', about)}\n")
 
 
-_COMMANDS = {"train": _train, "resume": _resume, "evaluate": _evaluate, "plan": _plan, "list": _list}
+_COMMANDS = {
+    "train": _train,
+    "resume": _resume,
+    "evaluate": _evaluate,
+    "export-model": _export_model,
+    "plan": _plan,
+    "list": _list,
+}
 
 
 def _parser(prog: str, description: str | None) -> argparse.ArgumentParser:

@@ -123,7 +123,7 @@ class Run:
 
     def _compare(self, model: nnx.Module, settings: Mapping[str, object]) -> None:
         """Warns if a setting of the model differs from the recorded one, although its parameters may fit."""
-        ours, recorded = getattr(model, "config", None), settings.get("model")
+        ours, recorded = getattr(model, "config", None), in_present_terms(settings).get("model")
         if not dataclasses.is_dataclass(ours) or not isinstance(recorded, dict):
             return
         given = to_dict(ours)

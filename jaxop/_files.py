@@ -1,0 +1,48 @@
+"""JSON files that are read with bounds, and files that are written in one go."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+_LARGEST = 2**28  # bytes of a JSON file
+
+
+def read_json(path: Path) -> Any:
+    """Returns the contents of a JSON file.
+
+    Raises:
+        OSError: if the file does not exist, or may not be read.
+        ValueError: if it is a device, pipe or directory, is larger than 256 MiB, is not JSON, or is nested too
+            deeply; the message names the file.
+    """
+    size = path.stat().st_size
+    if not path.is_file():
+        raise ValueError(f"{path} is not a regular file.")
+    if size > _LARGEST:
+        raise ValueError(f"{path} has {size} bytes, more than the {_LARGEST} that are read.")
+    return parse_json(path.read_bytes(), str(path))
+
+
+def parse_json(content: bytes, name: str) -> Any:
+    """Returns what JSON text says.
+
+    Raises:
+        ValueError: if it is not JSON, or is nested too deeply; the message begins with the name.
+    """
+    try:
+        return json.loads(content)
+    except RecursionError as error:
+        raise ValueError(f"{name} is nested too deeply.") from error
+    except ValueError as error:
+        raise ValueError(f"{name} is not valid JSON ({error}).") from error
+
+
+def write_in_one_go(path: Path, content: bytes) -> None:
+    """Replaces a file by a file with this content, on the disk; a reader sees the old file or the new one."""
+    scratch = path.with_suffix(".tmp")
+    with scratch.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(scratch, path)

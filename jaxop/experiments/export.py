@@ -1,0 +1,72 @@
+"""The model of a run as a folder that others load without the run."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxop import training
+from jaxop._files import read_json
+
+
+def export_model(run: str | os.PathLike[str], to: str | os.PathLike[str], *, checkpoint: int | str = "best") -> Path:
+    """Writes the trained operator of a run as a folder or zip file, with a card; `jaxop.from_pretrained` loads it.
+
+    The card says what the run recorded: the data with their checksums, the settings of the training, and the errors of
+    every evaluation of the checkpoint, in the units of the data.
+
+    Args:
+        run: the run directory.
+        to: a new folder, or a new file that ends in ``.zip``.
+        checkpoint: "best", "last" or the number of a step.
+
+    Returns:
+        The path of the folder or file.
+
+    Raises:
+        FileNotFoundError: if the run or the checkpoint does not exist.
+        FileExistsError: if something is at ``to`` already.
+        ValueError: if the run did not record its operator.
+        ImportError: if safetensors is not installed.
+    """
+    loaded = training.load_run(run)
+    step = loaded.step(checkpoint)
+    return loaded.model(checkpoint=step).save(to, card=card_of(loaded, step))
+
+
+def card_of(run: training.Run, step: int) -> dict[str, str]:
+    """Returns the sections of the card of a run's operator."""
+    data = {name: run.config[name] for name in ("problem", "data", "train") if name in run.config}
+    sections = {
+        "Data": f"Inputs and outputs are in the units of these data.\n\n{_code(data)}",
+        "Training": f"Step {step} of the run with these settings.\n\n{_code(run.config['training'])}",
+    }
+    errors = [row for row in run.metrics if row["step"] == step and "loss" not in row]
+    lines = ["| set | grid | samples | relative L2 | relative H1 |", "|---|---|---|---|---|"]
+    for file in sorted((run.directory / "evaluation").glob("*.json")):
+        record = read_json(file)
+        if record["step"] == step:
+            lines += [_row(row) for row in record["sets"]]
+    for row in errors:
+        names = [name for name in row if name.endswith("/l2")]
+        lines += [
+            f"| {name[:-3]} (validation) | | | {row[name]:.3e} | {_number(row.get(name[:-2] + 'h1'))} |"
+            for name in names
+        ]
+    if len(lines) > 2:
+        sections["Errors"] = "Means over the samples.\n\n" + "\n".join(lines)
+    return sections
+
+
+def _row(row: Mapping[str, Any]) -> str:
+    errors = " | ".join(_number(row[name]) for name in ("rel_l2", "rel_h1"))
+    return f"| {row['set']} | {row['grid']} | {row['samples']} | {errors} |"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3e}"
+
+
+def _code(value: object) -> str:
+    return f"```json\n{json.dumps(value, indent=2)}\n```"

@@ -1,0 +1,260 @@
+"""Models as folders: config, weights, statistics and a card, without the data of the training and without pickle."""
+
+import dataclasses
+import hashlib
+import inspect
+import json
+import os
+import platform
+import re
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array
+
+from jaxop._config import Json, to_dict
+from jaxop._files import parse_json
+from jaxop._pytree import leaf_names
+from jaxop._validation import check_type
+from jaxop.operators.registry import model_of
+
+FORMAT = 1
+"""Version of the format of folders that this version writes; it reads this one and all before it."""
+
+CONFIG, WEIGHTS, STATISTICS, CARD = "config.json", "model.safetensors", "statistics.json", "card.md"
+
+
+class Savable:
+    """Base class of models that `save` as folders, which `jaxop.from_pretrained` loads."""
+
+    def save(self, path: str | os.PathLike[str], *, card: Mapping[str, str] | None = None) -> Path:
+        """Writes the model to a folder, or to one file if the name ends in ``.zip``.
+
+        The folder has config and checksums (``config.json``), weights (``model.safetensors``), the statistics of a
+        `jaxop.operators.Standardized` (``statistics.json``), and a page for its readers (``card.md``). Weights in half
+        precision are stored in float32. Random streams are not stored.
+
+        Args:
+            path: a new folder or file.
+            card: further sections of the card, Markdown by title, such as {"Data": "Darcy flow, seed 0"}.
+
+        Returns:
+            The path.
+
+        Raises:
+            FileExistsError: if something is there already.
+            TypeError: if the class of the model is not registered, or ``card`` is not a dict of strings.
+            ValueError: if a weight is not finite; the message names it.
+            ImportError: if safetensors is not installed.
+
+        Cost: one copy of the weights in host memory.
+
+        Example:
+            >>> import tempfile
+            >>> from flax import nnx
+            >>> import jaxop
+            >>> config = jaxop.operators.FourierNeuralOperatorConfig(1, 1, width=4, layers=1, modes=2, reference=8)
+            >>> operator = jaxop.operators.build(config, rngs=nnx.Rngs(0))
+            >>> folder = operator.save(tempfile.mkdtemp() + "/fno", card={"Data": "none, it is not trained"})
+            >>> sorted(file.name for file in folder.iterdir())
+            ['card.md', 'config.json', 'model.safetensors']
+            >>> jaxop.from_pretrained(folder).config == config
+            True
+        """
+        operator, statistics = self._parts()
+        files = _contents(operator, statistics, dict(card or {}))
+        return _write(Path(path), files)
+
+    def _parts(self) -> tuple[nnx.Module, dict[str, Array] | None]:
+        """Returns the registered model, and the statistics of its data if it has any."""
+        assert isinstance(self, nnx.Module)
+        return self, None
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """What a folder says.
+
+    Attributes:
+        path: the folder or file.
+        config: the contents of ``config.json``.
+        weights: arrays by the path of their leaf.
+        statistics: the contents of ``statistics.json``, or None.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    weights: dict[str, np.ndarray]
+    statistics: dict[str, list[float]] | None
+
+
+def read_folder(path: str | os.PathLike[str]) -> Saved:
+    """Reads what `Savable.save` wrote, and compares all of it with its checksums.
+
+    Raises:
+        FileNotFoundError: if there is nothing, or a file is missing; the message names it.
+        ValueError: if a file was changed or cut, or the format is newer than `FORMAT`; the message names file and
+            version.
+    """
+    check_type(path, "path", (str, os.PathLike), "the path of a folder or file that model.save(path) wrote")
+    place = Path(path)
+    read = _reader(place)
+    config = parse_json(read(CONFIG), f"{place}/{CONFIG}")
+    if not isinstance(config, dict) or not isinstance(config.get("format"), int):
+        raise ValueError(f"{place}/{CONFIG} does not describe a model that model.save(path) wrote.")
+    if config["format"] > FORMAT:
+        raise ValueError(
+            f"{place} has format {config['format']} of jaxop {config.get('jaxop')}, but this version, "
+            f"{metadata.version('jaxop')}, reads formats up to {FORMAT}; update jaxop."
+        )
+    if config.pop("seal", None) != _seal(config):
+        raise ValueError(f"{place}/{CONFIG} was changed after it was written; get another copy of the model.")
+    contents = {name: read(name) for name in config["files"]}
+    for name, (size, checksum) in config["files"].items():
+        if (len(contents[name]), _hash(contents[name])) != (size, checksum):
+            raise ValueError(
+                f"{place}/{name} was changed after it was written, or cut: it has {len(contents[name])} bytes of "
+                f"{size} and another checksum; get another copy of the model."
+            )
+    statistics = parse_json(contents[STATISTICS], f"{place}/{STATISTICS}") if STATISTICS in contents else None
+    return Saved(place, config, _safetensors().load(contents[WEIGHTS]), statistics)
+
+
+def named_weights(model: nnx.Module) -> dict[str, Any]:
+    """Returns all arrays of a model but its random streams, by the path of their leaf."""
+    _, _, rest = nnx.split(model, nnx.RngState, ...)
+    tree = nnx.to_pure_dict(rest)
+    return dict(zip(leaf_names(tree), jax.tree.leaves(tree), strict=True))
+
+
+def _contents(operator: nnx.Module, statistics: dict[str, Array] | None, card: dict[str, str]) -> dict[str, bytes]:
+    """Returns the files of a folder by name."""
+    check_type(card, "card", dict, "a dict of Markdown by title")
+    for title, text in card.items():
+        if not isinstance(title, str) or not isinstance(text, str):
+            raise TypeError(f"card must map titles to Markdown, got {title!r}: {text!r}.")
+    config = operator.config  # pyright: ignore[reportAttributeAccessIssue]
+    name = model_of(config).name
+    weights = {}
+    for leaf, array in named_weights(operator).items():
+        array = np.asarray(jax.device_get(array), order="C")  # safetensors reads the memory as it lies
+        if jnp.issubdtype(array.dtype, jnp.floating):
+            array = array.astype(np.promote_types(array.dtype, np.float32))
+            if not np.isfinite(array).all():
+                raise ValueError(f"{leaf} of the model is not finite; only models with finite weights are saved.")
+        weights[leaf] = array
+    files = {WEIGHTS: _safetensors().save(weights, {"format": "np"})}
+    if statistics is not None:
+        numbers = {key: np.asarray(value, np.float64).tolist() for key, value in statistics.items()}
+        files[STATISTICS] = _json(numbers)
+    count = sum(array.size for array in weights.values())
+    files[CARD] = _card(operator, to_dict(config), count, card).encode()
+    description: dict[str, Any] = {
+        "format": FORMAT,
+        "jaxop": metadata.version("jaxop"),
+        "model": name,
+        "config": to_dict(config),
+        "files": {key: [len(content), _hash(content)] for key, content in files.items()},
+    }
+    return {CONFIG: _json(description | {"seal": _seal(description)}), **files}
+
+
+def _write(path: Path, files: dict[str, bytes]) -> Path:
+    """Writes a folder or a zip file, which appears when it is complete."""
+    if os.path.lexists(path):
+        raise FileExistsError(f"{path} exists already; give a new name, or remove it first.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        made = scratch / path.name
+        if path.suffix == ".zip":
+            with zipfile.ZipFile(made, "w") as archive:
+                for name, content in files.items():
+                    archive.writestr(zipfile.ZipInfo(name), content)
+        else:
+            made.mkdir()
+            for name, content in files.items():
+                (made / name).write_bytes(content)
+        os.rename(made, path)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return path
+
+
+def _reader(place: Path) -> Any:
+    """Returns a function that reads a file of a folder or of a zip file by name."""
+    if not place.exists():
+        raise FileNotFoundError(f"{place} does not exist; give the folder or file that model.save(path) wrote.")
+    if place.is_dir():
+
+        def read(name: str) -> bytes:
+            if not (place / name).is_file():
+                raise FileNotFoundError(f"{place} has no file {name}; get another copy of the model.")
+            return (place / name).read_bytes()
+
+        return read
+    try:
+        archive = zipfile.ZipFile(place)
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{place} is neither a folder nor a zip file of a model ({error}).") from error
+
+    def member(name: str) -> bytes:
+        try:
+            with zipfile.ZipFile(place) as opened:
+                return opened.read(name)
+        except KeyError:
+            raise FileNotFoundError(f"{place} has no file {name}; get another copy of the model.") from None
+        except (zipfile.BadZipFile, OSError, EOFError) as error:
+            raise ValueError(f"{place}/{name} is damaged ({error}); get another copy of the model.") from error
+
+    archive.close()
+    return member
+
+
+def _card(operator: nnx.Module, config: dict[str, Json], count: int, sections: dict[str, str]) -> str:
+    """Returns the page for the readers of a folder."""
+    about = inspect.getdoc(type(operator)) or ""
+    source = re.search(r"^Source: (.+?)(?:\n\s*\n|\Z)", about, re.MULTILINE | re.DOTALL)
+    lines = [f"# {type(operator).__name__}", about.partition("\n")[0]]
+    if "in_channels" in config:
+        lines.append(
+            f"It maps functions with {config['in_channels']} channels to functions with {config['out_channels']} "
+            f"channels, in {config['dim']} space dimensions, and has {count:,} numbers."
+        )
+    lines.append("```python\nimport jaxop\n\nmodel = jaxop.from_pretrained(PATH)\noutputs = model(values, domain)\n```")
+    for title, text in sections.items():
+        lines += [f"## {title}", text.strip()]
+    if source:
+        lines += ["## Source of the architecture", re.sub(r"\s+", " ", source[1])]
+    packages = [f"{name} {metadata.version(name)}" for name in ("jaxop", "jax", "flax")]
+    lines += ["## Versions", f"Written with Python {platform.python_version()}, {', '.join(packages)}."]
+    return "\n\n".join(lines) + "\n"
+
+
+def _json(value: object) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()
+
+
+def _seal(value: object) -> str:
+    return _hash(json.dumps(value, sort_keys=True).encode())
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.numpy
+    except ImportError as error:
+        raise ImportError("saved models need safetensors; install it with: pip install 'jaxop[share]'") from error
+    return safetensors.numpy
