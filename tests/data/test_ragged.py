@@ -106,7 +106,9 @@ def test_samples_are_read_on_demand():
     source = OnDemand(pairs())
     samples = data.RaggedSamples(source)
     assert source.reads == list(range(len(SIZES)))  # the one pass of the checks
-    samples.identity(), samples.groups(3), samples.buckets  # noqa: B018
+    assert samples.identity()
+    assert samples.groups(3)
+    assert samples.buckets
     part = samples.take([7, 0, 2])
     assert len(source.reads) == len(SIZES)
     part[[2, 1, 2]]
@@ -178,7 +180,10 @@ N = SIZES[3]
     [
         (lambda: spoiled("inputs", np.nan), r"samples\[3\]\.inputs must be finite in float32, .*\[5, 0\] = nan"),
         (lambda: spoiled("targets", -np.inf), r"samples\[3\]\.targets must be finite .*\[5, 0\] = -inf"),
-        (lambda: changed(inputs=np.ones((N, 3), np.float32)), r"samples\[3\] and samples\[0\] differ in input channels"),
+        (
+            lambda: changed(inputs=np.ones((N, 3), np.float32)),
+            r"samples\[3\] and samples\[0\] differ in input channels",
+        ),
         (lambda: changed(targets=np.ones((N, 2), np.float32)), "differ in target channels: 2 instead of 1"),
         (lambda: changed(initial=np.ones(2)), "differ in initial channels: 2 instead of 0"),
         (lambda: changed(domain=cloud(N, dim=3)), "differ in space dimensions: 3 instead of 2"),
@@ -187,7 +192,7 @@ N = SIZES[3]
         (lambda: changed(inputs=np.ones((N, 2), np.float16)), "differ in dtype of the inputs: float16 instead of"),
         (
             lambda: [functions(domains.interval(9)), functions(domains.interval(10))],
-            r"differ in domain: Grid of shape \(10,\).* instead of Grid of shape \(9,\).*convert each with .*from_nodes",
+            r"differ in domain: Grid of shape \(10,\).* instead of Grid of shape \(9,\).*convert each .*from_nodes",
         ),
         (list, "samples is empty"),
     ],

@@ -20,7 +20,7 @@ SIZES = {"width": 8, "heads": 2, "layers": 1}
 
 
 class Mean(nnx.Module):
-    """A pointwise network of the values and their mean over the domain; it remembers the shapes that it was traced on."""
+    """A pointwise network of the values and their mean over the domain, which remembers the shapes it was traced on."""
 
     def __init__(self):
         rngs = nnx.Rngs(0)
@@ -152,7 +152,8 @@ def test_a_run_compiles_one_program_per_bucket_and_resumes_bit_for_bit(tmp_path,
         whole = fit(tmp_path / "whole", loggers=[compilations], progress=True, config=config)
     assert compilations.at_step[1] == compilations.at_step[14]
     assert set(Mean.traced) == {(2, 11, 2), (2, 31, 2)}
-    line = "10 samples in 2 buckets, each with a program of its own: 5 of 11 nodes (11% padding); 5 of 31 nodes (5% padding)"
+    line = "10 samples in 2 buckets, each with a program of its own: "
+    line += "5 of 11 nodes (11% padding); 5 of 31 nodes (5% padding)"
     assert capsys.readouterr().out.splitlines()[0] == line
     with interruption(8) as loggers:
         fit(tmp_path / "run", loggers=loggers, config=config)
@@ -194,9 +195,11 @@ def test_outputs_on_other_nodes_and_h1_errors_on_meshes():
 def test_a_loss_of_the_user_is_averaged_over_all_samples(tmp_path):
     def squares(model, batch):
         errors = model(batch.inputs, batch.domain) - batch.targets
-        losses = jax.vmap(batch.domain.norm)(errors) ** 2 if not batch.domain.is_batched else jax.vmap(
-            lambda domain, error: domain.norm(error) ** 2
-        )(batch.domain, errors)
+        losses = (
+            jax.vmap(batch.domain.norm)(errors) ** 2
+            if not batch.domain.is_batched
+            else jax.vmap(lambda domain, error: domain.norm(error) ** 2)(batch.domain, errors)
+        )
         return losses, {"twice": 2 * losses}
 
     result = fit(tmp_path, config=dataclasses.replace(CONFIG, steps=1, warmup_steps=0), loss=squares)
@@ -225,7 +228,9 @@ def test_sets_that_do_not_fit_are_refused_before_anything_is_written(tmp_path):
         fit(tmp_path, valid={"other": data.RaggedSamples(three)})
     with pytest.raises(ValueError, match="batch_size=11 exceeds the 10 training samples"):
         fit(tmp_path, config=dataclasses.replace(CONFIG, batch_size=11))
-    with pytest.raises(TypeError, match=r"train must be jaxop\.data\.Examples for loss='cross_entropy', got RaggedSamp"):
+    with pytest.raises(
+        TypeError, match=r"train must be jaxop\.data\.Examples for loss='cross_entropy', got RaggedSamp"
+    ):
         fit(tmp_path, config=dataclasses.replace(CONFIG, loss="cross_entropy"))
     assert not list(tmp_path.iterdir())
 
