@@ -40,16 +40,16 @@ class Bucket:
         indices: numbers of the samples in the set, increasing, shape (g,).
         nodes: nodes of the inputs, with padding.
         at_nodes: nodes of the targets, with padding; None if they are those of the inputs.
-        faces: triangles of the inputs' meshes, with padding; None if they are not meshes.
-        at_faces: triangles of the targets' meshes, with padding; None if they are not meshes.
+        simplices: triangles of the inputs' meshes, with padding; None if they are not meshes.
+        at_simplices: triangles of the targets' meshes, with padding; None if they are not meshes.
         padding: share of padding among all nodes, between 0 and 1.
     """
 
     indices: Int[np.ndarray, " g"]
     nodes: int
     at_nodes: int | None
-    faces: int | None
-    at_faces: int | None
+    simplices: int | None
+    at_simplices: int | None
     padding: float
 
     @property
@@ -243,13 +243,13 @@ class RaggedSamples:
         nodes = self._sizes[:, [0, 2] if self.has_at else [0]]
         buckets = []
         for indices in _buckets.choose(nodes, batch_size=batch_size, most=self._most):
-            n, faces, k, at_faces = (int(size) for size in self._sizes[indices].max(axis=0))
+            n, simplices, k, at_simplices = (int(size) for size in self._sizes[indices].max(axis=0))
             n, k = (
                 _buckets.rounded(size) if padded else size for size, padded in zip((n, k), self._padded, strict=True)
             )
             share = _buckets.padding(nodes[indices], (n, k) if self.has_at else (n,))
-            faces, at_faces = (_buckets.rounded(size) if size else None for size in (faces, at_faces))
-            buckets.append(Bucket(indices, n, k if self.has_at else None, faces, at_faces, share))
+            simplices, at_simplices = (_buckets.rounded(size) if size else None for size in (simplices, at_simplices))
+            buckets.append(Bucket(indices, n, k if self.has_at else None, simplices, at_simplices, share))
         return tuple(buckets)
 
     def _batch(self, index: Int[np.ndarray, " b"], bucket: Bucket) -> Batch:
@@ -265,11 +265,11 @@ class RaggedSamples:
 
         at = None
         if bucket.at_nodes is not None:
-            at = _stacked([sample.target_domain for sample in samples], bucket.at_nodes, bucket.at_faces)
+            at = _stacked([sample.target_domain for sample in samples], bucket.at_nodes, bucket.at_simplices)
         return Batch(
             inputs=values("inputs", bucket.nodes),
             targets=values("targets", bucket.nodes if bucket.at_nodes is None else bucket.at_nodes),
-            domain=_stacked([sample.domain for sample in samples], bucket.nodes, bucket.faces),
+            domain=_stacked([sample.domain for sample in samples], bucket.nodes, bucket.simplices),
             at=at,
             initial=values("initial", None) if self.initial_channels else None,
             index=on_device(index, np.int32),
@@ -373,12 +373,12 @@ def _check_finite(values: np.ndarray, argument: str) -> None:
 
 
 def _sizes(sample: Sample) -> tuple[int, int, int, int]:
-    """Returns nodes and faces of the inputs' domain and of the targets' own domain, 0 where there are none."""
-    at, at_faces = (0, 0) if sample.at is None else (sample.at.size, _faces(sample.at))
-    return sample.domain.size, _faces(sample.domain), at, at_faces
+    """Returns nodes and simplices of the inputs' domain and of the targets' own domain, 0 where there are none."""
+    at, at_simplices = (0, 0) if sample.at is None else (sample.at.size, _simplices(sample.at))
+    return sample.domain.size, _simplices(sample.domain), at, at_simplices
 
 
-def _faces(domain: Domain) -> int:
+def _simplices(domain: Domain) -> int:
     return domain.faces.shape[0] if isinstance(domain, TriangleMesh) else 0
 
 
@@ -391,8 +391,8 @@ def _checksums(sample: Sample) -> tuple[int, ...]:
     return tuple(0 if part is None else checksum(part) for part in parts)
 
 
-def _stacked(domains: Sequence[Domain], size: int, faces: int | None) -> Domain:
+def _stacked(domains: Sequence[Domain], size: int, simplices: int | None) -> Domain:
     """Returns a stack of domains that are padded to one size, or equal in size if they cannot be padded."""
     if not _can_be_padded(domains[0]):
         return stack(domains)
-    return stack([pad(domain, size, faces=faces) for domain in domains])
+    return stack([pad(domain, size, faces=simplices) for domain in domains])
