@@ -7,9 +7,11 @@ from jaxop.data.files.layout import from_arrays as from_arrays
 from jaxop.data.files.open import FORMATS as FORMATS
 from jaxop.data.files.open import read as read
 from jaxop.data.files.save import save as save
+from jaxop.data.groups import Group as Group
 from jaxop.data.normalization import Statistics as Statistics
 from jaxop.data.normalization import denormalize as denormalize
 from jaxop.data.normalization import normalize as normalize
+from jaxop.data.normalization import standardization as standardization
 from jaxop.data.normalization import statistics as statistics
 from jaxop.data.problems.darcy_flow import COEFFICIENTS as COEFFICIENTS
 from jaxop.data.problems.darcy_flow import darcy as darcy
@@ -24,6 +26,11 @@ from jaxop.data.problems.ode import solve_lorenz63 as solve_lorenz63
 from jaxop.data.problems.potential_flow import PotentialFlow as PotentialFlow
 from jaxop.data.problems.potential_flow import potential_flow as potential_flow
 from jaxop.data.problems.potential_flow import resample_outline as resample_outline
+from jaxop.data.ragged import Bucket as Bucket
+from jaxop.data.ragged import RaggedSamples as RaggedSamples
+from jaxop.data.ragged import SampleSequence as SampleSequence
+from jaxop.data.random_nodes import RandomNodes as RandomNodes
+from jaxop.data.sample import Sample as Sample
 from jaxop.data.samples import ArraySource as ArraySource
 from jaxop.data.samples import Batch as Batch
 from jaxop.data.samples import Samples as Samples

@@ -10,7 +10,7 @@ import pytest
 FOLDER = Path(__file__).parent
 MARKERS = {"some": [], "others": ["-m", "thorough"]}
 FILES = ["eight_devices", "model_devices", "domain_devices"]
-FILES += [pytest.param(name, marks=pytest.mark.thorough) for name in ("domain_training", "explicit_meshes")]
+FILES += [pytest.param(name, marks=pytest.mark.thorough) for name in ("domain_training", "explicit_meshes", "ragged_samples")]
 
 
 @pytest.mark.parametrize("cases", ["some", pytest.param("others", marks=pytest.mark.thorough)])
