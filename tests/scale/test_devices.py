@@ -9,8 +9,13 @@ import pytest
 
 FOLDER = Path(__file__).parent
 MARKERS = {"some": [], "others": ["-m", "thorough"]}
-FILES = ["eight_devices", "model_devices", "domain_devices"]
-FILES += [pytest.param(name, marks=pytest.mark.thorough) for name in ("domain_training", "explicit_meshes", "ragged_samples")]
+LONG = ["domain_training", "explicit_meshes", "ragged_samples"]
+FILES = [
+    "eight_devices",
+    "model_devices",
+    "domain_devices",
+    *(pytest.param(name, marks=pytest.mark.thorough) for name in LONG),
+]
 
 
 @pytest.mark.parametrize("cases", ["some", pytest.param("others", marks=pytest.mark.thorough)])
