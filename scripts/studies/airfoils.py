@@ -129,7 +129,7 @@ class Meshes:
         return np.mean(rows, axis=0)
 
     def on_box(self) -> data.Samples:
-        """Returns the fields of all airfoils on the grid of `box`; the pressure inside is the nearest of the surface."""
+        """Returns the fields of all airfoils on the grid of `box`; inside, the nearest pressure of the surface."""
         points = np.asarray(box().points, np.float64)
         inputs, targets = [], []
         for airfoil in self.airfoils:
