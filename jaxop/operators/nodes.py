@@ -84,8 +84,8 @@ def check_no_initial(initial: object) -> None:
 
 
 NO_DECODER = (
-    "this operator has decoder_layers=0 and gives its output on the nodes of its input: `at` needs decoder layers, so "
-    "train an operator with decoder_layers=1."
+    "with decoder_layers=0 this operator gives its output on the nodes of its input. For other nodes train an "
+    "operator with decoder_layers=1."
 )
 """Remedy of `check_same` for operators that may have decoder layers."""
 
@@ -101,6 +101,6 @@ def check_same(at: Domain | Decomposed | None, domain: Domain | Decomposed, reme
     same = jax.tree.structure(at) == jax.tree.structure(domain) and is_concrete(*ours, *theirs)
     if not (same and all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))):
         raise NotImplementedError(
-            "`at` is not the input's domain (or cannot be compared with it under jit: pass the same object "
-            f"or None), and {remedy}"
+            "`at` is not the input's domain, or cannot be compared with it under jit, where it must be the same object "
+            f"or None; {remedy}"
         )
