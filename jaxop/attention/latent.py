@@ -23,7 +23,7 @@ from jaxop.kernels import BaseKernel, DotProduct, ExpDotProduct, Kernel, Learned
 from jaxop.kernels.per_head import one_head
 
 ENCODERS = ("nodes", "slices")
-"""How nodes share their mass: a softmax over the nodes for every latent, or over the latents for every node."""
+"""How a latent averages over the nodes: by a softmax over the nodes, or by the shares of a softmax over the latents."""
 
 LEAST_RIDGE = 0.01
 """Smallest α of `least_squares_attention` at which a Cholesky factor in float32 has about five digits."""
