@@ -57,8 +57,8 @@ def ring_attention(
             the reasons of `integral_attention`.
         NotImplementedError: if the kernel has an ``epsilon`` and the axis has more than one device.
 
-    Cost: on each of p devices 1/p of the time and memory of "chunked" `integral_attention`; see there for what travels.
-        Inside `jax.jit`, sizes that p does not divide cost copies between devices: choose multiples of p.
+    Cost: on each of p devices 1/p of the time of "chunked" `integral_attention`, and memory O((n + m) / p); see there
+        for messages. Inside `jax.jit`, sizes that p does not divide cost copies between devices: choose multiples of p.
 
     Source: Liu, Zaharia, Abbeel, "Ring Attention with Blockwise Transformers for Near-Infinite Context",
         arXiv:2310.01889, here for any kernel and with quadrature weights.

@@ -36,7 +36,7 @@ def integral_attention(
 ) -> Float[Array, "n h c"]:
     """A_i = Σ_j w_j k(q_i, k_j) v_j / Σ_j w_j k(q_i, k_j), the quadrature of ∫ k v dy / ∫ k dy, per head.
 
-    With k = exp this is softmax(l_ij + log w_j) v; equal weights give ordinary attention. Queries and keys may come
+    With k = exp(l) this is softmax(l_ij + log w_j) v; equal weights give ordinary attention. Queries and keys may come
     from two domains. The arguments are those of one sample: `jax.vmap` maps over a batch of functions
     (``in_axes=(0, 0, 0, None)`` on one domain, ``in_axes=0`` with a domain per sample).
 
@@ -57,7 +57,7 @@ def integral_attention(
             ``ExpDotProduct()``, with scale 1/√d. If a kernel has an ``epsilon`` ε, the denominator is
             ∫ k dy + ε Σ_j w_j / m.
         normalize: whether to divide by ∫ k dy. A signed kernel needs False.
-        mask: True where a query may see a key: (m,), (n, m) or (h, n, m); with ``axis_name`` see there.
+        mask: True where a query may see a key: (m,), (n, m) or (h, n, m); with ``axis_name`` see that argument.
         is_causal: whether query i sees only keys j ≤ i; needs n = m.
         implementation: ``"dense"`` forms n × m matrices and has every derivative that the kernel has. ``"chunked"``
             forms tiles; value and gradient take O(n + m) memory, and derivatives of any order are in reverse mode
@@ -67,8 +67,8 @@ def integral_attention(
         axis_name: the mapped axis of `jax.shard_map` over whose devices the nodes are distributed. Each device passes
             its own nodes, as many as every other device: queries, keys, values, weights and a mask over keys. Masks of
             pairs have columns for all keys, (n, m p) or (h, n, m p), if p devices share them. ``is_causal`` counts the
-            nodes of device 0 first. Blocks of keys and values travel round the ring of devices, in "chunked" form;
-            see `ring_attention` for whole arrays. None means that all nodes are here.
+            nodes of device 0 first. Blocks of keys and values travel round the ring of devices, and each is computed in
+            chunks; see `ring_attention` for whole arrays. None means that all nodes are here.
 
     Returns:
         A of shape (n, h, c) in the dtype of ``value``, accumulated in float32 or wider.
@@ -85,7 +85,7 @@ def integral_attention(
     Cost: O(n m h (d + c)) time for kernels with a fast matrix form; memory as above. Matrix products use
         `jax.default_matmul_precision`, which on matrix units is below float32 by default. Over p devices each takes
         O(n m p h (d + c)) time and O(n + m) memory for its own n and m nodes, and sends m h (d + c) numbers p times,
-        in the backward pass twice as many. A causal order is not balanced: the last device sees all keys.
+        in the backward pass twice as many. With ``is_causal`` the work is not balanced: the last device sees all keys.
 
     Source: Calvello, Kovachki, Levine, Stuart, "Continuum Attention for Neural Operators",
         arXiv:2406.06486; the online sum after Milakov, Gimelshein, arXiv:1805.02867, and Rabe, Staats,

@@ -23,7 +23,7 @@ from jaxop.kernels import BaseKernel, DotProduct, ExpDotProduct, Kernel, Learned
 from jaxop.kernels.per_head import one_head
 
 ENCODERS = ("nodes", "slices")
-"""How nodes share their mass: a softmax over the nodes for every latent, or over the latents for every node."""
+"""How a latent averages over the nodes: by a softmax over the nodes, or by the shares of a softmax over the latents."""
 
 LEAST_RIDGE = 0.01
 """Smallest α of `least_squares_attention` at which a Cholesky factor in float32 has about five digits."""
@@ -48,7 +48,7 @@ def latent_attention(
     """y_i = Σ_g p_ig M(z)_g, p_ig = k(q_i, S_g) / Σ_l k(q_i, S_l), with the averages z of `latent_averages`, per head.
 
     The latents S stand between the nodes of the integral and those of the output, so the cost is linear in both.
-    Sums over nodes use their weights; sums over latents count.
+    Sums over nodes use their weights; sums over latents are unweighted.
 
     Args:
         latents: S_g, (g, h, d).
@@ -71,7 +71,7 @@ def latent_attention(
     Cost: O((n + m) g h (d + c)) time and, if chunked, O(n + m + g) memory.
 
     Source: FLARE, arXiv:2508.12594; Latent Neural Operator, arXiv:2406.03923; Transolver, arXiv:2402.02366. The weights
-        are ours: their sums over nodes count.
+        are ours: the published sums over nodes are unweighted.
 
     Example:
         >>> import jax
@@ -131,7 +131,7 @@ def latent_averages(
     Cost: O(m g h (d + c)) time and, if chunked, O(m + g) memory.
 
     Source: "nodes": FLARE, arXiv:2508.12594, and Perceiver, arXiv:2103.03206; "slices": Transolver, arXiv:2402.02366,
-        whose ε beside the mass of a slice is 0 here, as a positive kernel leaves no slice without mass.
+        whose ε, added to the mass of a slice, is 0 here: with a positive kernel every slice has mass.
 
     Example:
         >>> import jax.numpy as jnp
@@ -234,7 +234,7 @@ def least_squares_attention(
     """A_i = q_iᵀ (α I + (1 − α) Kᵀ W K)⁻¹ Kᵀ W V with W = diag(w_j) / Σ_j w_j: regression of v on k, read at q.
 
     W is divided by the measure of the domain, so α does not depend on the unit of length. Between latents, without
-    weights, this is the mix of functional attention. Between nodes it is an attention of its own, linear in n and m.
+    weights, this is the mix of functional attention. Between nodes it is another form of attention, linear in n and m.
 
     Args:
         query: q_i, (n, h, d).
@@ -245,7 +245,7 @@ def least_squares_attention(
             Below `LEAST_RIDGE`, float32 loses digits where keys are nearly dependent.
 
     Returns:
-        A, (n, h, c), in the dtype of ``value``, computed in float32 or wider. Without weight it is 0.
+        A, (n, h, c), in the dtype of ``value``, computed in float32 or wider; 0 if all weights are 0.
 
     Raises:
         ValueError: if shapes do not fit, or a known α is outside (0, 1].

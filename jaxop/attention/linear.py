@@ -40,8 +40,8 @@ def linear_attention(
         ValueError: if shapes do not fit.
         NameError: if ``axis_name`` is not the name of a mapped axis.
 
-    Cost: O((n + m) h d c) time; O(h d c) memory beyond the arguments, n/64 times that if causal. Over devices each
-        sends h d c numbers once for any number of nodes.
+    Cost: O((n + m) h d c) time; O(h d c) memory beyond the arguments, n/64 times that if causal. Each of several
+        devices sends h d c numbers once, for any number of nodes.
 
     Source: Katharopoulos, Vyas, Pappas, Fleuret, "Transformers are RNNs", arXiv:2006.16236, with the identity as
         feature map.

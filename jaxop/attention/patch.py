@@ -45,8 +45,8 @@ def patch_attention(
         key: q functions, (q, s, h, d).
         value: q functions, (q, s, h, c).
         weights: quadrature weights of ONE patch in the measure of the whole domain, (s,), in units of
-            length^dim; see `patch_weights`. None means 1/(q s), a domain of measure 1. Inner products can be
-            differentiated in weights of 0, other kernels only in positive weights.
+            length^dim; see `patch_weights`. None means 1/(q s), a domain of measure 1. The derivative in a weight of 0
+            exists for kernels of inner products only.
         kernel: a kernel of `jaxop.kernels` that is not signed, one for all heads or `jaxop.kernels.PerHead`; None means
             ``ExpDotProduct(scale=1.0)``. The d of 1/√d counts the channels.
         mask: True where a query patch may see a key patch: (q,), (p, q) or (h, p, q).

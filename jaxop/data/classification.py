@@ -98,7 +98,7 @@ class Examples:
 def text_windows(tokens: Integer[np.ndarray, " n"], context: int) -> Examples:
     """Cuts a text into windows of ``context`` tokens, each labelled by the tokens that follow.
 
-    Windows do not overlap, and the rest of the text is not used, so that every token is predicted once.
+    Windows do not overlap, and the rest of the text is not used, so that every token is predicted at most once.
 
     Args:
         tokens: the text as token numbers.

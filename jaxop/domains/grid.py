@@ -50,7 +50,7 @@ class Axis:
         return self.lower, self.upper
 
     def gaps(self) -> tuple[Array, Array]:
-        """Returns the length of every difference quotient, and the length of the cell that it stands for.
+        """Returns the step of every difference quotient, and the length of the cell that it stands for.
 
         The cells tile the interval. If a rule has no nodes at the ends, the outermost quotients also cover the strips
         up to the ends. Along given nodes a cell spans the nodes of weight 0 inside it; the nodes of the other rules

@@ -1,4 +1,4 @@
-"""Partition of a grid into equal patches, which makes tokens on a reference patch of a function on the grid."""
+"""Partition of a grid into equal patches, so that a function on the grid becomes tokens on one reference patch."""
 
 import dataclasses
 import functools

@@ -16,7 +16,8 @@ NodesAndWeights: TypeAlias = tuple[np.ndarray, np.ndarray]
 class Rule:
     """∫_0^1 f(x) dx ≈ Σ_i w_i f(x_i) with any number n of nodes, and the properties of these nodes.
 
-    Two rules are equal if all their fields are. Build a rule once and keep it: a new function compiles programs again.
+    Two rules are equal if all their fields are. Build a rule once and keep it: a new function makes programs
+    compile again.
 
     Attributes:
         name: name of the rule in messages and files.

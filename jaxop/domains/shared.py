@@ -15,7 +15,7 @@ from jaxop.domains.domain import Domain, check_domain
 @functools.partial(register, static=("axis_name",))
 @dataclasses.dataclass(frozen=True, eq=False)
 class Shard(Domain):
-    """The nodes of one device, of a domain whose nodes the devices of a mapped axis of `jax.shard_map` share.
+    """One device's nodes of a domain whose nodes are divided among the devices of an axis of `jax.shard_map`.
 
     Inside the map it is a `Domain` with the nodes of this device, but its integrals, inner products and norms are those
     of the whole domain, the same on all devices: ∫_D u dx ≈ Σ_devices Σ_i w_i u(x_i). Outside the map it holds the

@@ -5,7 +5,7 @@
     jaxop resume RUN          continue a run
     jaxop evaluate RUN        errors and pictures on other grids or files
     jaxop export-model RUN    the trained operator as a folder that others load
-    jaxop plan NAME           memory, messages and time of a step on devices that need not be there
+    jaxop plan NAME           memory, messages and time of a step on devices that you need not have
     jaxop list                experiments and operators
 
 Every command explains its options with --help. With --traceback an error shows its origin.
@@ -54,8 +54,8 @@ _EVALUATE = """Evaluates a trained run on files or on other grids.
 Prints and saves relative L2 and H1 errors and the worst sample of every set, in physical units
 (RUN/evaluation/NAME.csv and .json), and pictures of the median and the worst sample (RUN/figures/)."""
 
-_PLAN = """Compiles the training step of an experiment for a slice of TPUs that need not be there, and prints for one
-device the bytes of memory, the messages, the operations, and the least time of a step by the peak figures of the chip.
+_PLAN = """Compiles the training step of an experiment for a slice of TPUs that you need not have, and prints for one
+device the bytes of memory, the messages, the operations, and the least time of a step at the peak rates of the chip.
 
     jaxop plan darcy_fano --topology v5e:4x4 --mesh.data 16 --training.batch-size 64
     jaxop plan my_experiment.py --topology v5p:2x2x4 --json plan.json

@@ -35,15 +35,15 @@ class Experiment(Generic[Data, Model]):
 
     Attributes:
         data: the problem or the files.
-        model: the operator's config, or `OperatorSettings` that the data complete.
+        model: the operator's config, or `OperatorSettings` whose missing fields are chosen to suit the data.
         training: steps, batches, learning rate, checkpoints.
         run_dir: directory of the run; None makes runs/NAME-DATE-TIME.
         resume: continue the run in run_dir from its newest checkpoint.
-        cache: directory of generated data, which are stored by their parameters.
+        cache: directory of generated data, with one file for each set of parameters.
         tensorboard: also log to run_dir/tensorboard.
         wandb: also log to this Weights & Biases project; None does not.
-        mesh: devices that share the samples of a batch, the copies of the state, and the nodes of a function. It is not
-            part of the recorded settings: a run may be resumed on any other mesh.
+        mesh: numbers of devices that share a batch, a copy of the state, and the nodes of a function. It is not part of
+            the recorded settings: a run may be resumed on any other mesh.
         cluster: how several processes find each other. It is not part of the recorded settings either.
 
     Example:

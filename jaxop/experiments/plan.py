@@ -1,4 +1,4 @@
-"""Plan of an experiment: memory, messages and work of its training step on devices that need not be there."""
+"""Plan of an experiment: memory, messages and work of its training step on devices that you need not have."""
 
 import collections
 import contextlib

@@ -72,11 +72,11 @@ class DarcyData:
         valid_samples: samples that choose the best checkpoint, on the training grid.
         test_samples: samples of the final evaluation.
         resolution: nodes along each side of the training grid.
-        grids: grids of the final evaluation: nodes along each side, or "points=COUNT" for scattered points, which are
-            the vertices of a mesh of triangles.
-        reference: nodes along each side of the grid of the solves, from which the truth on all others is interpolated.
+        grids: grids of the final evaluation: nodes along each side, or "points=COUNT" for random points, joined by
+            triangles to a mesh.
+        reference: nodes along each side of the grid of the numerical solution, which is interpolated to all others.
         coefficient: "two-valued" or "lognormal".
-        seed: of the coefficient fields and the scattered points.
+        seed: seed of the coefficient fields and the random points.
     """
 
     name: ClassVar[str] = "darcy"
@@ -293,7 +293,7 @@ class FileData:
 
     def at(self, grids: Sequence[str], cache: Path) -> dict[str, Samples]:
         """Raises ``ValueError``: files cannot be sampled on other grids."""
-        raise ValueError("--grids belongs to generated problems; this run was trained on files: give others by --data.")
+        raise ValueError("--grids belongs to generated problems; this run was trained on files: use --data.")
 
     def files(self, paths: Sequence[Path]) -> dict[str, Samples]:
         """Returns the samples of each file, by the shortest names that distinguish them."""

@@ -18,7 +18,7 @@ Length: TypeAlias = float | np.ndarray | Array
 
 
 def displace(state: State, position: Array, velocity: Array) -> State:
-    """Returns the state with x and y displaced outside of a step; copies in the history are displaced too.
+    """Returns the state with x and y displaced between two steps; copies in the history are displaced too.
 
     Example:
         >>> import jax.numpy as jnp

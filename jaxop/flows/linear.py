@@ -134,8 +134,8 @@ def linear_connection(
         ValueError: for the reasons of `linear_force`; or if the ridge is negative, is 0 although T is not determined,
             or is too small for the precision with ``is_causal``.
 
-    Cost: O(n d²) time and O(n d) memory. If causal, n steps of O(d²) one after another, or O(d³) if a mass exceeds
-        all before; their derivatives take O(n d²) memory.
+    Cost: O(n d²) time and O(n d) memory. If causal, n steps one after another, of O(d²) each, or O(d³) if a mass
+        exceeds all before; their derivatives take O(n d²) memory.
 
     Source: Stein, Li, Steidl, arXiv:2603.16535; the form in velocities is ours.
 
@@ -304,7 +304,7 @@ def accelerated_linear_flow(
 
 
 def linear_moment_flow(*, bilinear: Float[Array, "d d"], hessian: Float[Array, "d d"]) -> System:
-    """Σ̇ = S C A Σ + Σ A C S, Ṡ = V − A C S² − S² C A (− α S), C = Σ: the accelerated linear flow of a distribution.
+    """Σ̇ = S Σ A Σ + Σ A Σ S, Ṡ = V − A Σ S² − S² Σ A, undamped: the accelerated linear flow of a distribution.
 
     A centred elliptically contoured distribution with second moments Σ and momenta y = S x keeps its form under
     `accelerated_linear_flow`. These are the equations of its moments: position is Σ, velocity is S. All matrices are

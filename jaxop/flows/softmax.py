@@ -182,8 +182,8 @@ def softmax_momentum_rates(
         score: A, symmetric.
         mobility: B, symmetric positive definite.
         potential: V of one particle. Then Σ_i w_i V(x_i) replaces the interaction −½ Σ_ij w_i w_j M_ij, which is
-            unbounded below, and −∇V replaces the term of the 2 in ẏ. The metric remains that of softmax. None keeps
-            the interaction.
+            unbounded below, and −∇V replaces the part of ẏ that comes from the summand 2. The metric remains that of
+            softmax. None keeps the interaction.
         implementation: the implementation of `jaxop.attention.integral_attention`.
 
     Returns:

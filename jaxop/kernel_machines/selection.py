@@ -167,7 +167,7 @@ def cross_validate(
         rng_key: shuffles the pairs, rows or columns.
         folds: number of folds.
         over: what to hold out, ``"pairs"``, ``"rows"`` or ``"columns"``, see `split`. To judge a machine for new rows,
-            hold out rows, because it knows both rows of a held-out pair.
+            hold out rows: of a held-out pair the machine has seen both rows.
         loss: loss of the fit and of the validation.
         **options: options of `fit`.
 

@@ -30,8 +30,8 @@ class FourierAttentionNeuralOperator(GridOperator[FourierAttentionNeuralOperator
 
     The grid is cut into equal patches, and the function on a patch is a token. Queries, keys and values are Fourier
     integral operators inside the patch. Scores are L2 inner products over the patch in the measure of the whole
-    domain. Attention acts on the retained Fourier coefficients, so that its cost hardly grows with the nodes of a
-    patch. The same weights act on every grid with the same number of patches.
+    domain. Attention acts on the retained Fourier coefficients, so that its cost does not depend on the nodes of a
+    patch. The same parameters act on every grid with the same number of patches.
 
     Args:
         config: a `FourierAttentionNeuralOperatorConfig`.
@@ -40,8 +40,8 @@ class FourierAttentionNeuralOperator(GridOperator[FourierAttentionNeuralOperator
     Raises:
         ValueError: if sizes do not fit.
 
-    Cost: O(n (m d + d f) + M d² + P² M d / p) per sample and layer, for n nodes in p patches, P = p tokens
-    and M modes.
+    Cost: O(n (m d + d f) + M d² + P M d) per sample and layer, for n nodes in P patches, m modes along an axis, and M
+        modes in all patches together.
 
     Source: Calvello, Kovachki, Levine, Stuart, "Continuum Attention for Neural Operators",
         arXiv:2406.06486.

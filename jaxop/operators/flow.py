@@ -27,7 +27,7 @@ class FlowNeuralOperatorConfig(OperatorConfig):
         layers: steps of the flow, each followed by a pointwise network.
         feedforward: hidden channels of the pointwise networks.
         method: the integrator, a name in `jaxop.flows.METHODS`.
-        velocity: the first velocity: ``"learned"`` from the input function by a separate affine map, or ``"zero"``.
+        velocity: the initial velocity: ``"learned"`` from the input function by a separate affine map, or ``"zero"``.
         dropout: rate on the pointwise networks, in training mode.
         dtype: dtype of the pointwise maps. None takes the dtype of inputs and parameters. The flow runs in float32 or
             wider.
@@ -67,7 +67,7 @@ class FlowNeuralOperator(Savable, nnx.Module):
 
     Cost: O(layers · n (n d + d²)) per sample; four times the attention with ``method="tao"``.
 
-    Source: Stein, Li, Steidl, "SympFormer", arXiv:2603.16535, between functions: Calvello, Kovachki, Levine, Stuart,
+    Source: Stein, Li, Steidl, "SympFormer", arXiv:2603.16535; for functions: Calvello, Kovachki, Levine, Stuart,
         arXiv:2406.06486.
 
     Example:

@@ -48,7 +48,7 @@ class LatentNeuralOperatorConfig(LayersConfig, OperatorConfig):
         expected = "nn.LatentAttentionConfig(...), made by operators.from_dict from a dict"
         check_type(self.attention, "attention", LatentAttentionConfig, expected)
         if self.layers + self.decoder_layers == 0:
-            raise ValueError("layers and decoder_layers are both 0, and no node would see another; give one of them.")
+            raise ValueError("layers and decoder_layers are both 0, and no node would see another; set one above 0.")
         if self.attention.decode == "same" and self.decoder_layers > 1:
             raise ValueError(
                 f"decoder_layers must be at most 1 with attention.decode='same', whose scores compare coordinates, got "
@@ -194,8 +194,8 @@ class LatentNeuralOperator(Savable, nnx.Module):
     """u ↦ head ∘ layers ∘ lift, where the layers integrate over the nodes into G latents and read them at the nodes.
 
     The lift is a network of [u(x), x]. The integrals of `jaxop.nn.LatentAttention` are quadratures with the weights of
-    the domain, so the same weights of the network act on every domain: grids under any rule, uneven samples, scattered
-    nodes and meshes. The cost is linear in the nodes.
+    the domain, so the same parameters act on every domain: grids under any rule, uneven samples, scattered nodes and
+    meshes. The cost is linear in the nodes.
 
     Args:
         config: a `LatentNeuralOperatorConfig`.

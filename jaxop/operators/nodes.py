@@ -83,10 +83,7 @@ def check_no_initial(initial: object) -> None:
         raise ValueError("initial must be None: only the TransformerNeuralOperator takes an initial condition.")
 
 
-NO_DECODER = (
-    "this operator has decoder_layers=0 and gives its output on the nodes of its input: `at` needs decoder layers, so "
-    "train an operator with decoder_layers=1."
-)
+NO_DECODER = "another `at` needs decoder layers: train an operator with decoder_layers=1."
 """Remedy of `check_same` for operators that may have decoder layers."""
 
 
@@ -100,7 +97,4 @@ def check_same(at: Domain | Decomposed | None, domain: Domain | Decomposed, reme
     ours, theirs = jax.tree.leaves(domain), jax.tree.leaves(at)
     same = jax.tree.structure(at) == jax.tree.structure(domain) and is_concrete(*ours, *theirs)
     if not (same and all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))):
-        raise NotImplementedError(
-            "`at` is not the input's domain (or cannot be compared with it under jit: pass the same object "
-            f"or None), and {remedy}"
-        )
+        raise NotImplementedError(f"`at` is not the input's domain (under jit pass the same object or None); {remedy}")

@@ -40,8 +40,8 @@ class TransformerNeuralOperatorConfig(EncoderConfig, OperatorConfig):
             (data assimilation). 0 disables it.
         momentum: the velocity of the tokens, in the encoder only; all blocks except ``"none"`` need ``norm="pre"``.
         attention: the kernel of the attention and its implementation.
-        schwarz: two-level attention inside subdomains and between coarse tokens, at a cost linear in n. None keeps
-            attention on the whole domain, which the decoder always has.
+        schwarz: two-level attention inside subdomains and between coarse tokens, at a lower cost. None keeps attention
+            on the whole domain, which the decoder always has.
 
     Raises:
         TypeError: if a size is not an integer.
@@ -109,8 +109,8 @@ class TransformerNeuralOperatorConfig(EncoderConfig, OperatorConfig):
 class TransformerNeuralOperator(Savable, nnx.Module):
     """u ↦ head ∘ layers ∘ lift, lift = Linear([u(x), x]), layers of attention ∫ k(Qu(x), Ku(y)) Vu(y) dy.
 
-    The integrals are quadratures with the weights of the domain. The same weights of the network act on every domain:
-    grids under any rule, uneven samples, scattered nodes and meshes, in every dimension.
+    The integrals are quadratures with the weights of the domain. The same parameters act on every domain: grids under
+    any rule, uneven samples, scattered nodes and meshes, in every dimension.
 
     Args:
         config: a `TransformerNeuralOperatorConfig`.

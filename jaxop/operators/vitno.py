@@ -53,7 +53,7 @@ class ViTNeuralOperator(GridOperator[ViTNeuralOperatorConfig]):
     The grid is cut into equal patches. The lift is a spectral convolution of [u(x), x] inside each patch. Queries,
     keys and values are affine in the channels at every x. Scores are L2 inner products over the patch in the measure
     of the whole domain. The last convolution acts on the whole grid and smooths the seams between patches. The same
-    weights act on every grid with the same number of patches.
+    parameters act on every grid with the same number of patches.
 
     Args:
         config: a `ViTNeuralOperatorConfig`.

@@ -98,8 +98,8 @@ class Decomposition(Decomposed):
     def coordinates(self) -> Float[Array, "p s dim"]:
         """Local coordinates of the nodes, in which the box of each subdomain is [−1, 1] along each axis.
 
-        Along a periodic axis a subdomain that passes the end continues there. On grids the box is the cut with its
-        overlap. For scattered nodes and meshes it bounds the nodes, and the nodes of `on` may be a little outside.
+        Along a periodic axis the coordinates of a subdomain continue across the end. On grids the box is the cut with
+        its overlap. For scattered nodes and meshes it bounds the nodes, and the nodes of `on` may be a little outside.
         """
         return _coordinates(self)
 
@@ -246,11 +246,11 @@ def decompose(
 
     Every node belongs to one core. Cores are equal shares of the nodes along each axis of a grid, and boxes of
     repeated bisection of the coordinates for scattered nodes and meshes. A subdomain is a core and the overlap around
-    it. For ``partition="multiplicity"`` D is 1 over the number of subdomains of a node. For ``"ramp"`` D is smooth
-    steps across the overlap, divided by their sum. For ``coarse="hat"`` on a grid, Φ is tensor products of piecewise
-    linear functions with nodes where cores meet, and at the ends of the domain unless its rule is "interior",
-    whose functions vanish there. Elsewhere it is the hats of a lattice of about as many cells as there are subdomains.
-    For ``"partition"`` Φ is the columns of D (Nicolaides).
+    it. For ``partition="multiplicity"`` D is 1 over the number of subdomains of a node. For ``"ramp"`` D consists of
+    smooth steps across the overlap, divided by their sum. For ``coarse="hat"`` on a grid, Φ consists of tensor products
+    of piecewise linear functions with nodes where cores meet, and at the ends of the domain unless its rule is
+    "interior", whose functions vanish there. Elsewhere it consists of the hats of a lattice with about one cell for
+    each subdomain. For ``"partition"`` Φ consists of the columns of D (Nicolaides).
 
     Args:
         dom: any single domain, or a decomposition of one; concrete unless it is a grid under named rules.

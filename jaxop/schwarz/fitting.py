@@ -52,9 +52,9 @@ def fit(
     First each block in turn gets the best factors of its rank for the residual of the others, by a singular value
     decomposition. The coarse block comes first; if a start is given, only the local blocks are fitted. Then all factors
     move together by damped Gauss–Newton steps (Levenberg–Marquardt). Both phases alternate while the error falls,
-    because the block phase leaves the saddles where the steps stop. A symmetric fit starts from the symmetric factors
-    nearest to those of the general fit, because its own block phase can get stuck. If ``inputs`` is a factor F of a
-    covariance (FFᵀ = E f fᵀ) and ``targets`` is A⁻¹F, this is the fit of the population.
+    because the block phase escapes from saddle points, where the steps stop. A symmetric fit starts from the symmetric
+    factors nearest to those of the general fit, because its own block phase can get stuck. If ``inputs`` is a factor F
+    of a covariance (FFᵀ = E f fᵀ) and ``targets`` is A⁻¹F, this minimises the expected error.
 
     Args:
         decomposition: see `schwarz.decompose`.

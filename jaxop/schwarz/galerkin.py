@@ -23,13 +23,13 @@ def galerkin_factors(
 ) -> Factors:
     """Q0 K0ᵀ = (Φᵀ W A Φ)⁻¹ and D_i^½ Q_i K_iᵀ D_i^½ = (E_iᵀ W A E_i)⁻¹, truncated to rank r.
 
-    For ``blocks="interior"``, E_i are the nodes of a core that the matrix does not couple to a core of smaller number,
+    For ``blocks="interior"``, E_i are the nodes of a core that the matrix does not couple to a core of smaller index,
     so that blocks are not coupled. In one dimension with nodes where cores meet, the sum is A⁻¹ exactly if the coarse
-    functions solve A φ = 0 inside the cores: hats do for −u″, and the columns of A⁻¹ at those nodes for any symmetric
-    A of second order. Other sums may be far from A⁻¹. In several dimensions the nodes between cores are not in any
-    block; the sum has many zero eigenvalues and does not serve as a preconditioner. For ``blocks="overlap"``, E_i are
-    all nodes of a subdomain. The sum is then the additive Schwarz preconditioner of A, with two levels if there is a
-    coarse space.
+    functions solve A φ = 0 inside the cores: hats do for −u″, and the columns of A⁻¹ at those nodes for any symmetric A
+    of second order. In other cases the sum may be far from A⁻¹. In several dimensions the nodes between cores are not
+    in any block; the sum has many zero eigenvalues and does not serve as a preconditioner. For ``blocks="overlap"``,
+    E_i are all nodes of a subdomain. The sum is then the additive Schwarz preconditioner of A, with two levels if there
+    is a coarse space.
 
     Args:
         decomposition: see `schwarz.decompose`; D must be positive on the blocks.

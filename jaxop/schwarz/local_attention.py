@@ -31,7 +31,7 @@ def subdomain_attention(
     the measure D_i dy, blended by D_i. The measures of all subdomains add up to that of the domain. If D_i falls to 0
     smoothly ("ramp"), quadratures keep their order on grids that are not aligned with the subdomains. With one
     subdomain it is attention on the whole domain. Constants are reproduced for any number of subdomains, at every node
-    of positive weight. If a kernel has ε > 0, its mean is over the s places of the largest subdomain.
+    of positive weight. If a kernel has ε > 0, the m of `integral_attention` is the size s of the largest subdomain.
 
     Args:
         query: q at the nodes of the domain, (n, h, d).
@@ -48,7 +48,7 @@ def subdomain_attention(
         ValueError: if shapes do not fit, or for the reasons of `integral_attention`.
 
     Cost: O(n s h (d + c)) time for subdomains of s nodes, linear in n for fixed s; O(n (d + c) h) memory in addition to
-        one group of subdomains.
+        that of the subdomains computed at a time.
 
     Source: Köhler, Rheinbach, "Hierarchical Attention via Domain Decomposition", arXiv:2606.18525, for a linear
         operator. The dependence of its entries on the input is our addition.

@@ -243,8 +243,7 @@ def legendre_features(coordinates: Float[Array, "s dim"], degree: int) -> Float[
         degree: largest degree along each axis.
 
     Raises:
-        ValueError: if the degree is not an integer of at least 0, or the coordinates do not have an axis for their
-            dimension.
+        ValueError: if the degree is not an integer of at least 0, or the coordinates do not have the shape (s, dim).
 
     Example:
         >>> import jax.numpy as jnp
@@ -342,7 +341,7 @@ def symmetry_report(decomposition: Decomposition, factors: Factors) -> SymmetryR
 
 
 def count_parameters(decomposition: Decomposition, factors: Factors) -> int:
-    """Returns how many numbers of the factors have an effect: not padding, but all coefficients of q ≠ s features.
+    """Returns the number of parameters of the factors, without padding; coefficients of q ≠ s features have none.
 
     Example:
         >>> import jax

@@ -70,8 +70,8 @@ class Checkpoints:
     dtype of every leaf, and the SHA-256 of every file. A checkpoint is assembled under another name, and renamed
     when it is complete and flushed to disk. A run that is killed at any moment therefore leaves only whole checkpoints.
     Loading first compares every file with the manifest, and so finds every truncated, altered or missing file.
-    One process at a time writes to a directory; any number may read. Of a state on the devices of several processes
-    each saves and loads its own part: all of them make the same call, with a directory that all of them see.
+    One process at a time writes to a directory; any number may read. If several processes hold a state, each saves and
+    loads its own part: all of them make the same call, with a directory that all of them see.
 
     Attributes:
         directory: directory of the steps, made when the first one is saved.

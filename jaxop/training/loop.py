@@ -125,9 +125,9 @@ def fit(
             the function, and the numbers, strings and tuples that a `functools.partial` binds; a resumed run must have
             the same. Code, closures, other bound values and the fields of a callable object are not compared, and all
             lambdas of one function have one name: put what tells them apart into ``settings``.
-        eval_params: for an optimiser that evaluates with other parameters than it takes gradients at: a function from
-            (state of the optimiser, parameters) to these. Schedule-free optimisers of Optax are recognised: leave None
-            for them. Evaluations, ``Result.model`` and `Run.restore` use these parameters.
+        eval_params: a function from (state of the optimiser, parameters) to the parameters to evaluate with, if
+            gradients are taken at others. Schedule-free optimisers of Optax are recognised: leave None for them.
+            Evaluations, ``Result.model`` and `Run.restore` use these parameters.
         mesh: devices that share the samples of every batch along the axes "data" and "model", such as
             ``MeshConfig().make(config.batch_size)`` or ``jax.make_mesh((8,), ("data",))``; see `make_step`. The
             devices of "model" also share one copy of the state, so that together they train an operator that is too

@@ -36,9 +36,9 @@ Example:
     ``implementation="dense"`` in its config, or write ``jax.grad(lambda x: jnp.sum(u(x)))`` for one sample. This is the
     same derivative, since u(x_i) depends only on x_i.
 
-    Among the operators, `jaxop.operators.TransformerNeuralOperator` with decoder layers gives its output on any nodes.
-    For operators whose output is on their own grid, use integrals of products of derivatives: ``domain.dirichlet`` and
-    ``domain.norm(u, space="H1")`` are differentiable in u.
+    With decoder layers, `jaxop.operators.TransformerNeuralOperator` and `jaxop.operators.LatentNeuralOperator` give
+    their outputs on any nodes. For operators whose output is on their own grid, use integrals of products of
+    derivatives: ``domain.dirichlet`` and ``domain.norm(u, space="H1")`` are differentiable in u.
 """
 
 import dataclasses
@@ -72,10 +72,10 @@ def relative_norm(
     """‖p − t‖ / ‖t‖ in L2(D) or H1(D), with the quadrature weights of the domain.
 
     The norms are integrals over D with gradients in physical units, so that the number has the same meaning on every
-    grid. Both norms are taken in units of about max|t|, so that very large or very small targets do not matter. Nodes
-    of weight 0 do not count. If ‖t‖ = 0 the ratio does not exist, and the value is ‖p − t‖, which is finite, is 0
-    only if the prediction is exact, and has a usable gradient. This happens if t is 0 on every node of positive weight.
-    In H1 a constant target has a norm.
+    grid. Both norms are taken in units of about max|t|, so that they do not overflow or underflow. Nodes of weight 0 do
+    not count. If ‖t‖ = 0 the ratio does not exist, and the value is ‖p − t‖, which is finite, is 0 only if the
+    prediction is exact, and has a usable gradient. This happens if t is 0 on every node of positive weight. In H1 a
+    constant target has a norm.
 
     Args:
         prediction: samples p(x_i), shape (k, c).
@@ -200,7 +200,7 @@ def relative_l2_loss(model: Callable[..., Array], batch: Batch) -> Float[Array, 
 
 
 def relative_h1_loss(model: Callable[..., Array], batch: Batch) -> Float[Array, " b"]:
-    """‖f(u_i) − y_i‖ / ‖y_i‖ in H1 for every sample of a batch, the loss "h1"; takes arguments of `relative_l2_loss`.
+    """‖f(u_i) − y_i‖ / ‖y_i‖ in H1 for every sample of a batch, the loss "h1"; arguments as in `relative_l2_loss`.
 
     Example:
         >>> import jax.numpy as jnp

@@ -41,8 +41,8 @@ class MeshConfig:
     (``data=1``) takes the least memory; one for each (``model=1``) sends the fewest messages.
 
     Attributes:
-        data: copies of the state. None takes as many of all devices as divide the batch.
-            Several processes take part with equal numbers of devices.
+        data: copies of the state. None takes the largest possible number for which data × model divides the batch
+            size. Every process takes part with the same number of devices.
         model: devices that share one copy.
         domain: devices that share the nodes of each function, for functions that are too large for one. The model must
             be a `jaxop.operators.TransformerNeuralOperator`, or one of your own with ``shares_nodes = True``.
@@ -63,11 +63,11 @@ class MeshConfig:
         check_size(self.domain, "domain")
 
     def make(self, batch_size: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
-        """Returns the mesh of the first devices (of every process), with the axis "data" and those of several devices.
+        """Returns a mesh of the first devices of every process; axes of one device, except "data", are left out.
 
         Args:
             batch_size: samples in a batch.
-            devices: the devices to choose from; None means those in sight.
+            devices: the devices to choose from; None means all devices of all processes.
 
         Raises:
             ValueError: if there are fewer devices, or data × model does not divide the batch, or the processes do not

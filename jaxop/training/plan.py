@@ -43,7 +43,7 @@ class StepPlan:
         total: bytes of memory that the step needs at once.
         operations: floating-point operations, including those that are repeated to save memory.
         products: operations of matrix products in bfloat16; a product in the precision of float32 counts six times.
-        bytes_moved: bytes between the device and its memory, about.
+        bytes_moved: approximate bytes between the device and its memory.
         messages: the messages between devices.
     """
 
@@ -64,7 +64,7 @@ class StepPlan:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Least seconds of "products", "memory" and "messages" by the peak figures of the chip; {} without a chip."""
+        """Least seconds of "products", "memory" and "messages" at the peak rates of the chip; {} without a chip."""
         if self.chip is None:
             return {}
         return {

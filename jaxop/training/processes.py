@@ -38,7 +38,7 @@ _watched = threading.Event()
 
 
 class LostProcessError(RuntimeError):
-    """Error of a process that another process has left alone; the run can be resumed from its last checkpoint."""
+    """Raised if another process of the run is lost; the run can be resumed from its last checkpoint."""
 
 
 def is_first() -> bool:
@@ -266,11 +266,11 @@ class Vote:
 def ending_together(silence_s: float = SILENCE_S) -> Iterator[None]:
     """Ends all processes with the message of the first that fails inside the block.
 
-    A process cannot leave a computation that others have left, and would wait for them. A thread therefore watches
-    for the message of a failed process, prints it and ends this process with the same exit status. The process
+    If one process fails, the others wait for it in their next common computation. A thread therefore watches for the
+    message of a failed process, prints it and ends this process with the same exit status. The process
     that fails raises its error. A process that was killed cannot leave a message: it counts as failed when it has been
     silent for ``silence_s`` seconds. If all raise the same error, none is ended, and the program may go on. On one
-    process, and inside another such block, nothing is added. It is also a decorator.
+    process, and inside another such block, it does nothing. It is also a decorator.
 
     Args:
         silence_s: seconds after which a silent process counts as lost.

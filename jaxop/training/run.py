@@ -100,7 +100,7 @@ class Run:
             average: True restores the parameters that the run's evaluations used, a moving average or those of a
                 schedule-free optimiser. False restores the parameters of the step itself.
             mesh: devices that read the parameters: those of the axis "model" share one copy, see `init_state`. It need
-                not be the mesh of the training. None restores into one device.
+                not be the mesh of the training run. None restores into one device.
 
         Raises:
             FileNotFoundError: if the run does not have this checkpoint.

@@ -20,7 +20,7 @@ MODEL = "model"
 DIVIDED_FROM = 2**16
 """Numbers in the smallest array that is divided, 256 kB in float32.
 
-Below it a message between devices costs more time to start than to send, and all such arrays of an operator together
+Below it starting a message between devices takes longer than sending it, and all such arrays of an operator together
 take little memory: its biases, scales and kernels, but none of its large matrices.
 """
 

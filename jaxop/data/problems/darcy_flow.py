@@ -177,7 +177,7 @@ def darcy_on(
 
     Raises:
         TypeError: if ``domain`` is not a domain.
-        ValueError: as `darcy`, or if the domain is a stack or a node lies outside the unit square.
+        ValueError: for the reasons of `darcy`, or if the domain is a stack or a node lies outside the unit square.
 
     Example:
         >>> import numpy as np
@@ -276,7 +276,7 @@ def solve_darcy(
     ∓2 a u/h. The error is O(h²) where a is smooth. The symmetric positive definite system is solved by
     conjugate gradients (`jax.scipy.sparse.linalg.cg`), preconditioned with the exact inverse of the same
     scheme for a ≡ 1 (fast sine transforms). The number of iterations grows like (max a/min a)^½ and
-    does not grow with the resolution. The iteration stops at a residual of 1e-10 of f.
+    does not grow with the resolution. The iteration stops at a residual of 1e-10 relative to f.
 
     Args:
         coefficient: a at the nodes of a midpoint grid, shape (N, r, r), positive.

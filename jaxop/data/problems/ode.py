@@ -42,8 +42,8 @@ def controlled_ode(
         samples: N.
         seed: non-negative integer.
         dt: samples evenly at 0, dt, 2dt, … up to the last multiple not beyond ``final_time``.
-        nodes: samples unevenly at this many times: both ends, and times between them whose gaps are a tenth of the
-            mean gap plus the gaps of sorted uniform times, scaled to the rest.
+        nodes: samples unevenly at this many times, both ends included. Every gap is a tenth of the mean gap plus a
+            random part, proportional to the gaps of sorted uniform times.
         final_time: end of the interval, which starts at 0.
         first: number of the first sample; sets with disjoint numbers are independent.
 

@@ -56,8 +56,8 @@ class PotentialFlow:
     def velocity(self, points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2"]:
         """Returns the velocity at points outside of the body.
 
-        Panels are seen one by one nearer to the surface than about their length, so that the velocity there has the
-        error of a polygon with constant sources.
+        At distances below about the length of a panel, the velocity has the error of a polygon with constant
+        sources.
 
         Args:
             points: shape (n, 2).
@@ -157,8 +157,9 @@ def potential_flow(outline: Float[np.ndarray, "q 2"], angle: float) -> Potential
 def resample_outline(outline: Float[np.ndarray, "q 2"], panels: int) -> Float[np.ndarray, "p 2"]:
     """Points along the smooth curve through an airfoil's outline: s = L (1 − cos θ)/2, even θ, on each of two sides.
 
-    The sides meet at the leading edge, the point that is farthest from the trailing edge. The curve is Akima's, in the
-    length along the outline, which does not overshoot. The trailing edge is closed at the middle of its two points.
+    The sides meet at the leading edge, the point that is farthest from the trailing edge. The curve is Akima's spline
+    in the length along the outline, and does not overshoot. The trailing edge is closed at the middle of its two
+    points.
 
     Args:
         outline: at least 9 points from the trailing edge around the body and back to it. Repeated points are left out.

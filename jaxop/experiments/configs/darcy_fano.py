@@ -2,7 +2,7 @@
 
 Source: Calvello, Kovachki, Levine, Stuart, arXiv:2406.06486, at a smaller size, with 2 × 2 patches. Patches of the
     32² grid still represent the 8 modes.
-Hardware: 2 CPU cores. Time: six minutes after the data.
+Hardware: 2 CPU cores. Time: six minutes, without generating the data.
 Expected: relative L2 at 32², 64², 128² of 2.5, 2.2, 2.2 % (after 2869 steps).
 Command: jaxop train darcy_fano
 """
