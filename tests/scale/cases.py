@@ -19,7 +19,6 @@ def configs(*, width=4, feedforward=4, side=8):
     """A config of every operator, for functions on a square of side² nodes."""
     size, tokens = {"width": width, "layers": 1}, {"heads": 2, "feedforward": feedforward}
     patches = {"patches": 2, "modes": side // 4, "reference": side}
-    process = operators.FourierNeuralOperatorConfig(width, width, modes=2, reference=side, projection=4, **size)
     return {
         "tno": operators.TransformerNeuralOperatorConfig(1, 1, dim=2, **size, **tokens),
         "vitno": operators.ViTNeuralOperatorConfig(1, 1, smoothing_modes=2, **size, **tokens, **patches),
@@ -27,7 +26,6 @@ def configs(*, width=4, feedforward=4, side=8):
         "fno": operators.FourierNeuralOperatorConfig(1, 1, modes=2, reference=side, projection=4, **size),
         "flow": operators.FlowNeuralOperatorConfig(1, 1, dim=2, feedforward=feedforward, **size),
         "latent": operators.LatentNeuralOperatorConfig(1, 1, dim=2, **size, **tokens),
-        "latent_grid": operators.LatentGridOperatorConfig(1, 1, dim=2, grid=side, process=process, **size, **tokens),
     }
 
 
