@@ -167,8 +167,9 @@ def from_dict(kind: type[Config], values: Mapping[str, object], *, name: str = "
     """Returns the config whose fields `to_dict` (or `dataclasses.asdict`) wrote.
 
     JSON does not distinguish a list from a tuple, a string from a path, or one class of configs from another; the type
-    hints of the fields do. If several classes are possible, the field ``name`` chooses. Configs of earlier
-    versions are converted to this version.
+    hints of the fields do. If several classes are possible, the field ``name`` chooses; of classes without a name it is
+    the one with the fewest fields among those that have all fields of ``values``. Configs of earlier versions are
+    converted to this version.
 
     Args:
         kind: the class of the config.
@@ -242,11 +243,18 @@ def _as_it_is(options: tuple[object, ...], value: object, name: str) -> object:
 
 
 def _read_config(kinds: list[type], value: Mapping[str, object], name: str) -> object:
-    """Returns a config of one of the classes; if there are several, the field ``name`` chooses."""
-    if len(kinds) > 1:
-        by_name = {str(getattr(kind, "name", None)): kind for kind in kinds if hasattr(kind, "name")}
+    """Returns a config of one of the classes; if there are several, the field ``name`` or the fields choose."""
+    by_name = {str(getattr(kind, "name", None)): kind for kind in kinds if hasattr(kind, "name")}
+    if len(kinds) > 1 and by_name:
         check_name(value.get("name"), name.rpartition(".")[2], by_name)
         kinds = [by_name[str(value["name"])]]
+    elif len(kinds) > 1:
+        fields = {kind: {field.name for field in dataclasses.fields(kind)} for kind in kinds}
+        fitting = [kind for kind in kinds if set(value) <= fields[kind]]
+        if not fitting:
+            listing = "; ".join(f"{kind.__name__}: {', '.join(sorted(fields[kind]))}" for kind in kinds)
+            raise ValueError(f"{name} must hold fields of one config, got {sorted(value)}; there are {listing}.")
+        kinds = [min(fitting, key=lambda kind: len(fields[kind]))]
     return from_dict(kinds[0], value, name=name)
 
 

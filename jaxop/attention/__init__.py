@@ -4,6 +4,8 @@ from jaxop._moved import moved
 from jaxop.attention.averages import averaging_operator as averaging_operator
 from jaxop.attention.dense import accumulate as accumulate
 from jaxop.attention.distributed import ring_attention as ring_attention
+from jaxop.attention.gridding import grid_averages as grid_averages
+from jaxop.attention.gridding import read_grid as read_grid
 from jaxop.attention.integral import IMPLEMENTATIONS as IMPLEMENTATIONS
 from jaxop.attention.integral import integral_attention as integral_attention
 from jaxop.attention.latent import ENCODERS as ENCODERS
@@ -12,6 +14,7 @@ from jaxop.attention.latent import latent_attention as latent_attention
 from jaxop.attention.latent import latent_averages as latent_averages
 from jaxop.attention.latent import least_squares_attention as least_squares_attention
 from jaxop.attention.linear import linear_attention as linear_attention
+from jaxop.attention.local import local_averages as local_averages
 from jaxop.attention.monoid import Partial as Partial
 from jaxop.attention.monoid import combine as combine
 from jaxop.attention.monoid import finish as finish

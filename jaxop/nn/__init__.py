@@ -31,6 +31,9 @@ from jaxop.nn.latent import TEMPERATURES as TEMPERATURES
 from jaxop.nn.latent import LatentAttention as LatentAttention
 from jaxop.nn.latent import LatentAttentionConfig as LatentAttentionConfig
 from jaxop.nn.layers import run_layers as run_layers
+from jaxop.nn.local import LocalAverage as LocalAverage
+from jaxop.nn.local import LocalAverageConfig as LocalAverageConfig
+from jaxop.nn.local import LocalThenGlobal as LocalThenGlobal
 from jaxop.nn.momentum import BLOCKS as BLOCKS
 from jaxop.nn.momentum import VELOCITIES as VELOCITIES
 from jaxop.nn.momentum import MomentumConfig as MomentumConfig

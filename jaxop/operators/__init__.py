@@ -1,6 +1,6 @@
 """Neural operators, called as ``operator(values, domain)``; each has a config and a thin module.
 
-The operators are `TransformerNeuralOperator`, `LatentNeuralOperator`, `ViTNeuralOperator`,
+The operators are `TransformerNeuralOperator`, `LatentNeuralOperator`, `LatentGridOperator`, `ViTNeuralOperator`,
 `FourierAttentionNeuralOperator`, `FourierNeuralOperator` and `FlowNeuralOperator`. `Standardized` makes an operator act
 in physical units. `models` lists them by name, with the transformers of `jaxop.transformers`.
 """
@@ -20,6 +20,8 @@ from jaxop.operators.grid import GridConfig as GridConfig
 from jaxop.operators.grid import PatchConfig as PatchConfig
 from jaxop.operators.latent import LatentNeuralOperator as LatentNeuralOperator
 from jaxop.operators.latent import LatentNeuralOperatorConfig as LatentNeuralOperatorConfig
+from jaxop.operators.latent_grid import LatentGridOperator as LatentGridOperator
+from jaxop.operators.latent_grid import LatentGridOperatorConfig as LatentGridOperatorConfig
 from jaxop.operators.pretrained import from_pretrained as from_pretrained
 from jaxop.operators.registry import CONFIGS as CONFIGS
 from jaxop.operators.registry import Model as Model

@@ -9,7 +9,16 @@ from jaxtyping import Array, Float
 from jaxop._config import from_dict
 from jaxop._validation import check_size, check_type
 from jaxop.domains import Decomposed, Domain
-from jaxop.nn import FeedForward, LatentAttentionConfig, LayersConfig, Linear, run_layers
+from jaxop.nn import (
+    FeedForward,
+    LatentAttention,
+    LatentAttentionConfig,
+    LayersConfig,
+    Linear,
+    LocalAverageConfig,
+    LocalThenGlobal,
+    run_layers,
+)
 from jaxop.operators.config import OperatorConfig
 from jaxop.operators.divided import device_by_device
 from jaxop.operators.folder import Savable
@@ -30,9 +39,11 @@ class LatentNeuralOperatorConfig(LayersConfig, OperatorConfig):
             input. 0 gives the output on the input's nodes; with 1 or more the operator evaluates anywhere.
         attention: the latent attention of all layers. If ``decode="same"``, a decoder layer encodes and decodes by the
             coordinates of the nodes, and there is at most one.
+        local: local integrals before the scores and values of every layer on the nodes of the input. None omits them.
 
     Raises:
-        TypeError: if a size is not an integer, or ``attention`` is not a `jaxop.nn.LatentAttentionConfig`.
+        TypeError: if a size is not an integer, ``attention`` is not a `jaxop.nn.LatentAttentionConfig`, or ``local`` is
+            neither None nor a `jaxop.nn.LocalAverageConfig`.
         ValueError: if sizes do not fit, a name is unknown or a rate is outside [0, 1); the message has valid values.
     """
 
@@ -41,12 +52,20 @@ class LatentNeuralOperatorConfig(LayersConfig, OperatorConfig):
     norm: str = "pre"
     decoder_layers: int = 0
     attention: LatentAttentionConfig = LatentAttentionConfig()
+    local: LocalAverageConfig | None = None
 
     def __post_init__(self):
         super().__post_init__()
         check_size(self.decoder_layers, "decoder_layers", 0)
         expected = "nn.LatentAttentionConfig(...), made by operators.from_dict from a dict"
         check_type(self.attention, "attention", LatentAttentionConfig, expected)
+        if self.local is not None:
+            check_type(self.local, "local", LocalAverageConfig, "None or nn.LocalAverageConfig(radius=...)")
+            if self.layers == 0:
+                raise ValueError(
+                    f"local={self.local!r} needs layers on the nodes of the input, but layers is 0; give layers=1 or "
+                    "more, or local=None."
+                )
         if self.layers + self.decoder_layers == 0:
             raise ValueError("layers and decoder_layers are both 0, and no node would see another; set one above 0.")
         if self.attention.decode == "same" and self.decoder_layers > 1:
@@ -232,15 +251,19 @@ class LatentNeuralOperator(Savable, nnx.Module):
                 rngs=rngs,
             )
 
-        def layers(count: int) -> nnx.List:
-            attention = config.attention
-            return nnx.List(
-                config.residual_layer(attention.make(config.width, config.heads, rngs=rngs, **config.dtypes), rngs=rngs)
-                for _ in range(count)
-            )
+        sizes = config.width, config.heads
+
+        def layers(count: int, local: LocalAverageConfig | None = None) -> nnx.List:
+            def attention() -> LatentAttention | LocalThenGlobal:
+                layer = config.attention.make(*sizes, rngs=rngs, **config.dtypes)
+                if local is None:
+                    return layer
+                return LocalThenGlobal(local.make(*sizes, rngs=rngs, **config.dtypes), layer)
+
+            return nnx.List(config.residual_layer(attention(), rngs=rngs) for _ in range(count))
 
         self.lift = network(config.in_channels + config.dim)
-        self.layers = layers(config.layers)
+        self.layers = layers(config.layers, config.local)
         self.query = network(config.dim) if config.decoder_layers else None
         self.decoder = layers(config.decoder_layers)
         self.head = Linear(config.width, config.out_channels, rngs=rngs, **config.dtypes)
@@ -273,16 +296,20 @@ class LatentNeuralOperator(Savable, nnx.Module):
         if functions.axis_name is not None:
             config.check_shares_nodes()
         dtype = self.head.result_dtype(functions.dtype)
-        x = run_layers(self.layers, self.lift(functions.values).astype(dtype), functions.weights)
+        x = self.lift(functions.values).astype(dtype)
+        if config.local is None:
+            x = run_layers(self.layers, x, functions.weights)
+        else:
+            x = run_layers(self.layers, x, functions.weights, domain=domain)
         if self.query is not None:
             nodes = coordinates(at or domain, x.shape[0], config.dim, "at").astype(functions.values.dtype)
             z = self.query(nodes).astype(dtype)
-            where = None
+            positions = None
             if config.attention.decode == "same":
                 known = self.query(functions.values[..., config.in_channels :]).astype(dtype)
-                where = self.decoder[0].attention_input(known)
+                positions = self.decoder[0].attention_input(known)
             for layer in self.decoder:
-                z = layer(z, functions.weights, context=x, positions=where)
+                z = layer(z, functions.weights, context=x, positions=positions)
             x = z
         else:
             check_same(at, domain, NO_DECODER)

@@ -71,13 +71,20 @@ def rows() -> list[Row]:
     found = []
     for name, config in operators.CONFIGS.items():
         fields = {field.name for field in dataclasses.fields(config)}
-        few: dict[str, Any] = {"attention": LatentAttentionConfig(latents=8)} if name == "latent" else {}
+        few = _FEW.get(name, {})
         found.append(Row(name, "", lambda n, few=few: few))
         if "decoder_layers" in fields:
             found.append(Row(name, "decoder_layers=1", lambda n, few=few: few | {"decoder_layers": 1}))
         if "schwarz" in fields:
             found.append(Row(name, "schwarz=…", _schwarz))
     return found
+
+
+_FEW: dict[str, dict[str, Any]] = {
+    "latent": {"attention": LatentAttentionConfig(latents=8)},
+    "latent_grid": {"grid": 8},
+}
+"""Sizes other than those of `TINY`, by the name of the operator."""
 
 
 def _schwarz(n: int) -> dict[str, Any]:

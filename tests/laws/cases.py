@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxop import kernels
-from jaxop.attention import integral_attention
+from jaxop import domains, kernels
+from jaxop.attention import grid_averages, integral_attention, read_grid
 from jaxop.kernels import Kernel, PerHead
 
 N, M, HEADS, DEPTH, CHANNELS = 19, 37, 2, 5, 3
@@ -157,6 +157,15 @@ def inputs(dtype=jnp.float32, seed=0, n=N, m=M):
     shapes = [(n, HEADS, DEPTH), (m, HEADS, DEPTH), (m, HEADS, CHANNELS)]
     arrays = [rng.normal(size=shape).astype(dtype) for shape in shapes]
     return (*arrays, (rng.uniform(0.5, 1.5, m) / m).astype(np.float64 if dtype == jnp.float64 else np.float32))
+
+
+def on_grid(values, radius):
+    """Averages of 2 heads of 4 channels over several blocks of nodes, read at these nodes."""
+    grid, by_head = domains.box((4, 64), rule="midpoint"), jnp.broadcast_to(radius, (2,))
+    options = {"radius": by_head, "background": jnp.ones((2, 4)), "share": jnp.ones(2)}
+    points = jnp.asarray(np.random.default_rng(1).random((len(values), 2), np.float32))
+    z = grid_averages(points, values, jnp.ones(len(values)), grid, **options)
+    return read_grid(z, grid, points, radius=by_head)
 
 
 def replaced(array, index, value):

@@ -9,9 +9,9 @@ import pytest
 from flax import nnx
 
 from jaxop import domains, kernel_machines, kernels, nn, operators, schwarz, spectral, testing, transformers
-from jaxop.attention import accumulate, finish, integral_attention, latent_averages, patch_attention
+from jaxop.attention import accumulate, finish, integral_attention, latent_averages, local_averages, patch_attention
 from jaxop.schwarz import subdomain_attention
-from tests.laws.cases import DISTINCT, SIGNED, exemplary, inputs
+from tests.laws.cases import DISTINCT, SIGNED, exemplary, inputs, on_grid
 
 
 def value_and_derivative(function, arguments):
@@ -96,6 +96,8 @@ def density(x):
     return kernel_machines.FourierDensity(jnp.ones(20)).fit(normal(40, 20)).log_predict(x, block_size=16)
 
 
+PROCESS = operators.FourierNeuralOperatorConfig(4, 4, 1, width=4, layers=1, modes=2, reference=8, projection=4)
+
 CASES = {
     "xla": lambda: (functools.partial(attend, implementation="xla"), tuple(map(jnp.asarray, inputs()))),
     "causal": lambda: (functools.partial(attend, is_causal=True), tuple(map(jnp.asarray, inputs(n=130, m=130)))),
@@ -129,6 +131,11 @@ CASES = {
     "latent": lambda: of_operator(
         operators.LatentNeuralOperatorConfig.functional(1, 1, **SMALL, decoder_layers=1), LINE
     ),
+    "latent-grid": lambda: of_operator(
+        operators.LatentGridOperatorConfig(1, 1, **SMALL, grid=8, process=PROCESS), LINE
+    ),
+    "local-averages": lambda: (lambda u, r: local_averages(u, SQUARE, radius=r), (normal(64, 2, 4), jnp.asarray(0.1))),
+    "grid-averages": lambda: (on_grid, (normal(5000, 2, 4), jnp.asarray(1.0))),
     "tno": tno,
     "tno-schwarz": lambda: tno(schwarz=nn.SchwarzAttentionConfig(kernel=nn.GaussianConfig())),
     "vitno": lambda: of_operator(

@@ -21,7 +21,7 @@ from jaxop.attention import (
     spectral_patch_attention,
 )
 from jaxop.schwarz import random_factors, subdomain_attention
-from tests.laws.cases import DISTINCT, SIGNED, inputs
+from tests.laws.cases import DISTINCT, SIGNED, inputs, on_grid
 
 ONE, ALL = PartitionSpec("devices"), PartitionSpec()
 
@@ -158,6 +158,11 @@ CASES = {
     "latent": lambda: of_operator(
         operators.LatentNeuralOperatorConfig.functional(1, 1, **SMALL, decoder_layers=1), LINE
     ),
+    "latent-local": lambda: of_operator(
+        operators.LatentNeuralOperatorConfig(1, 1, **SMALL, local=nn.LocalAverageConfig()), LINE
+    ),
+    "latent-grid": lambda: of_operator(operators.LatentGridOperatorConfig(1, 1, **SMALL, grid=8), LINE),
+    "grid-averages": lambda: of_function(on_grid, normal(5000, 2, 4), SCALE),
     "slices": lambda: of_function(
         lambda u, scale: latent_averages(
             scale * u[:3], u, u, encode="slices", kernel=kernels.Gaussian(scale), implementation="chunked"

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxop import domains, nn, operators, testing
+from jaxop import domains, nn, operators
 from jaxop.operators import LatentNeuralOperator, LatentNeuralOperatorConfig
+from tests.operators.quadrature import check_laws, order_on_uneven_nodes, perturbed
 
 PRESETS = ("flare", "lno", "transolver", "transolver_plus", "functional")
 ALL = pytest.mark.parametrize("preset", PRESETS)
-N = 12
+LOCAL = nn.LocalAverageConfig(radius=0.2)
 QUERY = nn.LatentAttentionConfig(latents=3, decode="query")
 
 
@@ -33,75 +34,25 @@ def make(preset="flare", **options):
     return LatentNeuralOperator(small(preset, **options), rngs=nnx.Rngs(0))
 
 
-def perturbed(operator, seed=1):
-    """The same operator with other parameters, so that no part starts at zero, in float64."""
-    rng = np.random.default_rng(seed)
-    graphdef, state = nnx.split(operator)
-    return nnx.merge(
-        graphdef, jax.tree.map(lambda a: jnp.asarray(np.asarray(a, np.float64) + 0.3 * rng.normal(size=a.shape)), state)
-    )
-
-
-@jax.jit
-def call(operator, values, points, weights):
-    return operator(values, domains.from_nodes(points, weights))
-
-
-def nodes(seed=0):
-    """Values, points and weights of nodes whose last has weight 0."""
-    rng = np.random.default_rng(seed)
-    weights = rng.uniform(0.2, 2.0, N)
-    weights[-1] = 0
-    return rng.normal(size=(N, 1)), rng.uniform(size=(N, 1)), weights
-
-
 @pytest.mark.sample(3)
 @ALL
 def test_laws_of_a_quadrature(preset, x64):
-    """Splitting a node, order, padding and the unit of weight change nothing, with one program."""
-    operator = perturbed(make(preset))
-    values, points, weights = nodes()
-    close = functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-10)
-    expected = np.asarray(call(operator, values, points, weights))[:-1]
-    assert np.ptp(expected, axis=0).min() > 1e-3
+    check_laws(perturbed(make(preset)))
 
-    halved, split_values, split_points = weights.copy(), values.copy(), points.copy()
-    halved[[2, -1]] = weights[2] / 2
-    split_values[-1], split_points[-1] = values[2], points[2]
-    close(np.asarray(call(operator, split_values, split_points, halved))[:-1], expected)
 
-    padded_values, padded_points = values.copy(), points.copy()
-    padded_values[-1], padded_points[-1] = 1e3, -7.0
-    close(np.asarray(call(operator, padded_values, padded_points, weights))[:-1], expected)
-
-    order = np.random.default_rng(1).permutation(N)
-    out = np.asarray(call(operator, values[order], points[order], weights[order]))
-    close(out[np.argsort(order)][:-1], expected)
-    close(np.asarray(call(operator, values, points, 1e-12 * weights))[:-1], expected)
-    np.testing.assert_array_equal(np.asarray(call(operator, values, points, weights))[:-1], expected)
-
-    ignored = np.where(weights > 0, 1.0, 0.0)
-    assert np.abs(np.asarray(call(operator, values, points, ignored))[:-1] - expected).max() > 1e-4
+@pytest.mark.sample(1)
+@pytest.mark.parametrize("preset", [preset for preset in PRESETS if preset != "lno"])
+def test_laws_with_local_integrals(preset, x64):
+    check_laws(perturbed(make(preset, local=LOCAL)))
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("preset", ["lno", "transolver_plus"])
-def test_self_convergence_on_uneven_nodes_has_the_order_of_the_rule(preset, x64):
-    operator, size = perturbed(make(preset, decoder_layers=1)), 257
-    at = domains.from_samples(jnp.asarray([0.25, 1.0]))
-
-    @jax.jit
-    def at_probe(points, weights):
-        return operator(jnp.sin(3 * points), domains.from_nodes(points, weights), at=at)
-
-    sizes, outputs = [16, 32, 64, 256], []
-    for n in sizes:
-        domain = domains.from_samples(np.linspace(0.0, 1.0, n + 1) ** 1.7)
-        padding = (0, size - n - 1)
-        points = np.pad(np.asarray(domain.points), [padding, (0, 0)])
-        outputs.append(np.asarray(at_probe(points, np.pad(np.asarray(domain.weights), padding))))
-    errors = [np.abs(out - outputs[-1]).max() for out in outputs[:-1]]
-    assert testing.observed_order(sizes[:-1], errors) == pytest.approx(2.0, abs=0.3)
+@pytest.mark.parametrize(
+    ("preset", "local"), [("lno", None), ("transolver_plus", None), ("transolver", LOCAL), ("flare", LOCAL)]
+)
+def test_self_convergence_on_uneven_nodes_has_the_order_of_the_rule(preset, local, x64):
+    operator = perturbed(make(preset, decoder_layers=1, local=local))
+    assert order_on_uneven_nodes(operator) == pytest.approx(2.0, abs=0.3)
 
 
 @pytest.mark.parametrize(
@@ -109,6 +60,7 @@ def test_self_convergence_on_uneven_nodes_has_the_order_of_the_rule(preset, x64)
     [
         pytest.param("lno", {}, id="lno"),
         pytest.param("transolver", {"decoder_layers": 2, "attention": QUERY}, id="query", marks=pytest.mark.thorough),
+        pytest.param("flare", {"decoder_layers": 1, "local": LOCAL}, id="local", marks=pytest.mark.thorough),
     ],
 )
 def test_answers_anywhere_for_batches_and_stacks(preset, options):
@@ -127,8 +79,9 @@ def test_answers_anywhere_for_batches_and_stacks(preset, options):
 
 
 @pytest.mark.thorough
-def test_meshes_and_grids():
-    operator = make("transolver", dim=2)
+@pytest.mark.parametrize("local", [None, LOCAL], ids=["global", "local"])
+def test_meshes_and_grids(local):
+    operator = make("transolver", dim=2, local=local)
     side = np.linspace(0, 1, 5, dtype=np.float32)
     vertices = np.stack(np.meshgrid(side, side, indexing="ij"), -1).reshape(-1, 2)
     corner = np.arange(20).reshape(4, 5)[:, :4].reshape(-1)
@@ -146,7 +99,7 @@ def test_every_parameter_has_a_gradient():
     attention = nn.LatentAttentionConfig(
         latents=3, encode="slices", mix="least_squares", blocks=1, temperature="point", decode="query"
     )
-    operator = make("flare", layers=0, decoder_layers=1, attention=attention)
+    operator = make("flare", layers=1, decoder_layers=1, attention=attention, local=LOCAL)
     domain = domains.interval(6)
 
     @jax.jit
@@ -198,6 +151,12 @@ def test_cost_is_linear_in_the_nodes():
         ({"layers": -1}, ValueError, "layers must be at least 0, got -1"),
         ({"decoder_layers": 2}, ValueError, "decoder_layers must be at most 1 with attention.decode='same'"),
         ({"attention": nn.IntegralAttentionConfig()}, TypeError, "attention must be nn.LatentAttentionConfig(...)"),
+        ({"local": 0.1}, TypeError, "local must be None or nn.LocalAverageConfig(radius=...)"),
+        (
+            {"local": LOCAL, "layers": 0, "decoder_layers": 1},
+            ValueError,
+            "needs layers on the nodes of the input, but layers is 0",
+        ),
         ({"widht": 3}, ValueError, "has no field 'widht': did you mean 'width'"),
     ],
 )

@@ -11,6 +11,7 @@ from flax import nnx
 from jaxop import domains, nn, operators, transformers
 
 FANO, TNO = operators.FourierAttentionNeuralOperatorConfig, operators.TransformerNeuralOperatorConfig
+LATENT_GRID = operators.LatentGridOperatorConfig
 EARLIER = {"momentum": {"block": "Y", "initial": "zero", "method": "kick_damp_drift"}, "norm": "pre"}
 
 
@@ -37,7 +38,7 @@ def test_what_has_moved_is_named(kind, fields, message):
 class TestRegistry:
     def test_has_every_model_of_the_package(self):
         models = operators.models()
-        assert set(operators.CONFIGS) == {"tno", "latent", "vitno", "fano", "fno", "flow"}
+        assert set(operators.CONFIGS) == {"tno", "latent", "latent_grid", "vitno", "fano", "fno", "flow"}
         assert set(operators.CONFIGS) | {"sequence", "classifier", "translation", "image"} <= set(models)
         for name, model in models.items():
             assert model.name == name
@@ -98,7 +99,8 @@ class TestForData:
         cloud = domains.monte_carlo(np.ones((30, 3), np.float32))
         for kind in operators.CONFIGS.values():
             config = kind.for_data(cloud, in_channels=1, out_channels=1, initial_channels=4)
-            assert config == kind(1, 1, 3, **({"initial_channels": 4} if kind is TNO else {}))
+            decided = {TNO: {"initial_channels": 4}, LATENT_GRID: {"lower": (0.5,) * 3, "upper": (1.5,) * 3}}
+            assert config == kind(1, 1, 3, **decided.get(kind, {}))
 
     def test_the_data_decide_what_the_config_has(self):
         for kind in operators.CONFIGS.values():

@@ -159,8 +159,10 @@ def models():
     yield operators.FourierNeuralOperator, operators.FourierNeuralOperatorConfig(1, 1, width=8)
     yield operators.FlowNeuralOperator, operators.FlowNeuralOperatorConfig(1, 1, width=8, layers=1, feedforward=8)
     attention = nn.LatentAttentionConfig(4, "slices", "least_squares", 1, "point", "query")
-    latent = operators.LatentNeuralOperatorConfig(1, 1, **SMALL, decoder_layers=1, attention=attention)
+    local = nn.LocalAverageConfig()
+    latent = operators.LatentNeuralOperatorConfig(1, 1, **SMALL, decoder_layers=1, attention=attention, local=local)
     yield operators.LatentNeuralOperator, latent
+    yield operators.LatentGridOperator, operators.LatentGridOperatorConfig(1, 1, **SMALL, grid=8)
     yield transformers.SequenceTransformer, transformers.SequenceTransformerConfig(5, **SMALL)
     yield transformers.SequenceClassifier, transformers.SequenceClassifierConfig(5, **SMALL)
     yield transformers.EncoderDecoderTransformer, transformers.EncoderDecoderTransformerConfig(5, 4, 3, **SMALL)

@@ -1,0 +1,171 @@
+"""Module of local integrals before an attention, in the place of convolutions of pixels."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from jaxop._validation import as_number
+from jaxop.attention.local import local_averages
+from jaxop.attention.operands import accumulation_dtype
+from jaxop.domains import Decomposed, Domain
+from jaxop.domains.domain import as_domain
+from jaxop.nn.checks import check_attention
+from jaxop.nn.pointwise import Linear, check_heads
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalAverageConfig:
+    """Settings of the local integrals of a layer; `make` builds the module.
+
+    Attributes:
+        radius: the radius r of all heads at first, in the unit of the nodes.
+
+    Raises:
+        TypeError: if the radius is not a number.
+        ValueError: if the radius is not positive and finite.
+
+    Example:
+        >>> from flax import nnx
+        >>> from jaxop import nn
+        >>> nn.LocalAverageConfig(radius=0.1).make(8, 2, rngs=nnx.Rngs(0)).heads
+        2
+    """
+
+    radius: float = 0.05
+
+    def __post_init__(self):
+        if not 0 < as_number(self.radius, "radius") < math.inf:
+            raise ValueError(
+                f"radius must be positive and finite, a length in the unit of the nodes, got {self.radius}."
+            )
+
+    def make(
+        self,
+        width: int,
+        heads: int,
+        *,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> "LocalAverage":
+        """Returns the module with new parameters.
+
+        Raises:
+            ValueError: if the heads do not divide the width.
+        """
+        return LocalAverage(width, heads, radius=self.radius, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+
+
+class LocalAverage(nnx.Module):
+    """u ↦ ∫ κ((y−x)/r) V u(y) dy / ∫ κ((y−x)/r) dy with κ(z) = exp(−|z|²/2), per head, by `local_averages`.
+
+    V is affine, and every head has its own r, which is trained. r is a length, so that the module is the same operator
+    on any nodes, unlike a convolution of pixels, whose reach shrinks with them.
+
+    Args:
+        width: channels d.
+        heads: h, a divisor of d.
+        radius: r of all heads at first.
+        dtype: dtype of the computation; None means the dtype of inputs and parameters.
+        param_dtype: dtype of the parameters.
+        rngs: random streams; ``params`` is used.
+
+    Raises:
+        ValueError: if the heads do not divide the channels.
+
+    Cost: see `jaxop.attention.local_averages`; O(n d²) for V.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxop import domains, nn
+        >>> average = nn.LocalAverage(8, 2, radius=0.1, rngs=nnx.Rngs(0))
+        >>> average(jnp.ones((3, 16, 8)), domains.interval(16)).shape
+        (3, 16, 8)
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        radius: float,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.heads = check_heads(width, heads)
+        self.value = Linear(width, width, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.log_radius = nnx.Param(jnp.full(heads, math.log(radius), param_dtype))
+
+    def __call__(self, x: Float[Array, "b n d"], domain: Domain | Decomposed) -> Float[Array, "b n d"]:
+        """Averages, for each of b samples.
+
+        Args:
+            x: samples of u, (b, n, d).
+            domain: their domain, or a stack with one for each sample.
+
+        Raises:
+            ValueError: if the nodes do not fit.
+        """
+        domain = as_domain(domain, "domain")
+        value = self.value(x).reshape(*x.shape[:2], self.heads, -1)
+        logs = self.log_radius[...]
+        radius = jnp.exp(logs.astype(accumulation_dtype(logs)))
+
+        def average(value: Array, domain: Domain) -> Array:
+            return local_averages(value, domain, radius=radius)
+
+        mapped = jax.vmap(average, in_axes=(0, 0 if domain.is_batched else None))
+        return mapped(value, domain).reshape(x.shape)
+
+
+class LocalThenGlobal(nnx.Module):
+    """u ↦ A(u + L u) for local integrals L and an attention A: scores and values of A see a neighbourhood.
+
+    Args:
+        local: L, called as ``local(x, domain)``.
+        attention: A, called as ``attention(x, weights)``.
+
+    Source: the convolutions of pixels of structured Transolver, arXiv:2402.02366, and functional attention,
+        arXiv:2605.31559, have this place. Local integrals do not depend on the nodes.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxop import domains, nn
+        >>> rngs = nnx.Rngs(0)
+        >>> local = nn.LocalAverage(8, 2, radius=0.1, rngs=rngs)
+        >>> attention = nn.LocalThenGlobal(local, nn.LatentAttention(8, 2, rngs=rngs))
+        >>> domain = domains.interval(16)
+        >>> attention(jnp.ones((3, 16, 8)), domain.weights, domain=domain).shape
+        (3, 16, 8)
+    """
+
+    def __init__(self, local: Callable[..., Array], attention: Callable[..., Array]):
+        for module in (local, attention):
+            check_attention(module)
+        self.local = local
+        self.attention = attention
+
+    def __call__(
+        self,
+        x: Float[Array, "b n d"],
+        weights: Float[Array, " n"] | Float[Array, "b n"] | None = None,
+        *,
+        domain: Domain | Decomposed,
+    ) -> Float[Array, "b n d"]:
+        """Attends, for each of b samples.
+
+        Args:
+            x: samples of u, (b, n, d).
+            weights: quadrature weights for the attention.
+            domain: the domain for the local integrals.
+        """
+        return self.attention(x + self.local(x, domain), weights)
