@@ -54,6 +54,13 @@ class LatentNeuralOperatorConfig(LayersConfig, OperatorConfig):
                 f"{self.decoder_layers}; use decode='query'."
             )
 
+    def check_shares_nodes(self, devices: int | None = None) -> None:
+        """Raises ``NotImplementedError`` if a choice needs all nodes of a function on one device."""
+        del devices
+        how = self.attention.implementation
+        if how not in (None, "chunked"):
+            raise self._needs_all_nodes(f"the implementation {how!r} of attention", "'chunked' or None")
+
     @classmethod
     def flare(
         cls, in_channels: int, out_channels: int, dim: int = 1, **choices: object
@@ -258,6 +265,7 @@ class LatentNeuralOperator(nnx.Module):
         Args:
             values: u(x_i), shape (n, c_in), or a batch (b, n, c_in).
             domain: the domain of ``values``; for a batch, one domain or a stack with one for each function.
+                If devices share the nodes, those of one device and a `jaxop.domains.Shard`, inside `jax.shard_map`.
             at: the domain of the output, one or a stack. None means ``domain``.
             initial: must be None.
 
@@ -272,7 +280,8 @@ class LatentNeuralOperator(nnx.Module):
         if functions.axis_name is not None:
             config.check_shares_nodes()
         dtype = self.head.result_dtype(functions.dtype)
-        x = run_layers(self.layers, self.lift(functions.values).astype(dtype), functions.weights)
+        x = self.lift(functions.values).astype(dtype)
+        x = run_layers(self.layers, x, functions.weights, velocity=None, **functions.shared)
         if self.query is not None:
             nodes = coordinates(at or domain, x.shape[0], config.dim, "at").astype(functions.values.dtype)
             z = self.query(nodes).astype(dtype)
@@ -281,7 +290,7 @@ class LatentNeuralOperator(nnx.Module):
                 known = self.query(functions.values[..., config.in_channels :]).astype(dtype)
                 where = self.decoder[0].attention_input(known)
             for layer in self.decoder:
-                z = layer(z, functions.weights, context=x, positions=where)
+                z = layer(z, functions.weights, context=x, positions=where, **functions.shared)
             x = z
         else:
             check_same(at, domain, NO_DECODER)

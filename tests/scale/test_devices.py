@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parent
-FILES = ["eight_devices", "model_devices", "domain_devices", "domain_training", "explicit_meshes"]
+FILES = [
+    "eight_devices",
+    "model_devices",
+    "domain_devices",
+    "domain_training",
+    "domain_latent",
+    "domain_grids",
+    "explicit_meshes",
+]
 MARKERS = {"some": [], "others": ["-m", "thorough"]}
 
 
