@@ -15,6 +15,7 @@ from jaxop.attention.dense import dense_attention
 from jaxop.attention.fused import fused_attention
 from jaxop.attention.monoid import Partial, finish
 from jaxop.attention.operands import Operands, check_operands
+from jaxop.attention.reduction import reduced_integral
 from jaxop.attention.ring import ring_integral
 from jaxop.domains.measure import relative_weights
 from jaxop.kernels import Kernel, PerHead
@@ -107,16 +108,26 @@ def integral_attention(
 
 
 def integrate(
-    operands: Operands, implementation: str | None, *, normalize: bool = True, axis_name: str | None = None
+    operands: Operands,
+    implementation: str | None,
+    *,
+    normalize: bool = True,
+    axis_name: str | None = None,
+    is_copied: bool = False,
 ) -> Float[Array, "n h c"]:
-    """Returns `integral_attention` of checked operands."""
+    """Returns `integral_attention` of checked operands.
+
+    If ``is_copied``, all devices of the mapped axis have the same queries instead of their own, and share one sum.
+    """
     if normalize and operands.kernel.sign == "signed":
         raise ValueError(
             "a signed kernel cannot be normalised: its mass may vanish or change sign. Pass normalize=False for the "
             "integral itself, or use a positive kernel."
         )
     if axis_name is not None:
-        _check_ring(operands, implementation, normalize)
+        _check_shared(operands, implementation, normalize)
+        if is_copied:
+            return reduced_integral(operands, axis_name)
         return ring_integral(operands, normalize, axis_name)
     run = _RUN[choose(operands, implementation)]
     epsilon = operands.kernel.epsilon if normalize else 0.0
@@ -152,7 +163,7 @@ def choose(operands: Operands, implementation: str | None) -> str:
     return "dense" if operands.queries * operands.keys <= limit else "chunked"
 
 
-def _check_ring(operands: Operands, implementation: str | None, normalize: bool) -> None:
+def _check_shared(operands: Operands, implementation: str | None, normalize: bool) -> None:
     if implementation is not None:
         check_name(implementation, "implementation", IMPLEMENTATIONS)
     if implementation not in (None, "chunked"):

@@ -15,7 +15,7 @@ from jaxop._pytree import register
 from jaxop._validation import check_name, is_concrete
 from jaxop.attention.closing import is_closed
 from jaxop.attention.dense import accumulate
-from jaxop.attention.integral import integral_attention
+from jaxop.attention.integral import integral_attention, integrate
 from jaxop.attention.linear import head_features, linear_attention
 from jaxop.attention.operands import check_operands
 from jaxop.domains.measure import relative_weights
@@ -44,6 +44,7 @@ def latent_attention(
     kernel: Kernel | PerHead | None = None,
     mask: Bool[Array, " m"] | None = None,
     implementation: str | None = None,
+    axis_name: str | None = None,
 ) -> Float[Array, "n h c"]:
     """y_i = Σ_g p_ig M(z)_g, p_ig = k(q_i, S_g) / Σ_l k(q_i, S_l), with the averages z of `latent_averages`, per head.
 
@@ -61,6 +62,8 @@ def latent_attention(
         kernel: a symmetric kernel of `jaxop.kernels`; None means ``ExpDotProduct()``, with scale 1/√d.
         mask: True at nodes that take part in the integral, (m,).
         implementation: an implementation of `jaxop.attention.integral_attention` for both averages.
+        axis_name: the mapped axis of `jax.shard_map` over whose devices the nodes of the integral and of the output are
+            distributed; see `latent_averages`. None means that all nodes are here.
 
     Returns:
         y, (n, h, c), in the dtype of ``value``. Without ``mix``, constants stay constants under a normalised kernel.
@@ -83,7 +86,15 @@ def latent_attention(
         (50, 2, 8)
     """
     z = latent_averages(
-        latents, key, value, weights, encode=encode, kernel=kernel, mask=mask, implementation=implementation
+        latents,
+        key,
+        value,
+        weights,
+        encode=encode,
+        kernel=kernel,
+        mask=mask,
+        implementation=implementation,
+        axis_name=axis_name,
     )
     if mix is not None:
         shape = z.shape
@@ -104,6 +115,7 @@ def latent_averages(
     kernel: Kernel | PerHead | None = None,
     mask: Bool[Array, " m"] | None = None,
     implementation: str | None = None,
+    axis_name: str | None = None,
 ) -> Float[Array, "g h c"]:
     """z_g = Σ_j w_j μ_j k(S_g, k_j) v_j / Σ_j w_j μ_j k(S_g, k_j), per head, the quadrature of two integrals.
 
@@ -120,15 +132,21 @@ def latent_averages(
             and `LearnedFeatures` average over the weights alone, as `linear_attention` does.
         mask: True at nodes that take part, (m,).
         implementation: an implementation of `jaxop.attention.integral_attention`.
+        axis_name: the mapped axis of `jax.shard_map` over whose devices the nodes are distributed. Each passes all
+            latents and its own nodes, as many as every other device: keys, values, weights and mask. All get the
+            averages over the nodes of all. None means that all nodes are here.
 
     Returns:
         z, (g, h, c), in the dtype of ``value``; scores, masses and sums are in float32 or wider.
 
     Raises:
         ValueError: if shapes do not fit, ``encode`` is unknown, or the kernel of slices is not positive.
-        NotImplementedError: if the kernel is linear and ``mask`` or ``implementation`` is given.
+        NotImplementedError: if the kernel is linear and ``mask`` or ``implementation`` is given, or for the
+            reasons of `jaxop.attention.integral_attention` with ``axis_name``.
+        NameError: if ``axis_name`` is not the name of a mapped axis.
 
-    Cost: O(m g h (d + c)) time and, if chunked, O(m + g) memory.
+    Cost: O(m g h (d + c)) time and, if chunked, O(m + g) memory. Over devices each takes this for its own m nodes, and
+        sends about g h c numbers in one sum, for any number of nodes, and as many in the backward pass.
 
     Source: "nodes": FLARE, arXiv:2508.12594, and Perceiver, arXiv:2103.03206; "slices": Transolver, arXiv:2402.02366,
         whose ε, added to the mass of a slice, is 0 here: with a positive kernel every slice has mass.
@@ -142,7 +160,7 @@ def latent_averages(
     """
     check_name(encode, "encode", ENCODERS)
     kernel = ExpDotProduct() if kernel is None else kernel
-    options = {"mask": mask, "implementation": implementation}
+    options = {"mask": mask, "implementation": implementation, "axis_name": axis_name}
     if encode == "nodes":
         return average(latents, key, value, weights, kernel=kernel, **options)
     operands = check_operands(latents, key, value, weights, kernel=kernel, mask=mask)
@@ -162,7 +180,7 @@ def latent_averages(
         shifted = PerHead(_Shifted(kernel.kernel)) if isinstance(kernel, PerHead) else _Shifted(kernel)
     latents = jnp.concatenate([latents, jnp.ones_like(latents[..., :1])], axis=-1)
     key = jnp.concatenate([key, channel], axis=-1)
-    return integral_attention(latents, key, value, weights, kernel=shifted, **options)
+    return _over_nodes(latents, key, value, weights, kernel=shifted, **options)
 
 
 def average(
@@ -174,10 +192,15 @@ def average(
     kernel: Kernel | PerHead | None = None,
     mask: Bool[Array, " m"] | None = None,
     implementation: str | None = None,
+    axis_name: str | None = None,
 ) -> Float[Array, "n h c"]:
-    """Returns `integral_attention`, or `linear_attention` of the features of a kernel of finite rank."""
+    """Returns `integral_attention`, or `linear_attention` of the features of a kernel of finite rank.
+
+    If there is a mapped axis, its devices share the keys, and all of them have the same queries.
+    """
     if kernel is None or not isinstance(one_head(kernel), DotProduct | LearnedFeatures):
-        return integral_attention(query, key, value, weights, kernel=kernel, mask=mask, implementation=implementation)
+        options = {"mask": mask, "implementation": implementation, "axis_name": axis_name}
+        return _over_nodes(query, key, value, weights, kernel=kernel, **options)
     if mask is not None or implementation is not None:
         raise NotImplementedError(
             "linear attention takes neither a mask nor an implementation; give masked nodes the weight 0, and leave "
@@ -185,7 +208,26 @@ def average(
         )
     operands = check_operands(query, key, value, weights, kernel=kernel)
     query, key = (a.astype(operands.dtype) for a in (operands.query, operands.key))
-    return linear_attention(*head_features(operands.kernel, query, key), value, weights)
+    features = head_features(operands.kernel, query, key)
+    return linear_attention(*features, value, weights, axis_name=axis_name)
+
+
+def _over_nodes(
+    query: Float[Array, "n h d"],
+    key: Float[Array, "m h d"],
+    value: Float[Array, "m h c"],
+    weights: Float[Array, " m"] | None,
+    *,
+    kernel: Kernel | PerHead | None,
+    mask: Bool[Array, " m"] | None,
+    implementation: str | None,
+    axis_name: str | None,
+) -> Float[Array, "n h c"]:
+    """Returns `integral_attention` over the nodes of all devices of a mapped axis, which have the same queries."""
+    if axis_name is None:
+        return integral_attention(query, key, value, weights, kernel=kernel, mask=mask, implementation=implementation)
+    operands = check_operands(query, key, value, weights, kernel=kernel, mask=mask)
+    return integrate(operands, implementation, axis_name=axis_name, is_copied=True)
 
 
 def _log_masses(

@@ -72,7 +72,7 @@ def _over_devices(
     query: Array, key: Array, value: Array, weights: Array, is_causal: bool, axis_name: str
 ) -> Float[Array, "n h c"]:
     """Returns `linear_attention` of the nodes of one device of a mapped axis."""
-    query, key, value, weights, here = varying_like((query, key, value, weights, jax.lax.axis_index(axis_name)))
+    key, value, weights, here = varying_like((key, value, weights, jax.lax.axis_index(axis_name)))
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(weights)))
     if not is_causal:
         relative = weights / unit_of(jax.lax.pmax(largest, axis_name))
@@ -80,6 +80,7 @@ def _over_devices(
         moment, mass = jax.lax.psum((moment, jnp.sum(relative)), axis_name)
         moment = jnp.where(mass > 0, moment / jnp.where(mass > 0, mass, 1), 0)
         return jnp.einsum("nhd,hdc->nhc", query, moment)
+    query = varying_like(query, here)
     relative = weights / _unit_or_one(largest)
     own = jnp.einsum("mhd,mhc->hdc", key * relative[:, None, None], value), jnp.sum(relative), largest
     moments, masses, sizes = jax.lax.all_gather(own, axis_name)

@@ -28,8 +28,9 @@ def patch_attention(
     weights: Float[Array, " s"] | None = None,
     *,
     kernel: Kernel | PerHead | None = None,
-    mask: Bool[Array, " q"] | Bool[Array, "p q"] | Bool[Array, "h p q"] | None = None,
+    mask: Bool[Array, " q"] | Bool[Array, "p k"] | Bool[Array, "h p k"] | None = None,
     implementation: str | None = None,
+    axis_name: str | None = None,
 ) -> Float[Array, "p s h c"]:
     """A_j(x) = Σ_k softmax_k(⟨Q_j, K_k⟩) V_k(x), ⟨Q_j, K_k⟩ = ∫_patch Q_j(x)·K_k(x) dx, per head.
 
@@ -45,22 +46,26 @@ def patch_attention(
         key: q functions, (q, s, h, d).
         value: q functions, (q, s, h, c).
         weights: quadrature weights of ONE patch in the measure of the whole domain, (s,), in units of
-            length^dim; see `patch_weights`. None means 1/(q s), a domain of measure 1. The derivative in a weight of 0
-            exists for kernels of inner products only.
+            length^dim; see `patch_weights`. None means 1/(q s), a domain of measure 1 (q counts the patches of all
+            devices). The derivative in a weight of 0 exists for kernels of inner products only.
         kernel: a kernel of `jaxop.kernels` that is not signed, one for all heads or `jaxop.kernels.PerHead`; None means
             ``ExpDotProduct(scale=1.0)``. The d of 1/√d counts the channels.
         mask: True where a query patch may see a key patch: (q,), (p, q) or (h, p, q).
         implementation: one of `jaxop.attention.IMPLEMENTATIONS`, or None to choose; see `integral_attention`.
+        axis_name: the mapped axis of `jax.shard_map` over whose devices the patches are distributed. Each passes its
+            own whole patches, as many as every other device; see `integral_attention`, also for the mask. None means
+            that all patches are here.
 
     Returns:
         Functions on the patches, (p, s, h, c), in the dtype of ``value``.
 
     Raises:
         ValueError: if shapes do not fit, the kernel is signed, or for the reasons of `integral_attention`.
-        NotImplementedError: if the kernel is `Projected`, or if some parts of it are sums over channels and others
-            are not.
+        NotImplementedError: if the kernel is `Projected`, if some parts of it are sums over channels and others
+            are not, or for the reasons of `integral_attention` with ``axis_name``.
 
-    Cost: O(p q s h (d + c)).
+    Cost: O(p q s h (d + c)). Over devices, keys and values travel round them: each sends q s h (d + c) numbers as
+        often as there are devices, in the backward pass twice as many.
 
     Source: Calvello, Kovachki, Levine, Stuart, "Continuum Attention for Neural Operators",
         arXiv:2406.06486.
@@ -83,7 +88,8 @@ def patch_attention(
     _check(query, key, value)
     kernel = _check_kernel(kernel)
     s, dtype = query.shape[1], accumulation_dtype(query, key)
-    weights = jnp.full(s, 1 / (key.shape[0] * s), dtype) if weights is None else as_float(weights, "weights")
+    patches = key.shape[0] * (1 if axis_name is None else jax.lax.axis_size(axis_name))
+    weights = jnp.full(s, 1 / (patches * s), dtype) if weights is None else as_float(weights, "weights")
     if weights.shape != (s,):
         raise ValueError(
             f"weights must have shape (s,) = ({s},), one per node of a patch, got {weights.shape}; see patch_weights."
@@ -105,7 +111,7 @@ def patch_attention(
 
     tokens = jnp.moveaxis(value, 2, 1)  # (q, h, s, c)
     scaled = vectors(query, factors[0]), vectors(key, factors[1])
-    out = _attend(*scaled, tokens, query.shape[-1], kernel, mask, implementation)
+    out = _attend(*scaled, tokens, query.shape[-1], kernel, mask, implementation, axis_name)
     return jnp.moveaxis(out, 1, 2)
 
 
@@ -117,8 +123,9 @@ def spectral_patch_attention(
     weight: Float[Array, ""] | float,
     *,
     kernel: Kernel | PerHead | None = None,
-    mask: Bool[Array, " q"] | Bool[Array, "p q"] | Bool[Array, "h p q"] | None = None,
+    mask: Bool[Array, " q"] | Bool[Array, "p k"] | Bool[Array, "h p k"] | None = None,
     implementation: str | None = None,
+    axis_name: str | None = None,
 ) -> Float[Array, "2 m p h c"]:
     """`patch_attention` between band-limited functions given by their Fourier coefficients.
 
@@ -136,15 +143,17 @@ def spectral_patch_attention(
             ``ExpDotProduct(scale=1.0)``.
         mask: True where a query patch may see a key patch: (q,), (p, q) or (h, p, q).
         implementation: one of `jaxop.attention.IMPLEMENTATIONS`, or None to choose.
+        axis_name: see `patch_attention`.
 
     Returns:
         Coefficients (2, m, p, h, c).
 
     Raises:
         ValueError: for the reasons of `patch_attention`.
-        NotImplementedError: if the kernel is a sum over channels.
+        NotImplementedError: if the kernel is a sum over channels, or for the reasons of `integral_attention` with
+            ``axis_name``.
 
-    Cost: O(p q m h (d + c)).
+    Cost: O(p q m h (d + c)). Over devices, coefficients of keys and values travel round them, as in `patch_attention`.
 
     Source: Calvello et al., arXiv:2406.06486; Parseval's identity.
 
@@ -172,7 +181,7 @@ def spectral_patch_attention(
 
     tokens = jnp.moveaxis(value, (2, 3), (0, 1))  # (q, h, 2, m, c)
     depth = query.shape[-1]
-    out = _attend(vectors(query), vectors(key), tokens, depth, kernel, mask, implementation)
+    out = _attend(vectors(query), vectors(key), tokens, depth, kernel, mask, implementation, axis_name)
     return jnp.moveaxis(out, (0, 1), (2, 3))
 
 
@@ -291,13 +300,15 @@ def _attend(
     kernel: Kernel | PerHead | None,
     mask: Mask | None,
     implementation: str | None,
+    axis_name: str | None,
 ) -> Array:
     """Mixes tokens (q, h, ...) by the attention of vectors (p, h, k) and (q, h, k), functions of ``depth`` channels."""
     # the number of channels, because the length of the vectors depends on the resolution
     kernel = ExpDotProduct(scale=1.0) if kernel is None else kernel.with_depth(depth)
     (p, heads), q, length = query.shape[:2], key.shape[0], math.prod(tokens.shape[2:])
-    attend = functools.partial(integral_attention, kernel=kernel, mask=mask, implementation=implementation)
-    if q < length and p * q <= DENSE_LIMIT:
+    options = {"kernel": kernel, "mask": mask, "implementation": implementation, "axis_name": axis_name}
+    attend = functools.partial(integral_attention, **options)
+    if axis_name is None and q < length and p * q <= DENSE_LIMIT:
         # few long tokens: form the small matrix of softmax weights (attention of the unit tokens), then one product
         unit = jnp.broadcast_to(jnp.eye(q, dtype=query.dtype)[:, None, :], (q, heads, q))
         matrix = attend(query, key, unit).astype(tokens.dtype)

@@ -44,12 +44,12 @@ def _ring(operands: Operands, normalize: bool, chunks: Chunks, axis_name: str) -
         weights = operands.weights.astype(dtype)
     plan, params, fixed = plan_of(operands, normalize, chunks)
     key_mask, pair_mask = (mask, None) if mask is not None and mask.ndim == 1 else (None, mask)
-    own = _Own(params, fixed, operands.query, operands.key, operands.value, weights, key_mask, pair_mask)
+    own = Own(params, fixed, operands.query, operands.key, operands.value, weights, key_mask, pair_mask)
     return _attend(_Ring(plan, axis_name), own)
 
 
-class _Own(NamedTuple):
-    """Arrays of one device; also their cotangents."""
+class Own(NamedTuple):
+    """Arrays of one device, with a kernel in the parts of `Inputs`; also their cotangents."""
 
     params: list[Array]
     fixed: list[Array]
@@ -84,7 +84,7 @@ class _Ring:
         size = jax.lax.axis_size(self.axis_name)
         return jax.lax.ppermute(tree, self.axis_name, [(i, (i + 1) % size) for i in range(size)])
 
-    def inputs(self, own: _Own, block: _Block, step: Array) -> Inputs:
+    def inputs(self, own: Own, block: _Block, step: Array) -> Inputs:
         """Returns the queries of this device with the keys that are here in a step."""
         plan, n, m = self.plan, own.query.shape[0], own.key.shape[0]
         here = jax.lax.axis_index(self.axis_name)
@@ -107,19 +107,20 @@ class _Ring:
         )
 
 
-def _split(own: _Own, weights: Array, largest: Array | None = None) -> tuple[Array, Array]:
+def split(own: Own, weights: Array, largest: Array | None = None) -> tuple[Array, Array]:
+    """Returns `split_weights` of weights that are 0 at masked keys."""
     seen = weights if own.key_mask is None else jnp.where(own.key_mask, weights, 0)
     return split_weights(seen, own.key_mask, largest)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(ring: _Ring, own: _Own) -> Array:
+def _attend(ring: _Ring, own: Own) -> Array:
     return _forward(ring, own)[0]
 
 
-def _forward(ring: _Ring, own: _Own) -> tuple[Array, tuple[_Own, Array, Array, Array]]:
+def _forward(ring: _Ring, own: Own) -> tuple[Array, tuple[Own, Array, Array, Array]]:
     plan, (n, heads, _), channels = ring.plan, own.query.shape, own.value.shape[2]
-    block = _Block(own.key, own.value, *_split(own, own.weights))
+    block = _Block(own.key, own.value, *split(own, own.weights))
     empty = plan.empty((plan.rows * plan.row_chunk, heads), channels)
 
     def step(carry: tuple[_Block, Partial, Array], number: Array):
@@ -139,12 +140,12 @@ def _forward(ring: _Ring, own: _Own) -> tuple[Array, tuple[_Own, Array, Array, A
     return out[:n], (own, out[:n], shift[:n], unit)
 
 
-def _backward(ring: _Ring, residuals: tuple[_Own, Array, Array, Array], cotangent: Array) -> tuple[_Own]:
+def _backward(ring: _Ring, residuals: tuple[Own, Array, Array, Array], cotangent: Array) -> tuple[Own]:
     own, out, shift, unit = residuals
     plan, heads = ring.plan, own.query.shape[1]
 
     def signs_of(weights: Array) -> tuple[Array, Array]:
-        log_weights, signs = _split(own, weights, unit)
+        log_weights, signs = split(own, weights, unit)
         return signs, log_weights
 
     signs, of_signs, log_weights = jax.vjp(signs_of, own.weights, has_aux=True)
@@ -178,7 +179,7 @@ def _backward(ring: _Ring, residuals: tuple[_Own, Array, Array, Array], cotangen
         derivative.astype(array.dtype)
         for derivative, array in zip((d_query, d_key, d_value), (own.query, own.key, own.value), strict=True)
     )
-    return (_Own._make((d_params, None, d_query, d_key, d_value, d_weights, None, None)),)
+    return (Own._make((d_params, None, d_query, d_key, d_value, d_weights, None, None)),)
 
 
 _attend.defvjp(_forward, _backward)

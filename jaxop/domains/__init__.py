@@ -27,6 +27,7 @@ from jaxop.domains.patches import partition as partition
 from jaxop.domains.rules import EQUAL_WEIGHT_RULES as EQUAL_WEIGHT_RULES
 from jaxop.domains.rules import RULES as RULES
 from jaxop.domains.rules import Rule as Rule
+from jaxop.domains.shared import GridShard as GridShard
 from jaxop.domains.shared import Shard as Shard
 from jaxop.domains.shared import shard as shard
 

@@ -5,14 +5,17 @@ import functools
 import math
 from collections.abc import Sequence
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from jaxop._pytree import register
-from jaxop._validation import as_float, as_integer, is_concrete, on_device
+from jaxop._validation import as_float, as_integer, divisors, is_concrete, on_device
 from jaxop.domains.domain import refuse_decomposed
 from jaxop.domains.grid import Axis, Grid
 from jaxop.domains.rules import MIDPOINT
+from jaxop.domains.shared import GridShard
 
 
 @functools.partial(register, static=("patches",))
@@ -118,11 +121,12 @@ class Partition:
         return Grid(tuple(axes))
 
 
-def partition(grid: Grid, patches: Sequence[int]) -> Partition:
+def partition(grid: Grid | GridShard, patches: Sequence[int]) -> Partition:
     """Cuts a grid into equal patches.
 
     Args:
-        grid: a `Grid` in any number of dimensions.
+        grid: a `Grid` in any number of dimensions. If the devices of a mapped axis share its nodes, the `GridShard` of
+            this device, inside the map; the result holds the patches of this device, on a grid of given nodes.
         patches: number of patches along each axis; must divide ``grid.shape``.
 
     Returns:
@@ -130,8 +134,8 @@ def partition(grid: Grid, patches: Sequence[int]) -> Partition:
 
     Raises:
         TypeError: if ``grid`` is not a `Grid` or a count is not an integer.
-        ValueError: if the patches do not divide the grid (the message names the nearest valid counts), or
-            ``grid`` is a stack of grids.
+        ValueError: if the patches do not divide the grid (the message names the nearest valid counts), if
+            ``grid`` is a stack of grids, or if devices share its nodes and cannot have whole patches each.
 
     Example:
         >>> from jaxop import domains
@@ -140,7 +144,7 @@ def partition(grid: Grid, patches: Sequence[int]) -> Partition:
         ((16, 16), (16, 256))
     """
     refuse_decomposed(grid, "grid")
-    if not isinstance(grid, Grid):
+    if not isinstance(grid, Grid | GridShard):
         raise TypeError(f"patches need a grid (interval, box, from_samples), got {type(grid).__name__}.")
     if grid.is_batched:
         raise ValueError("grid is a stack of grids, one per sample; partition each grid inside jax.vmap.")
@@ -155,7 +159,25 @@ def partition(grid: Grid, patches: Sequence[int]) -> Partition:
                 f"patches[{k}] = {p} does not divide the {n} nodes of axis {k}; nearest valid counts: "
                 f"{', '.join(map(str, nearest))}, or take a grid of {max(1, round(n / max(p, 1))) * max(p, 1)} nodes."
             )
-    return Partition(grid, patches)
+    return _own_patches(grid, patches) if isinstance(grid, GridShard) else Partition(grid, patches)
+
+
+def _own_patches(grid: GridShard, patches: tuple[int, ...]) -> Partition:
+    """Returns the patches of one device: as many rows of patches as every other device has."""
+    devices = jax.lax.axis_size(grid.axis_name)
+    if patches[0] % devices:
+        raise ValueError(
+            f"patches[0] = {patches[0]} must be divisible by the {devices} devices that share the nodes of a grid, so "
+            f"that each has whole patches; valid numbers of devices: {divisors(patches[0])}."
+        )
+    shape = (grid.shape[0] // devices, *grid.shape[1:])
+    points, weights = grid.points.reshape(*shape, grid.dim), grid.weights.reshape(shape)
+    total, axes = jnp.sum(weights), []
+    for k in range(grid.dim):
+        line = tuple(slice(None) if j == k else 0 for j in range(grid.dim))
+        sums = jnp.sum(weights, axis=tuple(j for j in range(grid.dim) if j != k))  # the products of these are w · total
+        axes.append(Axis(points[(*line, k)], sums if k == 0 else sums / total))
+    return Partition(Grid(tuple(axes)), (patches[0] // devices, *patches[1:]))
 
 
 def _integers(values: Sequence[int], argument: str) -> tuple[int, ...]:

@@ -10,6 +10,8 @@ from jaxtyping import Array, Float
 from jaxop._pytree import register
 from jaxop._validation import check_size
 from jaxop.domains.domain import Domain, check_domain
+from jaxop.domains.grid import Grid
+from jaxop.domains.rules import Rule
 
 
 @functools.partial(register, static=("axis_name",))
@@ -60,6 +62,32 @@ class Shard(Domain):
         )
 
 
+@functools.partial(register, static=("axis_name", "shape", "rules"))
+@dataclasses.dataclass(frozen=True, eq=False)
+class GridShard(Shard):
+    """The nodes of one device, of a grid: a `Shard` that knows the whole grid.
+
+    The nodes of the grid are in row-major order, and each of p devices has ⌈n/p⌉ of them, one after the other. `shard`
+    of a `Grid` builds it.
+
+    Attributes:
+        points: nodes, (n, dim).
+        weights: quadrature weights, (n,).
+        axis_name: the mapped axis.
+        shape: nodes of the whole grid along each axis (static).
+        rules: the rule along each axis (static).
+
+    Example:
+        >>> from jaxop import domains
+        >>> nodes = domains.shard(domains.box((4, 6), rule="midpoint"), 2)
+        >>> nodes.shape, [rule.name for rule in nodes.rules]
+        ((4, 6), ['midpoint', 'midpoint'])
+    """
+
+    shape: tuple[int, ...]
+    rules: tuple[Rule, ...]
+
+
 def shard(domain: Domain, count: int, axis_name: str = "domain") -> Shard:
     """Returns a domain whose nodes ``count`` devices can share: the last node is repeated with weight 0 where needed.
 
@@ -69,8 +97,8 @@ def shard(domain: Domain, count: int, axis_name: str = "domain") -> Shard:
         axis_name: the mapped axis of the devices.
 
     Returns:
-        A `Shard` with the nodes of all devices. Divide it and the values on its nodes by ``PartitionSpec(axis_name)``,
-        after repeating the last value as often.
+        A `Shard` with the nodes of all devices, for a grid a `GridShard`. Divide it and the values on its nodes by
+        ``PartitionSpec(axis_name)``, after repeating the last value as often.
 
     Raises:
         TypeError: if ``domain`` is not a `Domain`, or ``count`` is not an integer.
@@ -94,7 +122,10 @@ def shard(domain: Domain, count: int, axis_name: str = "domain") -> Shard:
     points = jax.vmap(lambda one: one.points)(domain) if domain.is_batched else domain.points
     samples = [(0, 0)] * domain.is_batched
     points = jnp.pad(points, [*samples, (0, extra), (0, 0)], mode="edge")
-    return Shard(points, jnp.pad(domain.weights, [*samples, (0, extra)]), axis_name)
+    weights = jnp.pad(domain.weights, [*samples, (0, extra)])
+    if isinstance(domain, Grid):
+        return GridShard(points, weights, axis_name, domain.shape, tuple(axis.rule for axis in domain.axes))
+    return Shard(points, weights, axis_name)
 
 
 def shard_axis(domain: object) -> str | None:

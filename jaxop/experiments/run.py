@@ -167,7 +167,7 @@ def _check_fits(config: OperatorConfig, mesh: training.MeshConfig) -> None:
     """Raises an error if the devices cannot hold the operator, or cannot share its nodes although the mesh says so."""
     check_memory(config, shards=mesh.model)
     if mesh.domain > 1:
-        config.check_shares_nodes()
+        config.check_shares_nodes(mesh.domain)
 
 
 def _room_for_the_model(mesh: training.MeshConfig) -> contextlib.AbstractContextManager[object]:

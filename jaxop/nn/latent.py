@@ -235,6 +235,7 @@ class LatentAttention(nnx.Module):
         *,
         context: Float[Array, "b m d"] | None = None,
         positions: Float[Array, "b m d"] | None = None,
+        axis_name: str | None = None,
     ) -> Float[Array, "b n d"]:
         """Attends, for each of b samples, from the nodes of ``x`` to those of ``context``, through the latents.
 
@@ -245,10 +246,13 @@ class LatentAttention(nnx.Module):
             context: samples of v, (b, m, d); None means v = u.
             positions: features of the context's nodes that take the place of v in the scores k(S_g, K v), (b, m, d),
                 such as an embedding of their coordinates if ``x`` embeds coordinates too. None means v.
+            axis_name: the mapped axis of `jax.shard_map` whose devices share the nodes of ``x`` and of the context; see
+                `jaxop.attention.latent_averages`. Each computes all latent tokens. None means that all nodes are here.
 
         Raises:
             ValueError: if arrays do not fit.
             TypeError: if the weights are not an array.
+            NotImplementedError: if devices share the nodes and the implementation needs all nodes on one device.
         """
         if x.ndim != 3:
             raise ValueError(f"x must have shape (b, n, d), got {x.shape}; for a single sample pass x[None].")
@@ -260,7 +264,11 @@ class LatentAttention(nnx.Module):
         value, kernel = self._split(self.value(context)), self.kernel.value
         latents = self.latents[...].astype(key.dtype)
         encode = functools.partial(
-            latent_averages, encode=self.encode, kernel=kernel, implementation=self.implementation
+            latent_averages,
+            encode=self.encode,
+            kernel=kernel,
+            implementation=self.implementation,
+            axis_name=axis_name,
         )
         z = jax.vmap(encode, in_axes=(None, 0, 0, batch_axis(weights)))(latents, key, value, weights)
         z = jax.vmap(self._mixed)(z)

@@ -70,22 +70,30 @@ class PatchAttention(nnx.Module):
         self.output = Linear(width, width, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
     def __call__(
-        self, tokens: Float[Array, "b p s d"], weights: Float[Array, " s"] | Float[Array, "b s"]
+        self,
+        tokens: Float[Array, "b p s d"],
+        weights: Float[Array, " s"] | Float[Array, "b s"],
+        *,
+        axis_name: str | None = None,
     ) -> Float[Array, "b p s d"]:
         """Attends between the p patches of each of b samples.
 
         Args:
             tokens: functions on the patches, (b, p, s, d).
             weights: quadrature weights of one patch, (s,), or one row per sample, (b, s).
+            axis_name: the mapped axis of `jax.shard_map` over whose devices the patches are distributed; see
+                `jaxop.attention.patch_attention`. None means that all patches are here.
         """
         query, key, value = self._heads(self.projection(tokens))
-        return self.output(self._attend(query, key, value, weights).reshape(tokens.shape))
+        return self.output(self._attend(query, key, value, weights, axis_name).reshape(tokens.shape))
 
     def with_connection(
         self,
         z: Float[Array, "b p s d"],
         velocity: Float[Array, "b p s d"] | Callable[[Array], Array],
         weights: Float[Array, " s"] | Float[Array, "b s"],
+        *,
+        axis_name: str | None = None,
     ) -> tuple[Float[Array, "b p s d"], Float[Array, "b p s d"]]:
         """F = Attn(z) and the connection C(z; v) of tokens that are functions; see `IntegralAttention.with_connection`.
 
@@ -95,6 +103,7 @@ class PatchAttention(nnx.Module):
             z: functions on the patches, (b, p, s, d).
             velocity: v, (b, p, s, d), or a function that computes v from F; the attention is then evaluated twice.
             weights: see `__call__`.
+            axis_name: see `__call__`.
 
         Returns:
             (F, C), each (b, p, s, d).
@@ -113,7 +122,7 @@ class PatchAttention(nnx.Module):
             return jnp.sum(measure * values.astype(wide), axis=(2, 3), keepdims=True).astype(z.dtype)
 
         def average(*values: Array) -> list[Array]:
-            means = self._attend(query, key, jnp.concatenate(values, axis=-1), weights)
+            means = self._attend(query, key, jnp.concatenate(values, axis=-1), weights, axis_name)
             return jnp.split(means, len(values), axis=-1)
 
         def merge(*heads: Array) -> list[Array]:
@@ -138,8 +147,9 @@ class PatchAttention(nnx.Module):
             bias=self.output.bias[...].astype(query.dtype)[None, None, None, :],
         )
 
-    def _attend(self, query: Array, key: Array, value: Array, weights: Array) -> Array:
-        attend = functools.partial(patch_attention, kernel=None if self.kernel is None else self.kernel.value)
+    def _attend(self, query: Array, key: Array, value: Array, weights: Array, axis_name: str | None) -> Array:
+        kernel = None if self.kernel is None else self.kernel.value
+        attend = functools.partial(patch_attention, kernel=kernel, axis_name=axis_name)
         axes = (0, 0, 0, None if weights.ndim == 1 else 0)
         return jax.vmap(attend, in_axes=axes)(query, key, value, weights)
 
@@ -206,6 +216,8 @@ class FourierPatchAttention(nnx.Module):
         tokens: Float[Array, "s b p d"],
         patch_shape: Sequence[int],
         weight: Float[Array, ""] | Float[Array, " b"] | float,
+        *,
+        axis_name: str | None = None,
     ) -> Float[Array, "s b p d"]:
         """Attends between the p patches of each of b samples.
 
@@ -213,10 +225,12 @@ class FourierPatchAttention(nnx.Module):
             tokens: functions on the patches, nodes first, (s, b, p, d).
             patch_shape: nodes of a patch along each axis; their product is s.
             weight: quadrature weight of a node in the measure of the whole domain, one for all samples or one each.
+            axis_name: the mapped axis of `jax.shard_map` over whose devices the patches are distributed; see
+                `jaxop.attention.spectral_patch_attention`. None means that all patches are here.
         """
         band = Band(tuple(patch_shape), self.modes)
         query, key, value = self._project(tokens, band)
-        mixed = self._attend(query, key, value, band, weight)
+        mixed = self._attend(query, key, value, band, weight, axis_name)
         return self._with_bias(self._functions(mixed, band, tokens.shape), tokens.dtype)
 
     def with_connection(
@@ -225,6 +239,8 @@ class FourierPatchAttention(nnx.Module):
         velocity: Float[Array, "s b p d"] | Callable[[Array], Array],
         patch_shape: Sequence[int],
         weight: Float[Array, ""] | Float[Array, " b"] | float,
+        *,
+        axis_name: str | None = None,
     ) -> tuple[Float[Array, "s b p d"], Float[Array, "s b p d"]]:
         """F = Attn(z) and the connection C(z; v) of `PatchAttention.with_connection`, computed on coefficients.
 
@@ -233,6 +249,7 @@ class FourierPatchAttention(nnx.Module):
             velocity: v, (s, b, p, d), or a function that computes v from F; the attention is then evaluated twice.
             patch_shape: see `__call__`.
             weight: see `__call__`.
+            axis_name: see `__call__`.
 
         Returns:
             (F, C), each (s, b, p, d).
@@ -242,7 +259,7 @@ class FourierPatchAttention(nnx.Module):
         measure = jnp.reshape(jnp.asarray(weight, query.dtype), (1, -1, 1, 1))
 
         def average(*values: Array) -> list[Array]:
-            means = self._attend(query, key, jnp.concatenate(values, axis=-1), band, weight)
+            means = self._attend(query, key, jnp.concatenate(values, axis=-1), band, weight, axis_name)
             return jnp.split(means, len(values), axis=-1)
 
         def inner(a: Array, b: Array) -> Array:
@@ -274,9 +291,11 @@ class FourierPatchAttention(nnx.Module):
         shape = (2, band.size, b, p, self.heads, d // self.heads)
         return [part.reshape(shape) for part in jnp.split(coefficients, 3, axis=-1)]
 
-    def _attend(self, query: Array, key: Array, value: Array, band: Band, weight: Array | float) -> Array:
+    def _attend(
+        self, query: Array, key: Array, value: Array, band: Band, weight: Array | float, axis_name: str | None
+    ) -> Array:
         def attend(query: Array, key: Array, value: Array, weight: Array) -> Array:
-            return spectral_patch_attention(query, key, value, band, weight)
+            return spectral_patch_attention(query, key, value, band, weight, axis_name=axis_name)
 
         weight = jnp.asarray(weight, query.dtype)
         axes = (2, 2, 2, None if weight.ndim == 0 else 0)

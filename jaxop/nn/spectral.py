@@ -55,6 +55,11 @@ class SpectralConvolution(nnx.Module):
             initial_multipliers(rngs.params(), modes, in_features, out_features, dtype=jnp.dtype(param_dtype))
         )
 
-    def __call__(self, values: Float[Array, "n *batch c_in"], grid_shape: Sequence[int]) -> Float[Array, "n *batch c"]:
-        """Applies the layer to functions on a grid of equal weights, nodes first and in row-major order."""
-        return fourier_integral(values, self.multipliers[...], grid_shape)
+    def __call__(
+        self, values: Float[Array, "n *batch c_in"], grid_shape: Sequence[int], *, axis_name: str | None = None
+    ) -> Float[Array, "n *batch c"]:
+        """Applies the layer to functions on a grid of equal weights, nodes first and in row-major order.
+
+        If devices of a mapped axis share the nodes, each passes its own; see `jaxop.spectral.fourier_integral`.
+        """
+        return fourier_integral(values, self.multipliers[...], grid_shape, axis_name=axis_name)

@@ -14,6 +14,12 @@ from jaxop.nn import ModelConfig
 
 Config = TypeVar("Config", bound="OperatorConfig")
 
+NODES_SHARED_BY = (
+    "TransformerNeuralOperator, LatentNeuralOperator, FourierNeuralOperator, FourierAttentionNeuralOperator or "
+    "ViTNeuralOperator"
+)
+"""The operators that devices can compute with the nodes of one function shared among them."""
+
 
 @dataclasses.dataclass(frozen=True)
 class OperatorConfig(ModelConfig):
@@ -117,14 +123,33 @@ class OperatorConfig(ModelConfig):
         fitting = cls._fitting(shapes, fields) if shapes else {}
         return from_dict(cls, {name: fitting[name] for name in fitting if name not in fields} | fields, name="choices")
 
-    def check_shares_nodes(self) -> None:
-        """Raises ``NotImplementedError`` unless devices can share the nodes of one function of the operator.
+    def check_shares_nodes(self, devices: int | None = None) -> None:
+        """Raises an error unless devices can share the nodes of one function of the operator.
 
         Such an operator takes the nodes of one device, on a `jaxop.domains.Shard`, inside `jax.shard_map`.
+
+        Args:
+            devices: number of devices that share the nodes of a function; None asks whether any number can.
+
+        Raises:
+            NotImplementedError: if the operator, or a choice in the config, needs all nodes on one device.
+            ValueError: if this number of devices cannot share them.
         """
+        del devices
         raise NotImplementedError(
-            f"{type(self).__name__.removesuffix('Config')} needs all nodes of a function on one device: use the mesh "
-            "axis 'data' alone, or a TransformerNeuralOperator, whose nodes devices can share over the axis 'domain'."
+            f"{self._operator} needs all nodes of a function on one device: use the mesh axis 'data' alone, or a "
+            f"{NODES_SHARED_BY}, whose nodes devices can share over the axis 'domain'."
+        )
+
+    @property
+    def _operator(self) -> str:
+        return type(self).__name__.removesuffix("Config")
+
+    def _needs_all_nodes(self, what: str, remedy: str) -> NotImplementedError:
+        """Returns the error for a choice with which devices cannot share the nodes of one function."""
+        return NotImplementedError(
+            f"{what} of a {self._operator} needs all nodes of a function on one device: use {remedy}, or the mesh axis "
+            "'data' alone."
         )
 
     @classmethod

@@ -87,6 +87,7 @@ class FourierAttentionNeuralOperator(GridOperator[FourierAttentionNeuralOperator
 
         x = lifted(self.lift)
         velocity = None if self.velocity is None else lifted(self.velocity)
-        x = jnp.moveaxis(run_layers(self.layers, x, cut.shape, functions.weight, velocity=velocity), 0, 2)
+        x = run_layers(self.layers, x, cut.shape, functions.weight, velocity=velocity, **functions.shared)
+        x = jnp.moveaxis(x, 0, 2)
         u = join(self.head(x), cut)
         return smooth(self.smoothing, u, functions.grid)

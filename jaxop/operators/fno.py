@@ -40,6 +40,10 @@ class FourierNeuralOperatorConfig(GridConfig):
         super().__post_init__()
         check_size(self.projection, "projection")
 
+    def check_shares_nodes(self, devices: int | None = None) -> None:
+        """Accepts every choice and every number of devices."""
+        del devices
+
 
 @register("fno", FourierNeuralOperatorConfig)
 class FourierNeuralOperator(GridOperator[FourierNeuralOperatorConfig]):
@@ -51,7 +55,8 @@ class FourierNeuralOperator(GridOperator[FourierNeuralOperatorConfig]):
         config: a `FourierNeuralOperatorConfig`.
         rngs: random streams; ``params`` is used.
 
-    Cost: O(layers · (n d (modes + d) + M d²)) per sample, M = 2^{dim−1} modes^dim.
+    Cost: O(layers · (n d (modes + d) + M d²)) per sample, M = 2^{dim−1} modes^dim. If p devices share the nodes,
+        each takes 1/p of the first term and all of the second. They add the 2 M d coefficients of a layer in one sum.
 
     Source: Li et al., "Fourier Neural Operator for Parametric Partial Differential Equations",
         arXiv:2010.08895.
@@ -91,7 +96,7 @@ class FourierNeuralOperator(GridOperator[FourierNeuralOperatorConfig]):
 
         def affine(layer: tuple[SpectralConvolution, Linear], x: Array) -> Array:
             integral, skip = layer
-            return skip(x) + integral(x, functions.grid.shape)
+            return skip(x) + integral(x, functions.grid.shape, **functions.shared)
 
         layers = list(zip(self.integrals, self.skips, strict=True))
         x = through_layers(layers[:-1], x, lambda layer, x: activation(affine(layer, x)))

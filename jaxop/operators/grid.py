@@ -12,7 +12,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxop._validation import accumulator, as_float, check_size, divisors
-from jaxop.domains import Decomposed, Domain, Grid, Partition, partition
+from jaxop.domains import Decomposed, Domain, Grid, GridShard, Partition, partition
+from jaxop.domains.shared import shard_axis
 from jaxop.nn import EncoderConfig, SpectralConvolution
 from jaxop.operators.config import OperatorConfig
 from jaxop.operators.divided import device_by_device
@@ -111,6 +112,15 @@ class PatchConfig(EncoderConfig, GridConfig):
             fitting["smoothing_modes"] = max(1, min(16, smallest // 2))
         return fitting
 
+    def check_shares_nodes(self, devices: int | None = None) -> None:
+        """Raises ``ValueError`` unless every device can have as many whole rows of patches as the others."""
+        if devices is not None and self.patches % devices:
+            raise ValueError(
+                f"patches = {self.patches} along each axis must be divisible by the {devices} devices that share the "
+                "nodes of a function, so that each has whole patches; valid numbers of devices: "
+                f"{divisors(self.patches)}."
+            )
+
     def smoothing(self, rngs: nnx.Rngs) -> SpectralConvolution | None:
         """Returns a new convolution for `smooth`, if the config asks for one."""
         if self.smoothing_modes is None:
@@ -136,15 +146,23 @@ class GridFunctions:
         values: [u(x), x], shape (b, n, c + dim), in float32 or wider: half precision merges neighbouring nodes.
         dtype: dtype of the caller's u.
         grid: the grid, or the first grid of a stack; all grids of a stack have its shape and rules.
-        weight: quadrature weight of a node, a scalar, or (b,) if every sample has its own grid; float32 or wider.
+        weight: quadrature weight of a node, a scalar, or (b,) if every sample has its own grid; float32 or wider. If
+            devices share the nodes, the weight of the first one here.
         is_single: True if the caller passed one function, False for a batch.
+        axis_name: the mapped axis whose devices share the nodes; None means that all nodes are here.
     """
 
     values: Float[Array, "b n c"]
     dtype: np.dtype
-    grid: Grid
+    grid: Grid | GridShard
     weight: Array
     is_single: bool
+    axis_name: str | None
+
+    @property
+    def shared(self) -> dict[str, str]:
+        """The axis as keywords of spectral layers and attention, nothing if all nodes are here."""
+        return {} if self.axis_name is None else {"axis_name": self.axis_name}
 
 
 def grid_functions(
@@ -173,18 +191,21 @@ def grid_functions(
     is_single = values.ndim == 2
     values = values[None] if is_single else values
     if grid.is_batched:
-        stack = grid.axes[0].nodes.shape[0]
+        stack = jax.tree.leaves(grid)[0].shape[0]
         if stack != values.shape[0]:
             raise ValueError(f"domain stacks {stack} grids, but values hold {values.shape[0]} functions.")
         points = jax.vmap(lambda one: one.points)(grid)
         first = jax.tree.map(lambda leaf: leaf[0], grid)
     else:
         points, first = grid.points, grid
-    weight = math.prod([axis.weights[..., 0] for axis in grid.axes[1:]], start=grid.axes[0].weights[..., 0])
+    if isinstance(grid, GridShard):
+        weight = grid.weights[..., 0]
+    else:
+        weight = math.prod([axis.weights[..., 0] for axis in grid.axes[1:]], start=grid.axes[0].weights[..., 0])
     wide = accumulator(values.dtype)
     points = jnp.broadcast_to(points.astype(wide), (*values.shape[:2], dim))
     lifted = jnp.concatenate([values.astype(wide), points], axis=-1)
-    return GridFunctions(lifted, values.dtype, first, weight.astype(wide), is_single)
+    return GridFunctions(lifted, values.dtype, first, weight.astype(wide), is_single, shard_axis(grid))
 
 
 class GridOperator(Savable, nnx.Module, Generic[Config]):
@@ -207,6 +228,8 @@ class GridOperator(Savable, nnx.Module, Generic[Config]):
             values: u(x_i), shape (n, c_in), or a batch (b, n, c_in).
             domain: the grid of ``values``, with rule "midpoint" or "periodic"; for a batch, one grid or a stack with
                 one for each function. If the operator has patches, ``config.patches`` divides the sides of the grid.
+                If devices share the nodes, those of one device and a `jaxop.domains.GridShard`, inside
+                `jax.shard_map`.
             at: None or the input's grid.
             initial: must be None.
 
@@ -221,6 +244,8 @@ class GridOperator(Savable, nnx.Module, Generic[Config]):
         functions = grid_functions(
             values, domain, at=at, initial=initial, in_channels=self.config.in_channels, dim=self.config.dim
         )
+        if functions.axis_name is not None:
+            self.config.check_shares_nodes(jax.lax.axis_size(functions.axis_name))
         outputs = self.transform(functions)
         return outputs[0] if functions.is_single else outputs
 
@@ -239,13 +264,16 @@ def join(values: Float[Array, "b p s c"], cut: Partition) -> Float[Array, "b n c
     return jax.vmap(cut.join)(values)
 
 
-def smooth(convolution: SpectralConvolution | None, values: Float[Array, "b n c"], grid: Grid) -> Float[Array, "b n c"]:
+def smooth(
+    convolution: SpectralConvolution | None, values: Float[Array, "b n c"], grid: Grid | GridShard
+) -> Float[Array, "b n c"]:
     """Returns u + SpectralConv(u), by a convolution on the whole grid; returns u if the convolution is None."""
     if convolution is None:
         return values
-    return values + jnp.moveaxis(convolution(jnp.moveaxis(values, 1, 0), grid.shape), 0, 1)
+    smoothed = convolution(jnp.moveaxis(values, 1, 0), grid.shape, axis_name=shard_axis(grid))
+    return values + jnp.moveaxis(smoothed, 0, 1)
 
 
-def cut_grid(grid: Grid, patches: int) -> Partition:
-    """Returns the grid cut into the same number of patches along each axis."""
+def cut_grid(grid: Grid | GridShard, patches: int) -> Partition:
+    """Returns the grid, or the nodes of one device, cut into patches, of which the grid has as many along each axis."""
     return partition(grid, (patches,) * grid.dim)

@@ -74,6 +74,15 @@ class LatentNeuralOperatorConfig(LayersConfig, OperatorConfig):
                 f"{self.decoder_layers}; use decode='query'."
             )
 
+    def check_shares_nodes(self, devices: int | None = None) -> None:
+        """Raises ``NotImplementedError`` if a choice needs all nodes of a function on one device."""
+        del devices
+        if self.local is not None:
+            raise self._needs_all_nodes("local integrals", "local=None")
+        how = self.attention.implementation
+        if how not in (None, "chunked"):
+            raise self._needs_all_nodes(f"the implementation {how!r} of attention", "'chunked' or None")
+
     @classmethod
     def flare(
         cls, in_channels: int, out_channels: int, dim: int = 1, **choices: object
@@ -282,6 +291,7 @@ class LatentNeuralOperator(Savable, nnx.Module):
         Args:
             values: u(x_i), shape (n, c_in), or a batch (b, n, c_in).
             domain: the domain of ``values``; for a batch, one domain or a stack with one for each function.
+                If devices share the nodes, those of one device and a `jaxop.domains.Shard`, inside `jax.shard_map`.
             at: the domain of the output, one or a stack. None means ``domain``.
             initial: must be None.
 
@@ -297,10 +307,8 @@ class LatentNeuralOperator(Savable, nnx.Module):
             config.check_shares_nodes()
         dtype = self.head.result_dtype(functions.dtype)
         x = self.lift(functions.values).astype(dtype)
-        if config.local is None:
-            x = run_layers(self.layers, x, functions.weights)
-        else:
-            x = run_layers(self.layers, x, functions.weights, domain=domain)
+        local = {} if config.local is None else {"domain": domain}
+        x = run_layers(self.layers, x, functions.weights, **functions.shared, **local)
         if self.query is not None:
             nodes = coordinates(at or domain, x.shape[0], config.dim, "at").astype(functions.values.dtype)
             z = self.query(nodes).astype(dtype)
@@ -309,7 +317,7 @@ class LatentNeuralOperator(Savable, nnx.Module):
                 known = self.query(functions.values[..., config.in_channels :]).astype(dtype)
                 positions = self.decoder[0].attention_input(known)
             for layer in self.decoder:
-                z = layer(z, functions.weights, context=x, positions=positions)
+                z = layer(z, functions.weights, context=x, positions=positions, **functions.shared)
             x = z
         else:
             check_same(at, domain, NO_DECODER)

@@ -70,21 +70,16 @@ class TransformerNeuralOperatorConfig(EncoderConfig, OperatorConfig):
             return domain
         return self.schwarz.decompose(domain)
 
-    def check_shares_nodes(self) -> None:
+    def check_shares_nodes(self, devices: int | None = None) -> None:
         """Raises ``NotImplementedError`` if a choice needs all nodes of a function on one device."""
+        del devices
         blocks, how = ("H1", "R2"), self.attention.implementation
         if self.schwarz is not None:
-            what, remedy = "schwarz attention", "schwarz=None"
-        elif self.momentum.block in blocks:
-            what, remedy = f"the momentum block {self.momentum.block}", "the block none, Y or H0"
-        elif how not in (None, "chunked"):
-            what, remedy = f"the implementation {how!r} of attention", "'chunked' or None"
-        else:
-            return
-        raise NotImplementedError(
-            f"{what} of a TransformerNeuralOperator needs all nodes of a function on one device: use {remedy}, or the "
-            "mesh axis 'data' alone."
-        )
+            raise self._needs_all_nodes("schwarz attention", "schwarz=None")
+        if self.momentum.block in blocks:
+            raise self._needs_all_nodes(f"the momentum block {self.momentum.block}", "the block none, Y or H0")
+        if how not in (None, "chunked"):
+            raise self._needs_all_nodes(f"the implementation {how!r} of attention", "'chunked' or None")
 
     def _check_schwarz(self, schwarz: SchwarzAttentionConfig) -> None:
         if not isinstance(schwarz, SchwarzAttentionConfig):

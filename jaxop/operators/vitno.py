@@ -113,6 +113,6 @@ class ViTNeuralOperator(GridOperator[ViTNeuralOperatorConfig]):
         x = lifted(self.lift)
         velocity = None if self.velocity is None else lifted(self.velocity)
         weights = jnp.broadcast_to(functions.weight[..., None], (*functions.weight.shape, x.shape[2]))
-        x = run_layers(self.layers, x, weights, velocity=velocity)
+        x = run_layers(self.layers, x, weights, velocity=velocity, **functions.shared)
         u = join(self.head(x), cut)
         return smooth(self.smoothing, u, functions.grid)

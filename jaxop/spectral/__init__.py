@@ -9,6 +9,8 @@ from jaxop.spectral.integral import fourier_integral as fourier_integral
 from jaxop.spectral.integral import initial_multipliers as initial_multipliers
 from jaxop.spectral.integral import restrict as restrict
 from jaxop.spectral.integral import spectral_dtype as spectral_dtype
+from jaxop.spectral.shared import shared_analysis as shared_analysis
+from jaxop.spectral.shared import shared_synthesis as shared_synthesis
 from jaxop.spectral.transform import analysis as analysis
 from jaxop.spectral.transform import isometric as isometric
 from jaxop.spectral.transform import multiply as multiply

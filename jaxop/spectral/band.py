@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxop.domains import EQUAL_WEIGHT_RULES, Decomposed, Domain, Grid
+from jaxop.domains import EQUAL_WEIGHT_RULES, Decomposed, Domain, Grid, GridShard
 from jaxop.domains.domain import refuse_decomposed
 
 
@@ -144,11 +144,11 @@ def check_modes(modes: int | Sequence[int], reference: Sequence[int], *, argumen
     return result
 
 
-def check_grid(domain: Domain | Decomposed, dim: int | None = None) -> Grid:
+def check_grid(domain: Domain | Decomposed, dim: int | None = None) -> Grid | GridShard:
     """Raises an error unless the discrete Fourier transform is a quadrature on a domain.
 
     Args:
-        domain: a `Grid` on which every axis follows a rule of equal weights.
+        domain: a `Grid` on which every axis follows a rule of equal weights, or the `GridShard` of one.
         dim: number of axes; None accepts any number.
 
     Returns:
@@ -166,18 +166,19 @@ def check_grid(domain: Domain | Decomposed, dim: int | None = None) -> Grid:
         ValueError: a spectral layer needs equal weights ... got rule='trapezoid' along axis 0; ...
     """
     refuse_decomposed(domain, "domain")
-    if not isinstance(domain, Grid):
+    if not isinstance(domain, Grid | GridShard):
         raise TypeError(
             f"a spectral layer needs a grid (interval or box with rule='midpoint' or 'periodic'), got "
             f"{type(domain).__name__}; the TransformerNeuralOperator takes any domain."
         )
     if dim is not None and domain.dim != dim:
         raise ValueError(f"domain must have {dim} axes, as the layer was built for, got {domain.dim}.")
-    for k, axis in enumerate(domain.axes):
-        if not axis.rule.has_equal_weights:
+    rules = domain.rules if isinstance(domain, GridShard) else [axis.rule for axis in domain.axes]
+    for k, rule in enumerate(rules):
+        if not rule.has_equal_weights:
             raise ValueError(
                 "a spectral layer needs equal weights on the whole period, "
-                f"got rule={axis.rule.name!r} along axis {k}; build "
+                f"got rule={rule.name!r} along axis {k}; build "
                 f"the grid with {' or '.join(f'rule={name!r}' for name in EQUAL_WEIGHT_RULES)}, or use the "
                 "TransformerNeuralOperator, which takes any nodes."
             )

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from jaxop._validation import as_float, check_name
 from jaxop.spectral.band import Band, multiplier_shape
+from jaxop.spectral.shared import shared_analysis, shared_synthesis
 from jaxop.spectral.transform import analysis, multiply, synthesis
 
 IMPLEMENTATIONS = ("fft", "matrix")
@@ -23,6 +24,7 @@ def fourier_integral(
     grid_shape: Sequence[int],
     *,
     implementation: str | None = None,
+    axis_name: str | None = None,
 ) -> Float[Array, "n *batch c_out"]:
     r"""v(x) = Σ_k e^{2πi k·x/L} R(k)ᵀ û(k), convolution with a learned band-limited kernel.
 
@@ -42,6 +44,9 @@ def fourier_integral(
         implementation: ``"fft"`` is the definition. ``"matrix"`` computes the same in real arithmetic by one
             matrix product per axis, which suits matrix units. None means matrices for up to 32 modes per axis and
             at least 16 channels (times batch), where they were faster on CPUs, and the FFT otherwise.
+        axis_name: the mapped axis of `jax.shard_map` over whose devices the nodes are distributed. Each of p devices
+            passes its own ⌈n/p⌉ nodes, as `jaxop.domains.shard` divides them, and the multipliers of all modes, and all
+            use matrices. None means that all nodes are here.
 
     Returns:
         Functions on the same grid, (n, …, c_out), in the dtype of ``values``; half precision is computed
@@ -49,8 +54,12 @@ def fourier_integral(
 
     Raises:
         ValueError: if shapes do not fit each other, or the implementation is unknown.
+        NotImplementedError: if ``axis_name`` is given and the implementation is "fft", which needs all nodes.
+        NameError: if ``axis_name`` is not the name of a mapped axis.
 
-    Cost: "matrix" O(n Σ_j m_j + M c_in c_out) per function for M modes, "fft" O(n log n + M c_in c_out).
+    Cost: "matrix" O(n Σ_j m_j + M c_in c_out) per function for M modes, "fft" O(n log n + M c_in c_out). Over devices
+        each takes the former for its own n nodes, and all add 2 M c_in numbers per function in one sum, for any number
+        of nodes, and 2 M c_out in the backward pass.
 
     Source: Li et al., "Fourier Neural Operator for Parametric Partial Differential Equations",
         arXiv:2010.08895.
@@ -67,13 +76,20 @@ def fourier_integral(
     """
     values, multipliers = as_float(values, "values"), as_float(multipliers, "multipliers")
     grid_shape = tuple(int(n) for n in grid_shape)
-    band = _band(values, multipliers, grid_shape)
+    band = _band(values, multipliers, grid_shape, axis_name)
     if implementation is None:
-        implementation = _choose(band, values.size // values.shape[0])
+        implementation = "matrix" if axis_name is not None else _choose(band, values.size // values.shape[0])
     check_name(implementation, "implementation", IMPLEMENTATIONS)
     dtype = spectral_dtype(values)
     kept = restrict(multipliers, band).astype(dtype)
-    if implementation == "fft":
+    if axis_name is not None:
+        if implementation == "fft":
+            raise NotImplementedError(
+                "implementation='fft' needs all nodes on one device; with axis_name use 'matrix' or None."
+            )
+        spectrum = shared_analysis(values.astype(dtype), band, axis_name)
+        out = shared_synthesis(multiply(spectrum, kept), band, axis_name)
+    elif implementation == "fft":
         out = _by_fft(values.astype(dtype), kept, band)
     else:
         out = synthesis(multiply(analysis(values.astype(dtype), band), kept), band)
@@ -132,11 +148,12 @@ def initial_multipliers(
     return jax.random.uniform(rng_key, shape, dtype) / float(c_in * c_out)  # integers overflow beyond 2^31
 
 
-def _band(values: Array, multipliers: Array, grid_shape: tuple[int, ...]) -> Band:
+def _band(values: Array, multipliers: Array, grid_shape: tuple[int, ...], axis_name: str | None) -> Band:
     dim = len(grid_shape)
     if not 1 <= dim <= 3:
         raise ValueError(f"grid_shape must have 1 to 3 axes, got {grid_shape}.")
-    if values.ndim < 2 or values.shape[0] != math.prod(grid_shape):
+    is_whole = axis_name is None  # `shared_analysis` checks the nodes of one device
+    if values.ndim < 2 or (is_whole and values.shape[0] != math.prod(grid_shape)):
         raise ValueError(
             f"values must have shape (n, ..., c_in) with n = {math.prod(grid_shape)} nodes of a grid {grid_shape}, "
             f"got {values.shape}."

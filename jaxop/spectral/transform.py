@@ -10,7 +10,8 @@ from jaxtyping import Array, Float
 from jaxop.spectral.band import Band
 
 # a matrix unit would round float32 operands to 10 bits by default
-_PRECISION = jax.lax.Precision.HIGHEST
+PRECISION = jax.lax.Precision.HIGHEST
+"""Precision of the products of a transform."""
 
 
 def analysis(values: Float[Array, "n *batch c"], band: Band) -> Float[Array, "2 m *batch c"]:
@@ -45,7 +46,7 @@ def analysis(values: Float[Array, "n *batch c"], band: Band) -> Float[Array, "2 
     for axis in reversed(range(dim)):
         matrix = band.matrix(axis)
         leading = math.prod(band.shape[:axis])
-        data = _apply(matrix, data.reshape(leading, matrix.shape[1], width))
+        data = apply_matrix(matrix, data.reshape(leading, matrix.shape[1], width))
         width *= band.kept[axis]
     return data.reshape(2, band.size, *rest)
 
@@ -70,25 +71,25 @@ def synthesis(coefficients: Float[Array, "2 m *batch c"], band: Band) -> Float[A
         >>> bool(jnp.allclose(spectral.synthesis(spectral.analysis(u, band), band), u, atol=1e-6))
         True
     """
-    _check_coefficients(coefficients, band)
+    check_coefficients(coefficients, band)
     dim, rest = len(band.shape), coefficients.shape[2:]
     data, width = coefficients, math.prod(rest) * band.size
     for axis in range(dim):
         matrix = band.matrix(axis)
         width //= band.kept[axis]
         leading = math.prod(band.shape[:axis])
-        data = _apply(matrix.T, data.reshape(leading, matrix.shape[0], width))
+        data = apply_matrix(matrix.T, data.reshape(leading, matrix.shape[0], width))
     return data.reshape(math.prod(band.shape), *rest)
 
 
-def _apply(matrix: np.ndarray, data: Float[Array, "a n c"]) -> Float[Array, "a k c"]:
+def apply_matrix(matrix: np.ndarray, data: Float[Array, "a n c"]) -> Float[Array, "a k c"]:
     """Applies the same real matrix to every leading entry."""
     matrix = np.ascontiguousarray(matrix, data.dtype)
     if data.shape[0] == 1:
-        return jnp.matmul(matrix, data[0], precision=_PRECISION)[None]
+        return jnp.matmul(matrix, data[0], precision=PRECISION)[None]
     # one batched product keeps the order of the axes, whereas contracting the middle axis alone would transpose
     repeated = jnp.broadcast_to(jnp.asarray(matrix)[None], (data.shape[0], *matrix.shape))
-    return jnp.matmul(repeated, data, precision=_PRECISION)
+    return jnp.matmul(repeated, data, precision=PRECISION)
 
 
 def multiply(
@@ -117,7 +118,7 @@ def multiply(
     c_out, rows = multipliers.shape[-1], math.prod(batch)
     real, imag = coefficients.reshape(2, m, rows, c_in)
     doubled = jnp.concatenate([jnp.concatenate([real, -imag], axis=-1), jnp.concatenate([imag, real], axis=-1)], axis=1)
-    product = jnp.matmul(doubled, multipliers.reshape(m, 2 * c_in, c_out), precision=_PRECISION)
+    product = jnp.matmul(doubled, multipliers.reshape(m, 2 * c_in, c_out), precision=PRECISION)
     return jnp.moveaxis(product.reshape(m, 2, *batch, c_out), 1, 0)
 
 
@@ -144,7 +145,7 @@ def isometric(coefficients: Float[Array, "2 m *batch c"], band: Band) -> Float[A
         >>> spectral.isometric(y, band)[:, :, 0].tolist()
         [[0.0, 1.0], [0.0, 3.0]]
     """
-    _check_coefficients(coefficients, band)
+    check_coefficients(coefficients, band)
     rest = coefficients.shape[2:]
     columns = coefficients.reshape(2, -1, band.kept[-1], *rest)
     places, kept = band.mirror()
@@ -155,7 +156,8 @@ def isometric(coefficients: Float[Array, "2 m *batch c"], band: Band) -> Float[A
     return jnp.concatenate([column[:, :, None], columns[:, :, 1:]], axis=2).reshape(coefficients.shape)
 
 
-def _check_coefficients(coefficients: Array, band: Band) -> None:
+def check_coefficients(coefficients: Float[Array, "2 m *batch c"], band: Band) -> None:
+    """Raises ``ValueError`` unless there is one coefficient for every mode of the band."""
     if coefficients.ndim < 3 or coefficients.shape[:2] != (2, band.size):
         raise ValueError(
             f"coefficients must have shape (2, m, ..., c) with m = {band.size} modes that a grid {band.shape} keeps of "

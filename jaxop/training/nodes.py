@@ -11,7 +11,7 @@ from jaxtyping import Array
 from jaxop.data import Batch
 from jaxop.domains import Decomposed, Domain, Shard, shard
 from jaxop.domains.domain import check_domain
-from jaxop.operators.config import OperatorConfig
+from jaxop.operators.config import NODES_SHARED_BY, OperatorConfig
 from jaxop.training.optimizer import Tree
 
 DOMAIN = "domain"
@@ -72,11 +72,11 @@ def check_shares_nodes(model: nnx.Module, mesh: Mesh | None) -> None:
         return
     config = getattr(model, "config", None)
     if isinstance(config, OperatorConfig):
-        config.check_shares_nodes()
+        config.check_shares_nodes(node_shares(mesh))
     elif not getattr(model, "shares_nodes", False):
         raise NotImplementedError(
             f"{type(model).__name__} does not say that devices can share the nodes of a function, but the mesh has an "
-            f"axis {DOMAIN!r}: use the axis 'data' alone or a TransformerNeuralOperator, or set shares_nodes = True if "
+            f"axis {DOMAIN!r}: use the axis 'data' alone or a {NODES_SHARED_BY}, or set shares_nodes = True if "
             "the module takes the nodes of one device and a domains.Shard."
         )
 

@@ -78,8 +78,9 @@ def make_step(
             its own samples, as one device would, and the mean over the devices is the only communication along "data".
             The step takes the state that ``init_state(..., mesh=mesh)`` returns. The devices of "model" share one copy
             of it: they gather the parameters that they compute with, and each gets the mean of its own shard of the
-            gradient. Along an axis "domain" devices also share the nodes of every function of a `jaxop.data.Batch`, and
-            attention passes blocks of keys and values round them: the loss gets the nodes of one device, on a
+            gradient. Along an axis "domain" devices also share the nodes of every function of a `jaxop.data.Batch`.
+            Attention then passes blocks of keys and values round them, and spectral layers and latent attention add
+            sums: the loss gets the nodes of one device, on a
             `jaxop.domains.Shard`, whose integrals and L2 norms are those of the whole domain, so that all devices of
             "domain" have the same losses. Random streams are folded with the device's number too, so dropout draws
             other masks on another number of devices. None computes on one device.

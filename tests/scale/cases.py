@@ -9,7 +9,8 @@ from flax import nnx
 
 from jaxop import data, domains, operators, testing, training
 from jaxop.data import Samples
-from jaxop.training.mesh import check_mesh, distribute
+from jaxop.training.losses import LOSS_FUNCTIONS, apply_loss
+from jaxop.training.mesh import check_mesh, distribute, over_devices
 
 # momentum without Adam's division: parameters whose gradient is zero up to rounding move by rounding only
 SGD = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.01, momentum=0.9))
@@ -66,6 +67,28 @@ def trained(model, samples, devices, *, steps=20, accumulate=1):
         assert metrics["culprit"] == -1
         rows.append((metrics["loss"], metrics["grad_norm"]))
     return Trained(np.asarray(jax.device_get(rows)), state, step)
+
+
+def slopes(config, samples, devices):
+    """The mean loss of all samples and its derivatives in all parameters of a new operator."""
+    devices = check_mesh(devices)
+    graphdef, params, other = nnx.split(build(config), nnx.Param, ...)
+
+    def of_batch(batch, params):
+        def mean(params):
+            losses, _ = apply_loss(LOSS_FUNCTIONS["l2"], nnx.merge(graphdef, params, other), batch)
+            return losses.mean()
+
+        return jax.value_and_grad(mean)(params)
+
+    batch = distribute(samples[np.arange(len(samples))], devices)
+    return jax.device_get(jax.jit(over_devices(of_batch, devices, mean=True))(batch, nnx.to_pure_dict(params)))
+
+
+def assert_same_slopes(ours, theirs):
+    """In double precision; where terms cancel, a derivative may be zero up to rounding."""
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-11 * np.max(np.abs(b)) + 1e-15)
 
 
 def assert_agree(ours, theirs):

@@ -15,7 +15,7 @@ from jaxop import data, domains, nn, operators, training
 from jaxop.data import Samples
 from jaxop.experiments import cli, problems
 from jaxop.training.mesh import distribute, replicate
-from tests.scale.cases import SGD, assert_agree, build, configs, fields, trained
+from tests.scale.cases import SGD, assert_agree, build, configs, fields, square, trained
 
 pytestmark = pytest.mark.optax
 
@@ -153,8 +153,12 @@ def test_the_command_line_divides_the_nodes(tmp_path, monkeypatch, capsys, unche
 def test_an_operator_that_needs_all_nodes_is_refused_before_data_are_made(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(problems.DarcyData, "load", lambda *_: pytest.fail("data were made"))
-    assert cli.main(["train", "darcy_fno", "--run-dir", "run", "--mesh.domain", "2"]) == 2
-    assert "FourierNeuralOperator needs all nodes of a function on one device" in capsys.readouterr().err
+    for name, count, text in (
+        ("darcy_schwarz", "2", "TransformerNeuralOperator needs all nodes of a function on one device"),
+        ("darcy_fano", "3", "patches = 2 along each axis must be divisible by the 3 devices"),
+    ):
+        assert cli.main(["train", name, "--run-dir", "run", "--mesh.domain", count]) == 2
+        assert text in capsys.readouterr().err
 
 
 def refused(model, *, train=None, **config):
@@ -169,10 +173,12 @@ def test_what_needs_all_nodes_is_refused_by_name(unchecked):
     vitno = operators.ViTNeuralOperatorConfig(
         1, 1, width=4, layers=1, heads=2, modes=2, patches=1, reference=6, smoothing_modes=2
     )
-    for config in (vitno, OPERATORS["flow"], OPERATORS["latent"]):
-        name = type(config).__name__.removesuffix("Config")
-        with pytest.raises(NotImplementedError, match=f"{name} needs all nodes .*, or a TransformerNeuralOperator"):
-            refused(build(config))
+    with pytest.raises(
+        NotImplementedError, match=r"FlowNeuralOperator needs all nodes .*, or a TransformerNeuralOperator"
+    ):
+        refused(build(OPERATORS["flow"]))
+    with pytest.raises(ValueError, match=r"patches = 1 .* must be divisible by the 2 devices .*valid .*devices: \[1\]"):
+        refused(build(vitno), train=fields(square(6), 4))
     for what, choice in {
         "schwarz attention": {"schwarz": nn.SchwarzAttentionConfig()},
         "the momentum block R2": {"momentum": nn.MomentumConfig("R2"), "norm": "pre"},

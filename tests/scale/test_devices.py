@@ -9,7 +9,7 @@ import pytest
 
 FOLDER = Path(__file__).parent
 MARKERS = {"some": [], "others": ["-m", "thorough"]}
-LONG = ["domain_training", "explicit_meshes", "ragged_samples"]
+LONG = ["domain_training", "domain_latent", "domain_grids", "explicit_meshes", "ragged_samples"]
 FILES = [
     "eight_devices",
     "model_devices",
