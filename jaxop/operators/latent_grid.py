@@ -20,6 +20,7 @@ from jaxop.operators.config import OperatorConfig
 from jaxop.operators.divided import device_by_device
 from jaxop.operators.fano import FourierAttentionNeuralOperatorConfig
 from jaxop.operators.fno import FourierNeuralOperatorConfig
+from jaxop.operators.folder import Savable
 from jaxop.operators.grid import GridConfig, PatchConfig
 from jaxop.operators.nodes import check_no_initial, coordinates, node_functions
 from jaxop.operators.registry import build, register
@@ -282,7 +283,7 @@ class GridPass(nnx.Module):
 
 
 @register("latent_grid", LatentGridOperatorConfig)
-class LatentGridOperator(nnx.Module):
+class LatentGridOperator(Savable, nnx.Module):
     """u ↦ head ∘ passes ∘ lift: every pass averages the nodes onto a grid, acts there, and is read at any points.
 
     The lift is a network of [u(x), x]. Averages are integrals with the weights of the domain against Gaussians around

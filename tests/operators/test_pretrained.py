@@ -21,6 +21,7 @@ from tests.scale.cases import configs, square
 
 TOKENS = {"width": 8, "heads": 2, "layers": 1, "feedforward": 8}
 MODELS = configs() | {
+    "latent-grid": operators.LatentGridOperatorConfig(1, 1, dim=2, width=4, layers=1, heads=2, feedforward=4, grid=8),
     "sequence": transformers.SequenceTransformerConfig(vocabulary=5, context=6, **TOKENS),
     "classifier": transformers.SequenceClassifierConfig(vocabulary=5, context=6, classes=3, **TOKENS),
     "image": transformers.VisionTransformerConfig(side=8, patch=4, channels=1, classes=3, **TOKENS),
