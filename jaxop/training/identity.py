@@ -11,7 +11,7 @@ from jaxop._config import Json
 from jaxop.data import DataSource, Examples, Samples
 from jaxop.data.samples import ArraySource, blocks
 from jaxop.data.source import check_batch
-from jaxop.domains import Decomposed, Domain, TriangleMesh
+from jaxop.domains import Decomposed, Domain, Mesh
 from jaxop.domains.domain import as_domain
 from jaxop.training.checkpoint import leaf_names
 from jaxop.training.config import to_json
@@ -49,7 +49,7 @@ def describe_samples(samples: Samples | Examples) -> dict[str, Json]:
     """Returns the identity of a set of samples, as JSON: sizes, dtypes, and CRC-32 sums of the contents.
 
     ``contents`` is the sum over all samples. ``crc32`` is the sum over the first, middle and last sample, which is all
-    that earlier versions recorded. A mesh counts with its vertices and faces, which determine its weights.
+    that earlier versions recorded. A mesh counts with its vertices and simplices, which determine its weights.
 
     Cost: every sample is read once, in blocks that fit in memory.
     """
@@ -68,7 +68,7 @@ def describe_samples(samples: Samples | Examples) -> dict[str, Json]:
     def nodes(domain: Domain | Decomposed | None) -> Json:
         if domain is None:
             return None
-        parts = jax.tree.leaves((domain.points, domain.faces) if isinstance(domain, TriangleMesh) else domain)
+        parts = jax.tree.leaves((domain.points, domain.simplices) if isinstance(domain, Mesh) else domain)
         return {
             "kind": type(domain).__name__,
             "size": as_domain(domain, "domain").size,
