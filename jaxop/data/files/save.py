@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxop.data.samples import Samples
-from jaxop.domains import Domain, Grid, PointCloud, TriangleMesh
+from jaxop.domains import Domain, Grid, PointCloud, TetrahedralMesh, TriangleMesh
 from jaxop.domains.domain import check_domain
 from jaxop.domains.rules import is_named
 
@@ -67,8 +67,8 @@ def _described(domain: Domain) -> dict[str, Any]:
         if domain.dim == 1 and domain.has_given_nodes:
             axis = domain.axes[0]
             return {"coordinates": np.asarray(axis.nodes)[..., None], "weights": np.asarray(axis.weights)}
-    if isinstance(domain, TriangleMesh) and not domain.is_batched:
-        return {"coordinates": np.asarray(domain.points), "faces": np.asarray(domain.faces)}
+    if isinstance(domain, TriangleMesh | TetrahedralMesh) and not domain.is_batched:
+        return {"coordinates": np.asarray(domain.points), "faces": np.asarray(domain.simplices)}
     if isinstance(domain, PointCloud):
         return {"coordinates": np.asarray(domain.points), "weights": np.asarray(domain.weights)}
     raise ValueError(
