@@ -105,7 +105,7 @@ class RaggedSamples:
         >>> pairs = [data.Sample(np.ones((c.size, 1), np.float32), np.asarray(c.points), c) for c in clouds]
         >>> samples = data.RaggedSamples(pairs)
         >>> [(bucket.count, bucket.name) for bucket in samples.buckets]
-        [(2, '72 nodes (1% padding)'), (2, '200 nodes (2% padding)')]
+        [(2, '72 nodes (1% padding)'), (2, '200 nodes (3% padding)')]
         >>> batch = samples[[3, 2]]
         >>> batch.inputs.shape, batch.domain.is_batched, batch.domain.weights[1, -10:].sum().item()
         ((2, 200, 1), True, 0.0)
