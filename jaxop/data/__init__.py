@@ -8,6 +8,7 @@ from jaxop.data.files.open import FORMATS as FORMATS
 from jaxop.data.files.open import read as read
 from jaxop.data.files.save import save as save
 from jaxop.data.groups import Group as Group
+from jaxop.data.joined import join as join
 from jaxop.data.normalization import Statistics as Statistics
 from jaxop.data.normalization import denormalize as denormalize
 from jaxop.data.normalization import normalize as normalize

@@ -69,9 +69,9 @@ class RaggedSamples:
 
     The samples of a bucket get nodes of weight 0 (`jaxop.domains.pad`), which change no integral, up to one size,
     so that they form batches and one compiled program serves all of them. At first a bucket ends at each of the
-    sizes 128·1.25^k, for the nodes of the inputs and of the targets. Buckets are then united until there are at most
-    ``max_buckets``, and for training until each has enough samples for a batch. A bucket is as large as its largest
-    sample, rounded up by at most 1/16. `buckets` tells what was chosen.
+    sizes 128·1.25^k, for the nodes of the inputs and of the targets. Buckets are then united as long as at most 12 % of
+    all nodes are padding, until there are at most ``max_buckets``, and for training until each has enough samples for
+    a batch. A bucket is as large as its largest sample, rounded up by at most 1/16. `buckets` tells what was chosen.
 
     The samples are read once, one at a time, when the set is built, and again for every batch. Only those of a batch
     are in memory if ``samples`` reads on demand.
@@ -105,7 +105,7 @@ class RaggedSamples:
         >>> pairs = [data.Sample(np.ones((c.size, 1), np.float32), np.asarray(c.points), c) for c in clouds]
         >>> samples = data.RaggedSamples(pairs)
         >>> [(bucket.count, bucket.name) for bucket in samples.buckets]
-        [(2, '72 nodes (1% padding)'), (2, '200 nodes (2% padding)')]
+        [(2, '72 nodes (1% padding)'), (2, '200 nodes (3% padding)')]
         >>> batch = samples[[3, 2]]
         >>> batch.inputs.shape, batch.domain.is_batched, batch.domain.weights[1, -10:].sum().item()
         ((2, 200, 1), True, 0.0)
@@ -243,13 +243,12 @@ class RaggedSamples:
         nodes = self._sizes[:, [0, 2] if self.has_at else [0]]
         buckets = []
         for indices in _buckets.choose(nodes, batch_size=batch_size, most=self._most):
-            n, simplices, k, at_simplices = (int(size) for size in self._sizes[indices].max(axis=0))
-            n, k = (
-                _buckets.rounded(size) if padded else size for size, padded in zip((n, k), self._padded, strict=True)
-            )
+            largest = self._sizes[indices].max(axis=0)
+            fits = [self._padded[0], True, self._padded[1], True]
+            n, simplices, k, at_simplices = np.where(fits, _buckets.rounded(largest), largest).tolist()
             share = _buckets.padding(nodes[indices], (n, k) if self.has_at else (n,))
-            simplices, at_simplices = (_buckets.rounded(size) if size else None for size in (simplices, at_simplices))
-            buckets.append(Bucket(indices, n, k if self.has_at else None, simplices, at_simplices, share))
+            at = k if self.has_at else None
+            buckets.append(Bucket(indices, n, at, simplices or None, at_simplices or None, share))
         return tuple(buckets)
 
     def _batch(self, index: Int[np.ndarray, " b"], bucket: Bucket) -> Batch:

@@ -150,10 +150,10 @@ def test_a_run_compiles_one_program_per_bucket_and_resumes_bit_for_bit(tmp_path,
 
 
 def test_errors_and_predictions_come_in_the_order_of_the_samples():
-    made, model = pairs(curve), operator("plain", dim=1)
+    made, model = pairs(curve, (9, 30, 11, 29)), operator("plain", dim=1)
     samples = data.RaggedSamples(made)
     assert len(samples.buckets) > 1
-    errors, outputs = training.evaluate(model, samples, batch_size=3), training.predict(model, samples, batch_size=3)
+    errors, outputs = training.evaluate(model, samples, batch_size=2), training.predict(model, samples, batch_size=2)
     assert errors.h1 is not None
     for i, sample in enumerate(made):
         output = model(jnp.asarray(sample.inputs), sample.domain)
@@ -203,6 +203,14 @@ def test_random_nodes_of_every_step_are_the_same_when_a_run_is_resumed(tmp_path)
     assert_same_bits(fit(tmp_path / "run", train=thinned(), resume=True).state, whole.state)
     with pytest.raises(ValueError, match=r"train\.random_nodes: 12 -> 13"):
         fit(tmp_path / "run", train=data.RandomNodes(thinned().source, 13), resume=True)
+
+
+def test_a_bucket_beyond_the_memory_is_refused_before_it_is_compiled(tmp_path, monkeypatch):
+    monkeypatch.setattr(training.memory, "device_memory", lambda: 3000.0)  # enough for the other bucket
+    monkeypatch.setattr(jax.stages.Lowered, "compile", None)
+    with pytest.raises(MemoryError, match=r"on 2 samples of 31 nodes .* the largest array 1\.984 kB\) of 3 kB"):
+        fit(tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_sets_that_do_not_fit_are_refused_before_anything_is_written(tmp_path):
