@@ -11,7 +11,9 @@ from jaxop.data.files.write import write_fields as write_fields
 from jaxop.data.normalization import Statistics as Statistics
 from jaxop.data.normalization import denormalize as denormalize
 from jaxop.data.normalization import normalize as normalize
+from jaxop.data.normalization import standardization as standardization
 from jaxop.data.normalization import statistics as statistics
+from jaxop.data.groups import Group as Group
 from jaxop.data.problems.darcy_flow import COEFFICIENTS as COEFFICIENTS
 from jaxop.data.problems.darcy_flow import darcy as darcy
 from jaxop.data.problems.darcy_flow import darcy_on as darcy_on
@@ -22,6 +24,11 @@ from jaxop.data.problems.ode import LORENZ_TASKS as LORENZ_TASKS
 from jaxop.data.problems.ode import controlled_ode as controlled_ode
 from jaxop.data.problems.ode import lorenz63 as lorenz63
 from jaxop.data.problems.ode import solve_lorenz63 as solve_lorenz63
+from jaxop.data.ragged import Bucket as Bucket
+from jaxop.data.ragged import RaggedSamples as RaggedSamples
+from jaxop.data.ragged import SampleSequence as SampleSequence
+from jaxop.data.random_nodes import RandomNodes as RandomNodes
+from jaxop.data.sample import Sample as Sample
 from jaxop.data.samples import ArraySource as ArraySource
 from jaxop.data.samples import Batch as Batch
 from jaxop.data.samples import Samples as Samples

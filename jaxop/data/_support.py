@@ -1,11 +1,15 @@
-"""What generated problems share: random numbers by index, double precision and checks of counts."""
+"""What sets and generated problems share: random numbers by index, double precision, checks of counts, checksums."""
 
 import contextlib
 import functools
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
+
+from jaxop.domains import Decomposed, Domain, TriangleMesh
 
 
 def generator(seed: int, *index: int) -> np.random.Generator:
@@ -52,3 +56,17 @@ def _host() -> jax.Device | None:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError:
         return None
+
+
+def checksum(parts: Iterable[ArrayLike]) -> int:
+    """Returns the CRC-32 sum of the entries of arrays, which does not depend on their byte order."""
+    total = 0
+    for part in map(np.asarray, parts):
+        entries = np.ascontiguousarray(part, part.dtype.newbyteorder("<")).reshape(-1)
+        total = zlib.crc32(entries.view(np.uint8).data, total)
+    return total
+
+
+def defining_arrays(domain: Domain | Decomposed) -> list[ArrayLike]:
+    """Returns the arrays that tell a domain from others; those of a mesh determine its weights up to rounding."""
+    return jax.tree.leaves((domain.points, domain.faces) if isinstance(domain, TriangleMesh) else domain)

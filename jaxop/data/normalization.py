@@ -9,8 +9,9 @@ from jaxtyping import Array, Float, Real
 
 from jaxop._pytree import register
 from jaxop._validation import accumulator, as_float, check_type, first_index, float_dtype
-from jaxop.data.samples import ArraySource, blocks, check_array, check_functions
-from jaxop.domains import Decomposed, Domain
+from jaxop.data.ragged import RaggedSamples
+from jaxop.data.samples import ArraySource, Samples, blocks, check_array, check_functions
+from jaxop.domains import Decomposed, Domain, monte_carlo
 from jaxop.domains.domain import as_domain
 
 
@@ -63,38 +64,103 @@ def statistics(values: ArraySource, domain: Domain | Decomposed) -> Statistics:
     domain = as_domain(domain, "domain")
     check_functions(values, domain, "values", "domain")
     weights = np.atleast_2d(np.asarray(domain.weights, np.float64))
-    shift = np.asarray(values[:1]).astype(np.float64)[0, np.argmax(weights[0] > 0)]
-    mass, mean, square = 0.0, np.zeros_like(shift), np.zeros_like(shift)
+    moments = _Moments("values")
     for rows in blocks(values):
-        block = np.asarray(values[rows]).astype(np.float64)
-        weight = np.broadcast_to(weights[rows] if domain.is_batched else weights, block.shape[:2])
-        block -= shift
+        block = np.asarray(values[rows])
+        moments.add(block, np.broadcast_to(weights[rows] if domain.is_batched else weights, block.shape[:2]))
+    return moments.statistics()
+
+
+def standardization(samples: Samples | RaggedSamples) -> dict[str, Array]:
+    """Mean and deviation of every channel of a set, by the names of the arguments of `jaxop.operators.Standardized`.
+
+    They are those of `statistics` for inputs, targets and initial data. Padding does not count.
+
+    Args:
+        samples: the training set.
+
+    Returns:
+        ``input_mean``, ``input_std``, ``output_mean``, ``output_std``, and ``initial_mean``, ``initial_std`` if the
+        samples have initial data; each of shape (channels,). Cost: one pass over the set.
+
+    Example:
+        >>> import numpy as np
+        >>> from flax import nnx
+        >>> from jaxop import data, domains, operators
+        >>> u = np.ones((8, 64, 1), np.float32)
+        >>> known = data.standardization(data.Samples(u, 2 * u, domains.interval(64)))
+        >>> config = operators.TransformerNeuralOperatorConfig(1, 1, width=8, heads=2, layers=1)
+        >>> operator = operators.Standardized(operators.build(config, rngs=nnx.Rngs(0)), **known)
+        >>> float(operator.output_mean[0])
+        2.0
+    """
+    if isinstance(samples, RaggedSamples):
+        inputs, targets, initial = _statistics_one_by_one(samples)
+    else:
+        inputs = statistics(samples.inputs, samples.domain)
+        targets, initial = statistics(samples.targets, samples.target_domain), None
+        if samples.initial is not None:
+            at_one_node = monte_carlo(np.zeros((1, 1), np.float32))
+            initial = statistics(np.asarray(samples.initial[:])[:, None], at_one_node)
+    found = {"input": inputs, "output": targets} | ({} if initial is None else {"initial": initial})
+    return {f"{name}_{kind}": getattr(one, kind) for name, one in found.items() for kind in ("mean", "std")}
+
+
+def _statistics_one_by_one(samples: RaggedSamples) -> tuple[Statistics, Statistics, Statistics | None]:
+    inputs, targets, initial = (_Moments(name) for name in ("inputs", "targets", "initial"))
+    for i in range(len(samples)):
+        sample = samples.sample(i)
+        for moments, values, domain in (
+            (inputs, sample.inputs, sample.domain),
+            (targets, sample.targets, sample.target_domain),
+        ):
+            moments.add(np.asarray(values)[None], np.asarray(domain.weights, np.float64)[None])
+        if sample.initial is not None:
+            initial.add(np.asarray(sample.initial)[None, None], np.ones((1, 1)))
+    return inputs.statistics(), targets.statistics(), initial.statistics() if samples.initial_channels else None
+
+
+class _Moments:
+    """Mass, mean and squared deviations of blocks of values, relative to the first value and merged by Chan's update."""
+
+    def __init__(self, argument: str):
+        self._argument = argument
+        self._mass: float = 0.0
+
+    def add(self, values: Real[np.ndarray, "b n c"], weight: Float[np.ndarray, "b n"]) -> None:
+        block = values.astype(np.float64)
+        if self._mass == 0.0:
+            self._dtype, self._shift = values.dtype, block[0, np.argmax(weight[0] > 0)].copy()
+            self._mean, self._square = np.zeros_like(self._shift), np.zeros_like(self._shift)
+        block -= self._shift
         block_mass = weight.sum()
         block_mean = np.einsum("bn,bnc->c", weight, block) / block_mass
         block -= block_mean
-        gap = block_mean - mean
-        total = mass + block_mass
-        square += np.einsum("bn,bnc->c", weight, block**2) + gap**2 * mass * block_mass / total
-        mean += gap * block_mass / total
-        mass = total
-    mean = mean + shift
-    std = np.sqrt(square / mass)
-    dtype = float_dtype()
-    varies, resolved = (
-        std > np.maximum(np.finfo(kind).eps * np.abs(mean), np.finfo(dtype).tiny)
-        for kind in (values.dtype if np.issubdtype(values.dtype, np.floating) else dtype, dtype)
-    )
-    if (lost := varies & ~resolved).any():
-        channel = first_index(lost)
-        warnings.warn(
-            f"channel {channel} of values varies by {std[channel]:.3g} around {mean[channel]:.9g}, which {dtype} "
-            f"cannot resolve: it counts as constant. Subtract {mean[channel]:.3g} from it first, or call "
-            "jax.config.update('jax_enable_x64', True) first.",
-            UserWarning,
-            stacklevel=2,
+        gap = block_mean - self._mean
+        total = self._mass + block_mass
+        self._square += np.einsum("bn,bnc->c", weight, block**2) + gap**2 * self._mass * block_mass / total
+        self._mean += gap * block_mass / total
+        self._mass = total
+
+    def statistics(self) -> Statistics:
+        mean = self._mean + self._shift
+        std = np.sqrt(self._square / self._mass)
+        dtype = float_dtype()
+        varies, resolved = (
+            std > np.maximum(np.finfo(kind).eps * np.abs(mean), np.finfo(dtype).tiny)
+            for kind in (self._dtype if np.issubdtype(self._dtype, np.floating) else dtype, dtype)
         )
-    std = np.where(varies & resolved, std, 1.0)
-    return Statistics(jnp.asarray(mean, dtype), jnp.asarray(std, dtype))
+        if (lost := varies & ~resolved).any():
+            channel = first_index(lost)
+            warnings.warn(
+                f"channel {channel} of {self._argument} varies by {std[channel]:.3g} around {mean[channel]:.9g}, which "
+                f"{dtype} cannot resolve: it counts as constant. Subtract {mean[channel]:.3g} from it first, or call "
+                "jax.config.update('jax_enable_x64', True) first.",
+                UserWarning,
+                stacklevel=3,
+            )
+        std = np.where(varies & resolved, std, 1.0)
+        return Statistics(jnp.asarray(mean, dtype), jnp.asarray(std, dtype))
 
 
 def normalize(values: Real[Array | np.ndarray, "... c"], statistics: Statistics) -> Float[Array, "... c"]:

@@ -22,6 +22,7 @@ from jaxop._validation import (
     warn_float64,
 )
 from jaxop.data._support import seed_sequence
+from jaxop.data.sample import Sample
 from jaxop.domains import Decomposed, Domain, Grid
 from jaxop.domains.domain import as_domain
 
@@ -173,6 +174,42 @@ class Samples:
         """The domain of the targets."""
         return as_domain(self.domain if self.at is None else self.at, "at")
 
+    @property
+    def in_channels(self) -> int:
+        """Channels of the inputs."""
+        return self.inputs.shape[-1]
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the targets."""
+        return self.targets.shape[-1]
+
+    @property
+    def initial_channels(self) -> int:
+        """Length of ``initial``, 0 if the set has no initial data."""
+        return 0 if self.initial is None else self.initial.shape[-1]
+
+    @property
+    def dim(self) -> int:
+        """Space dimensions."""
+        return as_domain(self.domain, "domain").dim
+
+    def sample(self, index: SupportsIndex) -> Sample:
+        """Returns one sample by itself, on its own domain; of a decomposition, on the domain that was decomposed."""
+        rows = checked_indices([as_integer(index, "index")], len(self), "samples")
+
+        def domain(name: str) -> Domain:
+            one = as_domain(self._domain_at(rows, name), name)
+            return jax.tree.map(lambda leaf: leaf[0], one) if one.is_batched else one
+
+        return Sample(
+            inputs=_rows(self.inputs, rows, "inputs")[0],
+            targets=_rows(self.targets, rows, "targets")[0],
+            domain=domain("domain"),
+            at=None if self.at is None else domain("at"),
+            initial=None if self.initial is None else _rows(self.initial, rows, "initial")[0],
+        )
+
     def take(self, indices: slice | Sequence[SupportsIndex] | Int[np.ndarray | Array, " b"]) -> "Samples":
         """Returns the set of the given samples; arrays in files stay in the file.
 
@@ -256,8 +293,12 @@ def batch_indices(
 
 @functools.lru_cache(maxsize=4)
 def _order(size: int, seed: int, epoch: int) -> np.ndarray:
-    # the raw bits of a counter-based generator give the same order in every version of NumPy
-    bits = np.random.Philox(seed_sequence(seed, _ORDER, epoch)).random_raw(size)
+    return permutation(size, seed_sequence(seed, _ORDER, epoch))
+
+
+def permutation(size: int, seed: np.random.SeedSequence) -> Int[np.ndarray, " n"]:
+    """Returns a permutation of 0, …, size − 1 that is the same in every version of NumPy."""
+    bits = np.random.Philox(seed).random_raw(size)  # raw bits of a counter-based generator
     return np.argsort(bits, kind="stable")
 
 

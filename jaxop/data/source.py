@@ -15,12 +15,21 @@ from jaxop.domains import Decomposed, Domain
 class DataSource(Protocol):
     """Set of N items that reads only the items of the next batch, so that it may be larger than memory.
 
-    `jaxop.data.Samples` and `jaxop.data.Examples` are data sources. Any class with these two methods is one.
+    `jaxop.data.Samples`, `jaxop.data.RaggedSamples` and `jaxop.data.Examples` are data sources. Any class with these
+    two methods is one.
 
-    A source may also have a method ``identity()`` without arguments. It returns numbers, strings, and lists or dicts
-    of them that distinguish this set from others, such as the name, version and checksum of a file. A run records the
-    identity and compares it when it is resumed. If a source does not have this method, the run compares the length
-    and checksums of the first, the middle and the last item.
+    A source may also have these methods:
+
+    * ``identity()`` returns numbers, strings, and lists or dicts of them that distinguish this set from others, such as
+      the name, version and checksum of a file. A run records the identity and compares it when it is resumed. Without
+      this method, the run compares the length and checksums of the first, the middle and the last item.
+    * ``groups(batch_size)`` returns a list of `jaxop.data.Group`, if batches have several shapes. Each item is in one
+      group. Training draws every batch from one group and compiles one program for each. Without this method, all
+      batches have one shape.
+    * ``at_step(indices, *, seed, step)`` returns the batch of a training step, if it depends on more than the items,
+      such as on random numbers. It must depend on its arguments only, and each item of the batch on its own number,
+      not on the others, so that a run can be resumed and can share its batches among devices. Without this method,
+      training reads ``source[indices]``, which evaluations do always.
 
     Example:
         >>> import numpy as np

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxop import training
-from jaxop.data import Samples
 from jaxop.experiments import report
 from jaxop.experiments.cluster import ClusterConfig
 from jaxop.experiments.experiment import default_cache, load_recipe
-from jaxop.experiments.problems import FileData, Problem
+from jaxop.experiments.problems import AnySamples, FileData, Problem
 from jaxop.experiments.record import recorded_problem
 from jaxop.experiments.settings import prepared
 from jaxop.experiments.terminal import make_console
@@ -105,10 +104,10 @@ def _evaluate(settings: Evaluation, console: "Console | None") -> list[report.Ro
     )
 
 
-def _sets(settings: Evaluation, problem: Problem) -> dict[str, Samples]:
+def _sets(settings: Evaluation, problem: Problem) -> dict[str, AnySamples]:
     if isinstance(problem, FileData):
         problem = dataclasses.replace(problem, external=settings.external)
-    sets: dict[str, Samples] = {}
+    sets: dict[str, AnySamples] = {}
     if settings.grids:
         sets |= problem.at(settings.grids, settings.cache)
     given = {"inputs": settings.inputs, "targets": settings.targets}

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
+import numpy as np
 from flax import nnx
 
-from jaxop import operators, training
+from jaxop import data, operators, training
+from jaxop.data.groups import groups_of
 from jaxop.data.source import batch_parts, is_shared
 from jaxop.experiments.experiment import AnyExperiment
 from jaxop.experiments.problems import FileData, Problem
-from jaxop.experiments.run import statistics
 from jaxop.experiments.settings import prepared
 from jaxop.experiments.terminal import make_console, needs_extra
 from jaxop.operators import OperatorConfig, Standardized
@@ -53,9 +54,11 @@ def plan(
         config = experiment.model
         if not isinstance(config, OperatorConfig):
             config, _ = config.for_data(sets.train, [*sets.valid.values(), *sets.test.values()])
-        known = statistics(sets.train)
+        known = data.standardization(sets.train)
         model = nnx.eval_shape(lambda: Standardized(operators.build(config, rngs=nnx.Rngs(0)), **known))
-        batch = _of_size(prepared({"training": sets.train}, config)["training"][[0]], settings.batch_size)
+        train = prepared({"training": sets.train}, config)["training"]
+        largest = groups_of(train, settings.batch_size, "train")[-1]  # smallest bucket first
+        batch = _of_size(largest.source[np.arange(1)], settings.batch_size)
     console.print(f"{name}: compiling for {mesh.size} of {len(found.devices)} devices", style="bold")
     result = training.plan_step(model, batch, settings, mesh=mesh, chip=found.chip)
     console.print(_table(result))

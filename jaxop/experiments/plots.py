@@ -10,11 +10,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
-import jax
 import numpy as np
 from jaxtyping import Real
 
-from jaxop.data import Samples
+from jaxop.data import RaggedSamples, Samples
 from jaxop.domains import Decomposed, Domain, Grid, TriangleMesh
 from jaxop.domains.domain import as_domain
 
@@ -30,8 +29,8 @@ _SMOOTHING = 0.02  # of the steps: window of the running mean of the loss
 
 
 def plot_predictions(
-    samples: Samples,
-    predictions: Real[np.ndarray, "s k c"],
+    samples: Samples | RaggedSamples,
+    predictions: Real[np.ndarray, "s k c"] | Sequence[Real[np.ndarray, "_ c"]],
     *,
     labels: Sequence[str] | None = None,
     title: str = "",
@@ -44,7 +43,7 @@ def plot_predictions(
 
     Args:
         samples: the samples to show; `jaxop.data.Samples.take` picks some of a set.
-        predictions: predictions of a model, see `jaxop.training.predict`, shape (N, k, c).
+        predictions: predictions of a model, see `jaxop.training.predict`, shape (N, k, c), or (k_i, c) for each.
         labels: a name for each sample, shown literally: "$" does not start a formula. None takes their numbers.
         title: title of the figure, shown literally.
 
@@ -64,21 +63,24 @@ def plot_predictions(
         >>> len(figure.axes)  # 2 × 4 panels and their colour bars
         16
     """
-    targets = np.asarray(samples.targets[:])
-    if predictions.shape != targets.shape:
-        raise ValueError(f"predictions must have the targets' shape {targets.shape}, got {predictions.shape}.")
+    shown = [samples.sample(i) for i in range(len(samples))]
+    expected, received = ([one.shape for one in part] for part in ([one.targets for one in shown], predictions))
+    if received != expected:
+        raise ValueError(
+            f"predictions must have the targets' shape {_common(expected)}, got {_common(received)}."
+        )
     labels = [f"sample {i}" for i in range(len(samples))] if labels is None else list(labels)
     if len(labels) != len(samples):
         raise ValueError(f"labels must name each of the {len(samples)} samples, got {len(labels)}.")
-    inputs, channels = np.asarray(samples.inputs[:]), targets.shape[-1]
+    channels = samples.out_channels
     figure = _figure(4, len(samples) * channels)
     panels = np.atleast_2d(figure.subplots(len(samples) * channels, 4, squeeze=False))
     for i, label in enumerate(labels):
-        source, place = _one(samples.domain, i), _one(samples.target_domain, i)
+        place, inputs = shown[i].target_domain, np.asarray(shown[i].inputs)
         for c in range(channels):
             row = panels[i * channels + c]
-            truth, guess = targets[i, :, c], predictions[i, :, c]
-            _draw(row[0], source, inputs[i, :, min(c, inputs.shape[-1] - 1)], has_nodes=True)
+            truth, guess = np.asarray(shown[i].targets)[:, c], predictions[i][:, c]
+            _draw(row[0], shown[i].domain, inputs[:, min(c, inputs.shape[-1] - 1)], has_nodes=True)
             if place.dim == 1:
                 _draw(row[1], place, truth)
                 _draw(row[2], place, guess)
@@ -96,7 +98,7 @@ def plot_predictions(
 
 
 def plot_on_domains(
-    sets: Mapping[str, tuple[Samples, Real[np.ndarray, "s k c"]]],
+    sets: Mapping[str, tuple[Samples | RaggedSamples, Real[np.ndarray, "s k c"] | Sequence[Real[np.ndarray, "_ c"]]]],
     *,
     labels: Sequence[str] = _ROWS,
     title: str = "",
@@ -133,19 +135,19 @@ def plot_on_domains(
     if not sets:
         raise ValueError("sets must hold at least one sample, got none.")
     for heading, (samples, prediction) in sets.items():
-        if len(samples) != 1 or as_domain(samples.domain, "domain").dim != 2:
+        if len(samples) != 1 or samples.dim != 2:
             raise ValueError(f"{heading}: give one sample of two variables; Samples.take([0]) picks it.")
-        if prediction.shape != samples.targets.shape:
+        expected, received = [samples.sample(0).targets.shape], [one.shape for one in prediction]
+        if received != expected:
             raise ValueError(
-                f"{heading}: the prediction must have the target's shape {samples.targets.shape}, got "
-                f"{prediction.shape}."
+                f"{heading}: the prediction must have the target's shape {_common(expected)}, got {_common(received)}."
             )
     columns = []
     for samples, prediction in sets.values():
-        source, truth, guess = (np.asarray(a[0])[:, 0] for a in (samples.inputs[:], samples.targets[:], prediction))
-        place = _one(samples.target_domain, 0)
-        fields = (_one(samples.domain, 0), source), (place, truth), (place, guess), (place, np.abs(guess - truth))
-        columns.append(fields)
+        one = samples.sample(0)
+        source, truth, guess = (np.asarray(a)[:, 0] for a in (one.inputs, one.targets, prediction[0]))
+        place = one.target_domain
+        columns.append([(one.domain, source), (place, truth), (place, guess), (place, np.abs(guess - truth))])
     values = [np.concatenate([column[row][1] for column in columns]) for row in range(4)]
     scales = [_scale(values[0]), _scale(values[1]), _scale(values[1]), _error_scale(values[3])]
     figure = _figure(0.6 * len(sets) + 0.3, 4 * 0.68, layout="compressed")
@@ -289,10 +291,9 @@ def _figure(columns: float, rows: float, *, layout: Literal["constrained", "comp
     return _matplotlib("figure").Figure(figsize=size, layout=layout)
 
 
-def _one(domain: Domain | Decomposed, index: int) -> Domain:
-    """Returns the domain of one sample."""
-    domain = as_domain(domain, "domain")
-    return jax.tree.map(lambda leaf: leaf[index], domain) if domain.is_batched else domain
+def _common(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...] | list[tuple[int, ...]]:
+    """Returns the shape of an array whose entries have these shapes, or these shapes if they differ."""
+    return (len(shapes), *shapes[0]) if len(set(shapes)) == 1 else list(shapes)
 
 
 def _resolution(domain: Domain) -> float:

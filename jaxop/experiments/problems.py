@@ -9,20 +9,23 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
 from scipy.spatial import Delaunay
 
 from jaxop import data, training
-from jaxop.data import Samples
-from jaxop.domains import Grid, triangle_mesh
+from jaxop.data import RaggedSamples, Samples
+from jaxop.domains import Domain, Grid, triangle_mesh
 from jaxop.training._files import local_path
 
 _VALID, _TEST = 1_000_000, 2_000_000  # first sample numbers, so that sets never share samples
 _FORMAT = 1  # version of the cache
 
 Value = TypeVar("Value")
+
+AnySamples: TypeAlias = Samples | RaggedSamples
+"""A set of pairs of functions, on shared nodes or each on its own."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,9 +38,9 @@ class Sets:
         test: sets by name that are evaluated at the end, on other grids or from other files.
     """
 
-    train: Samples
-    valid: dict[str, Samples]
-    test: dict[str, Samples]
+    train: AnySamples
+    valid: Mapping[str, AnySamples]
+    test: Mapping[str, AnySamples]
 
 
 @runtime_checkable
@@ -55,7 +58,7 @@ class Problem(Protocol):
         """Returns all sets of the experiment."""
         ...
 
-    def at(self, grids: Sequence[str], cache: Path) -> dict[str, Samples]:
+    def at(self, grids: Sequence[str], cache: Path) -> Mapping[str, AnySamples]:
         """Returns test samples on other grids, by their names in the tables."""
         ...
 
@@ -362,13 +365,24 @@ def cached(cache: Path, label: str, parameters: Mapping[str, str | int | float])
     return cache / f"{label}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
 
 
-def grid_name(samples: Samples) -> str:
-    """Returns the nodes of a set as text: "64 × 64", with "uneven" if they do not follow a rule."""
+def grid_name(samples: AnySamples) -> str:
+    """Returns the nodes of a set as text: "64 × 64", with "uneven" if they do not follow a rule, or "700–1300 nodes"."""
+    if isinstance(samples, RaggedSamples):
+        least, most = int(samples.target_sizes.min()), int(samples.target_sizes.max())
+        return f"{least} nodes" if least == most else f"{least}–{most} nodes"
     domain = samples.target_domain
     if not isinstance(domain, Grid):
         return f"{domain.size} nodes"
     shape = " × ".join(str(axis.size) for axis in domain.axes)
     return f"{shape} uneven" if domain.has_given_nodes else shape
+
+
+def typical_domain(samples: AnySamples) -> Domain:
+    """Returns the domain of the targets, of the sample with the median number of nodes if each has its own."""
+    if isinstance(samples, RaggedSamples):
+        sizes = samples.target_sizes
+        return samples.sample(int(np.argsort(sizes, kind="stable")[len(sizes) // 2])).target_domain
+    return samples.target_domain
 
 
 def _single(values: tuple[Value, ...] | None) -> Value | tuple[Value, ...] | None:

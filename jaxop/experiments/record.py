@@ -4,14 +4,14 @@ import dataclasses
 
 from jaxop import operators, training
 from jaxop._validation import check_name, closest
-from jaxop.data import Samples
 from jaxop.domains.domain import as_domain
 from jaxop.experiments.experiment import AnyExperiment, Experiment
-from jaxop.experiments.problems import PROBLEMS, FileData, Problem
+from jaxop.experiments.problems import PROBLEMS, AnySamples, FileData, Problem
+from jaxop.experiments.settings import input_domain
 from jaxop.operators import OperatorConfig
 
 
-def describe(problem: Problem, config: OperatorConfig, train: Samples) -> dict[str, object]:
+def describe(problem: Problem, config: OperatorConfig, train: AnySamples) -> dict[str, object]:
     """Returns the record of data and operator, from which both can be rebuilt."""
     settings = dict(vars(problem))  # paths stay paths, because files may move before a run is resumed
     if isinstance(problem, FileData):
@@ -20,7 +20,7 @@ def describe(problem: Problem, config: OperatorConfig, train: Samples) -> dict[s
         del settings["external"]  # a permission, which must be given each time
         if problem.faces is None:  # runs of earlier versions do not have this field
             del settings["faces"]
-    domain = as_domain(train.domain, "train.domain")
+    domain = as_domain(input_domain(train), "train.domain")
     return {
         "problem": problem.name,
         "data": settings,

@@ -13,10 +13,9 @@ import numpy as np
 from flax import nnx
 
 from jaxop import operators, training
-from jaxop.data import Samples
-from jaxop.domains.domain import as_domain
+from jaxop.data import RaggedSamples
 from jaxop.experiments import plots
-from jaxop.experiments.problems import grid_name
+from jaxop.experiments.problems import AnySamples, grid_name, typical_domain
 from jaxop.experiments.terminal import needs_extra
 from jaxop.training.evaluation import trace_errors
 from jaxop.training.processes import is_first, spans_processes
@@ -42,16 +41,16 @@ class Row(TypedDict):
     worst_sample: int
 
 
-def check(model: operators.Standardized, sets: Mapping[str, Samples]) -> None:
+def check(model: operators.Standardized, sets: Mapping[str, AnySamples]) -> None:
     """Raises an error that names the set if the model cannot run on it or its outputs do not fit its targets."""
     if not sets:
         raise ValueError("there is nothing to evaluate on; name at least one grid or file.")
     config = model.config
     for label, samples in sets.items():
         for what, expected, received in (
-            ("dimensions", config.dim, as_domain(samples.domain, "domain").dim),
-            ("input channels", config.in_channels, samples.inputs.shape[-1]),
-            ("output channels", config.out_channels, samples.targets.shape[-1]),
+            ("dimensions", config.dim, samples.dim),
+            ("input channels", config.in_channels, samples.in_channels),
+            ("output channels", config.out_channels, samples.out_channels),
         ):
             if expected != received:
                 raise ValueError(
@@ -67,7 +66,7 @@ def check(model: operators.Standardized, sets: Mapping[str, Samples]) -> None:
 def write_report(
     run: training.Run,
     model: nnx.Module,
-    sets: Mapping[str, Samples],
+    sets: Mapping[str, AnySamples],
     *,
     name: str,
     checkpoint: int | str,
@@ -99,7 +98,8 @@ def write_report(
     count = mesh.model * (mesh.data or max(1, jax.process_count() // mesh.model))
     figures: dict[str, Callable[[], Figure]] = {}
     for (label, samples), file in zip(sets.items(), file_names(sets), strict=True):
-        size = count * max(1, min(16, _EVALUATION_NODES // samples.target_domain.size) // count)
+        nodes = samples.target_sizes.max() if isinstance(samples, RaggedSamples) else samples.target_domain.size
+        size = count * max(1, min(16, _EVALUATION_NODES // int(nodes)) // count)
         errors = training.evaluate(model, samples, batch_size=size, mesh=mesh.make(size))
         shown = {"median": middle(errors.l2), "worst": int(np.argmax(errors.l2))}
         row: Row = {
@@ -121,7 +121,7 @@ def write_report(
     together = spans_processes(nnx.state(model))  # then process 0 cannot predict alone
     if not (is_first() or together):
         return rows
-    grids = [samples.target_domain for samples in sets.values()]
+    grids = [typical_domain(samples) for samples in sets.values()]
     if same_functions and len(sets) > 1 and grids[0].dim == 2:
         figures[f"{name}-all-grids"] = functools.partial(_on_domains, model, sets, norms)
     if is_first():
@@ -165,11 +165,11 @@ def file_names(labels: Iterable[str]) -> list[str]:
     return names
 
 
-def _predictions(model: nnx.Module, samples: Samples, *, labels: Sequence[str], title: str) -> "Figure":
+def _predictions(model: nnx.Module, samples: AnySamples, *, labels: Sequence[str], title: str) -> "Figure":
     return plots.plot_predictions(samples, training.predict(model, samples, batch_size=1), labels=labels, title=title)
 
 
-def _on_domains(model: nnx.Module, sets: Mapping[str, Samples], norms: Mapping[str, np.ndarray]) -> "Figure":
+def _on_domains(model: nnx.Module, sets: Mapping[str, AnySamples], norms: Mapping[str, np.ndarray]) -> "Figure":
     """The median sample of the first set on all domains."""
     sample = middle(next(iter(norms.values())))
     shown = {label: samples.take([sample]) for label, samples in sets.items()}

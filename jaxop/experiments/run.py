@@ -9,16 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jax
-import numpy as np
 from flax import nnx
-from jaxtyping import Array
 
 from jaxop import data, operators, training
-from jaxop.data import Samples
-from jaxop.domains import monte_carlo
 from jaxop.experiments import report
 from jaxop.experiments.experiment import AnyExperiment
-from jaxop.experiments.problems import FileData, Sets, check_directory, grid_name
+from jaxop.experiments.problems import AnySamples, FileData, Sets, check_directory, grid_name
 from jaxop.experiments.record import describe
 from jaxop.experiments.settings import check_memory, parameters, prepared
 from jaxop.experiments.terminal import make_console, needs_extra
@@ -128,7 +124,7 @@ def _train(experiment: AnyExperiment, name: str, console: "Console") -> Path:
     return directory
 
 
-def build(config: OperatorConfig, train: Samples, *, seed: int) -> operators.Standardized:
+def build(config: OperatorConfig, train: AnySamples, *, seed: int) -> operators.Standardized:
     """Returns the operator in physical units, standardised by the statistics of the training set.
 
     Args:
@@ -136,23 +132,7 @@ def build(config: OperatorConfig, train: Samples, *, seed: int) -> operators.Sta
         train: the training samples.
         seed: the seed of the parameters.
     """
-    return operators.Standardized(operators.build(config, rngs=nnx.Rngs(seed)), **statistics(train))
-
-
-def statistics(train: Samples) -> dict[str, Array]:
-    """Returns the statistics of the training set by the names that `jaxop.operators.Standardized` gives them."""
-    inputs = data.statistics(train.inputs, train.domain)
-    outputs = data.statistics(train.targets, train.target_domain)
-    found = {
-        "input_mean": inputs.mean,
-        "input_std": inputs.std,
-        "output_mean": outputs.mean,
-        "output_std": outputs.std,
-    }
-    if train.initial is not None:
-        at_one_node = data.statistics(np.asarray(train.initial[:])[:, None], monte_carlo(np.zeros((1, 1), np.float32)))
-        found |= {"initial_mean": at_one_node.mean, "initial_std": at_one_node.std}
-    return found
+    return operators.Standardized(operators.build(config, rngs=nnx.Rngs(seed)), **data.standardization(train))
 
 
 def new_directory(wanted: Path) -> Path:

@@ -12,11 +12,11 @@ from flax import nnx
 
 from jaxop import operators
 from jaxop._validation import check_name
-from jaxop.data import Samples
+from jaxop.data import RaggedSamples
 from jaxop.data.files._reading import memory
-from jaxop.domains import Grid
+from jaxop.domains import Decomposed, Domain, Grid
 from jaxop.domains.domain import as_domain
-from jaxop.experiments.problems import grid_name
+from jaxop.experiments.problems import AnySamples, grid_name
 from jaxop.operators import OperatorConfig
 
 _COPIES = 5  # of the parameters, during training
@@ -81,7 +81,7 @@ class OperatorSettings:
                 fields[field.name] = hints[field.name], field.default
         return fields
 
-    def for_data(self, train: Samples, others: Sequence[Samples] = ()) -> tuple[OperatorConfig, dict[str, int]]:
+    def for_data(self, train: AnySamples, others: Sequence[AnySamples] = ()) -> tuple[OperatorConfig, dict[str, int]]:
         """Returns the operator's config for these samples, by `jaxop.operators.OperatorConfig.for_data`.
 
         Args:
@@ -94,12 +94,12 @@ class OperatorSettings:
         Raises:
             ValueError: if the settings do not fit together; see the operator's config.
         """
-        domain, *other_domains = (as_domain(samples.domain, "domain") for samples in (train, *others))
+        domain, *other_domains = (as_domain(input_domain(samples), "domain") for samples in (train, *others))
         config = self.config_type.for_data(
             domain,
-            in_channels=train.inputs.shape[-1],
-            out_channels=train.targets.shape[-1],
-            initial_channels=0 if train.initial is None else train.initial.shape[-1],
+            in_channels=train.in_channels,
+            out_channels=train.out_channels,
+            initial_channels=train.initial_channels,
             others=other_domains,
             **self.settings,
         )
@@ -108,19 +108,34 @@ class OperatorSettings:
         return config, {name: getattr(config, name) for name in open_names}
 
 
-def prepared(sets: Mapping[str, Samples], config: OperatorConfig) -> dict[str, Samples]:
+def input_domain(samples: AnySamples) -> Domain | Decomposed:
+    """Returns the domain of the inputs, of the first sample if each has its own."""
+    return samples.sample(0).domain if isinstance(samples, RaggedSamples) else samples.domain
+
+
+def prepared(sets: Mapping[str, AnySamples], config: OperatorConfig) -> dict[str, AnySamples]:
     """Returns the sets with the domains in the form that the operator computes with, see `OperatorConfig.prepare`.
 
     Raises:
         ValueError: if the operator cannot run on a domain; the message names the set.
+        NotImplementedError: if the operator needs the decomposition of one domain, and each sample has its own.
     """
 
-    def one(name: str, samples: Samples) -> Samples:
+    def one(name: str, samples: AnySamples) -> AnySamples:
+        domain = input_domain(samples)
         try:
-            domain = config.prepare(samples.domain)
+            made = config.prepare(domain)
         except ValueError as error:
             raise ValueError(f"{name} ({grid_name(samples)}): {error}") from error
-        return samples if domain is samples.domain else dataclasses.replace(samples, domain=domain)
+        if made is domain:
+            return samples
+        if isinstance(samples, RaggedSamples):
+            raise NotImplementedError(
+                f"{name} ({grid_name(samples)}): each sample has its own nodes, but the subdomains of Schwarz attention "
+                "are those of one domain; use a TransformerNeuralOperator with schwarz=None or a "
+                "LatentNeuralOperator, which take any nodes."
+            )
+        return dataclasses.replace(samples, domain=made)
 
     return {name: one(name, samples) for name, samples in sets.items()}
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from flax import nnx
 
 from jaxop._validation import check_type
-from jaxop.data import DataSource, Examples, Samples
+from jaxop.data import DataSource, Examples, RaggedSamples, RandomNodes, Samples
 from jaxop.data.source import check_source
 from jaxop.training.config import TrainingConfig
 from jaxop.training.evaluation import check_classes
@@ -16,6 +16,10 @@ from jaxop.training.optimizer import EvalParams, Optimizer, check_optimizer
 
 RESERVED = ("training", "train", "valid", "valid_sets")
 """Names in the recorded settings that `fit` fills in itself; "optimizer" and "loss" are added if they are given."""
+
+
+FUNCTIONS = (Samples, RaggedSamples, RandomNodes)
+"""Sets of pairs of functions."""
 
 
 def check_arguments(
@@ -61,12 +65,12 @@ def check_sources(
     loss: Loss | None,
 ) -> None:
     """Raises ``TypeError`` or ``ValueError`` if sets do not fit each other, the config or the model in size or kind."""
-    fitting, other = (Examples, Samples) if config.loss == "cross_entropy" else (Samples, Examples)
+    fitting, other = ("Examples", FUNCTIONS) if config.loss == "cross_entropy" else ("Samples", Examples)
     for name, given in (("train", train), *((f"valid[{name!r}]", source) for name, source in valid.items())):
         check_source(given, name)
         if loss is None and isinstance(given, other):
             raise TypeError(
-                f"{name} must be jaxop.data.{fitting.__name__} for loss={config.loss!r}, got {type(given).__name__}; "
+                f"{name} must be jaxop.data.{fitting} for loss={config.loss!r}, got {type(given).__name__}; "
                 '"cross_entropy" goes with Examples, "l2" and "h1" with Samples.'
             )
     if config.batch_size > len(train):
@@ -91,11 +95,11 @@ def check_sources(
 def _signature(source: DataSource) -> dict[str, int | tuple[int, ...]]:
     if isinstance(source, Examples):
         return {"shape of an input": source.inputs.shape[1:], "shape of a label": source.labels.shape[1:]}
-    if not isinstance(source, Samples):
+    if not isinstance(source, FUNCTIONS):
         return {}
     return {
-        "space dimensions": source.target_domain.dim,
-        "input channels": source.inputs.shape[-1],
-        "target channels": source.targets.shape[-1],
-        "initial channels": 0 if source.initial is None else source.initial.shape[-1],
+        "space dimensions": source.dim,
+        "input channels": source.in_channels,
+        "target channels": source.out_channels,
+        "initial channels": source.initial_channels,
     }

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
+from typing import overload
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from jaxop._validation import check_size, check_type
-from jaxop.data import Batch, DataSource, ExampleBatch, Examples, Samples
+from jaxop.data import Batch, DataSource, ExampleBatch, Examples, Group, RaggedSamples, Samples
+from jaxop.data.groups import groups_of, has_groups
 from jaxop.data.source import check_batch, check_source
 from jaxop.domains import SPACES, Domain
 from jaxop.training.losses import Loss, apply_loss, cross_entropy, relative_norms
@@ -46,7 +48,11 @@ class Errors:
 
 
 def evaluate(
-    model: nnx.Module, samples: Samples | DataSource, *, batch_size: int = 16, mesh: Mesh | None = None
+    model: nnx.Module,
+    samples: Samples | RaggedSamples | DataSource,
+    *,
+    batch_size: int = 16,
+    mesh: Mesh | None = None,
 ) -> Errors:
     """‖f(u_i) − y_i‖ / ‖y_i‖ in L2 and H1 for every sample, in the units the model returns.
 
@@ -55,10 +61,11 @@ def evaluate(
 
     Args:
         model: an operator; it runs in evaluation mode and is left as it was.
-        samples: inputs and targets, on one domain or one per sample, which may differ from those of training; or any
-            `jaxop.data.DataSource` of `jaxop.data.Batch`.
+        samples: inputs and targets, on one domain or one per sample, which may differ from those of training and in
+            their numbers of nodes; or any `jaxop.data.DataSource` of `jaxop.data.Batch`.
         batch_size: samples per call. The last batch is filled up with copies, so that one program
-            serves the whole set. Later calls with a model and samples of the same shapes reuse it.
+            serves the whole set, or each bucket of `jaxop.data.RaggedSamples`. Later calls with a model and samples of
+            the same shapes reuse it.
         mesh: devices that share the samples of a call along the axes "data" and "model", and must divide
             ``batch_size``. The axis "model" also divides the parameters, see `init_state`, and the axis "domain" the
             nodes of the functions, see `make_step`. None computes where the parameters are. If the devices belong to
@@ -66,7 +73,7 @@ def evaluate(
             the whole result.
 
     Returns:
-        `Errors` with one entry per sample.
+        `Errors` with one entry per sample, in the order of the samples.
 
     Raises:
         TypeError: if the set holds labelled examples, which `score` takes.
@@ -96,12 +103,13 @@ def _evaluate(
     _check_samples(samples, "evaluate")
     graphdef, params, other = _split_for_evaluation(model, mesh)
     spaces: tuple[str, ...] = ()
-    columns = []
-    for batch in _batches(samples, batch_size, argument, mesh):
+    items, columns = [], []
+    for index, batch in _batches(samples, batch_size, argument, mesh):
         _check_batch(batch, samples, "evaluate")
         spaces = spaces or _spaces(batch.target_domain)
+        items.append(index)
         columns.append(_errors(graphdef, spaces, mesh, params, other, batch))
-    l2, *h1 = (np.concatenate(column)[: len(samples)] for column in zip(*on_host(columns), strict=True))
+    l2, *h1 = _in_order(items, on_host(columns))
     return Errors(l2, h1[0] if h1 else None)
 
 
@@ -159,16 +167,17 @@ def score(
 def _score(
     model: nnx.Module, examples: Examples | DataSource, batch_size: int, argument: str, mesh: Mesh | None
 ) -> Scores:
-    if isinstance(examples, Samples) or not isinstance(examples, DataSource):
+    if isinstance(examples, Samples | RaggedSamples) or not isinstance(examples, DataSource):
         check_type(examples, "examples", Examples, "data.Examples; training.evaluate takes Samples of functions")
     if isinstance(examples, Examples):
         check_classes(model, examples)
     graphdef, params, other = _split_for_evaluation(model, mesh)
-    columns = []
-    for batch in _batches(examples, batch_size, argument, mesh):
+    items, columns = [], []
+    for index, batch in _batches(examples, batch_size, argument, mesh):
         check_type(batch, f"{argument}[indices]", ExampleBatch, "a data.ExampleBatch")
+        items.append(index)
         columns.append(_scores(graphdef, mesh, params, other, batch))
-    return Scores(*(np.concatenate(c)[: len(examples)] for c in zip(*on_host(columns), strict=True)))
+    return Scores(*_in_order(items, on_host(columns)))
 
 
 def check_classes(model: nnx.Module, examples: Examples) -> None:
@@ -191,9 +200,25 @@ def check_classes(model: nnx.Module, examples: Examples) -> None:
         )
 
 
+@overload
+def predict(
+    model: nnx.Module, samples: RaggedSamples, *, batch_size: int = 16, mesh: Mesh | None = None
+) -> list[Float[np.ndarray, "_ c"]]: ...
+
+
+@overload
 def predict(
     model: nnx.Module, samples: Samples | DataSource, *, batch_size: int = 16, mesh: Mesh | None = None
-) -> Float[np.ndarray, "s k c"]:
+) -> Float[np.ndarray, "s k c"]: ...
+
+
+def predict(
+    model: nnx.Module,
+    samples: Samples | RaggedSamples | DataSource,
+    *,
+    batch_size: int = 16,
+    mesh: Mesh | None = None,
+) -> Float[np.ndarray, "s k c"] | list[Float[np.ndarray, "_ c"]]:
     """The model's outputs f(u_i) for every sample, in evaluation mode.
 
     Args:
@@ -203,7 +228,8 @@ def predict(
         mesh: see `evaluate`.
 
     Returns:
-        Shape (N, k, c), in host memory.
+        Shape (N, k, c), in host memory. For `jaxop.data.RaggedSamples`, and any source whose batches have several
+        shapes, a list of one array (k_i, c) for each sample, without padding.
 
     Raises:
         ValueError: if ``batch_size`` is not positive or the devices do not divide it.
@@ -222,11 +248,22 @@ def predict(
     _check_samples(samples, "predict")
     mesh = check_mesh(mesh)
     graphdef, params, other = _split_for_evaluation(model, mesh)
-    outputs = []
-    for batch in _batches(samples, batch_size, "samples", mesh):
+    items, outputs = [], []
+    for index, batch in _batches(samples, batch_size, "samples", mesh):
         _check_batch(batch, samples, "predict")
+        items.append(index)
         outputs.append(on_host(_outputs(graphdef, mesh, params, other, batch)))
-    return np.concatenate(outputs)[: len(samples)]
+    if not has_groups(samples):
+        return _in_order(items, [(output,) for output in outputs])[0]
+    found: list[np.ndarray] = [np.zeros(0)] * len(samples)
+    for index, output in zip(items, outputs, strict=True):
+        for i, one in zip(index, output, strict=False):
+            found[i] = one
+    for group in groups_of(samples, 1, "samples"):
+        if group.sizes is not None:
+            for i, size in zip(group.indices, group.sizes, strict=True):
+                found[i] = found[i][:size]
+    return found
 
 
 def trace_errors(
@@ -234,14 +271,15 @@ def trace_errors(
 ) -> None:
     """Traces the program of `mean_errors`, which raises at once if the model cannot run on the set."""
     graphdef, params, other = split_model(model, train=False)
-    batch = next(_batches(source, batch_size, argument, None))
-    if loss is not None:
-        _losses.eval_shape(loss, graphdef, None, params, other, batch)
-    elif isinstance(batch, ExampleBatch):
-        _scores.eval_shape(graphdef, None, params, other, batch)
-    else:
-        _check_batch(batch, source, "evaluate")
-        _errors.eval_shape(graphdef, _spaces(batch.target_domain), None, params, other, batch)
+    for group in groups_of(source, 1, argument):
+        _, batch = next(_batches_of(group, batch_size, argument, None))
+        if loss is not None:
+            _losses.eval_shape(loss, graphdef, None, params, other, batch)
+        elif isinstance(batch, ExampleBatch):
+            _scores.eval_shape(graphdef, None, params, other, batch)
+        else:
+            _check_batch(batch, source, "evaluate")
+            _errors.eval_shape(graphdef, _spaces(batch.target_domain), None, params, other, batch)
 
 
 def mean_errors(
@@ -275,15 +313,19 @@ def mean_errors(
 def _mean_losses(
     model: nnx.Module, source: DataSource, loss: Loss, batch_size: int, argument: str, mesh: Mesh | None
 ) -> dict[str, float]:
-    """Returns the mean of a loss over a set, as "loss", and the means of its metrics; the last batch may be smaller."""
+    """Returns the mean of a loss over a set, as "loss", and the means of its metrics.
+
+    The last batch of a group may be smaller than the others.
+    """
     check_size(batch_size, "batch_size")
     graphdef, params, other = _split_for_evaluation(model, mesh)
     totals: dict[str, float] = {}
-    for start in range(0, len(source), batch_size):
-        index = np.arange(start, min(start + batch_size, len(source)))
+    starts = [(g.source, i) for g in groups_of(source, 1, argument) for i in range(0, len(g.source), batch_size)]
+    for part, start in starts:
+        index = np.arange(start, min(start + batch_size, len(part)))
         # a last batch that the devices cannot share evenly is computed on all of them
         sharing = mesh if mesh is not None and len(index) % (mesh.size // node_shares(mesh)) == 0 else None
-        batch = _batch(source, index, argument, sharing)
+        batch = _batch(part, index, argument, sharing)
         variables = (params, other)
         if sharing is None and mesh is not None and mesh.is_multi_process:  # by every process itself
             variables = on_one_device(variables, mesh)
@@ -315,12 +357,31 @@ def _split_for_evaluation(model: nnx.Module, mesh: Mesh | None) -> tuple[nnx.Gra
     return graphdef, divide(params, mesh), replicate(other, mesh)
 
 
-def _batches(samples: DataSource, batch_size: int, argument: str, mesh: Mesh | None) -> Iterator[Tree]:
+def _batches(
+    samples: DataSource, batch_size: int, argument: str, mesh: Mesh | None
+) -> Iterator[tuple[np.ndarray, Tree]]:
+    """Yields batches, each from one group, with the numbers of their items; copies of items may follow these."""
+    for group in groups_of(samples, 1, argument):
+        yield from _batches_of(group, batch_size, argument, mesh)
+
+
+def _batches_of(
+    group: Group, batch_size: int, argument: str, mesh: Mesh | None
+) -> Iterator[tuple[np.ndarray, Tree]]:
     check_size(batch_size, "batch_size")
     check_divides(mesh, batch_size)
-    size = batch_size if mesh is not None else min(batch_size, len(samples))
-    for start in range(0, len(samples), size):
-        yield _batch(samples, np.minimum(np.arange(start, start + size), len(samples) - 1), argument, mesh)
+    source, count = group.source, len(group.source)
+    size = batch_size if mesh is not None else min(batch_size, count)
+    for start in range(0, count, size):
+        batch = _batch(source, np.minimum(np.arange(start, start + size), count - 1), argument, mesh)
+        yield group.indices[start : start + size], batch
+
+
+def _in_order(items: list[np.ndarray], batches: list[tuple[np.ndarray, ...]]) -> list[np.ndarray]:
+    """Returns columns of results in the order of the items, without those of copies at the ends of batches."""
+    order = np.argsort(np.concatenate(items))
+    columns = zip(*batches, strict=True)
+    return [np.concatenate([c[: len(i)] for i, c in zip(items, column, strict=True)])[order] for column in columns]
 
 
 def _batch(source: DataSource, index: np.ndarray, argument: str, mesh: Mesh | None) -> Tree:

@@ -1,6 +1,5 @@
 """Identity of data, which a run compares when it is resumed."""
 
-import zlib
 from collections.abc import Iterable
 
 import jax
@@ -8,10 +7,11 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxop._config import Json
-from jaxop.data import DataSource, Examples, Samples
+from jaxop.data import DataSource, Examples, RandomNodes, Samples
+from jaxop.data._support import checksum, defining_arrays
 from jaxop.data.samples import ArraySource, blocks
 from jaxop.data.source import check_batch
-from jaxop.domains import Decomposed, Domain, TriangleMesh
+from jaxop.domains import Decomposed, Domain
 from jaxop.domains.domain import as_domain
 from jaxop.training.checkpoint import leaf_names
 from jaxop.training.config import to_json
@@ -20,7 +20,7 @@ from jaxop.training.config import to_json
 def describe_source(source: DataSource, argument: str = "source") -> dict[str, Json]:
     """Returns the identity of a data source as JSON; ``argument`` is its name in messages.
 
-    For `Samples` and `Examples` it is `describe_samples`. For any other source it is the length and the result of its
+    For `Samples` and `Examples` it is `describe_samples`, and for `RandomNodes` that of the whole set. For any other source it is the length and the result of its
     method ``identity()``. Without this method, shapes, dtypes and CRC-32 sums of the first, middle and last item
     take its place.
 
@@ -30,6 +30,9 @@ def describe_source(source: DataSource, argument: str = "source") -> dict[str, J
     """
     if isinstance(source, Samples | Examples):
         return describe_samples(source)
+    if isinstance(source, RandomNodes):
+        of = describe_source(source.source, argument)
+        return {"random_nodes": source.nodes, "at_nodes": source.at_nodes, "of": of}
     described: dict[str, Json] = {"length": len(source)}
     identity: object = getattr(source, "identity", None)  # optional in a DataSource
     if identity is not None:
@@ -68,7 +71,7 @@ def describe_samples(samples: Samples | Examples) -> dict[str, Json]:
     def nodes(domain: Domain | Decomposed | None) -> Json:
         if domain is None:
             return None
-        parts = jax.tree.leaves((domain.points, domain.faces) if isinstance(domain, TriangleMesh) else domain)
+        parts = defining_arrays(domain)
         return {
             "kind": type(domain).__name__,
             "size": as_domain(domain, "domain").size,
@@ -87,9 +90,4 @@ def describe_samples(samples: Samples | Examples) -> dict[str, Json]:
 
 
 def _crc32(parts: Iterable[ArrayLike]) -> str:
-    """Returns a checksum of the entries of arrays that does not depend on their byte order."""
-    total = 0
-    for part in map(np.asarray, parts):
-        entries = np.ascontiguousarray(part, part.dtype.newbyteorder("<")).reshape(-1)
-        total = zlib.crc32(entries.view(np.uint8).data, total)
-    return f"{total:08x}"
+    return f"{checksum(parts):08x}"

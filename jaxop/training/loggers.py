@@ -115,10 +115,11 @@ class Progress:
 
     Args:
         interval_s: smallest number of seconds between two plain lines.
+        note: a line to print at the start; "" prints none.
     """
 
-    def __init__(self, *, interval_s: float = 10.0):
-        self._interval = interval_s
+    def __init__(self, *, interval_s: float = 10.0, note: str = ""):
+        self._interval, self._note = interval_s, note
         self._bar: Bar | None = None
 
     def start(self, run_dir: Path, settings: Mapping[str, object], step: int) -> None:
@@ -128,6 +129,8 @@ class Progress:
         self._total = training["steps"]
         self._first: tuple[int, float] | None = None
         self._printed = -math.inf
+        if self._note:
+            self._print(self._note)
         try:
             from rich import progress
         except ImportError:

@@ -12,7 +12,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, PyTree
 
-from jaxop.data import DataSource, batch_indices
+from jaxop._config import Json
+from jaxop.data import DataSource, Group
+from jaxop.data.groups import check_drawable, draw_batch, groups_of, has_groups, read_batch
 from jaxop.data.source import BatchForm, batch_form, check_batch, check_same_form
 from jaxop.training._arguments import RESERVED, check_arguments, check_sources
 from jaxop.training._files import local_path, writing_by_first
@@ -104,9 +106,11 @@ def fit(
     Args:
         model: any NNX module that the loss can call; it is not changed. The losses "l2" and "h1" call
             ``model(inputs, domain, at=at, initial=initial)``, and "cross_entropy" calls ``model(inputs)``.
-        train: training samples: `jaxop.data.Samples`, `jaxop.data.Examples`, or any `jaxop.data.DataSource` whose
-            batches fit the loss. A run can be resumed only with the data that it was started with. It compares their
-            sizes and a checksum of all of them, or the identity of the source.
+        train: training samples: `jaxop.data.Samples`, `jaxop.data.RaggedSamples`, `jaxop.data.Examples`, or any
+            `jaxop.data.DataSource` whose batches fit the loss. If its batches have several shapes, as those of
+            `RaggedSamples`, one program is compiled for each before the first step, and a line says which. A run can be
+            resumed only with the data that it was started with. It compares their sizes and a checksum of all of them,
+            or the identity of the source.
         valid: validation sets by name, on any grids, compared in the same way; the dict may be empty.
         config: see `TrainingConfig`.
         run_dir: directory of the run in a local file system; a new run needs a directory without checkpoints.
@@ -189,6 +193,10 @@ def fit(
     check_divides(mesh, config.batch_size, config.accumulate)
     model = in_precision(model, config.precision)
     check_sources(model, train, valid, config, loss)
+    groups = groups_of(train, config.batch_size, "train")
+    check_drawable(groups, config.batch_size, "train")
+    kinds = {group.name: len(group.indices) for group in groups} if has_groups(train) else {}
+    described_groups: dict[str, Json] = {"groups": kinds} if kinds else {}
     directory = local_path(run_dir, "run_dir")
     extra = to_json(settings or {})
     given = {} if loss is None else {"loss": describe_loss(loss)}
@@ -215,7 +223,7 @@ def fit(
             raise FileExistsError(f"{directory} already holds a run, {what} give another run_dir.")
         described = {
             "training": to_json(config),
-            "train": describe_source(train, "train"),
+            "train": describe_source(train, "train") | described_groups,
             "valid": list(valid),
             "valid_sets": {name: describe_source(source, f"valid[{name!r}]") for name, source in valid.items()},
             **given,
@@ -226,12 +234,12 @@ def fit(
         start, seconds, errors = 0, 0.0, {}
         if resume:
             start, state, seconds, errors = _resumed(checkpoints, directory, state, described, path_fields(settings))
-        own: list[Logger] = [JsonLines(), *([Progress()] if progress else [])]
+        own: list[Logger] = [JsonLines(), *([Progress(note=_note(kinds))] if progress else [])]
         if not is_first():
             own, loggers = [], []
-        training = _Training(model, train, valid, config, loss, mesh, described, checkpoints, [*own, *loggers], errors)
+        training = _Training(model, groups, valid, config, loss, mesh, described, checkpoints, [*own, *loggers], errors)
         made = make_step(graphdef, chosen, config, loss=loss, eval_params=eval_params, mesh=mesh)
-        step = training.trace(made, state)
+        steps = training.trace(made, state)
 
         for output in (*loggers, *own):  # loggers whose package may be missing come first
             output.start(directory, described, start)
@@ -240,7 +248,15 @@ def fit(
             (directory / "figures").mkdir(exist_ok=True)
             write_settings(directory, described)
             record_versions(directory, start, resume=resume, mesh=mesh)
-        return training.run(step, start, state, seconds)
+        return training.run(steps, start, state, seconds)
+
+
+def _note(groups: Mapping[str, int]) -> str:
+    """Returns a line on the shapes of the batches, or "" if all have one shape."""
+    if not groups:
+        return ""
+    each = "; ".join(f"{count:,} of {name}" for name, count in groups.items())
+    return f"{sum(groups.values()):,} samples in {len(groups)} buckets, each with a program of its own: {each}"
 
 
 def _resumed(
@@ -264,8 +280,9 @@ def _resumed(
 
 
 class _Loaded(NamedTuple):
-    """A batch and the numbers of its items."""
+    """A batch, the number of its group and the numbers of its items."""
 
+    group: int
     indices: np.ndarray
     batch: PyTree
 
@@ -275,7 +292,7 @@ class _Training(Generic[Model]):
     """The training of one call of `fit`, whose arguments were checked."""
 
     model: Model
-    train: DataSource
+    groups: Sequence[Group]
     valid: Mapping[str, DataSource]
     config: TrainingConfig
     loss: Loss | None
@@ -284,18 +301,27 @@ class _Training(Generic[Model]):
     checkpoints: Checkpoints
     outputs: Sequence[Logger]
     errors: dict[str, float]
-    first: BatchForm | None = None
+    forms: dict[int, BatchForm] = dataclasses.field(default_factory=dict)
 
-    def trace(self, step: Step, state: TrainState) -> jax.stages.Lowered:
-        """Traces the step for compilation; raises before anything is saved if the model cannot run on some samples."""
+    def trace(self, step: Step, state: TrainState) -> list[jax.stages.Lowered]:
+        """Traces the step of each group for compilation.
+
+        If the model cannot run on some samples, this raises an error before anything is saved.
+        """
         for name, source in self.valid.items():
             with noted(f"on valid[{name!r}]"):
                 size = self.config.batch_size
                 trace_errors(self.model, source, batch_size=size, argument=f"valid[{name!r}]", loss=self.loss)
-        with noted("on the training samples"):
-            return step.lower(state, self._load(0).batch)
+        first = np.arange(self.config.batch_size)
+        lowered = []
+        for number, group in enumerate(self.groups):
+            with noted("on the training samples" + (f" of {group.name}" if len(self.groups) > 1 else "")):
+                lowered.append(step.lower(state, self._read(number, first, 0).batch))
+        return lowered
 
-    def run(self, lowered: jax.stages.Lowered, start: int, state: TrainState, seconds: float) -> Result[Model]:
+    def run(
+        self, lowered: Sequence[jax.stages.Lowered], start: int, state: TrainState, seconds: float
+    ) -> Result[Model]:
         config, stopped = self.config, "completed"
         limit = config.time_limit_s or float("inf")
         # a run that is killed early can be resumed, and a full disk is noticed
@@ -307,13 +333,13 @@ class _Training(Generic[Model]):
             ahead, stopped = ahead[:0], "time limit"
         if not ahead:
             return Result(self._current_model(state), state, stopped, seconds, self.errors)
-        step_fn = lowered.compile()
+        step_fns = [one.compile() for one in lowered]
         with stop_signals() as terminated, prefetched(self._load, ahead) as batches:
             clock = Clock(seconds)
             vote = Vote(self.mesh, len(_STOPPED))
             unreported: tuple[int, _Loaded, dict[str, Array]] | None = None
             for step, batch in enumerate(batches, start=start + 1):
-                state, metrics = step_fn(state, batch.batch)
+                state, metrics = step_fns[batch.group](state, batch.batch)
                 if unreported:  # while the device works on this step
                     self._report(*unreported, clock.seconds)
                 unreported = step, batch, metrics
@@ -337,16 +363,20 @@ class _Training(Generic[Model]):
             return Result(self._current_model(state), state, stopped, clock.seconds, self.errors)
 
     def _load(self, step: int) -> _Loaded:
-        size = self.config.batch_size
-        indices = batch_indices(len(self.train), size, seed=self.config.seed, step=step)
-        own = own_indices(indices, self.mesh)
-        batch = self.train[own]
+        counts = [len(group.indices) for group in self.groups]
+        group, items = draw_batch(counts, self.config.batch_size, seed=self.config.seed, step=step)
+        return self._read(group, items, step)
+
+    def _read(self, number: int, items: np.ndarray, step: int) -> _Loaded:
+        """Returns the batch of some items of a group, whose batches must all have the form of the first."""
+        group = self.groups[number]
+        own = own_indices(items, self.mesh)
+        batch = read_batch(group.source, own, seed=self.config.seed, step=step)
         check_batch(batch, len(own), "train")
-        batch = distribute(batch, self.mesh, size)
-        if self.first is None:
-            self.first = batch_form(batch)
-        check_same_form(batch, self.first, "train", step + 1)
-        return _Loaded(indices, batch)
+        batch = distribute(batch, self.mesh, len(items))
+        form = self.forms.setdefault(number, batch_form(batch))
+        check_same_form(batch, form, "train", step + 1)
+        return _Loaded(number, group.indices[items], batch)
 
     def _report(self, step: int, batch: _Loaded, metrics: Mapping[str, Array], seconds: float) -> None:
         values = {name: value.item() for name, value in jax.device_get(metrics).items()}
