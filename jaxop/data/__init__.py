@@ -8,12 +8,12 @@ from jaxop.data.files.read import FORMATS as FORMATS
 from jaxop.data.files.read import read as read
 from jaxop.data.files.save import save as save
 from jaxop.data.files.write import write_fields as write_fields
+from jaxop.data.groups import Group as Group
 from jaxop.data.normalization import Statistics as Statistics
 from jaxop.data.normalization import denormalize as denormalize
 from jaxop.data.normalization import normalize as normalize
 from jaxop.data.normalization import standardization as standardization
 from jaxop.data.normalization import statistics as statistics
-from jaxop.data.groups import Group as Group
 from jaxop.data.problems.darcy_flow import COEFFICIENTS as COEFFICIENTS
 from jaxop.data.problems.darcy_flow import darcy as darcy
 from jaxop.data.problems.darcy_flow import darcy_on as darcy_on

@@ -82,9 +82,7 @@ def check_drawable(groups: Sequence[Group], batch_size: int, argument: str) -> N
             )
 
 
-def draw_batch(
-    sizes: Sequence[int], batch_size: int, *, seed: int, step: int
-) -> tuple[int, Int[np.ndarray, " b"]]:
+def draw_batch(sizes: Sequence[int], batch_size: int, *, seed: int, step: int) -> tuple[int, Int[np.ndarray, " b"]]:
     """Returns the group of training step t and the numbers of its items within that group.
 
     An epoch has Σ_g ⌊n_g / b⌋ batches: ⌊n_g / b⌋ from the items of group g, in a new order every epoch, so that groups

@@ -244,7 +244,9 @@ class RaggedSamples:
         buckets = []
         for indices in _buckets.choose(nodes, batch_size=batch_size, most=self._most):
             n, faces, k, at_faces = (int(size) for size in self._sizes[indices].max(axis=0))
-            n, k = (_buckets.rounded(size) if padded else size for size, padded in zip((n, k), self._padded, strict=True))
+            n, k = (
+                _buckets.rounded(size) if padded else size for size, padded in zip((n, k), self._padded, strict=True)
+            )
             share = _buckets.padding(nodes[indices], (n, k) if self.has_at else (n,))
             others = (_buckets.rounded(size) if size else None for size in (faces, at_faces))
             buckets.append(Bucket(indices, n, k if self.has_at else None, *others, share))

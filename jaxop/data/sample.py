@@ -59,7 +59,9 @@ class Sample:
         for name, (place, where) in nodes.items():
             values = host_array(getattr(self, name), name)
             if values.ndim != 2 or values.shape[1] == 0:
-                raise ValueError(f"{name} must have shape (n, channels), with at least one channel, got {values.shape}.")
+                raise ValueError(
+                    f"{name} must have shape (n, channels), with at least one channel, got {values.shape}."
+                )
             if values.shape[0] != where.size:
                 raise ValueError(
                     f"{name} has {values.shape[0]} nodes, but {place} has {where.size}; give the domain that the "

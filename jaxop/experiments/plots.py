@@ -66,9 +66,7 @@ def plot_predictions(
     shown = [samples.sample(i) for i in range(len(samples))]
     expected, received = ([one.shape for one in part] for part in ([one.targets for one in shown], predictions))
     if received != expected:
-        raise ValueError(
-            f"predictions must have the targets' shape {_common(expected)}, got {_common(received)}."
-        )
+        raise ValueError(f"predictions must have the targets' shape {_common(expected)}, got {_common(received)}.")
     labels = [f"sample {i}" for i in range(len(samples))] if labels is None else list(labels)
     if len(labels) != len(samples):
         raise ValueError(f"labels must name each of the {len(samples)} samples, got {len(labels)}.")

@@ -365,9 +365,7 @@ def _batches(
         yield from _batches_of(group, batch_size, argument, mesh)
 
 
-def _batches_of(
-    group: Group, batch_size: int, argument: str, mesh: Mesh | None
-) -> Iterator[tuple[np.ndarray, Tree]]:
+def _batches_of(group: Group, batch_size: int, argument: str, mesh: Mesh | None) -> Iterator[tuple[np.ndarray, Tree]]:
     check_size(batch_size, "batch_size")
     check_divides(mesh, batch_size)
     source, count = group.source, len(group.source)

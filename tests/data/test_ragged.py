@@ -178,7 +178,10 @@ N = SIZES[3]
     [
         (lambda: spoiled("inputs", np.nan), r"samples\[3\]\.inputs must be finite in float32, .*\[5, 0\] = nan"),
         (lambda: spoiled("targets", -np.inf), r"samples\[3\]\.targets must be finite .*\[5, 0\] = -inf"),
-        (lambda: changed(inputs=np.ones((N, 3), np.float32)), r"samples\[3\] and samples\[0\] differ in input channels"),
+        (
+            lambda: changed(inputs=np.ones((N, 3), np.float32)),
+            r"samples\[3\] and samples\[0\] differ in input channels",
+        ),
         (lambda: changed(targets=np.ones((N, 2), np.float32)), "differ in target channels: 2 instead of 1"),
         (lambda: changed(initial=np.ones(2)), "differ in initial channels: 2 instead of 0"),
         (lambda: changed(domain=cloud(N, dim=3)), "differ in space dimensions: 3 instead of 2"),

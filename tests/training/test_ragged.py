@@ -194,9 +194,11 @@ def test_outputs_on_other_nodes_and_h1_errors_on_meshes():
 def test_a_loss_of_the_user_is_averaged_over_all_samples(tmp_path):
     def squares(model, batch):
         errors = model(batch.inputs, batch.domain) - batch.targets
-        losses = jax.vmap(batch.domain.norm)(errors) ** 2 if not batch.domain.is_batched else jax.vmap(
-            lambda domain, error: domain.norm(error) ** 2
-        )(batch.domain, errors)
+        losses = (
+            jax.vmap(batch.domain.norm)(errors) ** 2
+            if not batch.domain.is_batched
+            else jax.vmap(lambda domain, error: domain.norm(error) ** 2)(batch.domain, errors)
+        )
         return losses, {"twice": 2 * losses}
 
     result = fit(tmp_path, config=dataclasses.replace(CONFIG, steps=1, warmup_steps=0), loss=squares)
@@ -225,7 +227,9 @@ def test_sets_that_do_not_fit_are_refused_before_anything_is_written(tmp_path):
         fit(tmp_path, valid={"other": data.RaggedSamples(three)})
     with pytest.raises(ValueError, match="batch_size=11 exceeds the 10 training samples"):
         fit(tmp_path, config=dataclasses.replace(CONFIG, batch_size=11))
-    with pytest.raises(TypeError, match=r"train must be jaxop\.data\.Examples for loss='cross_entropy', got RaggedSamp"):
+    with pytest.raises(
+        TypeError, match=r"train must be jaxop\.data\.Examples for loss='cross_entropy', got RaggedSamp"
+    ):
         fit(tmp_path, config=dataclasses.replace(CONFIG, loss="cross_entropy"))
     assert not list(tmp_path.iterdir())
 

@@ -175,7 +175,8 @@ def groups_with(path: Path, names: Collection[str]) -> list[str]:
         return [
             name
             for name, group in found.items()
-            if isinstance(group, h5py.Group) and any(isinstance(_find_here(path, group, n), h5py.Dataset) for n in names)
+            if isinstance(group, h5py.Group)
+            and any(isinstance(_find_here(path, group, n), h5py.Dataset) for n in names)
         ]
 
 

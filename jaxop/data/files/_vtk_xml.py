@@ -113,7 +113,9 @@ class _Arrays:
             letters = "".join((element.text or "").split()).encode()
             values = np.frombuffer(self._bytes(letters, 0, is_raw=False) if letters else b"", dtype)
         else:
-            values = np.frombuffer(self._bytes(self._appended, int(element.get("offset", "")), is_raw=self._is_raw), dtype)
+            values = np.frombuffer(
+                self._bytes(self._appended, int(element.get("offset", "")), is_raw=self._is_raw), dtype
+            )
         values = values.astype(dtype.newbyteorder("="))
         components = int(element.get("NumberOfComponents") or 1)
         return values if components == 1 else values.reshape(-1, components)

@@ -167,11 +167,12 @@ def read_mesh(path: Path, *, formats: Sequence[str] = MESHES) -> MeshFile:
     if not chosen:
         return MeshFile(path, _in_the_plane(points, 0), None, blocks.point_data, {})
     parts = [_simplices(kind, cells) for _, kind, cells in chosen]
-    cell_fields = {
-        name: np.concatenate([np.repeat(rows[i], copies, axis=0) for (i, _, _), (_, copies) in zip(chosen, parts)])
-        for name, rows in ((name, [np.asarray(part) for part in of_blocks]) for name, of_blocks in blocks.cell_data.items())
-        if all(rows[i].ndim and len(rows[i]) == len(cells) for i, _, cells in chosen)
-    }
+    cell_fields = {}
+    for name, of_blocks in blocks.cell_data.items():
+        rows = [np.asarray(of_blocks[i]) for i, _, _ in chosen]
+        if all(row.ndim and len(row) == len(cells) for row, (_, _, cells) in zip(rows, chosen, strict=True)):
+            copies = [np.repeat(row, count, axis=0) for row, (_, count) in zip(rows, parts, strict=True)]
+            cell_fields[name] = np.concatenate(copies)
     cells = np.concatenate([simplices for simplices, _ in parts])
     return MeshFile(path, _in_the_plane(points, cells.shape[1] - 1), cells, blocks.point_data, cell_fields)
 
@@ -222,9 +223,9 @@ def _of_the_domain(path: Path, blocks: Blocks, count: int) -> list[tuple[int, st
     filled = [(i, kind, cells) for i, (kind, cells) in enumerate(blocks.cells) if kind != "vertex" and len(cells)]
     for _, kind, cells in filled:
         if cells.min() < 0 or cells.max() >= count:
+            wrong = cells.min() if cells.min() < 0 else cells.max()
             raise FileError(
-                f"{path}: a {kind} has the node {cells.min() if cells.min() < 0 else cells.max()}, and nodes run from 0 "
-                f"to {count - 1}; write the file again."
+                f"{path}: a {kind} has the node {wrong}, and nodes run from 0 to {count - 1}; write the file again."
             )
     top = max((_DIMENSIONS[kind] for _, kind, _ in filled), default=0)
     chosen = [block for block in filled if _DIMENSIONS[block[1]] == top]

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxop import domains
 from jaxop._validation import closest, float_dtype, require
 from jaxop.data.files._reading import FileError, first_bytes, naming, reading
 from jaxop.data.files.layout import from_arrays
@@ -57,8 +56,8 @@ def read_netcdf(
         count = dims[0] if samples is None and dims else samples
         if count not in dims:
             raise FileError(
-                f"{path}: the variable {inputs[0]!r} has the dimensions {listed(dims, True)}, and {count!r} should count "
-                "samples; name the right one by sample_dimension."
+                f"{path}: the variable {inputs[0]!r} has the dimensions {listed(dims, True)}, and {count!r} should "
+                "count samples; name the right one by sample_dimension."
             )
         axes = _grid(path, file, dims, str(count), coordinates)
         for name, variable in variables.items():
@@ -120,9 +119,7 @@ class _Variables:
     def _parts(self) -> Iterator[list["xarray.DataArray"]]:
         with _opened(self._path) as file:
             backwards = {axis: slice(None, None, -1) for axis in self._flipped}
-            yield [
-                file[name].isel(backwards).transpose(self._count, *self._axes, ...) for name in self._names
-            ]
+            yield [file[name].isel(backwards).transpose(self._count, *self._axes, ...) for name in self._names]
 
 
 @contextlib.contextmanager
@@ -142,24 +139,20 @@ def _variable(path: Path, file: Any, name: str) -> Any:
     return file[name]
 
 
-def _grid(
-    path: Path, file: Any, dims: Sequence[str], count: str, coordinates: Sequence[str] | None
-) -> list[str]:
+def _grid(path: Path, file: Any, dims: Sequence[str], count: str, coordinates: Sequence[str] | None) -> list[str]:
     """Returns the dimensions of the grid, in the order of the first input."""
     if coordinates is not None and (unknown := [name for name in coordinates if name not in dims]):
         raise FileError(
-            f"{path}: {unknown[0]!r} is not a dimension of the inputs, which have {listed(dims, True)}; name dimensions "
-            "by coordinates."
+            f"{path}: {unknown[0]!r} is not a dimension of the inputs, which have {listed(dims, True)}; name "
+            "dimensions by coordinates."
         )
-    axes = [
-        dim for dim in dims if dim != count and (dim in file.coords if coordinates is None else dim in coordinates)
-    ]
+    axes = [dim for dim in dims if dim != count and (dim in file.coords if coordinates is None else dim in coordinates)]
     if without := [axis for axis in axes if axis not in file.coords]:
         raise FileError(f"{path}: the dimension {without[0]!r} has no coordinates; add a variable of this name.")
     if not axes:
         raise FileError(
-            f"{path}: none of the dimensions {listed(dims, True)} has coordinates besides the samples ({count}), so the "
-            "nodes are unknown; add a variable with the name of each dimension of the grid."
+            f"{path}: none of the dimensions {listed(dims, True)} has coordinates besides the samples ({count}), so "
+            "the nodes are unknown; add a variable with the name of each dimension of the grid."
         )
     return axes
 
@@ -178,8 +171,8 @@ def _latitude(file: Any, axes: Sequence[str]) -> str | None:
 def _sphere(axes: Mapping[str, np.ndarray], *, latitude: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns points (x, y, z) on the unit sphere and the areas of their cells, from degrees along two axes.
 
-    A cell ends half way between neighbours. At the edges of the grid it reaches as far as on its other side, or to a pole
-    that is nearer than the next row. If the longitudes go round the sphere, the first cell follows the last.
+    A cell ends half way between neighbours. At the edges of the grid it reaches as far as on its other side, or to a
+    pole that is nearer than the next row. If the longitudes go round the sphere, the first cell follows the last.
     """
     longitude = next(axis for axis in axes if axis != latitude)
     phi, theta = (np.deg2rad(np.asarray(axes[axis], np.float64)) for axis in (latitude, longitude))

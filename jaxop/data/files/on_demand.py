@@ -14,7 +14,7 @@ from jaxop.data.sample import Sample
 
 
 class OnDemand(Sequence[Sample]):
-    """Samples that are read one at a time; all must have the channels, the dimension and the kind of nodes of the first.
+    """Samples that are read one at a time; all have the channels, the dimension and the kind of nodes of the first.
 
     Args:
         labels: the places of the samples, for messages.
@@ -49,8 +49,8 @@ class OnDemand(Sequence[Sample]):
                 where = first_index(bad)
                 place = ", ".join(map(str, where)) if isinstance(where, tuple) else where
                 raise FileError(
-                    f"{self._labels[i]}: {name} must be finite, but {name}[{place}] = {values[where]}; remove or repair "
-                    "this sample."
+                    f"{self._labels[i]}: {name} must be finite, but {name}[{place}] = {values[where]}; remove or "
+                    "repair this sample."
                 )
         return sample
 

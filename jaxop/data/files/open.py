@@ -159,6 +159,7 @@ def listed(names: Sequence[str], complete: bool) -> str:
 
 
 def shown(name: str) -> str:
+    """Returns a name as text, shortened if it is long."""
     return repr(name if len(name) <= _SHOWN else name[:_SHOWN] + "…")
 
 

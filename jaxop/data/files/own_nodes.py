@@ -1,6 +1,6 @@
 """Files of samples with their own nodes: joined rows with offsets, one group or one .npz file for each sample."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -118,8 +118,8 @@ def _sample(path: Path, label: str, arrays: Mapping[str, np.ndarray | None]) -> 
         for name, array in (("inputs", u), ("targets", v)):
             if array.ndim not in (1, 2) or nodes.ndim not in (1, 2) or len(array) != len(nodes):
                 raise ValueError(
-                    f"{name} must have shape (n,) or (n, channels) for coordinates of shape (n, dim), got {array.shape} "
-                    f"for {nodes.shape}."
+                    f"{name} must have shape (n,) or (n, channels) for coordinates of shape (n, dim), got "
+                    f"{array.shape} for {nodes.shape}."
                 )
         initial = arrays["initial"]
         one = from_arrays(
@@ -156,8 +156,9 @@ def _set(samples: OnDemand, where: str, arrays: Mapping[str, np.ndarray | None])
 def warn_of_computed_weights(where: str) -> None:
     """Warns that nodes without weights and cells are triangulated."""
     warn_user(
-        f"{where}: the samples have nodes without weights and cells; the weights are those of the Delaunay triangulation "
-        "of the nodes of each sample, which fills their convex hull. Give weights or cells if the domain is another."
+        f"{where}: the samples have nodes without weights and cells; the weights are those of the Delaunay "
+        "triangulation of the nodes of each sample, which fills their convex hull. Give weights or cells if the domain "
+        "is another."
     )
 
 
@@ -167,20 +168,22 @@ def _checked(starts: np.ndarray, rows: Mapping[str, int]) -> np.ndarray:
     if len(set(rows.values())) > 1:
         sizes = ", ".join(f"{name!r} has {count}" for name, count in rows.items())
         raise ValueError(
-            f"all arrays must have one row for each node of all samples, but {sizes}; if the samples share their nodes, "
-            "pass offsets=None."
+            f"all arrays must have one row for each node of all samples, but {sizes}; if the samples share their "
+            "nodes, pass offsets=None."
         )
     if starts.ndim != 1 or len(starts) < 2 or (starts != starts.astype(np.int64)).any():
         raise ValueError(f"offsets must be at least 2 integers, got {starts.dtype} of shape {starts.shape}.")
     starts = starts.astype(np.int64)
     if starts[0] != 0 or starts[-1] != total:
         raise ValueError(
-            f"offsets must run from 0 to the {total} rows of the arrays, got {starts[0]}, …, {starts[-1]}; for positions "
-            "as numpy.split takes them, store numpy.r_[0, positions, rows]."
+            f"offsets must run from 0 to the {total} rows of the arrays, got {starts[0]}, …, {starts[-1]}; for "
+            "positions as numpy.split takes them, store numpy.r_[0, positions, rows]."
         )
     if (bad := np.diff(starts) < 1).any():
         i = first_index(bad)
-        raise ValueError(f"offsets must increase, but sample {i} has rows {starts[i]} to {starts[i + 1]}; leave it out.")
+        raise ValueError(
+            f"offsets must increase, but sample {i} has rows {starts[i]} to {starts[i + 1]}; leave it out."
+        )
     return starts
 
 

@@ -119,8 +119,8 @@ def read(
         TypeError: if data are not real numbers.
         ValueError: if the suffix is unknown; if the file is empty, truncated or of another type than its suffix; if a
             dataset, field or variable is missing (the message lists those of the file); if an array is larger than the
-            file or the memory; if values were never written or are in other files; if a mesh has other cells than these;
-            if a sample of a set has another dimension, kind of nodes or number of channels than the first; if an option
+            file or the memory; if values were never written or are in other files; if a mesh has other cells; if a
+            sample of a set has another dimension, kind of nodes or number of channels than the first; if an option
             does not apply to the file; or for the reasons of `from_arrays`. Every message names the file.
 
     Cost: one pass over the values.
@@ -178,13 +178,15 @@ def read(
     return _read_shared(archive, u, v, options)
 
 
-def _read_shared(archive: Archive, inputs: tuple[str, ...], targets: tuple[str, ...], options: Mapping[str, Any]) -> Samples:
+def _read_shared(
+    archive: Archive, inputs: tuple[str, ...], targets: tuple[str, ...], options: Mapping[str, Any]
+) -> Samples:
     """Returns the samples of arrays on nodes that they share, or on nodes (samples, n, dim)."""
     for name, given in (("inputs", inputs), ("targets", targets)):
         if len(given) > 1:
             raise ValueError(
-                f"{archive.path}: {name} names {len(given)} arrays, {listed(given, True)}, and samples on shared nodes have "
-                "one; store them as the channels of one array, its last axis."
+                f"{archive.path}: {name} names {len(given)} arrays, {listed(given, True)}, and samples on shared "
+                "nodes have one; store them as the channels of one array, its last axis."
             )
     given: dict[str, Any] = {name: archive.optional(options[name], name) for name in ("weights", "initial", "faces")}
     nodes = coordinates_of(archive, options["coordinates"])
@@ -214,8 +216,8 @@ def _read_folder(
     of_meshes, of_arrays = found.values()
     if of_meshes and of_arrays:
         raise FileError(
-            f"{folder} has files of meshes ({of_meshes[0].name}, …) and of arrays ({of_arrays[0].name}, …); put each kind "
-            "into a folder of its own."
+            f"{folder} has files of meshes ({of_meshes[0].name}, …) and of arrays ({of_arrays[0].name}, …); put each "
+            "kind into a folder of its own."
         )
     if of_meshes:
         return _read_meshes(of_meshes, inputs, targets, options)
@@ -266,7 +268,6 @@ def _refuse(path: Path, what: str, options: Mapping[str, object], *, read: Colle
     """Raises ``ValueError`` if an option was given that nothing would read."""
     given = [name for name, value in options.items() if value != _DEFAULTS[name] and name not in read]
     if given:
-        raise ValueError(
-            f"{path} is read as {what}; nothing reads {', '.join(f'{name}={options[name]!r}' for name in given)}; leave "
-            f"{'it' if len(given) == 1 else 'them'} out."
-        )
+        settings = ", ".join(f"{name}={options[name]!r}" for name in given)
+        them = "it" if len(given) == 1 else "them"
+        raise ValueError(f"{path} is read as {what}; nothing reads {settings}; leave {them} out.")

@@ -23,10 +23,11 @@ def write_fields(
 ) -> None:
     """Writes functions u(x_i) on a domain to a file that ParaView shows (.vtu), or to arrays (.npz).
 
-    A .vtu file holds the nodes, the cells of a mesh or a grid, and every function as point data; scattered nodes
-    are cells of one vertex, with their weights as one more function. One and two coordinates get zeros as the others. An .npz file holds the functions under their
-    names, the ``coordinates``, and either the ``faces`` of a mesh of triangles or tetrahedra, or the ``weights``. `jaxop.data.read`
-    reads a folder of either as samples. The file appears only when it is complete; an existing file is replaced.
+    A .vtu file holds the nodes, the cells of a mesh or a grid, and every function as point data. Scattered nodes are
+    cells of one vertex, with their weights as one more function. One and two coordinates get zeros as the others. An
+    .npz file holds the functions under their names, the ``coordinates``, and either the ``faces`` of a mesh of
+    triangles or tetrahedra, or the ``weights``. `jaxop.data.read` reads a folder of either as samples. The file appears
+    only when it is complete; an existing file is replaced.
 
     Args:
         path: the file to write, with suffix .vtu or .npz.
@@ -36,8 +37,8 @@ def write_fields(
     Raises:
         ImportError: if meshio is not installed, which writes .vtu.
         TypeError: if ``domain`` is not a domain or a field does not hold real numbers.
-        ValueError: if the suffix is another, the domain is a stack, has more than three dimensions or gives .vtu to a
-            grid of more than three, there are no fields, a field does not have one row per node, or its name is taken.
+        ValueError: if the suffix is another, the domain is a stack or has too many dimensions for .vtu, there are no
+            fields, a field does not have one row per node, or its name is taken.
 
     Cost: O(n) for each channel.
 
@@ -63,8 +64,8 @@ def write_fields(
     for name, values in arrays.items():
         if values.shape[:1] != (domain.size,) or values.ndim > 2:
             raise ValueError(
-                f"fields[{name!r}] must have shape ({domain.size},) or ({domain.size}, channels), one row for each node, "
-                f"got {values.shape}."
+                f"fields[{name!r}] must have shape ({domain.size},) or ({domain.size}, channels), one row for each "
+                f"node, got {values.shape}."
             )
     partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
     try:
@@ -99,7 +100,9 @@ def _write_vtu(path: Path, domain: Domain, fields: Mapping[str, np.ndarray]) -> 
         np.pad(points, [(0, 0), (0, 3 - points.shape[1])]),
         [_cells(domain)],
         # VTK does not have integers of every size, nor bool
-        point_data={name: values if values.dtype.kind == "f" else values.astype(float) for name, values in fields.items()},
+        point_data={
+            name: values if values.dtype.kind == "f" else values.astype(float) for name, values in fields.items()
+        },
     )
     vtu.write(str(path), mesh, binary=True)
 

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from jaxop import data, domains
+from jaxop import data
 from tests.data.files.cases import refuse
 
 xarray = pytest.importorskip("xarray")
@@ -29,7 +29,11 @@ def path(request, tmp_path):
     dims = ("time", "x", "y")
     return write(
         tmp_path / "a.nc",
-        {"u": (dims, U), "v": (("y", "time", "x"), -U.transpose(2, 0, 1)), "w": ((*dims, "level"), np.stack([U, 2 * U], -1))},
+        {
+            "u": (dims, U),
+            "v": (("y", "time", "x"), -U.transpose(2, 0, 1)),
+            "w": ((*dims, "level"), np.stack([U, 2 * U], -1)),
+        },
         {"x": X, "y": Y, "time": [10.0, 20.0]},
         engine=request.param,
     )
@@ -78,7 +82,10 @@ def test_latitude_and_longitude_are_a_grid_on_the_sphere(tmp_path, rows, turn):
     v = (np.cos(np.radians(latitude))[:, None] * np.cos(angle)).astype(np.float32)
     variables = {"u": (("time", "latitude", "l"), u[None]), "v": (("time", "l", "latitude"), v.T[None])}
     path = write(
-        tmp_path / "a.nc", variables, {"latitude": latitude, "l": longitude}, attributes={"l": {"units": "degrees_east"}}
+        tmp_path / "a.nc",
+        variables,
+        {"latitude": latitude, "l": longitude},
+        attributes={"l": {"units": "degrees_east"}},
     )
     samples = data.read(path, inputs="u", targets="v")
     batch = samples[[0]]
@@ -94,8 +101,13 @@ def test_latitude_and_longitude_are_a_grid_on_the_sphere(tmp_path, rows, turn):
 class TestMessages:
     def test_names(self, path):
         refuse(path, r"has no variable 'uu'; it has .*: did you mean 'u'\?", inputs="uu", targets="v")
-        refuse(path, "'lat' is not a dimension of the inputs, which have 'time', 'x', 'y'", inputs="u", targets="v",
-               coordinates="lat")
+        refuse(
+            path,
+            "'lat' is not a dimension of the inputs, which have 'time', 'x', 'y'",
+            inputs="u",
+            targets="v",
+            coordinates="lat",
+        )
         refuse(path, "and 's' should count samples", inputs="u", targets="v", sample_dimension="s")
 
     def test_dimensions(self, tmp_path):

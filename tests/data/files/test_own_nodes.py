@@ -17,7 +17,11 @@ def nodes(n, *, seed=0):
 
 def sample(n, *, dim=2):
     points = nodes(n) if dim == 2 else np.sort(nodes(n)[:, 0])
-    return {"x": np.float32(n) * np.ones(n, np.float32), "y": np.outer(nodes(n)[:, 0], np.float32([1, 2])), "coordinates": points}
+    return {
+        "x": np.float32(n) * np.ones(n, np.float32),
+        "y": np.outer(nodes(n)[:, 0], np.float32([1, 2])),
+        "coordinates": points,
+    }
 
 
 def joined(samples):
@@ -86,7 +90,10 @@ def test_scattered_nodes_are_triangulated_and_a_warning_says_so(store):
 
 
 def test_names_may_be_columns(store):
-    points = [{"px": nodes(n)[:, 0], "py": nodes(n)[:, 1], "u": nodes(n)[:, 0], "v": nodes(n), "w": np.ones(n)} for n in COUNTS]
+    points = [
+        {"px": nodes(n)[:, 0], "py": nodes(n)[:, 1], "u": nodes(n)[:, 0], "v": nodes(n), "w": np.ones(n)}
+        for n in COUNTS
+    ]
     offsets = [{"x": one["u"], **one} for one in points]
     path = store(offsets)
     samples = data.read(path, inputs=["u", "v"], targets="x", coordinates=["px", "py"], weights="w")
@@ -130,7 +137,9 @@ class TestMessages:
         bad(r"offsets must run from 0 to the 16 rows of the arrays, got 5, …, 12; .* numpy.split", offsets=[5, 12])
         bad("offsets must increase, but sample 1 has rows 5 to 5", offsets=[0, 5, 5, 16])
         bad("offsets must be at least 2 integers, got float64", offsets=[0, 0.5, 16])
-        bad("one row for each node .*'x' has 16, 'y' has 16, 'coordinates' has 15", coordinates=rows["coordinates"][:15])
+        bad(
+            "one row for each node .*'x' has 16, 'y' has 16, 'coordinates' has 15", coordinates=rows["coordinates"][:15]
+        )
         bad("weights must have 16 rows, got shape", weights=np.ones(3))
         del rows["weights"]
         bad("faces must hold numbers of rows, .* but a sample has none; add", faces=FACES[0])
@@ -158,8 +167,12 @@ class TestMessages:
 
     def test_options_that_do_not_apply(self, tmp_path):
         folder = write_folder(tmp_path / "set.npz", [sample(5)])
-        refuse(folder, "is read as a folder of arrays; nothing reads rule='midpoint', upper=2.0; leave them out",
-               rule="midpoint", upper=2.0)
+        refuse(
+            folder,
+            "is read as a folder of arrays; nothing reads rule='midpoint', upper=2.0; leave them out",
+            rule="midpoint",
+            upper=2.0,
+        )
 
     def test_several_names_on_shared_nodes(self, tmp_path):
         path = tmp_path / "set.npz"

@@ -79,7 +79,8 @@ def test_every_encoding_gives_the_same_surface(tmp_path, form, head, compressor,
     np.testing.assert_array_equal(mesh.points, POINTS)
     np.testing.assert_array_equal(mesh.point_data["p"], VALUES)
     assert list(mesh.point_data) == ["p"]
-    cells = {name: (block.tolist(), rows.tolist()) for (name, block), rows in zip(mesh.cells, mesh.cell_data["c"])}
+    both = mesh.cells, mesh.cell_data["c"]
+    cells = {name: (block.tolist(), rows.tolist()) for (name, block), rows in zip(*both, strict=True)}
     assert cells == {
         "line": ([[0, 1], [1, 2]], [10, 10]),
         "triangle": ([[1, 4, 2]], [30]),
