@@ -4,6 +4,7 @@
     jaxop train custom        your own arrays
     jaxop resume RUN          continue a run
     jaxop evaluate RUN        errors and pictures on other grids or files
+    jaxop predict RUN FILES   outputs for your own files, as files
     jaxop plan NAME           memory, messages and time of a step on devices that need not be there
     jaxop list                experiments and operators
 
@@ -24,6 +25,7 @@ from jaxop.experiments import terminal
 from jaxop.experiments.evaluation import evaluate
 from jaxop.experiments.experiment import first_line, load_recipe, ready_made
 from jaxop.experiments.plan import plan, without_accelerator, write_json
+from jaxop.experiments.prediction import predict
 from jaxop.experiments.run import train
 
 _TRAIN = """Trains an operator and evaluates it on other grids.
@@ -51,6 +53,14 @@ _EVALUATE = """Evaluates a trained run on files or on other grids.
 
 Prints and saves relative L2 and H1 errors and the worst sample of every set, in physical units
 (RUN/evaluation/NAME.csv and .json), and pictures of the median and the worst sample (RUN/figures/)."""
+
+_PREDICT = """Predicts the outputs for the input functions in files, and writes them to files.
+
+    jaxop predict runs/wings new/*.vtu --to results
+    jaxop predict runs/mine b.npz
+
+A mesh gives a .vtu file with the same nodes and cells, which ParaView shows; any other file gives .npz. Outputs are in
+the units of the training data. The files need not have targets. Folders stand for the files in them."""
 
 _PLAN = """Compiles the training step of an experiment for a slice of TPUs that need not be there, and prints for one
 device the bytes of memory, the messages, the operations, and the least time of a step by the peak figures of the chip.
@@ -116,6 +126,12 @@ def _evaluate(arguments: Sequence[str]) -> None:
     evaluate(settings)
 
 
+def _predict(arguments: Sequence[str]) -> None:
+    settings = _options().of_prediction(arguments, prog="jaxop predict", description=_PREDICT)
+    terminal.tune_allocator()
+    predict(settings)
+
+
 def _plan(arguments: Sequence[str]) -> None:
     parser = _parser("jaxop plan", f"{_PLAN}\n\n{_listing('experiments', ready_made())}")
     name, others = _first(parser, "NAME", arguments)
@@ -137,7 +153,14 @@ def _list(arguments: Sequence[str]) -> None:
     sys.stdout.write(f"{_listing('experiments', ready_made())}\n\n{_listing('operators', about)}\n")
 
 
-_COMMANDS = {"train": _train, "resume": _resume, "evaluate": _evaluate, "plan": _plan, "list": _list}
+_COMMANDS = {
+    "train": _train,
+    "resume": _resume,
+    "evaluate": _evaluate,
+    "predict": _predict,
+    "plan": _plan,
+    "list": _list,
+}
 
 
 def _parser(prog: str, description: str | None) -> argparse.ArgumentParser:

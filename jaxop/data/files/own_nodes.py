@@ -10,7 +10,7 @@ from jaxop._validation import first_index, float_dtype, warn_user
 from jaxop.data.files import _hdf5
 from jaxop.data.files._reading import naming
 from jaxop.data.files.layout import from_arrays
-from jaxop.data.files.on_demand import OnDemand, files_of, natural_order
+from jaxop.data.files.on_demand import OnDemand, natural_order
 from jaxop.data.files.open import Archive, open_archive
 from jaxop.data.ragged import RaggedSamples
 from jaxop.data.sample import Sample
@@ -23,9 +23,8 @@ _ROWS = ("inputs", "targets", "coordinates")  # what every sample has
 _OPTIONAL = ("weights", "initial", "faces")
 
 
-def of_folder(folder: Path, names: Names) -> RaggedSamples:
-    """Returns the set of the .npz files of a folder, each of which holds one sample."""
-    paths = files_of(folder, (".npz",))
+def of_files(paths: Sequence[Path], names: Names) -> RaggedSamples:
+    """Returns the set of .npz files that hold one sample each."""
 
     def read(i: int) -> Sample:
         return _sample(paths[i], "", _arrays(open_archive(paths[i]), names))
@@ -33,7 +32,7 @@ def of_folder(folder: Path, names: Names) -> RaggedSamples:
     first = open_archive(paths[0])
     arrays = _arrays(first, names)
     first.warn_of_unread()
-    return _set(OnDemand([str(path) for path in paths], read), str(folder), arrays)
+    return _set(OnDemand([str(path) for path in paths], read), str(paths[0]), arrays)
 
 
 def of_groups(archive: Archive, names: Names) -> RaggedSamples | None:

@@ -34,7 +34,7 @@ _DEFAULTS: Mapping[str, object] = {
 
 
 def read(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
     inputs: str | Sequence[str] = "x",
     targets: str | Sequence[str] = "y",
@@ -50,16 +50,16 @@ def read(
     upper: float | Sequence[float] | None = None,
     external: bool = False,
 ) -> Samples | RaggedSamples:
-    """Pairs of functions from a file, or from a folder of files with one sample each.
+    """Pairs of functions from a file, or from files with one sample each.
 
     | what | suffixes | samples |
     |---|---|---|
     | arrays | .npz; .h5, .hdf5 (HDF5); .mat (MATLAB, all versions) | rows of the arrays, on nodes that they share |
     | arrays with offsets | .npz, .h5, .hdf5 | rows offsets[s], …, offsets[s + 1] − 1, each sample on its own nodes |
     | groups | .h5, .hdf5 | one in each group, on its own nodes |
-    | folder of arrays | folder with .npz | one in each file, on its own nodes |
+    | folder or list of arrays | .npz | one in each file, on its own nodes |
     | mesh | .vtu, .vtp, .vtk, .stl, .ply, .msh, .obj | one |
-    | folder of meshes | folder with files of meshes | one in each file, on its own nodes |
+    | folder or list of meshes | the same | one in each file, on its own nodes |
     | netCDF | .nc, .nc4, .cdf | entries along a dimension, on the grid of the others |
 
     **Arrays** have the meaning that they have in `from_arrays`. Names of datasets inside HDF5 groups are paths,
@@ -92,7 +92,7 @@ def read(
     whose weights are the areas of their cells.
 
     Args:
-        path: the file, whose suffix is one of `FORMATS`, or a folder.
+        path: the file, whose suffix is one of `FORMATS`, a folder, or a list of files with one sample each.
         inputs: name of the input functions, or names whose channels follow each other.
         targets: name or names of the target functions.
         coordinates: name or names of the coordinates; of the dimensions of the grid in netCDF.
@@ -135,7 +135,6 @@ def read(
         >>> samples.inputs.shape, samples.domain.rules
         ((10, 1024, 1), ('midpoint', 'midpoint'))
     """
-    path = Path(path)
     options = {
         "coordinates": coordinates,
         "weights": weights,
@@ -150,11 +149,14 @@ def read(
         "external": external,
     }
     u, v = _names(inputs, "inputs"), _names(targets, "targets")
+    if not isinstance(path, str | os.PathLike):
+        return _read_files([Path(one) for one in path], u, v, options)
+    path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in FORMATS and path.is_dir():
         return _read_folder(path, u, v, options)
     if suffix in meshes.MESHES:
-        return _read_meshes([path], u, v, options)
+        return _read_files([path], u, v, options)
     if suffix in netcdf.NETCDF:
         _refuse(path, "a netCDF file", options, read=("coordinates", "sample_dimension", "rule"))
         axes = None if coordinates in (None, "coordinates") else _names(coordinates, "coordinates")
@@ -212,30 +214,38 @@ def _read_folder(
     folder: Path, inputs: tuple[str, ...], targets: tuple[str, ...], options: Mapping[str, Any]
 ) -> RaggedSamples:
     with reading(folder, "mesh", "its list of files"):
-        found = {kind: files_of(folder, kind) for kind in (meshes.MESHES, (".npz",))}
-    of_meshes, of_arrays = found.values()
-    if of_meshes and of_arrays:
-        raise FileError(
-            f"{folder} has files of meshes ({of_meshes[0].name}, …) and of arrays ({of_arrays[0].name}, …); put each "
-            "kind into a folder of its own."
-        )
-    if of_meshes:
-        return _read_meshes(of_meshes, inputs, targets, options)
-    if not of_arrays:
+        paths = files_of(folder, (*meshes.MESHES, ".npz"))
         others = files_of(folder, FORMATS)
+    if not paths:
         hint = f"; it has {listed([p.name for p in others], True)}, which are read one by one" if others else ""
         raise FileError(
             f"{folder} has no files of single samples ({', '.join(meshes.MESHES)} or .npz){hint}; give the folder "
             "that holds them."
         )
-    names = _own_names(inputs, targets, options)
-    _refuse(folder, "a folder of arrays", options, read=names)
-    return own_nodes.of_folder(folder, names)
+    return _read_files(paths, inputs, targets, options)
 
 
-def _read_meshes(
+def _read_files(
     paths: Sequence[Path], inputs: tuple[str, ...], targets: tuple[str, ...], options: Mapping[str, Any]
 ) -> RaggedSamples:
+    """Returns the set of files that hold one sample each, all of them meshes or all of them arrays."""
+    of_meshes = [path for path in paths if path.suffix.lower() in meshes.MESHES]
+    of_arrays = [path for path in paths if path.suffix.lower() == ".npz"]
+    if not paths or len(of_meshes) + len(of_arrays) < len(paths):
+        others = [str(path) for path in paths if path not in of_meshes + of_arrays]
+        raise FileError(
+            f"path must hold files of single samples ({', '.join(meshes.MESHES)} or .npz), got "
+            f"{listed(others, True) or 'an empty list'}; read others one by one."
+        )
+    if of_meshes and of_arrays:
+        raise FileError(
+            f"{of_meshes[0].parent} has files of meshes ({of_meshes[0].name}, …) and of arrays "
+            f"({of_arrays[0].name}, …); put each kind into a folder of its own."
+        )
+    if of_arrays:
+        names = _own_names(inputs, targets, options)
+        _refuse(paths[0].parent, "a folder of arrays", options, read=names)
+        return own_nodes.of_files(of_arrays, names)
     weights = options["weights"]
     _refuse(paths[0], "a mesh, whose nodes and cells are in the file", options, read=("weights",))
     are_computed = not meshes.read_mesh(paths[0], formats=FORMATS).has_weights(weights)
