@@ -121,7 +121,7 @@ def _statistics_one_by_one(samples: RaggedSamples) -> tuple[Statistics, Statisti
 
 
 class _Moments:
-    """Mass, mean and squared deviations of blocks of values, relative to the first value and merged by Chan's update."""
+    """Mass, mean and squared deviations of blocks of values, relative to the first value, merged by Chan's update."""
 
     def __init__(self, argument: str):
         self._argument = argument

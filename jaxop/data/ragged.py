@@ -248,8 +248,8 @@ class RaggedSamples:
                 _buckets.rounded(size) if padded else size for size, padded in zip((n, k), self._padded, strict=True)
             )
             share = _buckets.padding(nodes[indices], (n, k) if self.has_at else (n,))
-            others = (_buckets.rounded(size) if size else None for size in (faces, at_faces))
-            buckets.append(Bucket(indices, n, k if self.has_at else None, *others, share))
+            faces, at_faces = (_buckets.rounded(size) if size else None for size in (faces, at_faces))
+            buckets.append(Bucket(indices, n, k if self.has_at else None, faces, at_faces, share))
         return tuple(buckets)
 
     def _batch(self, index: Int[np.ndarray, " b"], bucket: Bucket) -> Batch:
@@ -333,7 +333,7 @@ def _form(sample: Sample) -> dict[str, Any]:
 
 
 def _kind(domain: Domain) -> str:
-    """Returns the kind of a domain that can be padded, or all about another one: it must be the same for all samples."""
+    """Returns the kind of a domain that can be padded, or all about another one: all samples have the same."""
     if _can_be_padded(domain):
         return f"{type(domain).__name__}, {domain.weights.dtype}"
     return _describe(domain)
@@ -374,8 +374,8 @@ def _check_finite(values: np.ndarray, argument: str) -> None:
 
 def _sizes(sample: Sample) -> tuple[int, int, int, int]:
     """Returns nodes and faces of the inputs' domain and of the targets' own domain, 0 where there are none."""
-    own = (0, 0) if sample.at is None else (sample.at.size, _faces(sample.at))
-    return sample.domain.size, _faces(sample.domain), *own
+    at, at_faces = (0, 0) if sample.at is None else (sample.at.size, _faces(sample.at))
+    return sample.domain.size, _faces(sample.domain), at, at_faces
 
 
 def _faces(domain: Domain) -> int:

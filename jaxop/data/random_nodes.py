@@ -18,10 +18,10 @@ class RandomNodes:
     """Samples of which every training step sees m random nodes, with weights |D|/m: ∫ f dx ≈ (|D|/m) Σ_j f(x_{i_j}).
 
     The measure of the domain is cut into m strata of equal measure, along the given order of the nodes, and a node is
-    drawn from each, in proportion to its weight in the stratum: i_j is the node with W_{i−1} ≤ (j + U_j)|D|/m < W_i, for
-    the partial sums W_i of the weights and independent uniform U_j. So node i is drawn m w_i/|D| times on average, the
-    expectation of the sum is that of the quadrature on all nodes, Σ_i w_i f(x_i), and the weights of every draw add up
-    to |D|. The variance is at most that of m independent draws. It is smaller if nodes that follow each other are near
+    drawn from each, in proportion to its weight in the stratum: i_j is the node with W_{i−1} ≤ (j + U_j) |D|/m < W_i,
+    for the partial sums W_i of the weights and independent uniform U_j. So node i is drawn m w_i/|D| times on average,
+    the expectation of the sum is the quadrature on all nodes, Σ_i w_i f(x_i), and the weights of every draw add up to
+    |D|. The variance is at most that of m independent draws. It is smaller if nodes that follow each other are near
     each other. A node of large weight may be drawn several times, which is the same as once with the sum of the
     weights. Nodes of weight 0 are never drawn. A sample with at most m nodes keeps them all, and is padded with
     nodes of weight 0.

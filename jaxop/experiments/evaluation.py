@@ -118,7 +118,7 @@ def _sets(settings: Evaluation, problem: Problem) -> dict[str, AnySamples]:
         files = problem if isinstance(problem, FileData) else FileData(settings.data[0], external=settings.external)
         sets |= dataclasses.replace(files, **names).files(settings.data)
     if not sets:
-        sets = problem.load(settings.cache).test
+        sets = dict(problem.load(settings.cache).test)
     if settings.samples is not None:
         if settings.samples < 1:
             raise ValueError(f"samples must be at least 1, got {settings.samples}.")

@@ -377,7 +377,7 @@ def cached(cache: Path, label: str, parameters: Mapping[str, str | int | float])
 
 
 def grid_name(samples: AnySamples) -> str:
-    """Returns the nodes of a set as text: "64 × 64", with "uneven" if they do not follow a rule, or "700–1300 nodes"."""
+    """Returns the nodes of a set as text: "64 × 64", with "uneven" unless they follow a rule, or "700–1300 nodes"."""
     if isinstance(samples, RaggedSamples):
         least, most = int(samples.target_sizes.min()), int(samples.target_sizes.max())
         return f"{least} nodes" if least == most else f"{least}–{most} nodes"

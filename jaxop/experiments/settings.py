@@ -131,8 +131,8 @@ def prepared(sets: Mapping[str, AnySamples], config: OperatorConfig) -> dict[str
             return samples
         if isinstance(samples, RaggedSamples):
             raise NotImplementedError(
-                f"{name} ({grid_name(samples)}): each sample has its own nodes, but the subdomains of Schwarz attention "
-                "are those of one domain; use a TransformerNeuralOperator with schwarz=None or a "
+                f"{name} ({grid_name(samples)}): each sample has its own nodes, but Schwarz attention has the "
+                "subdomains of one domain; use a TransformerNeuralOperator with schwarz=None or a "
                 "LatentNeuralOperator, which take any nodes."
             )
         return dataclasses.replace(samples, domain=made)

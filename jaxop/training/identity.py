@@ -20,9 +20,9 @@ from jaxop.training.config import to_json
 def describe_source(source: DataSource, argument: str = "source") -> dict[str, Json]:
     """Returns the identity of a data source as JSON; ``argument`` is its name in messages.
 
-    For `Samples` and `Examples` it is `describe_samples`, and for `RandomNodes` that of the whole set. For any other source it is the length and the result of its
-    method ``identity()``. Without this method, shapes, dtypes and CRC-32 sums of the first, middle and last item
-    take its place.
+    For `Samples` and `Examples` it is `describe_samples`, and for `RandomNodes` that of the whole set. For any other
+    source it is the length and the result of its method ``identity()``. Without this method, shapes, dtypes and CRC-32
+    sums of the first, middle and last item take its place.
 
     Raises:
         TypeError: if these items are not a pytree of arrays of numbers.

@@ -196,7 +196,7 @@ def fit(
     groups = groups_of(train, config.batch_size, "train")
     check_drawable(groups, config.batch_size, "train")
     kinds = {group.name: len(group.indices) for group in groups} if has_groups(train) else {}
-    described_groups: dict[str, Json] = {"groups": kinds} if kinds else {}
+    described_groups: dict[str, Json] = {"groups": {**kinds}} if kinds else {}
     directory = local_path(run_dir, "run_dir")
     extra = to_json(settings or {})
     given = {} if loss is None else {"loss": describe_loss(loss)}

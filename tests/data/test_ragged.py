@@ -106,7 +106,9 @@ def test_samples_are_read_on_demand():
     source = OnDemand(pairs())
     samples = data.RaggedSamples(source)
     assert source.reads == list(range(len(SIZES)))  # the one pass of the checks
-    samples.identity(), samples.groups(3), samples.buckets  # noqa: B018
+    assert samples.identity()
+    assert samples.groups(3)
+    assert samples.buckets
     part = samples.take([7, 0, 2])
     assert len(source.reads) == len(SIZES)
     part[[2, 1, 2]]
@@ -190,7 +192,7 @@ N = SIZES[3]
         (lambda: changed(inputs=np.ones((N, 2), np.float16)), "differ in dtype of the inputs: float16 instead of"),
         (
             lambda: [functions(domains.interval(9)), functions(domains.interval(10))],
-            r"differ in domain: Grid of shape \(10,\).* instead of Grid of shape \(9,\).*convert each with .*from_nodes",
+            r"differ in domain: Grid of shape \(10,\).* instead of Grid of shape \(9,\).*convert each .*from_nodes",
         ),
         (list, "samples is empty"),
     ],

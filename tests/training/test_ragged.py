@@ -20,7 +20,7 @@ SIZES = {"width": 8, "heads": 2, "layers": 1}
 
 
 class Mean(nnx.Module):
-    """A pointwise network of the values and their mean over the domain; it remembers the shapes that it was traced on."""
+    """A pointwise network of the values and their mean over the domain, which remembers the shapes it was traced on."""
 
     def __init__(self):
         rngs = nnx.Rngs(0)
@@ -152,7 +152,8 @@ def test_a_run_compiles_one_program_per_bucket_and_resumes_bit_for_bit(tmp_path,
         whole = fit(tmp_path / "whole", loggers=[compilations], progress=True, config=config)
     assert compilations.at_step[1] == compilations.at_step[14]
     assert set(Mean.traced) == {(2, 11, 2), (2, 31, 2)}
-    line = "10 samples in 2 buckets, each with a program of its own: 5 of 11 nodes (11% padding); 5 of 31 nodes (5% padding)"
+    line = "10 samples in 2 buckets, each with a program of its own: "
+    line += "5 of 11 nodes (11% padding); 5 of 31 nodes (5% padding)"
     assert capsys.readouterr().out.splitlines()[0] == line
     with interruption(8) as loggers:
         fit(tmp_path / "run", loggers=loggers, config=config)
