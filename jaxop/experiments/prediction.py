@@ -13,6 +13,7 @@ from jaxop import data, operators, training
 from jaxop.data import RaggedSamples, Sample
 from jaxop.data.files.meshes import MESHES
 from jaxop.data.files.on_demand import files_of
+from jaxop.data.files.open import open_archive
 from jaxop.experiments.problems import AnySamples, FileData, check_directory, grid_name
 from jaxop.experiments.record import recorded_problem
 from jaxop.experiments.settings import prepared
@@ -70,7 +71,7 @@ def predict(settings: Prediction, *, console: "Console | None" = None) -> list[P
         problem = FileData(Path("samples.npz"))
     names = {"external": settings.external} | ({} if settings.inputs is None else {"inputs": settings.inputs})
     problem = dataclasses.replace(problem, **names)
-    singles, sets = _sorted(settings.files, has_single_files=problem.train.suffix.lower() not in data.FORMATS)
+    singles, sets = _sorted(settings.files, problem)
     folder = settings.run / "predictions" if settings.to is None else settings.to
     results = _results(folder, singles, sets)
     checkpoint = int(settings.checkpoint) if settings.checkpoint.isdecimal() else settings.checkpoint
@@ -99,8 +100,12 @@ def predict(settings: Prediction, *, console: "Console | None" = None) -> list[P
     return list(results.values())
 
 
-def _sorted(files: Sequence[Path], *, has_single_files: bool) -> tuple[list[Path], list[Path]]:
-    """Returns files of single samples, those of folders included, and files of several samples."""
+def _sorted(files: Sequence[Path], problem: FileData) -> tuple[list[Path], list[Path]]:
+    """Returns files of single samples, those of folders included, and files of several samples.
+
+    If a run was trained on a folder, .npz files without offsets hold one sample.
+    """
+    has_single_files = problem.train.suffix.lower() not in data.FORMATS
     if not files:
         raise ValueError("there is nothing to predict; name at least one file or folder of input functions.")
     singles, sets = [], []
@@ -112,7 +117,11 @@ def _sorted(files: Sequence[Path], *, has_single_files: bool) -> tuple[list[Path
                 raise ValueError(f"{path} has no files of single samples ({', '.join(MESHES)} or .npz).")
             singles += found
         else:
-            is_single = suffix in MESHES or (suffix == ".npz" and has_single_files)
+            is_single = suffix in MESHES or (
+                suffix == ".npz"
+                and has_single_files
+                and (problem.offsets is None or not open_archive(path, formats=data.FORMATS).has(problem.offsets))
+            )
             (singles if is_single else sets).append(path)
     return singles, sets
 

@@ -20,8 +20,8 @@ def save(path: str | os.PathLike[str], samples: Samples | RaggedSamples) -> None
     """Writes samples as .npz, from which `read` restores the same functions on the same nodes and weights.
 
     Functions are stored as ``x`` and ``y`` of shape (samples, *grid, channels). A grid is stored by its rule and box,
-    or by its nodes along each axis; other nodes as ``coordinates`` with ``weights`` or ``faces``. Initial data are stored
-    as ``initial``. If samples have their own nodes, arrays hold the nodes of all samples after each other, and
+    or by its nodes along each axis; other nodes as ``coordinates`` with ``weights`` or ``faces``. Initial data are
+    stored as ``initial``. If samples have their own nodes, arrays hold the nodes of all samples after each other, and
     ``offsets`` the first row of each sample. The file appears only when it is complete.
 
     Args:
