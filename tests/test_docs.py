@@ -20,6 +20,7 @@ from sybil.parsers.markdown import CodeBlockParser
 import jaxop
 from jaxop.experiments import FileData, cli
 from jaxop.experiments import evaluate as evaluate_run
+from jaxop.experiments import predict as predict_files
 from jaxop.experiments import train as train_experiment
 
 ROOT = Path(__file__).parent.parent
@@ -46,6 +47,12 @@ def evaluated(settings):
     """An evaluation. If the run is that of the reader, only the options are read."""
     if settings.run.exists():
         evaluate_run(settings)
+
+
+def predicted(settings):
+    """Predictions. If the run is that of the reader, only the options are read."""
+    if settings.run.exists() and all(path.exists() for path in settings.files):
+        predict_files(settings)
 
 
 def run_python(example):
@@ -96,6 +103,7 @@ def test_code_and_commands_of_a_page_run(path, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(cli, "train", shortened)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(cli, "evaluate", evaluated)
+    monkeypatch.setattr(cli, "predict", predicted)
     evaluators = {
         "python": run_python,
         f'python title="{FILE}"': save_file,

@@ -100,7 +100,7 @@ class DarcyData:
             test=self.at([str(grid) for grid in self.grids], cache),
         )
 
-    def at(self, grids: Sequence[str], cache: Path) -> dict[str, Samples]:
+    def at(self, grids: Sequence[str], cache: Path) -> dict[str, AnySamples]:
         """See `Problem`; a grid is called by its nodes along a side, scattered points ``points=3000``."""
         counts = {grid: self._points(grid) for grid in grids if not grid.isdecimal()}
         sides = [int(grid) for grid in grids if grid.isdecimal()]
@@ -117,7 +117,7 @@ class DarcyData:
             )
         return int(count)
 
-    def _sets(self, part: str, samples: int, first: int, grids: Sequence[int], cache: Path) -> dict[int, Samples]:
+    def _sets(self, part: str, samples: int, first: int, grids: Sequence[int], cache: Path) -> dict[int, AnySamples]:
         common = self._common(samples, first)
         paths = {r: cached(cache, f"darcy-{part}-{r}", common | {"resolution": r}) for r in grids}
         if missing := [r for r, path in paths.items() if not path.is_file()]:
@@ -125,7 +125,7 @@ class DarcyData:
                 data.save(paths[r], made)
         return {r: data.read(path) for r, path in paths.items()}
 
-    def _cloud(self, count: int, cache: Path) -> Samples:
+    def _cloud(self, count: int, cache: Path) -> AnySamples:
         """Returns the test samples on uniformly distributed points, joined by the Delaunay triangulation."""
         common = self._common(self.test_samples, _TEST)
         path = cached(cache, f"darcy-test-points-{count}", common | {"points": count})
@@ -162,11 +162,11 @@ class _Trajectories:
             test=self.at(self.grids, cache),
         )
 
-    def at(self, grids: Sequence[str], cache: Path) -> dict[str, Samples]:
+    def at(self, grids: Sequence[str], cache: Path) -> dict[str, AnySamples]:
         """See `Problem`; the name of a sampling is ``dt=0.01``, or ``nodes=200`` for uneven times."""
         return {grid: self._set("test", self.test_samples, _TEST, grid, cache) for grid in grids}
 
-    def _set(self, part: str, samples: int, first: int, sampling: str, cache: Path) -> Samples:
+    def _set(self, part: str, samples: int, first: int, sampling: str, cache: Path) -> AnySamples:
         kind, _, value = sampling.partition("=")
         try:
             when = {"dt": float, "nodes": int}[kind](value)

@@ -179,7 +179,7 @@ def _checked(starts: np.ndarray, rows: Mapping[str, int]) -> np.ndarray:
             "positions as numpy.split takes them, store numpy.r_[0, positions, rows]."
         )
     if (bad := np.diff(starts) < 1).any():
-        i = first_index(bad)
+        i = int(np.argmax(bad))
         raise ValueError(
             f"offsets must increase, but sample {i} has rows {starts[i]} to {starts[i + 1]}; leave it out."
         )

@@ -184,10 +184,10 @@ def _read_shared(
     archive: Archive, inputs: tuple[str, ...], targets: tuple[str, ...], options: Mapping[str, Any]
 ) -> Samples:
     """Returns the samples of arrays on nodes that they share, or on nodes (samples, n, dim)."""
-    for name, given in (("inputs", inputs), ("targets", targets)):
-        if len(given) > 1:
+    for name, several in (("inputs", inputs), ("targets", targets)):
+        if len(several) > 1:
             raise ValueError(
-                f"{archive.path}: {name} names {len(given)} arrays, {listed(given, True)}, and samples on shared "
+                f"{archive.path}: {name} names {len(several)} arrays, {listed(several, True)}, and samples on shared "
                 "nodes have one; store them as the channels of one array, its last axis."
             )
     given: dict[str, Any] = {name: archive.optional(options[name], name) for name in ("weights", "initial", "faces")}

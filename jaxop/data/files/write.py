@@ -5,6 +5,7 @@ import os
 import socket
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Array, Real
@@ -70,9 +71,9 @@ def write_fields(
     partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
     try:
         if path.suffix.lower() == ".npz":
-            nodes = _arrays(domain)
-            if taken := [name for name in arrays if name in nodes]:
-                raise ValueError(f"fields[{taken[0]!r}] has the name of the nodes' {taken[0]}; give it another name.")
+            nodes: dict[str, Any] = _arrays(domain)
+            if taken := [name for name in arrays if name in (*nodes, "file", "allow_pickle")]:
+                raise ValueError(f"fields[{taken[0]!r}] has a name that .npz needs; give it another name.")
             with partial.open("wb") as file:
                 np.savez(file, **(nodes | arrays))
         else:
