@@ -24,6 +24,7 @@ COORDINATES = "coordinates"
 """Name of the node coordinates as a field, unless a file has a field of this name."""
 
 _READERS = {".vtk": "vtk", ".stl": "stl", ".ply": "ply", ".msh": "gmsh", ".obj": "obj"}  # modules of meshio
+_HEADER = 2000  # bytes of a .vtk file in which its type must be found
 _BEGINNINGS = {".ply": (b"ply", b"end_header"), ".msh": (b"$MeshFormat", b"$EndElements")}  # and what must follow
 _DIMENSIONS = {"vertex": 0, "line": 1, "triangle": 2, "quad": 2, "tetra": 3}
 _NODES = {1: "line", 2: "triangle", 3: "tetra"}
@@ -159,6 +160,7 @@ def read_mesh(path: Path, *, formats: Sequence[str] = MESHES) -> MeshFile:
             tetrahedra, or cells of several dimensions that are not the boundary of others.
     """
     first_bytes(path, "mesh", formats)
+    _check_beginning(path)
     blocks = _blocks(path)
     points = np.asarray(blocks.points)
     if points.ndim != 2 or not len(points):
@@ -188,7 +190,6 @@ def _blocks(path: Path) -> Blocks:
     if suffix in (".vtu", ".vtp"):
         with reading(path, "mesh"):
             return read_vtk_xml(path)
-    _check_beginning(path, suffix)
     module = require(f"meshio.{_READERS[suffix]}", f"reading {path}", extra="mesh")
     with reading(path, "mesh"), np.errstate(over="ignore"):  # meshio reads text of STL as a number of triangles
         mesh = module.read(str(path))
@@ -196,8 +197,15 @@ def _blocks(path: Path) -> Blocks:
         return Blocks(mesh.points, cells, dict(mesh.point_data or {}), dict(mesh.cell_data or {}))
 
 
-def _check_beginning(path: Path, suffix: str) -> None:
-    """Raises ``FileError`` if meshio would search the file for ever, or take it for another format."""
+def _check_beginning(path: Path) -> None:
+    """Raises ``FileError`` if meshio would search the file for ever, take it for another format, or call it damaged."""
+    suffix = path.suffix.lower()
+    if suffix == ".vtk":
+        with reading(path, "mesh"), path.open("rb") as file:
+            if b"DATASET POLYDATA" in file.read(_HEADER).upper():
+                raise FileError(
+                    f"{path} holds POLYDATA, and .vtk is read with other data sets only; write the surface as .vtp."
+                )
     if suffix not in _BEGINNINGS:
         return
     start, end = _BEGINNINGS[suffix]

@@ -196,6 +196,17 @@ class TestMessages:
         path.write_bytes(b"\x89HDF\r\n\x1a\n" * 10)
         refuse(path, r"a.vtu \(mesh, 80 bytes\) is truncated or damaged")
 
+    def test_surfaces_in_the_old_format_of_vtk(self, tmp_path):
+        path = tmp_path / "a.vtk"
+        path.write_text("# vtk DataFile Version 3.0\na surface\nASCII\nDATASET POLYDATA\nPOINTS 3 float\n")
+        refuse(path, "holds POLYDATA, and .vtk is read with other data sets only; write the surface as .vtp")
+
+    def test_tetrahedra_that_are_inverted(self, tmp_path):
+        cells = TETRAHEDRA.copy()
+        cells[2] = cells[2][[1, 0, 2, 3]]
+        path = write(tmp_path / "a.vtu", CUBE, [("tetra", cells)])
+        refuse(path, r"a.vtu \(its mesh\): cells\[2\] .* inverted", inputs="p", targets="u")
+
     def test_options_that_do_not_apply(self, tmp_path):
         path = write(tmp_path / "a.vtu", SQUARE, [("triangle", TRIANGLES)])
         refuse(path, "is read as a mesh.*; nothing reads rule='midpoint'; leave it out", rule="midpoint")

@@ -94,6 +94,9 @@ def test_latitude_and_longitude_are_a_grid_on_the_sphere(tmp_path, rows, turn):
     np.testing.assert_allclose(batch.targets[0, :, 0], samples.domain.points[:, 0], atol=1e-6)
     np.testing.assert_allclose(samples.domain.integrate(batch.inputs[0])[0], 4 * np.pi / 3, rtol=4e-3)
     np.testing.assert_allclose(samples.domain.integrate(batch.targets[0])[0], 0, atol=1e-5)
+    turned = data.read(path, inputs="v", targets="u")  # longitude is the first axis
+    np.testing.assert_allclose(turned[[0]].inputs[0, :, 0], turned.domain.points[:, 0], atol=1e-6)
+    np.testing.assert_allclose(turned.domain.integrate(turned[[0]].targets[0])[0], 4 * np.pi / 3, rtol=4e-3)
     if rows == "with poles":
         assert data.read(path, inputs="u", targets="v", rule="trapezoid").domain.dim == 2
 

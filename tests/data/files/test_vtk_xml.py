@@ -102,6 +102,20 @@ def test_what_meshio_writes(tmp_path, options, capsys):
     assert [part.tolist() for part in again.cell_data["c"]] == [[10], [20]]
 
 
+def test_pixels_and_chains_of_lines_of_a_vtu_file(tmp_path):
+    path = tmp_path / "a.vtu"
+    points = " ".join(f"{x} {y} 0" for y in (0, 1) for x in (0, 1))
+    path.write_text(
+        '<VTKFile type="UnstructuredGrid"><UnstructuredGrid><Piece NumberOfPoints="4" NumberOfCells="3"><Points>'
+        f'<DataArray type="Float32" NumberOfComponents="3">{points}</DataArray></Points><Cells>'
+        '<DataArray type="Int32" Name="connectivity">0 1 2 3 0 1 3 2 1</DataArray>'
+        '<DataArray type="Int32" Name="offsets">4 8 9</DataArray>'
+        '<DataArray type="UInt8" Name="types">8 4 1</DataArray></Cells></Piece></UnstructuredGrid></VTKFile>'
+    )
+    found = {name: block.tolist() for name, block in read_vtk_xml(path).cells}
+    assert found == {"vertex": [[1]], "line": [[0, 1], [1, 3], [3, 2]], "quad": [[0, 1, 3, 2]]}
+
+
 def test_pieces_are_joined(tmp_path):
     path = surface(tmp_path / "a.vtp", "ascii")
     text = path.read_text()

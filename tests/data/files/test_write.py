@@ -1,5 +1,7 @@
 """Functions on a domain are written for ParaView and for NumPy, and read back."""
 
+import pathlib
+
 import meshio
 import numpy as np
 import pytest
@@ -47,6 +49,17 @@ def test_a_grid_is_written_with_its_cells(tmp_path, shape):
     np.testing.assert_allclose(volumes.sum(), grid.measure, rtol=1e-6)
     opposite = corners[:, [1, 2, 6][len(shape) - 1]] - corners[:, 0]
     np.testing.assert_allclose(opposite, edges.sum(axis=1), rtol=1e-6)
+
+
+def test_a_file_that_cannot_be_finished_is_removed(tmp_path, monkeypatch):
+    def full(path, mesh, **options):
+        pathlib.Path(path).write_text("half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(meshio.vtu, "write", full)
+    with pytest.raises(OSError, match="no space left"):
+        data.write_fields(tmp_path / "a.vtu", domains.interval(4), {"u": np.ones(4)})
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_cannot_be_written_is_refused_and_leaves_nothing(tmp_path):
