@@ -9,6 +9,7 @@ from jaxop.data.files.read import read as read
 from jaxop.data.files.save import save as save
 from jaxop.data.files.write import write_fields as write_fields
 from jaxop.data.groups import Group as Group
+from jaxop.data.joined import join as join
 from jaxop.data.normalization import Statistics as Statistics
 from jaxop.data.normalization import denormalize as denormalize
 from jaxop.data.normalization import normalize as normalize

@@ -40,16 +40,16 @@ class Bucket:
         indices: numbers of the samples in the set, increasing, shape (g,).
         nodes: nodes of the inputs, with padding.
         at_nodes: nodes of the targets, with padding; None if they are those of the inputs.
-        faces: triangles of the inputs' meshes, with padding; None if they are not meshes.
-        at_faces: triangles of the targets' meshes, with padding; None if they are not meshes.
+        simplices: triangles of the inputs' meshes, with padding; None if they are not meshes.
+        at_simplices: triangles of the targets' meshes, with padding; None if they are not meshes.
         padding: share of padding among all nodes, between 0 and 1.
     """
 
     indices: Int[np.ndarray, " g"]
     nodes: int
     at_nodes: int | None
-    faces: int | None
-    at_faces: int | None
+    simplices: int | None
+    at_simplices: int | None
     padding: float
 
     @property
@@ -69,9 +69,9 @@ class RaggedSamples:
 
     The samples of a bucket get nodes of weight 0 (`jaxop.domains.pad`), which change no integral, up to one size,
     so that they form batches and one compiled program serves all of them. At first a bucket ends at each of the
-    sizes 128·1.25^k, for the nodes of the inputs and of the targets. Buckets are then united until there are at most
-    ``max_buckets``, and for training until each has enough samples for a batch. A bucket is as large as its largest
-    sample, rounded up by at most 1/16. `buckets` tells what was chosen.
+    sizes 128·1.25^k, for the nodes of the inputs and of the targets. Buckets are then united as long as at most 12 % of
+    all nodes are padding, until there are at most ``max_buckets``, and for training until each has enough samples for
+    a batch. A bucket is as large as its largest sample, rounded up by at most 1/16. `buckets` tells what was chosen.
 
     The samples are read once, one at a time, when the set is built, and again for every batch. Only those of a batch
     are in memory if ``samples`` reads on demand.
@@ -105,7 +105,7 @@ class RaggedSamples:
         >>> pairs = [data.Sample(np.ones((c.size, 1), np.float32), np.asarray(c.points), c) for c in clouds]
         >>> samples = data.RaggedSamples(pairs)
         >>> [(bucket.count, bucket.name) for bucket in samples.buckets]
-        [(2, '72 nodes (1% padding)'), (2, '200 nodes (2% padding)')]
+        [(2, '72 nodes (1% padding)'), (2, '200 nodes (3% padding)')]
         >>> batch = samples[[3, 2]]
         >>> batch.inputs.shape, batch.domain.is_batched, batch.domain.weights[1, -10:].sum().item()
         ((2, 200, 1), True, 0.0)
@@ -243,13 +243,12 @@ class RaggedSamples:
         nodes = self._sizes[:, [0, 2] if self.has_at else [0]]
         buckets = []
         for indices in _buckets.choose(nodes, batch_size=batch_size, most=self._most):
-            n, faces, k, at_faces = (int(size) for size in self._sizes[indices].max(axis=0))
-            n, k = (
-                _buckets.rounded(size) if padded else size for size, padded in zip((n, k), self._padded, strict=True)
-            )
+            largest = self._sizes[indices].max(axis=0)
+            fits = [self._padded[0], True, self._padded[1], True]
+            n, simplices, k, at_simplices = np.where(fits, _buckets.rounded(largest), largest).tolist()
             share = _buckets.padding(nodes[indices], (n, k) if self.has_at else (n,))
-            faces, at_faces = (_buckets.rounded(size) if size else None for size in (faces, at_faces))
-            buckets.append(Bucket(indices, n, k if self.has_at else None, faces, at_faces, share))
+            at = k if self.has_at else None
+            buckets.append(Bucket(indices, n, at, simplices or None, at_simplices or None, share))
         return tuple(buckets)
 
     def _batch(self, index: Int[np.ndarray, " b"], bucket: Bucket) -> Batch:
@@ -265,11 +264,11 @@ class RaggedSamples:
 
         at = None
         if bucket.at_nodes is not None:
-            at = _stacked([sample.target_domain for sample in samples], bucket.at_nodes, bucket.at_faces)
+            at = _stacked([sample.target_domain for sample in samples], bucket.at_nodes, bucket.at_simplices)
         return Batch(
             inputs=values("inputs", bucket.nodes),
             targets=values("targets", bucket.nodes if bucket.at_nodes is None else bucket.at_nodes),
-            domain=_stacked([sample.domain for sample in samples], bucket.nodes, bucket.faces),
+            domain=_stacked([sample.domain for sample in samples], bucket.nodes, bucket.simplices),
             at=at,
             initial=values("initial", None) if self.initial_channels else None,
             index=on_device(index, np.int32),
@@ -373,12 +372,12 @@ def _check_finite(values: np.ndarray, argument: str) -> None:
 
 
 def _sizes(sample: Sample) -> tuple[int, int, int, int]:
-    """Returns nodes and faces of the inputs' domain and of the targets' own domain, 0 where there are none."""
-    at, at_faces = (0, 0) if sample.at is None else (sample.at.size, _faces(sample.at))
-    return sample.domain.size, _faces(sample.domain), at, at_faces
+    """Returns nodes and simplices of the inputs' domain and of the targets' own domain, 0 where there are none."""
+    at, at_simplices = (0, 0) if sample.at is None else (sample.at.size, _simplices(sample.at))
+    return sample.domain.size, _simplices(sample.domain), at, at_simplices
 
 
-def _faces(domain: Domain) -> int:
+def _simplices(domain: Domain) -> int:
     return domain.faces.shape[0] if isinstance(domain, TriangleMesh) else 0
 
 
@@ -391,8 +390,8 @@ def _checksums(sample: Sample) -> tuple[int, ...]:
     return tuple(0 if part is None else checksum(part) for part in parts)
 
 
-def _stacked(domains: Sequence[Domain], size: int, faces: int | None) -> Domain:
+def _stacked(domains: Sequence[Domain], size: int, simplices: int | None) -> Domain:
     """Returns a stack of domains that are padded to one size, or equal in size if they cannot be padded."""
     if not _can_be_padded(domains[0]):
         return stack(domains)
-    return stack([pad(domain, size, faces=faces) for domain in domains])
+    return stack([pad(domain, size, faces=simplices) for domain in domains])

@@ -13,11 +13,11 @@ from flax import nnx
 from jaxop import operators
 from jaxop._validation import check_name
 from jaxop.data import RaggedSamples
-from jaxop.data.files._reading import memory
 from jaxop.domains import Decomposed, Domain, Grid
 from jaxop.domains.domain import as_domain
 from jaxop.experiments.problems import AnySamples, grid_name
 from jaxop.operators import OperatorConfig
+from jaxop.training.memory import device_memory
 
 _COPIES = 5  # of the parameters, during training
 _DEPTH = 3  # largest number of layers of operators that are made to count their parameters
@@ -148,7 +148,7 @@ def check_memory(config: OperatorConfig, *, shards: int = 1) -> None:
         shards: devices that share one copy of the state. Devices of a CPU share one memory, whatever their number.
     """
     size, count = size_of(config)
-    needed, available = _COPIES * size, _memory() * (1 if jax.default_backend() == "cpu" else shards)
+    needed, available = _COPIES * size, device_memory() * (1 if jax.default_backend() == "cpu" else shards)
     if needed <= available:
         return
     sizes = {f.name: (getattr(config, f.name), f.default) for f in dataclasses.fields(config)}
@@ -178,9 +178,3 @@ def size_of(config: OperatorConfig) -> tuple[int, int]:
 def parameters(model: nnx.Module) -> int:
     """Returns the number of trainable parameters of a model."""
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
-
-
-def _memory() -> float:
-    """Returns the bytes of memory of the accelerator, or of this machine."""
-    statistics = jax.local_devices()[0].memory_stats() or {}
-    return statistics.get("bytes_limit", memory())

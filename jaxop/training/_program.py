@@ -77,7 +77,7 @@ def _operations_of(equation: JaxprEqn) -> Operations:
     if name == "cond":
         branches = [operations(branch.jaxpr) for branch in params["branches"]]
         return max(branches, key=lambda branch: branch.all)
-    inner = [operations(jaxpr) for jaxpr in _inner(params)]
+    inner = [operations(jaxpr) for jaxpr in inner_programs(params)]
     if inner:
         turns = params["length"] if name == "scan" else 1
         if name == "pallas_call":
@@ -89,7 +89,7 @@ def _operations_of(equation: JaxprEqn) -> Operations:
     return Operations(float(_size(equation.invars if is_reduction else equation.outvars)))
 
 
-def _inner(params: Mapping[str, Any]) -> Iterable[Jaxpr]:
+def inner_programs(params: Mapping[str, Any]) -> Iterable[Jaxpr]:
     """Returns the programs inside an equation."""
     for value in jax.tree.leaves(dict(params), is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")):
         jaxpr = getattr(value, "jaxpr", value)

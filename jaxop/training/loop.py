@@ -5,7 +5,7 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar, cast
 
 import jax
 import numpy as np
@@ -25,6 +25,7 @@ from jaxop.training.evaluation import mean_errors, trace_errors
 from jaxop.training.identity import describe_source
 from jaxop.training.loggers import JsonLines, Logger, Progress
 from jaxop.training.losses import Loss, describe_loss
+from jaxop.training.memory import check_fits
 from jaxop.training.mesh import check_divides, check_mesh, distribute, on_one_device, own_indices
 from jaxop.training.optimizer import EvalParams, Optimizer, describe_state, make_optimizer
 from jaxop.training.precision import in_precision
@@ -155,6 +156,7 @@ def fit(
         FileExistsError: if a new run would overwrite another run.
         BlockingIOError: if another run is writing to ``run_dir``; the message names its process.
         LostProcessError: if another process of this run is gone.
+        MemoryError: if the state, a batch and the largest matrix product of a step exceed the memory of a device.
         FloatingPointError: at the first step whose loss or gradient is not finite; the message names the
             step, the samples of its batch and the first bad array. No such state is saved.
 
@@ -315,8 +317,12 @@ class _Training(Generic[Model]):
         first = np.arange(self.config.batch_size)
         lowered = []
         for number, group in enumerate(self.groups):
-            with noted("on the training samples" + (f" of {group.name}" if len(self.groups) > 1 else "")):
-                lowered.append(step.lower(state, self._read(number, first, 0).batch))
+            which = f" of {group.name}" if len(self.groups) > 1 else ""
+            with noted(f"on the training samples{which}"):
+                batch = self._read(number, first, 0).batch
+                traced = cast(jax.stages.Wrapped, step).trace(state, batch)
+            check_fits(traced, state, batch, f"{len(first)} samples{which}")
+            lowered.append(traced.lower())
         return lowered
 
     def run(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parent
-FILES = ["eight_devices", "model_devices", "domain_devices", "domain_training", "explicit_meshes"]
+FILES = ["eight_devices", "model_devices", "domain_devices", "domain_training", "explicit_meshes", "ragged_samples"]
 MARKERS = {"some": [], "others": ["-m", "thorough"]}
 
 

@@ -10,31 +10,15 @@ import pytest
 from flax import nnx
 
 from jaxop import data, domains, operators, testing, training
+from jaxop.data.groups import draw_batch
 from tests.data.ragged_cases import cloud, curve, functions, mesh, pairs
 from tests.training.cases import assert_same_bits, interruption, rows
+from tests.training.ragged_cases import Mean
 
 CONFIG = training.TrainingConfig(
     steps=14, batch_size=2, learning_rate=1e-2, warmup_steps=2, eval_every=7, checkpoint_every=3, keep_last=2, seed=3
 )
 SIZES = {"width": 8, "heads": 2, "layers": 1}
-
-
-class Mean(nnx.Module):
-    """A pointwise network of the values and their mean over the domain, which remembers the shapes it was traced on."""
-
-    def __init__(self):
-        rngs = nnx.Rngs(0)
-        self.inner, self.outer = nnx.Linear(4, 8, rngs=rngs), nnx.Linear(8, 1, rngs=rngs)
-        self.dropout = nnx.Dropout(0.1, rngs=rngs)
-
-    traced: list[tuple[int, ...]] = []  # noqa: RUF012, of all models
-
-    def __call__(self, values, domain, *, at=None, initial=None):
-        self.traced.append(values.shape)
-        weights = jnp.broadcast_to(domain.weights, values.shape[:-1])[..., None]
-        mean = jnp.sum(weights * values, 1, keepdims=True) / jnp.sum(weights, 1, keepdims=True)
-        both = jnp.concatenate([values, jnp.broadcast_to(mean, values.shape)], axis=-1)
-        return self.outer(self.dropout(jnp.tanh(self.inner(both))))
 
 
 def fit(directory, *, train=None, valid=None, model=None, config=CONFIG, **options):
@@ -103,8 +87,7 @@ def test_neither_outputs_nor_gradients_see_the_padding(kind):
 def test_training_in_buckets_is_training_on_each_sample_by_itself(tmp_path):
     """Three steps of gradient descent, sample by sample without padding, on the batches that a run draws."""
     config = dataclasses.replace(CONFIG, steps=3, warmup_steps=0)
-    model = Mean()
-    model.dropout.rate = 0.0
+    model = Mean(rate=0.0)
     made, optimizer = pairs(), optax.sgd(0.1)
     samples = data.RaggedSamples(made)
     result = fit(tmp_path, train=samples, valid={}, model=model, config=config, optimizer=optimizer)
@@ -112,7 +95,7 @@ def test_training_in_buckets_is_training_on_each_sample_by_itself(tmp_path):
     groups = samples.groups(2)
     drawn = []
     for step in range(3):
-        group, items = data.groups.draw_batch([len(g.indices) for g in groups], 2, seed=3, step=step)
+        group, items = draw_batch([len(g.indices) for g in groups], 2, seed=3, step=step)
         index = groups[group].indices[items]
         drawn.append(group)
         found = [losses_and_gradients(nnx.merge(graphdef, params, other), _alone(made[i]))[1] for i in index]
@@ -167,10 +150,10 @@ def test_a_run_compiles_one_program_per_bucket_and_resumes_bit_for_bit(tmp_path,
 
 
 def test_errors_and_predictions_come_in_the_order_of_the_samples():
-    made, model = pairs(curve), operator("plain", dim=1)
+    made, model = pairs(curve, (9, 30, 11, 29)), operator("plain", dim=1)
     samples = data.RaggedSamples(made)
     assert len(samples.buckets) > 1
-    errors, outputs = training.evaluate(model, samples, batch_size=3), training.predict(model, samples, batch_size=3)
+    errors, outputs = training.evaluate(model, samples, batch_size=2), training.predict(model, samples, batch_size=2)
     assert errors.h1 is not None
     for i, sample in enumerate(made):
         output = model(jnp.asarray(sample.inputs), sample.domain)
@@ -220,6 +203,14 @@ def test_random_nodes_of_every_step_are_the_same_when_a_run_is_resumed(tmp_path)
     assert_same_bits(fit(tmp_path / "run", train=thinned(), resume=True).state, whole.state)
     with pytest.raises(ValueError, match=r"train\.random_nodes: 12 -> 13"):
         fit(tmp_path / "run", train=data.RandomNodes(thinned().source, 13), resume=True)
+
+
+def test_a_bucket_beyond_the_memory_is_refused_before_it_is_compiled(tmp_path, monkeypatch):
+    monkeypatch.setattr(training.memory, "device_memory", lambda: 3000.0)  # enough for the other bucket
+    monkeypatch.setattr(jax.stages.Lowered, "compile", None)
+    with pytest.raises(MemoryError, match=r"on 2 samples of 31 nodes .* the largest array 1\.984 kB\) of 3 kB"):
+        fit(tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_sets_that_do_not_fit_are_refused_before_anything_is_written(tmp_path):
