@@ -1,31 +1,20 @@
 """Functions that build validated domains."""
 
+import dataclasses
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Int, Real
+from jaxtyping import Array, ArrayLike, Real
 
-from jaxop._validation import (
-    accumulator,
-    as_float,
-    as_integer,
-    as_number,
-    check_distinct,
-    check_increasing,
-    first_index,
-    host_array,
-    is_concrete,
-    jax_dtype,
-    on_device,
-    warn_float64,
-)
+from jaxop._validation import as_integer, as_number, check_distinct, check_increasing, is_concrete, on_device
+from jaxop.domains.arrays import as_coordinates, check_finite, leaf
 from jaxop.domains.domain import Domain, PointCloud, check_domain
 from jaxop.domains.grid import Axis, Grid, make_axis
 from jaxop.domains.measure import check_weights, trapezoid_weights
-from jaxop.domains.mesh import TriangleMesh, triangle_areas, triangle_edges
+from jaxop.domains.mesh import Mesh
 from jaxop.domains.rules import Rule, as_rule
 
 AnyDomain = TypeVar("AnyDomain", bound=Domain)
@@ -128,15 +117,15 @@ def from_samples(nodes: Real[ArrayLike, " n"] | Sequence[float]) -> Grid:
         >>> print(domains.from_samples([0.0, 0.5, 2.0]).weights)
         [0.25 1.   0.75]
     """
-    array = _as_coordinates(nodes, "nodes")
+    array = as_coordinates(nodes, "nodes")
     if array.ndim != 1 or array.shape[0] < 2:
         raise ValueError(
             f"nodes must have shape (n,) with n >= 2, got {array.shape}; use monte_carlo for points in space."
         )
     if isinstance(array, np.ndarray):
-        _check_finite(array, "nodes")
+        check_finite(array, "nodes")
         check_increasing(nodes, "nodes", array.dtype)
-    return Grid((Axis(_leaf(array, nodes), _leaf(trapezoid_weights(array))),))
+    return Grid((Axis(leaf(array, nodes), leaf(trapezoid_weights(array))),))
 
 
 def from_nodes(
@@ -162,7 +151,7 @@ def from_nodes(
         >>> print(domains.from_nodes([[0.0, 0.0], [1.0, 0.0]], [0.5, 1.5]).measure)
         2.0
     """
-    nodes, array = _as_coordinates(points, "points"), _as_coordinates(weights, "weights")
+    nodes, array = as_coordinates(points, "points"), as_coordinates(weights, "weights")
     if nodes.ndim != 2:
         raise ValueError(
             f"points must have shape (n, dim), got {nodes.shape}; one-dimensional nodes need a trailing axis."
@@ -171,11 +160,11 @@ def from_nodes(
         entries = f"{array.shape[0]} entries" if array.ndim == 1 else f"shape {array.shape}"
         raise ValueError(f"weights has {entries} for {nodes.shape[0]} nodes; give one weight per node.")
     if isinstance(nodes, np.ndarray):
-        _check_finite(nodes, "points")
+        check_finite(nodes, "points")
         check_distinct(points, "points", nodes.dtype)
     if isinstance(array, np.ndarray):
         check_weights(array)
-    return PointCloud(_leaf(nodes, points), _leaf(array, weights))
+    return PointCloud(leaf(nodes, points), leaf(array, weights))
 
 
 def monte_carlo(
@@ -203,7 +192,7 @@ def monte_carlo(
     """
     if is_concrete(measure) and not 0 < as_number(measure, "measure") < float("inf"):
         raise ValueError(f"measure must be positive and finite, got {measure}; it is the volume of the sampled domain.")
-    nodes = _as_coordinates(points, "points")
+    nodes = as_coordinates(points, "points")
     if nodes.ndim != 2 or nodes.shape[0] == 0:
         raise ValueError(f"points must have shape (n, dim) with n >= 1, got {nodes.shape}.")
     if isinstance(nodes, np.ndarray) and is_concrete(measure):
@@ -211,59 +200,6 @@ def monte_carlo(
     else:
         weights = jnp.full(nodes.shape[0], measure / nodes.shape[0], nodes.dtype)
     return from_nodes(points, weights)
-
-
-def triangle_mesh(
-    vertices: Real[ArrayLike, "n dim"] | Sequence[Sequence[float]],
-    faces: Int[ArrayLike, "f 3"] | Sequence[Sequence[int]],
-) -> TriangleMesh:
-    """A triangulated domain or surface: every vertex weighs a third of the area of its triangles.
-
-    Args:
-        vertices: shape (n, 2) or (n, 3).
-        faces: vertex indices, shape (f, 3).
-
-    Returns:
-        A `TriangleMesh`; Σ w_i is the area of the mesh.
-
-    Raises:
-        TypeError: for the reasons of `from_nodes`.
-        ValueError: if shapes or a dtype do not fit, an index is outside the vertices (the message names the face),
-            vertices are not finite or coincide only after rounding, or the area of the mesh is zero.
-
-    Example:
-        >>> from jaxop import domains
-        >>> mesh = domains.triangle_mesh([[0, 0], [1, 0], [1, 1], [0, 1]], [[0, 1, 2], [0, 2, 3]])
-        >>> print(mesh.measure.round(3))
-        1.0
-    """
-    nodes, triangles = _as_coordinates(vertices, "vertices"), _as_indices(faces, "faces")
-    if nodes.ndim != 2 or nodes.shape[1] not in (2, 3):
-        raise ValueError(f"vertices must have shape (n, 2) or (n, 3), got {nodes.shape}.")
-    if triangles.ndim != 2 or triangles.shape[1] != 3 or not jnp.issubdtype(triangles.dtype, jnp.integer):
-        raise ValueError(f"faces must be integers of shape (f, 3), got {triangles.dtype} of shape {triangles.shape}.")
-    if isinstance(nodes, np.ndarray):
-        _check_finite(nodes, "vertices")
-        check_distinct(vertices, "vertices", nodes.dtype)
-    if isinstance(triangles, np.ndarray):
-        bad = (triangles < 0) | (triangles >= nodes.shape[0])
-        if bad.any():
-            where = first_index(bad)
-            raise ValueError(
-                f"faces[{_position(where)}] = {triangles[where]} is not a vertex: indices run from 0 to "
-                f"{nodes.shape[0] - 1}."
-            )
-    if isinstance(nodes, np.ndarray) and isinstance(triangles, np.ndarray):
-        area = triangle_areas(*triangle_edges(nodes.astype(np.float64), triangles))
-        weights = np.bincount(triangles.ravel(), np.repeat(area / 3, 3), nodes.shape[0]).astype(nodes.dtype)
-        if not weights.any():
-            raise ValueError(
-                f"the {triangles.shape[0]} faces have area zero: at least one triangle must not be degenerate."
-            )
-    else:
-        area = triangle_areas(*triangle_edges(jnp.asarray(nodes), jnp.asarray(triangles)))
-        weights = jnp.zeros(nodes.shape[0], nodes.dtype).at[triangles].add(area[:, None] / 3)
-    return TriangleMesh(_leaf(nodes, vertices), _leaf(weights), _leaf(triangles, faces))
 
 
 def stack(domains: Sequence[AnyDomain]) -> AnyDomain:
@@ -306,24 +242,29 @@ def stack(domains: Sequence[AnyDomain]) -> AnyDomain:
     return jax.tree.map(lambda *arrays: jnp.stack(arrays), *domains)
 
 
-def pad(domain: AnyDomain, size: int, *, faces: int | None = None) -> AnyDomain:
+def pad(
+    domain: AnyDomain, size: int, *, edges: int | None = None, faces: int | None = None, cells: int | None = None
+) -> AnyDomain:
     """Appends nodes of weight 0 to a domain, so that domains of several sizes share a shape; integrals do not change.
 
-    The padding repeats the last node, so that every entry stays finite and sorted. New faces have
-    area 0. Pad the values with any numbers.
+    The padding repeats the last node, so that every entry stays finite and sorted. New edges, faces and cells have
+    size 0. Pad the values with any numbers.
 
     Args:
         domain: scattered nodes, a one-dimensional grid of given nodes or a mesh.
         size: number of nodes of the result.
-        faces: number of faces of the result, if it is a mesh; None adds none.
+        edges: number of edges of the result, if it is a mesh of lines; None adds none.
+        faces: number of faces of the result, if it is a mesh of triangles; None adds none.
+        cells: number of cells of the result, if it is a mesh of tetrahedra; None adds none.
 
     Returns:
         A domain of the same kind with ``size`` nodes.
 
     Raises:
-        TypeError: if ``domain`` is not a domain, or ``size`` or ``faces`` is not an integer.
+        TypeError: if ``domain`` is not a domain, or a number is not an integer.
         ValueError: if ``size`` is smaller than the domain or ``faces`` than its number of faces, if ``faces`` is given
-            and ``domain`` is not a mesh, or if ``domain`` is a stack, has several axes or follows a rule.
+            and ``domain`` is not a mesh of triangles (likewise ``edges`` and ``cells``), or if ``domain`` is a stack,
+            has several axes or follows a rule.
 
     Example:
         >>> from jaxop import domains
@@ -340,8 +281,12 @@ def pad(domain: AnyDomain, size: int, *, faces: int | None = None) -> AnyDomain:
     size = as_integer(size, "size")
     if size < domain.size:
         raise ValueError(f"size must be at least the {domain.size} nodes of the domain, got {size}.")
-    if faces is not None and not isinstance(domain, TriangleMesh):
-        raise ValueError(f"faces={faces} was given for a {type(domain).__name__}; leave it out, only a mesh has faces.")
+    counts = {"edges": edges, "faces": faces, "cells": cells}
+    own = domain.simplices_name if isinstance(domain, Mesh) else None
+    for name, count in counts.items():
+        if count is not None and name != own:
+            remedy = f"give {own}" if own else f"leave it out, only a mesh has {name}"
+            raise ValueError(f"{name}={count} was given for a {type(domain).__name__}; {remedy}.")
     extra = size - domain.size
 
     def extend(nodes: Array, weights: Array) -> tuple[Array, Array]:
@@ -355,13 +300,16 @@ def pad(domain: AnyDomain, size: int, *, faces: int | None = None) -> AnyDomain:
         )
     if isinstance(domain, Grid):
         return Grid((Axis(*extend(domain.axes[0].nodes, domain.axes[0].weights)),))  # pyright: ignore[reportReturnType]
-    if isinstance(domain, TriangleMesh):
-        count = domain.faces.shape[0]
-        target = count if faces is None else as_integer(faces, "faces")
+    if isinstance(domain, Mesh):
+        name, count = domain.simplices_name, domain.simplices.shape[0]
+        given = counts[name]
+        target = count if given is None else as_integer(given, name)
         if target < count:
-            raise ValueError(f"faces must be at least the {count} faces of the mesh, got {faces}.")
-        triangles = _append(domain.faces, target - count, constant_values=size - 1)
-        return TriangleMesh(*extend(domain.points, domain.weights), triangles)  # pyright: ignore[reportReturnType]
+            raise ValueError(f"{name} must be at least the {count} {name} of the mesh, got {given}.")
+        simplices = _append(domain.simplices, target - count, constant_values=size - 1)
+        points, weights = extend(domain.points, domain.weights)
+        fields = {"points": points, "weights": weights, name: simplices}
+        return dataclasses.replace(domain, **fields)  # pyright: ignore[reportArgumentType]
     return PointCloud(*extend(domain.points, domain.weights))  # pyright: ignore[reportReturnType]
 
 
@@ -371,31 +319,6 @@ def _append(array: Array, count: int, **options: Any) -> Array:
     if is_concrete(array):
         return on_device(np.pad(np.asarray(array), widths, **options))
     return jnp.pad(array, widths, **options)
-
-
-def _as_coordinates(array: object, argument: str) -> Array | np.ndarray:
-    """Returns ``array`` in float32 or wider, because narrower weights miss the measure; as NumPy unless traced."""
-    warn_float64(array, argument)
-    try:
-        host = host_array(array, argument)
-    except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError):
-        traced = as_float(array, argument)
-        return traced.astype(accumulator(traced.dtype))
-    return host.astype(accumulator(jax_dtype(host.dtype)))
-
-
-def _as_indices(array: object, argument: str) -> Array | np.ndarray:
-    if not is_concrete(array):
-        return jnp.asarray(array)
-    host = host_array(array, argument)
-    return host.astype(jax.dtypes.canonicalize_dtype(host.dtype))
-
-
-def _leaf(values: Array | np.ndarray, given: object = None) -> Array:
-    """Returns ``values`` as a JAX array, which is ``given`` if that is one of the same dtype."""
-    if isinstance(given, jax.Array) and given.dtype == values.dtype:
-        return given
-    return on_device(values) if isinstance(values, np.ndarray) else values
 
 
 def _advice(domains: Sequence[Domain], i: int) -> str:
@@ -410,14 +333,14 @@ def _advice(domains: Sequence[Domain], i: int) -> str:
         return convert + sizes
     if [leaf.dtype for leaf in jax.tree.leaves(first)] != [leaf.dtype for leaf in jax.tree.leaves(other)]:
         return "build all of them from arrays of one dtype"
-    faces = ""
-    if isinstance(first, TriangleMesh):
-        faces = f", faces={max(d.faces.shape[0] for d in domains if isinstance(d, TriangleMesh))}"
-    return f"bring each to one size by pad(domain, {size}{faces})"
+    simplices = ""
+    if isinstance(first, Mesh):
+        simplices = f", {first.simplices_name}={max(d.simplices.shape[0] for d in domains if isinstance(d, Mesh))}"
+    return f"bring each to one size by pad(domain, {size}{simplices})"
 
 
 def _can_be_padded(domain: Domain) -> bool:
-    return isinstance(domain, PointCloud | TriangleMesh) or (
+    return isinstance(domain, PointCloud | Mesh) or (
         isinstance(domain, Grid) and domain.dim == 1 and domain.has_given_nodes
     )
 
@@ -431,20 +354,6 @@ def _describe(domain: Domain) -> str:
     if isinstance(domain, Grid):
         rules = [a.rule.name if a.rule.is_given else f"{a.rule.name} on ({a.lower}, {a.upper})" for a in domain.axes]
         size = f"Grid of shape {domain.shape}, {' × '.join(rules)}"
-    elif isinstance(domain, TriangleMesh):
-        size += f" and {domain.faces.shape[-2]} faces"
+    elif isinstance(domain, Mesh):
+        size += f" and {domain.simplices.shape[-2]} {domain.simplices_name}"
     return f"{size}, {domain.weights.dtype}"
-
-
-def _position(where: int | tuple[int, ...]) -> str:
-    return str(where).strip("()")
-
-
-def _check_finite(values: np.ndarray, argument: str) -> None:
-    bad = ~np.isfinite(values)
-    if bad.any():
-        where = first_index(bad)
-        raise ValueError(
-            f"{argument} must be finite, but {argument}[{_position(where)}] = {values[where]}; "
-            "remove or repair the entry."
-        )

@@ -29,8 +29,8 @@ class Domain:
     """Nodes x_i and weights w_i of a quadrature ∫_D f(x) dx ≈ Σ_i w_i f(x_i).
 
     A domain travels with every sampled function, so that a sum over its nodes is an integral. Build domains with
-    the functions of `jaxop.domains`, which check their arguments. The constructors of `PointCloud`, `Grid` and
-    `TriangleMesh` do not check them.
+    the functions of `jaxop.domains`, which check their arguments. The constructors of the classes do
+    not check them.
 
     Attributes:
         points: nodes, shape (n, dim), in the units of the coordinates.
@@ -100,10 +100,10 @@ class Domain:
     def inner(self, u: Float[Array, "n c"], v: Float[Array, "n c"], *, space: str = "L2") -> Float[Array, ""]:
         """⟨u, v⟩ = ∫ u·v dx for ``space="L2"``, plus ∫ ∇u : ∇v dx for ``space="H1"``; channels are summed.
 
-        Gradients are in physical units. On a grid they are divided differences over the actual gaps, on a triangle
-        mesh the exact derivatives of the piecewise linear interpolant. Along given nodes a cell spans the nodes of
-        weight 0 inside it, so that they do not change the result. On a mesh a triangle that touches a vertex of
-        weight 0 does not contribute.
+        Gradients are in physical units. On a grid they are divided differences over the actual gaps, on a mesh
+        the exact derivatives of the piecewise linear interpolant, along the curve or surface if it is one. Along given
+        nodes a cell spans the nodes of weight 0 inside it, so that they do not change the result. On a mesh an edge,
+        triangle or tetrahedron that touches a vertex of weight 0 does not contribute.
 
         Args:
             u: samples of the first function, shape (n, c).

@@ -10,7 +10,7 @@ import scipy.sparse
 from jaxop._pytree import register
 from jaxop._sparse import Entries
 from jaxop._validation import is_concrete
-from jaxop.domains import Domain, Grid, TriangleMesh
+from jaxop.domains import Domain, Grid, Mesh
 from jaxop.schwarz.tables import Members, check_filled, ramp
 
 
@@ -44,7 +44,7 @@ def cut_boxes(dom: Domain, count: int, overlap: int | float) -> BoxCuts:
     _bisect(points, np.full(dim, -np.inf), np.full(dim, np.inf), count, boxes)
     lower, upper = (np.stack(side) for side in zip(*boxes, strict=True))
     low, extent = points.min(axis=0), np.ptp(points, axis=0)
-    if isinstance(overlap, int) and not isinstance(dom, TriangleMesh):
+    if isinstance(overlap, int) and not isinstance(dom, Mesh):
         overlap = float(overlap * _share(extent, n)[0])
     cell, wide = _share(extent, count)
     lattice = tuple(
@@ -88,8 +88,8 @@ def on_boxes(dom: Domain, cuts: BoxCuts, unity: str) -> tuple[Members, Entries]:
         owner[((points >= lower[i]) & (points < upper[i])).all(axis=1)] = i
     check_filled(np.bincount(owner, minlength=count), "the domain")
     if isinstance(cuts.overlap, int):
-        assert isinstance(dom, TriangleMesh)
-        sub, node, layer = _layers(np.asarray(dom.faces), owner, count, cuts.overlap)
+        assert isinstance(dom, Mesh)
+        sub, node, layer = _layers(np.asarray(dom.simplices), owner, count, cuts.overlap)
         step = 1 - layer / (cuts.overlap + 1)
         weight = step * step * (3 - 2 * step)
     else:
@@ -158,11 +158,14 @@ def _bisect(points: np.ndarray, lower: np.ndarray, upper: np.ndarray, count: int
     _bisect(points[~below], np.where(along, middle, lower), upper, count - left, boxes)
 
 
-def _layers(faces: np.ndarray, owner: np.ndarray, count: int, layers: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns cores of a mesh grown by layers of vertices that share a triangle: (subdomain, vertex, layer)."""
-    n, corners = owner.size, faces.size
+def _layers(
+    simplices: np.ndarray, owner: np.ndarray, count: int, layers: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns cores of a mesh grown by layers of vertices that share a simplex: (subdomain, vertex, layer)."""
+    n, corners = owner.size, simplices.size
     incident = scipy.sparse.csr_array(
-        (np.ones(corners), faces.ravel(), np.arange(0, corners + 1, faces.shape[1])), shape=(faces.shape[0], n)
+        (np.ones(corners), simplices.ravel(), np.arange(0, corners + 1, simplices.shape[1])),
+        shape=(simplices.shape[0], n),
     )
     neighbours = incident.T @ incident
     found = frontier = scipy.sparse.csr_array((np.ones(n, bool), (owner, np.arange(n))), shape=(count, n))
@@ -196,7 +199,7 @@ def _lattice_hats(points: np.ndarray, lattice: tuple[np.ndarray, ...]) -> Entrie
 def check_same_kind(domain: Domain, cuts: BoxCuts) -> None:
     """Raises ``ValueError`` unless the domain is of the kind that was cut: scattered nodes or a mesh."""
     layers, dim = isinstance(cuts.overlap, int), cuts.lower.shape[1]
-    if isinstance(domain, Grid) or domain.dim != dim or (layers and not isinstance(domain, TriangleMesh)):
+    if isinstance(domain, Grid) or domain.dim != dim or (layers and not isinstance(domain, Mesh)):
         raise ValueError(
             f"domain must hold {'a mesh' if layers else 'scattered nodes or a mesh'} in {dim} dimensions, like the "
             f"decomposed one, got {type(domain).__name__} in {domain.dim}."

@@ -52,7 +52,7 @@ def describe_samples(samples: Samples | Examples) -> dict[str, Json]:
     """Returns the identity of a set of samples, as JSON: sizes, dtypes, and CRC-32 sums of the contents.
 
     ``contents`` is the sum over all samples. ``crc32`` is the sum over the first, middle and last sample, which is all
-    that earlier versions recorded. A mesh counts with its vertices and faces, which determine its weights.
+    that earlier versions recorded. A mesh counts with its vertices and simplices, which determine its weights.
 
     Cost: every sample is read once, in blocks that fit in memory.
     """

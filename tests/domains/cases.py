@@ -1,6 +1,7 @@
 """The table of domains that every property is tested on."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 
 import jax
@@ -29,6 +30,28 @@ def roof() -> domains.TriangleMesh:
     """A surface in space: two squares that meet at a right angle, with a vertex no triangle uses."""
     vertices = [[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0], [1, 0, 1], [1, 1, 1], [5, 5, 5]]
     return domains.triangle_mesh(vertices, [[0, 1, 2], [0, 2, 3], [1, 4, 5], [1, 5, 2]])
+
+
+def cube_mesh(n: int, *, jitter: float = 0.0) -> domains.TetrahedralMesh:
+    """The unit cube in 6·n³ tetrahedra; ``jitter`` moves the inner vertices by that part of a cell."""
+    line = np.linspace(0, 1, n + 1)
+    vertices = np.stack(np.meshgrid(line, line, line, indexing="ij"), axis=-1)
+    move = np.random.default_rng(0).uniform(-jitter / n, jitter / n, vertices.shape)
+    vertices[1:-1, 1:-1, 1:-1] += move[1:-1, 1:-1, 1:-1]
+    number = np.arange((n + 1) ** 3).reshape(n + 1, n + 1, n + 1)
+    cells = []
+    for axes in itertools.permutations(range(3)):  # a path along three edges from one corner of a cube to the opposite
+        corners = np.cumsum(np.concatenate([np.zeros((1, 3), int), np.eye(3, dtype=int)[list(axes)]]), axis=0)
+        path = [number[i : i + n, j : j + n, k : k + n].ravel() for i, j, k in corners]
+        odd = np.linalg.det(np.eye(3)[list(axes)]) < 0
+        cells.append(np.stack(path[1::-1] + path[2:] if odd else path, axis=1))
+    return domains.tetrahedral_mesh(jnp.asarray(vertices.reshape(-1, 3).tolist()), np.concatenate(cells))
+
+
+def branches() -> domains.LineMesh:
+    """Three edges in space that meet at one vertex, with a vertex no edge uses."""
+    vertices = [[0, 0, 0], [1, 0, 0], [1, 2, 0], [1, 0, 2], [7, 7, 7]]
+    return domains.line_mesh(vertices, [[0, 1], [1, 2], [1, 3]])
 
 
 def scattered(n: int, dim: int) -> jax.Array:
@@ -62,9 +85,13 @@ CASES = {
     "padded nodes": Case(lambda: domains.pad(domains.from_nodes([[0.0], [2.0]], [0.5, 1.0]), 4), 1.5),
     "mesh": Case(lambda: square_mesh(2, jitter=0.3), 1.0),
     "surface": Case(roof, 2.0),
+    "volume": Case(lambda: cube_mesh(2, jitter=0.2), 1.0),
+    "curve": Case(branches, 5.0),
+    "sphere": Case(lambda: domains.sphere(4, 6, radius=0.5), np.pi),
 }
-GRIDS = [name for name, case in CASES.items() if "nodes" not in name and name not in ("random", "mesh", "surface")]
-WITH_NEIGHBOURS = [*GRIDS, "mesh", "surface"]
+MESHES = ["mesh", "surface", "volume", "curve"]
+GRIDS = [name for name in CASES if "nodes" not in name and name not in ("random", "sphere", *MESHES)]
+WITH_NEIGHBOURS = [*GRIDS, *MESHES, "sphere"]
 
 
 def values_on(domain: Domain, channels: int = 2) -> jax.Array:

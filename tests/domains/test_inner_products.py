@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 
 from jaxop import domains
-from tests.domains.cases import CASES, GRIDS, UNEVEN, WITH_NEIGHBOURS, observed_orders, roof, square_mesh, values_on
+from tests.domains.cases import (
+    CASES,
+    GRIDS,
+    MESHES,
+    UNEVEN,
+    WITH_NEIGHBOURS,
+    observed_orders,
+    roof,
+    square_mesh,
+    values_on,
+)
 
 pytestmark = pytest.mark.sample(3)
 
@@ -79,14 +89,16 @@ def test_h1_norm_in_two_dimensions_with_mixed_rules(x64):
 
 
 @pytest.mark.parametrize(
-    "name", [n for n in WITH_NEIGHBOURS if n not in ("periodic", "interior", "two axes", "three axes")]
+    "name", [n for n in WITH_NEIGHBOURS if n not in ("periodic", "interior", "two axes", "three axes", "sphere")]
 )
 def test_linear_functions_have_their_exact_gradient(x64, name):
     domain = CASES[name].build()
     slope = jnp.arange(1.0, domain.dim + 1)
     energy = dirichlet(domain, (domain.points @ slope + 3)[:, None])
-    # the slope along the roof: (1, 2) on the floor, (2, 3) on the wall
-    exact = {"surface": 5.0 + 13.0}.get(name, float(jnp.sum(slope**2)) * CASES[name].measure)
+    # the slope along the roof: (1, 2) on the floor, (2, 3) on the wall; along the branches: 1, 2 and 3
+    exact = {"surface": 5.0 + 13.0, "curve": 1.0 + 2 * 4.0 + 2 * 9.0}.get(
+        name, float(jnp.sum(slope**2)) * CASES[name].measure
+    )
     np.testing.assert_allclose(energy, exact, rtol=1e-12)
 
 
@@ -171,7 +183,7 @@ def test_inner_products_are_symmetric_bilinear_and_agree_with_the_norm(name):
         assert uv**2 <= uu * vv * (1 + 1e-5)
 
 
-@pytest.mark.parametrize("name", ["trapezoid", "padded", "two axes", "surface"])
+@pytest.mark.parametrize("name", ["trapezoid", "padded", "two axes", "surface", "volume", "curve", "sphere"])
 def test_h1_is_l2_plus_the_gradient(name):
     domain = CASES[name].build()
     u = values_on(domain)
@@ -202,7 +214,7 @@ def test_the_norm_of_nan_is_nan(space):
 
 @pytest.mark.sample(6)
 @pytest.mark.parametrize("scale", [2.0**-110, 2.0**-80, 2.0**80, 2.0**110])
-@pytest.mark.parametrize("name", ["padded", "two axes", "surface", "padded nodes"])
+@pytest.mark.parametrize("name", ["padded", "two axes", "surface", "volume", "sphere", "padded nodes"])
 def test_the_norm_scales_with_the_function_and_its_gradient_not_at_all(name, scale):
     domain = CASES[name].build()
     for space in domains.SPACES if name in WITH_NEIGHBOURS else ("L2",):
@@ -215,7 +227,7 @@ def test_the_norm_scales_with_the_function_and_its_gradient_not_at_all(name, sca
 
 
 @pytest.mark.parametrize("fill", [3e38, np.inf, np.nan])
-@pytest.mark.parametrize("name", ["padded", "padded nodes", "surface"])
+@pytest.mark.parametrize("name", ["padded", "padded nodes", "surface", "curve"])
 def test_the_norm_does_not_look_at_nodes_without_weight(name, fill):
     domain = CASES[name].build()
     space = "H1" if name in WITH_NEIGHBOURS else "L2"
@@ -351,7 +363,7 @@ def test_tilting_a_mesh_in_space_changes_no_norm():
     assert roof().dim == 3
 
 
-@pytest.mark.parametrize("name", ["uneven", "nodes", "random", "mesh", "surface"])
+@pytest.mark.parametrize("name", ["uneven", "nodes", "random", *MESHES])
 @pytest.mark.parametrize("extra", [0, 3])
 def test_padding_changes_no_integral_no_norm_and_no_gradient(name, extra):
     domain = CASES[name].build()
@@ -368,10 +380,10 @@ def test_padding_changes_no_integral_no_norm_and_no_gradient(name, extra):
     assert type(padded) is type(domain)
 
 
-@pytest.mark.parametrize("name", ["mesh", "surface"])
-def test_faces_of_the_padding_change_no_digit(name):
+@pytest.mark.parametrize("name", MESHES)
+def test_simplices_of_the_padding_change_no_digit(name):
     domain = CASES[name].build()
-    padded = domains.pad(domain, domain.size + 2, faces=domain.faces.shape[0] + 3)
+    padded = domains.pad(domain, domain.size + 2, **{domain.simplices_name: domain.simplices.shape[0] + 3})
     u = values_on(domain)
     filled = jnp.concatenate([u, jnp.full((2, 2), 1e3)])
     np.testing.assert_array_equal(norm(padded, filled, "H1"), norm(domain, u, "H1"))

@@ -114,7 +114,8 @@ def test_trees_hold_anything_and_come_back_whole(name):
     shapes = jax.eval_shape(lambda domain: domain, domain)
     assert [leaf.shape for leaf in jax.tree.leaves(shapes)] == [leaf.shape for leaf in leaves]
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(domain)]
-    assert all("weights" in path or "nodes" in path or "points" in path or "faces" in path for path in paths)
+    arrays = ("weights", "nodes", "points", "edges", "faces", "cells")
+    assert all(any(name in path for name in arrays) for path in paths)
     axes = jax.tree.map(lambda _: 0, domain)
     measures = jax.vmap(lambda domain: domain.measure, in_axes=(axes,))(domains.stack([domain, domain]))
     np.testing.assert_allclose(measures, 2 * [CASES[name].measure], rtol=1e-6)
@@ -182,6 +183,15 @@ def strip(n):
     return points, faces
 
 
+def fan(n, dtype):
+    """n − 2 points on an arc, and the tetrahedra between neighbours among them and a line."""
+    angle = np.linspace(0, 2, n - 2)
+    arc = np.stack([np.cos(angle), np.sin(angle), 0 * angle], axis=1)
+    start = np.arange(n - 3)
+    ends = np.full(n - 3, n - 2), np.full(n - 3, n - 1)
+    return np.concatenate([arc, [[0, 0, 0], [0, 0, 1]]]).astype(dtype), np.stack([start, start + 1, *ends], axis=1)
+
+
 BUILDERS = {
     "interval": lambda n, dtype: domains.interval(n),
     "box": lambda n, dtype: domains.box((n, 3), rule=("periodic", "midpoint")),
@@ -193,6 +203,12 @@ BUILDERS = {
     "triangle_mesh": lambda n, dtype: domains.pad(
         domains.triangle_mesh(strip(n)[0].astype(dtype), strip(n)[1]), 99, faces=99
     ),
+    "line_mesh": lambda n, dtype: domains.line_mesh(strip(n)[0].astype(dtype), strip(n)[1][:, :2]),
+    "tetrahedral_mesh": lambda n, dtype: domains.pad(domains.tetrahedral_mesh(*fan(n, dtype)), 99, cells=99),
+    "sphere": lambda n, dtype: domains.sphere(n, 3),
+    "icosphere": lambda n, dtype: domains.icosphere(n % 3),
+    "from_points": lambda n, dtype: domains.from_points(strip(n)[0].astype(dtype)),
+    "from_points in 3-D": lambda n, dtype: domains.from_points(np.random.default_rng(n).random((n, 3)).astype(dtype)),
     "stack": lambda n, dtype: domains.stack([domains.from_samples(np.arange(n).astype(dtype))] * 3),
     "partition": lambda n, dtype: domains.partition(domains.interval(2 * n), (2,)).subdomain((1,)),
     "decompose": lambda n, dtype: schwarz.decompose(domains.interval(n), 2, 1),
@@ -233,6 +249,12 @@ def test_built_on_the_host_and_traced_domains_are_the_same():
         "nodes": lambda p: domains.pad(domains.from_nodes(p, p[:, 0]), 12),
         "random": lambda p: domains.monte_carlo(p, 3.0),
         "mesh": lambda p: domains.pad(domains.triangle_mesh(p, faces), 12, faces=9),
+        "curve": lambda p: domains.pad(domains.line_mesh(p, faces[:, :2]), 12, edges=9),
+        "volume": lambda p: domains.pad(
+            domains.tetrahedral_mesh(jnp.stack([p[:, 0], p[:, 1], p[:, 0] * p[:, 1]], axis=1), [[0, 1, 2, 3]]),
+            12,
+            cells=2,
+        ),
         "stack": lambda p: domains.stack([domains.monte_carlo(p), domains.monte_carlo(2 * p)]),
     }
     for call in calls.values():

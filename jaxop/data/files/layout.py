@@ -45,12 +45,12 @@ def from_arrays(
     * one array (n_k,) per axis, in a list or tuple, or a single array (n,) in one dimension: a grid with
       trapezoid weights over the actual gaps, or, with ``rule``, evenly spaced nodes of that rule, from which its
       interval follows (spectral layers need ``"midpoint"`` or ``"periodic"``);
-    * (n, dim): nodes shared by all samples; with ``faces``, the vertices of a mesh of triangles;
+    * (n, dim): nodes shared by all samples; with ``faces``, the vertices of a mesh of triangles or tetrahedra;
     * (samples, n, dim), or (samples, n) in one dimension: nodes of each sample.
 
     Nodes in one dimension must increase, and get trapezoid weights. In more dimensions they have equal weights, with a
-    total measure of 1. ``weights`` replaces both. A vertex of a mesh weighs a third of its triangles.
-    Functions on nodes have shape (samples, n) or (samples, n, channels).
+    total measure of 1. ``weights`` replaces both. A vertex of a mesh weighs a third of its triangles, or a quarter of
+    its tetrahedra. Functions on nodes have shape (samples, n) or (samples, n, channels).
 
     **Which axes are the grid.** Coordinates or ``dim`` determine their number; one more axis holds channels. Without
     both, the two shapes decide. If one array has one axis more, or if only the last axes differ, the last axis
@@ -65,8 +65,8 @@ def from_arrays(
         weights: quadrature weights, shape (n,) or (samples, n), if the coordinates are not a grid of
             several axes.
         initial: data given at the first node, shape (samples, channels).
-        faces: triangles of a mesh as indices of coordinates from 0, shape (f, 3); see
-            `jaxop.domains.triangle_mesh`.
+        faces: triangles of a mesh as indices of coordinates from 0, shape (f, 3), see `jaxop.domains.triangle_mesh`;
+            or, in three dimensions, tetrahedra of shape (f, 4), see `jaxop.domains.tetrahedral_mesh`.
         dim: space dimension.
         rule: quadrature rule, one or one per axis; see `jaxop.domains.interval`.
         lower: lower corner of the box, 0 by default; only without coordinates.
@@ -247,7 +247,7 @@ def _located(coordinates: object, weights: object, rule: str | Sequence[str] | N
 
 
 def _mesh(coordinates: object, faces: object, weights: object, rule: str | Sequence[str] | None) -> Domain:
-    """Returns the mesh of triangles between coordinates that all samples share."""
+    """Returns the mesh of triangles or tetrahedra between coordinates that all samples share."""
     if weights is not None or rule is not None:
         raise ValueError(
             "faces already give weights, a third of the triangles at each vertex; leave out weights and rule, or faces."
@@ -260,15 +260,17 @@ def _mesh(coordinates: object, faces: object, weights: object, rule: str | Seque
             f"faces need coordinates of shape (n, 2) or (n, 3), the vertices that all samples share, got {received}; "
             "leave faces out if the coordinates are not vertices."
         )
-    triangles = np.asarray(faces)
-    if triangles.dtype.kind not in "iu" or triangles.ndim != 2 or triangles.shape[1] != 3:
+    corners = np.asarray(faces)
+    is_volume = vertices.shape[1] == 3 and corners.shape[1:] == (4,)
+    if corners.dtype.kind not in "iu" or corners.ndim != 2 or not (is_volume or corners.shape[1] == 3):
         raise ValueError(
-            f"faces must be integers of shape (f, 3), got {triangles.dtype} of shape {triangles.shape}; "
-            "leave faces out if they are not triangles."
+            f"faces must be integers of shape (f, 3), got {corners.dtype} of shape {corners.shape}; "
+            "leave faces out if they are not triangles, or tetrahedra of shape (f, 4) in three dimensions."
         )
     _check(np.isfinite(vertices), vertices, "coordinates", "must be finite")
     check_distinct(vertices, "coordinates", float_dtype())
-    return domains.triangle_mesh(vertices.astype(float_dtype()), triangles)
+    builder = domains.tetrahedral_mesh if is_volume else domains.triangle_mesh
+    return builder(vertices.astype(float_dtype()), corners)
 
 
 def _shared(nodes: np.ndarray, weights: object) -> Domain:

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxop.data.ragged import RaggedSamples
 from jaxop.data.samples import Samples
-from jaxop.domains import Domain, Grid, PointCloud, TriangleMesh
+from jaxop.domains import Domain, Grid, PointCloud, TetrahedralMesh, TriangleMesh
 from jaxop.domains.domain import check_domain
 from jaxop.domains.measure import trapezoid_weights
 from jaxop.domains.rules import is_named
@@ -109,8 +109,8 @@ def _described(domain: Domain) -> dict[str, Any]:
             for k, axis in enumerate(domain.axes)
         ):
             return nodes
-    if isinstance(domain, TriangleMesh) and not domain.is_batched:
-        return {"coordinates": np.asarray(domain.points), "faces": np.asarray(domain.faces)}
+    if isinstance(domain, TriangleMesh | TetrahedralMesh) and not domain.is_batched:
+        return {"coordinates": np.asarray(domain.points), "faces": np.asarray(domain.simplices)}
     if isinstance(domain, PointCloud):
         return {"coordinates": np.asarray(domain.points), "weights": np.asarray(domain.weights)}
     raise ValueError(

@@ -11,9 +11,8 @@ import numpy as np
 from jaxtyping import Array, Real
 
 from jaxop._validation import host_array, require
-from jaxop.domains import Domain, Grid, TetrahedralMesh, TriangleMesh
+from jaxop.domains import Domain, Grid, Mesh, TetrahedralMesh, TriangleMesh
 from jaxop.domains.domain import check_domain
-from jaxop.domains.mesh import Mesh
 
 _SIMPLICES = {2: "line", 3: "triangle", 4: "tetra"}  # by the number of corners
 _CELLS = {1: "line", 2: "quad", 3: "hexahedron"}  # of a grid, by its dimension

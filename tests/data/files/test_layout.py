@@ -210,6 +210,16 @@ def test_faces_make_a_mesh_of_the_coordinates():
             data.from_arrays(u, u, **({"coordinates": np.array(corners), "faces": faces} | settings))
 
 
+def test_faces_of_four_corners_in_space_make_a_volume():
+    corners, cells = np.eye(4, 3, dtype=np.float32), np.array([[3, 0, 1, 2]])
+    u = np.ones((3, 4), np.float32)
+    domain = data.from_arrays(u, u, corners, faces=cells).domain
+    assert type(domain) is domains.TetrahedralMesh
+    np.testing.assert_allclose(domain.weights, np.full(4, 1 / 24), rtol=1e-6)
+    with pytest.raises(ValueError, match=r"faces must be integers of shape \(f, 3\), got int64 of shape \(1, 4\)"):
+        data.from_arrays(u, u, corners[:, :2], faces=cells)
+
+
 STAMPS = 1.7e9 + np.arange(16.0)  # seconds: float32 holds every 128th
 FAR = 1e8 + np.random.default_rng(0).uniform(size=(16, 2))
 

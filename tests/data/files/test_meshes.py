@@ -3,6 +3,7 @@
 import os
 import sys
 
+import jax
 import meshio
 import numpy as np
 import pytest
@@ -101,6 +102,27 @@ def test_a_folder_is_as_many_samples_as_it_has_meshes(tmp_path):
     samples = read(tmp_path)
     assert [float(samples.sample(i).domain.measure) for i in range(3)] == pytest.approx([9, 4, 1])
     assert len(samples.take([2, 0])) == 2
+
+
+CELLS = {
+    "lines": [("line", np.array([[0, 1], [1, 2], [2, 3]])), ("line", np.array([[0, 1], [1, 2]]))],
+    "triangles": [("triangle", np.array([[0, 1, 3], [0, 2, 3]])), ("triangle", np.array([[0, 1, 2]]))],
+    "tetrahedra": [("tetra", TETRAHEDRA), ("tetra", np.array([[0, 2, 1, 4]]))],
+}
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_meshes_of_every_kind_form_batches(tmp_path, kind):
+    for name, n, cells in zip("ab", (8, 5), CELLS[kind], strict=True):
+        write(tmp_path / f"{name}.vtu", CUBE[:n], [cells])
+    samples = read(tmp_path)
+    batch = samples[[0, 1]]
+    for i in range(2):
+        alone, padded = samples.sample(i), jax.tree.map(lambda leaf, i=i: leaf[i], batch.domain)
+        assert type(padded) is type(alone.domain)
+        np.testing.assert_allclose(padded.integrate(batch.inputs[i]), alone.domain.integrate(alone.inputs), rtol=1e-12)
+        energies = [d.dirichlet(u, u) for d, u in ((padded, batch.inputs[i]), (alone.domain, alone.inputs))]
+        np.testing.assert_allclose(*energies, rtol=1e-12)
 
 
 @pytest.mark.usefixtures("unchecked")

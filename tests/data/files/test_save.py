@@ -49,6 +49,7 @@ DOMAINS = {
     ),
     "scattered": lambda: domains.from_nodes(U.reshape(18, 2)[:9], np.arange(9, dtype=np.float32)),
     "mesh": lambda: domains.triangle_mesh(U.reshape(18, 2)[:9] ** 2, np.arange(9).reshape(3, 3)),
+    "volume": lambda: domains.tetrahedral_mesh(U.reshape(12, 3)[:9] ** 3, [[0, 1, 2, 3]]),
     "scattered of each sample": lambda: domains.stack(
         [domains.monte_carlo(i + U.reshape(18, 2)[:9], measure=2.0) for i in range(4)]
     ),
