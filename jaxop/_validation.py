@@ -131,6 +131,11 @@ def warn_float64(array: object, argument: str) -> None:
         )
 
 
+def warn_user(message: str) -> None:
+    """Warns at the line of the user's program."""
+    warnings.warn(message, UserWarning, stacklevel=_levels_to_caller())
+
+
 def _levels_to_caller() -> int:
     """Returns the ``stacklevel`` with which a warning of the calling function names the line of the user's program."""
     level, frame = 1, sys._getframe(1)
@@ -307,10 +312,10 @@ def first_index(bad: object) -> int | tuple[int, ...]:
     return int(index[0]) if len(index) == 1 else tuple(int(i) for i in index)
 
 
-def require(module: str, purpose: str) -> ModuleType:
-    """Imports a package of the ``data`` extra; the error of a missing package says how to install it."""
+def require(module: str, purpose: str, *, extra: str = "data") -> ModuleType:
+    """Imports a package of an extra; the error of a missing package says how to install it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
         package = module.split(".")[0]
-        raise ImportError(f"{purpose} needs {package}; install it with: pip install 'jaxop[data]'") from error
+        raise ImportError(f"{purpose} needs {package}; install it with: pip install 'jaxop[{extra}]'") from error

@@ -21,6 +21,7 @@ import jaxop
 from jaxop.experiments import FileData, cli
 from jaxop.experiments import evaluate as evaluate_run
 from jaxop.experiments import export_model as export_run
+from jaxop.experiments import predict as predict_files
 from jaxop.experiments import train as train_experiment
 
 ROOT = Path(__file__).parent.parent
@@ -52,6 +53,12 @@ def evaluated(settings):
 def exported(run, to, **options):
     """An export. If the run is that of the reader, only the options are read."""
     return export_run(run, to, **options) if run.exists() else to
+
+
+def predicted(settings):
+    """Predictions. If the run is that of the reader, only the options are read."""
+    if settings.run.exists() and all(path.exists() for path in settings.files):
+        predict_files(settings)
 
 
 def run_python(example):
@@ -103,6 +110,7 @@ def test_code_and_commands_of_a_page_run(path, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(cli, "evaluate", evaluated)
     monkeypatch.setattr(cli, "export_model", exported)
+    monkeypatch.setattr(cli, "predict", predicted)
     evaluators = {
         "python": run_python,
         f'python title="{FILE}"': save_file,

@@ -45,6 +45,8 @@ EXTRAS = (
     "tensorboardX",
     "wandb",
     "sklearn",
+    "meshio",
+    "xarray",
 )
 
 

@@ -4,9 +4,10 @@ from jaxop.data.classification import ExampleBatch as ExampleBatch
 from jaxop.data.classification import Examples as Examples
 from jaxop.data.classification import text_windows as text_windows
 from jaxop.data.files.layout import from_arrays as from_arrays
-from jaxop.data.files.open import FORMATS as FORMATS
-from jaxop.data.files.open import read as read
+from jaxop.data.files.read import FORMATS as FORMATS
+from jaxop.data.files.read import read as read
 from jaxop.data.files.save import save as save
+from jaxop.data.files.write import write_fields as write_fields
 from jaxop.data.groups import Group as Group
 from jaxop.data.joined import join as join
 from jaxop.data.normalization import Statistics as Statistics

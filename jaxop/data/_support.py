@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxop.domains import Decomposed, Domain, TriangleMesh
+from jaxop.domains import Decomposed, Domain, Mesh
 
 
 def generator(seed: int, *index: int) -> np.random.Generator:
@@ -69,4 +69,4 @@ def checksum(parts: Iterable[ArrayLike]) -> int:
 
 def defining_arrays(domain: Domain | Decomposed) -> list[ArrayLike]:
     """Returns the arrays that tell a domain from others; those of a mesh determine its weights up to rounding."""
-    return jax.tree.leaves((domain.points, domain.faces) if isinstance(domain, TriangleMesh) else domain)
+    return jax.tree.leaves((domain.points, domain.simplices) if isinstance(domain, Mesh) else domain)

@@ -15,7 +15,7 @@ from jaxop.data._support import checksum, defining_arrays
 from jaxop.data.groups import Group
 from jaxop.data.sample import Sample
 from jaxop.data.samples import Batch, checked_indices
-from jaxop.domains import Domain, TriangleMesh, pad, stack
+from jaxop.domains import Domain, Mesh, pad, stack
 from jaxop.domains.builders import _can_be_padded, _describe
 
 
@@ -378,7 +378,7 @@ def _sizes(sample: Sample) -> tuple[int, int, int, int]:
 
 
 def _simplices(domain: Domain) -> int:
-    return domain.faces.shape[0] if isinstance(domain, TriangleMesh) else 0
+    return domain.simplices.shape[0] if isinstance(domain, Mesh) else 0
 
 
 def _checksums(sample: Sample) -> tuple[int, ...]:
@@ -394,4 +394,7 @@ def _stacked(domains: Sequence[Domain], size: int, simplices: int | None) -> Dom
     """Returns a stack of domains that are padded to one size, or equal in size if they cannot be padded."""
     if not _can_be_padded(domains[0]):
         return stack(domains)
-    return stack([pad(domain, size, faces=simplices) for domain in domains])
+    count: dict[str, Any] = {}
+    if isinstance(first := domains[0], Mesh) and simplices is not None:
+        count[first.simplices_name] = simplices
+    return stack([pad(domain, size, **count) for domain in domains])

@@ -16,6 +16,8 @@ from jaxop.experiments.plots import plot_learning_curves as plot_learning_curves
 from jaxop.experiments.plots import plot_on_domains as plot_on_domains
 from jaxop.experiments.plots import plot_predictions as plot_predictions
 from jaxop.experiments.plots import save_figure as save_figure
+from jaxop.experiments.prediction import Prediction as Prediction
+from jaxop.experiments.prediction import predict as predict
 from jaxop.experiments.problems import PROBLEMS as PROBLEMS
 from jaxop.experiments.problems import ControlledOdeData as ControlledOdeData
 from jaxop.experiments.problems import DarcyData as DarcyData

@@ -4,6 +4,7 @@
     jaxop train custom        your own arrays
     jaxop resume RUN          continue a run
     jaxop evaluate RUN        errors and pictures on other grids or files
+    jaxop predict RUN FILES   outputs for your own files, as files
     jaxop export-model RUN    the trained operator as a folder that others load
     jaxop plan NAME           memory, messages and time of a step on devices that you need not have
     jaxop list                experiments and operators
@@ -26,6 +27,7 @@ from jaxop.experiments.evaluation import evaluate
 from jaxop.experiments.experiment import first_line, load_recipe, ready_made
 from jaxop.experiments.export import export_model
 from jaxop.experiments.plan import plan, without_accelerator, write_json
+from jaxop.experiments.prediction import predict
 from jaxop.experiments.run import train
 
 _TRAIN = """Trains an operator and evaluates it on other grids.
@@ -53,6 +55,14 @@ _EVALUATE = """Evaluates a trained run on files or on other grids.
 
 Prints and saves relative L2 and H1 errors and the worst sample of every set, in physical units
 (RUN/evaluation/NAME.csv and .json), and pictures of the median and the worst sample (RUN/figures/)."""
+
+_PREDICT = """Predicts the outputs for the input functions in files, and writes them to files.
+
+    jaxop predict runs/wings new/*.vtu --to results
+    jaxop predict runs/mine b.npz
+
+A mesh gives a .vtu file with the same nodes and cells, which ParaView shows; any other file gives .npz. Outputs are in
+the units of the training data. The files need not have targets. Folders stand for the files in them."""
 
 _PLAN = """Compiles the training step of an experiment for a slice of TPUs that you need not have, and prints for one
 device the bytes of memory, the messages, the operations, and the least time of a step at the peak rates of the chip.
@@ -138,6 +148,12 @@ def _export_model(arguments: Sequence[str]) -> None:
     sys.stdout.write(f"model: {path}\n")
 
 
+def _predict(arguments: Sequence[str]) -> None:
+    settings = _options().of_prediction(arguments, prog="jaxop predict", description=_PREDICT)
+    terminal.tune_allocator()
+    predict(settings)
+
+
 def _plan(arguments: Sequence[str]) -> None:
     parser = _parser("jaxop plan", f"{_PLAN}\n\n{_listing('experiments', ready_made())}")
     name, others = _first(parser, "NAME", arguments)
@@ -163,6 +179,7 @@ _COMMANDS = {
     "train": _train,
     "resume": _resume,
     "evaluate": _evaluate,
+    "predict": _predict,
     "export-model": _export_model,
     "plan": _plan,
     "list": _list,

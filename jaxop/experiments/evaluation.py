@@ -25,15 +25,15 @@ class Evaluation:
 
     Attributes:
         run: the run directory.
-        data: files of samples, whose arrays have the names of the training file unless --inputs and
+        data: files or folders of samples, whose arrays have the names of the training file unless --inputs and
             --targets give others.
         grids: grids of a generated problem, by their names in the tables: 64 for Darcy flow, dt=0.01 or
             nodes=200 for trajectories.
         samples: number of samples of each set that are evaluated; None evaluates all.
         checkpoint: "best", "last" or the number of a step.
         name: prefix of the files that are written.
-        inputs: name of the input functions in the files; None means their name in the training file.
-        targets: name of the target functions in the files; None means their name in the training file.
+        inputs: name or names of the input functions in the files; None means their name in the training file.
+        targets: name or names of the target functions in the files; None means their name in the training file.
         external: allows HDF5 files to have their values in other files.
         experiment: file of your own experiment, if it defines the problem of the run; it is executed.
         cache: directory of generated data, which are kept by their parameters.
@@ -47,8 +47,8 @@ class Evaluation:
     samples: int | None = None
     checkpoint: str = "best"
     name: str = "evaluation"
-    inputs: str | None = None
-    targets: str | None = None
+    inputs: str | tuple[str, ...] | None = None
+    targets: str | tuple[str, ...] | None = None
     external: bool = False
     experiment: Path | None = None
     cache: Path = dataclasses.field(default_factory=default_cache)

@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar
 from jaxop import operators, training
 from jaxop.experiments.evaluation import Evaluation
 from jaxop.experiments.experiment import AnyExperiment, Experiment, Recipe
+from jaxop.experiments.prediction import Prediction
 from jaxop.experiments.problems import FileData
 from jaxop.experiments.record import recorded_experiment
 from jaxop.experiments.settings import OperatorSettings
@@ -104,6 +105,12 @@ def of_evaluation(arguments: Sequence[str], *, prog: str, description: str) -> E
     """Returns the settings of an evaluation from a command line; raises the errors of `parse`."""
     positional = (tyro.conf.PositionalRequiredArgs, tyro.conf.PositionalMetavarFromFieldName)
     return parse(Evaluation, arguments, prog=prog, description=description, config=positional)
+
+
+def of_prediction(arguments: Sequence[str], *, prog: str, description: str) -> Prediction:
+    """Returns the settings of predictions from a command line; raises the errors of `parse`."""
+    positional = (tyro.conf.PositionalRequiredArgs, tyro.conf.PositionalMetavarFromFieldName)
+    return parse(Prediction, arguments, prog=prog, description=description, config=positional)
 
 
 @dataclasses.dataclass(frozen=True)

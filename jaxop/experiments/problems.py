@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
-from scipy.spatial import Delaunay
 
 from jaxop import data, training
 from jaxop.data import RaggedSamples, Samples
-from jaxop.domains import Domain, Grid, triangle_mesh
+from jaxop.domains import Domain, Grid, from_points
 from jaxop.training._files import local_path
 
 _VALID, _TEST = 1_000_000, 2_000_000  # first sample numbers, so that sets never share samples
@@ -100,7 +99,7 @@ class DarcyData:
             test=self.at([str(grid) for grid in self.grids], cache),
         )
 
-    def at(self, grids: Sequence[str], cache: Path) -> dict[str, Samples]:
+    def at(self, grids: Sequence[str], cache: Path) -> dict[str, AnySamples]:
         """See `Problem`; a grid is called by its nodes along a side, scattered points ``points=3000``."""
         counts = {grid: self._points(grid) for grid in grids if not grid.isdecimal()}
         sides = [int(grid) for grid in grids if grid.isdecimal()]
@@ -117,7 +116,7 @@ class DarcyData:
             )
         return int(count)
 
-    def _sets(self, part: str, samples: int, first: int, grids: Sequence[int], cache: Path) -> dict[int, Samples]:
+    def _sets(self, part: str, samples: int, first: int, grids: Sequence[int], cache: Path) -> dict[int, AnySamples]:
         common = self._common(samples, first)
         paths = {r: cached(cache, f"darcy-{part}-{r}", common | {"resolution": r}) for r in grids}
         if missing := [r for r, path in paths.items() if not path.is_file()]:
@@ -125,14 +124,13 @@ class DarcyData:
                 data.save(paths[r], made)
         return {r: data.read(path) for r, path in paths.items()}
 
-    def _cloud(self, count: int, cache: Path) -> Samples:
+    def _cloud(self, count: int, cache: Path) -> AnySamples:
         """Returns the test samples on uniformly distributed points, joined by the Delaunay triangulation."""
         common = self._common(self.test_samples, _TEST)
         path = cached(cache, f"darcy-test-points-{count}", common | {"points": count})
         if not path.is_file():
             points = np.random.default_rng((self.seed, count)).random((count, 2), np.float32)
-            mesh = triangle_mesh(points, Delaunay(points).simplices)
-            data.save(path, data.darcy_on(domain=mesh, **common))
+            data.save(path, data.darcy_on(domain=from_points(points), **common))
         return data.read(path)
 
     def _common(self, samples: int, first: int) -> dict[str, Any]:
@@ -162,11 +160,11 @@ class _Trajectories:
             test=self.at(self.grids, cache),
         )
 
-    def at(self, grids: Sequence[str], cache: Path) -> dict[str, Samples]:
+    def at(self, grids: Sequence[str], cache: Path) -> dict[str, AnySamples]:
         """See `Problem`; the name of a sampling is ``dt=0.01``, or ``nodes=200`` for uneven times."""
         return {grid: self._set("test", self.test_samples, _TEST, grid, cache) for grid in grids}
 
-    def _set(self, part: str, samples: int, first: int, sampling: str, cache: Path) -> Samples:
+    def _set(self, part: str, samples: int, first: int, sampling: str, cache: Path) -> AnySamples:
         kind, _, value = sampling.partition("=")
         try:
             when = {"dt": float, "nodes": int}[kind](value)
@@ -237,21 +235,24 @@ class LorenzData(_Trajectories):
 
 @dataclasses.dataclass(frozen=True)
 class FileData:
-    """Arrays from .npz, HDF5 or MATLAB files: inputs and targets (samples, *grid) or (samples, *grid, channels).
+    """Files and folders that `jaxop.data.read` reads: arrays, meshes, samples with their own nodes, netCDF.
 
     Attributes:
-        train: file of the training samples; ``Path()`` leaves it to the command line.
+        train: file or folder of the training samples; ``Path()`` leaves it to the command line.
         operator: the operator to train, one of `jaxop.operators.CONFIGS`.
-        valid: file of the validation samples; None holds out a part of the training file.
-        test: files of the final evaluation, on any grids; without them, it uses the validation samples.
-        held_out: fraction of the training file that is held out for validation.
-        inputs: name of the input functions in the files.
-        targets: name of the target functions.
+        valid: file or folder of the validation samples; None holds out a part of the training samples.
+        test: files or folders of the final evaluation, on any grids; without them, it uses the validation samples.
+        held_out: fraction of the training samples that is held out for validation.
+        inputs: name of the input functions in the files, or several names whose channels follow each other.
+        targets: name or names of the target functions.
         coordinates: name of the coordinates, or one name per axis; used if the files have them, None ignores them.
         weights: name of the quadrature weights; used if the files have them, None ignores them.
         initial: name of the data given at the first node; used if the files have them, None ignores them.
         faces: name of the triangles of a mesh, whose vertices are the coordinates; used if the files have them,
             None ignores them.
+        offsets: name of the first row of each sample, if samples have their own nodes; used if the files have them,
+            None ignores them.
+        sample_dimension: dimension of netCDF that counts samples; None means the first one of the inputs.
         dim: space dimension, if the shapes do not determine it.
         rule: quadrature rule of the grid, one or one per axis: "midpoint", "periodic", "trapezoid", ...
         lower: lower corner of the box, if the files do not have coordinates.
@@ -268,12 +269,14 @@ class FileData:
     valid: Path | None = None
     test: tuple[Path, ...] = ()
     held_out: float = 0.1
-    inputs: str = "x"
-    targets: str = "y"
+    inputs: str | tuple[str, ...] = "x"
+    targets: str | tuple[str, ...] = "y"
     coordinates: tuple[str, ...] | None = ("coordinates",)
     weights: str | None = "weights"
     initial: str | None = "initial"
     faces: str | None = "faces"
+    offsets: str | None = "offsets"
+    sample_dimension: str | None = None
     dim: int | None = None
     rule: tuple[str, ...] | None = None
     lower: tuple[float, ...] | None = None
@@ -295,7 +298,7 @@ class FileData:
         """Raises ``ValueError``: files cannot be sampled on other grids."""
         raise ValueError("--grids belongs to generated problems; this run was trained on files: use --data.")
 
-    def files(self, paths: Sequence[Path]) -> dict[str, Samples]:
+    def files(self, paths: Sequence[Path]) -> dict[str, AnySamples]:
         """Returns the samples of each file, by the shortest names that distinguish them."""
         if repeated := [path for i, path in enumerate(paths) if path in paths[:i]]:
             raise ValueError(f"{repeated[0]} is given more than once; name every file once.")
@@ -303,7 +306,11 @@ class FileData:
         unique = len(set(names)) == len(names)
         return {path.name if unique else str(path): self._read(path) for path in paths}
 
-    def _read(self, path: Path) -> Samples:
+    def of_inputs(self, path: Path | Sequence[Path]) -> AnySamples:
+        """Returns the input functions of files that need not have targets, for which the inputs stand."""
+        return dataclasses.replace(self, targets=self.inputs)._read(path)
+
+    def _read(self, path: Path | Sequence[Path]) -> AnySamples:
         return data.read(
             path,
             inputs=self.inputs,
@@ -312,6 +319,8 @@ class FileData:
             weights=self.weights,
             initial=self.initial,
             faces=self.faces,
+            offsets=self.offsets,
+            sample_dimension=self.sample_dimension,
             dim=self.dim,
             rule=_single(self.rule),
             lower=_single(self.lower),
@@ -319,7 +328,7 @@ class FileData:
             external=self.external,
         )
 
-    def _split(self, samples: Samples) -> tuple[Samples, Samples]:
+    def _split(self, samples: AnySamples) -> tuple[AnySamples, AnySamples]:
         count = math.ceil(self.held_out * len(samples)) if 0 < self.held_out < 1 else 0
         if not 0 < count < len(samples):
             raise ValueError(

@@ -18,8 +18,9 @@ def describe(problem: Problem, config: OperatorConfig, train: AnySamples) -> dic
         settings |= {"train": problem.train.resolve(), "test": [path.resolve() for path in problem.test]}
         settings["valid"] = None if problem.valid is None else problem.valid.resolve()
         del settings["external"]  # a permission, which must be given each time
-        if problem.faces is None:  # runs of earlier versions do not have this field
-            del settings["faces"]
+        for name in ("faces", "offsets", "sample_dimension"):  # runs of earlier versions do not have these fields
+            if settings[name] is None:
+                del settings[name]
     domain = as_domain(input_domain(train), "train.domain")
     return {
         "problem": problem.name,

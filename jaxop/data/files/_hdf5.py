@@ -167,6 +167,19 @@ def others(path: Path, names: Collection[str]) -> tuple[list[str], bool]:
     return found, True
 
 
+def groups_with(path: Path, names: Collection[str]) -> list[str]:
+    """Returns the groups at the root of the file in which one of the names leads to a dataset of this file."""
+    h5py = require("h5py", f"reading {path}")
+    with opened(path) as file, reading(path, "HDF5", "the list of its groups"):
+        found = {name: _find_here(path, file["/"], name) for name in file["/"]}
+        return [
+            name
+            for name, group in found.items()
+            if isinstance(group, h5py.Group)
+            and any(isinstance(_find_here(path, group, n), h5py.Dataset) for n in names)
+        ]
+
+
 def _find_here(path: Path, group: Any, name: str) -> Any:
     """Returns the dataset or group at the end of a path, or None if the path leads nowhere or into another file."""
     with contextlib.suppress(FileError):

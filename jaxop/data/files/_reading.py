@@ -9,11 +9,15 @@ import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from jaxop._validation import closest
+
 _Errors = tuple[type[Exception], ...]
 _DAMAGE: dict[str, _Errors] = {  # the errors that libraries raise for damaged bytes
     ".npz": (OSError, EOFError, ValueError, KeyError, zlib.error, zipfile.BadZipFile),
     "HDF5": (OSError, RuntimeError, ValueError, KeyError),
     "MATLAB": (Exception,),  # scipy checks little, and raises for example IndexError or ZeroDivisionError
+    "mesh": (Exception,),  # so do the readers of meshio
+    "netCDF": (Exception,),
 }
 _UNSUPPORTED = (NotImplementedError, RuntimeError, TypeError)
 _CAUSES = {
@@ -72,6 +76,49 @@ def reading(path: Path, kind: str, part: str = "it") -> Iterator[None]:
             f"{path} ({kind}): {part} cannot be read here ({_summary(error)}); store plain arrays of numbers in a "
             "new file."
         ) from error
+
+
+@contextlib.contextmanager
+def naming(path: Path, names: str) -> Iterator[None]:
+    """Adds the name of the file to errors about its contents."""
+    try:
+        yield
+    except FileError:
+        raise
+    except MemoryError as error:
+        raise FileError(f"{path} ({names}): it does not fit into memory; store fewer samples in a file.") from error
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{path} ({names}): {error}") from error
+
+
+def first_bytes(path: Path, kind: str, formats: Sequence[str]) -> bytes:
+    """Returns the first bytes of a file.
+
+    Args:
+        path: the file.
+        kind: its format, a key of ``_DAMAGE``.
+        formats: suffixes of files that could be meant instead, if it does not exist.
+
+    Raises:
+        FileNotFoundError: if it does not exist; the message has similar names.
+        FileError: if it is not a file, or is empty.
+    """
+    with reading(path, kind):
+        exists, is_file = path.exists(), path.is_file()
+        start = b""
+        if is_file:
+            with path.open("rb") as file:
+                start = file.read(16)
+    if not exists:
+        folder = path.parent
+        near = [file.name for file in folder.iterdir() if file.suffix.lower() in formats] if folder.is_dir() else []
+        hint = closest(path.name, near) if near else f"the folder {folder} has no file that could be read."
+        raise FileNotFoundError(f"{path} does not exist; {hint}")
+    if not is_file:
+        raise FileError(f"{path} is not a file; give the path of a {path.suffix.lower()} file.")
+    if not start:
+        raise FileError(f"{path} is empty (0 bytes): whatever wrote it did not finish; write it again.")
+    return start
 
 
 def check_memory(path: Path, name: str, shape: Sequence[int], itemsize: int, *, axis: int = 0) -> None:

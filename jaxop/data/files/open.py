@@ -1,4 +1,4 @@
-"""Readers of the files of a user: .npz, HDF5 and MATLAB."""
+"""Files with named datasets: .npz, HDF5 and MATLAB."""
 
 import contextlib
 import dataclasses
@@ -6,7 +6,6 @@ import difflib
 import math
 import os
 import struct
-import warnings
 import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -14,14 +13,13 @@ from typing import IO, Any
 
 import numpy as np
 
-from jaxop._validation import closest, require
+from jaxop._validation import require, warn_user
 from jaxop.data.files import _hdf5
-from jaxop.data.files._reading import FileError, check_claim, check_memory, reading
-from jaxop.data.files.layout import from_arrays
-from jaxop.data.samples import ArraySource, Rows, Samples
+from jaxop.data.files._reading import FileError, check_claim, check_memory, first_bytes, reading
+from jaxop.data.samples import ArraySource, Rows
 
-FORMATS = (".npz", ".h5", ".hdf5", ".mat")
-"""Suffixes that `read` supports."""
+ARCHIVES = (".npz", ".h5", ".hdf5", ".mat")
+"""Suffixes of files with named datasets."""
 
 _SIGNATURES = {
     b"\x89HDF\r\n\x1a\n": "HDF5",
@@ -50,98 +48,8 @@ _MATLAB_OTHERS = {  # class: what it is, what to store
 _MATLAB_OBJECT = "an object of MATLAB (class {kind}); store a plain array of numbers"
 
 
-def read(
-    path: str | os.PathLike[str],
-    *,
-    inputs: str = "x",
-    targets: str = "y",
-    coordinates: str | Sequence[str] | None = "coordinates",
-    weights: str | None = "weights",
-    initial: str | None = "initial",
-    faces: str | None = "faces",
-    dim: int | None = None,
-    rule: str | Sequence[str] | None = None,
-    lower: float | Sequence[float] | None = None,
-    upper: float | Sequence[float] | None = None,
-    external: bool = False,
-) -> Samples:
-    """Pairs of functions from a file: .npz, HDF5 (.h5, .hdf5; read lazily), MATLAB (.mat, all versions).
-
-    The arrays have the meaning that they have in `from_arrays`. Names of datasets inside HDF5 groups are paths,
-    "run/a". Coordinates, weights, initial data and faces are optional. Datasets of the default names are used
-    if the file has them and they are not empty. A dataset of any other name must exist. None disables a dataset.
-    If there is one dataset of coordinates per axis, name them in a sequence, or call them coordinates_0,
-    coordinates_1, … in the file. A file written by `save` also holds its rule and box. A warning names the
-    datasets that are not read.
-
-    Inputs and targets in HDF5 stay in the file. It is opened again for every batch, and scanned once
-    in blocks for values that are not finite. Chunks that hold single samples are fastest. Every value must
-    have been written, because HDF5 would return fill values for the others. MATLAB files are read into memory.
-    Version 7.3 is HDF5 with reversed axes, which are put back in order. If MATLAB counts the indices of faces
-    from 1, they are converted to count from 0.
-
-    Args:
-        path: the file; its suffix must be one of `FORMATS`.
-        inputs: name of the input functions.
-        targets: name of the target functions.
-        coordinates: name or names of the coordinates.
-        weights: name of the quadrature weights of the nodes.
-        initial: name of the data given at the first node.
-        faces: name of the triangles of a mesh, whose vertices are the coordinates.
-        dim: space dimension, if the shapes do not determine it.
-        rule: quadrature rule of the grid, one or one per axis.
-        lower: lower corner of the box.
-        upper: upper corner of the box.
-        external: whether HDF5 may read from other files than this one, through external links, external
-            storage and virtual datasets.
-
-    Returns:
-        `Samples`.
-
-    Raises:
-        FileNotFoundError: if the file does not exist.
-        ImportError: if the format needs h5py or scipy, and it is not installed.
-        OSError: if the operating system does not allow reading the file, or another process writes it.
-        TypeError: if data are not real numbers.
-        ValueError: if the suffix is unknown; if the file is empty, truncated or of another type than its suffix; if a
-            dataset is missing (the message lists the datasets of the file); if an array is larger than the file or the
-            memory; if values were never written or are in other files; or for the reasons of `from_arrays`. Every
-            message names the file.
-
-    Example:
-        >>> import tempfile, numpy as np
-        >>> from jaxop import data
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     u = np.ones((10, 32, 32), np.float32)
-        ...     np.savez(folder + "/flow.npz", a=u, p=2 * u)
-        ...     samples = data.read(folder + "/flow.npz", inputs="a", targets="p")
-        >>> samples.inputs.shape, samples.domain.rules
-        ((10, 1024, 1), ('midpoint', 'midpoint'))
-    """
-    archive = _open(Path(path), external=external)
-    given: dict[str, Any] = {
-        default: archive.optional(name, default)
-        for name, default in ((weights, "weights"), (initial, "initial"), (faces, "faces"))
-    }
-    nodes = _coordinates(archive, coordinates)
-    if given["weights"] is not None:
-        given["weights"] = archive.vector(given["weights"])
-    if given["faces"] is not None and archive.is_matlab and isinstance(nodes, np.ndarray):
-        given["faces"] = _counted_from_zero(archive.path, given["faces"], len(nodes))
-    box = {"rule": rule, "lower": lower, "upper": upper}
-    if nodes is None and archive.kind == ".npz" and all(map(archive.has, box)):
-        written = {name: archive.source(name)[...].tolist() for name in box}
-        dim = len(written["lower"]) if dim is None and isinstance(written["lower"], list) else dim
-        box = {name: written[name] if value is None else value for name, value in box.items()}
-    u, v = archive.functions(inputs), archive.functions(targets)
-    with _naming(archive.path, f"inputs: {inputs!r}, targets: {targets!r}"):
-        samples = from_arrays(u, v, nodes, dim=dim, **box, **given)
-    archive.warn_of_unread()
-    return samples
-
-
 @dataclasses.dataclass(frozen=True)
-class _Archive:
+class Archive:
     """File with named datasets.
 
     Attributes:
@@ -176,11 +84,11 @@ class _Archive:
             return self.get(name)
         names, complete = self.others(())
         if not names:
-            raise ValueError(f"{self.path} ({self.kind}) holds no datasets, so {_shown(name)} is missing.")
+            raise ValueError(f"{self.path} ({self.kind}) holds no datasets, so {shown(name)} is missing.")
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-        hint = ": did you mean " + " or ".join(map(_shown, near)) + "?" if near else "."
+        hint = ": did you mean " + " or ".join(map(shown, near)) + "?" if near else "."
         raise ValueError(
-            f"{self.path} ({self.kind}) has no dataset {_shown(name)}; it has {_listed(names, complete)}{hint}"
+            f"{self.path} ({self.kind}) has no dataset {shown(name)}; it has {listed(names, complete)}{hint}"
         )
 
     def functions(self, name: str) -> ArraySource:
@@ -216,12 +124,10 @@ class _Archive:
         """Warns of the datasets that are not read."""
         unread, complete = self.others(self.read | self.left_out)
         if unread:
-            warnings.warn(
-                f"{self.path}: nothing reads {_listed(unread, complete)}, only {_listed(sorted(self.read), True)} are "
+            warn_user(
+                f"{self.path}: nothing reads {listed(unread, complete)}, only {listed(sorted(self.read), True)} are "
                 "read. If more datasets belong to the samples, name them by inputs, targets, coordinates, weights, "
-                "initial or faces.",
-                UserWarning,
-                stacklevel=3,
+                "initial or faces."
             )
 
 
@@ -241,22 +147,23 @@ def _check_real(path: Path, name: str, array: ArraySource) -> None:
     elif dtype.kind in "mM":
         holds = f"times ({dtype}); store them as numbers of seconds or days"
     elif dtype.names:
-        holds = f"records with the fields {_listed(dtype.names, True)}; store each field as a separate array"
+        holds = f"records with the fields {listed(dtype.names, True)}; store each field as a separate array"
     else:
         holds = f"dtype {dtype}; store a plain array of numbers"
     raise TypeError(f"{path}: dataset {name!r} must hold real numbers, but holds {holds}.")
 
 
-def _listed(names: Sequence[str], complete: bool) -> str:
+def listed(names: Sequence[str], complete: bool) -> str:
     """Returns the first names as text."""
-    return ", ".join(map(_shown, names[:_LISTED])) + ("" if complete and len(names) <= _LISTED else ", …")
+    return ", ".join(map(shown, names[:_LISTED])) + ("" if complete and len(names) <= _LISTED else ", …")
 
 
-def _shown(name: str) -> str:
+def shown(name: str) -> str:
+    """Returns a name as text, shortened if it is long."""
     return repr(name if len(name) <= _SHOWN else name[:_SHOWN] + "…")
 
 
-def _coordinates(archive: _Archive, names: str | Sequence[str] | None) -> np.ndarray | list[np.ndarray] | None:
+def coordinates_of(archive: Archive, names: str | Sequence[str] | None) -> np.ndarray | list[np.ndarray] | None:
     """Reads the coordinates of a file, an array or one array per axis; None if there are none."""
     if names is None or (isinstance(names, str) and not archive.has(names)):
         prefix, numbered = names or "coordinates", []
@@ -273,7 +180,7 @@ def _coordinates(archive: _Archive, names: str | Sequence[str] | None) -> np.nda
     return [archive.vector(archive.array(name)) for name in names]
 
 
-def _counted_from_zero(path: Path, faces: np.ndarray, count: int) -> np.ndarray:
+def counted_from_zero(path: Path, faces: np.ndarray, count: int) -> np.ndarray:
     """Converts the faces of a MATLAB file, whose indices are floating numbers and start at 1 if MATLAB made them."""
     index = faces.astype(np.int64)
     if (index != faces).any() or 0 in index or index.max() > count:
@@ -286,39 +193,31 @@ def _counted_from_zero(path: Path, faces: np.ndarray, count: int) -> np.ndarray:
     )
 
 
-def _open(path: Path, *, external: bool) -> _Archive:
-    suffix = path.suffix.lower()
-    if suffix not in FORMATS:
-        raise ValueError(
-            f"{path} has the suffix {path.suffix!r}, expected one of {', '.join(FORMATS)}; convert the file, or "
-            "read it yourself and pass the arrays to jaxop.data.from_arrays."
-        )
-    kind = {".npz": ".npz", ".mat": "MATLAB"}.get(suffix, "HDF5")
-    with reading(path, kind):
-        exists, is_file = path.exists(), path.is_file()
-        start = b""
-        if is_file:
-            with path.open("rb") as file:
-                start = file.read(16)
-    if not exists:
-        folder = path.parent
-        near = [file.name for file in folder.iterdir() if file.suffix.lower() in FORMATS] if folder.is_dir() else []
-        hint = closest(path.name, near) if near else f"the folder {folder} has no file that could be read."
-        raise FileNotFoundError(f"{path} does not exist; {hint}")
-    if not is_file:
-        raise FileError(f"{path} is not a file; give the path of a {suffix} file.")
-    if not start:
-        raise FileError(f"{path} is empty (0 bytes): whatever wrote it did not finish; write it again.")
+def open_archive(path: Path, *, formats: Sequence[str] = ARCHIVES, external: bool = False) -> Archive:
+    """Opens a file with named datasets.
+
+    Args:
+        path: the file, whose suffix is one of `ARCHIVES`.
+        formats: suffixes of files that could be meant instead, if it does not exist.
+        external: whether HDF5 may read from other files.
+
+    Raises:
+        FileNotFoundError: if it does not exist.
+        ImportError: if the format needs a package that is not installed.
+        ValueError: if it is empty, damaged or of another type than its suffix.
+    """
+    kind = {".npz": ".npz", ".mat": "MATLAB"}.get(path.suffix.lower(), "HDF5")
+    start = first_bytes(path, kind, formats)
     if kind == ".npz":
         return _open_npz(path, start)
     return _open_mat(path, start, external=external) if kind == "MATLAB" else _open_hdf5(path, start, external=external)
 
 
-def _open_npz(path: Path, start: bytes) -> _Archive:
+def _open_npz(path: Path, start: bytes) -> Archive:
     _check_type(path, start, start.startswith(b"PK"), ".npz")
     with reading(path, ".npz"), zipfile.ZipFile(path) as file:
         members = {member.removesuffix(".npy"): member for member in file.namelist()}
-    return _Archive(path, ".npz", members.__contains__, _others(members), lambda name: _NpzArray(path, name, members))
+    return Archive(path, ".npz", members.__contains__, _others(members), lambda name: _NpzArray(path, name, members))
 
 
 class _NpzArray:
@@ -357,7 +256,7 @@ class _NpzArray:
             yield file, archive.getinfo(self._member).file_size
 
 
-def _open_hdf5(path: Path, start: bytes, *, external: bool) -> _Archive:
+def _open_hdf5(path: Path, start: bytes, *, external: bool) -> Archive:
     require("h5py", f"reading {path}")
     with reading(path, "HDF5"):
         fits = _hdf5.has_signature(path)
@@ -369,10 +268,10 @@ def _open_hdf5(path: Path, start: bytes, *, external: bool) -> _Archive:
     def get(name: str) -> ArraySource:
         return _hdf5.Hdf5Array(path, name, external=external)
 
-    return _Archive(path, "HDF5", has, lambda names: _hdf5.others(path, names), get, is_lazy=True)
+    return Archive(path, "HDF5", has, lambda names: _hdf5.others(path, names), get, is_lazy=True)
 
 
-def _open_mat(path: Path, start: bytes, *, external: bool) -> _Archive:
+def _open_mat(path: Path, start: bytes, *, external: bool) -> Archive:
     if start.startswith(b"MATLAB 7.3"):
         require("h5py", f"reading {path} (MATLAB 7.3)")
 
@@ -383,7 +282,7 @@ def _open_mat(path: Path, start: bytes, *, external: bool) -> _Archive:
             found, complete = _hdf5.others(path, names)
             return [name for name in found if not name.startswith("#")], complete
 
-        return _Archive(path, "MATLAB 7.3", has, others, lambda name: _Mat73Array(path, name, external=external))
+        return Archive(path, "MATLAB 7.3", has, others, lambda name: _Mat73Array(path, name, external=external))
     io = require("scipy.io", f"reading {path}")
     # version 4 has no signature, and other files would pass for it
     _check_type(path, start, _signature(start) in (None, "MATLAB 5"), "MATLAB")
@@ -394,7 +293,7 @@ def _open_mat(path: Path, start: bytes, *, external: bool) -> _Archive:
     def get(name: str) -> ArraySource:
         return _MatArray(path, name, *variables[name], is_version_5=is_version_5)
 
-    return _Archive(path, "MATLAB", variables.__contains__, _others(variables), get)
+    return Archive(path, "MATLAB", variables.__contains__, _others(variables), get)
 
 
 class _MatArray:
@@ -479,16 +378,3 @@ def _check_type(path: Path, start: bytes, fits: bool, expected: str) -> None:
             f"{path} is not {expected} although its name says so: by its first bytes it is {detected}; "
             "give it the suffix of its type, or write it again."
         )
-
-
-@contextlib.contextmanager
-def _naming(path: Path, names: str) -> Iterator[None]:
-    """Adds the name of the file to errors about its contents."""
-    try:
-        yield
-    except FileError:
-        raise
-    except MemoryError as error:
-        raise FileError(f"{path} ({names}): it does not fit into memory; store fewer samples in a file.") from error
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{path} ({names}): {error}") from error

@@ -2,28 +2,33 @@
 
 import os
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxop.data.ragged import RaggedSamples
 from jaxop.data.samples import Samples
 from jaxop.domains import Domain, Grid, PointCloud, TetrahedralMesh, TriangleMesh
 from jaxop.domains.domain import check_domain
+from jaxop.domains.measure import trapezoid_weights
 from jaxop.domains.rules import is_named
 
 
-def save(path: str | os.PathLike[str], samples: Samples) -> None:
+def save(path: str | os.PathLike[str], samples: Samples | RaggedSamples) -> None:
     """Writes samples as .npz, from which `read` restores the same functions on the same nodes and weights.
 
     Functions are stored as ``x`` and ``y`` of shape (samples, *grid, channels). A grid is stored by its rule and box,
-    other nodes as ``coordinates`` with ``weights`` or ``faces``. Initial data are stored as ``initial``. The file
-    appears only when it is complete.
+    or by its nodes along each axis; other nodes as ``coordinates`` with ``weights`` or ``faces``. Initial data are
+    stored as ``initial``. If samples have their own nodes, arrays hold the nodes of all samples after each other, and
+    ``offsets`` the first row of each sample. The file appears only when it is complete.
 
     Args:
         path: the file to write, with suffix .npz. An existing file is replaced.
-        samples: a set whose targets are on the inputs' domain: a grid under rules, one-dimensional
-            given nodes, scattered nodes, or a mesh shared by all samples.
+        samples: a set whose targets are on the inputs' domain: a grid under rules or of given nodes with trapezoid
+            weights, one-dimensional given nodes, scattered nodes, a mesh shared by all samples, or a `RaggedSamples`
+            with such nodes.
 
     Raises:
         ValueError: if the suffix is not .npz, or the file cannot describe the domain.
@@ -39,6 +44,9 @@ def save(path: str | os.PathLike[str], samples: Samples) -> None:
     path = Path(path)
     if path.suffix.lower() != ".npz":
         raise ValueError(f"{path} has the suffix {path.suffix!r}; samples are written as .npz.")
+    if isinstance(samples, RaggedSamples):
+        _write(path, _rows(samples))
+        return
     if samples.at is not None:
         raise ValueError("samples have targets on another domain than inputs (at), which the file cannot describe.")
     domain = check_domain(samples.domain, "samples.domain")
@@ -49,6 +57,10 @@ def save(path: str | os.PathLike[str], samples: Samples) -> None:
     )
     if samples.initial is not None:
         arrays["initial"] = np.asarray(samples.initial[:])
+    _write(path, arrays)
+
+
+def _write(path: Path, arrays: Mapping[str, Any]) -> None:
     partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
     try:
         with partial.open("wb") as file:
@@ -56,6 +68,30 @@ def save(path: str | os.PathLike[str], samples: Samples) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _rows(samples: RaggedSamples) -> dict[str, Any]:
+    """Returns the arrays of all samples, one after another."""
+    parts: dict[str, list[Any]] = {}
+    offsets = [0]
+    for i in range(len(samples)):
+        one = samples.sample(i)
+        if one.at is not None:
+            raise ValueError("samples have targets on other nodes than inputs (at), which the file cannot describe.")
+        arrays = _described(one.domain)
+        if "coordinates" not in arrays:
+            raise ValueError(
+                f"the file cannot describe grids of samples of their own ({type(one.domain).__name__} of dimension "
+                f"{one.domain.dim}); convert them by jaxop.domains.from_nodes(domain.points, domain.weights)."
+            )
+        if "faces" in arrays:
+            arrays["faces"] = arrays["faces"] + offsets[-1]
+        arrays |= {"x": one.inputs, "y": one.targets}
+        arrays |= {} if one.initial is None else {"initial": np.asarray(one.initial)[None]}
+        for name, array in arrays.items():
+            parts.setdefault(name, []).append(array)
+        offsets.append(offsets[-1] + one.domain.size)
+    return {name: np.concatenate(arrays) for name, arrays in parts.items()} | {"offsets": np.array(offsets)}
 
 
 def _described(domain: Domain) -> dict[str, Any]:
@@ -67,6 +103,12 @@ def _described(domain: Domain) -> dict[str, Any]:
         if domain.dim == 1 and domain.has_given_nodes:
             axis = domain.axes[0]
             return {"coordinates": np.asarray(axis.nodes)[..., None], "weights": np.asarray(axis.weights)}
+        nodes = {f"coordinates_{k}": np.asarray(axis.nodes) for k, axis in enumerate(domain.axes)}
+        if not domain.is_batched and all(
+            np.array_equal(axis.weights, trapezoid_weights(nodes[f"coordinates_{k}"]))
+            for k, axis in enumerate(domain.axes)
+        ):
+            return nodes
     if isinstance(domain, TriangleMesh | TetrahedralMesh) and not domain.is_batched:
         return {"coordinates": np.asarray(domain.points), "faces": np.asarray(domain.simplices)}
     if isinstance(domain, PointCloud):

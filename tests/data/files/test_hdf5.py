@@ -17,7 +17,7 @@ import scipy.sparse
 
 from jaxop import data
 from jaxop.data.files import _hdf5, _reading
-from jaxop.data.files import open as readers
+from jaxop.data.files import read as readers
 from tests.data.files.cases import FORMATS, U, V, refuse, write_hdf5, write_mat, write_npz
 
 

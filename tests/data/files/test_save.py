@@ -87,3 +87,36 @@ def test_what_cannot_be_saved_is_refused_and_leaves_nothing(tmp_path):
         with pytest.raises(ValueError, match=message):
             data.save(tmp_path / path, samples)
     assert not list(tmp_path.iterdir())
+
+
+def test_grids_of_given_nodes_are_read_back(tmp_path):
+    first, second = np.array([0.0, 1.0, 3.0], np.float32), np.array([0.0, 0.5, 2.0], np.float32)
+    samples = data.from_arrays(U, V, [first, second])
+    data.save(tmp_path / "set.npz", samples)
+    again = data.read(tmp_path / "set.npz")
+    for ours, theirs in zip(jax.tree.leaves(again.domain), jax.tree.leaves(samples.domain), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+OWN_NODES = {
+    "scattered": lambda n: domains.from_nodes(U.reshape(18, 2)[:n], np.arange(n, dtype=np.float32)),
+    "times": lambda n: domains.pad(domains.from_samples([0.0, 0.5, 2.0]), n),
+    "meshes": lambda n: domains.triangle_mesh(U.reshape(18, 2)[:n] ** 2, np.arange(n - n % 3).reshape(-1, 3)),
+}
+
+
+@pytest.mark.parametrize("name", OWN_NODES)
+def test_samples_with_their_own_nodes_are_read_back(tmp_path, name):
+    given = [
+        data.Sample(np.full((n, 2), n, np.float32), V.reshape(-1, 1)[:n], OWN_NODES[name](n), initial=np.float32([n]))
+        for n in (7, 4, 6)
+    ]
+    data.save(tmp_path / "set.npz", data.RaggedSamples(given))
+    again = data.read(tmp_path / "set.npz")
+    for i, one in enumerate(given):
+        same = again.sample(i)
+        assert type(same.domain) is type(one.domain)
+        for field in ("inputs", "targets", "initial"):
+            np.testing.assert_array_equal(getattr(same, field), getattr(one, field))
+        for ours, theirs in zip(jax.tree.leaves(same.domain), jax.tree.leaves(one.domain), strict=True):
+            np.testing.assert_array_equal(ours, theirs)

@@ -1,0 +1,189 @@
+"""Predictions of a trained run for the input functions in files, written to files."""
+
+import contextlib
+import dataclasses
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jaxop import data, operators, training
+from jaxop.data import RaggedSamples, Sample
+from jaxop.data.files.meshes import MESHES
+from jaxop.data.files.on_demand import files_of
+from jaxop.data.files.open import open_archive
+from jaxop.experiments.problems import AnySamples, FileData, check_directory, grid_name
+from jaxop.experiments.record import recorded_problem
+from jaxop.experiments.settings import prepared
+from jaxop.experiments.terminal import make_console
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """Settings of predictions.
+
+    Attributes:
+        run: the run directory.
+        files: files or folders with input functions, as `jaxop.data.read` takes them. They need not have targets.
+        to: folder of the results; None means RUN/predictions.
+        checkpoint: "best", "last" or the number of a step.
+        inputs: name or names of the input functions in the files; None means their name in the training file.
+        external: allows HDF5 files to have their values in other files.
+    """
+
+    run: Path
+    files: tuple[Path, ...]
+    to: Path | None = None
+    checkpoint: str = "best"
+    inputs: str | tuple[str, ...] | None = None
+    external: bool = False
+
+
+def predict(settings: Prediction, *, console: "Console | None" = None) -> list[Path]:
+    """Writes the outputs of the operator for the input functions in files, in the units of the training data.
+
+    A mesh becomes a .vtu file of the same nodes and cells, with the outputs as point data under the names of the
+    targets; if there are several names but another number of channels, one array holds all channels. An .npz file of
+    one sample becomes an .npz file of `jaxop.data.write_fields`. A file of several samples becomes an .npz file of
+    `jaxop.data.save`, in which ``y`` holds the outputs. Every result has the name of its input.
+
+    Args:
+        settings: the run, the files, the folder of the results.
+        console: destination of one line for each file; None writes to stdout.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        ValueError: if there are no files, two results would have the same name, a result would replace an input, or the
+            operator cannot run on a file.
+        FileNotFoundError: if the run, the checkpoint or a file does not exist.
+        ImportError: if a package of the extra ``scripts`` is not installed.
+    """
+    run = training.load_run(settings.run)
+    problem = recorded_problem(run)
+    if not isinstance(problem, FileData):
+        problem = FileData(Path("samples.npz"))
+    names = {"external": settings.external} | ({} if settings.inputs is None else {"inputs": settings.inputs})
+    problem = dataclasses.replace(problem, **names)
+    singles, sets = _sorted(settings.files, problem)
+    folder = settings.run / "predictions" if settings.to is None else settings.to
+    results = _results(folder, singles, sets)
+    checkpoint = int(settings.checkpoint) if settings.checkpoint.isdecimal() else settings.checkpoint
+    model = run.model(checkpoint=checkpoint)
+    console = make_console() if console is None else console
+    check_directory("--to", folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    count = 0
+
+    def report(source: Path, samples: str) -> None:
+        nonlocal count
+        count += 1
+        console.print(f"{count}/{len(results)} {source} ({samples}): {results[source]}", soft_wrap=True)
+
+    for kind in (MESHES, (".npz",)):
+        if paths := [path for path in singles if path.suffix.lower() in kind]:
+            samples = _inputs(problem, paths)
+            for i, (path, output) in enumerate(zip(paths, _outputs(model, paths[0], samples), strict=True)):
+                data.write_fields(results[path], samples.sample(i).domain, _named(output, problem.targets))
+                report(path, f"{len(output)} nodes")
+    for path in sets:
+        samples = _inputs(problem, path)
+        outputs = _outputs(model, path, samples)
+        data.save(results[path], _with_targets(samples, outputs))
+        report(path, f"{len(samples)} samples, {grid_name(samples)}")
+    return list(results.values())
+
+
+def _sorted(files: Sequence[Path], problem: FileData) -> tuple[list[Path], list[Path]]:
+    """Returns files of single samples, those of folders included, and files of several samples.
+
+    If a run was trained on a folder, .npz files without offsets hold one sample.
+    """
+    has_single_files = problem.train.suffix.lower() not in data.FORMATS
+    if not files:
+        raise ValueError("there is nothing to predict; name at least one file or folder of input functions.")
+    singles, sets = [], []
+    for path in files:
+        suffix = path.suffix.lower()
+        if path.is_dir() and suffix not in data.FORMATS:
+            found = files_of(path, (*MESHES, ".npz"))
+            if not found:
+                raise ValueError(f"{path} has no files of single samples ({', '.join(MESHES)} or .npz).")
+            singles += found
+        else:
+            is_single = suffix in MESHES or (
+                suffix == ".npz"
+                and has_single_files
+                and (problem.offsets is None or not open_archive(path, formats=data.FORMATS).has(problem.offsets))
+            )
+            (singles if is_single else sets).append(path)
+    return singles, sets
+
+
+def _results(folder: Path, singles: Sequence[Path], sets: Sequence[Path]) -> dict[Path, Path]:
+    """Returns the file of the result of each file."""
+    results: dict[Path, Path] = {}
+    sources: dict[Path, Path] = {}
+    for path in [*singles, *sets]:
+        result = folder / f"{path.stem}{'.vtu' if path.suffix.lower() in MESHES else '.npz'}"
+        if result in sources:
+            raise ValueError(f"{sources[result]} and {path} would both be written to {result}; rename one of them.")
+        if result.exists() and path.exists() and result.samefile(path):
+            raise ValueError(f"{result} would replace the file of the inputs; give another folder by --to.")
+        results[path], sources[result] = result, path
+    return results
+
+
+def _inputs(problem: FileData, path: Path | Sequence[Path]) -> AnySamples:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*nothing reads")  # such as targets
+        return problem.of_inputs(path)
+
+
+def _outputs(model: operators.Standardized, path: Path, samples: AnySamples) -> Sequence[np.ndarray]:
+    """Returns the outputs for each sample, (k, channels)."""
+    for what, expected, received in (
+        ("dimensions", model.config.dim, samples.dim),
+        ("input channels", model.config.in_channels, samples.in_channels),
+    ):
+        if expected != received:
+            raise ValueError(
+                f"{path} ({grid_name(samples)}) has {received} {what}, but the operator was made for {expected}; take "
+                "data of the kind it is trained on."
+            )
+    with _named_in_errors(path, samples):
+        ready = prepared({str(path): samples}, model.config)[str(path)]
+        return list(training.predict(model, ready, batch_size=min(16, len(samples))))
+
+
+@contextlib.contextmanager
+def _named_in_errors(path: Path, samples: AnySamples) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, TypeError, NotImplementedError) as error:
+        if str(path) in str(error):
+            raise
+        raise type(error)(f"{path} ({grid_name(samples)}): {error}") from error
+
+
+def _with_targets(samples: AnySamples, outputs: Sequence[np.ndarray]) -> AnySamples:
+    if not isinstance(samples, RaggedSamples):
+        return dataclasses.replace(samples, targets=np.stack(outputs))
+    pairs = (samples.sample(i) for i in range(len(samples)))
+    return RaggedSamples(
+        [Sample(one.inputs, out, one.domain, initial=one.initial) for one, out in zip(pairs, outputs, strict=True)]
+    )
+
+
+def _named(output: np.ndarray, targets: str | Sequence[str]) -> Mapping[str, np.ndarray]:
+    """Returns the channels of the outputs by the names of the targets."""
+    names = (targets,) if isinstance(targets, str) else tuple(targets)
+    if len(names) == output.shape[1]:
+        return dict(zip(names, output.T, strict=True))
+    return {"+".join(names): output}
