@@ -50,7 +50,7 @@ def choose(sizes: Int[np.ndarray, "s a"], *, batch_size: int, most: int) -> list
         added = np.where(allowed, _added_padding(largest, counts), np.inf)
         i, j = divmod(int(np.argmin(added)), len(members))
         padded = counts @ rounded(largest).sum(axis=-1) + added[i, j]
-        if not must and sizes.sum() < (1 - _PADDING) * padded:
+        if not must and added[i, j] > 0 and sizes.sum() < (1 - _PADDING) * padded:
             break
         united = np.union1d(members[i], members[j])
         members = [part for k, part in enumerate(members) if k not in (i, j)] + [united]

@@ -49,7 +49,7 @@ def groups_of(source: DataSource, batch_size: int, argument: str) -> Sequence[Gr
 
     Raises:
         TypeError: if the method does not return groups.
-        ValueError: if an item is in two groups or in no group.
+        ValueError: if an item is in two groups or in no group, or two groups have one name.
     """
     method: Callable[[int], Sequence[Group]] | None = getattr(source, "groups", None)  # optional in a DataSource
     if method is None:
@@ -62,6 +62,9 @@ def groups_of(source: DataSource, batch_size: int, argument: str) -> Sequence[Gr
                 f"{argument}.groups({batch_size})[{i}] has {len(group.indices)} indices for a source of "
                 f"{len(group.source)} items; give one index per item."
             )
+    if len({group.name for group in groups}) < len(groups):
+        names = [group.name for group in groups]
+        raise ValueError(f"{argument}.groups({batch_size}) must return groups with different names, got {names}.")
     numbers = np.concatenate([group.indices for group in groups] or [np.zeros(0, int)])
     if not np.array_equal(np.sort(numbers), np.arange(len(source))):
         raise ValueError(

@@ -98,8 +98,7 @@ def write_report(
     count = mesh.model * (mesh.data or max(1, jax.process_count() // mesh.model))
     figures: dict[str, Callable[[], Figure]] = {}
     for (label, samples), file in zip(sets.items(), file_names(sets), strict=True):
-        nodes = samples.target_sizes.max() if isinstance(samples, RaggedSamples) else samples.target_domain.size
-        size = count * max(1, min(16, _EVALUATION_NODES // int(nodes)) // count)
+        size = count * max(1, min(16, _EVALUATION_NODES // _most_nodes(samples)) // count)
         errors = training.evaluate(model, samples, batch_size=size, mesh=mesh.make(size))
         shown = {"median": middle(errors.l2), "worst": int(np.argmax(errors.l2))}
         row: Row = {
@@ -148,6 +147,13 @@ def write_report(
         console.print(f"table: {run.directory / 'evaluation' / name}.csv and .json", soft_wrap=True)
         console.print(f"pictures: {run.directory / 'figures'}/", soft_wrap=True)
     return rows
+
+
+def _most_nodes(samples: AnySamples) -> int:
+    """Returns the number of nodes of a target, the largest with padding if each sample has its own nodes."""
+    if isinstance(samples, RaggedSamples):
+        return max(max(bucket.nodes, bucket.at_nodes or 0) for bucket in samples.buckets)
+    return samples.target_domain.size
 
 
 def middle(errors: np.ndarray) -> int:

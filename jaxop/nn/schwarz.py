@@ -122,7 +122,10 @@ class SchwarzAttentionConfig:
                 or for the reasons of `jaxop.schwarz.decompose`.
         """
         if as_domain(domain, "domain").is_batched:
-            raise ValueError("Schwarz attention needs one domain for all samples, got a stack; pass each sample alone.")
+            raise ValueError(
+                "Schwarz attention needs one domain for all samples, got a stack; pass each sample alone, or use "
+                "attention on the whole domain (schwarz=None) or a LatentNeuralOperator, which take a domain for each."
+            )
         if isinstance(domain, Decomposition):
             if self.coarse is not None and domain.coarse is None:
                 raise ValueError(

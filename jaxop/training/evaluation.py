@@ -265,7 +265,7 @@ def predict(
     for index, output in zip(items, outputs, strict=True):
         for i, one in zip(index, output, strict=False):
             found[i] = one
-    for group in groups_of(samples, batch_size, "samples"):
+    for group in groups_of(samples, 1, "samples"):
         if group.sizes is not None:
             for i, size in zip(group.indices, group.sizes, strict=True):
                 found[i] = found[i][:size]
@@ -277,7 +277,7 @@ def trace_errors(
 ) -> None:
     """Traces the program of `mean_errors`, which raises at once if the model cannot run on the set."""
     graphdef, params, other = split_model(model, train=False)
-    for group in groups_of(source, batch_size, argument):
+    for group in groups_of(source, 1, argument):
         _, batch = next(_batches_of(group, batch_size, argument, None))
         if loss is not None:
             _losses.eval_shape(loss, graphdef, None, params, other, batch)
@@ -326,9 +326,7 @@ def _mean_losses(
     check_size(batch_size, "batch_size")
     graphdef, params, other = _split_for_evaluation(model, mesh)
     totals: dict[str, float] = {}
-    starts = [
-        (g.source, i) for g in groups_of(source, batch_size, argument) for i in range(0, len(g.source), batch_size)
-    ]
+    starts = [(g.source, i) for g in groups_of(source, 1, argument) for i in range(0, len(g.source), batch_size)]
     for part, start in starts:
         index = np.arange(start, min(start + batch_size, len(part)))
         # a last batch that the devices cannot share evenly is computed on all of them
@@ -369,7 +367,7 @@ def _batches(
     samples: DataSource, batch_size: int, argument: str, mesh: Mesh | None
 ) -> Iterator[tuple[np.ndarray, Tree]]:
     """Yields batches, each from one group, with the numbers of their items; copies of items may follow these."""
-    for group in groups_of(samples, batch_size, argument):
+    for group in groups_of(samples, 1, argument):
         yield from _batches_of(group, batch_size, argument, mesh)
 
 

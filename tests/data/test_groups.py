@@ -74,5 +74,9 @@ def test_a_group_smaller_than_a_batch_is_refused():
     check_drawable(groups, 2, "train")
     with pytest.raises(ValueError, match=r"train has a group of 2 items \(part 1\), fewer than batch_size=3"):
         check_drawable(groups, 3, "train")
+    one_name = [data.Group(group.indices, group.source, "all") for group in groups]
+    source = type("Same", (Two,), {"groups": lambda self, size: one_name})()
+    with pytest.raises(ValueError, match=r"train\.groups\(2\) must return groups with different names"):
+        groups_of(source, 2, "train")
     with pytest.raises(TypeError, match=r"train\.groups\(1\)\[0\] must be a data\.Group"):
         groups_of(type("Wrong", (Two,), {"groups": lambda self, size: [[0, 1, 2, 3, 4]]})(), 1, "train")
