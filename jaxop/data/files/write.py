@@ -70,11 +70,12 @@ def write_fields(
     partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
     try:
         if path.suffix.lower() == ".npz":
-            nodes: dict[str, Any] = _arrays(domain)
+            nodes = _arrays(domain)
             if taken := [name for name in arrays if name in (*nodes, "file", "allow_pickle")]:
                 raise ValueError(f"fields[{taken[0]!r}] has a name that .npz needs; give it another name.")
+            every: dict[str, Any] = {**nodes, **arrays}
             with partial.open("wb") as file:
-                np.savez(file, **(nodes | arrays))
+                np.savez(file, **every)
         else:
             _write_vtu(partial, domain, arrays)
         partial.replace(path)

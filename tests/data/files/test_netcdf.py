@@ -5,11 +5,10 @@ import sys
 
 import numpy as np
 import pytest
+import xarray
 
 from jaxop import data
 from tests.data.files.cases import refuse
-
-xarray = pytest.importorskip("xarray")
 
 X, Y = np.array([0.0, 1.0, 3.0]), np.array([0.0, 0.5, 1.0, 1.5])
 U = np.arange(2 * 3 * 4, dtype=np.float32).reshape(2, 3, 4)
