@@ -149,8 +149,12 @@ class LocalThenGlobal(nnx.Module):
     """
 
     def __init__(self, local: Callable[..., Array], attention: Callable[..., Array]):
-        for module in (local, attention):
-            check_attention(module)
+        check_attention(attention)
+        if not callable(local) or isinstance(local, type):
+            raise TypeError(
+                "local must be a module that is called as local(x, domain), such as nn.LocalAverageConfig().make(width, "
+                f"heads, rngs=rngs), got {local!r}."
+            )
         self.local = local
         self.attention = attention
 
