@@ -17,6 +17,7 @@ def layers():
     rngs = nnx.Rngs(0)
     local = nn.LocalAverageConfig(radius=0.1).make(4, 2, rngs=rngs)
     local.log_radius[...] = jnp.log(jnp.asarray(RADII))
+    local.value.kernel[...] = jnp.asarray(np.random.default_rng(1).normal(size=(4, 4)).astype(np.float32))
     return nn.LocalThenGlobal(local, nn.LatentAttention(4, 2, latents=3, rngs=rngs))
 
 
@@ -39,6 +40,12 @@ def test_values_are_averaged_by_head_before_the_attention():
         np.testing.assert_allclose(shared[i], expected(x[i], clouds[0]), atol=1e-6)
         np.testing.assert_allclose(own[i], expected(x[i], clouds[i]), atol=1e-6)
     assert np.abs(own[1] - shared[1]).max() > 1e-4
+
+
+def test_training_starts_at_the_attention_alone():
+    layer = nn.LocalThenGlobal(nn.LocalAverageConfig().make(4, 2, rngs=nnx.Rngs(0)), lambda x, weights: x)
+    x, domain = jnp.ones((1, 5, 4)), domains.interval(5)
+    np.testing.assert_array_equal(layer(x, domain.weights, domain=domain), x)
 
 
 @pytest.mark.parametrize(
