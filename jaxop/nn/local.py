@@ -65,7 +65,7 @@ class LocalAverageConfig:
 class LocalAverage(nnx.Module):
     """u ↦ ∫ κ((y−x)/r) V u(y) dy / ∫ κ((y−x)/r) dy with κ(z) = exp(−|z|²/2), per head, by `local_averages`.
 
-    V is affine and starts at 0. Every head has its own r, which is trained. r is a length, so that the module is the same
+    V is affine and starts at 0. Every head trains its own r. r is a length, so that the module is the same
     operator on any nodes, unlike a convolution of pixels, whose reach shrinks with them.
 
     Args:

@@ -34,6 +34,7 @@ SECTIONS = {
     "machines": Command("benchmarks.machines", "binary kernel machines against scikit-learn, and large ones"),
     "schwarz": Command("benchmarks.schwarz", "two-level Schwarz operators against global low rank"),
     "two-level": Command("benchmarks.two_level", "layers of Schwarz attention against global attention"),
+    "latent": Command("benchmarks.latent", "latent attention and a latent grid against plain jnp"),
     "scale": Command("benchmarks.scale", "training steps on several devices and, ahead of time, on slices of TPUs"),
 }
 """The tables."""

@@ -10,6 +10,7 @@ from benchmarks import (
     fourier,
     kernels,
     large,
+    latent,
     machines,
     patches,
     programs,
@@ -33,9 +34,10 @@ SMALL = {
         points=8, listed_points=30, observed=300, landmarks=(8,), dense_points=12, repeats=1
     ),
     "schwarz": lambda: schwarz.main(powers=(4, 5), repeats=1),
+    "latent": lambda: latent.main(nodes=(32,), heads=2, depth=4, latents=4, repeats=1),
     "two-level": lambda: two_level.main(sides=(32, 48), repeats=1, global_nodes=0),
 }
-ROWS = {"large": 3, "kernels": 3, "fourier": 3, "machines": 5, "schwarz": 2, "two-level": 2}
+ROWS = {"large": 3, "kernels": 3, "fourier": 3, "machines": 5, "schwarz": 2, "two-level": 2, "latent": 3}
 
 
 @pytest.mark.study
@@ -63,6 +65,12 @@ def test_the_obvious_code_computes_the_same():
     np.testing.assert_allclose(fourier.attend(q, k, v), fourier.obvious(q, k, v), rtol=1e-4, atol=1e-5)
     matrix = np.moveaxis(fourier.matrix(q, k), 1, -1)
     np.testing.assert_allclose(matrix, fourier.obvious_matrix(q, k), rtol=1e-4)
+
+
+def test_the_formulas_of_latent_attention_compute_the_same_with_equal_weights():
+    latents, key, value = 0.5 * np.random.default_rng(0).normal(size=(3, 64, 2, 4)).astype(np.float32)
+    for ours, theirs in latent.functions(np.full(64, 1 / 64, np.float32), 16, 2).values():
+        np.testing.assert_allclose(ours(latents[:16], key, value), theirs(latents[:16], key, value), atol=1e-4)
 
 
 def test_the_gradient_of_a_program_is_with_respect_to_its_operands():
