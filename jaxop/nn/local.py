@@ -65,8 +65,8 @@ class LocalAverageConfig:
 class LocalAverage(nnx.Module):
     """u ↦ ∫ κ((y−x)/r) V u(y) dy / ∫ κ((y−x)/r) dy with κ(z) = exp(−|z|²/2), per head, by `local_averages`.
 
-    V is affine, and every head has its own r, which is trained. r is a length, so that the module is the same operator
-    on any nodes, unlike a convolution of pixels, whose reach shrinks with them.
+    V is affine and starts at 0. Every head trains its own r. r is a length, so that the module is the same
+    operator on any nodes, unlike a convolution of pixels, whose reach shrinks with them.
 
     Args:
         width: channels d.
@@ -102,6 +102,7 @@ class LocalAverage(nnx.Module):
     ):
         self.heads = check_heads(width, heads)
         self.value = Linear(width, width, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.value.kernel[...] = jnp.zeros_like(self.value.kernel[...])  # a random start learns less in equal steps
         self.log_radius = nnx.Param(jnp.full(heads, math.log(radius), param_dtype))
 
     def __call__(self, x: Float[Array, "b n d"], domain: Domain | Decomposed) -> Float[Array, "b n d"]:
@@ -149,8 +150,12 @@ class LocalThenGlobal(nnx.Module):
     """
 
     def __init__(self, local: Callable[..., Array], attention: Callable[..., Array]):
-        for module in (local, attention):
-            check_attention(module)
+        check_attention(attention)
+        if not callable(local) or isinstance(local, type):
+            raise TypeError(
+                "local must be a module that is called as local(x, domain), such as nn.LocalAverage(width, heads, "
+                f"radius=0.05, rngs=rngs), got {local!r}."
+            )
         self.local = local
         self.attention = attention
 

@@ -35,6 +35,7 @@ SECTIONS = {
     "schwarz": Command("benchmarks.schwarz", "two-level Schwarz operators against global low rank"),
     "two-level": Command("benchmarks.two_level", "layers of Schwarz attention against global attention"),
     "latent": Command("benchmarks.latent", "layers of latent attention against jnp and PyTorch, up to 10⁶ nodes"),
+    "latent-grid": Command("benchmarks.latent_grid", "averages on a latent grid against sums over all pairs"),
     "scale": Command("benchmarks.scale", "training steps on several devices and, ahead of time, on slices of TPUs"),
 }
 """The tables."""

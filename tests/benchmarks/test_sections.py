@@ -2,6 +2,7 @@
 
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from benchmarks import (
@@ -10,6 +11,7 @@ from benchmarks import (
     fourier,
     kernels,
     large,
+    latent_grid,
     machines,
     patches,
     programs,
@@ -22,6 +24,8 @@ from benchmarks import (
 
 pytestmark = pytest.mark.optax
 
+from jaxop import domains
+
 SMALL = {
     "attention": lambda: attention.main(nodes=(16,), depths=(4,), repeats=1),
     "large": lambda: large.main(nodes=64, depth=4),
@@ -33,9 +37,10 @@ SMALL = {
         points=8, listed_points=30, observed=300, landmarks=(8,), dense_points=12, repeats=1
     ),
     "schwarz": lambda: schwarz.main(powers=(4, 5), repeats=1),
+    "latent-grid": lambda: latent_grid.main(nodes=(32, 48), heads=2, depth=4, side=2, repeats=1),
     "two-level": lambda: two_level.main(sides=(32, 48), repeats=1, global_nodes=0),
 }
-ROWS = {"large": 3, "kernels": 3, "fourier": 3, "machines": 5, "schwarz": 2, "two-level": 2}
+ROWS = {"large": 3, "kernels": 3, "fourier": 3, "machines": 5, "schwarz": 2, "two-level": 2, "latent-grid": 2}
 
 
 @pytest.mark.study
@@ -63,6 +68,12 @@ def test_the_obvious_code_computes_the_same():
     np.testing.assert_allclose(fourier.attend(q, k, v), fourier.obvious(q, k, v), rtol=1e-4, atol=1e-5)
     matrix = np.moveaxis(fourier.matrix(q, k), 1, -1)
     np.testing.assert_allclose(matrix, fourier.obvious_matrix(q, k), rtol=1e-4)
+
+
+def test_the_sums_over_all_pairs_compute_the_same_with_equal_weights():
+    value = np.random.default_rng(0).normal(size=(64, 2, 4)).astype(np.float32)
+    ours, theirs = latent_grid.functions(jnp.full(64, 1 / 64), domains.box((4, 4), rule="midpoint"), 2)
+    np.testing.assert_allclose(ours(None, None, value), theirs(None, None, value), atol=1e-4)
 
 
 def test_the_gradient_of_a_program_is_with_respect_to_its_operands():
