@@ -171,7 +171,7 @@ def _backward(ring: _Ring, residuals: tuple[Own, Array, Array, Array], cotangent
 
     block = _Block(own.key, own.value, log_weights, signs)
     zeros = [[own.key, own.value, signs], own.params, own.query]
-    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, plan.dtype), zeros)
+    zeros = jax.tree.map(lambda a: jnp.zeros(jnp.shape(a), plan.dtype), zeros)  # known numbers do not have shapes
     carry, _ = jax.lax.scan(step, (block, *varying_like(zeros, own)), ring.steps())
     _, (d_key, d_value, d_signs), d_params, d_query = carry
     (d_weights,) = of_signs(d_signs)

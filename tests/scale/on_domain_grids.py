@@ -1,6 +1,7 @@
 """The nodes of a grid are distributed over devices: spectral layers add their coefficients, and nothing is gathered."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from jaxop import domains, nn, spectral, testing, training
+from jaxop.attention import patch_attention
 from jaxop.data import Samples
 from tests.scale.cases import assert_agree, assert_same_slopes, build, configs, fields, slopes, square, trained
 from tests.scale.on_domain_devices import ALL, HERE, devices, gradients
@@ -171,3 +173,16 @@ def test_what_needs_all_nodes_is_refused_by_name(unchecked):
     cut = jax.shard_map(lambda nodes: domains.partition(nodes, (2, 2)), mesh=devices(), in_specs=HERE, out_specs=HERE)
     with pytest.raises(ValueError, match=r"patches\[0\] = 2 must be divisible by the 4 devices .*devices: \[1, 2\]"):
         cut(nodes)
+
+
+def test_attention_between_patches_that_is_computed_again():
+    tokens = jnp.asarray(np.random.default_rng(0).normal(size=(3, 8, 4, 2, 3)), jnp.float32)
+
+    def slopes_of(attend, *tokens):
+        return jax.grad(lambda *tokens: jnp.sum(attend(*tokens) ** 2), argnums=(0, 1, 2))(*tokens)
+
+    attend = jax.checkpoint(functools.partial(patch_attention, axis_name="domain"))
+    # as in training
+    specs = {"mesh": devices(), "in_specs": HERE, "out_specs": HERE, "check_vma": False}
+    shared = jax.jit(jax.shard_map(functools.partial(slopes_of, attend), **specs))
+    assert_close(shared(*tokens), slopes_of(patch_attention, *tokens), 1e-6)
