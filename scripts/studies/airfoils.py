@@ -12,6 +12,7 @@ surface for other draws of the nodes of the same airfoils.
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from flax import nnx
@@ -63,6 +64,7 @@ OPERATORS: dict[str, Make] = {
 
 BOX = "fno, box"
 SIDE = 64
+EXTRAPOLATED = cast(float, None)  # which is what SciPy calls it, but not what its types say
 SETS = {"test": 1.0, "half": 0.5, "double": 2.0, "nose": 1.0}
 """Draws of the nodes of the test airfoils, and their number relative to that of the training."""
 
@@ -147,7 +149,7 @@ class Meshes:
         axes = [np.asarray(axis.nodes, np.float64) for axis in box().axes]
         fields = values.reshape(len(values), SIDE, SIDE, -1)
         return [
-            RegularGridInterpolator(axes, field, bounds_error=False, fill_value=None)(one.points)
+            RegularGridInterpolator(axes, field, bounds_error=False, fill_value=EXTRAPOLATED)(one.points)
             for field, one in zip(fields, self.nodes, strict=True)
         ]
 

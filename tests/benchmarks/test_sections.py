@@ -22,9 +22,9 @@ from benchmarks import (
     two_level,
 )
 
-pytestmark = pytest.mark.optax
-
 from jaxop import domains
+
+pytestmark = pytest.mark.optax
 
 SMALL = {
     "attention": lambda: attention.main(nodes=(16,), depths=(4,), repeats=1),
