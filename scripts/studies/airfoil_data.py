@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from scipy.spatial import Delaunay
 
-from jaxop import data
+from jaxop import data, domains
 
 PANELS = 160
 BOX = np.array([[-0.6, -0.8], [1.6, 0.8]])
@@ -129,11 +128,9 @@ def nodes(airfoil: Airfoil, count: int, rng: np.random.Generator, *, nose: float
     corners = np.stack([BOX[[0, 1, 1, 0, 0], 0], BOX[[0, 0, 1, 1, 0], 1]], axis=1)
     sides = [a + s * (b - a) for a, b in itertools.pairwise(corners) for s in steps]
     points = np.concatenate([body, np.array(sides), *drawn])
-    faces = Delaunay(points).simplices
-    corner = points[faces]
-    first, second = corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0]
-    area = np.abs(first[:, 0] * second[:, 1] - first[:, 1] * second[:, 0]) / 2
-    faces = faces[(signed_distance(corner.mean(axis=1), body) > 0) & (area > 1e-12)]
+    points = points.astype(np.float32)  # in which no two of them may be equal
+    mesh = domains.from_points(points, inside=lambda centroids: signed_distance(centroids, body) > 0)
+    faces = np.asarray(mesh.faces)  # pyright: ignore[reportAttributeAccessIssue]
     pressure = np.concatenate([flow.surface_pressure, flow.pressure(points[PANELS:])])
     return Nodes(points, faces, features(airfoil, points), pressure[:, None])
 
