@@ -191,18 +191,29 @@ def test_a_loss_of_the_user_is_averaged_over_all_samples(tmp_path):
     np.testing.assert_allclose(result.errors["same/twice"], 2 * np.mean(expected), rtol=1e-5)
 
 
-def test_random_nodes_of_every_step_are_the_same_when_a_run_is_resumed(tmp_path):
-    def thinned():
-        return data.RandomNodes(data.RaggedSamples(pairs(sizes=(9, 40, 50, 60, 70))), 12)
+class Watched(data.RandomNodes):
+    """Random nodes of samples of several sizes, which remember the steps that they were drawn for."""
 
+    def __init__(self, nodes=12):
+        super().__init__(data.RaggedSamples(pairs(sizes=(9, 40, 50, 60, 70))), nodes)
+        self.drawn = []
+
+    def at_step(self, indices, *, seed, step):
+        self.drawn.append((seed, step))
+        return super().at_step(indices, seed=seed, step=step)
+
+
+def test_random_nodes_of_every_step_are_the_same_when_a_run_is_resumed(tmp_path):
     Mean.traced.clear()
-    whole = fit(tmp_path / "whole", train=thinned())
-    assert (2, 12, 2) in Mean.traced
+    train = Watched()
+    whole = fit(tmp_path / "whole", train=train, valid={})
+    assert set(Mean.traced) == {(2, 12, 2)}
+    assert train.drawn[1:] == [(CONFIG.seed, step) for step in range(14)]  # the first for its shape
     with interruption(8) as loggers:
-        fit(tmp_path / "run", train=thinned(), loggers=loggers)
-    assert_same_bits(fit(tmp_path / "run", train=thinned(), resume=True).state, whole.state)
+        fit(tmp_path / "run", train=Watched(), valid={}, loggers=loggers)
+    assert_same_bits(fit(tmp_path / "run", train=Watched(), valid={}, resume=True).state, whole.state)
     with pytest.raises(ValueError, match=r"train\.random_nodes: 12 -> 13"):
-        fit(tmp_path / "run", train=data.RandomNodes(thinned().source, 13), resume=True)
+        fit(tmp_path / "run", train=Watched(13), valid={}, resume=True)
 
 
 def test_a_bucket_beyond_the_memory_is_refused_before_it_is_compiled(tmp_path, monkeypatch):
