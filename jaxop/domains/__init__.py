@@ -41,6 +41,7 @@ from jaxop.domains.shared import shard as shard
 from jaxop.domains.spheres import SPHERE_RULES as SPHERE_RULES
 from jaxop.domains.spheres import Sphere as Sphere
 from jaxop.domains.spheres import icosphere as icosphere
+from jaxop.domains.spheres import latitude_longitude as latitude_longitude
 from jaxop.domains.spheres import sphere as sphere
 
 if TYPE_CHECKING:

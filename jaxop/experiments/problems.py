@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
+from scipy.spatial import Delaunay
 
 from jaxop import data, training
 from jaxop.data import RaggedSamples, Samples
-from jaxop.domains import Domain, Grid, from_points
+from jaxop.domains import Domain, Grid, triangle_mesh
 from jaxop.training._files import local_path
 
 _VALID, _TEST = 1_000_000, 2_000_000  # first sample numbers, so that sets never share samples
@@ -130,7 +131,8 @@ class DarcyData:
         path = cached(cache, f"darcy-test-points-{count}", common | {"points": count})
         if not path.is_file():
             points = np.random.default_rng((self.seed, count)).random((count, 2), np.float32)
-            data.save(path, data.darcy_on(domain=from_points(points), **common))
+            mesh = triangle_mesh(points, Delaunay(points).simplices)
+            data.save(path, data.darcy_on(domain=mesh, **common))
         return data.read(path)
 
     def _common(self, samples: int, first: int) -> dict[str, Any]:

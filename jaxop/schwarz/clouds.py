@@ -63,8 +63,9 @@ def check_reach(dom: Domain, cuts: BoxCuts, found: Members, overlap: object) -> 
     if found.sizes.max() == dom.size:
         reason = f": subdomain {found.sizes.argmax()} becomes the whole domain"
     elif isinstance(cuts.overlap, int):
+        assert isinstance(dom, Mesh)
         largest = int(np.bincount(owner).max())
-        across = math.isqrt(largest - 1) + 1
+        across = math.ceil(largest ** (1 / (dom.simplices.shape[1] - 1)))
         if cuts.overlap > across:
             reason = f", the largest of which has {largest} vertices, about {across} across"
     else:

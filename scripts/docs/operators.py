@@ -98,6 +98,9 @@ def examples() -> dict[str, Domain]:
         "scattered nodes": domains.monte_carlo(random.random((24, 2), np.float32)),
         "triangle mesh": domains.triangle_mesh(plane.astype(np.float32), triangles),
         "surface in space": domains.triangle_mesh(np.column_stack([plane, bump]).astype(np.float32), triangles),
+        "volume": domains.from_points(random.random((24, 3), np.float32)),
+        "curve": domains.line_mesh(np.column_stack([plane, bump]).astype(np.float32), [[i, i + 1] for i in range(8)]),
+        "sphere": domains.sphere(4),
     }
 
 

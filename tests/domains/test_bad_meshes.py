@@ -126,6 +126,30 @@ ROWS = {
         lambda: domains.sphere(1).norm(jnp.ones((2, 1)), space="H1"),
         r"H1 inner product needs at least 2 latitudes, got 1",
     ),
+    "latitudes in another unit": (
+        lambda: domains.latitude_longitude([0.0, 80.0, 91.0], [0.0, 90.0]),
+        r"latitudes must lie between -90 and 90, but latitudes\[2\] = 91\.0",
+    ),
+    "longitudes that jump": (
+        lambda: domains.latitude_longitude([0.0, 10.0], [170.0, 175.0, -180.0, -175.0]),
+        r"longitudes\[2\] = -180\.0 does not go on from longitudes\[1\] = 175\.0; sort them .*add 360 after a jump",
+    ),
+    "longitudes that close the circle": (
+        lambda: domains.latitude_longitude([0.0, 10.0], np.linspace(0, 360, 9)),
+        r"longitudes\[8\] = 360\.0 repeats longitudes\[0\] = 0\.0 after a full circle; leave out the last column",
+    ),
+    "longitudes beyond the circle": (
+        lambda: domains.latitude_longitude([0.0, 10.0], np.linspace(0, 400, 9)),
+        r"longitudes must cover at most 360 degrees, but run from 0\.0 to 400\.0",
+    ),
+    "one latitude": (
+        lambda: domains.latitude_longitude([0.0], [0.0, 1.0]),
+        r"latitudes must have shape \(n,\).*got \(1,",
+    ),
+    "NaN latitude": (
+        lambda: domains.latitude_longitude([0.0, np.nan], [0.0, 1.0]),
+        r"latitudes must be finite, but latitudes\[1\] = nan",
+    ),
     # from_points
     "unknown method": (lambda: domains.from_points(RANDOM, method="voronoi"), r"method='voronoi' is unknown"),
     "repeated points": (

@@ -46,7 +46,7 @@ def test_few_longitudes_limit_the_order_of_the_harmonics(x64):
     assert largest_error(ball, 5) > 1e-3
 
 
-def exponential(ball: domains.Sphere) -> float:
+def exponential(ball: domains.Domain) -> float:
     """Error of ∫ exp(a·x) = 4π sinh |a| / |a|."""
     a = jnp.array([0.6, -0.8, 1.5])
     size = float(jnp.linalg.norm(a))
@@ -116,6 +116,32 @@ def test_nodes_without_data_do_not_count():
     gradient = jax.grad(lambda u: masked.norm(u, space="H1"))(holed)
     np.testing.assert_array_equal(gradient[land], 0)
     assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("rule", ["midpoint", "trapezoid"])
+def test_given_latitudes_and_longitudes_weigh_the_areas_of_their_cells(x64, rule):
+    ball = domains.sphere(6, 8, radius=2.0, rule=rule)
+    rows, columns = np.degrees(ball.latitudes), np.degrees(ball.longitudes)
+    cloud = domains.latitude_longitude(rows, columns, radius=2.0)
+    np.testing.assert_allclose(cloud.points, ball.points, atol=1e-14)
+    np.testing.assert_allclose(cloud.weights, ball.weights, rtol=1e-12)
+    turned = domains.latitude_longitude(rows[::-1], columns[::-1] - 180, radius=2.0)
+    np.testing.assert_allclose(turned.weights, cloud.weights[::-1], rtol=1e-12)
+    np.testing.assert_allclose(turned.points, (cloud.points * jnp.array([[-1.0, -1, 1]]))[::-1], atol=1e-14)
+
+
+def test_a_region_has_the_area_of_its_cells_and_uneven_rows_converge(x64):
+    region = domains.latitude_longitude([10.0, 20, 30], np.arange(0, 60, 10.0))
+    exact = np.radians(60) * (np.sin(np.radians(35)) - np.sin(np.radians(5)))
+    np.testing.assert_allclose(region.measure, exact, rtol=1e-13)
+    errors = []
+    for n in (16, 32, 64):
+        rows = np.degrees(np.arcsin(np.polynomial.legendre.leggauss(n)[0]))  # a Gaussian grid without its weights
+        columns = 360 * np.arange(n) / n + 20 * np.sin(2 * np.pi * np.arange(n) / n)
+        ball = domains.latitude_longitude(rows, columns)
+        np.testing.assert_allclose(ball.measure, 4 * np.pi, rtol=1e-13)
+        errors.append(exponential(ball))
+    np.testing.assert_allclose(observed_orders(errors, [16, 32, 64]), 2, atol=0.2)
 
 
 def test_spheres_of_several_sizes_stack():

@@ -7,7 +7,7 @@ import pytest
 import scipy.sparse
 
 from jaxop import domains, schwarz
-from tests.domains.cases import roof, scattered, square_mesh, values_on
+from tests.domains.cases import cube_mesh, roof, scattered, square_mesh, values_on
 
 CASES = {
     **{rule: (domains.interval, {"n": 63, "rule": rule}, 8, 3) for rule in domains.RULES},
@@ -199,10 +199,19 @@ def test_local_coordinates_lie_in_the_box(rule):
                 assert subdomains > 1 or (np.diff(inside[:, 0]) > 0).all()
 
 
-def test_layers_of_a_mesh_are_neighbours():
-    mesh = square_mesh(8)
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: square_mesh(8),
+        lambda: cube_mesh(4, jitter=0.2),
+        lambda: domains.line_mesh(scattered(30, 3), [[i, (i + 1) % 30] for i in range(30)]),
+    ],
+    ids=["surface", "volume", "curve"],
+)
+def test_layers_of_a_mesh_are_neighbours(build):
+    mesh = build()
     core, grown = (schwarz.decompose(mesh, 4, layers) for layers in (0, 1))
-    faces = np.asarray(mesh.faces)
+    faces = np.asarray(mesh.simplices)
     for i in range(4):
         nodes = set(np.asarray(core.cover.index[i])[np.asarray(core.cover.inside[i])].tolist())
         touched = faces[np.isin(faces, list(nodes)).any(axis=1)]
@@ -309,6 +318,12 @@ ROWS = {
     "layers beyond the cores": (
         lambda: schwarz.decompose(square_mesh(16), 16, 8),
         r"overlap=8 is larger than a subdomain, the largest of which has 25 vertices, about 5 across",
+    ),
+    "layers of a curve beyond the cores": (
+        lambda: schwarz.decompose(
+            domains.line_mesh(np.arange(20.0, dtype=np.float32)[:, None], [[i, i + 1] for i in range(19)]), 4, 6
+        ),
+        r"overlap=6 is larger than a subdomain, the largest of which has 5 vertices, about 5 across",
     ),
     "overlap among points": (
         lambda: schwarz.decompose(domains.monte_carlo(scattered(50, 2)), 4, 2.0),

@@ -261,7 +261,7 @@ def _mesh(coordinates: object, faces: object, weights: object, rule: str | Seque
             "leave faces out if the coordinates are not vertices."
         )
     corners = np.asarray(faces)
-    is_volume = vertices.shape[1] == 3 and corners.shape[1:] == (4,)
+    is_volume = vertices.shape[1:] == (3,) and corners.shape[1:] == (4,)
     if corners.dtype.kind not in "iu" or corners.ndim != 2 or not (is_volume or corners.shape[1] == 3):
         raise ValueError(
             f"faces must be integers of shape (f, 3), got {corners.dtype} of shape {corners.shape}; "

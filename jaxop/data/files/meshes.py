@@ -260,7 +260,7 @@ def _simplices(kind: str, cells: np.ndarray) -> tuple[np.ndarray, int]:
     """Returns the cells as simplices, and how many stand for one cell."""
     if kind != "quad":
         return cells, 1
-    return cells[:, [0, 1, 2, 0, 2, 3]].reshape(-1, 3), 2
+    return domains.split_quadrilaterals(cells), 2
 
 
 def _in_the_plane(points: np.ndarray, dimension: int) -> np.ndarray:
