@@ -182,7 +182,8 @@ def read_mesh(path: Path, *, formats: Sequence[str] = MESHES) -> MeshFile:
 def sample(path: Path, *, inputs: Sequence[str], targets: Sequence[str], weights: str | None) -> Sample:
     """Returns the functions of a file on its nodes; see `read_mesh` and `MeshFile`."""
     mesh = read_mesh(path)
-    return Sample(mesh.values(inputs), mesh.values(targets), mesh.domain(weights))
+    u = mesh.values(inputs)
+    return Sample(u, mesh.values(targets) if targets else u, mesh.domain(weights))
 
 
 def _blocks(path: Path) -> Blocks:
