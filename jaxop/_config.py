@@ -94,7 +94,12 @@ CHANGES: dict[str, tuple[Dropped | Retired | Added, ...]] = {
     "ViTNeuralOperatorConfig": (Dropped("schwarz", None, _TWO_LEVELS),),
     "MomentumConfig": (Dropped("method", "kick_damp_drift", _FLOW), Retired("block", "exact", _FLOW)),
     # the vertices of a mesh were scattered nodes, and all samples of a file had the same number of nodes
-    "FileData": (Added("faces", None), Added("offsets", None), Added("sample_dimension", None)),
+    "FileData": (
+        Added("faces", None),
+        Added("offsets", None),
+        Added("at_nodes", None),
+        Added("sample_dimension", None),
+    ),
 }
 """Differences between the configs of earlier versions and of this version, by the name of their class."""
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jaxop import data, operators, training
-from jaxop.data import RaggedSamples, Sample
+from jaxop.data import RaggedSamples
 from jaxop.data.files.meshes import MESHES
 from jaxop.data.files.on_demand import files_of
 from jaxop.data.files.open import open_archive
@@ -90,7 +90,7 @@ def predict(settings: Prediction, *, console: "Console | None" = None) -> list[P
         if paths := [path for path in singles if path.suffix.lower() in kind]:
             samples = _inputs(problem, paths)
             for i, (path, output) in enumerate(zip(paths, _outputs(model, paths[0], samples), strict=True)):
-                data.write_fields(results[path], samples.sample(i).domain, _named(output, problem.targets))
+                data.write_fields(results[path], samples.sample(i).target_domain, _named(output, problem.targets))
                 report(path, f"{len(output)} nodes")
     for path in sets:
         samples = _inputs(problem, path)
@@ -176,9 +176,7 @@ def _with_targets(samples: AnySamples, outputs: Sequence[np.ndarray]) -> AnySamp
     if not isinstance(samples, RaggedSamples):
         return dataclasses.replace(samples, targets=np.stack(outputs))
     pairs = (samples.sample(i) for i in range(len(samples)))
-    return RaggedSamples(
-        [Sample(one.inputs, out, one.domain, initial=one.initial) for one, out in zip(pairs, outputs, strict=True)]
-    )
+    return RaggedSamples([dataclasses.replace(one, targets=output) for one, output in zip(pairs, outputs, strict=True)])
 
 
 def _named(output: np.ndarray, targets: str | Sequence[str]) -> Mapping[str, np.ndarray]:

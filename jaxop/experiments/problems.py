@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxop import data, training
 from jaxop.data import RaggedSamples, Samples
+from jaxop.data.files.read import read_inputs
 from jaxop.domains import Domain, Grid, from_points
 from jaxop.training._files import local_path
 
@@ -252,6 +253,8 @@ class FileData:
             None ignores them.
         offsets: name of the first row of each sample, if samples have their own nodes; used if the files have them,
             None ignores them.
+        at_nodes: name of the nodes of the targets, if samples have their own nodes and those of the targets are others;
+            used if the files have them, None ignores them.
         sample_dimension: dimension of netCDF that counts samples; None means the first one of the inputs.
         dim: space dimension, if the shapes do not determine it.
         rule: quadrature rule of the grid, one or one per axis: "midpoint", "periodic", "trapezoid", ...
@@ -276,6 +279,7 @@ class FileData:
     initial: str | None = "initial"
     faces: str | None = "faces"
     offsets: str | None = "offsets"
+    at_nodes: str | None = "at"
     sample_dimension: str | None = None
     dim: int | None = None
     rule: tuple[str, ...] | None = None
@@ -307,26 +311,18 @@ class FileData:
         return {path.name if unique else str(path): self._read(path) for path in paths}
 
     def of_inputs(self, path: Path | Sequence[Path]) -> AnySamples:
-        """Returns the input functions of files that need not have targets, for which the inputs stand."""
-        return dataclasses.replace(self, targets=self.inputs)._read(path)
+        """Returns the input functions of files that need not have targets; their values mean nothing."""
+        return read_inputs(path, inputs=self.inputs, **self._options())
 
-    def _read(self, path: Path | Sequence[Path]) -> AnySamples:
-        return data.read(
-            path,
-            inputs=self.inputs,
-            targets=self.targets,
-            coordinates=_single(self.coordinates),
-            weights=self.weights,
-            initial=self.initial,
-            faces=self.faces,
-            offsets=self.offsets,
-            sample_dimension=self.sample_dimension,
-            dim=self.dim,
-            rule=_single(self.rule),
-            lower=_single(self.lower),
-            upper=_single(self.upper),
-            external=self.external,
-        )
+    def _read(self, path: Path) -> AnySamples:
+        return data.read(path, inputs=self.inputs, targets=self.targets, **self._options())
+
+    def _options(self) -> dict[str, Any]:
+        """Returns the arguments of `jaxop.data.read` other than inputs and targets."""
+        names = ("weights", "initial", "faces", "offsets", "sample_dimension", "dim", "external")
+        several = ("coordinates", "rule", "lower", "upper")
+        given = {name: getattr(self, name) for name in names} | {name: _single(getattr(self, name)) for name in several}
+        return given | {"at": self.at_nodes}
 
     def _split(self, samples: AnySamples) -> tuple[AnySamples, AnySamples]:
         count = math.ceil(self.held_out * len(samples)) if 0 < self.held_out < 1 else 0

@@ -182,7 +182,8 @@ def read_mesh(path: Path, *, formats: Sequence[str] = MESHES) -> MeshFile:
 def sample(path: Path, *, inputs: Sequence[str], targets: Sequence[str], weights: str | None) -> Sample:
     """Returns the functions of a file on its nodes; see `read_mesh` and `MeshFile`."""
     mesh = read_mesh(path)
-    return Sample(mesh.values(inputs), mesh.values(targets), mesh.domain(weights))
+    u = mesh.values(inputs)
+    return Sample(u, mesh.values(targets) if targets else u, mesh.domain(weights))
 
 
 def _blocks(path: Path) -> Blocks:
@@ -260,7 +261,7 @@ def _simplices(kind: str, cells: np.ndarray) -> tuple[np.ndarray, int]:
     """Returns the cells as simplices, and how many stand for one cell."""
     if kind != "quad":
         return cells, 1
-    return cells[:, [0, 1, 2, 0, 2, 3]].reshape(-1, 3), 2
+    return domains.split_quadrilaterals(cells), 2
 
 
 def _in_the_plane(points: np.ndarray, dimension: int) -> np.ndarray:

@@ -1,13 +1,14 @@
 """netCDF files: variables on grids of coordinate variables, plain or in latitude and longitude."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxop._validation import closest, float_dtype, require
+from jaxop import domains
+from jaxop._validation import closest, require
 from jaxop.data.files._reading import FileError, first_bytes, naming, reading
 from jaxop.data.files.layout import from_arrays
 from jaxop.data.files.open import listed
@@ -74,13 +75,17 @@ def read_netcdf(
                 )
         nodes = {axis: np.array(file[axis].values) for axis in axes}
         latitude = _latitude(file, axes) if rule is None else None
+    if latitude is not None:
+        axes = [latitude, *(axis for axis in axes if axis != latitude)]
+        with naming(path, ", ".join(axes)):
+            domain = domains.latitude_longitude(*(nodes[axis].astype(np.float64) for axis in axes))
+        u, v = (_Variables(path, names, str(count), tuple(axes), frozenset()).on_nodes() for names in (inputs, targets))
+        with naming(path, f"inputs: {', '.join(inputs)}, targets: {', '.join(targets)}"):
+            return Samples(u, v, domain)
     flipped = {axis for axis, values in nodes.items() if len(values) > 1 and values[0] > values[-1]}
     nodes = {axis: values[::-1] if axis in flipped else values for axis, values in nodes.items()}
     u, v = (_Variables(path, names, str(count), tuple(axes), frozenset(flipped)) for names in (inputs, targets))
     with naming(path, f"inputs: {', '.join(inputs)}, targets: {', '.join(targets)}"):
-        if latitude is not None:
-            points, weights = _sphere(nodes, latitude=latitude)
-            return from_arrays(u.on_nodes(), v.on_nodes(), points, weights=weights)
         return from_arrays(u, v, list(nodes.values()), rule=rule)
 
 
@@ -166,33 +171,3 @@ def _latitude(file: Any, axes: Sequence[str]) -> str | None:
 
     pairs = [tuple(axes), tuple(axes[::-1])] if len(axes) == 2 else []
     return next((a for a, b in pairs if is_angle(a, "latitude") and is_angle(b, "longitude")), None)
-
-
-def _sphere(axes: Mapping[str, np.ndarray], *, latitude: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns points (x, y, z) on the unit sphere and the areas of their cells, from degrees along two axes.
-
-    A cell ends half way between neighbours. At the edges of the grid it reaches as far as on its other side, or to a
-    pole that is nearer than the next row. If the longitudes go round the sphere, the first cell follows the last.
-    """
-    longitude = next(axis for axis in axes if axis != latitude)
-    phi, theta = (np.deg2rad(np.asarray(axes[axis], np.float64)) for axis in (latitude, longitude))
-    edges = _edges(phi)
-    for end, row, beside, pole in ((0, 0, 1, -np.pi / 2), (-1, -1, -2, np.pi / 2)):
-        if len(phi) == 1 or abs(pole - phi[row]) < abs(phi[row] - phi[beside]) * (1 - 1e-6):
-            edges[end] = pole  # no row fits between this one and the pole
-    heights = np.diff(np.sin(edges))
-    widths = np.diff(_edges(theta))
-    if (excess := widths.sum() - 2 * np.pi) > 1e-6:  # the first meridian is repeated at the end
-        widths[[0, -1]] -= excess / 2
-    ring = np.where(np.abs(phi) < np.pi / 2, np.cos(phi), 0)
-    parts = ring[:, None] * np.cos(theta), ring[:, None] * np.sin(theta), np.sin(phi)[:, None] + 0 * theta
-    points, weights = np.stack(parts, axis=-1), heights[:, None] * widths
-    if longitude == next(iter(axes)):
-        points, weights = points.swapaxes(0, 1), weights.T
-    return points.reshape(-1, 3).astype(float_dtype()), weights.ravel().astype(float_dtype())
-
-
-def _edges(nodes: np.ndarray) -> np.ndarray:
-    """Returns the ends of the cells around nodes."""
-    middles = (nodes[1:] + nodes[:-1]) / 2 if len(nodes) > 1 else nodes
-    return np.concatenate([2 * nodes[:1] - middles[:1], middles, 2 * nodes[-1:] - middles[-1:]])

@@ -14,13 +14,14 @@ from jaxop.data.files.on_demand import OnDemand, natural_order
 from jaxop.data.files.open import Archive, open_archive
 from jaxop.data.ragged import RaggedSamples
 from jaxop.data.sample import Sample
+from jaxop.domains import Domain
 from jaxop.domains.domain import as_domain
 
 Names = Mapping[str, tuple[str, ...]]
-"""Names of the datasets of inputs, targets, coordinates, weights, initial and faces; an empty tuple leaves one out."""
+"""Names of the datasets of a sample by their meaning; an empty tuple leaves one out, targets for example."""
 
 _ROWS = ("inputs", "targets", "coordinates")  # what every sample has
-_OPTIONAL = ("weights", "initial", "faces")
+_OPTIONAL = ("weights", "initial", "faces", "at", "at_weights")
 
 
 def of_files(paths: Sequence[Path], names: Names) -> RaggedSamples:
@@ -53,29 +54,39 @@ def of_groups(archive: Archive, names: Names) -> RaggedSamples | None:
 
 def of_offsets(archive: Archive, offsets: str, names: Names) -> RaggedSamples:
     """Returns the set of a file in which the rows offsets[s], …, offsets[s + 1] − 1 of every array are sample s."""
-    starts = archive.vector(archive.array(offsets))
     rows = {key: [archive.functions(name) for name in names[key]] for key in _ROWS}
     given = {key: _optional(archive, names[key], key) for key in _OPTIONAL}
+    has_at = given["at"] is not None
+    first, second = archive.array(offsets), archive.array(f"{names['at'][0]}_offsets") if has_at else None
     with naming(archive.path, f"offsets: {offsets!r}"):
         counts = {name: part.shape[0] for key in _ROWS for name, part in zip(names[key], rows[key], strict=True)}
-        starts = _checked(starts, counts)
+        others = {name: counts.pop(name) for name in names["targets"] if has_at and name not in names["inputs"]}
+        starts = _checked(archive.vector(first), counts)
+        at_starts = starts
+        if second is not None:
+            at_starts = _checked(archive.vector(second), {**others, names["at"][0]: len(given["at"])})  # pyright: ignore[reportArgumentType]
+        if len(at_starts) != len(starts):
+            raise ValueError(f"there are {len(starts) - 1} samples of nodes and {len(at_starts) - 1} of query nodes.")
         owned = None if given["faces"] is None else _faces_of_samples(given["faces"], starts)
-        for key, count in (("weights", starts[-1]), ("initial", len(starts) - 1)):
+        for key, count in (("weights", starts[-1]), ("at_weights", at_starts[-1]), ("initial", len(starts) - 1)):
             if (array := given[key]) is not None and len(archive.vector(array)) != count:
                 raise ValueError(f"{key} must have {count} rows, got shape {array.shape}.")
 
     def arrays(i: int) -> dict[str, np.ndarray | None]:
-        part = slice(int(starts[i]), int(starts[i + 1]))
-        found: dict[str, np.ndarray | None] = {
-            key: _columns([archive.vector(np.asarray(source[part])) for source in rows[key]]) for key in _ROWS
-        }
+        here, there = (slice(int(ends[i]), int(ends[i + 1])) for ends in (starts, at_starts))
+        found: dict[str, np.ndarray | None] = {}
+        for key, sources in rows.items():
+            part = there if key == "targets" else here
+            found[key] = _columns([archive.vector(np.asarray(source[part])) for source in sources])
         for key, array in given.items():
             if array is None:
                 found[key] = None
             elif key == "faces" and owned is not None:
                 found[key] = array[owned[i] : owned[i + 1]] - starts[i]
+            elif key == "initial":
+                found[key] = array[i]
             else:
-                found[key] = array[i] if key == "initial" else archive.vector(array)[part]
+                found[key] = archive.vector(array)[there if key.startswith("at") else here]
         return found
 
     def read(i: int) -> Sample:
@@ -95,7 +106,8 @@ def _arrays(archive: Archive, names: Names, *, prefix: str = "") -> dict[str, np
 
 
 def _optional(archive: Archive, names: Sequence[str], key: str, *, prefix: str = "") -> np.ndarray | None:
-    if not names or (names[0] == key and not archive.has(prefix + key)):
+    """Reads an array; None if it is left out, or if it is missing although it has its default name."""
+    if not names or ((names[0] == key or key == "at_weights") and not archive.has(prefix + names[0])):
         archive.left_out.add(prefix + key)
         return None
     return archive.array(prefix + names[0])
@@ -111,43 +123,45 @@ def _columns(arrays: Sequence[np.ndarray]) -> np.ndarray | None:
 def _sample(path: Path, label: str, arrays: Mapping[str, np.ndarray | None]) -> Sample:
     """Returns a sample from its arrays: functions (n,) or (n, channels) on nodes (n, dim)."""
     with naming(path, label or "one sample"):
-        u, v, nodes = (arrays[key] for key in _ROWS)
-        if u is None or v is None or nodes is None:
+        u, v, nodes, at = (arrays[key] for key in (*_ROWS, "at"))
+        if u is None or nodes is None:
             raise ValueError("samples with their own nodes need coordinates; name them by the argument coordinates.")
-        for name, array in (("inputs", u), ("targets", v)):
-            if array.ndim not in (1, 2) or nodes.ndim not in (1, 2) or len(array) != len(nodes):
-                raise ValueError(
-                    f"{name} must have shape (n,) or (n, channels) for coordinates of shape (n, dim), got "
-                    f"{array.shape} for {nodes.shape}."
-                )
+        inputs, domain = _on_nodes(u, "inputs", nodes, arrays["weights"], arrays["faces"])
+        if v is None:
+            v = np.zeros(len(nodes if at is None else at), inputs.dtype)
+        if at is None:
+            targets, place = _on_nodes(v, "targets", nodes, arrays["weights"], arrays["faces"])[0], None
+        else:
+            targets, place = _on_nodes(v, "targets", at, arrays["at_weights"], None)
         initial = arrays["initial"]
-        one = from_arrays(
-            u[None],
-            v[None],
-            nodes,
-            weights=arrays["weights"],
-            faces=arrays["faces"],
-            initial=None if initial is None else np.atleast_1d(initial)[None],
-        )
-        is_cloud = _is_without_weights(arrays)
-        return Sample(
-            np.asarray(one.inputs[:])[0],
-            np.asarray(one.targets[:])[0],
-            domains.from_points(nodes.astype(float_dtype())) if is_cloud else as_domain(one.domain, "domain"),
-            initial=None if one.initial is None else np.asarray(one.initial[:])[0],
-        )
+        return Sample(inputs, targets, domain, at=place, initial=None if initial is None else np.atleast_1d(initial))
 
 
-def _is_without_weights(arrays: Mapping[str, np.ndarray | None]) -> bool:
+def _on_nodes(
+    values: np.ndarray, name: str, nodes: np.ndarray, weights: np.ndarray | None, faces: np.ndarray | None
+) -> tuple[np.ndarray, Domain]:
+    """Returns a function as (n, channels) and its domain."""
+    if values.ndim not in (1, 2) or nodes.ndim not in (1, 2) or len(values) != len(nodes):
+        raise ValueError(
+            f"{name} must have shape (n,) or (n, channels) for nodes of shape (n, dim), got {values.shape} for "
+            f"{nodes.shape}."
+        )
+    zeros = np.zeros((1, len(nodes)), np.float32)
+    one = from_arrays(zeros, zeros, nodes, weights=weights, faces=faces)  # checks the nodes
+    is_cloud = _is_cloud(nodes, weights, faces)
+    domain = domains.from_points(nodes.astype(float_dtype())) if is_cloud else as_domain(one.domain, "domain")
+    return values.reshape(len(values), -1), domain
+
+
+def _is_cloud(nodes: np.ndarray | None, weights: np.ndarray | None, faces: np.ndarray | None) -> bool:
     """Tells whether the weights of scattered nodes must be computed from the nodes."""
-    nodes = arrays["coordinates"]
-    is_given = arrays["weights"] is not None or arrays["faces"] is not None
-    return not is_given and nodes is not None and nodes.ndim == 2 and nodes.shape[1] > 1
+    return weights is None and faces is None and nodes is not None and nodes.ndim == 2 and nodes.shape[1] > 1
 
 
 def _set(samples: OnDemand, where: str, arrays: Mapping[str, np.ndarray | None]) -> RaggedSamples:
     """Returns the set, with a warning if weights are computed; ``arrays`` are those of the first sample."""
-    if _is_without_weights(arrays):
+    parts = (("coordinates", "weights", "faces"), ("at", "at_weights"))
+    if any(_is_cloud(arrays[part[0]], arrays[part[1]], arrays["faces"] if len(part) == 3 else None) for part in parts):
         warn_of_computed_weights(where)
     return RaggedSamples(samples)
 

@@ -24,6 +24,7 @@ _DEFAULTS: Mapping[str, object] = {
     "initial": "initial",
     "faces": "faces",
     "offsets": "offsets",
+    "at": "at",
     "sample_dimension": None,
     "dim": None,
     "rule": None,
@@ -43,6 +44,7 @@ def read(
     initial: str | None = "initial",
     faces: str | None = "faces",
     offsets: str | None = "offsets",
+    at: str | None = "at",
     sample_dimension: str | None = None,
     dim: int | None = None,
     rule: str | Sequence[str] | None = None,
@@ -77,9 +79,10 @@ def read(
 
     **Samples with their own nodes** are read when they are needed, one at a time, and checked once before. Arrays of a
     sample have shape (n,) or (n, channels), its coordinates (n, dim), its weights (n,). Arrays with offsets hold the
-    nodes of all samples after each other; faces then count rows through all samples. Several names of inputs, targets
-    or coordinates are columns. In one dimension nodes without weights get trapezoid weights. In more dimensions their
-    Delaunay triangulation gives weights, and a warning says so.
+    nodes of all samples after each other; faces then count rows through all samples. If there are nodes ``at``, they
+    are those of the targets, with weights ``at_weights`` and, for arrays with offsets, first rows ``at_offsets``.
+    Several names of inputs, targets or coordinates are columns. In one dimension nodes without weights get trapezoid
+    weights. In more dimensions their Delaunay triangulation gives weights, and a warning says so.
 
     **Meshes** consist of triangles and quadrilaterals, of tetrahedra, or of lines; boundaries between their nodes are
     left out. If the third coordinate is 0 everywhere, a mesh without tetrahedra is two-dimensional. Inputs and targets
@@ -101,6 +104,8 @@ def read(
         faces: name of the triangles of a mesh, whose vertices are the coordinates.
         offsets: name of the first row of every sample and the number of all rows, N + 1 integers, if samples have
             their own nodes.
+        at: name of the nodes of the targets, if they are not those of the inputs and samples have their own nodes;
+            their weights and offsets have this name with _weights and _offsets appended.
         sample_dimension: dimension of netCDF that counts samples; None means the first one of the inputs.
         dim: space dimension, if the shapes do not determine it.
         rule: quadrature rule of the grid, one or one per axis.
@@ -141,6 +146,7 @@ def read(
         "initial": initial,
         "faces": faces,
         "offsets": offsets,
+        "at": at,
         "sample_dimension": sample_dimension,
         "dim": dim,
         "rule": rule,
@@ -148,7 +154,29 @@ def read(
         "upper": upper,
         "external": external,
     }
-    u, v = _names(inputs, "inputs"), _names(targets, "targets")
+    return _read(path, _names(inputs, "inputs"), _names(targets, "targets"), options)
+
+
+def read_inputs(
+    path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, inputs: str | Sequence[str], **options: Any
+) -> Samples | RaggedSamples:
+    """Returns the input functions of files that need not have targets; the values of the set's targets mean nothing.
+
+    Args:
+        path: see `read`.
+        inputs: see `read`.
+        **options: those of `read`, except for ``targets``.
+    """
+    return _read(path, _names(inputs, "inputs"), (), {**_DEFAULTS, **options})
+
+
+def _read(
+    path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    u: tuple[str, ...],
+    v: tuple[str, ...],
+    options: Mapping[str, Any],
+) -> Samples | RaggedSamples:
+    """Returns the functions of the given names; without targets, the inputs or zeros stand for them."""
     if not isinstance(path, str | os.PathLike):
         return _read_files([Path(one) for one in path], u, v, options)
     path = Path(path)
@@ -159,9 +187,15 @@ def read(
         return _read_files([path], u, v, options)
     if suffix in netcdf.NETCDF:
         _refuse(path, "a netCDF file", options, read=("coordinates", "sample_dimension", "rule"))
-        axes = None if coordinates in (None, "coordinates") else _names(coordinates, "coordinates")
+        axes = options["coordinates"]
         return netcdf.read_netcdf(
-            path, inputs=u, targets=v, samples=sample_dimension, coordinates=axes, rule=rule, formats=FORMATS
+            path,
+            inputs=u,
+            targets=v or u,
+            samples=options["sample_dimension"],
+            coordinates=None if axes in (None, "coordinates") else _names(axes, "coordinates"),
+            rule=options["rule"],
+            formats=FORMATS,
         )
     if suffix not in ARCHIVES:
         raise ValueError(
@@ -169,15 +203,16 @@ def read(
             "convert the file, or read it yourself and pass the arrays to jaxop.data.from_arrays."
         )
     _refuse(path, "arrays", options, read=[name for name in options if name != "sample_dimension"])
-    archive = open_archive(path, formats=FORMATS, external=external)
-    names = _own_names(u, v, options)
+    archive = open_archive(path, formats=FORMATS, external=options["external"])
+    names, offsets = _own_names(u, v, options), options["offsets"]
     if not archive.is_matlab and offsets is not None and (offsets != "offsets" or archive.has(offsets)):
         _refuse(path, "samples with their own nodes", options, read=(*names, "offsets", "external"))
         return own_nodes.of_offsets(archive, offsets, names)
     if (groups := own_nodes.of_groups(archive, names)) is not None:
         _refuse(path, "samples with their own nodes", options, read=(*names, "external"))
         return groups
-    return _read_shared(archive, u, v, options)
+    _refuse(path, "arrays on shared nodes", options, read=[name for name in options if name != "at"])
+    return _read_shared(archive, u, v or u, options)
 
 
 def _read_shared(
@@ -262,8 +297,9 @@ def _own_names(
     inputs: tuple[str, ...], targets: tuple[str, ...], options: Mapping[str, Any]
 ) -> dict[str, tuple[str, ...]]:
     """Returns the names of the arrays of samples with their own nodes."""
-    keys = ("coordinates", "weights", "initial", "faces")
+    keys = ("coordinates", "weights", "initial", "faces", "at")
     others = {key: () if options[key] is None else _names(options[key], key) for key in keys}
+    others["at_weights"] = tuple(f"{name}_weights" for name in others["at"])
     return {"inputs": inputs, "targets": targets, **others}
 
 

@@ -22,13 +22,14 @@ def save(path: str | os.PathLike[str], samples: Samples | RaggedSamples) -> None
     Functions are stored as ``x`` and ``y`` of shape (samples, *grid, channels). A grid is stored by its rule and box,
     or by its nodes along each axis; other nodes as ``coordinates`` with ``weights`` or ``faces``. Initial data are
     stored as ``initial``. If samples have their own nodes, arrays hold the nodes of all samples after each other, and
-    ``offsets`` the first row of each sample. The file appears only when it is complete.
+    ``offsets`` the first row of each sample. Targets on other nodes than the inputs have nodes ``at`` with
+    ``at_weights`` and ``at_offsets``. The file appears only when it is complete.
 
     Args:
         path: the file to write, with suffix .npz. An existing file is replaced.
         samples: a set whose targets are on the inputs' domain: a grid under rules or of given nodes with trapezoid
-            weights, one-dimensional given nodes, scattered nodes, a mesh shared by all samples, or a `RaggedSamples`
-            with such nodes.
+            weights, one-dimensional given nodes, scattered nodes, or a mesh shared by all samples; or a `RaggedSamples`
+            with such nodes, whose targets may be on others.
 
     Raises:
         ValueError: if the suffix is not .npz, or the file cannot describe the domain.
@@ -73,11 +74,9 @@ def _write(path: Path, arrays: Mapping[str, Any]) -> None:
 def _rows(samples: RaggedSamples) -> dict[str, Any]:
     """Returns the arrays of all samples, one after another."""
     parts: dict[str, list[Any]] = {}
-    offsets = [0]
+    offsets, at_offsets = [0], [0]
     for i in range(len(samples)):
         one = samples.sample(i)
-        if one.at is not None:
-            raise ValueError("samples have targets on other nodes than inputs (at), which the file cannot describe.")
         arrays = _described(one.domain)
         if "coordinates" not in arrays:
             raise ValueError(
@@ -88,10 +87,14 @@ def _rows(samples: RaggedSamples) -> dict[str, Any]:
             arrays["faces"] = arrays["faces"] + offsets[-1]
         arrays |= {"x": one.inputs, "y": one.targets}
         arrays |= {} if one.initial is None else {"initial": np.asarray(one.initial)[None]}
+        if one.at is not None:
+            arrays |= {"at": np.asarray(one.at.points), "at_weights": np.asarray(one.at.weights)}
+            at_offsets.append(at_offsets[-1] + one.at.size)
         for name, array in arrays.items():
             parts.setdefault(name, []).append(array)
         offsets.append(offsets[-1] + one.domain.size)
-    return {name: np.concatenate(arrays) for name, arrays in parts.items()} | {"offsets": np.array(offsets)}
+    joined = {name: np.concatenate(arrays) for name, arrays in parts.items()} | {"offsets": np.array(offsets)}
+    return joined | ({"at_offsets": np.array(at_offsets)} if len(at_offsets) > 1 else {})
 
 
 def _described(domain: Domain) -> dict[str, Any]:

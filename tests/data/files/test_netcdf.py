@@ -73,9 +73,8 @@ LATITUDES = {
 
 
 @pytest.mark.parametrize("rows", LATITUDES)
-@pytest.mark.parametrize("turn", ["open", "closed"])
-def test_latitude_and_longitude_are_a_grid_on_the_sphere(tmp_path, rows, turn):
-    latitude, longitude = LATITUDES[rows], np.linspace(0, 360, 73)[: 72 if turn == "open" else 73]
+def test_latitude_and_longitude_are_a_grid_on_the_sphere(tmp_path, rows):
+    latitude, longitude = LATITUDES[rows], np.arange(0, 360, 5.0)
     z, angle = np.sin(np.radians(latitude)), np.radians(longitude)
     u = ((z**2)[:, None] + 0 * angle).astype(np.float32)
     v = (np.cos(np.radians(latitude))[:, None] * np.cos(angle)).astype(np.float32)
@@ -101,6 +100,10 @@ def test_latitude_and_longitude_are_a_grid_on_the_sphere(tmp_path, rows, turn):
 
 
 class TestMessages:
+    def test_a_meridian_that_is_repeated(self, tmp_path):
+        path = write(tmp_path / "a.nc", {"u": (("t", "lat", "lon"), U)}, {"lat": X, "lon": [0.0, 120.0, 240.0, 360.0]})
+        refuse(path, r"longitudes\[3\] = 360.0 repeats longitudes\[0\]", inputs="u", targets="u")
+
     def test_names(self, path):
         refuse(path, r"has no variable 'uu'; it has .*: did you mean 'u'\?", inputs="uu", targets="v")
         refuse(

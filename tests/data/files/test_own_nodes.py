@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from jaxop import data, domains
+from jaxop.data.files.read import read_inputs
 from tests.data.files.cases import refuse, write_hdf5, write_npz
 
 COUNTS = (5, 7, 4)
@@ -27,6 +28,8 @@ def sample(n, *, dim=2):
 def joined(samples):
     rows = {name: np.concatenate([s[name] for s in samples]) for name in samples[0] if name != "initial"}
     rows |= {"initial": np.stack([s["initial"] for s in samples])} if "initial" in samples[0] else {}
+    if "at" in rows:
+        rows["at_offsets"] = np.cumsum([0, *(len(s["at"]) for s in samples)])
     return rows | {"offsets": np.cumsum([0, *(len(s["x"]) for s in samples)])}
 
 
@@ -101,6 +104,33 @@ def test_names_may_be_columns(store):
     np.testing.assert_array_equal(samples.sample(1).domain.points, nodes(7))
 
 
+def test_inputs_are_read_without_targets(store):
+    given = [
+        sample(n) | {"weights": np.ones(n), "at": nodes(n + 2, seed=1), "at_weights": np.ones(n + 2)} for n in COUNTS
+    ]
+    for one in given:
+        del one["y"]
+    samples = read_inputs(store(given), inputs="x")
+    np.testing.assert_array_equal(samples.sample(1).inputs[:, 0], given[1]["x"])
+    assert len(samples.sample(1).targets) == 9
+
+
+@pytest.mark.parametrize("write", [write_folder, write_groups])
+def test_targets_may_be_on_other_nodes(tmp_path, write):
+    given = []
+    for n in COUNTS:
+        one = sample(n) | {"weights": np.ones(n), "at": nodes(n + 2, seed=1), "at_weights": np.arange(n + 2.0)}
+        given.append(one | {"y": np.arange(n + 2, dtype=np.float32)})
+    path = write(tmp_path / "set.npz", given)
+    one = data.read(path).sample(1)
+    np.testing.assert_array_equal(one.domain.points, nodes(7))
+    np.testing.assert_array_equal(one.at.points, nodes(9, seed=1))
+    np.testing.assert_array_equal(one.at.weights, np.arange(9))
+    np.testing.assert_array_equal(one.targets[:, 0], np.arange(9))
+    with pytest.raises(ValueError, match=r"targets must have shape .*got \(7,\) for \(5, 2\)"):
+        data.read(path, at=None)
+
+
 def test_faces_make_meshes(tmp_path):
     given = [sample(n) for n in COUNTS]
     folder = write_folder(tmp_path / "set.npz", [one | {"faces": f} for one, f in zip(given, FACES, strict=True)])
@@ -141,6 +171,10 @@ class TestMessages:
             "one row for each node .*'x' has 16, 'y' has 16, 'coordinates' has 15", coordinates=rows["coordinates"][:15]
         )
         bad("weights must have 16 rows, got shape", weights=np.ones(3))
+        queries = {"at": rows["coordinates"], "at_weights": rows["weights"]}
+        bad("there are 3 samples of nodes and 2 of query nodes", **queries, at_offsets=[0, 5, 16])
+        bad("at_weights must have 16 rows", **(queries | {"at_weights": np.ones(2)}), at_offsets=rows["offsets"])
+        bad("has no dataset 'at_offsets'", **queries)
         del rows["weights"]
         bad("faces must hold numbers of rows, .* but a sample has none; add", faces=FACES[0])
         bad(r"but face 3 is \[2, 3, 5\]; add", faces=np.concatenate(FACES))

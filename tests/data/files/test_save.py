@@ -120,3 +120,19 @@ def test_samples_with_their_own_nodes_are_read_back(tmp_path, name):
             np.testing.assert_array_equal(getattr(same, field), getattr(one, field))
         for ours, theirs in zip(jax.tree.leaves(same.domain), jax.tree.leaves(one.domain), strict=True):
             np.testing.assert_array_equal(ours, theirs)
+
+
+def test_targets_on_other_nodes_are_read_back(tmp_path):
+    given = []
+    for n in (7, 4):
+        inputs, queries = (domains.from_nodes(U.reshape(18, 2)[:k], np.arange(k, dtype=np.float32)) for k in (n, n + 3))
+        given.append(data.Sample(U.reshape(-1, 1)[:n], V.reshape(-1, 1)[: n + 3], inputs, at=queries))
+    data.save(tmp_path / "set.npz", data.RaggedSamples(given))
+    again = data.read(tmp_path / "set.npz")
+    for i, one in enumerate(given):
+        same = again.sample(i)
+        np.testing.assert_array_equal(same.targets, one.targets)
+        for ours, theirs in zip(
+            jax.tree.leaves((same.domain, same.at)), jax.tree.leaves((one.domain, one.at)), strict=True
+        ):
+            np.testing.assert_array_equal(ours, theirs)
