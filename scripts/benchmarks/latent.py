@@ -36,7 +36,7 @@ def main(
         nodes: numbers of nodes.
         heads: heads.
         depth: channels of a head.
-        latents: latent tokens, or nodes of the latent grid along each of two axes, squared.
+        latents: latent tokens, and nodes of the latent grid; a square number.
         repeats: measured calls.
     """
     print_header("n, function", "forward + gradient", "ratio", "scratch jaxop", "scratch jnp")
@@ -73,7 +73,6 @@ def functions(
     """Returns pairs of functions of latents, keys and values: with weights, and the formula without."""
     side = math.isqrt(latents)
     grid = box((side, side), rule="midpoint")
-    points = jax.random.uniform(jax.random.key(1), (len(weights), 2))
 
     def flare(latents: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
         return latent_attention(latents, key, value, weights)
@@ -82,15 +81,14 @@ def functions(
         return latent_attention(latents, key, value, weights, encode="slices")
 
     def on_grid(latents: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-        del latents, key
-        radius = jnp.ones(heads)
+        radius, points = radii(heads), places(key)
         options = {"radius": radius, "background": jnp.zeros_like(value[0]), "share": 1e-6 * radius}
         return read_grid(grid_averages(points, value, weights, grid, **options), grid, points, radius=radius)
 
     return {
         "FLARE": (flare, published_flare),
         "Transolver": (slices, published_transolver),
-        "latent grid": (on_grid, functools.partial(sums_over_pairs, grid, points)),
+        "latent grid": (on_grid, functools.partial(sums_over_pairs, grid)),
     }
 
 
@@ -108,11 +106,21 @@ def published_transolver(latents: jax.Array, key: jax.Array, value: jax.Array) -
     return jnp.einsum("nhg,ghc->nhc", shares, z)
 
 
-def sums_over_pairs(grid: Grid, points: jax.Array, latents: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """Gaussian averages on a grid and their values at the points, by a matrix of all pairs."""
-    del latents, key
+def sums_over_pairs(grid: Grid, latents: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """Gaussian averages on a grid and their values at the points, by matrices of all pairs."""
+    points = places(key)
     cells = jnp.asarray([(axis.ends[1] - axis.ends[0]) / axis.size for axis in grid.axes])
     squares = jnp.sum(((points[:, None] - grid.points[None]) / cells) ** 2, axis=-1)
-    kernel = jnp.exp(-squares / 2)
-    z = jnp.einsum("ng,nhc->ghc", kernel, value) / jnp.sum(kernel, axis=0)[:, None, None]
-    return jnp.einsum("ng,ghc->nhc", kernel / jnp.sum(kernel, axis=1)[:, None], z)
+    kernel = jnp.exp(-squares / (2 * radii(value.shape[1])[:, None, None] ** 2))
+    z = jnp.einsum("hng,nhc->ghc", kernel, value) / jnp.sum(kernel, axis=1).T[:, :, None]
+    return jnp.einsum("hng,ghc->nhc", kernel / jnp.sum(kernel, axis=2, keepdims=True), z)
+
+
+def places(key: jax.Array) -> jax.Array:
+    """Returns points of the unit square, which a program does not know ahead."""
+    return jax.lax.stop_gradient(jax.nn.sigmoid(key[:, 0, :2]))
+
+
+def radii(heads: int) -> jax.Array:
+    """Standard deviations of the Gaussians, in cells."""
+    return jnp.linspace(1.0, 2.0, heads)
