@@ -51,17 +51,20 @@ def main(
 
 
 def functions(weights: jax.Array, grid: Grid, heads: int) -> tuple[Callable[..., jax.Array], Callable[..., jax.Array]]:
-    """Returns the average with weights, and the formula without, as functions of which the third argument counts."""
-    points = jax.random.uniform(jax.random.key(1), (len(weights), 2))
+    """Returns the average with weights, and the formula without, as functions of queries, keys and values.
+
+    The nodes are made of the keys, so that the programs cannot compute ahead what depends on them.
+    """
 
     def on_grid(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-        del query, key
-        radius = jnp.ones(heads)
+        del query
+        radius, points = jnp.ones(heads), places(key)
         options = {"radius": radius, "background": jnp.zeros_like(value[0]), "share": 1e-6 * radius}
         return read_grid(grid_averages(points, value, weights, grid, **options), grid, points, radius=radius)
 
     def over_pairs(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-        del query, key
+        del query
+        points = places(key)
         cells = jnp.asarray([(axis.ends[1] - axis.ends[0]) / axis.size for axis in grid.axes])
         squares = jnp.sum(((points[:, None] - grid.points[None]) / cells) ** 2, axis=-1)
         kernel = jnp.exp(-squares / 2)
@@ -69,3 +72,8 @@ def functions(weights: jax.Array, grid: Grid, heads: int) -> tuple[Callable[...,
         return jnp.einsum("ng,ghc->nhc", kernel / jnp.sum(kernel, axis=1)[:, None], z)
 
     return on_grid, over_pairs
+
+
+def places(key: jax.Array) -> jax.Array:
+    """Returns points of the unit square that are about uniform for normal keys."""
+    return jax.scipy.stats.norm.cdf(key[:, 0, :2])

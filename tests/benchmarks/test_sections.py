@@ -71,9 +71,9 @@ def test_the_obvious_code_computes_the_same():
 
 
 def test_the_sums_over_all_pairs_compute_the_same_with_equal_weights():
-    value = np.random.default_rng(0).normal(size=(64, 2, 4)).astype(np.float32)
+    key, value = np.random.default_rng(0).normal(size=(2, 64, 2, 4)).astype(np.float32)
     ours, theirs = latent_grid.functions(jnp.full(64, 1 / 64), domains.box((4, 4), rule="midpoint"), 2)
-    np.testing.assert_allclose(ours(None, None, value), theirs(None, None, value), atol=1e-4)
+    np.testing.assert_allclose(ours(key, key, value), theirs(key, key, value), atol=1e-4)
 
 
 def test_the_gradient_of_a_program_is_with_respect_to_its_operands():
