@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from jaxop._validation import as_integer, check_size, first_index, jax_dtype, on_device, warn_float64
 from jaxop.data import _buckets
@@ -123,7 +123,7 @@ class RaggedSamples:
         if not len(samples):
             raise ValueError("samples is empty; a dataset needs at least one sample.")
         self.samples, self._most = samples, max_buckets
-        sizes, sums = [], []
+        sizes, sums, corners = [], [], []
         for i in range(len(samples)):
             sample = _read(samples, i)
             form = _form(sample)
@@ -137,7 +137,8 @@ class RaggedSamples:
                     _check_finite(values, f"samples[{i}].{name}")
             sizes.append(_sizes(sample))
             sums.append(_checksums(sample))
-        self._sizes, self._checksums = np.array(sizes), np.array(sums, np.uint32)
+            corners.append(_corners(sample.domain))
+        self._sizes, self._checksums, self._corners = np.array(sizes), np.array(sums, np.uint32), np.array(corners)
 
     @property
     def in_channels(self) -> int:  # noqa: D102, see the class
@@ -164,6 +165,11 @@ class RaggedSamples:
     def target_sizes(self) -> Int[np.ndarray, " n"]:
         """Number of nodes of each target, without padding."""
         return self._sizes[:, 2 if self.has_at else 0]
+
+    @property
+    def corners(self) -> Float[np.ndarray, "2 dim"]:
+        """The lower and the upper corner of the box around all nodes of the inputs that have positive weight."""
+        return np.stack([self._corners[:, 0].min(axis=0), self._corners[:, 1].max(axis=0)])
 
     @functools.cached_property
     def buckets(self) -> tuple[Bucket, ...]:
@@ -220,6 +226,7 @@ class RaggedSamples:
         result.samples, result._most = _Chosen(self.samples, index), self._most
         result._form, result._padded = self._form, self._padded
         result._sizes, result._checksums = self._sizes[index], self._checksums[index]
+        result._corners = self._corners[index]
         return result
 
     def groups(self, batch_size: int) -> list[Group]:
@@ -388,6 +395,12 @@ def _checksums(sample: Sample) -> tuple[int, ...]:
     parts = [None if value is None else [value] for value in values]
     parts += [None if domain is None else defining_arrays(domain) for domain in domains]
     return tuple(0 if part is None else checksum(part) for part in parts)
+
+
+def _corners(domain: Domain) -> Float[np.ndarray, "2 dim"]:
+    """Returns the corners of the box around the nodes of positive weight."""
+    nodes = np.asarray(domain.points)[np.asarray(domain.weights) > 0]
+    return np.stack([nodes.min(axis=0), nodes.max(axis=0)])
 
 
 def _stacked(domains: Sequence[Domain], size: int, simplices: int | None) -> Domain:

@@ -53,8 +53,8 @@ class LatentGridOperatorConfig(LayersConfig, OperatorConfig):
         radius: the radius of the averages over the nodes, in cells of the latent grid, in the first head at first. The
             other heads start wider, up to four times in the last head.
         process: the config of the operator on the latent grid, with ``in_channels = out_channels = width`` and the
-            ``dim`` of this config. None means a `FourierNeuralOperatorConfig` with this width, 4 layers, and 12 modes
-            or half the nodes of the shortest side.
+            ``dim`` of this config, whose dtypes it gets. None means a `FourierNeuralOperatorConfig` with this width, 4
+            layers, and 12 modes or half the nodes of the shortest side.
 
     Raises:
         TypeError: if a size is not an integer, a corner is not a tuple of numbers, or ``process`` is not such a config.
@@ -119,12 +119,8 @@ class LatentGridOperatorConfig(LayersConfig, OperatorConfig):
             self.width, self.width, self.dim, activation=self.activation, **sizes, **self.dtypes
         )
 
-    def latent_grid(self) -> Grid:
-        """Returns the latent grid in coordinates in which its box is the unit cube; weights are equal."""
-        return box(self.shape, rule="midpoint")
-
     def in_box(self, points: Float[Array, "*n dim"]) -> Float[Array, "*n dim"]:
-        """Returns points in the coordinates of `latent_grid`."""
+        """Returns points in coordinates in which the box of the latent grid is the unit cube."""
         lower, upper = (np.asarray(corner, points.dtype) for corner in self.corners)
         axes = (1,) * (points.ndim - 1)
         return (points - lower.reshape(*axes, -1)) / (upper - lower).reshape(*axes, -1)
@@ -207,6 +203,7 @@ class LatentGridOperatorConfig(LayersConfig, OperatorConfig):
             raise ValueError(
                 f"process.patches = {process.patches} must divide the sides {self.shape} of the latent grid."
             )
+        object.__setattr__(self, "process", dataclasses.replace(process, **self.dtypes))
 
 
 def _bounds(domains: Sequence[Domain]) -> tuple[np.ndarray, np.ndarray]:
@@ -215,6 +212,11 @@ def _bounds(domains: Sequence[Domain]) -> tuple[np.ndarray, np.ndarray]:
         pairs = [(np.asarray(domain.points), np.asarray(domain.weights)) for domain in domains]
     nodes = np.concatenate([points[weights > 0] for points, weights in pairs]).astype(np.float64)
     return nodes.min(axis=0), nodes.max(axis=0)
+
+
+def latent_grid(shape: tuple[int, ...]) -> Grid:
+    """Returns the latent grid in coordinates in which its box is the unit cube; weights are equal."""
+    return box(shape, rule="midpoint")
 
 
 class GridPass(nnx.Module):
@@ -229,7 +231,7 @@ class GridPass(nnx.Module):
     """
 
     def __init__(self, config: LatentGridOperatorConfig, *, rngs: nnx.Rngs):
-        self.config = config
+        self.heads, self.shape = config.heads, config.shape
         dtype, heads = config.param_dtype, config.heads
         self.value = Linear(config.width, config.width, rngs=rngs, **config.dtypes)
         self.output = Linear(config.width, config.width, rngs=rngs, **config.dtypes)
@@ -259,7 +261,7 @@ class GridPass(nnx.Module):
             at: points of the output, in the coordinates of the latent grid; None means ``points``.
         """
         context, at = (x if context is None else context), (points if at is None else at)
-        grid, heads = self.config.latent_grid(), self.config.heads
+        grid, heads = latent_grid(self.shape), self.heads
         value = self.value(context)
         value = value.reshape(*value.shape[:2], heads, -1)
         radius, read, share = (jnp.exp(a[...]) for a in (self.log_radius, self.log_read, self.log_share))

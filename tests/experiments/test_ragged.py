@@ -9,11 +9,11 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from jaxop import data, experiments, nn, training
+from jaxop import data, domains, experiments, nn, training
 from jaxop.experiments.plots import plot_predictions
 from jaxop.experiments.problems import Sets, grid_name
 from jaxop.experiments.settings import prepared
-from tests.data.ragged_cases import cloud, pairs
+from tests.data.ragged_cases import cloud, curve, pairs
 
 SHORT = training.TrainingConfig(steps=3, batch_size=2, warmup_steps=1)
 
@@ -67,6 +67,20 @@ def test_operators_that_need_one_grid_are_refused_before_training(tmp_path):
     config, _ = experiment(tmp_path, "tno", heads=2, schwarz=schwarz).model.for_data(data.RaggedSamples(pairs()))
     with pytest.raises(NotImplementedError, match=r"training \(9–31 nodes\): each sample has its own .*LatentNeuralOp"):
         prepared({"training": data.RaggedSamples(pairs())}, config)
+
+
+def test_the_box_of_a_latent_grid_holds_the_nodes_of_all_samples():
+    model = experiments.OperatorSettings("latent_grid", width=4, heads=2, layers=1, grid=4)
+    samples = data.RaggedSamples(pairs(curve))
+    moved = [dataclasses.replace(one, domain=domains.from_samples(one.domain.points[:, 0] + 1)) for one in pairs(curve)]
+    config, _ = model.for_data(samples, [data.RaggedSamples([pairs(curve)[0], *moved])])
+    assert (config.lower[0] < 0) & (config.upper[0] > 1.9)
+    config, _ = model.for_data(samples)
+    ends = np.concatenate([one.domain.points for one in samples.samples])
+    assert config.lower[0] < ends.min() < ends.max() < config.upper[0]
+    np.testing.assert_array_equal(samples.corners, [[ends.min()], [ends.max()]])
+    with pytest.raises(ValueError, match=r"new \(9–31 nodes\): the nodes reach from .* along axis 0, outside the box"):
+        prepared({"new": data.RaggedSamples([pairs(curve)[0], *moved])}, config)
 
 
 def test_figures_show_every_sample_on_its_own_nodes():

@@ -118,6 +118,15 @@ def test_other_precision_and_placement(tmp_path):
         np.testing.assert_array_equal(numbers(again)[leaf], array)
 
 
+def test_an_operator_inside_another_has_its_precision(tmp_path):
+    config = dataclasses.replace(
+        MODELS["latent-grid"], process=dataclasses.replace(MODELS["fno"], in_channels=4, out_channels=4)
+    )
+    loaded = jaxop.from_pretrained(build(config).save(tmp_path / "grid"), dtype="bfloat16")
+    assert loaded.config.process.dtypes == {"dtype": "bfloat16", "param_dtype": "bfloat16"}
+    assert loaded.decoder[0].attention.process.config == loaded.config.process
+
+
 @pytest.mark.usefixtures("unchecked")
 def test_nothing_is_overwritten_and_nothing_is_left_behind(tmp_path):
     model = build(TNO)

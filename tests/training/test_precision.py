@@ -22,7 +22,13 @@ OPERATORS = {
     "tno": operators.TransformerNeuralOperatorConfig(1, 1, dim=2, **SMALL, **TOKENS),
     "fano": operators.FourierAttentionNeuralOperatorConfig(1, 1, **SMALL, **TOKENS, **PATCHES),
     "vitno": operators.ViTNeuralOperatorConfig(1, 1, smoothing_modes=2, **SMALL, **TOKENS, **PATCHES),
+    "latent": operators.LatentNeuralOperatorConfig(
+        1, 1, dim=2, decoder_layers=1, local=nn.LocalAverageConfig(radius=0.1), **SMALL, **TOKENS
+    ),
 }
+OPERATORS["latent-grid"] = operators.LatentGridOperatorConfig(
+    1, 1, dim=2, grid=8, process=dataclasses.replace(OPERATORS["fno"], in_channels=8, out_channels=8), **SMALL, **TOKENS
+)
 SENSITIVE = ("exp", "log", "fft", "reduce_sum", "reduce_max", "cumsum", "rsqrt", "sqrt", "complex")
 """Primitives of scores, spectra, norms and sums, which lose their digits in half precision."""
 

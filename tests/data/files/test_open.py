@@ -46,6 +46,13 @@ def test_coordinates_of_a_grid(kind):
         assert data.read(path, coordinates=None).domain.rules == ("midpoint", "midpoint")
 
 
+def test_none_leaves_out_what_the_file_does_not_have(tmp_path):
+    """The record of a run of an earlier version has None for every name that this version added."""
+    np.savez(tmp_path / "set.npz", x=U, y=V)
+    left_out = dict.fromkeys(("coordinates", "weights", "initial", "faces", "offsets", "at", "sample_dimension"))
+    assert data.read(tmp_path / "set.npz", **left_out).domain.shape == (3, 3)
+
+
 def test_coordinates_of_one_axis(kind):
     write, path = kind
     write(path, x=U, y=V, coordinates=np.array([0.0, 1.0, 3.0]), weights=np.array([1.0, 0.0, 2.0]))
