@@ -83,6 +83,9 @@ def standardization(samples: Samples | RaggedSamples) -> dict[str, Array]:
         ``input_mean``, ``input_std``, ``output_mean``, ``output_std``, and ``initial_mean``, ``initial_std`` if the
         samples have initial data; each of shape (channels,). Cost: one pass over the set.
 
+    Raises:
+        TypeError: if ``samples`` is another data source, such as `RandomNodes`; take the set that it draws from.
+
     Example:
         >>> import numpy as np
         >>> from flax import nnx
@@ -94,6 +97,7 @@ def standardization(samples: Samples | RaggedSamples) -> dict[str, Array]:
         >>> float(operator.output_mean[0])
         2.0
     """
+    check_type(samples, "samples", (Samples, RaggedSamples), "data.Samples or data.RaggedSamples, with all nodes")
     if isinstance(samples, RaggedSamples):
         inputs, targets, initial = _statistics_one_by_one(samples)
     else:

@@ -76,8 +76,9 @@ class RaggedSamples:
     The samples are read once, one at a time, when the set is built, and again for every batch. Only those of a batch
     are in memory if ``samples`` reads on demand.
 
-    Operators must take any nodes: `jaxop.operators.TransformerNeuralOperator`, without Schwarz attention, and
-    `jaxop.operators.LatentNeuralOperator`.
+    Operators must take any nodes: `jaxop.operators.TransformerNeuralOperator`, without Schwarz attention,
+    `jaxop.operators.LatentNeuralOperator`, `jaxop.operators.LatentGridOperator` and
+    `jaxop.operators.FlowNeuralOperator`.
 
     Args:
         samples: a list of `Sample`, or any object with ``__len__`` and a ``__getitem__(i)`` that reads sample i.

@@ -51,7 +51,7 @@ def card_of(run: training.Run, step: int) -> dict[str, str]:
     for row in errors:
         names = [name for name in row if name.endswith("/l2")]
         lines += [
-            f"| {name[:-3]} (validation) | | | {row[name]:.3e} | {_number(row.get(name[:-2] + 'h1'))} |"
+            f"| {name[:-3]} (validation) | | | {_number(row[name])} | {_number(row.get(name[:-2] + 'h1'))} |"
             for name in names
         ]
     if len(lines) > 2:

@@ -16,6 +16,7 @@ from jaxop.data.files.on_demand import files_of
 from jaxop.data.files.open import open_archive
 from jaxop.experiments.problems import AnySamples, FileData, check_directory, grid_name
 from jaxop.experiments.record import recorded_problem
+from jaxop.experiments.report import batch_size
 from jaxop.experiments.settings import prepared
 from jaxop.experiments.terminal import make_console
 
@@ -159,7 +160,7 @@ def _outputs(model: operators.Standardized, path: Path, samples: AnySamples) -> 
             )
     with _named_in_errors(path, samples):
         ready = prepared({str(path): samples}, model.config)[str(path)]
-        return list(training.predict(model, ready, batch_size=min(16, len(samples))))
+        return list(training.predict(model, ready, batch_size=min(batch_size(samples), len(samples))))
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import jax
-from jax.extend.core import Jaxpr
+from jax.extend.core import Jaxpr, JaxprEqn
 
 from jaxop.data.files._reading import amount, memory
 from jaxop.training._program import inner_programs
@@ -20,7 +20,8 @@ def device_memory() -> float:
 def check_fits(traced: jax.stages.Traced, state: Tree, batch: Tree, what: str) -> None:
     """Raises ``MemoryError`` if the state, the batch and the largest matrix product of a step exceed the memory.
 
-    The result of a matrix product is an array in memory, so no compiler can do with less. The step may need more.
+    The result of a matrix product is an array in memory. Products without a sum are not counted, because compilers fuse
+    them with what follows. The step may need more.
 
     Args:
         traced: the step.
@@ -55,11 +56,18 @@ def largest_product(jaxpr: Jaxpr) -> int:
     """
     sizes = [0]
     for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
+        if equation.primitive.name == "dot_general" and _has_sum(equation):
             aval: Any = equation.outvars[0].aval
             sizes.append(math.prod(aval.shape) * aval.dtype.itemsize)
         sizes += [largest_product(inner) for inner in inner_programs(equation.params)]
     return max(sizes)
+
+
+def _has_sum(equation: JaxprEqn) -> bool:
+    """Tells whether the entries of a matrix product are sums of several numbers."""
+    (contracted, _), _ = equation.params["dimension_numbers"]
+    aval: Any = equation.invars[0].aval
+    return math.prod(aval.shape[axis] for axis in contracted) > 1
 
 
 def _bytes(tree: Tree) -> int:

@@ -89,6 +89,10 @@ def test_bad_arguments_are_refused(unchecked):
         data.RandomNodes(samples, 0)
     with pytest.raises(ValueError, match="at_nodes=4 was given, but the targets are on the nodes of the inputs"):
         data.RandomNodes(samples, 4, at_nodes=4)
+    with pytest.raises(
+        TypeError, match=r"samples must be data\.Samples or data\.RaggedSamples, with all nodes, got Rand"
+    ):
+        data.standardization(data.RandomNodes(samples, 4))
     with_initial = [dataclasses.replace(sample, initial=np.ones(2, np.float32)) for sample in pairs()]
     with pytest.raises(ValueError, match="source has initial data, which belong to the first node"):
         data.RandomNodes(data.RaggedSamples(with_initial), 4)

@@ -12,6 +12,7 @@ from flax import nnx
 
 from jaxop import data, domains, operators, testing, training
 from jaxop.data.groups import draw_batch
+from jaxop.training.memory import largest_product
 from tests.data.ragged_cases import cloud, curve, functions, mesh, pairs
 from tests.training.cases import assert_same_bits, interruption, rows
 from tests.training.ragged_cases import Mean
@@ -228,6 +229,13 @@ def test_a_bucket_beyond_the_memory_is_refused_before_it_is_compiled(tmp_path, m
     with pytest.raises(MemoryError, match=r"on 2 samples of 31 nodes .* the largest array 1\.984 kB\) of 3 kB"):
         fit(tmp_path)
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_products_without_a_sum_need_no_memory():
+    def size(*shapes):
+        return largest_product(jax.make_jaxpr(lambda a, b: jnp.sum(a @ b))(*map(jnp.ones, shapes)).jaxpr)
+
+    assert (size((9, 2), (2, 5)), size((9, 1), (1, 5))) == (4 * 9 * 5, 0)
 
 
 def test_sets_that_do_not_fit_are_refused_before_anything_is_written(tmp_path):

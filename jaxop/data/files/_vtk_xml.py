@@ -161,7 +161,9 @@ def _piece(piece: ElementTree.Element, arrays: _Arrays, *, is_surface: bool) -> 
     for name, kind in _SECTIONS.items() if is_surface else [("Cells", None)]:
         if (section := piece.find(name)) is not None and len(section):
             parts = {part.get("Name"): arrays.read(part) for part in section.findall("DataArray")}
-            sections.append((parts["connectivity"].ravel(), parts["offsets"].ravel(), parts.get("types", kind)))
+            # NumPy makes floats of sums of unsigned and signed integers
+            connectivity, offsets = (parts[key].ravel().astype(np.int64) for key in ("connectivity", "offsets"))
+            sections.append((connectivity, offsets, parts.get("types", kind)))
     point_data, cell_data = (
         {part.get("Name", ""): arrays.read(part) for part in piece.findall(f"./{where}/DataArray") if _is_number(part)}
         for where in ("PointData", "CellData")

@@ -26,8 +26,9 @@ def write_fields(
     A .vtu file holds the nodes, the cells of a mesh or a grid, and every function as point data. Scattered nodes are
     cells of one vertex, with their weights as one more function. One and two coordinates get zeros as the others. An
     .npz file holds the functions under their names, the ``coordinates``, and either the ``faces`` of a mesh of
-    triangles or tetrahedra, or the ``weights``. `jaxop.data.read` reads a folder of either as samples. The file appears
-    only when it is complete; an existing file is replaced.
+    triangles or tetrahedra, or the ``weights``. `jaxop.data.read` reads a folder of either as samples, but not a .vtu
+    file of a three-dimensional grid, whose cells are hexahedra. The file appears only when it is complete; an existing
+    file is replaced.
 
     Args:
         path: the file to write, with suffix .vtu or .npz.

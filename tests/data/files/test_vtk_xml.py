@@ -116,12 +116,14 @@ def test_pixels_and_chains_of_lines_of_a_vtu_file(tmp_path):
     assert found == {"vertex": [[1]], "line": [[0, 1], [1, 3], [3, 2]], "quad": [[0, 1, 3, 2]]}
 
 
-def test_pieces_are_joined(tmp_path):
+@pytest.mark.parametrize("kind", ["Int64", "UInt64"])
+def test_pieces_are_joined(tmp_path, kind):
     path = surface(tmp_path / "a.vtp", "ascii")
     text = path.read_text()
     piece = text[text.index("<Piece") : text.index("</PolyData>")]
-    path.write_text(text.replace(piece, 2 * piece))
+    path.write_text(text.replace(piece, 2 * piece).replace("Int64", kind))
     mesh = read_vtk_xml(path)
+    assert {block.dtype.kind for _, block in mesh.cells} == {"i"}
     assert len(mesh.points) == 10
     assert len(mesh.point_data["p"]) == 10
     assert [block.tolist() for name, block in mesh.cells if name == "triangle"] == [[[1, 4, 2]], [[6, 9, 7]]]
