@@ -21,6 +21,8 @@ def test_an_epoch_uses_every_item_once_and_groups_in_proportion(sizes, batch):
         assert all(len(items) == batch for _, items in drawn)
         seen.append([(group, items.tolist()) for group, items in drawn])
     assert seen[0] != seen[1] != seen[2]
+    batches = [{(group, frozenset(items)) for group, items in epoch} for epoch in seen]
+    assert batches[0] != batches[1] != batches[2]
     groups = [[group for group, _ in epoch] for epoch in seen]
     assert any(groups[0] != other for other in groups[1:])  # the order of the groups is new as well
 

@@ -97,6 +97,11 @@ def test_a_small_bucket_joins_the_next_larger_one():
     assert [part.tolist() for part in parts] == [list(range(10)), list(range(10, 21))]
 
 
+def test_only_small_buckets_are_united_for_a_batch():
+    sizes = np.array([[10]] * 6 + [[1000]] * 10 + [[1500]] * 10)
+    assert [len(part) for part in _buckets.choose(sizes, batch_size=8, most=8)] == [16, 10]
+
+
 def test_groups_hold_every_sample_in_batches_of_one_shape():
     samples = data.RaggedSamples(pairs())
     assert [len(group.indices) for group in samples.groups(5)] == [5, 5]

@@ -16,7 +16,7 @@ from tests.training.ragged_cases import Mean
 pytestmark = pytest.mark.optax
 
 RUN = dataclasses.replace(
-    CONFIG, steps=8, batch_size=4, accumulate=1, ema_decay=0.0, weight_decay=0.0, eval_every=8, checkpoint_every=3
+    CONFIG, steps=6, batch_size=4, accumulate=1, ema_decay=0.0, weight_decay=0.0, eval_every=6, checkpoint_every=3
 )
 
 

@@ -1,6 +1,7 @@
 """Training and evaluation on samples with nodes of their own: padding counts for nothing, one program per bucket."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -37,13 +38,16 @@ def operator(kind, dim=2):
 
 
 def losses_and_gradients(model, batch):
-    graphdef, params, other = nnx.split(model, nnx.Param, ...)
+    return _losses_and_gradients(*nnx.split(model, nnx.Param, ...), batch)
 
+
+@functools.partial(jax.jit, static_argnums=0)
+def _losses_and_gradients(graphdef, params, other, batch):
     def mean(params):
         losses = training.relative_l2_loss(nnx.merge(graphdef, params, other), batch)
         return jnp.mean(losses), losses
 
-    (_, losses), gradient = jax.jit(jax.value_and_grad(mean, has_aux=True))(params)
+    (_, losses), gradient = jax.value_and_grad(mean, has_aux=True)(params)
     return losses, gradient
 
 
@@ -150,7 +154,7 @@ def test_a_run_compiles_one_program_per_bucket_and_resumes_bit_for_bit(tmp_path,
 
 
 def test_errors_and_predictions_come_in_the_order_of_the_samples():
-    made, model = pairs(curve, (9, 30, 11, 29)), operator("plain", dim=1)
+    made, model = pairs(curve, (9, 30, 11)), operator("plain", dim=1)
     samples = data.RaggedSamples(made)
     assert len(samples.buckets) > 1
     errors, outputs = training.evaluate(model, samples, batch_size=2), training.predict(model, samples, batch_size=2)
@@ -185,24 +189,37 @@ def test_a_loss_of_the_user_is_averaged_over_all_samples(tmp_path):
         )
         return losses, {"twice": 2 * losses}
 
-    result = fit(tmp_path, config=dataclasses.replace(CONFIG, steps=1, warmup_steps=0), loss=squares)
-    expected = [squares(result.model, _alone(sample))[0] for sample in pairs()]
+    made = pairs(sizes=(9, 30, 11))
+    config, valid = dataclasses.replace(CONFIG, steps=1, warmup_steps=0), {"same": data.RaggedSamples(made)}
+    result = fit(tmp_path, config=config, valid=valid, loss=squares)
+    expected = [squares(result.model, _alone(sample))[0] for sample in made]
     np.testing.assert_allclose(result.errors["same/loss"], np.mean(expected), rtol=1e-5)
     np.testing.assert_allclose(result.errors["same/twice"], 2 * np.mean(expected), rtol=1e-5)
 
 
-def test_random_nodes_of_every_step_are_the_same_when_a_run_is_resumed(tmp_path):
-    def thinned():
-        return data.RandomNodes(data.RaggedSamples(pairs(sizes=(9, 40, 50, 60, 70))), 12)
+class Watched(data.RandomNodes):
+    """Random nodes of samples of several sizes, which remember the steps that they were drawn for."""
 
+    def __init__(self, nodes=12):
+        super().__init__(data.RaggedSamples(pairs(sizes=(9, 40, 50, 60, 70))), nodes)
+        self.drawn = []
+
+    def at_step(self, indices, *, seed, step):
+        self.drawn.append((seed, step))
+        return super().at_step(indices, seed=seed, step=step)
+
+
+def test_random_nodes_of_every_step_are_the_same_when_a_run_is_resumed(tmp_path):
     Mean.traced.clear()
-    whole = fit(tmp_path / "whole", train=thinned())
-    assert (2, 12, 2) in Mean.traced
+    train = Watched()
+    whole = fit(tmp_path / "whole", train=train, valid={})
+    assert set(Mean.traced) == {(2, 12, 2)}
+    assert train.drawn[1:] == [(CONFIG.seed, step) for step in range(14)]  # the first for its shape
     with interruption(8) as loggers:
-        fit(tmp_path / "run", train=thinned(), loggers=loggers)
-    assert_same_bits(fit(tmp_path / "run", train=thinned(), resume=True).state, whole.state)
+        fit(tmp_path / "run", train=Watched(), valid={}, loggers=loggers)
+    assert_same_bits(fit(tmp_path / "run", train=Watched(), valid={}, resume=True).state, whole.state)
     with pytest.raises(ValueError, match=r"train\.random_nodes: 12 -> 13"):
-        fit(tmp_path / "run", train=data.RandomNodes(thinned().source, 13), resume=True)
+        fit(tmp_path / "run", train=Watched(13), valid={}, resume=True)
 
 
 def test_a_bucket_beyond_the_memory_is_refused_before_it_is_compiled(tmp_path, monkeypatch):
