@@ -312,7 +312,9 @@ def _names(names: str | Sequence[str], argument: str) -> tuple[str, ...]:
 
 def _refuse(path: Path, what: str, options: Mapping[str, object], *, read: Collection[str]) -> None:
     """Raises ``ValueError`` if an option was given that nothing would read."""
-    given = [name for name, value in options.items() if value != _DEFAULTS[name] and name not in read]
+    given = [
+        name for name, value in options.items() if value is not None and value != _DEFAULTS[name] and name not in read
+    ]
     if given:
         settings = ", ".join(f"{name}={options[name]!r}" for name in given)
         them = "it" if len(given) == 1 else "them"
