@@ -312,7 +312,7 @@ class LatentNeuralOperator(Savable, nnx.Module):
         dtype = self.head.result_dtype(functions.dtype)
         x = self.lift(functions.values).astype(dtype)
         local = {} if config.local is None else {"domain": domain}
-        x = run_layers(self.layers, x, functions.weights, **functions.shared, **local)
+        x = run_layers(self.layers, x, functions.weights, velocity=None, **functions.shared, **local)
         if self.query is not None:
             nodes = coordinates(at or domain, x.shape[0], config.dim, "at").astype(functions.values.dtype)
             z = self.query(nodes).astype(dtype)
