@@ -76,6 +76,9 @@ class RaggedSamples:
     The samples are read once, one at a time, when the set is built, and again for every batch. Only those of a batch
     are in memory if ``samples`` reads on demand.
 
+    Domains are scattered nodes, meshes, or one-dimensional grids of given nodes, of one kind for all samples. Grids of a
+    rule cannot be padded: they must all be of one size, such as the grid of all targets.
+
     Operators must take any nodes: `jaxop.operators.TransformerNeuralOperator`, without Schwarz attention, and
     `jaxop.operators.LatentNeuralOperator`.
 
@@ -235,7 +238,9 @@ class RaggedSamples:
     def identity(self) -> dict[str, Any]:
         """Returns sizes and CRC-32 sums of all samples, which were computed when the set was built."""
         names = ("inputs", "targets", "initial", "domain", "at")
-        sums = {name: f"{zlib.crc32(self._checksums[:, i].tobytes()):08x}" for i, name in enumerate(names)}
+        sums = {
+            name: f"{zlib.crc32(self._checksums[:, i].astype('<u4').tobytes()):08x}" for i, name in enumerate(names)
+        }
         nodes = {"nodes": int(self._sizes[:, 0].sum()), "at_nodes": int(self._sizes[:, 2].sum())}
         return {"samples": len(self), **nodes, **self._form, "contents": sums}
 
