@@ -13,7 +13,9 @@ import numpy as np
 from flax import nnx
 
 from jaxop import training
-from jaxop.data import Examples, Samples
+from jaxop.data import Examples
+from jaxop.data.groups import groups_of
+from jaxop.experiments.problems import AnySamples
 from jaxop.experiments.run import new_directory
 from jaxop.experiments.settings import parameters
 
@@ -29,23 +31,30 @@ class Contender:
     """
 
     make: Callable[[int], nnx.Module]
-    train: Samples
-    tests: Mapping[str, Samples]
+    train: AnySamples
+    tests: Mapping[str, AnySamples]
 
 
-def seconds_per_step(model: nnx.Module, train: Samples | Examples, settings: training.TrainingConfig) -> float:
-    """Returns the seconds of the fastest of some compiled training steps: the speed of the machine when it is idle."""
+def seconds_per_step(model: nnx.Module, train: AnySamples | Examples, settings: training.TrainingConfig) -> float:
+    """Returns the seconds of the fastest of some compiled training steps: the speed of the machine when it is idle.
+
+    If batches have several shapes, these are the means over the batches of an epoch.
+    """
     optimizer = training.make_optimizer(settings)
     graphdef, state = training.init_state(model, optimizer, settings)
     step = training.make_step(graphdef, optimizer, settings)
-    batch = jax.device_put(train[np.arange(settings.batch_size)])
-    seconds = []
-    for _ in range(25):
-        start = time.perf_counter()
-        state, metrics = step(state, batch)
-        jax.block_until_ready((state, metrics))
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
+    fastest, batches = [], []
+    for group in groups_of(train, settings.batch_size, "train"):
+        batch = jax.device_put(group.source[np.arange(settings.batch_size)])
+        seconds = []
+        for _ in range(25):
+            start = time.perf_counter()
+            state, metrics = step(state, batch)
+            jax.block_until_ready((state, metrics))
+            seconds.append(time.perf_counter() - start)
+        fastest.append(min(seconds))
+        batches.append(len(group.indices) // settings.batch_size)
+    return float(np.average(fastest, weights=batches))
 
 
 def compare(
@@ -95,7 +104,7 @@ def mean_and_deviation(values: np.ndarray) -> str:
 
 
 def train_once(
-    model: nnx.Module, train: Samples | Examples, settings: training.TrainingConfig, directory: Path
+    model: nnx.Module, train: AnySamples | Examples, settings: training.TrainingConfig, directory: Path
 ) -> training.Result:
     """Trains one of many runs of a comparison. SIGTERM ends the whole comparison."""
     result = training.fit(model, train, {}, settings, run_dir=directory, progress=False)

@@ -6,14 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
+import jax
 import numpy as np
 import pytest
 
 from jaxop import data, experiments, nn, training
+from jaxop.experiments import comparison
 from jaxop.experiments.plots import plot_predictions
 from jaxop.experiments.problems import Sets, grid_name
 from jaxop.experiments.settings import prepared
 from tests.data.ragged_cases import cloud, pairs
+from tests.training.ragged_cases import Mean
 
 SHORT = training.TrainingConfig(steps=3, batch_size=2, warmup_steps=1)
 
@@ -67,6 +70,21 @@ def test_operators_that_need_one_grid_are_refused_before_training(tmp_path):
     config, _ = experiment(tmp_path, "tno", heads=2, schwarz=schwarz).model.for_data(data.RaggedSamples(pairs()))
     with pytest.raises(NotImplementedError, match=r"training \(9–31 nodes\): each sample has its own .*LatentNeuralOp"):
         prepared({"training": data.RaggedSamples(pairs())}, config)
+
+
+@pytest.mark.thorough
+def test_the_time_of_a_step_is_the_mean_over_the_batches_of_an_epoch(monkeypatch):
+    """Where a step on few nodes takes half a second, and one on many nodes three times as long."""
+    samples = data.RaggedSamples(pairs(sizes=(9, 9, 9, 9, 30, 31)))
+    clock, last = [0.0], []
+
+    def seconds():
+        clock[0] += {31: 1.5, 9: 0.5}[last[-1].inputs.shape[1]]
+        return clock[0]
+
+    monkeypatch.setattr(jax, "device_put", lambda batch: last.append(batch) or batch)
+    monkeypatch.setattr(comparison.time, "perf_counter", seconds)
+    assert comparison.seconds_per_step(Mean(), samples, SHORT) == pytest.approx((2 * 0.5 + 1.5) / 3)
 
 
 def test_figures_show_every_sample_on_its_own_nodes():
