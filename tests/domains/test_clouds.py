@@ -103,6 +103,20 @@ def test_gradients_at_the_boundary_of_random_points_are_not_ruined_by_slivers(x6
     assert found[1] < 0.01
 
 
+def test_layers_at_a_wall_stay_whole():
+    x, y = np.linspace(0, 1, 11), np.concatenate([[0], np.geomspace(1e-5, 1, 12)])
+    points = np.stack(np.meshgrid(x, y, indexing="ij"), axis=-1).reshape(-1, 2).astype(np.float32)
+    mesh = domains.from_points(points)
+    np.testing.assert_allclose(mesh.measure, 1, rtol=1e-6)
+    assert (mesh.weights > 0).all()
+
+
+def test_flat_cells_stay_where_a_node_has_no_other():
+    blunt = domains.from_points(np.array([[0, 0], [1, 0], [0.5, 0.005]], np.float32))
+    assert (blunt.weights > 0).all()
+    np.testing.assert_allclose(blunt.measure, 0.0025, rtol=1e-5)
+
+
 def test_a_predicate_cuts_a_hole(x64):
     """∫ |∇ log r|² = 2π log 2 on 1 < r < 2, from points alone."""
     random = np.random.default_rng(0)
