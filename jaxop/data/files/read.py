@@ -211,7 +211,7 @@ def _read(
     if (groups := own_nodes.of_groups(archive, names)) is not None:
         _refuse(path, "samples with their own nodes", options, read=(*names, "external"))
         return groups
-    _refuse(path, "arrays on shared nodes", options, read=[name for name in options if name != "at"])
+    _refuse(path, "arrays on shared nodes", options, read=[name for name in options if name not in ("at", "offsets")])
     return _read_shared(archive, u, v or u, options)
 
 
