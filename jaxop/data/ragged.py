@@ -76,6 +76,9 @@ class RaggedSamples:
     The samples are read once, one at a time, when the set is built, and again for every batch. Only those of a batch
     are in memory if ``samples`` reads on demand.
 
+    Domains are scattered nodes, meshes, or one-dimensional grids of given nodes, of one kind for all samples. Grids of
+    a rule cannot be padded: they must all be of one size, such as the grid of all targets.
+
     Operators must take any nodes: `jaxop.operators.TransformerNeuralOperator`, without Schwarz attention,
     `jaxop.operators.LatentNeuralOperator`, `jaxop.operators.LatentGridOperator` and
     `jaxop.operators.FlowNeuralOperator`.
@@ -139,7 +142,7 @@ class RaggedSamples:
             sizes.append(_sizes(sample))
             sums.append(_checksums(sample))
             corners.append(_corners(sample.domain))
-        self._sizes, self._checksums, self._corners = np.array(sizes), np.array(sums, np.uint32), np.array(corners)
+        self._sizes, self._checksums, self._corners = np.array(sizes), np.array(sums, "<u4"), np.array(corners)
 
     @property
     def in_channels(self) -> int:  # noqa: D102, see the class

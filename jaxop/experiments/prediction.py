@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,26 +79,25 @@ def predict(settings: Prediction, *, console: "Console | None" = None) -> list[P
     model = run.model(checkpoint=checkpoint)
     console = make_console() if console is None else console
     check_directory("--to", folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    count = 0
+    written: list[Path] = []
 
-    def report(source: Path, samples: str) -> None:
-        nonlocal count
-        count += 1
-        console.print(f"{count}/{len(results)} {source} ({samples}): {results[source]}", soft_wrap=True)
+    def write(source: Path, about: str, function: Callable[..., None], *arguments: object) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        function(results[source], *arguments)
+        written.append(results[source])
+        console.print(f"{len(written)}/{len(results)} {source} ({about}): {results[source]}", soft_wrap=True)
 
     for kind in (MESHES, (".npz",)):
         if paths := [path for path in singles if path.suffix.lower() in kind]:
             samples = _inputs(problem, paths)
             for i, (path, output) in enumerate(zip(paths, _outputs(model, paths[0], samples), strict=True)):
-                data.write_fields(results[path], samples.sample(i).target_domain, _named(output, problem.targets))
-                report(path, f"{len(output)} nodes")
+                fields = _named(output, problem.targets)
+                write(path, f"{len(output)} nodes", data.write_fields, samples.sample(i).target_domain, fields)
     for path in sets:
         samples = _inputs(problem, path)
-        outputs = _outputs(model, path, samples)
-        data.save(results[path], _with_targets(samples, outputs))
-        report(path, f"{len(samples)} samples, {grid_name(samples)}")
-    return list(results.values())
+        predicted = _with_targets(samples, _outputs(model, path, samples))
+        write(path, f"{len(samples)} samples, {grid_name(samples)}", data.save, predicted)
+    return written
 
 
 def _sorted(files: Sequence[Path], problem: FileData) -> tuple[list[Path], list[Path]]:
