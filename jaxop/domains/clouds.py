@@ -128,11 +128,13 @@ def _cells(nodes: np.ndarray, inside: Callable[[np.ndarray], np.ndarray] | None)
         try:
             triangulation = Delaunay(nodes.astype(np.float64))
         except QhullError:
+            triangulation = None
+        if triangulation is None or flat_simplices(nodes, triangulation.simplices).all():
             place = "a line" if dim == 2 else "a plane"
             raise ValueError(
                 f"points must not all lie on {place} up to rounding; give the edges of a curve to line_mesh and the "
                 "faces of a surface to triangle_mesh, or use method='neighbours'."
-            ) from None
+            )
         if triangulation.coplanar.size:
             lost, _, near = triangulation.coplanar[0]
             raise ValueError(

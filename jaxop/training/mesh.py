@@ -45,8 +45,9 @@ class MeshConfig:
             size. Every process takes part with the same number of devices.
         model: devices that share one copy.
         domain: devices that share the nodes of each function, for functions that are too large for one. The model must
-            be any operator except the `jaxop.operators.FlowNeuralOperator`, or one of your own with
-            ``shares_nodes = True``. For operators between patches this number divides their ``patches``.
+            be any operator except `jaxop.operators.FlowNeuralOperator` and `jaxop.operators.LatentGridOperator`, or
+            one of your own with ``shares_nodes = True``. For operators between patches this number divides their
+            ``patches``.
 
     Raises:
         TypeError: if a number is not an integer.

@@ -160,6 +160,10 @@ ROWS = {
         lambda: domains.from_points([[0.0, 0.0], [1.0, 1.0], [2.0, 2.0], [3.0, 3.0]]),
         r"points must not all lie on a line.*line_mesh",
     ),
+    "points on a line up to rounding": (
+        lambda: domains.from_points(np.linspace(0, 1, 9, dtype=np.float32)[:, None] * np.array([1, 0.3], np.float32)),
+        r"points must not all lie on a line.*line_mesh",
+    ),
     "points in a plane": (
         lambda: domains.from_points([[*p, 0.0] for p in RANDOM.tolist()]),
         r"points must not all lie on a plane.*triangle_mesh.*method='neighbours'",
