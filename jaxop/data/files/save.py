@@ -13,6 +13,7 @@ from jaxop.data.samples import Samples
 from jaxop.domains import Domain, Grid, PointCloud, TetrahedralMesh, TriangleMesh
 from jaxop.domains.domain import check_domain
 from jaxop.domains.measure import trapezoid_weights
+from jaxop.domains.mesh import simplex_edges, simplex_sizes
 from jaxop.domains.rules import is_named
 
 
@@ -28,8 +29,8 @@ def save(path: str | os.PathLike[str], samples: Samples | RaggedSamples) -> None
     Args:
         path: the file to write, with suffix .npz. An existing file is replaced.
         samples: a set whose targets are on the inputs' domain: a grid under rules or of given nodes with trapezoid
-            weights, one-dimensional given nodes, scattered nodes, or a mesh shared by all samples; or a `RaggedSamples`
-            with such nodes, whose targets may be on others.
+            weights, one-dimensional given nodes, scattered nodes, or a mesh of triangles or tetrahedra shared by all
+            samples; or a `RaggedSamples` with such nodes, whose targets may be on others.
 
     Raises:
         ValueError: if the suffix is not .npz, or the file cannot describe the domain.
@@ -113,10 +114,25 @@ def _described(domain: Domain) -> dict[str, Any]:
         ):
             return nodes
     if isinstance(domain, TriangleMesh | TetrahedralMesh) and not domain.is_batched:
+        _check_weights(domain)
         return {"coordinates": np.asarray(domain.points), "faces": np.asarray(domain.simplices)}
     if isinstance(domain, PointCloud):
         return {"coordinates": np.asarray(domain.points), "weights": np.asarray(domain.weights)}
     raise ValueError(
         f"the file cannot describe this domain ({type(domain).__name__} of dimension {domain.dim}); it can describe a "
-        "grid under named rules, given nodes of one dimension, scattered nodes (jaxop.domains.from_nodes), and a mesh."
+        "grid under named rules, given nodes of one dimension, scattered nodes, and a mesh of triangles or tetrahedra. "
+        "Convert others by jaxop.domains.from_nodes(domain.points, domain.weights)."
     )
+
+
+def _check_weights(mesh: TriangleMesh | TetrahedralMesh) -> None:
+    """Raises ``ValueError`` unless the weights are those that `read` computes from the simplices."""
+    simplices, weights = np.asarray(mesh.simplices), np.asarray(mesh.weights)
+    size = simplex_sizes(*simplex_edges(np.asarray(mesh.points, np.float64), simplices))
+    corners = simplices.shape[1]
+    shares = np.bincount(simplices.ravel(), np.repeat(size / corners, corners), mesh.size)
+    if not np.allclose(weights, shares, rtol=1e-3, atol=1e-6 * shares.max()):
+        raise ValueError(
+            f"the weights of a {type(mesh).__name__} are not those of its {mesh.simplices_name}, which the file stores "
+            "in their place; convert it by jaxop.domains.from_nodes(domain.points, domain.weights)."
+        )

@@ -1,5 +1,7 @@
 """What is saved is read back, meshes included."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -136,3 +138,18 @@ def test_targets_on_other_nodes_are_read_back(tmp_path):
             jax.tree.leaves((same.domain, same.at)), jax.tree.leaves((one.domain, one.at)), strict=True
         ):
             np.testing.assert_array_equal(ours, theirs)
+
+
+def test_meshes_that_the_file_cannot_describe_are_refused(tmp_path):
+    mesh = domains.triangle_mesh(CORNERS, FACES)
+    masked = dataclasses.replace(mesh, weights=mesh.weights * np.float32([1, 0, 1, 1]))
+    lines = domains.line_mesh(CORNERS, [[0, 1], [1, 2], [2, 3]])
+    u = U.reshape(4, 9)[:, :4, None]
+    for domain, message in (
+        (masked, r"weights of a TriangleMesh are not those of its faces.*convert it by jaxop\.domains\.from_nodes"),
+        (lines, r"LineMesh .* a mesh of triangles or tetrahedra\. Convert others by jaxop\.domains\.from_nodes"),
+    ):
+        for samples in (data.Samples(u, u, domain), data.RaggedSamples([data.Sample(u[0], u[0], domain)])):
+            with pytest.raises(ValueError, match=message):
+                data.save(tmp_path / "set.npz", samples)
+    assert not list(tmp_path.iterdir())
