@@ -95,10 +95,9 @@ def write_report(
     """
     rows: list[Row] = []
     norms: dict[str, np.ndarray] = {}
-    count = mesh.model * (mesh.data or max(1, jax.process_count() // mesh.model))
     figures: dict[str, Callable[[], Figure]] = {}
     for (label, samples), file in zip(sets.items(), file_names(sets), strict=True):
-        size = count * max(1, batch_size(samples) // count)
+        size = samples_at_once(samples, mesh)
         errors = training.evaluate(model, samples, batch_size=size, mesh=mesh.make(size))
         shown = {"median": middle(errors.l2), "worst": int(np.argmax(errors.l2))}
         row: Row = {
@@ -149,13 +148,17 @@ def write_report(
     return rows
 
 
-def batch_size(samples: AnySamples) -> int:
-    """Returns the number of samples that are evaluated at once, between 1 and 16: few if they have many nodes."""
+def _most_nodes(samples: AnySamples) -> int:
+    """Returns the number of nodes of a target, the largest with padding if each sample has its own nodes."""
     if isinstance(samples, RaggedSamples):
-        nodes = max(max(bucket.nodes, bucket.at_nodes or 0) for bucket in samples.buckets)
-    else:
-        nodes = samples.target_domain.size
-    return max(1, min(16, _EVALUATION_NODES // nodes))
+        return max(max(bucket.nodes, bucket.at_nodes or 0) for bucket in samples.buckets)
+    return samples.target_domain.size
+
+
+def samples_at_once(samples: AnySamples, mesh: training.MeshConfig) -> int:
+    """Returns the number of samples of one call, which the devices divide and whose nodes fit into memory."""
+    count = mesh.model * (mesh.data or max(1, jax.process_count() // mesh.model))
+    return count * max(1, min(16, len(samples), _EVALUATION_NODES // _most_nodes(samples)) // count)
 
 
 def middle(errors: np.ndarray) -> int:

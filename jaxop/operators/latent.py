@@ -142,7 +142,8 @@ class LatentNeuralOperatorConfig(LayersConfig, OperatorConfig):
         """Returns the config of Transolver: 64 slices, whose means attend to each other.
 
         Differences: the integrals have weights, and the masses of the slices no ε; every head has its own slices,
-        without bias; temperatures stay in [0.1, 5] on all domains; there is no convolution of pixels on grids.
+        without bias; temperatures stay in [0.1, 5] on all domains; there is no convolution of pixels on grids, whose
+        place ``local`` has.
 
         Args:
             in_channels: see `flare`.
