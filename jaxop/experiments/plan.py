@@ -17,7 +17,7 @@ from jaxop import data, operators, training
 from jaxop.data.groups import groups_of
 from jaxop.data.source import batch_parts, is_shared
 from jaxop.experiments.experiment import AnyExperiment
-from jaxop.experiments.problems import FileData, Problem
+from jaxop.experiments.problems import AnySamples, FileData, Problem
 from jaxop.experiments.settings import prepared
 from jaxop.experiments.terminal import make_console, needs_extra
 from jaxop.operators import OperatorConfig, Standardized
@@ -33,7 +33,8 @@ def plan(
 ) -> training.StepPlan:
     """Compiles the training step of an experiment for a topology, prints what it needs, and returns the plan.
 
-    One sample of generated data is made, in a directory that is removed afterwards; files are read.
+    One sample of generated data is made, in a directory that is removed afterwards; files are read. If each sample has
+    its own nodes, the plan is that of the bucket with the most nodes.
 
     Args:
         experiment: data, operator, training and mesh.
@@ -57,12 +58,17 @@ def plan(
         known = data.standardization(sets.train)
         model = nnx.eval_shape(lambda: Standardized(operators.build(config, rngs=nnx.Rngs(0)), **known))
         train = prepared({"training": sets.train}, config)["training"]
-        largest = groups_of(train, settings.batch_size, "train")[-1]  # smallest bucket first
-        batch = _of_size(largest.source[np.arange(1)], settings.batch_size)
+        batch = _of_size(_largest(train, settings.batch_size), settings.batch_size)
     console.print(f"{name}: compiling for {mesh.size} of {len(found.devices)} devices", style="bold")
     result = training.plan_step(model, batch, settings, mesh=mesh, chip=found.chip)
     console.print(_table(result))
     return result
+
+
+def _largest(train: AnySamples, batch_size: int) -> data.Batch:
+    """Returns one sample of the bucket with the most nodes of inputs and targets, with its padding."""
+    found = [group.source[np.arange(1)] for group in groups_of(train, batch_size, "train")]
+    return max(found, key=lambda batch: batch.inputs.shape[1] + batch.targets.shape[1])
 
 
 @contextlib.contextmanager

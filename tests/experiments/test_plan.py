@@ -6,7 +6,10 @@ import jax
 import numpy as np
 import pytest
 
+from jaxop import data
 from jaxop.experiments import cli
+from jaxop.experiments.plan import _largest
+from tests.data.ragged_cases import cloud, pairs
 
 SMALL = ["--model.width", "4", "--model.layers", "1", "--model.modes", "2", "--model.projection", "4"]
 FEW = ["--training.batch-size", "4", "--data.reference", "64", "--data.resolution", "16"]
@@ -40,6 +43,12 @@ def test_files_are_planned_for_with_the_operator_that_suits_them(tmp_path, capsy
     data = ["--data.train", str(tmp_path / "a.npz"), "--training.batch-size", "4"]
     assert cli.main(["plan", "custom", "--topology", "cpu:1", *data, *small]) == 0
     assert "parameters" in capsys.readouterr().out
+
+
+def test_the_largest_bucket_is_planned_for():
+    samples = data.RaggedSamples(pairs(sizes=(9, 30), at=lambda i: cloud((40, 12)[i])))
+    batch = _largest(samples, 1)
+    assert (batch.inputs.shape[:2], batch.targets.shape[:2]) == ((1, 9), (1, 40))
 
 
 @pytest.mark.fit
