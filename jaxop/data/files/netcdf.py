@@ -1,6 +1,7 @@
 """netCDF files: variables on grids of coordinate variables, plain or in latitude and longitude."""
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,7 +75,7 @@ def read_netcdf(
                     "dimensions of the grid by coordinates."
                 )
         nodes = {axis: np.array(file[axis].values) for axis in axes}
-        latitude = _latitude(file, axes) if rule is None else None
+        latitude = _latitude(path, file, axes) if rule is None else None
     if latitude is not None:
         axes = [latitude, *(axis for axis in axes if axis != latitude)]
         with naming(path, ", ".join(axes)):
@@ -162,12 +163,23 @@ def _grid(path: Path, file: Any, dims: Sequence[str], count: str, coordinates: S
     return axes
 
 
-def _latitude(file: Any, axes: Sequence[str]) -> str | None:
-    """Returns the axis of latitude if the axes are latitude and longitude, or else None."""
+def _latitude(path: Path, file: Any, axes: Sequence[str]) -> str | None:
+    """Returns the axis of latitude if the axes are latitude and longitude, or else None.
+
+    Raises:
+        ValueError: if they are among more than two axes, because the sphere has no further axis.
+    """
 
     def is_angle(axis: str, kind: str) -> bool:
         attributes = file[axis].attrs
         return bool({axis.lower(), attributes.get("units"), attributes.get("standard_name")} & {*_DEGREES[kind]})
 
-    pairs = [tuple(axes), tuple(axes[::-1])] if len(axes) == 2 else []
-    return next((a for a, b in pairs if is_angle(a, "latitude") and is_angle(b, "longitude")), None)
+    pairs = itertools.permutations(axes, 2)
+    pair = next(((a, b) for a, b in pairs if is_angle(a, "latitude") and is_angle(b, "longitude")), None)
+    if pair is not None and len(axes) > 2:
+        raise FileError(
+            f"{path}: the grid {listed(axes, True)} has latitude, longitude and another axis; name {pair[0]!r} and "
+            f"{pair[1]!r} by coordinates, so that the other axis counts channels. If all axes are evenly spaced, a "
+            "rule makes a plain grid of them, in degrees."
+        )
+    return None if pair is None else pair[0]

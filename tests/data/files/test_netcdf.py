@@ -104,6 +104,15 @@ class TestMessages:
         path = write(tmp_path / "a.nc", {"u": (("t", "lat", "lon"), U)}, {"lat": X, "lon": [0.0, 120.0, 240.0, 360.0]})
         refuse(path, r"longitudes\[3\] = 360.0 repeats longitudes\[0\]", inputs="u", targets="u")
 
+    def test_latitude_and_longitude_beside_a_third_axis(self, tmp_path):
+        axes = {"lat": [0.0, 1.0, 2.0], "lon": Y, "level": [1.0, 2.0]}
+        path = write(tmp_path / "a.nc", {"u": (("t", "level", "lat", "lon"), np.stack([U] * 5))}, axes)
+        refuse(
+            path, "'level', 'lat', 'lon' has latitude, longitude and another axis; name 'lat'", inputs="u", targets="u"
+        )
+        assert data.read(path, inputs="u", targets="u", coordinates=("lat", "lon")).in_channels == 2
+        assert data.read(path, inputs="u", targets="u", rule="trapezoid").dim == 3
+
     def test_names(self, path):
         refuse(path, r"has no variable 'uu'; it has .*: did you mean 'u'\?", inputs="uu", targets="v")
         refuse(
