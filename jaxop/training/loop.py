@@ -259,7 +259,8 @@ def _note(groups: Mapping[str, int]) -> str:
     if not groups:
         return ""
     each = "; ".join(f"{count:,} of {name}" for name, count in groups.items())
-    return f"{sum(groups.values()):,} samples in {len(groups)} buckets, each with a program of its own: {each}"
+    buckets = "1 bucket" if len(groups) == 1 else f"{len(groups)} buckets, each with a program of its own"
+    return f"{sum(groups.values()):,} samples in {buckets}: {each}"
 
 
 def _resumed(
