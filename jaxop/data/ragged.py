@@ -189,9 +189,11 @@ class RaggedSamples:
         Values at added nodes repeat those of the last node.
 
         Raises:
-            ValueError: if the samples are in several buckets, whose numbers of nodes differ.
+            ValueError: if there are no indices, or the samples are in several buckets, whose numbers of nodes differ.
         """
         index = checked_indices(indices, len(self), "samples")
+        if not index.size:
+            raise ValueError("indices do not select any sample; a batch needs at least one, which tells its bucket.")
         found = [bucket for bucket in self.buckets if np.isin(index, bucket.indices).any()]
         if len(found) > 1:
             other = index[np.isin(index, found[0].indices, invert=True)][0]
@@ -199,7 +201,7 @@ class RaggedSamples:
                 f"indices must be samples of one bucket, but sample {other} is not in that of {found[0].name}; take "
                 "them from the indices of one of samples.buckets, or use samples.sample(i) for one without padding."
             )
-        return self._batch(index, found[0] if found else self.buckets[0])
+        return self._batch(index, found[0])
 
     def sample(self, index: SupportsIndex) -> Sample:
         """Returns one sample on its own nodes, without padding."""

@@ -218,6 +218,8 @@ def test_bad_arguments_are_refused(unchecked):
         data.RaggedSamples([pairs()[0], 3])
     with pytest.raises(TypeError, match=r"samples must be a list of data.Sample.*got Sample"):
         data.RaggedSamples(pairs()[0])
+    with pytest.raises(ValueError, match="indices do not select any sample; a batch needs at least one"):
+        data.RaggedSamples(pairs())[[]]
     with pytest.raises(ValueError, match="max_buckets must be at least 1, got 0"):
         data.RaggedSamples(pairs(), max_buckets=0)
 

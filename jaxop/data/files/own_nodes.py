@@ -82,7 +82,7 @@ def of_offsets(archive: Archive, offsets: str, names: Names) -> RaggedSamples:
             if array is None:
                 found[key] = None
             elif key == "faces" and owned is not None:
-                found[key] = array[owned[i] : owned[i + 1]] - starts[i]
+                found[key] = array[owned[i] : owned[i + 1]].astype(np.int64) - starts[i]
             elif key == "initial":
                 found[key] = array[i]
             else:
@@ -184,7 +184,7 @@ def _checked(starts: np.ndarray, rows: Mapping[str, int]) -> np.ndarray:
             f"all arrays must have one row for each node of all samples, but {sizes}; if the samples share their "
             "nodes, pass offsets=None."
         )
-    if starts.ndim != 1 or len(starts) < 2 or (starts != starts.astype(np.int64)).any():
+    if starts.ndim != 1 or len(starts) < 2 or not np.isfinite(starts).all() or (starts != np.round(starts)).any():
         raise ValueError(f"offsets must be at least 2 integers, got {starts.dtype} of shape {starts.shape}.")
     starts = starts.astype(np.int64)
     if starts[0] != 0 or starts[-1] != total:

@@ -39,7 +39,7 @@ def write_fields(
         ImportError: if meshio is not installed, which writes .vtu.
         TypeError: if ``domain`` is not a domain or a field does not hold real numbers.
         ValueError: if the suffix is another, the domain is a stack or has too many dimensions for .vtu, there are no
-            fields, a field does not have one row per node, or its name is taken.
+            fields, a field does not have one row per node, or its name is taken or has characters of XML.
 
     Cost: O(n) for each channel.
 
@@ -68,6 +68,8 @@ def write_fields(
                 f"fields[{name!r}] must have shape ({domain.size},) or ({domain.size}, channels), one row for each "
                 f"node, got {values.shape}."
             )
+    if path.suffix.lower() == ".vtu" and (odd := [name for name in arrays if {*name} & {*'<>&"'} or not name]):
+        raise ValueError(f"fields[{odd[0]!r}] has a name that .vtu cannot hold; use letters, digits and spaces.")
     partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
     try:
         if path.suffix.lower() == ".npz":

@@ -137,7 +137,8 @@ def test_faces_make_meshes(tmp_path):
     rows = joined(given)
     rows["faces"] = np.concatenate([f + start for f, start in zip(FACES, rows["offsets"], strict=False)])
     write_npz(tmp_path / "rows.npz", **rows)
-    for path in (folder, tmp_path / "rows.npz"):
+    write_npz(tmp_path / "unsigned.npz", **(rows | {"faces": rows["faces"].astype(np.uint64)}))
+    for path in (folder, tmp_path / "rows.npz", tmp_path / "unsigned.npz"):
         samples = data.read(path)
         for i, n in enumerate(COUNTS):
             assert type(samples.sample(i).domain) is domains.TriangleMesh
@@ -167,6 +168,7 @@ class TestMessages:
         bad(r"offsets must run from 0 to the 16 rows of the arrays, got 5, …, 12; .* numpy.split", offsets=[5, 12])
         bad("offsets must increase, but sample 1 has rows 5 to 5", offsets=[0, 5, 5, 16])
         bad("offsets must be at least 2 integers, got float64", offsets=[0, 0.5, 16])
+        bad("offsets must be at least 2 integers, got float64", offsets=[0, np.nan, 16])
         bad(
             "one row for each node .*'x' has 16, 'y' has 16, 'coordinates' has 15", coordinates=rows["coordinates"][:15]
         )

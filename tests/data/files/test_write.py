@@ -69,6 +69,7 @@ def test_what_cannot_be_written_is_refused_and_leaves_nothing(tmp_path):
         ("a.vtu", domains.stack([DOMAINS["triangles"]()]), {"u": u}, "domain is a stack of domains"),
         ("a.vtu", grid, {}, "fields is empty"),
         ("a.vtu", grid, {"u": np.ones(5)}, r"fields\['u'\] must have shape \(4,\) or \(4, channels\), .* got \(5,\)"),
+        ("a.vtu", grid, {"u<v": u}, r"fields\['u<v'\] has a name that .vtu cannot hold"),
         ("a.npz", grid, {"weights": u}, r"fields\['weights'\] has a name that .npz needs"),
         ("a.vtu", domains.monte_carlo(np.eye(4, dtype=np.float32)), {"u": u}, "domain has 4 dimensions"),
     ):
