@@ -16,6 +16,7 @@ from jaxop.domains.grid import Axis, Grid, make_axis
 from jaxop.domains.measure import check_weights, trapezoid_weights
 from jaxop.domains.mesh import Mesh
 from jaxop.domains.rules import Rule, as_rule
+from jaxop.domains.spheres import Sphere
 
 AnyDomain = TypeVar("AnyDomain", bound=Domain)
 
@@ -356,4 +357,6 @@ def _describe(domain: Domain) -> str:
         size = f"Grid of shape {domain.shape}, {' × '.join(rules)}"
     elif isinstance(domain, Mesh):
         size += f" and {domain.simplices.shape[-2]} {domain.simplices_name}"
+    elif isinstance(domain, Sphere):
+        size = f"Sphere of shape {domain.shape}, {domain.rule}"
     return f"{size}, {domain.weights.dtype}"

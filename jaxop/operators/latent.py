@@ -82,7 +82,7 @@ class LatentNeuralOperatorConfig(LayersConfig, OperatorConfig):
         """Raises ``NotImplementedError`` if a choice needs all nodes of a function on one device."""
         del devices
         if self.local is not None:
-            raise self._needs_all_nodes("local integrals", "local=None")
+            raise self._needs_all_nodes("the local integral", "local=None")
         how = self.attention.implementation
         if how not in (None, "chunked"):
             raise self._needs_all_nodes(f"the implementation {how!r} of attention", "'chunked' or None")

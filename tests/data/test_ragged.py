@@ -205,6 +205,10 @@ N = SIZES[3]
             lambda: [functions(domains.interval(9)), functions(domains.interval(10))],
             r"differ in domain: Grid of shape \(10,\).* instead of Grid of shape \(9,\).*convert each .*from_nodes",
         ),
+        (
+            lambda: [functions(domains.sphere(2, 3)), functions(domains.sphere(3, 2))],
+            r"differ in domain: Sphere of shape \(3, 2\), gauss-legendre.* instead of Sphere of shape \(2, 3\)",
+        ),
         (list, "samples is empty"),
     ],
 )
