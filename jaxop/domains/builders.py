@@ -358,5 +358,5 @@ def _describe(domain: Domain) -> str:
     elif isinstance(domain, Mesh):
         size += f" and {domain.simplices.shape[-2]} {domain.simplices_name}"
     elif isinstance(domain, Sphere):
-        size = f"Sphere of shape {domain.shape}, {domain.rule}"
+        size += f" in shape {domain.shape}, {domain.rule}"
     return f"{size}, {domain.weights.dtype}"
