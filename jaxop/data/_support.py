@@ -10,6 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxop.domains import Decomposed, Domain, Mesh
+from jaxop.domains.mesh import simplex_edges, simplex_sizes
 
 
 def generator(seed: int, *index: int) -> np.random.Generator:
@@ -68,5 +69,18 @@ def checksum(parts: Iterable[ArrayLike]) -> int:
 
 
 def defining_arrays(domain: Domain | Decomposed) -> list[ArrayLike]:
-    """Returns the arrays that tell a domain from others; those of a mesh determine its weights up to rounding."""
-    return jax.tree.leaves((domain.points, domain.simplices) if isinstance(domain, Mesh) else domain)
+    """Returns the arrays that tell a domain from others; the simplices of a mesh determine its weights, as a rule."""
+    if not isinstance(domain, Mesh) or has_own_weights(domain):
+        return jax.tree.leaves(domain)
+    return [domain.points, domain.simplices]
+
+
+def has_own_weights(mesh: Mesh) -> bool:
+    """Tells whether the weights of a mesh, or of any in a stack, differ from those of its simplices beyond rounding."""
+    if mesh.is_batched:
+        return any(has_own_weights(jax.tree.map(lambda leaf, i=i: leaf[i], mesh)) for i in range(len(mesh.weights)))
+    simplices, points = np.asarray(mesh.simplices), np.asarray(mesh.points, np.float64)
+    corners = simplices.shape[1]
+    shares = np.repeat(simplex_sizes(*simplex_edges(points, simplices)) / corners, corners)
+    computed = np.bincount(simplices.ravel(), shares, mesh.size)
+    return not np.allclose(mesh.weights, computed, rtol=1e-3, atol=1e-6 * computed.max())

@@ -1,5 +1,6 @@
 """Samples on nodes of their own: buckets, batches, checks."""
 
+import dataclasses
 import re
 
 import jax
@@ -139,6 +140,10 @@ def test_identity_tells_sets_apart():
         assert [k for k, v in different["contents"].items() if v != identity["contents"][k]] == [name]
     moved = [*pairs()[:-1], functions(cloud(SIZES[-1], seed=99), amplitude=1.4)]
     assert data.RaggedSamples(moved).identity()["contents"]["domain"] != identity["contents"]["domain"]
+    fan = mesh(9)
+    masked, rounded = (dataclasses.replace(fan, weights=fan.weights.at[2].mul(by)) for by in (0, 1 + 1e-6))
+    plain, other, same = (data.RaggedSamples([functions(one)]).identity() for one in (fan, masked, rounded))
+    assert plain == same != other
 
 
 def test_statistics_are_those_of_the_samples_without_padding():

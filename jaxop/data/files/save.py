@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from jaxop.data._support import has_own_weights
 from jaxop.data.ragged import RaggedSamples
 from jaxop.data.samples import Samples
 from jaxop.domains import Domain, Grid, PointCloud, TetrahedralMesh, TriangleMesh
 from jaxop.domains.domain import check_domain
 from jaxop.domains.measure import trapezoid_weights
-from jaxop.domains.mesh import simplex_edges, simplex_sizes
 from jaxop.domains.rules import is_named
 
 
@@ -114,7 +114,11 @@ def _described(domain: Domain) -> dict[str, Any]:
         ):
             return nodes
     if isinstance(domain, TriangleMesh | TetrahedralMesh) and not domain.is_batched:
-        _check_weights(domain)
+        if has_own_weights(domain):
+            raise ValueError(
+                f"the weights of a {type(domain).__name__} are not those of its {domain.simplices_name}, which the "
+                "file stores in their place; convert it by jaxop.domains.from_nodes(domain.points, domain.weights)."
+            )
         return {"coordinates": np.asarray(domain.points), "faces": np.asarray(domain.simplices)}
     if isinstance(domain, PointCloud):
         return {"coordinates": np.asarray(domain.points), "weights": np.asarray(domain.weights)}
@@ -123,16 +127,3 @@ def _described(domain: Domain) -> dict[str, Any]:
         "grid under named rules, given nodes of one dimension, scattered nodes, and a mesh of triangles or tetrahedra. "
         "Convert others by jaxop.domains.from_nodes(domain.points, domain.weights)."
     )
-
-
-def _check_weights(mesh: TriangleMesh | TetrahedralMesh) -> None:
-    """Raises ``ValueError`` unless the weights are those that `read` computes from the simplices."""
-    simplices, weights = np.asarray(mesh.simplices), np.asarray(mesh.weights)
-    size = simplex_sizes(*simplex_edges(np.asarray(mesh.points, np.float64), simplices))
-    corners = simplices.shape[1]
-    shares = np.bincount(simplices.ravel(), np.repeat(size / corners, corners), mesh.size)
-    if not np.allclose(weights, shares, rtol=1e-3, atol=1e-6 * shares.max()):
-        raise ValueError(
-            f"the weights of a {type(mesh).__name__} are not those of its {mesh.simplices_name}, which the file stores "
-            "in their place; convert it by jaxop.domains.from_nodes(domain.points, domain.weights)."
-        )
