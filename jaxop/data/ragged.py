@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from jaxop._validation import as_integer, check_size, first_index, jax_dtype, on_device, warn_float64
 from jaxop.data import _buckets
@@ -123,7 +123,7 @@ class RaggedSamples:
         if not len(samples):
             raise ValueError("samples is empty; a dataset needs at least one sample.")
         self.samples, self._most = samples, max_buckets
-        sizes, sums = [], []
+        sizes, sums, corners = [], [], []
         for i in range(len(samples)):
             sample = _read(samples, i)
             form = _form(sample)
@@ -137,6 +137,8 @@ class RaggedSamples:
                     _check_finite(values, f"samples[{i}].{name}")
             sizes.append(_sizes(sample))
             sums.append(_checksums(sample))
+            corners.append(_corners(sample.domain))
+        self._corners = np.array(corners)
         self._sizes, self._checksums = np.array(sizes), np.array(sums, np.uint32)
 
     @property
@@ -154,6 +156,11 @@ class RaggedSamples:
     @property
     def dim(self) -> int:  # noqa: D102
         return self._form["space dimensions"]
+
+    @property
+    def corners(self) -> Float[np.ndarray, "2 dim"]:
+        """Lower and upper corner of the bounding box of the nodes of all inputs; nodes of weight 0 do not count."""
+        return np.stack([self._corners[:, 0].min(axis=0), self._corners[:, 1].max(axis=0)])
 
     @property
     def has_at(self) -> bool:
@@ -220,6 +227,7 @@ class RaggedSamples:
         result.samples, result._most = _Chosen(self.samples, index), self._most
         result._form, result._padded = self._form, self._padded
         result._sizes, result._checksums = self._sizes[index], self._checksums[index]
+        result._corners = self._corners[index]
         return result
 
     def groups(self, batch_size: int) -> list[Group]:
@@ -379,6 +387,12 @@ def _sizes(sample: Sample) -> tuple[int, int, int, int]:
 
 def _simplices(domain: Domain) -> int:
     return domain.simplices.shape[0] if isinstance(domain, Mesh) else 0
+
+
+def _corners(domain: Domain) -> np.ndarray:
+    """Returns the corners of the bounding box of the nodes of positive weight, shape (2, dim)."""
+    points = np.asarray(domain.points)[np.asarray(domain.weights) > 0]
+    return np.stack([points.min(axis=0), points.max(axis=0)])
 
 
 def _checksums(sample: Sample) -> tuple[int, ...]:

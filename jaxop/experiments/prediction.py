@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jaxop import data, operators, training
+from jaxop._validation import require
 from jaxop.data import RaggedSamples
 from jaxop.data.files.meshes import MESHES
 from jaxop.data.files.on_demand import files_of
@@ -74,6 +75,8 @@ def predict(settings: Prediction, *, console: "Console | None" = None) -> list[P
     singles, sets = _sorted(settings.files, problem)
     folder = settings.run / "predictions" if settings.to is None else settings.to
     results = _results(folder, singles, sets)
+    if any(result.suffix == ".vtu" for result in results.values()):
+        require("meshio.vtu", "writing .vtu", extra="mesh")  # before anything is computed
     checkpoint = int(settings.checkpoint) if settings.checkpoint.isdecimal() else settings.checkpoint
     model = run.model(checkpoint=checkpoint)
     console = make_console() if console is None else console

@@ -13,7 +13,7 @@ from flax import nnx
 from jaxop import operators
 from jaxop._validation import check_name
 from jaxop.data import RaggedSamples
-from jaxop.domains import Decomposed, Domain, Grid
+from jaxop.domains import Decomposed, Domain, Grid, from_nodes
 from jaxop.domains.domain import as_domain
 from jaxop.experiments.problems import AnySamples, grid_name
 from jaxop.operators import OperatorConfig
@@ -94,7 +94,7 @@ class OperatorSettings:
         Raises:
             ValueError: if the settings do not fit together; see the operator's config.
         """
-        domain, *other_domains = (as_domain(input_domain(samples), "domain") for samples in (train, *others))
+        domain, *other_domains = (as_domain(one, "domain") for samples in (train, *others) for one in _domains(samples))
         config = self.config_type.for_data(
             domain,
             in_channels=train.in_channels,
@@ -113,6 +113,14 @@ def input_domain(samples: AnySamples) -> Domain | Decomposed:
     return samples.sample(0).domain if isinstance(samples, RaggedSamples) else samples.domain
 
 
+def _domains(samples: AnySamples) -> list[Domain | Decomposed]:
+    """Returns the domain of the inputs or, if each sample has its own, the first and the corners of the box of all."""
+    domain = input_domain(samples)
+    if not isinstance(samples, RaggedSamples) or (isinstance(domain, Grid) and not domain.has_given_nodes):
+        return [domain]  # grids of a rule are the same for all samples
+    return [domain, from_nodes(samples.corners, np.ones(2, samples.corners.dtype))]
+
+
 def prepared(sets: Mapping[str, AnySamples], config: OperatorConfig) -> dict[str, AnySamples]:
     """Returns the sets with the domains in the form that the operator computes with, see `OperatorConfig.prepare`.
 
@@ -122,9 +130,11 @@ def prepared(sets: Mapping[str, AnySamples], config: OperatorConfig) -> dict[str
     """
 
     def one(name: str, samples: AnySamples) -> AnySamples:
-        domain = input_domain(samples)
+        domain, *outline = _domains(samples)
         try:
             made = config.prepare(domain)
+            for other in outline:
+                config.prepare(other)
         except ValueError as error:
             raise ValueError(f"{name} ({grid_name(samples)}): {error}") from error
         if made is domain:

@@ -9,11 +9,11 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from jaxop import data, experiments, nn, training
+from jaxop import data, domains, experiments, nn, training
 from jaxop.experiments.plots import plot_predictions
 from jaxop.experiments.problems import Sets, grid_name
 from jaxop.experiments.settings import prepared
-from tests.data.ragged_cases import cloud, pairs
+from tests.data.ragged_cases import cloud, functions, pairs
 
 SHORT = training.TrainingConfig(steps=3, batch_size=2, warmup_steps=1)
 
@@ -67,6 +67,19 @@ def test_operators_that_need_one_grid_are_refused_before_training(tmp_path):
     config, _ = experiment(tmp_path, "tno", heads=2, schwarz=schwarz).model.for_data(data.RaggedSamples(pairs()))
     with pytest.raises(NotImplementedError, match=r"training \(9–31 nodes\): each sample has its own .*LatentNeuralOp"):
         prepared({"training": data.RaggedSamples(pairs())}, config)
+
+
+def test_the_box_of_a_latent_grid_holds_the_nodes_of_all_samples():
+    clouds = [domains.monte_carlo(cloud(9).points + np.float32(shift)) for shift in (0, 3, -5)]
+    samples = data.RaggedSamples([functions(one) for one in clouds])
+    points = np.concatenate([one.points for one in clouds])
+    np.testing.assert_array_equal(samples.corners, [points.min(axis=0), points.max(axis=0)])
+    settings = experiments.OperatorSettings("latent_grid", width=8, heads=2, grid=4)
+    config, _ = settings.for_data(samples)
+    assert prepared({"all": samples}, config)["all"] is samples
+    narrow, _ = settings.for_data(samples.take([0]), [samples.take([1])])
+    with pytest.raises(ValueError, match=r"more \(9 nodes\): the nodes reach from -\S+ to .* along axis 0, outside"):
+        prepared({"more": samples}, narrow)
 
 
 def test_figures_show_every_sample_on_its_own_nodes():

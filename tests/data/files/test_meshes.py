@@ -186,6 +186,9 @@ class TestMessages:
         write(other, SQUARE[:3], [("line", np.array([[0, 1], [1, 2]]))])
         with pytest.raises(ValueError, match=r"b.vtu has the nodes of a LineMesh, but .*a.vtu has TriangleMesh"):
             read(tmp_path)
+        write(other, SQUARE, [("vertex", np.arange(5)[:, None])])
+        with pytest.raises(ValueError, match=r"b.vtu has no cells, but .*a.vtu has cells; .* move this one"):
+            read(tmp_path)
 
     def test_values_that_are_not_finite(self, tmp_path):
         point_data = fields(SQUARE)
