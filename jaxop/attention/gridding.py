@@ -8,14 +8,12 @@ from jaxtyping import Array, Float
 
 from jaxop._blocks import map_blocks
 from jaxop._eager import compiled
+from jaxop._platform import platform
 from jaxop._validation import as_float
 from jaxop._varying import varying_like
 from jaxop.attention.operands import accumulation_dtype
 from jaxop.domains import Grid
 from jaxop.domains.measure import relative_weights
-
-_BLOCK = 2**20
-"""Numbers of a block of nodes in memory at a time, 4 MiB in float32."""
 
 
 def grid_averages(
@@ -200,4 +198,6 @@ def _logs(points: Float[Array, "b dim"], grid: Grid, radius: Float[Array, " h"])
 
 
 def _block_size(n: int, grid: Grid, heads: int, channels: int) -> int:
-    return max(1, min(n, _BLOCK // (grid.size // grid.shape[0] * heads * channels)))
+    """Returns the nodes of a block, whose numbers stay in the cache of a CPU."""
+    numbers = 2**16 if platform() == "cpu" else 2**24
+    return max(1, min(n, numbers // (grid.size // grid.shape[0] * heads * channels)))

@@ -76,6 +76,9 @@ class RaggedSamples:
     The samples are read once, one at a time, when the set is built, and again for every batch. Only those of a batch
     are in memory if ``samples`` reads on demand.
 
+    Domains are scattered nodes, meshes, or one-dimensional grids of given nodes, of one kind for all samples. Grids of
+    a rule cannot be padded: they must all be of one size, such as the grid of all targets.
+
     Operators must take any nodes: `jaxop.operators.TransformerNeuralOperator`, without Schwarz attention, and
     `jaxop.operators.LatentNeuralOperator`.
 
@@ -139,7 +142,7 @@ class RaggedSamples:
             sums.append(_checksums(sample))
             corners.append(_corners(sample.domain))
         self._corners = np.array(corners)
-        self._sizes, self._checksums = np.array(sizes), np.array(sums, np.uint32)
+        self._sizes, self._checksums = np.array(sizes), np.array(sums, "<u4")
 
     @property
     def in_channels(self) -> int:  # noqa: D102, see the class

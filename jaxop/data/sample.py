@@ -31,9 +31,9 @@ class Sample:
     Example:
         >>> import numpy as np
         >>> from jaxop import data, domains
-        >>> cloud = domains.monte_carlo(np.random.default_rng(0).random((30, 2), np.float32))
-        >>> sample = data.Sample(np.ones((30, 1)), np.ones((17, 3)), cloud, at=domains.from_nodes(
-        ...     np.random.default_rng(1).random((17, 2), np.float32), np.full(17, 1 / 17, np.float32)))
+        >>> random = np.random.default_rng(0)
+        >>> cloud, at = (domains.monte_carlo(random.random((n, 2), np.float32)) for n in (30, 17))
+        >>> sample = data.Sample(np.ones((30, 1)), np.ones((17, 3)), cloud, at=at)
         >>> sample.domain.size, sample.target_domain.size
         (30, 17)
     """

@@ -14,7 +14,7 @@ from jaxop.domains.builders import interval as interval
 from jaxop.domains.builders import monte_carlo as monte_carlo
 from jaxop.domains.builders import pad as pad
 from jaxop.domains.builders import stack as stack
-from jaxop.domains.clouds import METHODS as METHODS
+from jaxop.domains.clouds import CLOUD_METHODS as CLOUD_METHODS
 from jaxop.domains.clouds import from_points as from_points
 from jaxop.domains.domain import SPACES as SPACES
 from jaxop.domains.domain import Decomposed as Decomposed

@@ -16,16 +16,16 @@ from jaxop.domains.meshing import (
     first_repeat,
     flat_simplices,
     line_mesh,
-    longest_edges,
     tetrahedral_mesh,
     triangle_mesh,
 )
 
-METHODS = ("delaunay", "density", "neighbours")
+CLOUD_METHODS = ("delaunay", "density", "neighbours")
 """Names of the methods of `from_points`."""
 
 _NEIGHBOURS = 8
-_FLATTEST = 0.01  # smallest height of a cell at the boundary, in lengths of its longest edge
+_BLUNTEST = 3.0  # degrees that the angles of cells at the boundary stay below 180
+_MOST_LOST = 0.1  # of the volume of the hull
 
 
 def from_points(
@@ -37,10 +37,10 @@ def from_points(
 ) -> LineMesh | TriangleMesh | TetrahedralMesh | PointCloud:
     """A domain of scattered points whose weights are computed from the points alone.
 
-    ``"delaunay"`` joins the points by intervals, triangles or tetrahedra that fill their convex hull, less flat
-    cells at the boundary, across which a gradient would be wrong. Each point weighs an equal part of the cells around
-    it, and the H1 inner product is defined. If the body has holes or is not convex, ``inside`` tells which cells belong
-    to it.
+    ``"delaunay"`` joins the points by intervals, triangles or tetrahedra that fill their convex hull, less the cells at
+    its boundary with an angle of nearly 180 degrees, across which a gradient would be wrong. Each point weighs an equal
+    part of the cells around it, and the H1 inner product is defined. If the body has holes or is not convex,
+    ``inside`` tells which cells belong to it.
 
     The other methods make a cloud without neighbours. ``"neighbours"`` weighs a point by the volume of the ball that
     reaches its 8th neighbour, divided by 8, and ``"density"`` by 1/(n ρ̂), with a Gaussian density estimate ρ̂ and
@@ -56,7 +56,7 @@ def from_points(
 
     Args:
         points: nodes, shape (n, dim), all different; dim at most 3 for ``"delaunay"``.
-        method: one of `METHODS`.
+        method: one of `CLOUD_METHODS`.
         inside: takes the centroids of cells, (s, dim), and returns which lie in the body, (s,); only for
             ``"delaunay"``. A point without cells has weight 0.
         measure: |D|, to which the weights are scaled, if it is known; only for the other methods.
@@ -68,8 +68,8 @@ def from_points(
     Raises:
         TypeError: if ``measure`` is not a number, or for the reasons of `from_nodes`.
         ValueError: if ``method`` is unknown or does not use an argument, if points repeat each other (the message names
-            the first), lie in a plane or on a line, or are too few, if ``inside`` leaves no cell or does not return
-            one truth value per cell, or for the reasons of `from_nodes`.
+            the first), lie in a plane or on a line, or are too few, if more than a tenth of the hull is left out, if
+            ``inside`` leaves no cell or does not return one truth value per cell, or for the reasons of `from_nodes`.
 
     Cost: O(n log n) on the host for ``"delaunay"`` and ``"neighbours"``, O(n²) time and O(n) memory for ``"density"``.
 
@@ -82,7 +82,7 @@ def from_points(
         >>> print(f"{square.measure:.2f} {ring.measure:.2f}")  # 4 and 4 − π/4, less a strip at the boundary
         3.86 3.06
     """
-    check_name(method, "method", METHODS)
+    check_name(method, "method", CLOUD_METHODS)
     if not is_concrete(points):
         raise ValueError("points must be concrete, because cells are found on the host; call from_points outside jit.")
     nodes = np.asarray(as_coordinates(points, "points"))
@@ -139,8 +139,7 @@ def _cells(nodes: np.ndarray, inside: Callable[[np.ndarray], np.ndarray] | None)
                 f"points[{lost}] = {nodes[lost].tolist()} cannot be told from points[{near}] up to rounding; "
                 "keep one of them."
             )
-        cells = triangulation.simplices
-    cells = _without_slivers(nodes, cells[~flat_simplices(nodes, cells)])
+        cells = _without_slivers(nodes, triangulation)
     if inside is not None:
         centroids = nodes[cells].mean(axis=1)
         kept = np.asarray(inside(centroids))
@@ -158,29 +157,36 @@ def _cells(nodes: np.ndarray, inside: Callable[[np.ndarray], np.ndarray] | None)
     return cells
 
 
-def _without_slivers(nodes: np.ndarray, cells: np.ndarray) -> np.ndarray:
-    """Returns the cells without the flat ones at the boundary.
+def _without_slivers(nodes: np.ndarray, triangulation: Delaunay) -> np.ndarray:
+    """Returns the cells that are not flat, and at the boundary have no angle of nearly 180 degrees between two sides.
 
-    The convex hull joins distant points at the boundary. There the linear interpolant across a sliver of length L and
-    height h has a wrong slope of about L²/h times the curvature, which would dominate the H1 norm.
+    The convex hull joins distant points at the boundary. There the linear interpolant across a cell with such an angle
+    has a wrong slope (maximum angle condition), which would dominate the H1 norm.
     """
-    corners, wide = cells.shape[1], nodes.astype(np.float64)
-    while corners > 2:
-        sides = np.stack([np.delete(cells, i, axis=1) for i in range(corners)], axis=1)
-        _, group, count = np.unique(
-            np.sort(sides.reshape(-1, corners - 1), axis=1), axis=0, return_inverse=True, return_counts=True
-        )
-        outer = (count[group.ravel()] == 1).reshape(-1, corners)
-        rim = np.flatnonzero(outer.any(axis=1))
-        size = simplex_sizes(*simplex_edges(wide, cells[rim]))
-        bases = simplex_sizes(*simplex_edges(wide, sides[rim].reshape(-1, corners - 1))).reshape(-1, corners)
-        sliver = rim[(corners - 1) * size < _FLATTEST * longest_edges(wide, cells[rim]) * bases.max(axis=1)]
-        others = np.bincount(np.delete(cells, sliver, axis=0).ravel(), minlength=nodes.shape[0])
-        sliver = sliver[(others[cells[sliver]] > 0).all(axis=1)]  # every node keeps a cell
-        if not sliver.size:
+    cells, neighbours, wide = triangulation.simplices, triangulation.neighbors, nodes.astype(np.float64)
+    kept = ~flat_simplices(nodes, cells)
+    size = simplex_sizes(*simplex_edges(wide, cells)) * kept
+    while True:
+        rim = np.flatnonzero(kept & ((neighbours < 0) | ~kept[neighbours]).any(axis=1))
+        others = np.linalg.inv(np.stack(simplex_edges(wide, cells[rim]), axis=1)).swapaxes(1, 2)
+        normals = np.concatenate([others, -others.sum(axis=1, keepdims=True)], axis=1)
+        normals /= np.linalg.norm(normals, axis=2, keepdims=True)
+        cosines = normals @ normals.swapaxes(1, 2) - 2 * np.eye(cells.shape[1])
+        wide_angle = rim[cosines.max(axis=(1, 2)) > math.cos(math.radians(_BLUNTEST))]
+        kept[wide_angle] = False
+        covered = np.bincount(cells[kept].ravel(), minlength=nodes.shape[0])
+        only = (covered[cells[wide_angle]] == 0).any(axis=1)  # every node keeps a cell
+        kept[wide_angle[only]] = True
+        if only.all():
             break
-        cells = np.delete(cells, sliver, axis=0)
-    return cells
+    lost = 1 - size[kept].sum() / size.sum()
+    if lost > _MOST_LOST:
+        raise ValueError(
+            f"points are so unlike in their coordinates that {lost:.0%} of their hull is in cells with an angle of "
+            "nearly 180 degrees; bring the axes to units in which the distances of neighbours are alike, or give the "
+            "cells to triangle_mesh or tetrahedral_mesh."
+        )
+    return cells[kept]
 
 
 def _mesh(points: object, cells: np.ndarray) -> LineMesh | TriangleMesh | TetrahedralMesh:

@@ -139,7 +139,7 @@ class Domain:
         """Returns `dirichlet` of checked arguments in the accumulator's dtype; kinds with neighbours override it."""
         raise ValueError(
             "the H1 inner product needs neighbouring nodes, but the nodes of this domain are scattered: build it with "
-            "interval, box, from_samples or triangle_mesh, or use space='L2'."
+            "interval, box, from_samples, triangle_mesh or from_points, or use space='L2'."
         )
 
     def norm(self, u: Float[Array, "n c"], *, space: str = "L2") -> Float[Array, ""]:

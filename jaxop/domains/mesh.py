@@ -116,8 +116,7 @@ class TetrahedralMesh(Mesh):
         edges = tuple(edge.astype(u.dtype) for edge in simplex_edges(self.points, self.cells))
         crosses = [jnp.cross(edges[k - 2], edges[k - 1]) for k in range(3)]
         volume = jnp.abs(jnp.sum(edges[0] * crosses[0], axis=1)) / 6
-        counts = self._counts(volume)
-        scale = 1 / jnp.where(counts, 6 * volume, jnp.inf)
+        scale = 1 / jnp.where(self._counts(volume), 6 * volume, jnp.inf)
         normals = [(scale[:, None] * cross)[:, None, :] for cross in crosses]
 
         def gradient(values: Array) -> Array:
@@ -125,7 +124,7 @@ class TetrahedralMesh(Mesh):
             first, second, third = ((other - corner) * normal for other, normal in zip(others, normals, strict=True))
             return first + second + third
 
-        return contract(jnp.where(counts, volume, 0), jnp.sum(gradient(u) * gradient(v), axis=(1, 2)))
+        return contract(volume, jnp.sum(gradient(u) * gradient(v), axis=(1, 2)))
 
 
 def simplex_edges(

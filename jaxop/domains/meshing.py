@@ -220,10 +220,10 @@ def flat_simplices(nodes: Real[np.ndarray, "n dim"], simplices: Int[np.ndarray, 
     """
     rounding = np.finfo(nodes.dtype).eps * np.abs(nodes).max(initial=0)
     size = simplex_sizes(*simplex_edges(nodes.astype(np.float64), simplices))
-    return size <= rounding * longest_edges(nodes, simplices) ** (simplices.shape[1] - 2)
+    return size <= rounding * _longest_edges(nodes, simplices) ** (simplices.shape[1] - 2)
 
 
-def longest_edges(nodes: Real[np.ndarray, "n dim"], simplices: Int[np.ndarray, "s k"]) -> Float[np.ndarray, " s"]:
+def _longest_edges(nodes: Real[np.ndarray, "n dim"], simplices: Int[np.ndarray, "s k"]) -> Float[np.ndarray, " s"]:
     """Returns the length of the longest edge of every simplex."""
     corners, count = nodes.astype(np.float64)[simplices], simplices.shape[1]
     spans = [corners[:, i] - corners[:, j] for i in range(count) for j in range(i)]

@@ -24,7 +24,7 @@ class Partition:
     """A grid cut into P = Π patches_k equal boxes of s nodes each; `partition` builds it.
 
     Attributes:
-        domain: the whole grid.
+        domain: the whole grid, or its rows on one device.
         patches: patches along each axis (static).
     """
 

@@ -13,8 +13,9 @@ import numpy as np
 from flax import nnx
 
 from jaxop import training
-from jaxop.data import Examples, RaggedSamples, Samples
+from jaxop.data import Examples
 from jaxop.data.groups import groups_of
+from jaxop.experiments.problems import AnySamples
 from jaxop.experiments.run import new_directory
 from jaxop.experiments.settings import parameters
 
@@ -30,21 +31,19 @@ class Contender:
     """
 
     make: Callable[[int], nnx.Module]
-    train: Samples | RaggedSamples
-    tests: Mapping[str, Samples | RaggedSamples]
+    train: AnySamples
+    tests: Mapping[str, AnySamples]
 
 
-def seconds_per_step(
-    model: nnx.Module, train: Samples | RaggedSamples | Examples, settings: training.TrainingConfig
-) -> float:
+def seconds_per_step(model: nnx.Module, train: AnySamples | Examples, settings: training.TrainingConfig) -> float:
     """Returns the seconds of the fastest of some compiled training steps: the speed of the machine when it is idle.
 
-    If steps of several shapes take turns, as for samples with their own nodes, it is their mean over an epoch.
+    If batches have several shapes, these are the means over the batches of an epoch.
     """
     optimizer = training.make_optimizer(settings)
     graphdef, state = training.init_state(model, optimizer, settings)
     step = training.make_step(graphdef, optimizer, settings)
-    fastest, counts = [], []
+    fastest, batches = [], []
     for group in groups_of(train, settings.batch_size, "train"):
         batch = jax.device_put(group.source[np.arange(settings.batch_size)])
         seconds = []
@@ -54,8 +53,8 @@ def seconds_per_step(
             jax.block_until_ready((state, metrics))
             seconds.append(time.perf_counter() - start)
         fastest.append(min(seconds))
-        counts.append(len(group.indices) // settings.batch_size)
-    return float(np.average(fastest, weights=counts))
+        batches.append(len(group.indices) // settings.batch_size)
+    return float(np.average(fastest, weights=batches))
 
 
 def compare(
@@ -105,10 +104,7 @@ def mean_and_deviation(values: np.ndarray) -> str:
 
 
 def train_once(
-    model: nnx.Module,
-    train: Samples | RaggedSamples | Examples,
-    settings: training.TrainingConfig,
-    directory: Path,
+    model: nnx.Module, train: AnySamples | Examples, settings: training.TrainingConfig, directory: Path
 ) -> training.Result:
     """Trains one of many runs of a comparison. SIGTERM ends the whole comparison."""
     result = training.fit(model, train, {}, settings, run_dir=directory, progress=False)

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,10 +15,14 @@ from jaxop.data import RaggedSamples
 from jaxop.data.files.meshes import MESHES
 from jaxop.data.files.on_demand import files_of
 from jaxop.data.files.open import open_archive
+from jaxop.experiments.cluster import ClusterConfig
 from jaxop.experiments.problems import AnySamples, FileData, check_directory, grid_name
 from jaxop.experiments.record import recorded_problem
+from jaxop.experiments.report import samples_at_once
 from jaxop.experiments.settings import prepared
 from jaxop.experiments.terminal import make_console
+from jaxop.training import MeshConfig, to_json
+from jaxop.training.processes import check_same, from_first, is_first
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,6 +39,8 @@ class Prediction:
         checkpoint: "best", "last" or the number of a step.
         inputs: name or names of the input functions in the files; None means their name in the training file.
         external: allows HDF5 files to have their values in other files.
+        mesh: devices that share the samples, the parameters and the nodes of a function.
+        cluster: how several processes find each other.
     """
 
     run: Path
@@ -43,6 +49,8 @@ class Prediction:
     checkpoint: str = "best"
     inputs: str | tuple[str, ...] | None = None
     external: bool = False
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    cluster: ClusterConfig = dataclasses.field(default_factory=ClusterConfig)
 
 
 def predict(settings: Prediction, *, console: "Console | None" = None) -> list[Path]:
@@ -66,6 +74,13 @@ def predict(settings: Prediction, *, console: "Console | None" = None) -> list[P
         FileNotFoundError: if the run, the checkpoint or a file does not exist.
         ImportError: if a package of the extra ``scripts`` is not installed.
     """
+    with settings.cluster.joined():
+        return _predict(settings, console)
+
+
+def _predict(settings: Prediction, console: "Console | None") -> list[Path]:
+    about = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+    check_same({name: to_json(value) for name, value in about.items() if name != "cluster"})
     run = training.load_run(settings.run)
     problem = recorded_problem(run)
     if not isinstance(problem, FileData):
@@ -78,29 +93,33 @@ def predict(settings: Prediction, *, console: "Console | None" = None) -> list[P
     if any(result.suffix == ".vtu" for result in results.values()):
         require("meshio.vtu", "writing .vtu", extra="mesh")  # before anything is computed
     checkpoint = int(settings.checkpoint) if settings.checkpoint.isdecimal() else settings.checkpoint
-    model = run.model(checkpoint=checkpoint)
+    step = from_first(lambda: run.step(checkpoint), "the checkpoint")
+    model = run.model(checkpoint=step, mesh=settings.mesh.one_copy())
     console = make_console() if console is None else console
     check_directory("--to", folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    count = 0
+    written: list[Path] = []
 
-    def report(source: Path, samples: str) -> None:
-        nonlocal count
-        count += 1
-        console.print(f"{count}/{len(results)} {source} ({samples}): {results[source]}", soft_wrap=True)
+    def write(source: Path, about: str, function: Callable[..., None], *arguments: object) -> None:
+        written.append(results[source])
+        if not is_first():
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        function(results[source], *arguments)
+        console.print(f"{len(written)}/{len(results)} {source} ({about}): {results[source]}", soft_wrap=True)
 
     for kind in (MESHES, (".npz",)):
         if paths := [path for path in singles if path.suffix.lower() in kind]:
             samples = _inputs(problem, paths)
-            for i, (path, output) in enumerate(zip(paths, _outputs(model, paths[0], samples), strict=True)):
-                data.write_fields(results[path], samples.sample(i).target_domain, _named(output, problem.targets))
-                report(path, f"{len(output)} nodes")
+            for i, (path, output) in enumerate(
+                zip(paths, _outputs(model, paths[0], samples, settings.mesh), strict=True)
+            ):
+                fields = _named(output, problem.targets)
+                write(path, f"{len(output)} nodes", data.write_fields, samples.sample(i).target_domain, fields)
     for path in sets:
         samples = _inputs(problem, path)
-        outputs = _outputs(model, path, samples)
-        data.save(results[path], _with_targets(samples, outputs))
-        report(path, f"{len(samples)} samples, {grid_name(samples)}")
-    return list(results.values())
+        predicted = _with_targets(samples, _outputs(model, path, samples, settings.mesh))
+        write(path, f"{len(samples)} samples, {grid_name(samples)}", data.save, predicted)
+    return written
 
 
 def _sorted(files: Sequence[Path], problem: FileData) -> tuple[list[Path], list[Path]]:
@@ -149,7 +168,7 @@ def _inputs(problem: FileData, path: Path | Sequence[Path]) -> AnySamples:
         return problem.of_inputs(path)
 
 
-def _outputs(model: operators.Standardized, path: Path, samples: AnySamples) -> Sequence[np.ndarray]:
+def _outputs(model: operators.Standardized, path: Path, samples: AnySamples, mesh: MeshConfig) -> Sequence[np.ndarray]:
     """Returns the outputs for each sample, (k, channels)."""
     for what, expected, received in (
         ("dimensions", model.config.dim, samples.dim),
@@ -162,7 +181,8 @@ def _outputs(model: operators.Standardized, path: Path, samples: AnySamples) -> 
             )
     with _named_in_errors(path, samples):
         ready = prepared({str(path): samples}, model.config)[str(path)]
-        return list(training.predict(model, ready, batch_size=min(16, len(samples))))
+        size = samples_at_once(ready, mesh)
+        return list(training.predict(model, ready, batch_size=size, mesh=mesh.make(size)))
 
 
 @contextlib.contextmanager

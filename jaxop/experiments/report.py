@@ -95,10 +95,9 @@ def write_report(
     """
     rows: list[Row] = []
     norms: dict[str, np.ndarray] = {}
-    count = mesh.model * (mesh.data or max(1, jax.process_count() // mesh.model))
     figures: dict[str, Callable[[], Figure]] = {}
     for (label, samples), file in zip(sets.items(), file_names(sets), strict=True):
-        size = count * max(1, min(16, _EVALUATION_NODES // _most_nodes(samples)) // count)
+        size = samples_at_once(samples, mesh)
         errors = training.evaluate(model, samples, batch_size=size, mesh=mesh.make(size))
         shown = {"median": middle(errors.l2), "worst": int(np.argmax(errors.l2))}
         row: Row = {
@@ -154,6 +153,12 @@ def _most_nodes(samples: AnySamples) -> int:
     if isinstance(samples, RaggedSamples):
         return max(max(bucket.nodes, bucket.at_nodes or 0) for bucket in samples.buckets)
     return samples.target_domain.size
+
+
+def samples_at_once(samples: AnySamples, mesh: training.MeshConfig) -> int:
+    """Returns the number of samples of one call, which the devices divide and whose nodes fit into memory."""
+    count = mesh.model * (mesh.data or max(1, jax.process_count() // mesh.model))
+    return count * max(1, min(16, len(samples), _EVALUATION_NODES // _most_nodes(samples)) // count)
 
 
 def middle(errors: np.ndarray) -> int:

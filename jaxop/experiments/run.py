@@ -44,8 +44,8 @@ def train(experiment: AnyExperiment, *, name: str = "run", console: "Console | N
         The run directory.
 
     Raises:
-        ValueError: if the operator cannot run on the data or does not fit into memory, or if the settings differ from
-            those of the run that is resumed.
+        ValueError: if the operator cannot run on the data or does not fit into memory, if the devices of an axis
+            "domain" cannot share its patches, or if the settings differ from those of the run that is resumed.
         NotImplementedError: if the mesh has an axis "domain", and the operator needs all nodes on one device.
         FileExistsError: if the directory holds a run and ``experiment.resume`` is False.
         OSError: if a file cannot be read or a directory cannot be written.

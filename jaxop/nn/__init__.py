@@ -33,7 +33,10 @@ from jaxop.nn.latent import LatentAttentionConfig as LatentAttentionConfig
 from jaxop.nn.layers import run_layers as run_layers
 from jaxop.nn.local import LocalAverage as LocalAverage
 from jaxop.nn.local import LocalAverageConfig as LocalAverageConfig
+from jaxop.nn.local import LocalConfig as LocalConfig
 from jaxop.nn.local import LocalThenGlobal as LocalThenGlobal
+from jaxop.nn.local import SpectralIntegral as SpectralIntegral
+from jaxop.nn.local import SpectralIntegralConfig as SpectralIntegralConfig
 from jaxop.nn.momentum import BLOCKS as BLOCKS
 from jaxop.nn.momentum import VELOCITIES as VELOCITIES
 from jaxop.nn.momentum import MomentumConfig as MomentumConfig

@@ -1,4 +1,4 @@
-"""Module of local integrals before an attention, in the place of convolutions of pixels."""
+"""Modules of integrals before an attention, in the place of convolutions of pixels."""
 
 import dataclasses
 import math
@@ -10,13 +10,15 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxop._validation import as_number
+from jaxop._validation import as_number, check_size
 from jaxop.attention.local import local_averages
 from jaxop.attention.operands import accumulation_dtype
 from jaxop.domains import Decomposed, Domain
 from jaxop.domains.domain import as_domain
 from jaxop.nn.checks import check_attention
 from jaxop.nn.pointwise import Linear, check_heads
+from jaxop.nn.spectral import SpectralConvolution
+from jaxop.spectral import check_grid
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +35,7 @@ class LocalAverageConfig:
     Example:
         >>> from flax import nnx
         >>> from jaxop import nn
-        >>> nn.LocalAverageConfig(radius=0.1).make(8, 2, rngs=nnx.Rngs(0)).heads
+        >>> nn.LocalAverageConfig(radius=0.1).make(8, 2, dim=1, rngs=nnx.Rngs(0)).heads
         2
     """
 
@@ -50,15 +52,17 @@ class LocalAverageConfig:
         width: int,
         heads: int,
         *,
+        dim: int,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ) -> "LocalAverage":
-        """Returns the module with new parameters.
+        """Returns the module with new parameters, for domains of ``dim`` space dimensions.
 
         Raises:
             ValueError: if the heads do not divide the width.
         """
+        del dim
         return LocalAverage(width, heads, radius=self.radius, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
 
@@ -127,6 +131,92 @@ class LocalAverage(nnx.Module):
         return mapped(value, domain).reshape(x.shape)
 
 
+@dataclasses.dataclass(frozen=True)
+class SpectralIntegralConfig:
+    """Settings of integrals with a kernel of few Fourier modes, on grids of equal weights; `make` builds the module.
+
+    Attributes:
+        modes: m, the modes kept along every axis. On a grid with fewer than 2 m nodes along an axis the highest modes
+            are dropped.
+
+    Raises:
+        TypeError: if ``modes`` is not an integer.
+        ValueError: if it is below 1.
+
+    Example:
+        >>> from flax import nnx
+        >>> from jaxop import nn
+        >>> nn.SpectralIntegralConfig(modes=4).make(8, 2, dim=2, rngs=nnx.Rngs(0)).dim
+        2
+    """
+
+    modes: int = 8
+
+    def __post_init__(self):
+        check_size(self.modes, "modes")
+
+    def make(
+        self,
+        width: int,
+        heads: int,
+        *,
+        dim: int,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> "SpectralIntegral":
+        """Returns the module with new parameters, for grids of ``dim`` axes; the heads share the kernel."""
+        del heads, dtype  # the computation runs in float32 or wider
+        return SpectralIntegral(width, self.modes, dim=dim, param_dtype=param_dtype, rngs=rngs)
+
+
+class SpectralIntegral(nnx.Module):
+    """u ↦ ∫ K(x − y) u(y) dy with a periodic kernel K of few Fourier modes, by `SpectralConvolution`.
+
+    K starts at 0. It reaches through the whole grid, in shapes of at least a wavelength of the highest mode.
+
+    Args:
+        width: channels d.
+        modes: m, the modes kept along every axis.
+        dim: axes of the grid, 1 to 3.
+        param_dtype: dtype of the parameters.
+        rngs: random streams; ``params`` is used.
+
+    Cost: see `jaxop.spectral.fourier_integral`; it has 2^{dim−1} m^dim d² complex parameters.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxop import domains, nn
+        >>> integral = nn.SpectralIntegral(8, 4, dim=1, rngs=nnx.Rngs(0))
+        >>> integral(jnp.ones((3, 16, 8)), domains.interval(16, rule="midpoint")).shape
+        (3, 16, 8)
+    """
+
+    def __init__(self, width: int, modes: int, *, dim: int, param_dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+        self.dim = dim
+        self.convolution = SpectralConvolution(
+            width, width, modes, reference=(2 * modes,) * dim, param_dtype=param_dtype, rngs=rngs
+        )
+        multipliers = self.convolution.multipliers
+        multipliers[...] = jnp.zeros_like(multipliers[...])
+
+    def __call__(self, x: Float[Array, "b n d"], domain: Domain | Decomposed) -> Float[Array, "b n d"]:
+        """Integrates, for each of b samples.
+
+        Args:
+            x: samples of u, (b, n, d).
+            domain: their grid with rule "midpoint" or "periodic", or a stack with one for each sample.
+
+        Raises:
+            TypeError: if the domain is not a grid.
+            ValueError: if its weights are uneven.
+        """
+        grid = check_grid(domain, self.dim)
+        out = self.convolution(jnp.moveaxis(x, 1, 0), grid.shape)
+        return jnp.moveaxis(out, 0, 1).astype(x.dtype)
+
+
 class LocalThenGlobal(nnx.Module):
     """u ↦ A(u + L u) for local integrals L and an attention A: scores and values of A see a neighbourhood.
 
@@ -174,3 +264,7 @@ class LocalThenGlobal(nnx.Module):
             domain: the domain for the local integrals.
         """
         return self.attention(x + self.local(x, domain), weights)
+
+
+LocalConfig = LocalAverageConfig | SpectralIntegralConfig
+"""Settings of integrals before an attention."""

@@ -1,6 +1,7 @@
 """Latent neural operator: nodes exchange values through a few learned latent tokens, at a cost linear in the nodes."""
 
 import dataclasses
+import typing
 from typing import ClassVar
 
 from flax import nnx
@@ -15,7 +16,7 @@ from jaxop.nn import (
     LatentAttentionConfig,
     LayersConfig,
     Linear,
-    LocalAverageConfig,
+    LocalConfig,
     LocalThenGlobal,
     run_layers,
 )
@@ -39,11 +40,13 @@ class LatentNeuralOperatorConfig(LayersConfig, OperatorConfig):
             input. 0 gives the output on the input's nodes; with 1 or more the operator evaluates anywhere.
         attention: the latent attention of all layers. If ``decode="same"``, a decoder layer encodes and decodes by the
             coordinates of the nodes, and there is at most one.
-        local: local integrals before the scores and values of every layer on the nodes of the input. None omits them.
+        local: integrals before the scores and values of every layer on the nodes of the input. Averages over
+            neighbourhoods take any nodes, integrals with a kernel of few Fourier modes take grids of equal weights.
+            None omits them.
 
     Raises:
         TypeError: if a size is not an integer, ``attention`` is not a `jaxop.nn.LatentAttentionConfig`, or ``local`` is
-            neither None nor a `jaxop.nn.LocalAverageConfig`.
+            neither None nor one of `jaxop.nn.LocalConfig`.
         ValueError: if sizes do not fit, a name is unknown or a rate is outside [0, 1); the message has valid values.
     """
 
@@ -52,7 +55,7 @@ class LatentNeuralOperatorConfig(LayersConfig, OperatorConfig):
     norm: str = "pre"
     decoder_layers: int = 0
     attention: LatentAttentionConfig = LatentAttentionConfig()
-    local: LocalAverageConfig | None = None
+    local: LocalConfig | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -60,7 +63,8 @@ class LatentNeuralOperatorConfig(LayersConfig, OperatorConfig):
         expected = "nn.LatentAttentionConfig(...), made by operators.from_dict from a dict"
         check_type(self.attention, "attention", LatentAttentionConfig, expected)
         if self.local is not None:
-            check_type(self.local, "local", LocalAverageConfig, "None or nn.LocalAverageConfig(radius=...)")
+            expected = "None, nn.LocalAverageConfig(radius=...) or nn.SpectralIntegralConfig(modes=...)"
+            check_type(self.local, "local", typing.get_args(LocalConfig), expected)
             if self.layers == 0:
                 raise ValueError(
                     f"local={self.local!r} needs layers on the nodes of the input, but layers is 0; give layers=1 or "
@@ -138,7 +142,8 @@ class LatentNeuralOperatorConfig(LayersConfig, OperatorConfig):
         """Returns the config of Transolver: 64 slices, whose means attend to each other.
 
         Differences: the integrals have weights, and the masses of the slices no ε; every head has its own slices,
-        without bias; temperatures stay in [0.1, 5] on all domains; there is no convolution of pixels on grids.
+        without bias; temperatures stay in [0.1, 5] on all domains; there is no convolution of pixels on grids, whose
+        place ``local`` has.
 
         Args:
             in_channels: see `flare`.
@@ -262,12 +267,12 @@ class LatentNeuralOperator(Savable, nnx.Module):
 
         sizes = config.width, config.heads
 
-        def layers(count: int, local: LocalAverageConfig | None = None) -> nnx.List:
+        def layers(count: int, local: LocalConfig | None = None) -> nnx.List:
             def attention() -> LatentAttention | LocalThenGlobal:
                 layer = config.attention.make(*sizes, rngs=rngs, **config.dtypes)
                 if local is None:
                     return layer
-                return LocalThenGlobal(local.make(*sizes, rngs=rngs, **config.dtypes), layer)
+                return LocalThenGlobal(local.make(*sizes, dim=config.dim, rngs=rngs, **config.dtypes), layer)
 
             return nnx.List(config.residual_layer(attention(), rngs=rngs) for _ in range(count))
 
@@ -308,7 +313,7 @@ class LatentNeuralOperator(Savable, nnx.Module):
         dtype = self.head.result_dtype(functions.dtype)
         x = self.lift(functions.values).astype(dtype)
         local = {} if config.local is None else {"domain": domain}
-        x = run_layers(self.layers, x, functions.weights, **functions.shared, **local)
+        x = run_layers(self.layers, x, functions.weights, velocity=None, **functions.shared, **local)
         if self.query is not None:
             nodes = coordinates(at or domain, x.shape[0], config.dim, "at").astype(functions.values.dtype)
             z = self.query(nodes).astype(dtype)

@@ -45,8 +45,8 @@ class MeshConfig:
             size. Every process takes part with the same number of devices.
         model: devices that share one copy.
         domain: devices that share the nodes of each function, for functions that are too large for one. The model must
-            be an operator that can share them, see `jaxop.operators.OperatorConfig.check_shares_nodes`, or one of your
-            own with ``shares_nodes = True``.
+            be any operator except the `jaxop.operators.FlowNeuralOperator`, or one of your own with
+            ``shares_nodes = True``. For operators between patches this number divides their ``patches``.
 
     Raises:
         TypeError: if a number is not an integer.

@@ -63,7 +63,7 @@ def node_specs(batch: Batch, samples: PartitionSpec) -> Tree:
 
 
 def check_shares_nodes(model: nnx.Module, mesh: Mesh | None) -> None:
-    """Raises ``NotImplementedError`` if the mesh has an axis "domain", but the model needs all nodes on one device.
+    """Raises an error if the mesh has an axis "domain", but its devices cannot share the nodes of a function.
 
     Operators tell by `jaxop.operators.OperatorConfig.check_shares_nodes`. A module of the user must have an attribute
     ``shares_nodes = True``, which says that it takes the nodes of one device and a `jaxop.domains.Shard`.

@@ -158,7 +158,7 @@ def devices(name: str) -> None:
     jax.config.update("jax_num_cpu_devices", FAKE_DEVICES)
     rows, reference = [], None
     for sizes in FAKE.values():
-        if sizes[2] > 1 and not can_share_nodes(SMALL[name]):
+        if sizes[2] > 1 and not can_share_nodes(SMALL[name], sizes[2]):
             continue
         row, gradient = on_devices(SMALL[name], training.MeshConfig(*sizes).make(FAKE_DEVICES))
         reference = gradient if reference is None else reference
@@ -168,11 +168,11 @@ def devices(name: str) -> None:
     print(json.dumps(rows))
 
 
-def can_share_nodes(config: operators.OperatorConfig) -> bool:
-    """Returns whether devices can share the nodes of a function for this operator."""
+def can_share_nodes(config: operators.OperatorConfig, devices: int) -> bool:
+    """Returns whether so many devices can share the nodes of a function of this operator."""
     try:
-        config.check_shares_nodes()
-    except NotImplementedError:
+        config.check_shares_nodes(devices)
+    except (NotImplementedError, ValueError):
         return False
     return True
 

@@ -18,7 +18,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from jaxop import data, experiments, training
+from jaxop import experiments, training
 from jaxop.experiments import report
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -68,15 +68,16 @@ def same_weights(run: training.Run) -> Figure:
     columns = {}
     for label, samples in sets.items():
         one = samples.take([sample])
-        heading = f"{heading_of(label, one, label == trained_on)}\nrelative L2: {100 * errors[label][sample]:.2f} %"
+        nodes = one[[0]].inputs.shape[1]
+        heading = f"{heading_of(label, nodes, label == trained_on)}\nrelative L2: {100 * errors[label][sample]:.2f} %"
         columns[heading] = one, training.predict(model, one)
     return experiments.plot_on_domains(columns, labels=ROWS, title=TITLE)
 
 
-def heading_of(label: str, samples: data.Samples, is_training_grid: bool) -> str:
+def heading_of(label: str, nodes: int, is_training_grid: bool) -> str:
     """Returns the name of a column."""
     if label.startswith("points"):
-        return f"{samples.domain.size:,} points"
+        return f"{nodes:,} points"
     return f"{label} (training)" if is_training_grid else label
 
 

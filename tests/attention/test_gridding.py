@@ -14,7 +14,7 @@ from jaxop.attention import grid_averages, read_grid
 
 SHAPES = {1: (6,), 2: (4, 5), 3: (4, 16, 16)}
 """The last one is averaged in several blocks of nodes."""
-COUNTS = {1: 9, 2: 11, 3: 700}
+COUNTS = {1: 9, 2: 11, 3: 70}
 RADIUS, SHARE = np.asarray([0.8, 2.5]), np.asarray([0.02, 0.3])
 
 

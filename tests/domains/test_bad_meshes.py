@@ -168,6 +168,10 @@ ROWS = {
         lambda: domains.from_points([[*p, 0.0] for p in RANDOM.tolist()], method="density"),
         r"points must not all lie on a line or a plane; use method='neighbours'",
     ),
+    "axes of unlike units": (
+        lambda: domains.from_points(RANDOM * np.array([1000.0, 0.01], np.float32)),
+        r"points are so unlike in their coordinates that \d+% of their hull .*bring the axes to units",
+    ),
     "too few points": (lambda: domains.from_points(SQUARE[:2]), r"needs at least 3 points in 2 dimensions, got 2"),
     "too few neighbours": (
         lambda: domains.from_points(SQUARE, method="neighbours"),

@@ -25,9 +25,9 @@ def test_tetrahedra_integrate_linear_functions_exactly_and_smooth_ones_at_second
     errors, energies = [], []
     for n in (4, 8, 16):
         mesh = cube_mesh(n)
-        x, y, z = (mesh.points[:, k : k + 1] for k in range(3))
-        u = jnp.exp(x) * jnp.cos(y) * z
-        errors.append(abs(mesh.integrate(u)[0] - (np.e - 1) * np.sin(1) / 2))
+        x, y, z = np.asarray(mesh.points).T[..., None]
+        u = np.exp(x) * np.cos(y) * z
+        errors.append(abs(np.asarray(mesh.weights) @ u[:, 0] - (np.e - 1) * np.sin(1) / 2))
         square, cosine, sine = (np.e**2 - 1) / 2, (1 + np.sin(2) / 2) / 2, (1 - np.sin(2) / 2) / 2
         energies.append(abs(energy(mesh, u) - square * (cosine / 3 + sine / 3 + cosine)))
     np.testing.assert_allclose(observed_orders(errors, [4, 8, 16]), 2, atol=0.1)
@@ -37,22 +37,25 @@ def test_tetrahedra_integrate_linear_functions_exactly_and_smooth_ones_at_second
 def test_moving_a_volume_in_space_changes_no_norm_and_tiny_cells_keep_their_gradient():
     mesh = cube_mesh(2, jitter=0.2)
     rotation, _ = np.linalg.qr(np.random.default_rng(1).normal(size=(3, 3)))
-    u = jnp.sin(mesh.points @ jnp.array([[1.0], [2.0], [3.0]]))
+    u = np.sin(np.asarray(mesh.points) @ np.array([[1], [2], [3]], np.float32))
     moved = np.asarray(mesh.points) @ rotation.astype(np.float32)
-    cells = mesh.cells if np.linalg.det(rotation) > 0 else mesh.cells[:, jnp.array([1, 0, 2, 3])]
-    np.testing.assert_allclose(energy(domains.tetrahedral_mesh(moved, cells), u), energy(mesh, u), rtol=1e-5)
-    size = 2.0**-30
-    tiny = domains.tetrahedral_mesh(size * mesh.points, mesh.cells)
+    np.testing.assert_allclose(energy(domains.tetrahedral_mesh(moved, mesh.cells), u), energy(mesh, u), rtol=1e-5)
+    size = np.float32(2.0**-30)
+    tiny = domains.tetrahedral_mesh(size * np.asarray(mesh.points), mesh.cells)
     np.testing.assert_allclose(energy(tiny, u), size * energy(mesh, u), rtol=1e-5)
 
 
 def test_the_volume_has_a_finite_gradient_at_a_flat_cell():
     cells = jnp.array([[0, 1, 2, 3], [0, 1, 2, 4]])
     points = jnp.array([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0]])
-    gradient = jax.grad(lambda points: domains.tetrahedral_mesh(points, cells).measure)(points)
-    assert np.isfinite(gradient).all()
-    energies = jax.grad(lambda points: domains.tetrahedral_mesh(points, cells).dirichlet(points[:, :1], points[:, :1]))
-    assert np.isfinite(energies(points)).all()
+
+    @jax.jit
+    @jax.jacobian
+    def gradients(points):
+        mesh = domains.tetrahedral_mesh(points, cells)
+        return mesh.measure, mesh.dirichlet(points[:, :1], points[:, :1])
+
+    assert all(np.isfinite(gradient).all() for gradient in gradients(points))
 
 
 def circle(n: int) -> domains.LineMesh:
@@ -66,9 +69,10 @@ def test_a_closed_curve_converges_at_second_order(x64):
     lengths, integrals, energies = [], [], []
     for n in (32, 64, 128):
         curve = circle(n)
-        x, y = curve.points[:, :1], curve.points[:, 1:]
-        lengths.append(abs(curve.measure - 4 * np.pi))
-        integrals.append(abs(curve.integrate(x**2 + y)[0] - 8 * np.pi))
+        weights = np.asarray(curve.weights)
+        x, y = np.asarray(curve.points).T[..., None]
+        lengths.append(abs(weights.sum() - 4 * np.pi))
+        integrals.append(abs(weights @ (x**2 + y)[:, 0] - 8 * np.pi))
         energies.append(abs(energy(curve, x * y) - 8 * np.pi))  # u = 2 sin 2t, u' = 2 cos 2t along the curve
     for errors in (lengths, integrals, energies):
         np.testing.assert_allclose(observed_orders(errors, [1, 2, 4]), 2, atol=0.25)
@@ -80,7 +84,7 @@ def test_the_gradient_on_a_surface_is_tangential(x64):
     errors = []
     for refinements in (2, 3, 4):
         ball = domains.icosphere(refinements)
-        errors.append(abs(energy(ball, ball.points[:, 2:]) - 8 * np.pi / 3))
+        errors.append(abs(energy(ball, np.asarray(ball.points)[:, 2:]) - 8 * np.pi / 3))
     np.testing.assert_allclose(observed_orders(errors, [1, 2, 4]), 2, atol=0.1)
 
 
@@ -90,12 +94,13 @@ def test_the_icosphere_is_a_closed_sphere_of_nearly_equal_triangles(x64):
         ball = domains.icosphere(refinements, radius=2.0)
         count = 4**refinements
         assert (ball.size, ball.faces.shape) == (10 * count + 2, (20 * count, 3))
-        np.testing.assert_allclose(jnp.linalg.norm(ball.points, axis=1), 2, rtol=1e-12)
-        areas.append(abs(ball.measure - 16 * np.pi))
-        corners = np.asarray(ball.points)[np.asarray(ball.faces)]
+        points, weights = np.asarray(ball.points), np.asarray(ball.weights)
+        np.testing.assert_allclose(np.linalg.norm(points, axis=1), 2, rtol=1e-12)
+        areas.append(abs(weights.sum() - 16 * np.pi))
+        corners = points[np.asarray(ball.faces)]
         assert (np.linalg.det(corners) > 0).all()  # normals point outwards
         np.testing.assert_allclose(np.linalg.det(corners).sum() / 6, 32 * np.pi / 3, rtol=0.6 / count)
-        assert np.max(ball.weights) < 2 * np.min(ball.weights)
+        assert weights.max() < 2 * weights.min()
     np.testing.assert_allclose(observed_orders(areas, [1, 2, 4, 8])[1:], 2, atol=0.1)
 
 
@@ -114,10 +119,9 @@ def test_a_domain_may_have_a_hole(x64):
     areas, energies = [], []
     for n in (8, 16, 32):
         mesh = annulus(n)
-        areas.append(abs(mesh.measure - 3 * np.pi))
-        energies.append(
-            abs(energy(mesh, jnp.log(jnp.linalg.norm(mesh.points, axis=1, keepdims=True))) - 2 * np.pi * np.log(2))
-        )
+        areas.append(abs(np.asarray(mesh.weights).sum() - 3 * np.pi))
+        logarithm = np.log(np.linalg.norm(np.asarray(mesh.points), axis=1, keepdims=True))
+        energies.append(abs(energy(mesh, logarithm) - 2 * np.pi * np.log(2)))
     for errors in (areas, energies):
         np.testing.assert_allclose(observed_orders(errors, [8, 16, 32]), 2, atol=0.05)
 
@@ -149,8 +153,8 @@ def test_merging_restores_the_mesh_of_a_soup_of_triangles(tolerance):
     assert (mesh.size, mesh.faces.shape) == (ball.size, ball.faces.shape)
     np.testing.assert_allclose(mesh.measure, ball.measure, rtol=1e-3)
     np.testing.assert_allclose(np.sort(mesh.weights), np.sort(ball.weights), rtol=1e-2)
-    u = mesh.points[:, 2:]
-    np.testing.assert_allclose(energy(mesh, u), energy(ball, ball.points[:, 2:]), rtol=1e-3)
+    heights = (np.asarray(part.points)[:, 2:] for part in (mesh, ball))
+    np.testing.assert_allclose(energy(mesh, next(heights)), energy(ball, next(heights)), rtol=1e-3)
 
 
 def test_merging_leaves_out_simplices_that_lose_their_volume_and_keeps_all_other_nodes():
@@ -171,18 +175,18 @@ def test_meshes_of_every_kind_stack():
         np.testing.assert_allclose(batch.measure, 2 * [float(mesh.measure)], rtol=1e-6)
         assert batch.simplices.shape[0] == 2
         np.testing.assert_array_equal(builder(larger.points, larger.simplices).weights, larger.weights)
-        energies = jax.vmap(lambda mesh: mesh.dirichlet(mesh.points, mesh.points))(batch)
+        energies = jax.jit(jax.vmap(lambda mesh: mesh.dirichlet(mesh.points, mesh.points)))(batch)
         np.testing.assert_allclose(energies, 2 * [float(energy(mesh, mesh.points))], rtol=1e-6)
 
 
 def test_cells_at_a_vertex_without_weight_weigh_nothing():
     mesh = cube_mesh(1)
-    holed = domains.TetrahedralMesh(mesh.points, mesh.weights.at[0].set(0), mesh.cells)
-    u = mesh.points[:, :1] ** 2
-    rest = [cell for cell in mesh.cells.tolist() if 0 not in cell]
-    assert not rest  # every cell of one cube touches its first corner
-    assert energy(holed, u.at[0].set(jnp.nan)) == 0
+    assert all(0 in cell for cell in mesh.cells.tolist())
+    zero = np.arange(8) == 0
+    holed = domains.TetrahedralMesh(mesh.points, jnp.asarray(np.where(zero, 0, mesh.weights)), mesh.cells)
+    assert energy(holed, np.where(zero[:, None], np.nan, mesh.points)) == 0
     curve = branches()
-    cut = domains.LineMesh(curve.points, curve.weights.at[0].set(0), curve.edges)
-    v = curve.points @ jnp.array([[1.0], [2.0], [3.0]])
-    np.testing.assert_allclose(energy(cut, v.at[0].set(jnp.inf)), 8.0 + 18.0, rtol=1e-6)
+    zero = np.arange(5) == 0
+    cut = domains.LineMesh(curve.points, jnp.asarray(np.where(zero, 0, curve.weights)), curve.edges)
+    u = np.asarray(curve.points) @ np.array([[1], [2], [3]], np.float32)
+    np.testing.assert_allclose(energy(cut, np.where(zero[:, None], np.inf, u)), 8.0 + 18.0, rtol=1e-6)

@@ -48,9 +48,9 @@ def test_few_longitudes_limit_the_order_of_the_harmonics(x64):
 
 def exponential(ball: domains.Domain) -> float:
     """Error of ∫ exp(a·x) = 4π sinh |a| / |a|."""
-    a = jnp.array([0.6, -0.8, 1.5])
-    size = float(jnp.linalg.norm(a))
-    return abs(float(ball.integrate(jnp.exp(ball.points @ a[:, None]))[0]) - 4 * np.pi * np.sinh(size) / size)
+    a = np.array([0.6, -0.8, 1.5])
+    size = np.linalg.norm(a)
+    return abs(np.asarray(ball.weights) @ np.exp(np.asarray(ball.points) @ a) - 4 * np.pi * np.sinh(size) / size)
 
 
 def test_smooth_functions_converge_at_the_order_of_the_rule(x64):
@@ -66,16 +66,17 @@ def test_smooth_functions_converge_at_the_order_of_the_rule(x64):
 def test_weights_are_areas(x64, rule):
     ball = domains.sphere(6, 7, radius=3.0, rule=rule)
     np.testing.assert_allclose(ball.measure, 36 * np.pi, rtol=1e-14)
-    np.testing.assert_allclose(jnp.linalg.norm(ball.points, axis=1), 3, rtol=1e-14)
-    grid = ball.points.reshape(6, 7, 3)
+    points = np.asarray(ball.points)
+    np.testing.assert_allclose(np.linalg.norm(points, axis=1), 3, rtol=1e-14)
+    grid = points.reshape(6, 7, 3)
     np.testing.assert_allclose(grid[:, 0, 2], 3 * np.sin(ball.latitudes), atol=1e-14)
     np.testing.assert_allclose(np.arctan2(*grid[3, :, 1::-1].T) % (2 * np.pi), ball.longitudes, atol=1e-14)
     if rule == "midpoint":
         np.testing.assert_allclose(ball.latitudes, np.pi * (np.arange(6) - 2.5) / 6)
-        shares = ball.weights / np.repeat(np.cos(ball.latitudes), 7)
+        shares = np.asarray(ball.weights) / np.repeat(np.cos(ball.latitudes), 7)
         np.testing.assert_allclose(shares, shares[0], rtol=1e-13)
     if rule == "trapezoid":
-        np.testing.assert_allclose(ball.points[np.array([0, -1])], [[0, 0, -3], [0, 0, 3]], atol=1e-15)
+        np.testing.assert_allclose(points[[0, -1]], [[0, 0, -3], [0, 0, 3]], atol=1e-15)
 
 
 @pytest.mark.parametrize("rule", domains.SPHERE_RULES)
@@ -85,9 +86,8 @@ def test_gradients_converge_at_second_order(x64, rule):
     found = []
     for n in sizes:
         ball = domains.sphere(n, 2 * n - 2 if rule == "trapezoid" else 2 * n, rule=rule, radius=2.0)
-        x, y, z = (ball.points[:, k : k + 1] / 2 for k in range(3))
-        harmonics = jnp.concatenate([z, x, x * z, x * y, 5 * z**3 - 3 * z], axis=1)
-        found.append([float(energy(ball, u[:, None])) for u in harmonics.T])
+        x, y, z = np.asarray(ball.points).T / 2
+        found.append([float(energy(ball, u[:, None])) for u in (z, x, x * z, x * y, 5 * z**3 - 3 * z)])
     exact = [2 * 4 / 3, 2 * 4 / 3, 6 * 4 / 15, 6 * 4 / 15, 12 * 16 / 7]
     errors = np.abs(np.array(found) - np.pi * np.array(exact))
     spaces = [n - 1 if rule == "trapezoid" else n for n in sizes]
@@ -98,22 +98,23 @@ def test_gradients_converge_at_second_order(x64, rule):
 
 def test_nodes_without_data_do_not_count():
     ocean = domains.sphere(6, 8, rule="midpoint")
-    land = jnp.arange(48) % 8 < 3
-    masked = dataclasses.replace(ocean, weights=jnp.where(land, 0, ocean.weights))
-    u = jnp.sin(3 * ocean.points[:, :1] + ocean.points[:, 2:])
-    holed = jnp.where(land[:, None], jnp.nan, u)
-    np.testing.assert_allclose(masked.integrate(holed), jnp.sum(jnp.where(land, 0, ocean.weights * u[:, 0])), rtol=1e-5)
+    weights, points = np.asarray(ocean.weights), np.asarray(ocean.points)
+    land = (np.arange(48) % 8 < 3) | (np.arange(48) // 8 == 2)
+    masked = dataclasses.replace(ocean, weights=jnp.asarray(np.where(land, 0, weights)))
+    u = np.sin(3 * points[:, :1] + points[:, 2:])
+    holed = jnp.asarray(np.where(land[:, None], np.float32(np.nan), u))
+    np.testing.assert_allclose(masked.integrate(holed)[0], np.sum(weights * u[:, 0], where=~land), rtol=1e-5)
     # flattening the land to the value of a neighbour would change differences at the coast: only pairs in water count
-    grid, water = np.asarray(u).reshape(6, 8), ~np.asarray(land).reshape(6, 8)
+    grid, water = u.reshape(6, 8), ~land.reshape(6, 8)
     phi = ocean.latitudes
     bands = np.diff(np.sin(phi))
     bands[[0, -1]] += 1 - np.sin(phi[-1])
     along = bands * np.pi / 4 / np.diff(phi) ** 2
     north = np.sum(along[:, None] * np.diff(grid, axis=0) ** 2, where=water[1:] & water[:-1])
-    shares = np.asarray(ocean.weights).reshape(6, 8)[:, 0] / (np.cos(phi) * np.pi / 4) ** 2
+    shares = weights.reshape(6, 8)[:, 0] / (np.cos(phi) * np.pi / 4) ** 2
     east = np.sum(shares[:, None] * (np.roll(grid, -1, 1) - grid) ** 2, where=water & np.roll(water, -1, 1))
     np.testing.assert_allclose(energy(masked, holed), north + east, rtol=1e-5)
-    gradient = jax.grad(lambda u: masked.norm(u, space="H1"))(holed)
+    gradient = jax.jit(jax.grad(lambda u: masked.norm(u, space="H1")))(holed)
     np.testing.assert_array_equal(gradient[land], 0)
     assert np.isfinite(gradient).all()
 
@@ -126,8 +127,8 @@ def test_given_latitudes_and_longitudes_weigh_the_areas_of_their_cells(x64, rule
     np.testing.assert_allclose(cloud.points, ball.points, atol=1e-14)
     np.testing.assert_allclose(cloud.weights, ball.weights, rtol=1e-12)
     turned = domains.latitude_longitude(rows[::-1], columns[::-1] - 180, radius=2.0)
-    np.testing.assert_allclose(turned.weights, cloud.weights[::-1], rtol=1e-12)
-    np.testing.assert_allclose(turned.points, (cloud.points * jnp.array([[-1.0, -1, 1]]))[::-1], atol=1e-14)
+    np.testing.assert_allclose(turned.weights, np.asarray(cloud.weights)[::-1], rtol=1e-12)
+    np.testing.assert_allclose(turned.points, (np.asarray(cloud.points) * [-1, -1, 1])[::-1], atol=1e-14)
 
 
 def test_a_region_has_the_area_of_its_cells_and_uneven_rows_converge(x64):
@@ -147,5 +148,5 @@ def test_a_region_has_the_area_of_its_cells_and_uneven_rows_converge(x64):
 def test_spheres_of_several_sizes_stack():
     batch = domains.stack([domains.sphere(4, radius=radius) for radius in (1.0, 2.0)])
     np.testing.assert_allclose(batch.measure, [4 * np.pi, 16 * np.pi], rtol=1e-6)
-    energies = jax.vmap(lambda ball: ball.dirichlet(ball.points, ball.points))(batch)
+    energies = jax.jit(jax.vmap(lambda ball: ball.dirichlet(ball.points, ball.points)))(batch)
     np.testing.assert_allclose(energies[1], 4 * energies[0], rtol=1e-6)

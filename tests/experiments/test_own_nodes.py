@@ -109,4 +109,5 @@ def test_wrong_inputs_of_predict(run, trained, files, tmp_path, capsys):
         error = capsys.readouterr().err
         assert error.startswith("error: ")
         assert message in error
-    assert not list(tmp_path.glob("out*"))
+    assert not (run / "predictions").exists()
+    assert not (trained / "predictions").exists()

@@ -6,14 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
+import jax
 import numpy as np
 import pytest
 
 from jaxop import data, domains, experiments, nn, training
+from jaxop.experiments import comparison
 from jaxop.experiments.plots import plot_predictions
 from jaxop.experiments.problems import Sets, grid_name
 from jaxop.experiments.settings import prepared
 from tests.data.ragged_cases import cloud, functions, pairs
+from tests.training.ragged_cases import Mean
 
 SHORT = training.TrainingConfig(steps=3, batch_size=2, warmup_steps=1)
 
@@ -80,6 +83,21 @@ def test_the_box_of_a_latent_grid_holds_the_nodes_of_all_samples():
     narrow, _ = settings.for_data(samples.take([0]), [samples.take([1])])
     with pytest.raises(ValueError, match=r"more \(9 nodes\): the nodes reach from -\S+ to .* along axis 0, outside"):
         prepared({"more": samples}, narrow)
+
+
+@pytest.mark.thorough
+def test_the_time_of_a_step_is_the_mean_over_the_batches_of_an_epoch(monkeypatch):
+    """Where a step on few nodes takes half a second, and one on many nodes three times as long."""
+    samples = data.RaggedSamples(pairs(sizes=(9, 9, 9, 9, 30, 31)))
+    clock, last = [0.0], []
+
+    def seconds():
+        clock[0] += {31: 1.5, 9: 0.5}[last[-1].inputs.shape[1]]
+        return clock[0]
+
+    monkeypatch.setattr(jax, "device_put", lambda batch: last.append(batch) or batch)
+    monkeypatch.setattr(comparison.time, "perf_counter", seconds)
+    assert comparison.seconds_per_step(Mean(), samples, SHORT) == pytest.approx((2 * 0.5 + 1.5) / 3)
 
 
 def test_figures_show_every_sample_on_its_own_nodes():

@@ -93,6 +93,18 @@ def test_the_options_for_files_are_those_of_the_operator(operator):
             parsed(["custom", "--data.train", "a.npz", *chosen, "--model.in-channels", "3"])
 
 
+def test_the_operator_on_a_latent_grid_is_chosen_with_its_sizes():
+    process = "model.process:fourier-attention-neural-operator-config"
+    sizes = {"in-channels": 8, "out-channels": 8, "dim": 2, "width": 8}
+    chosen = [process, *(part for name, n in sizes.items() for part in (f"--model.process.{name}", str(n)))]
+    corners = ["--model.lower", "-1", "-1", "--model.upper", "2", "2"]
+    experiment = parsed(
+        ["custom", "--data.train", "a.npz", "model:latent_grid", "--model.width", "8", *corners, *chosen]
+    )
+    assert experiment.model.settings["process"] == operators.CONFIGS["fano"](8, 8, 2, width=8)
+    assert experiment.model.settings["lower"] == (-1.0, -1.0)
+
+
 def test_a_run_on_a_file_leaves_checkpoints_a_table_and_pictures(trained, files):
     rows = table(trained, "test")
     assert [row["set"] for row in rows] == ["held out"]

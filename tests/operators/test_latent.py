@@ -94,6 +94,17 @@ def test_meshes_and_grids(local):
 
 
 @pytest.mark.thorough
+def test_spectral_integrals_leave_one_operator_on_all_grids(x64):
+    operator = perturbed(make("transolver", local=nn.SpectralIntegralConfig(modes=2)))
+    run = jax.jit(lambda operator, domain: operator(jnp.sin(2 * jnp.pi * domain.points), domain))
+    outputs = [run(operator, domains.interval(n, rule="midpoint")) for n in (27, 81, 243)]
+    errors = [
+        np.abs(out[n // 54 :: n // 27] - outputs[-1][4::9]).max() for n, out in zip((27, 81), outputs, strict=False)
+    ]
+    assert errors[1] < errors[0] / 5 < 0.05
+
+
+@pytest.mark.thorough
 def test_every_parameter_has_a_gradient():
     """Of a model with all parts: temperatures, mix, ridge, blocks, and both directions of scores."""
     attention = nn.LatentAttentionConfig(
@@ -152,7 +163,11 @@ def test_cost_is_linear_in_the_nodes():
         ({"layers": -1}, ValueError, "layers must be at least 0, got -1"),
         ({"decoder_layers": 2}, ValueError, "decoder_layers must be at most 1 with attention.decode='same'"),
         ({"attention": nn.IntegralAttentionConfig()}, TypeError, "attention must be nn.LatentAttentionConfig(...)"),
-        ({"local": 0.1}, TypeError, "local must be None or nn.LocalAverageConfig(radius=...)"),
+        (
+            {"local": 0.1},
+            TypeError,
+            "local must be None, nn.LocalAverageConfig(radius=...) or nn.SpectralIntegralConfig",
+        ),
         (
             {"local": LOCAL, "layers": 0, "decoder_layers": 1},
             ValueError,

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from jaxop import data, training
 from tests.data.ragged_cases import pairs
-from tests.scale.cases import SGD
+from tests.scale.cases import SGD, build, configs
 from tests.training.cases import CONFIG, assert_same_bits, interruption
 from tests.training.ragged_cases import Mean
 
@@ -67,6 +67,16 @@ def test_errors_and_predictions_are_those_of_one_device():
     outputs = [training.predict(model, test, batch_size=4, mesh=m) for m in (None, mesh)]
     for one, other in zip(*outputs, strict=True):
         np.testing.assert_allclose(other, one, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.thorough
+def test_devices_share_the_nodes_of_every_sample(tmp_path):
+    model = build(dataclasses.replace(configs()["tno"], in_channels=2))
+    alone, shared = (
+        training.fit(model, samples(), {}, RUN, run_dir=tmp_path / name, mesh=mesh, optimizer=SGD, progress=False)
+        for name, mesh in (("alone", None), ("shared", training.MeshConfig(data=2, domain=2).make(4)))
+    )
+    assert_agree(shared.state, alone.state)
 
 
 @pytest.mark.thorough

@@ -69,7 +69,8 @@ def with_padding(batch, sizes, at_sizes, fill):
 
 
 @pytest.mark.parametrize(
-    "kind", ["plain", *(pytest.param(kind, marks=pytest.mark.thorough) for kind in ("decoder", "latent_grid")), "latent"]
+    "kind",
+    ["plain", *(pytest.param(kind, marks=pytest.mark.thorough) for kind in ("decoder", "latent_grid")), "latent"],
 )
 def test_neither_outputs_nor_gradients_see_the_padding(kind):
     at = None if kind == "plain" else (lambda i: cloud(12 + i % 3, seed=7))

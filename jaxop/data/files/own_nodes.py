@@ -65,15 +65,15 @@ def of_offsets(archive: Archive, offsets: str, names: Names) -> RaggedSamples:
     """Returns the set of a file in which the rows offsets[s], …, offsets[s + 1] − 1 of every array are sample s."""
     rows = {key: [archive.functions(name) for name in names[key]] for key in _ROWS}
     given = {key: _optional(archive, names[key], key) for key in _OPTIONAL}
-    has_at = given["at"] is not None
-    first, second = archive.array(offsets), archive.array(f"{names['at'][0]}_offsets") if has_at else None
+    queries = given["at"]
+    first, second = archive.array(offsets), None if queries is None else archive.array(f"{names['at'][0]}_offsets")
     with naming(archive.path, f"offsets: {offsets!r}"):
         counts = {name: part.shape[0] for key in _ROWS for name, part in zip(names[key], rows[key], strict=True)}
-        others = {name: counts.pop(name) for name in names["targets"] if has_at and name not in names["inputs"]}
+        others: dict[str, int] = {}
+        if queries is not None:
+            others = {name: counts.pop(name) for name in names["targets"]} | {names["at"][0]: len(queries)}
         starts = _checked(archive.vector(first), counts)
-        at_starts = starts
-        if second is not None:
-            at_starts = _checked(archive.vector(second), {**others, names["at"][0]: len(given["at"])})  # pyright: ignore[reportArgumentType]
+        at_starts = starts if second is None else _checked(archive.vector(second), others)
         if len(at_starts) != len(starts):
             raise ValueError(f"there are {len(starts) - 1} samples of nodes and {len(at_starts) - 1} of query nodes.")
         owned = None if given["faces"] is None else _faces_of_samples(given["faces"], starts)

@@ -220,7 +220,7 @@ def _read(
     if (groups := own_nodes.of_groups(archive, names)) is not None:
         _refuse(path, "samples with their own nodes", options, read=(*names, "external"))
         return groups
-    _refuse(path, "arrays on shared nodes", options, read=[name for name in options if name != "at"])
+    _refuse(path, "arrays on shared nodes", options, read=[name for name in options if name not in ("at", "offsets")])
     return _read_shared(archive, u, v or u, options)
 
 
@@ -333,7 +333,9 @@ def _names(names: str | Sequence[str], argument: str) -> tuple[str, ...]:
 
 def _refuse(path: Path, what: str, options: Mapping[str, object], *, read: Collection[str]) -> None:
     """Raises ``ValueError`` if an option was given that nothing would read."""
-    given = [name for name, value in options.items() if value != _DEFAULTS[name] and name not in read]
+    given = [
+        name for name, value in options.items() if value is not None and value != _DEFAULTS[name] and name not in read
+    ]
     if given:
         settings = ", ".join(f"{name}={options[name]!r}" for name in given)
         them = "it" if len(given) == 1 else "them"

@@ -236,6 +236,7 @@ class TestMessages:
     def test_options_that_do_not_apply(self, tmp_path):
         path = write(tmp_path / "a.vtu", SQUARE, [("triangle", TRIANGLES)])
         refuse(path, "is read as a mesh.*; nothing reads rule='midpoint'; leave it out", rule="midpoint")
+        assert len(read(path, weights=None, offsets=None, at=None, coordinates=None)) == 1  # None asks for nothing
         refuse(path, "cells give the weights of the nodes already, got weights='p'", weights="p", inputs="p")
 
     def test_a_folder_without_samples(self, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 
 from jaxop import data, domains
 from jaxop.data.files.read import read_inputs
-from tests.data.files.cases import refuse, write_hdf5, write_npz
+from tests.data.files.cases import refuse, write_hdf5, write_mat, write_npz
 
 COUNTS = (5, 7, 4)
 FACES = [np.array([[0, 1, 2], [2, 3, k]]) for k in (4, 5, 1)]
@@ -214,6 +214,11 @@ class TestMessages:
             rule="midpoint",
             upper=2.0,
         )
+
+    def test_offsets_in_matlab_files(self, tmp_path):
+        path = tmp_path / "set.mat"
+        write_mat(path, **joined([sample(n) for n in COUNTS]))
+        refuse(path, "is read as arrays on shared nodes; nothing reads offsets='first'", offsets="first")
 
     def test_several_names_on_shared_nodes(self, tmp_path):
         path = tmp_path / "set.npz"
