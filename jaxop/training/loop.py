@@ -259,6 +259,8 @@ def _note(groups: Mapping[str, int]) -> str:
     if not groups:
         return ""
     each = "; ".join(f"{count:,} of {name}" for name, count in groups.items())
+    if len(groups) == 1:
+        return f"{sum(groups.values()):,} samples in 1 bucket: {each}"
     return f"{sum(groups.values()):,} samples in {len(groups)} buckets, each with a program of its own: {each}"
 
 

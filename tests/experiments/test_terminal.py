@@ -4,6 +4,7 @@ import io
 import subprocess
 import sys
 import types
+import warnings
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,18 @@ def test_pictures_of_all_sets_have_names_of_their_own():
     names = report.file_names(labels)
     assert names[:4] == ["a-b.npz", "a-b.npz-2", "64", "64-2"]
     assert len(names[4]) == 100
+
+
+def test_warnings_about_the_input_are_one_line(capsys):
+    def command(arguments):
+        with warnings.catch_warnings():  # the suite turns them into errors
+            warnings.simplefilter("always")
+            warnings.warn("the nodes are rounded", UserWarning, stacklevel=1)
+
+    before = warnings.formatwarning
+    assert terminal.run_command(command, []) == 0
+    assert capsys.readouterr().err == "warning: the nodes are rounded\n"
+    assert warnings.formatwarning is before
 
 
 def test_a_reader_who_has_gone_is_no_error():
