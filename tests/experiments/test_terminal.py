@@ -79,15 +79,16 @@ def test_pictures_of_all_sets_have_names_of_their_own():
     assert len(names[4]) == 100
 
 
-def test_warnings_about_the_input_are_one_line(capsys):
-    def command(arguments):
-        with warnings.catch_warnings():  # the suite turns them into errors
-            warnings.simplefilter("always")
-            warnings.warn("the nodes are rounded", UserWarning, stacklevel=1)
+def test_warnings_about_the_input_are_one_line():
+    before, shown = warnings.formatwarning, []
 
-    before = warnings.formatwarning
+    def command(arguments):
+        for kind in (UserWarning, DeprecationWarning):
+            shown.append(warnings.formatwarning("nodes are rounded", kind, "a.py", 3))
+
     assert terminal.run_command(command, []) == 0
-    assert capsys.readouterr().err == "warning: the nodes are rounded\n"
+    assert shown[0] == "warning: nodes are rounded\n"
+    assert shown[1].startswith("a.py:3: DeprecationWarning: nodes are rounded")
     assert warnings.formatwarning is before
 
 

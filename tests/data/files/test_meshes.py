@@ -160,6 +160,7 @@ class TestMessages:
             inputs="pp",
             targets="u",
         )
+        refuse(path, r"no field 'x'; it has .* 'coordinates'; name them by inputs and targets\.")
         obj = write(tmp_path / "a.obj", SQUARE, [("triangle", TRIANGLES)], point_data={})
         refuse(obj, "no field 'p'; it has 'obj:group_ids' in the cells|it has only 'coordinates'; write", inputs="p")
 
