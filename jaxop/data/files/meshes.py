@@ -126,9 +126,7 @@ class MeshFile:
         if not own:
             return f"it has only {COORDINATES!r}; write the fields to .vtu."
         near = difflib.get_close_matches(name, [*own, COORDINATES], n=3, cutoff=0.5)
-        hint = (
-            ": did you mean " + " or ".join(map(repr, near)) + "?" if near else "; name them by inputs and targets."
-        )
+        hint = ": did you mean " + " or ".join(map(repr, near)) + "?" if near else "; name them by inputs and targets."
         return f"it has {', '.join([*has, repr(COORDINATES)])}{hint}"
 
     def _at_points(self, values: np.ndarray) -> np.ndarray:
