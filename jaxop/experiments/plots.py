@@ -25,6 +25,7 @@ _COLORS = {"field": "viridis", "error": "magma"}
 _ROWS = ("input", "truth", "prediction", "|error|")
 _CUT = 0.995  # quantile of the error at which its colours end
 _DOTS = 0.6  # of the area of a panel that the dots of scattered nodes cover
+_ROUND = 1e-4  # relative difference of the radii of points that are taken to be on a sphere
 _SMOOTHING = 0.02  # of the steps: window of the running mean of the loss
 
 
@@ -39,7 +40,8 @@ def plot_predictions(
 
     Functions of one variable are curves. Functions of two variables are colour maps, and truth and prediction share
     their scale. The error has its own, which ends at the 99.5 % quantile. Dots on the input show the nodes of a mesh.
-    Functions of three variables show the middle slice of a grid, or scattered nodes along the third axis.
+    Functions of three variables show the middle slice of a grid, or scattered nodes along the third axis. Functions on
+    a sphere around the origin are maps of longitude and latitude.
 
     Args:
         samples: the samples to show; `jaxop.data.Samples.take` picks some of a set.
@@ -337,12 +339,21 @@ def _draw(
         if has_nodes:
             axes.scatter(*points.T, s=_dot(axes, len(points)) / 8, color="black", alpha=0.5, linewidths=0)
     else:
-        drawn = axes.scatter(points[:, 0], points[:, 1], c=values, s=_dot(axes, len(points)), linewidths=0, **style)
+        drawn = axes.scatter(*_seen(points), c=values, s=_dot(axes, len(points)), linewidths=0, **style)
     axes.set_aspect("equal")
     axes.set(xticks=[], yticks=[])
     if has_bar:
         _bar(axes.figure, drawn, axes, values)
     return drawn
+
+
+def _seen(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns longitude and latitude in degrees of points on a sphere around the origin, or else x and y."""
+    radius = np.linalg.norm(points, axis=1)
+    if points.shape[1] == 3 and radius.min() > 0 and np.ptp(radius) < _ROUND * radius.min():
+        x, y, z = points.T
+        return np.degrees(np.arctan2(y, x)), np.degrees(np.arcsin(np.clip(z / radius, -1, 1)))
+    return points[:, 0], points[:, 1]
 
 
 def _dot(axes: Any, count: int) -> float:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jaxop import data, operators, training
+from jaxop._validation import require
 from jaxop.data import RaggedSamples
 from jaxop.data.files.meshes import MESHES
 from jaxop.data.files.on_demand import files_of
@@ -89,6 +90,8 @@ def _predict(settings: Prediction, console: "Console | None") -> list[Path]:
     singles, sets = _sorted(settings.files, problem)
     folder = settings.run / "predictions" if settings.to is None else settings.to
     results = _results(folder, singles, sets)
+    if any(result.suffix == ".vtu" for result in results.values()):
+        require("meshio.vtu", "writing .vtu", extra="mesh")  # before anything is computed
     checkpoint = int(settings.checkpoint) if settings.checkpoint.isdecimal() else settings.checkpoint
     step = from_first(lambda: run.step(checkpoint), "the checkpoint")
     model = run.model(checkpoint=step, mesh=settings.mesh.one_copy())

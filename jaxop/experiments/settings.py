@@ -114,9 +114,11 @@ def input_domain(samples: AnySamples) -> Domain | Decomposed:
 
 
 def _domains(samples: AnySamples) -> list[Domain | Decomposed]:
-    """Returns the domain of the inputs, and if each has its own that of two nodes between which all nodes lie."""
+    """Returns the domain of the inputs or, if each sample has its own, the first and the corners of the box of all."""
     domain = input_domain(samples)
-    return [domain, from_nodes(samples.corners, [1.0, 1.0])] if isinstance(samples, RaggedSamples) else [domain]
+    if not isinstance(samples, RaggedSamples) or (isinstance(domain, Grid) and not domain.has_given_nodes):
+        return [domain]  # grids of a rule are the same for all samples
+    return [domain, from_nodes(samples.corners, np.ones(2, samples.corners.dtype))]
 
 
 def prepared(sets: Mapping[str, AnySamples], config: OperatorConfig) -> dict[str, AnySamples]:

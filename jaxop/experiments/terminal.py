@@ -8,8 +8,9 @@ import io
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 
@@ -58,7 +59,8 @@ def run_command(command: Callable[[Sequence[str]], object], arguments: Sequence[
     parser.add_argument("--traceback", action="store_true")
     own, others = parser.parse_known_args(arguments)
     try:
-        command(others)
+        with _plain_warnings():
+            command(others)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, such as `head`, has stopped reading
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise Python complains when it flushes
@@ -76,6 +78,21 @@ def run_command(command: Callable[[Sequence[str]], object], arguments: Sequence[
             leave(exit_status(error))
         return 1 if isinstance(error, ConnectionError) else 2
     return 0
+
+
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Shows warnings about the user's input as one line; the line of the program that caused it would not help."""
+    before = warnings.formatwarning
+
+    def text(message: Warning | str, category: type[Warning], *where: Any) -> str:
+        return f"warning: {message}\n" if category is UserWarning else before(message, category, *where)
+
+    warnings.formatwarning = text  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import datetime
+import difflib
 import json
 import os
 import platform
@@ -223,11 +224,20 @@ def error_name(name: str, space: str) -> str:
     return f"{name}/{space.lower()}"
 
 
+def _runs_in(folder: Path) -> list[str]:
+    """Returns the names of the run directories in a folder that may not exist."""
+    with contextlib.suppress(OSError):
+        return [path.parent.name for path in folder.glob(f"*/{_CONFIG}")]
+    return []
+
+
 def read_settings(directory: str | os.PathLike[str]) -> dict[str, Any]:
     """Returns the settings in ``config.json``; raises the errors of `load_run`."""
     path = local_path(directory, "directory") / _CONFIG
     if not path.exists():
-        raise FileNotFoundError(f"{os.fspath(directory)} is not a run directory: it has no {_CONFIG}.")
+        near = difflib.get_close_matches(path.parent.name, _runs_in(path.parent.parent), cutoff=0.5)
+        hint = "; did you mean " + " or ".join(map(repr, near)) + "?" if near else "."
+        raise FileNotFoundError(f"{os.fspath(directory)} is not a run directory: it has no {_CONFIG}{hint}")
     remedy = "restore it from a copy or start a new run in another directory."
     try:
         settings = read_json(path)

@@ -98,6 +98,7 @@ def test_wrong_inputs_of_predict(run, trained, files, tmp_path, capsys):
         ((run, folder / "m0.vtu", other), "would both be written to"),
         ((run, folder, "--to", folder), "would replace the file of the inputs; give another folder by --to"),
         ((run, tmp_path / "out"), "out has the suffix ''"),
+        ((run, tmp_path / "mew"), "it does not exist; did you mean 'new'?"),
         ((run, files / "a.npz"), "no dataset 'u'"),
         ((run, folder, "--inputs", "u"), "has 1 input channels, but the operator was made for 3"),
         ((run, folder, "--inputs", "w"), "m0.vtu has no field 'w'; it has 'u', 'v' at the points"),

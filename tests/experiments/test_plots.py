@@ -52,6 +52,16 @@ def test_a_field_is_drawn_where_its_nodes_are():
     np.testing.assert_allclose(np.asarray(mesh.get_array())[0], (0.125, 0.375, 0.625, 0.875), rtol=1e-6)
 
 
+def test_functions_on_a_sphere_are_maps_of_longitude_and_latitude():
+    latitudes, longitudes = np.array([60.0, 0.0, -60.0]), np.array([0.0, 90.0, 180.0, 270.0])
+    earth = domains.latitude_longitude(latitudes, longitudes, radius=6371.0)
+    u = np.ones((1, earth.size, 1), np.float32)
+    figure = experiments.plot_predictions(Samples(u, u, earth), u)
+    shown = np.asarray(figure.axes[0].collections[0].get_offsets())
+    np.testing.assert_allclose(np.abs(shown[:4]), [[0, 60], [90, 60], [180, 60], [90, 60]], atol=1e-3)
+    np.testing.assert_allclose(shown[:, 1], np.repeat(latitudes, 4), atol=1e-3)
+
+
 def test_channels_and_samples_get_rows_of_their_own():
     samples = samples_on(CASES["interval"], count=2, channels=3)
     figure = experiments.plot_predictions(samples, samples.targets, labels=["median", "worst"])

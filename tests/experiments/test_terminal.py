@@ -4,6 +4,7 @@ import io
 import subprocess
 import sys
 import types
+import warnings
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,19 @@ def test_pictures_of_all_sets_have_names_of_their_own():
     names = report.file_names(labels)
     assert names[:4] == ["a-b.npz", "a-b.npz-2", "64", "64-2"]
     assert len(names[4]) == 100
+
+
+def test_warnings_about_the_input_are_one_line():
+    before, shown = warnings.formatwarning, []
+
+    def command(arguments):
+        for kind in (UserWarning, DeprecationWarning):
+            shown.append(warnings.formatwarning("nodes are rounded", kind, "a.py", 3))
+
+    assert terminal.run_command(command, []) == 0
+    assert shown[0] == "warning: nodes are rounded\n"
+    assert shown[1].startswith("a.py:3: DeprecationWarning: nodes are rounded")
+    assert warnings.formatwarning is before
 
 
 def test_a_reader_who_has_gone_is_no_error():

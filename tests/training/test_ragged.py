@@ -33,6 +33,8 @@ def fit(directory, *, train=None, valid=None, model=None, config=CONFIG, **optio
 def operator(kind, dim=2):
     if kind == "latent":
         config = operators.LatentNeuralOperatorConfig(2, 1, dim, decoder_layers=1, **SIZES)
+    elif kind == "latent_grid":
+        config = operators.LatentGridOperatorConfig(2, 1, dim, grid=4, **SIZES)
     else:
         config = operators.TransformerNeuralOperatorConfig(2, 1, dim, decoder_layers=int(kind == "decoder"), **SIZES)
     return operators.build(config, rngs=nnx.Rngs(0))
@@ -67,7 +69,10 @@ def with_padding(batch, sizes, at_sizes, fill):
     return dataclasses.replace(batch, inputs=inputs, targets=targets, domain=moved(batch.domain, sizes), at=at)
 
 
-@pytest.mark.parametrize("kind", ["plain", pytest.param("decoder", marks=pytest.mark.thorough), "latent"])
+@pytest.mark.parametrize(
+    "kind",
+    ["plain", *(pytest.param(kind, marks=pytest.mark.thorough) for kind in ("decoder", "latent_grid")), "latent"],
+)
 def test_neither_outputs_nor_gradients_see_the_padding(kind):
     at = None if kind == "plain" else (lambda i: cloud(12 + i % 3, seed=7))
     made = pairs(sizes=(20, 17, 19), at=at)

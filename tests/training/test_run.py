@@ -98,6 +98,9 @@ def test_unknown_checkpoints_and_runs_are_named(finished, tmp_path):
         opened.restore(tiny(), checkpoint=7)
     with pytest.raises(FileNotFoundError, match="is not a run directory"):
         training.load_run(tmp_path)
+    known = opened.directory
+    with pytest.raises(FileNotFoundError, match=f"is not a run .*; did you mean .*'{known.name}'"):
+        training.load_run(known.with_name(f"{known.name}x"))
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match="not valid JSON"):
         training.load_run(tmp_path)

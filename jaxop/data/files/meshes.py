@@ -126,7 +126,7 @@ class MeshFile:
         if not own:
             return f"it has only {COORDINATES!r}; write the fields to .vtu."
         near = difflib.get_close_matches(name, [*own, COORDINATES], n=3, cutoff=0.5)
-        hint = ": did you mean " + " or ".join(map(repr, near)) + "?" if near else "."
+        hint = ": did you mean " + " or ".join(map(repr, near)) + "?" if near else "; name them by inputs and targets."
         return f"it has {', '.join([*has, repr(COORDINATES)])}{hint}"
 
     def _at_points(self, values: np.ndarray) -> np.ndarray:
@@ -179,9 +179,8 @@ def read_mesh(path: Path, *, formats: Sequence[str] = MESHES) -> MeshFile:
     return MeshFile(path, _in_the_plane(points, cells.shape[1] - 1), cells, blocks.point_data, cell_fields)
 
 
-def sample(path: Path, *, inputs: Sequence[str], targets: Sequence[str], weights: str | None) -> Sample:
-    """Returns the functions of a file on its nodes; see `read_mesh` and `MeshFile`."""
-    mesh = read_mesh(path)
+def sample(mesh: MeshFile, *, inputs: Sequence[str], targets: Sequence[str], weights: str | None) -> Sample:
+    """Returns the functions of a file on its nodes; see `MeshFile`."""
     u = mesh.values(inputs)
     return Sample(u, mesh.values(targets) if targets else u, mesh.domain(weights))
 

@@ -1,6 +1,6 @@
 """Files of samples with their own nodes: joined rows with offsets, one group or one .npz file for each sample."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +8,7 @@ import numpy as np
 from jaxop import domains
 from jaxop._validation import first_index, float_dtype, warn_user
 from jaxop.data.files import _hdf5
-from jaxop.data.files._reading import naming
+from jaxop.data.files._reading import FileError, naming
 from jaxop.data.files.layout import from_arrays
 from jaxop.data.files.on_demand import OnDemand, natural_order
 from jaxop.data.files.open import Archive, open_archive
@@ -26,14 +26,18 @@ _OPTIONAL = ("weights", "initial", "faces", "at", "at_weights")
 
 def of_files(paths: Sequence[Path], names: Names) -> RaggedSamples:
     """Returns the set of .npz files that hold one sample each."""
-
-    def read(i: int) -> Sample:
-        return _sample(paths[i], "", _arrays(open_archive(paths[i]), names))
-
+    labels = [str(path) for path in paths]
     first = open_archive(paths[0])
     arrays = _arrays(first, names)
+    given = {key for key, array in arrays.items() if array is not None}
+
+    def read(i: int) -> Sample:
+        found = _arrays(open_archive(paths[i]), names)
+        _check_same_arrays(found, given, labels[i], labels[0])
+        return _sample(paths[i], "", found)
+
     first.warn_of_unread()
-    return _set(OnDemand([str(path) for path in paths], read), str(paths[0]), arrays)
+    return _set(OnDemand(labels, read), labels[0], arrays)
 
 
 def of_groups(archive: Archive, names: Names) -> RaggedSamples | None:
@@ -45,11 +49,16 @@ def of_groups(archive: Archive, names: Names) -> RaggedSamples | None:
     if not groups:
         return None
 
-    def read(i: int) -> Sample:
-        return _sample(archive.path, f"group {groups[i]!r}", _arrays(archive, names, prefix=f"{groups[i]}/"))
+    labels = [f"{archive.path}: group {group!r}" for group in groups]
+    first = _arrays(archive, names, prefix=f"{groups[0]}/")
+    given = {key for key, array in first.items() if array is not None}
 
-    samples = OnDemand([f"{archive.path}: group {group!r}" for group in groups], read)
-    return _set(samples, str(archive.path), _arrays(archive, names, prefix=f"{groups[0]}/"))
+    def read(i: int) -> Sample:
+        found = _arrays(archive, names, prefix=f"{groups[i]}/")
+        _check_same_arrays(found, given, labels[i], labels[0])
+        return _sample(archive.path, f"group {groups[i]!r}", found)
+
+    return _set(OnDemand(labels, read), str(archive.path), first)
 
 
 def of_offsets(archive: Archive, offsets: str, names: Names) -> RaggedSamples:
@@ -103,6 +112,19 @@ def _arrays(archive: Archive, names: Names, *, prefix: str = "") -> dict[str, np
         key: _columns([archive.array(prefix + name) for name in names[key]]) for key in _ROWS
     }
     return found | {key: _optional(archive, names[key], key, prefix=prefix) for key in _OPTIONAL}
+
+
+def _check_same_arrays(
+    found: Mapping[str, np.ndarray | None], expected: Collection[str], label: str, label_of_first: str
+) -> None:
+    """Raises ``FileError`` if a sample has other optional arrays than the first, so that its nodes could differ."""
+    for key in _OPTIONAL:
+        if (found[key] is not None) != (key in expected):
+            has, lacks = (label_of_first, label) if key in expected else (label, label_of_first)
+            raise FileError(
+                f"{label}: all samples of a set have the same arrays, but {has} has {key} and {lacks} does not; move "
+                f"this sample to another set, or pass {key}=None."
+            )
 
 
 def _optional(archive: Archive, names: Sequence[str], key: str, *, prefix: str = "") -> np.ndarray | None:

@@ -1,5 +1,6 @@
 """Reader of the files and folders of a user."""
 
+import difflib
 import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from jaxop.data.files.layout import from_arrays
 from jaxop.data.files.on_demand import OnDemand, files_of
 from jaxop.data.files.open import ARCHIVES, Archive, coordinates_of, counted_from_zero, listed, open_archive
 from jaxop.data.ragged import RaggedSamples
+from jaxop.data.sample import Sample
 from jaxop.data.samples import Samples
 
 FORMATS = (*ARCHIVES, *meshes.MESHES, *netcdf.NETCDF)
@@ -198,6 +200,11 @@ def _read(
             formats=FORMATS,
         )
     if suffix not in ARCHIVES:
+        if not suffix and not path.exists():
+            folders = [one.name for one in path.parent.iterdir() if one.is_dir()] if path.parent.is_dir() else []
+            near = difflib.get_close_matches(path.name, folders, cutoff=0.5)
+            hint = "did you mean " + " or ".join(map(repr, near)) + "?" if near else "give the path of a folder."
+            raise FileNotFoundError(f"{path} has the suffix '', so it would be a folder, and it does not exist; {hint}")
         raise ValueError(
             f"{path} has the suffix {path.suffix!r}, expected one of {', '.join(FORMATS)}, or a folder of such files; "
             "convert the file, or read it yourself and pass the arrays to jaxop.data.from_arrays."
@@ -283,14 +290,26 @@ def _read_files(
         return own_nodes.of_files(of_arrays, names)
     weights = options["weights"]
     _refuse(paths[0], "a mesh, whose nodes and cells are in the file", options, read=("weights",))
-    are_computed = not meshes.read_mesh(paths[0], formats=FORMATS).has_weights(weights)
-    samples = OnDemand(
-        [str(path) for path in paths],
-        lambda i: meshes.sample(paths[i], inputs=inputs, targets=targets, weights=weights),
-    )
+    first = meshes.read_mesh(paths[0], formats=FORMATS)
+    are_computed, found = not first.has_weights(weights), _cells(first)
+
+    def read_one(i: int) -> Sample:
+        mesh = meshes.read_mesh(paths[i])
+        if _cells(mesh) != found:  # triangulated nodes would be taken for the mesh of the others
+            raise FileError(
+                f"{paths[i]} has {_cells(mesh)}, but {paths[0]} has {found}; all samples of a set are functions of one "
+                "kind: move this one to another set."
+            )
+        return meshes.sample(mesh, inputs=inputs, targets=targets, weights=weights)
+
+    samples = OnDemand([str(path) for path in paths], read_one)
     if are_computed:
         own_nodes.warn_of_computed_weights(str(paths[0]))
     return RaggedSamples(samples)
+
+
+def _cells(mesh: meshes.MeshFile) -> str:
+    return "no cells" if mesh.cells is None else "cells"
 
 
 def _own_names(

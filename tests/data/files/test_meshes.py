@@ -160,6 +160,7 @@ class TestMessages:
             inputs="pp",
             targets="u",
         )
+        refuse(path, r"no field 'x'; it has .* 'coordinates'; name them by inputs and targets\.")
         obj = write(tmp_path / "a.obj", SQUARE, [("triangle", TRIANGLES)], point_data={})
         refuse(obj, "no field 'p'; it has 'obj:group_ids' in the cells|it has only 'coordinates'; write", inputs="p")
 
@@ -185,6 +186,9 @@ class TestMessages:
             read(tmp_path)
         write(other, SQUARE[:3], [("line", np.array([[0, 1], [1, 2]]))])
         with pytest.raises(ValueError, match=r"b.vtu has the nodes of a LineMesh, but .*a.vtu has TriangleMesh"):
+            read(tmp_path)
+        write(other, SQUARE, [("vertex", np.arange(5)[:, None])])
+        with pytest.raises(ValueError, match=r"b.vtu has no cells, but .*a.vtu has cells; .* move this one"):
             read(tmp_path)
 
     def test_values_that_are_not_finite(self, tmp_path):

@@ -188,6 +188,13 @@ class TestMessages:
         with pytest.raises(ValueError, match=r"s10.* has the dimension 3, but .*s8.* has 2"):
             data.read(write(tmp_path / "set.npz", given))
 
+    @pytest.mark.parametrize("write", [write_folder, write_groups])
+    def test_a_sample_without_an_array_of_the_others_is_named(self, tmp_path, write):
+        given = [sample(n) | {"faces": faces} for n, faces in zip(COUNTS, FACES, strict=True)]
+        del given[1]["faces"]  # its nodes would be triangulated
+        message = r"s9\S*: .* same arrays, but .*s8\S* has faces and .*s9\S* does not; move"
+        refuse(write(tmp_path / "set.npz", given), message)
+
     def test_values_that_are_not_finite(self, store):
         given = [sample(n) | {"weights": np.ones(n)} for n in COUNTS]
         given[1]["y"][3, 1] = np.nan
