@@ -394,12 +394,6 @@ def _simplices(domain: Domain) -> int:
     return domain.simplices.shape[0] if isinstance(domain, Mesh) else 0
 
 
-def _corners(domain: Domain) -> np.ndarray:
-    """Returns the corners of the bounding box of the nodes of positive weight, shape (2, dim)."""
-    points = np.asarray(domain.points)[np.asarray(domain.weights) > 0]
-    return np.stack([points.min(axis=0), points.max(axis=0)])
-
-
 def _checksums(sample: Sample) -> tuple[int, ...]:
     """Returns checksums of the values and the domains, 0 for what is None."""
     values = (sample.inputs, sample.targets, sample.initial)

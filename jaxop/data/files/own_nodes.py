@@ -121,9 +121,10 @@ def _check_same_arrays(
     for key in _OPTIONAL:
         if (found[key] is not None) != (key in expected):
             has, lacks = (label_of_first, label) if key in expected else (label, label_of_first)
+            remedy = "give these weights to all" if key == "at_weights" else f"pass {key}=None"
             raise FileError(
                 f"{label}: all samples of a set have the same arrays, but {has} has {key} and {lacks} does not; move "
-                f"this sample to another set, or pass {key}=None."
+                f"this sample to another set, or {remedy}."
             )
 
 

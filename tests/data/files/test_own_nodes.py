@@ -194,6 +194,9 @@ class TestMessages:
         del given[1]["faces"]  # its nodes would be triangulated
         message = r"s9\S*: .* same arrays, but .*s8\S* has faces and .*s9\S* does not; move"
         refuse(write(tmp_path / "set.npz", given), message)
+        given = [sample(n) | {"weights": np.ones(n), "at": nodes(n), "at_weights": np.ones(n)} for n in COUNTS]
+        del given[1]["at_weights"]
+        refuse(write(tmp_path / "set.npz", given), r"has at_weights and .* another set, or give these weights to all")
 
     def test_values_that_are_not_finite(self, store):
         given = [sample(n) | {"weights": np.ones(n)} for n in COUNTS]
