@@ -128,7 +128,7 @@ class DarcyData:
     def _cloud(self, count: int, cache: Path) -> AnySamples:
         """Returns the test samples on uniformly distributed points, joined by the Delaunay triangulation."""
         common = self._common(self.test_samples, _TEST)
-        path = cached(cache, f"darcy-test-points-{count}", common | {"points": count})
+        path = cached(cache, f"darcy-test-points-{count}", common | {"points": count, "mesh": "from_points"})
         if not path.is_file():
             points = np.random.default_rng((self.seed, count)).random((count, 2), np.float32)
             data.save(path, data.darcy_on(domain=from_points(points), **common))
