@@ -125,7 +125,8 @@ def warn_float64(array: object, argument: str) -> None:
         _warned_about_float64.add(argument)
         warnings.warn(
             f"{argument} is float64 but JAX runs in 32 bits: it is rounded to float32, as all such input will be. "
-            "Call jax.config.update('jax_enable_x64', True) first to keep double precision.",
+            "Call jax.config.update('jax_enable_x64', True) first to keep double precision; for a command, set "
+            "JAX_ENABLE_X64=1.",
             UserWarning,
             stacklevel=_levels_to_caller(),
         )

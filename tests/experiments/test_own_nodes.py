@@ -1,6 +1,7 @@
 """Folders of meshes are trained on, evaluated and predicted for from the command line."""
 
 import csv
+import sys
 
 import meshio
 import numpy as np
@@ -87,6 +88,15 @@ def test_predictions_for_rows_with_offsets_are_rows_with_offsets(run, tmp_path):
     for i in range(2):
         np.testing.assert_array_equal(rows.sample(i).domain.faces, meshes.sample(i).domain.faces)
         np.testing.assert_allclose(rows.sample(i).targets, expected[i], rtol=1e-5, atol=1e-6)
+
+
+def test_without_a_writer_of_meshes_nothing_is_computed(run, tmp_path, capsys, monkeypatch):
+    folder = write_meshes(tmp_path / "new", [20])
+    monkeypatch.setitem(sys.modules, "meshio.vtu", None)
+    monkeypatch.setattr(training, "predict", None)
+    assert cli.main(["predict", str(run), str(folder), "--to", str(tmp_path / "out")]) == 2
+    assert "writing .vtu needs meshio; install it with: pip install 'jaxop[mesh]'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_wrong_inputs_of_predict(run, trained, files, tmp_path, capsys):
