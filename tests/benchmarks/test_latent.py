@@ -9,6 +9,7 @@ from flax import nnx
 from jaxop import nn
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", latent.PRESETS)
 def test_the_published_formula_is_the_layer_with_equal_weights(name):
     layer = latent.PRESETS[name](1, 1).attention.make(latent.WIDTH, latent.HEADS, rngs=nnx.Rngs(0))

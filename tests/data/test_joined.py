@@ -52,6 +52,7 @@ def test_attention_over_the_union_is_the_sum_of_the_integrals():
     np.testing.assert_allclose(attention.finish(combined), whole, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.thorough
 def test_an_operator_maps_all_functions_to_a_field():
     functions, field = three(), domains.box((3, 3), rule="midpoint")
     values, union = data.join(functions)

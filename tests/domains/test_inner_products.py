@@ -363,6 +363,7 @@ def test_tilting_a_mesh_in_space_changes_no_norm():
     assert roof().dim == 3
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("name", ["uneven", "nodes", "random", *MESHES])
 @pytest.mark.parametrize("extra", [0, 3])
 def test_padding_changes_no_integral_no_norm_and_no_gradient(name, extra):
@@ -380,6 +381,7 @@ def test_padding_changes_no_integral_no_norm_and_no_gradient(name, extra):
     assert type(padded) is type(domain)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", MESHES)
 def test_simplices_of_the_padding_change_no_digit(name):
     domain = CASES[name].build()

@@ -166,6 +166,7 @@ def test_merging_leaves_out_simplices_that_lose_their_volume_and_keeps_all_other
     assert domains.merge_duplicates(chain, [[0, 4]], tolerance=0.2)[2].tolist() == [0]
 
 
+@pytest.mark.thorough
 def test_meshes_of_every_kind_stack():
     for mesh, builder in ((branches(), domains.line_mesh), (cube_mesh(1), domains.tetrahedral_mesh)):
         larger = domains.pad(mesh, mesh.size + 2, **{mesh.simplices_name: mesh.simplices.shape[0] + 1})

@@ -96,6 +96,7 @@ def test_gradients_converge_at_second_order(x64, rule):
     assert (errors[-1] < 0.01 * np.pi * np.array(exact)).all()
 
 
+@pytest.mark.thorough
 def test_nodes_without_data_do_not_count():
     ocean = domains.sphere(6, 8, rule="midpoint")
     weights, points = np.asarray(ocean.weights), np.asarray(ocean.points)

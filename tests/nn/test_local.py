@@ -48,6 +48,7 @@ def test_training_starts_at_the_attention_alone():
     np.testing.assert_array_equal(layer(x, domain.weights, domain=domain), x)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("unchecked")
 def test_spectral_integrals_are_one_operator_on_grids_of_equal_weights():
     integral = nn.SpectralIntegralConfig(modes=3).make(4, 2, dim=1, rngs=nnx.Rngs(0))

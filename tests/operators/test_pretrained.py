@@ -52,6 +52,7 @@ def reseal(path, **changes):
     file.write_text(json.dumps(config | {"seal": folder._seal(config)}))
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_comes_back_bit_for_bit(name, tmp_path):
     model = build(MODELS[name])

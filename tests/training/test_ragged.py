@@ -69,6 +69,7 @@ def with_padding(batch, sizes, at_sizes, fill):
     return dataclasses.replace(batch, inputs=inputs, targets=targets, domain=moved(batch.domain, sizes), at=at)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     "kind",
     ["plain", *(pytest.param(kind, marks=pytest.mark.thorough) for kind in ("decoder", "latent_grid")), "latent"],
@@ -185,6 +186,7 @@ def test_outputs_on_other_nodes_and_h1_errors_on_meshes():
         np.testing.assert_allclose(errors.h1[i], exact, rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_a_loss_of_the_user_is_averaged_over_all_samples(tmp_path):
     def squares(model, batch):
         errors = model(batch.inputs, batch.domain) - batch.targets
@@ -215,6 +217,7 @@ class Watched(data.RandomNodes):
         return super().at_step(indices, seed=seed, step=step)
 
 
+@pytest.mark.thorough
 def test_random_nodes_of_every_step_are_the_same_when_a_run_is_resumed(tmp_path):
     Mean.traced.clear()
     train = Watched()
@@ -256,6 +259,7 @@ def test_sets_that_do_not_fit_are_refused_before_anything_is_written(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("kind", ["fno", "vitno", "fano"])
 def test_operators_on_grids_say_which_operator_takes_any_nodes(kind):
     config = operators.CONFIGS[kind](2, 1, **({"width": 8, "layers": 1} if kind == "fno" else SIZES))

@@ -111,6 +111,7 @@ CELLS = {
 }
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("kind", CELLS)
 def test_meshes_of_every_kind_form_batches(tmp_path, kind):
     for name, cells in zip("ab", CELLS[kind], strict=True):
