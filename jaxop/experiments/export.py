@@ -37,7 +37,7 @@ def export_model(run: str | os.PathLike[str], to: str | os.PathLike[str], *, che
 
 def card_of(run: training.Run, step: int) -> dict[str, str]:
     """Returns the sections of the card of a run's operator."""
-    data = {name: run.config[name] for name in ("problem", "data", "train") if name in run.config}
+    data = {name: _without_folders(run.config[name]) for name in ("problem", "data", "train") if name in run.config}
     sections = {
         "Data": f"Inputs and outputs are in the units of these data.\n\n{_code(data)}",
         "Training": f"Step {step} of the run with these settings.\n\n{_code(run.config['training'])}",
@@ -57,6 +57,15 @@ def card_of(run: training.Run, step: int) -> dict[str, str]:
     if len(lines) > 2:
         sections["Errors"] = "Means over the samples.\n\n" + "\n".join(lines)
     return sections
+
+
+def _without_folders(value: object) -> object:
+    """Returns a recorded setting in which paths of this machine, which the readers do not have, are names of files."""
+    if isinstance(value, dict):
+        return {name: _without_folders(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(item) for item in value]
+    return Path(value).name if isinstance(value, str) and os.path.isabs(value) else value
 
 
 def _row(row: Mapping[str, Any]) -> str:

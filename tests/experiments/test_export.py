@@ -1,5 +1,7 @@
 """The operator of a run as a folder, from the command line."""
 
+import json
+import shutil
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ import pytest
 
 import jaxop
 from jaxop import domains, training
-from jaxop.experiments import cli
+from jaxop.experiments import cli, export_model
 
 RUN = Path(__file__).parents[1] / "training/earlier_run/tno"
 
@@ -22,6 +24,18 @@ def test_a_run_becomes_a_model_that_needs_no_run(tmp_path, capsys):
     card = (tmp_path / "mine" / "card.md").read_text()
     for part in ("## Data", "d42d4f2b", "## Training\n\nStep 4", '"learning_rate": 0.001', "| held out (validation) |"):
         assert part in card
+
+
+def test_the_card_does_not_name_folders_of_this_machine(tmp_path):
+    run = shutil.copytree(RUN, tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    config["data"] |= {"train": "/home/someone/secret/pairs.npz", "test": ["/data/a.npz"]}
+    (run / "config.json").write_text(json.dumps(config))
+    card = (export_model(run, tmp_path / "mine") / "card.md").read_text()
+    assert "pairs.npz" in card
+    assert "a.npz" in card
+    assert "/home" not in card
+    assert "/data" not in card
 
 
 @pytest.mark.parametrize(
