@@ -1,7 +1,11 @@
 """JSON files that are read with bounds, and files that are written in one go."""
 
+import contextlib
+import hashlib
 import json
 import os
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,3 +50,22 @@ def write_in_one_go(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(scratch, path)
+
+
+@contextlib.contextmanager
+def appearing(path: Path) -> Iterator[Path]:
+    """Yields a file of this process beside ``path``, which takes its place at the end; after an error nothing is left.
+
+    Several processes may write the same file, such as one of a cache.
+    """
+    partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def json_checksum(content: object) -> str:
+    """Returns the SHA-256 checksum of a value that JSON can hold."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

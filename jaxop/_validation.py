@@ -6,7 +6,7 @@ import numbers
 import operator
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any, SupportsIndex, TypeGuard
@@ -294,10 +294,13 @@ def check_distinct(points: object, argument: str, dtype: np.dtype) -> None:
 def closest(name: str, allowed: Iterable[str]) -> str:
     """Returns ``"did you mean 'a' or 'b'?"`` with the names closest to ``name``, or else the list of all names."""
     allowed = sorted(allowed)
-    near = difflib.get_close_matches(name, allowed, n=3, cutoff=0.5)
-    if near:
-        return "did you mean " + " or ".join(repr(item) for item in near) + "?"
-    return "choose one of " + ", ".join(repr(item) for item in allowed) + "."
+    return near(name, allowed) or "choose one of " + ", ".join(repr(item) for item in allowed) + "."
+
+
+def near(name: str, allowed: Iterable[str], *, show: Callable[[str], str] = repr) -> str:
+    """Returns ``"did you mean 'a' or 'b'?"`` with the names closest to ``name``, or "" if none is close."""
+    found = difflib.get_close_matches(name, list(allowed), n=3, cutoff=0.5)
+    return "did you mean " + " or ".join(map(show, found)) + "?" if found else ""
 
 
 def check_name(name: object, argument: str, allowed: Iterable[str]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxop.domains import Decomposed, Domain, Mesh
-from jaxop.domains.mesh import simplex_edges, simplex_sizes
+from jaxop.domains.mesh import vertex_weights
 
 
 def generator(seed: int, *index: int) -> np.random.Generator:
@@ -79,8 +79,5 @@ def has_own_weights(mesh: Mesh) -> bool:
     """Tells whether the weights of a mesh, or of any in a stack, differ from those of its simplices beyond rounding."""
     if mesh.is_batched:
         return any(has_own_weights(jax.tree.map(lambda leaf, i=i: leaf[i], mesh)) for i in range(len(mesh.weights)))
-    simplices, points = np.asarray(mesh.simplices), np.asarray(mesh.points, np.float64)
-    corners = simplices.shape[1]
-    shares = np.repeat(simplex_sizes(*simplex_edges(points, simplices)) / corners, corners)
-    computed = np.bincount(simplices.ravel(), shares, mesh.size)
+    computed = vertex_weights(np.asarray(mesh.points), np.asarray(mesh.simplices))
     return not np.allclose(mesh.weights, computed, rtol=1e-3, atol=1e-6 * computed.max())

@@ -17,6 +17,7 @@ from jaxop.data.sample import Sample
 from jaxop.data.samples import Batch, checked_indices
 from jaxop.domains import Domain, Mesh, pad, stack
 from jaxop.domains.builders import _can_be_padded, _describe
+from jaxop.domains.domain import bounding_box
 
 
 @runtime_checkable
@@ -141,7 +142,7 @@ class RaggedSamples:
                     _check_finite(values, f"samples[{i}].{name}")
             sizes.append(_sizes(sample))
             sums.append(_checksums(sample))
-            corners.append(_corners(sample.domain))
+            corners.append(bounding_box(sample.domain))
         self._sizes, self._checksums, self._corners = np.array(sizes), np.array(sums, "<u4"), np.array(corners)
 
     @property
@@ -401,12 +402,6 @@ def _checksums(sample: Sample) -> tuple[int, ...]:
     parts = [None if value is None else [value] for value in values]
     parts += [None if domain is None else defining_arrays(domain) for domain in domains]
     return tuple(0 if part is None else checksum(part) for part in parts)
-
-
-def _corners(domain: Domain) -> Float[np.ndarray, "2 dim"]:
-    """Returns the corners of the box around the nodes of positive weight."""
-    nodes = np.asarray(domain.points)[np.asarray(domain.weights) > 0]
-    return np.stack([nodes.min(axis=0), nodes.max(axis=0)])
 
 
 def _stacked(domains: Sequence[Domain], size: int, simplices: int | None) -> Domain:

@@ -259,6 +259,14 @@ def as_domain(value: Domain | Decomposed, argument: str) -> Domain:
     return check_domain(value.domain if isinstance(value, Decomposed) else value, argument)
 
 
+def bounding_box(domain: Domain) -> Float[np.ndarray, "2 dim"]:
+    """Returns the lower and the upper corner of the box around the nodes of positive weight, on the host."""
+    with jax.ensure_compile_time_eval():  # a known domain may be part of a program
+        points, weights = np.asarray(domain.points), np.asarray(domain.weights)
+    nodes = points[weights > 0]
+    return np.stack([nodes.min(axis=0), nodes.max(axis=0)])
+
+
 def check_domain(value: object, argument: str) -> Domain:
     """Returns ``value``; raises ``TypeError`` if it is not a `Domain`."""
     refuse_decomposed(value, argument)

@@ -148,6 +148,13 @@ def simplex_sizes(*edges: Float[Array | np.ndarray, "s dim"]) -> Float[Array | n
     return _lengths(xp.cross(*(_in_space(edge) for edge in edges))) / 2
 
 
+def vertex_weights(points: Float[np.ndarray, "n dim"], simplices: Int[np.ndarray, "s k"]) -> Float[np.ndarray, " n"]:
+    """Returns the equal parts of its simplices that every vertex weighs, in float64 on the host."""
+    corners = simplices.shape[1]
+    sizes = simplex_sizes(*simplex_edges(points.astype(np.float64), simplices))
+    return np.bincount(simplices.ravel(), np.repeat(sizes / corners, corners), points.shape[0])
+
+
 def signed_volumes(
     first: Float[Array | np.ndarray, "s 3"],
     second: Float[Array | np.ndarray, "s 3"],

@@ -20,6 +20,7 @@ from jaxop.domains.mesh import (
     signed_volumes,
     simplex_edges,
     simplex_sizes,
+    vertex_weights,
 )
 
 AnyMesh = TypeVar("AnyMesh", bound=Mesh)
@@ -278,9 +279,7 @@ def _built(
     if isinstance(indices, np.ndarray):
         _check_range(indices, nodes.shape[0], name)
     if isinstance(nodes, np.ndarray) and isinstance(indices, np.ndarray):
-        size = simplex_sizes(*simplex_edges(nodes.astype(np.float64), indices))
-        shares = np.bincount(indices.ravel(), np.repeat(size / corners, corners), nodes.shape[0])
-        weights = shares.astype(nodes.dtype)
+        weights = vertex_weights(nodes, indices).astype(nodes.dtype)
         check(nodes, indices, weights)
     else:
         size = simplex_sizes(*simplex_edges(jnp.asarray(nodes), jnp.asarray(indices)))

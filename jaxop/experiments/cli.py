@@ -143,8 +143,7 @@ def _export_model(arguments: Sequence[str]) -> None:
     parser.add_argument("--to", type=Path, required=True, help="a new folder, or a new file that ends in .zip")
     parser.add_argument("--checkpoint", default="best", help="best, last, or the number of a step (default: best)")
     given = parser.parse_args(arguments)
-    checkpoint = int(given.checkpoint) if given.checkpoint.isdecimal() else given.checkpoint
-    path = export_model(given.run, given.to, checkpoint=checkpoint)
+    path = export_model(given.run, given.to, checkpoint=given.checkpoint)
     sys.stdout.write(f"model: {path}\n")
 
 

@@ -86,8 +86,7 @@ def _evaluate(settings: Evaluation, console: "Console | None") -> list[report.Ro
     run = training.load_run(settings.run)
     own = None if settings.experiment is None else type(load_recipe(settings.experiment).experiment.data)
     problem = recorded_problem(run, own=own)
-    checkpoint = int(settings.checkpoint) if settings.checkpoint.isdecimal() else settings.checkpoint
-    step = from_first(lambda: run.step(checkpoint), "the checkpoint")
+    step = from_first(lambda: run.step(settings.checkpoint), "the checkpoint")
     model = run.blank_model()
     sets = prepared(_sets(settings, problem), model.config)
     report.check(model, sets)

@@ -92,8 +92,7 @@ def _predict(settings: Prediction, console: "Console | None") -> list[Path]:
     results = _results(folder, singles, sets)
     if any(result.suffix == ".vtu" for result in results.values()):
         require("meshio.vtu", "writing .vtu", extra="mesh")  # before anything is computed
-    checkpoint = int(settings.checkpoint) if settings.checkpoint.isdecimal() else settings.checkpoint
-    step = from_first(lambda: run.step(checkpoint), "the checkpoint")
+    step = from_first(lambda: run.step(settings.checkpoint), "the checkpoint")
     model = run.model(checkpoint=step, mesh=settings.mesh.one_copy())
     console = make_console() if console is None else console
     check_directory("--to", folder)

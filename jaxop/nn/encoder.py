@@ -192,6 +192,25 @@ class LayersConfig(ModelConfig):
         check_name(self.norm, "norm", NORMS)
         check_dropout(self.dropout)
 
+    def network(self, channels: int, *, rngs: nnx.Rngs) -> FeedForward:
+        """Returns a new pointwise network from so many channels to the width, such as a lift of values and coordinates.
+
+        Example:
+            >>> import jax.numpy as jnp
+            >>> from flax import nnx
+            >>> from jaxop import nn
+            >>> nn.LayersConfig(width=8, heads=2).network(3, rngs=nnx.Rngs(0))(jnp.ones((5, 3))).shape
+            (5, 8)
+        """
+        return FeedForward(
+            channels,
+            self.feedforward,
+            self.width,
+            activation=self.activation,
+            param_dtype=self.param_dtype,
+            rngs=rngs,
+        )
+
     def residual_layer(self, attention: Callable[..., Array], *, rngs: nnx.Rngs) -> EncoderLayer:
         """Returns a new layer around an attention, for tokens without velocity.
 

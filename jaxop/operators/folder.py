@@ -10,7 +10,7 @@ import re
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from jaxop._config import Json, to_dict
-from jaxop._files import parse_json
+from jaxop._files import json_checksum, parse_json
 from jaxop._pytree import leaf_names
 from jaxop._validation import check_type
 from jaxop.operators.registry import model_of
@@ -116,7 +116,7 @@ def read_folder(path: str | os.PathLike[str]) -> Saved:
             f"{place} has format {config['format']} of jaxop {config.get('jaxop')}, but this version, "
             f"{metadata.version('jaxop')}, reads formats up to {FORMAT}; update jaxop."
         )
-    if config.pop("seal", None) != _seal(config):
+    if config.pop("seal", None) != json_checksum(config):
         raise ValueError(f"{place}/{CONFIG} was changed after it was written; get another copy of the model.")
     contents = {name: read(name) for name in config["files"]}
     for name, (size, checksum) in config["files"].items():
@@ -165,7 +165,7 @@ def _contents(operator: nnx.Module, statistics: dict[str, Array] | None, card: d
         "config": to_dict(config),
         "files": {key: [len(content), _hash(content)] for key, content in files.items()},
     }
-    return {CONFIG: _json(description | {"seal": _seal(description)}), **files}
+    return {CONFIG: _json(description | {"seal": json_checksum(description)}), **files}
 
 
 def _write(path: Path, files: dict[str, bytes]) -> Path:
@@ -190,7 +190,7 @@ def _write(path: Path, files: dict[str, bytes]) -> Path:
     return path
 
 
-def _reader(place: Path) -> Any:
+def _reader(place: Path) -> Callable[[str], bytes]:
     """Returns a function that reads a file of a folder or of a zip file by name."""
     if not place.exists():
         raise FileNotFoundError(f"{place} does not exist; give the folder or file that model.save(path) wrote.")
@@ -202,21 +202,18 @@ def _reader(place: Path) -> Any:
             return (place / name).read_bytes()
 
         return read
-    try:
-        archive = zipfile.ZipFile(place)
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{place} is neither a folder nor a zip file of a model ({error}).") from error
+    if not zipfile.is_zipfile(place):
+        raise ValueError(f"{place} is neither a folder nor a zip file of a model; get another copy of the model.")
 
     def member(name: str) -> bytes:
         try:
-            with zipfile.ZipFile(place) as opened:
-                return opened.read(name)
+            with zipfile.ZipFile(place) as archive:
+                return archive.read(name)
         except KeyError:
             raise FileNotFoundError(f"{place} has no file {name}; get another copy of the model.") from None
         except (zipfile.BadZipFile, OSError, EOFError) as error:
             raise ValueError(f"{place}/{name} is damaged ({error}); get another copy of the model.") from error
 
-    archive.close()
     return member
 
 
@@ -242,10 +239,6 @@ def _card(operator: nnx.Module, config: dict[str, Json], count: int, sections: d
 
 def _json(value: object) -> bytes:
     return (json.dumps(value, indent=2) + "\n").encode()
-
-
-def _seal(value: object) -> str:
-    return _hash(json.dumps(value, sort_keys=True).encode())
 
 
 def _hash(content: bytes) -> str:

@@ -11,7 +11,6 @@ from jaxop._config import from_dict
 from jaxop._validation import check_size, check_type
 from jaxop.domains import Decomposed, Domain
 from jaxop.nn import (
-    FeedForward,
     LatentAttention,
     LatentAttentionConfig,
     LayersConfig,
@@ -255,16 +254,6 @@ class LatentNeuralOperator(Savable, nnx.Module):
     def __init__(self, config: LatentNeuralOperatorConfig, *, rngs: nnx.Rngs):
         self.config = LatentNeuralOperatorConfig.checked(config, rngs)
 
-        def network(channels: int) -> FeedForward:
-            return FeedForward(
-                channels,
-                config.feedforward,
-                config.width,
-                activation=config.activation,
-                param_dtype=config.param_dtype,
-                rngs=rngs,
-            )
-
         sizes = config.width, config.heads
 
         def layers(count: int, local: LocalConfig | None = None) -> nnx.List:
@@ -276,9 +265,9 @@ class LatentNeuralOperator(Savable, nnx.Module):
 
             return nnx.List(config.residual_layer(attention(), rngs=rngs) for _ in range(count))
 
-        self.lift = network(config.in_channels + config.dim)
+        self.lift = config.network(config.in_channels + config.dim, rngs=rngs)
         self.layers = layers(config.layers, config.local)
-        self.query = network(config.dim) if config.decoder_layers else None
+        self.query = config.network(config.dim, rngs=rngs) if config.decoder_layers else None
         self.decoder = layers(config.decoder_layers)
         self.head = Linear(config.width, config.out_channels, rngs=rngs, **config.dtypes)
 

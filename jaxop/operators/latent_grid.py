@@ -14,8 +14,8 @@ from jaxtyping import Array, Float
 from jaxop._validation import as_number, is_concrete, is_integer
 from jaxop.attention import grid_averages, read_grid
 from jaxop.domains import Decomposed, Domain, Grid, box
-from jaxop.domains.domain import as_domain
-from jaxop.nn import FeedForward, LayersConfig, Linear, run_layers
+from jaxop.domains.domain import as_domain, bounding_box
+from jaxop.nn import LayersConfig, Linear, run_layers
 from jaxop.operators.config import OperatorConfig
 from jaxop.operators.divided import device_by_device
 from jaxop.operators.fano import FourierAttentionNeuralOperatorConfig
@@ -133,7 +133,7 @@ class LatentGridOperatorConfig(LayersConfig, OperatorConfig):
         nodes = as_domain(domain, "domain")
         if nodes.dim != self.dim or not is_concrete(*jax.tree.leaves(nodes)):
             return domain
-        lower, upper = _bounds([nodes])
+        lower, upper = bounding_box(nodes)
         for axis in range(self.dim):
             low, high = (corner[axis] for corner in self.corners)
             slack = 1e-5 * (high - low)  # of rounding
@@ -170,7 +170,8 @@ class LatentGridOperatorConfig(LayersConfig, OperatorConfig):
             ((-0.1,), (2.1,))
         """
         nodes = [as_domain(domain, "domain"), *(as_domain(other, "others") for other in others)]
-        lower, upper = _bounds(nodes)
+        boxes = np.stack([bounding_box(one) for one in nodes]).astype(np.float64)
+        lower, upper = boxes[:, 0].min(axis=0), boxes[:, 1].max(axis=0)
         margin = _MARGIN * float(np.max(upper - lower)) or 0.5  # all nodes may be at one place
         corners = {"lower": lower - margin, "upper": upper + margin}
         fitting = {
@@ -204,14 +205,6 @@ class LatentGridOperatorConfig(LayersConfig, OperatorConfig):
                 f"process.patches = {process.patches} must divide the sides {self.shape} of the latent grid."
             )
         object.__setattr__(self, "process", dataclasses.replace(process, **self.dtypes))
-
-
-def _bounds(domains: Sequence[Domain]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the corners of the bounding box of all nodes of positive weight."""
-    with jax.ensure_compile_time_eval():  # a known domain may be part of a program
-        pairs = [(np.asarray(domain.points), np.asarray(domain.weights)) for domain in domains]
-    nodes = np.concatenate([points[weights > 0] for points, weights in pairs]).astype(np.float64)
-    return nodes.min(axis=0), nodes.max(axis=0)
 
 
 def latent_grid(shape: tuple[int, ...]) -> Grid:
@@ -322,22 +315,12 @@ class LatentGridOperator(Savable, nnx.Module):
     def __init__(self, config: LatentGridOperatorConfig, *, rngs: nnx.Rngs):
         self.config = LatentGridOperatorConfig.checked(config, rngs)
 
-        def network(channels: int) -> FeedForward:
-            return FeedForward(
-                channels,
-                config.feedforward,
-                config.width,
-                activation=config.activation,
-                param_dtype=config.param_dtype,
-                rngs=rngs,
-            )
-
         def layers(count: int) -> nnx.List:
             return nnx.List(config.residual_layer(GridPass(config, rngs=rngs), rngs=rngs) for _ in range(count))
 
-        self.lift = network(config.in_channels + config.dim)
+        self.lift = config.network(config.in_channels + config.dim, rngs=rngs)
         self.layers = layers(config.layers - 1)
-        self.query = network(config.dim)
+        self.query = config.network(config.dim, rngs=rngs)
         self.decoder = layers(1)
         self.head = Linear(config.width, config.out_channels, rngs=rngs, **config.dtypes)
 

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array
 from orbax.checkpoint import v1 as orbax
 
-from jaxop._files import read_json
+from jaxop._files import json_checksum, read_json
 from jaxop._pytree import leaf_names
 from jaxop.training._files import local_path, set_aside
 from jaxop.training.processes import from_first, gathered, spans_processes
@@ -134,7 +134,7 @@ class Checkpoints:
         try:
             sealed = read_json(path)
             content = sealed["content"]
-            intact = sealed["sha256"] == _seal(content) and content.keys() >= Manifest.__required_keys__
+            intact = sealed["sha256"] == json_checksum(content) and content.keys() >= Manifest.__required_keys__
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DamagedCheckpointError(f"{path} cannot be read: {error}") from error
         if not intact:
@@ -194,7 +194,7 @@ class Checkpoints:
             if settings is not None:
                 content["settings"] = dict(settings)
             manifest = scratch / _MANIFEST
-            manifest.write_text(json.dumps({"sha256": _seal(content), "content": content}, indent=1))
+            manifest.write_text(json.dumps({"sha256": json_checksum(content), "content": content}, indent=1))
             _flush_and_hash(manifest)
             scratch.rename(final)
             _flush_directory(final.parent)
@@ -447,10 +447,6 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink()
-
-
-def _seal(content: object) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _files(directory: Path) -> list[str]:

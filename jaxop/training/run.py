@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import datetime
-import difflib
 import json
 import os
 import platform
@@ -23,6 +22,7 @@ from jax.sharding import Mesh, PartitionSpec
 import jaxop
 from jaxop._config import from_dict, to_dict
 from jaxop._files import read_json, write_in_one_go
+from jaxop._validation import near
 from jaxop.operators import CONFIGS, Standardized, build, models
 from jaxop.training._files import local_path, set_aside
 from jaxop.training.checkpoint import Checkpoints
@@ -67,12 +67,14 @@ class Run:
         return read_metrics(self.directory)
 
     def step(self, checkpoint: int | str = "best") -> int:
-        """Returns the step of "best", "last" or a number; without validation "best" is the last step.
+        """Returns the step of "best", "last" or a number or its digits; without validation "best" is the last step.
 
         Raises:
             ValueError: if ``checkpoint`` is another word.
             FileNotFoundError: if the run does not have this checkpoint.
         """
+        if isinstance(checkpoint, str) and checkpoint.isdecimal():
+            checkpoint = int(checkpoint)
         if checkpoint not in ("best", "last") and not isinstance(checkpoint, int):
             raise ValueError(f"checkpoint={checkpoint!r} is unknown: give 'best', 'last' or the number of a step.")
         step = checkpoint if isinstance(checkpoint, int) else self.checkpoints.latest
@@ -235,8 +237,8 @@ def read_settings(directory: str | os.PathLike[str]) -> dict[str, Any]:
     """Returns the settings in ``config.json``; raises the errors of `load_run`."""
     path = local_path(directory, "directory") / _CONFIG
     if not path.exists():
-        near = difflib.get_close_matches(path.parent.name, _runs_in(path.parent.parent), cutoff=0.5)
-        hint = "; did you mean " + " or ".join(map(repr, near)) + "?" if near else "."
+        guess = near(path.parent.name, _runs_in(path.parent.parent))
+        hint = f"; {guess}" if guess else "."
         raise FileNotFoundError(f"{os.fspath(directory)} is not a run directory: it has no {_CONFIG}{hint}")
     remedy = "restore it from a copy or start a new run in another directory."
     try:

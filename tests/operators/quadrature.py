@@ -77,3 +77,18 @@ def order_on_uneven_nodes(operator):
         outputs.append(np.asarray(at_probe(points, np.pad(np.asarray(domain.weights), padding))))
     errors = [np.abs(out - outputs[-1]).max() for out in outputs[:-1]]
     return testing.observed_order(sizes[:-1], errors)
+
+
+def check_answers_anywhere(operator, lower, upper):
+    """A batch on stacked domains, asked at other nodes between two points, is one function after the other."""
+    run = jax.jit(lambda operator, values, domain, at: operator(values, domain, at=at))
+    rng = np.random.default_rng(0)
+    clouds = [domains.from_samples(np.sort(rng.random(6, np.float32))) for _ in range(2)]
+    queries = [domains.from_samples(np.sort(rng.uniform(lower, upper, 3).astype(np.float32))) for _ in range(2)]
+    values = jnp.asarray(rng.normal(size=(2, 6, 1)).astype(np.float32))
+    stacked = np.asarray(run(operator, values, domains.stack(clouds), domains.stack(queries)))
+    for i in range(2):
+        shared = np.asarray(run(operator, values, clouds[i], queries[i]))
+        assert stacked.shape == shared.shape == (2, 3, 2)
+        np.testing.assert_allclose(stacked[i], shared[i], rtol=2e-5, atol=1e-6)
+        assert np.abs(shared[1 - i] - stacked[1 - i]).max() > 1e-4

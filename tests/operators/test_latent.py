@@ -11,7 +11,7 @@ from flax import nnx
 
 from jaxop import domains, nn, operators
 from jaxop.operators import LatentNeuralOperator, LatentNeuralOperatorConfig
-from tests.operators.quadrature import check_laws, order_on_uneven_nodes, perturbed
+from tests.operators.quadrature import check_answers_anywhere, check_laws, order_on_uneven_nodes, perturbed
 
 PRESETS = ("flare", "lno", "transolver", "transolver_plus", "functional")
 ALL = pytest.mark.parametrize("preset", PRESETS)
@@ -64,18 +64,7 @@ def test_self_convergence_on_uneven_nodes_has_the_order_of_the_rule(preset, loca
     ],
 )
 def test_answers_anywhere_for_batches_and_stacks(preset, options):
-    operator = make(preset, **options)
-    run = jax.jit(lambda operator, values, domain, at: operator(values, domain, at=at))
-    rng = np.random.default_rng(0)
-    clouds = [domains.from_samples(np.sort(rng.random(6, np.float32))) for _ in range(2)]
-    queries = [domains.from_samples(np.sort(rng.random(3, np.float32))) for _ in range(2)]
-    values = jnp.asarray(rng.normal(size=(2, 6, 1)).astype(np.float32))
-    stacked = np.asarray(run(operator, values, domains.stack(clouds), domains.stack(queries)))
-    for i in range(2):
-        shared = np.asarray(run(operator, values, clouds[i], queries[i]))
-        assert stacked.shape == shared.shape == (2, 3, 2)
-        np.testing.assert_allclose(stacked[i], shared[i], rtol=2e-5, atol=1e-6)
-        assert np.abs(shared[1 - i] - stacked[1 - i]).max() > 1e-4
+    check_answers_anywhere(make(preset, **options), 0, 1)
 
 
 @pytest.mark.thorough

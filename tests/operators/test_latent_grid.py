@@ -13,7 +13,7 @@ from flax import nnx
 
 from jaxop import domains, nn, operators
 from jaxop.operators import LatentGridOperator, LatentGridOperatorConfig
-from tests.operators.quadrature import check_laws, order_on_uneven_nodes, perturbed
+from tests.operators.quadrature import check_answers_anywhere, check_laws, order_on_uneven_nodes, perturbed
 
 N = 12
 SMALL = {"width": 8, "heads": 2, "feedforward": 8, "grid": 8}
@@ -46,18 +46,7 @@ def test_self_convergence_on_uneven_nodes_has_the_order_of_the_rule(x64):
 
 
 def test_answers_anywhere_for_batches_and_stacks():
-    operator = make()
-    run = jax.jit(lambda operator, values, domain, at: operator(values, domain, at=at))
-    rng = np.random.default_rng(0)
-    clouds = [domains.from_samples(np.sort(rng.random(6, np.float32))) for _ in range(2)]
-    queries = [domains.from_samples(np.sort(4 * rng.random(3, np.float32) - 1)) for _ in range(2)]  # outside too
-    values = jnp.asarray(rng.normal(size=(2, 6, 1)).astype(np.float32))
-    stacked = np.asarray(run(operator, values, domains.stack(clouds), domains.stack(queries)))
-    for i in range(2):
-        shared = np.asarray(run(operator, values, clouds[i], queries[i]))
-        assert stacked.shape == shared.shape == (2, 3, 2)
-        np.testing.assert_allclose(stacked[i], shared[i], rtol=2e-5, atol=1e-6)
-        assert np.abs(shared[1 - i] - stacked[1 - i]).max() > 1e-4
+    check_answers_anywhere(make(), -1, 3)  # outside of the box too
 
 
 @pytest.mark.thorough

@@ -16,6 +16,7 @@ from flax import nnx
 
 import jaxop
 from jaxop import nn, operators, transformers
+from jaxop._files import json_checksum
 from jaxop.operators import folder
 from tests.scale.cases import configs, square
 
@@ -49,7 +50,7 @@ def reseal(path, **changes):
     file = path / "config.json"
     config = json.loads(file.read_text()) | changes
     config.pop("seal")
-    file.write_text(json.dumps(config | {"seal": folder._seal(config)}))
+    file.write_text(json.dumps(config | {"seal": json_checksum(config)}))
 
 
 @pytest.mark.sample(5)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxop import data, domains, training
+from jaxop._files import json_checksum
 from jaxop.training.identity import describe_samples
 from tests.training.cases import CONFIG, SHORT, assert_same_bits, interrupted, rows, run, samples, tiny
 
@@ -67,7 +68,7 @@ def test_a_run_of_an_earlier_version_can_be_resumed(whole, tmp_path):
     for manifest in tmp_path.glob("checkpoints/*/manifest.json"):
         content = json.loads(manifest.read_text())["content"]
         del content["settings"]
-        manifest.write_text(json.dumps({"sha256": training.checkpoint._seal(content), "content": content}))
+        manifest.write_text(json.dumps({"sha256": json_checksum(content), "content": content}))
     with pytest.raises(ValueError, match=r"file: absent -> "):
         run(tmp_path, resume=True, settings={"operator": config["operator"], "file": pathlib.Path("a.npz")})
     assert_same_bits(run(tmp_path, resume=True).state, whole[1].state)

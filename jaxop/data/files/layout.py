@@ -119,8 +119,8 @@ def from_arrays(
             raise ValueError(f"dim={dim}, but the coordinates have dimension {domain.dim}; leave dim out.")
         shape = domain.shape if isinstance(domain, Grid) and not domain.is_batched else (domain.size,)
     return Samples(
-        _functions(u, shape, "inputs"),
-        _functions(v, shape, "targets"),
+        as_functions(u, shape, "inputs"),
+        as_functions(v, shape, "targets"),
         domain,
         initial=None if initial is None else host_array(initial, "initial"),
     )
@@ -180,7 +180,7 @@ def _infer_dim(inputs: tuple[int, ...], targets: tuple[int, ...]) -> int:
     )
 
 
-def _functions(source: ArraySource, shape: tuple[int, ...], argument: str) -> ArraySource:
+def as_functions(source: ArraySource, shape: tuple[int, ...], argument: str) -> ArraySource:
     """Returns (samples, *grid[, channels]) as (samples, n, channels)."""
     size, axes = int(np.prod(shape)), len(shape)
     if tuple(source.shape[1 : 1 + axes]) != tuple(shape) or len(source.shape) - 1 - axes not in (0, 1):

@@ -2,20 +2,19 @@
 
 import collections
 import dataclasses
-import difflib
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from jaxop import domains
-from jaxop._validation import check_distinct, float_dtype, require
+from jaxop._validation import check_distinct, float_dtype, near, require
 from jaxop.data.files._reading import FileError, first_bytes, naming, reading
 from jaxop.data.files._vtk_xml import Blocks, read_vtk_xml
 from jaxop.data.files.open import listed
 from jaxop.data.sample import Sample
 from jaxop.domains import Domain
+from jaxop.domains.mesh import simplex_edges, simplex_sizes
 
 MESHES = (".vtu", ".vtp", ".vtk", ".stl", ".ply", ".msh", ".obj")
 """Suffixes of files of meshes."""
@@ -125,15 +124,15 @@ class MeshFile:
         ]
         if not own:
             return f"it has only {COORDINATES!r}; write the fields to .vtu."
-        near = difflib.get_close_matches(name, [*own, COORDINATES], n=3, cutoff=0.5)
-        hint = ": did you mean " + " or ".join(map(repr, near)) + "?" if near else "; name them by inputs and targets."
+        guess = near(name, [*own, COORDINATES])
+        hint = f": {guess}" if guess else "; name them by inputs and targets."
         return f"it has {', '.join([*has, repr(COORDINATES)])}{hint}"
 
     def _at_points(self, values: np.ndarray) -> np.ndarray:
         """Returns at each node the mean over its cells, weighted by their measures; 0 at nodes without cells."""
         assert self.cells is not None
         corners = self.cells.shape[1]
-        measure = _measures(self.points, self.cells)
+        measure = simplex_sizes(*simplex_edges(self.points.astype(np.float64), self.cells))
         where = self.cells.ravel()
         mass = np.bincount(where, np.repeat(measure, corners), len(self.points))
         sums = [
@@ -268,11 +267,3 @@ def _in_the_plane(points: np.ndarray, dimension: int) -> np.ndarray:
     if points.shape[1] == 3 and dimension < 3 and not points[:, 2].any():
         return points[:, :2]
     return points
-
-
-def _measures(points: np.ndarray, cells: np.ndarray) -> np.ndarray:
-    """Returns √det(EᵀE)/m! of every simplex, with its m edges from the first corner as the columns of E."""
-    corners = points.astype(np.float64)[cells]
-    edges = corners[:, 1:] - corners[:, :1]
-    gram = np.einsum("kid,kjd->kij", edges, edges)
-    return np.sqrt(np.maximum(np.linalg.det(gram), 0)) / math.factorial(edges.shape[1])

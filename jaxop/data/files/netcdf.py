@@ -11,9 +11,9 @@ import numpy as np
 from jaxop import domains
 from jaxop._validation import closest, require
 from jaxop.data.files._reading import FileError, first_bytes, naming, reading
-from jaxop.data.files.layout import from_arrays
+from jaxop.data.files.layout import as_functions, from_arrays
 from jaxop.data.files.open import listed
-from jaxop.data.samples import ArraySource, Rows, Samples
+from jaxop.data.samples import Rows, Samples
 
 if TYPE_CHECKING:
     import xarray
@@ -80,7 +80,11 @@ def read_netcdf(
         axes = [latitude, *(axis for axis in axes if axis != latitude)]
         with naming(path, ", ".join(axes)):
             domain = domains.latitude_longitude(*(nodes[axis].astype(np.float64) for axis in axes))
-        u, v = (_Variables(path, names, str(count), tuple(axes), frozenset()).on_nodes() for names in (inputs, targets))
+        shape = tuple(len(nodes[axis]) for axis in axes)
+        u, v = (
+            as_functions(_Variables(path, names, str(count), tuple(axes), frozenset()), shape, argument)
+            for argument, names in (("inputs", inputs), ("targets", targets))
+        )
         with naming(path, f"inputs: {', '.join(inputs)}, targets: {', '.join(targets)}"):
             return Samples(u, v, domain)
     flipped = {axis for axis, values in nodes.items() if len(values) > 1 and values[0] > values[-1]}
@@ -100,26 +104,18 @@ class _Variables:
 
     def __init__(self, path: Path, names: Sequence[str], count: str, axes: tuple[str, ...], flipped: frozenset[str]):
         self._path, self._names, self._count, self._axes, self._flipped = path, names, count, axes, flipped
-        self._is_flat = False
         with self._parts() as parts:
             sizes = parts[0].sizes
             channels = sum(part.size // int(np.prod([sizes[d] for d in (count, *axes)])) for part in parts)
             self.shape: tuple[int, ...] = (sizes[count], *(sizes[axis] for axis in axes), channels)
             self.dtype = np.result_type(*(part.dtype for part in parts))
 
-    def on_nodes(self) -> "ArraySource":
-        """Returns the same array with the grid as one axis of nodes."""
-        self._is_flat = True
-        self.shape = (self.shape[0], int(np.prod(self.shape[1:-1])), self.shape[-1])
-        return self
-
     def __getitem__(self, index: Rows, /) -> np.ndarray:
         with self._parts() as parts, reading(self._path, "netCDF", f"its variables {', '.join(self._names)}"):
             rows = [np.array(part.isel({self._count: index}).values) for part in parts]
         axes = len(self._axes)
         rows = [row.reshape(*row.shape[: 1 + axes], -1) for row in rows]
-        joined = np.concatenate(rows, axis=-1)
-        return joined.reshape(len(joined), -1, joined.shape[-1]) if self._is_flat else joined
+        return np.concatenate(rows, axis=-1)
 
     @contextlib.contextmanager
     def _parts(self) -> Iterator[list["xarray.DataArray"]]:

@@ -21,12 +21,13 @@ class OnDemand(Sequence[Sample]):
         read: reads the sample of a number.
 
     Raises:
-        ValueError: when a sample is read, if it differs from the first in one of these, or has a value that is not
+        ValueError: when a sample is first read, if it differs from sample 0 in one of these, or has a value that is not
             finite. The message starts with the label.
     """
 
     def __init__(self, labels: Sequence[str], read: Callable[[int], Sample]):
         self._labels, self._read = labels, read
+        self._checked: set[int] = set()
         self._first: dict[str, object] | None = None
         self._first = _form(self[0])
 
@@ -36,6 +37,12 @@ class OnDemand(Sequence[Sample]):
     def __getitem__(self, index: SupportsIndex, /) -> Sample:  # pyright: ignore[reportIncompatibleMethodOverride]
         i = range(len(self))[operator.index(index)]
         sample = self._read(i)
+        if i not in self._checked:  # not again for every batch
+            self._check(i, sample)
+            self._checked.add(i)
+        return sample
+
+    def _check(self, i: int, sample: Sample) -> None:
         form = _form(sample)
         for name, expected in (self._first or {}).items():
             if form[name] != expected:
@@ -52,7 +59,6 @@ class OnDemand(Sequence[Sample]):
                     f"{self._labels[i]}: {name} must be finite, but {name}[{place}] = {values[where]}; remove or "
                     "repair this sample."
                 )
-        return sample
 
 
 def _form(sample: Sample) -> dict[str, object]:

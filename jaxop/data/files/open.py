@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import difflib
 import math
 import os
 import struct
@@ -13,7 +12,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from jaxop._validation import require, warn_user
+from jaxop._validation import near, require, warn_user
 from jaxop.data.files import _hdf5
 from jaxop.data.files._reading import FileError, check_claim, check_memory, first_bytes, reading
 from jaxop.data.samples import ArraySource, Rows
@@ -85,8 +84,8 @@ class Archive:
         names, complete = self.others(())
         if not names:
             raise ValueError(f"{self.path} ({self.kind}) holds no datasets, so {shown(name)} is missing.")
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-        hint = ": did you mean " + " or ".join(map(shown, near)) + "?" if near else "."
+        guess = near(name, names, show=shown)
+        hint = f": {guess}" if guess else "."
         raise ValueError(
             f"{self.path} ({self.kind}) has no dataset {shown(name)}; it has {listed(names, complete)}{hint}"
         )

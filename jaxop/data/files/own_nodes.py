@@ -149,31 +149,32 @@ def _sample(path: Path, label: str, arrays: Mapping[str, np.ndarray | None]) -> 
         u, v, nodes, at = (arrays[key] for key in (*_ROWS, "at"))
         if u is None or nodes is None:
             raise ValueError("samples with their own nodes need coordinates; name them by the argument coordinates.")
-        inputs, domain = _on_nodes(u, "inputs", nodes, arrays["weights"], arrays["faces"])
+        inputs, domain = _function(u, "inputs", nodes), _domain(nodes, arrays["weights"], arrays["faces"])
         if v is None:
             v = np.zeros(len(nodes if at is None else at), inputs.dtype)
-        if at is None:
-            targets, place = _on_nodes(v, "targets", nodes, arrays["weights"], arrays["faces"])[0], None
-        else:
-            targets, place = _on_nodes(v, "targets", at, arrays["at_weights"], None)
+        targets = _function(v, "targets", nodes if at is None else at)
+        place = None if at is None else _domain(at, arrays["at_weights"], None)
         initial = arrays["initial"]
         return Sample(inputs, targets, domain, at=place, initial=None if initial is None else np.atleast_1d(initial))
 
 
-def _on_nodes(
-    values: np.ndarray, name: str, nodes: np.ndarray, weights: np.ndarray | None, faces: np.ndarray | None
-) -> tuple[np.ndarray, Domain]:
-    """Returns a function as (n, channels) and its domain."""
+def _function(values: np.ndarray, name: str, nodes: np.ndarray) -> np.ndarray:
+    """Returns a function on nodes as (n, channels)."""
     if values.ndim not in (1, 2) or nodes.ndim not in (1, 2) or len(values) != len(nodes):
         raise ValueError(
             f"{name} must have shape (n,) or (n, channels) for nodes of shape (n, dim), got {values.shape} for "
             f"{nodes.shape}."
         )
+    return values.reshape(len(values), -1)
+
+
+def _domain(nodes: np.ndarray, weights: np.ndarray | None, faces: np.ndarray | None) -> Domain:
+    """Returns the domain of nodes (n, dim)."""
     zeros = np.zeros((1, len(nodes)), np.float32)
     one = from_arrays(zeros, zeros, nodes, weights=weights, faces=faces)  # checks the nodes
-    is_cloud = _is_cloud(nodes, weights, faces)
-    domain = domains.from_points(nodes.astype(float_dtype())) if is_cloud else as_domain(one.domain, "domain")
-    return values.reshape(len(values), -1), domain
+    if _is_cloud(nodes, weights, faces):
+        return domains.from_points(nodes.astype(float_dtype()))
+    return as_domain(one.domain, "domain")
 
 
 def _is_cloud(nodes: np.ndarray | None, weights: np.ndarray | None, faces: np.ndarray | None) -> bool:

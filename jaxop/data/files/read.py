@@ -1,6 +1,5 @@
 """Reader of the files and folders of a user."""
 
-import difflib
 import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxop._validation import near
 from jaxop.data.files import meshes, netcdf, own_nodes
 from jaxop.data.files._reading import FileError, naming, reading
 from jaxop.data.files.layout import from_arrays
@@ -202,8 +202,7 @@ def _read(
     if suffix not in ARCHIVES:
         if not suffix and not path.exists():
             folders = [one.name for one in path.parent.iterdir() if one.is_dir()] if path.parent.is_dir() else []
-            near = difflib.get_close_matches(path.name, folders, cutoff=0.5)
-            hint = "did you mean " + " or ".join(map(repr, near)) + "?" if near else "give the path of a folder."
+            hint = near(path.name, folders) or "give the path of a folder."
             raise FileNotFoundError(f"{path} has the suffix '', so it would be a folder, and it does not exist; {hint}")
         raise ValueError(
             f"{path} has the suffix {path.suffix!r}, expected one of {', '.join(FORMATS)}, or a folder of such files; "

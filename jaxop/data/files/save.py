@@ -1,13 +1,13 @@
 """Writer of sets that `jaxop.data.read` can read."""
 
 import os
-import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxop._files import appearing
 from jaxop.data._support import has_own_weights
 from jaxop.data.ragged import RaggedSamples
 from jaxop.data.samples import Samples
@@ -63,13 +63,8 @@ def save(path: str | os.PathLike[str], samples: Samples | RaggedSamples) -> None
 
 
 def _write(path: Path, arrays: Mapping[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
-    try:
-        with partial.open("wb") as file:
-            np.savez(file, **arrays)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with appearing(path) as partial, partial.open("wb") as file:
+        np.savez(file, **arrays)
 
 
 def _rows(samples: RaggedSamples) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Real
 
+from jaxop._files import appearing
 from jaxop._validation import host_array, require
 from jaxop.domains import Domain, Grid, Mesh, TetrahedralMesh, TriangleMesh
 from jaxop.domains.domain import check_domain
@@ -70,8 +70,7 @@ def write_fields(
             )
     if path.suffix.lower() == ".vtu" and (odd := [name for name in arrays if {*name} & {*'<>&"'} or not name]):
         raise ValueError(f"fields[{odd[0]!r}] has a name that .vtu cannot hold; use letters, digits and spaces.")
-    partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
-    try:
+    with appearing(path) as partial:
         if path.suffix.lower() == ".npz":
             nodes = _arrays(domain)
             if taken := [name for name in arrays if name in (*nodes, "file", "allow_pickle")]:
@@ -81,9 +80,6 @@ def write_fields(
                 np.savez(file, **every)
         else:
             _write_vtu(partial, domain, arrays)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _arrays(domain: Domain) -> dict[str, np.ndarray]:
