@@ -1,6 +1,7 @@
 """Comparisons: many short runs, models that are trained for the same time, and the options of their scripts."""
 
 import dataclasses
+import functools
 import math
 import re
 import sys
@@ -57,6 +58,26 @@ def seconds_per_step(model: nnx.Module, train: AnySamples | Examples, settings: 
     return float(np.average(fastest, weights=batches))
 
 
+def affordable_steps(
+    contenders: Mapping[str, tuple[Callable[[], nnx.Module], AnySamples | Examples]],
+    settings: training.TrainingConfig,
+    seconds: float,
+) -> dict[str, int]:
+    """Returns how many training steps each contender has time for, at least one.
+
+    The speed of a machine drifts, so all of them are measured before the first training, and twice.
+
+    Args:
+        contenders: by name, a function that returns the untrained model, and its training samples.
+        settings: of the training.
+        seconds: of training, for each contender.
+    """
+    rounds = [[seconds_per_step(make(), train, settings) for make, train in contenders.values()] for _ in range(2)]
+    return {
+        name: max(1, int(seconds / fastest)) for name, fastest in zip(contenders, np.min(rounds, axis=0), strict=True)
+    }
+
+
 def compare(
     contenders: Mapping[str, Contender],
     settings: training.TrainingConfig,
@@ -74,14 +95,15 @@ def compare(
     Returns:
         The errors by contender, (seeds, tests).
     """
-    # all of them before the first training, twice: the speed of a machine drifts
-    rounds = [[seconds_per_step(c.make(0), c.train, settings) for c in contenders.values()] for _ in range(2)]
+    steps_of = affordable_steps(
+        {label: (functools.partial(one.make, 0), one.train) for label, one in contenders.items()}, settings, seconds
+    )
     columns = next(iter(contenders.values())).tests
     _print(f"\n| {task}, {len(seeds)} seeds | parameters | steps | seconds | " + " | ".join(columns) + " |")
     _print("|---" * (4 + len(columns)) + "|")
     errors: dict[str, np.ndarray] = {}
-    for (label, contender), per_step in zip(contenders.items(), np.min(rounds, axis=0), strict=True):
-        rows, spent, count, steps = [], [], 0, max(1, int(seconds / per_step))
+    for label, contender in contenders.items():
+        rows, spent, count, steps = [], [], 0, steps_of[label]
         for seed in seeds:
             model = contender.make(seed)
             count = parameters(model)

@@ -10,6 +10,7 @@ for other draws of the nodes of the same airfoils.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
@@ -21,7 +22,7 @@ from scipy.spatial import KDTree
 
 from jaxop import data, domains, experiments, operators, training
 from jaxop._validation import check_name
-from jaxop.experiments.comparison import check_options, mean_and_deviation, new_run, seconds_per_step, train_once
+from jaxop.experiments.comparison import affordable_steps, check_options, mean_and_deviation, new_run, train_once
 from jaxop.experiments.settings import parameters
 from studies import airfoil_data, real_data
 from studies.airfoil_data import PANELS, Airfoil, Nodes
@@ -194,40 +195,64 @@ def main(options: Comparison = Comparison()) -> None:
     if BOX in options.operators:
         truth = errors_of(tests, lambda meshes: meshes.from_box(meshes.on_box().targets[:]))
         print_row("truth, interpolated from the box", "", "", "", *(f"{error:.4f}" for error in truth))
-    for name in options.operators:
-        print_row(name, *contest(name, train, tests, options, settings))
+    entrants = {name: entrant(name, train) for name in options.operators}
+    untrained = {name: (functools.partial(one.make, 0), one.train) for name, one in entrants.items()}
+    steps = affordable_steps(untrained, settings, 60 * options.minutes)
+    for name, one in entrants.items():
+        print_row(name, *contest(name, one, steps[name], tests, options, settings))
 
 
-def contest(
-    name: str, train: Meshes, tests: dict[str, Meshes], options: Comparison, settings: training.TrainingConfig
-) -> list[str]:
-    """Trains an operator with every seed; returns the cells of its row."""
-    weighted = not name.endswith(", no weights")
+@dataclasses.dataclass(frozen=True)
+class Entrant:
+    """An operator of the table, its training samples, and its predictions at the nodes of meshes."""
+
+    config: Config
+    train: data.Samples | data.RaggedSamples
+    predict: Callable[[nnx.Module, Meshes, int], Sequence[np.ndarray]]
+
+    def make(self, seed: int) -> nnx.Module:
+        """Returns the untrained operator of a seed."""
+        return experiments.build(self.config, self.train, seed=seed)
+
+
+def entrant(name: str, train: Meshes) -> Entrant:
+    """Returns the operator of this name, with its samples."""
     if name == BOX:
         samples = train.on_box()
         channels = {"in_channels": samples.in_channels, "out_channels": samples.out_channels}
         config = operators.CONFIGS["fno"].for_data(samples.domain, **channels, width=32)
-    else:
-        samples = train.samples(weighted=weighted)
-        config = OPERATORS[name.removesuffix(", no weights")](samples)
+        return Entrant(
+            config, samples, lambda model, meshes, b: meshes.from_box(training.predict(model, meshes.on_box(), batch_size=b))
+        )
+    weighted = not name.endswith(", no weights")
+    samples = train.samples(weighted=weighted)
+    return Entrant(
+        OPERATORS[name.removesuffix(", no weights")](samples),
+        samples,
+        lambda model, meshes, b: training.predict(model, meshes.samples(weighted=weighted), batch_size=b),
+    )
 
-    def predicted(model: nnx.Module, meshes: Meshes) -> Sequence[np.ndarray]:
-        if name == BOX:
-            return meshes.from_box(training.predict(model, meshes.on_box(), batch_size=options.batch_size))
-        return training.predict(model, meshes.samples(weighted=weighted), batch_size=options.batch_size)
 
-    model = experiments.build(config, samples, seed=0)
-    steps = max(1, int(60 * options.minutes / seconds_per_step(model, samples, settings)))
-    rows, spent = [], []
+def contest(
+    name: str,
+    one: Entrant,
+    steps: int,
+    tests: dict[str, Meshes],
+    options: Comparison,
+    settings: training.TrainingConfig,
+) -> list[str]:
+    """Trains an operator with every seed; returns the cells of its row."""
+    rows, spent, count = [], [], 0
     for seed in options.seeds:
         here = dataclasses.replace(
             settings, steps=steps, warmup_steps=steps // 20, eval_every=steps, checkpoint_every=steps, seed=seed
         )
-        model = experiments.build(config, samples, seed=seed)
-        result = train_once(model, samples, here, new_run(options.run_dir, "airfoils", name, seed))
+        model = one.make(seed)
+        count = parameters(model)
+        result = train_once(model, one.train, here, new_run(options.run_dir, "airfoils", name, seed))
         spent.append(result.seconds)
-        rows.append(errors_of(tests, lambda meshes, model=result.model: predicted(model, meshes)))
-    cells = [f"{parameters(model):,}", str(steps), f"{np.mean(spent):.0f}"]
+        rows.append(errors_of(tests, lambda meshes, model=result.model: one.predict(model, meshes, options.batch_size)))
+    cells = [f"{count:,}", str(steps), f"{np.mean(spent):.0f}"]
     return cells + [mean_and_deviation(column) for column in np.array(rows).T]
 
 
