@@ -190,14 +190,14 @@ def main(options: Comparison = Comparison()) -> None:
     settings = training.TrainingConfig(
         batch_size=options.batch_size, learning_rate=options.learning_rate, loss="l2", weight_decay=1e-4
     )
+    entrants = {name: entrant(name, train) for name in options.operators}
+    untrained = {name: (functools.partial(one.make, 0), one.train) for name, one in entrants.items()}
+    steps = affordable_steps(untrained, settings, 60 * options.minutes)
     columns = ("surface", "field", *(f"surface, {name}" for name in tuple(SETS)[1:]))
     print_header(f"{len(options.seeds)} seeds", "parameters", "steps", "seconds", *columns)
     if BOX in options.operators:
         truth = errors_of(tests, lambda meshes: meshes.from_box(meshes.on_box().targets[:]))
         print_row("truth, interpolated from the box", "", "", "", *(f"{error:.4f}" for error in truth))
-    entrants = {name: entrant(name, train) for name in options.operators}
-    untrained = {name: (functools.partial(one.make, 0), one.train) for name, one in entrants.items()}
-    steps = affordable_steps(untrained, settings, 60 * options.minutes)
     for name, one in entrants.items():
         print_row(name, *contest(name, one, steps[name], tests, options, settings))
 
@@ -221,9 +221,11 @@ def entrant(name: str, train: Meshes) -> Entrant:
         samples = train.on_box()
         channels = {"in_channels": samples.in_channels, "out_channels": samples.out_channels}
         config = operators.CONFIGS["fno"].for_data(samples.domain, **channels, width=32)
-        return Entrant(
-            config, samples, lambda model, meshes, b: meshes.from_box(training.predict(model, meshes.on_box(), batch_size=b))
-        )
+
+        def interpolated(model: nnx.Module, meshes: Meshes, batch_size: int) -> Sequence[np.ndarray]:
+            return meshes.from_box(training.predict(model, meshes.on_box(), batch_size=batch_size))
+
+        return Entrant(config, samples, interpolated)
     weighted = not name.endswith(", no weights")
     samples = train.samples(weighted=weighted)
     return Entrant(

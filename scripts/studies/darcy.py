@@ -2,17 +2,19 @@
 
     python scripts/studies/run.py darcy --minutes 5                  # four operators, about 25 minutes on two cores
     python scripts/studies/run.py darcy --operators schwarz tno      # two-level Schwarz attention, and the global one
+    python scripts/studies/run.py darcy --operators fno flare transolver "transolver, spectral"
     python scripts/studies/run.py darcy --minutes 1 --operators fano fno --seeds 0 1 2
 
-Every operator of the ready-made Darcy experiments is trained for the same time (the steps that its fastest step
-allows; compilation, evaluation and saving not counted) on 1000 two-valued fields at 64² (TNO and its Schwarz form:
-32²), in the relative L2 norm. Its learning rate follows a cosine over these steps. Prints a Markdown table.
+Every operator of the ready-made Darcy experiments, and some latent operators, are trained for the same time (the steps
+that the fastest step allows; compilation, evaluation and saving not counted) on 1000 two-valued fields at 64² (TNO, its
+Schwarz form and the latent operators: 32²), in the relative L2 norm. The learning rate follows a cosine over these
+steps. Prints a Markdown table.
 """
 
 import dataclasses
 from pathlib import Path
 
-from jaxop import experiments, operators, training
+from jaxop import experiments, nn, operators, training
 from jaxop._validation import check_name
 from jaxop.experiments.comparison import Contender, check_options, compare
 from studies.results import About
@@ -20,15 +22,23 @@ from studies.results import About
 ABOUT = {
     "darcy": About(
         "Neural operators on Darcy flow at equal training time",
-        "Every operator is trained for the same time on 1000 two-valued fields at 64² nodes, the TNO and its Schwarz "
-        "form at 32². Compilation, evaluation and saving are not counted. One set of parameters is then tested on "
-        "three grids. The last columns are mean relative L2 errors on 100 fields, for the TNO at 128² on 8 fields. "
+        "Every operator is trained for the same time on 1000 two-valued fields at 64² nodes, the TNO, its Schwarz "
+        "form and the latent operators at 32². Compilation, evaluation and saving are not counted. One set of "
+        "parameters is then tested on three grids. The last columns are mean relative L2 errors on 100 fields, for the "
+        "TNO at 128² on 8 fields. "
         "Equal errors in a row mean that the parameters carry over to other grids.",
     ),
 }
 
 GRIDS = (32, 64, 128)
-OPERATORS = [name.removeprefix("darcy_") for name in experiments.ready_made() if name.startswith("darcy_")]
+READY_MADE = [name.removeprefix("darcy_") for name in experiments.ready_made() if name.startswith("darcy_")]
+LATENT: dict[str, tuple[str, nn.SpectralIntegralConfig | None]] = {
+    "flare": ("flare", None),
+    "transolver": ("transolver", None),
+    "flare, spectral": ("flare", nn.SpectralIntegralConfig()),
+    "transolver, spectral": ("transolver", nn.SpectralIntegralConfig()),
+}
+"""Latent operators: the preset, and the local integral before its scores and values."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,13 +68,17 @@ class Comparison:
     def __post_init__(self):
         check_options(self)
         for name in self.operators:
-            check_name(name, "operators", OPERATORS)
+            check_name(name, "operators", (*READY_MADE, *LATENT))
 
 
 def contender(name: str, options: Comparison) -> Contender:
-    """The operator of a ready-made experiment."""
-    default = experiments.load_recipe(f"darcy_{name}").experiment
+    """The operator of a ready-made experiment, or a latent operator of the width of the TNO."""
+    default = experiments.load_recipe(f"darcy_{'tno' if name in LATENT else name}").experiment
     config = default.model
+    if name in LATENT:
+        preset, local = LATENT[name]
+        make = getattr(operators.LatentNeuralOperatorConfig, preset)
+        config = make(1, 1, dim=2, width=64, heads=4, layers=4, local=local)
     assert isinstance(config, operators.OperatorConfig)
     sets = dataclasses.replace(default.data, test_samples=options.test_samples, grids=GRIDS).load(default.cache)
     tests = dict(sets.test)
