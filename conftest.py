@@ -15,6 +15,9 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES", "none")
 
+# most of the time goes into compilation, a third of it into optimisation; other jobs of CI set XLA_FLAGS= and optimise
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
 # tracing makes many objects that live long: full collections at the default rate take a twentieth of the time
 gc.set_threshold(100_000, 50, 100)
 
