@@ -119,6 +119,12 @@ def test_two_processes_on_one_machine(workplace):
         for name in ("again", "alone")
     ]
     np.testing.assert_allclose(tables, tables[0], rtol=1e-5)
+    inputs = [folder / "run", folder / "a.npz"]
+    output = launched(workplace, "local.sh", 2, "predict", *inputs, "--to", folder / "two")
+    assert output.count("1/1") == 1
+    launched(workplace, "local.sh", 1, "predict", *inputs, "--to", folder / "one", **alone)
+    both, single = (np.load(folder / name / "a.npz")["y"] for name in ("two", "one"))
+    np.testing.assert_allclose(both, single, rtol=1e-5, atol=1e-6)
     wrong = launched(workplace, "local.sh", 2, "resume", folder / "run", "--training.seed", "9", status=2)
     assert "training.seed: 0 -> 9" in wrong
 
