@@ -57,7 +57,7 @@ def plan(
             config, _ = config.for_data(sets.train, [*sets.valid.values(), *sets.test.values()])
         known = data.standardization(sets.train)
         model = nnx.eval_shape(lambda: Standardized(operators.build(config, rngs=nnx.Rngs(0)), **known))
-        train = prepared({"training": sets.train}, config)["training"]
+        train = dataclasses.replace(sets, train=prepared({"training": sets.train}, config)["training"]).drawn
         batch = _of_size(_largest(train, settings.batch_size), settings.batch_size)
     console.print(f"{name}: compiling for {mesh.size} of {len(found.devices)} devices", style="bold")
     result = training.plan_step(model, batch, settings, mesh=mesh, chip=found.chip)
@@ -65,7 +65,7 @@ def plan(
     return result
 
 
-def _largest(train: AnySamples, batch_size: int) -> data.Batch:
+def _largest(train: AnySamples | data.RandomNodes, batch_size: int) -> data.Batch:
     """Returns one sample of the bucket with the most nodes of inputs and targets, with its padding."""
     found = [group.source[np.arange(1)] for group in groups_of(train, batch_size, "train")]
     return max(found, key=lambda batch: batch.inputs.shape[1] + batch.targets.shape[1])

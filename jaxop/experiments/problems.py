@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar, runtime_checkabl
 import numpy as np
 
 from jaxop import data, training
+from jaxop._validation import check_size
 from jaxop.data import RaggedSamples, Samples
 from jaxop.data.files.read import read_inputs
 from jaxop.domains import Domain, Grid, from_points
@@ -36,11 +37,23 @@ class Sets:
         train: training samples.
         valid: sets by name that are evaluated during training; the first set decides which checkpoint is the best.
         test: sets by name that are evaluated at the end, on other grids or from other files.
+        random_nodes: number of nodes of each training sample that a step sees, see `jaxop.data.RandomNodes`; None means
+            all of them.
     """
 
     train: AnySamples
     valid: Mapping[str, AnySamples]
     test: Mapping[str, AnySamples]
+    random_nodes: int | None = None
+
+    @property
+    def drawn(self) -> AnySamples | data.RandomNodes:
+        """The training samples with the nodes that every step sees.
+
+        Raises:
+            ValueError: if ``random_nodes`` is below 1, or the samples have initial data.
+        """
+        return self.train if self.random_nodes is None else data.RandomNodes(self.train, self.random_nodes)
 
 
 @runtime_checkable
@@ -262,6 +275,8 @@ class FileData:
         upper: upper corner of the box, if the files do not have coordinates.
         external: allows an HDF5 file to have its values in other files (external links, external storage, virtual
             datasets).
+        random_nodes: number of nodes of each training sample that a step sees, drawn anew for every step and weighted
+            so that integrals keep their means; None means all nodes. Validation and test see all nodes.
         seed: seed of the choice of held-out samples.
     """
 
@@ -286,17 +301,20 @@ class FileData:
     lower: tuple[float, ...] | None = None
     upper: tuple[float, ...] | None = None
     external: bool = False
+    random_nodes: int | None = None
     seed: int = 0
 
     def load(self, cache: Path) -> Sets:
         """See `Problem`; nothing is cached."""
+        if self.random_nodes is not None:
+            check_size(self.random_nodes, "--data.random-nodes")
         train = self._read(self.train)
         if self.valid is not None:
             valid = {self.valid.name: self._read(self.valid)}
         else:
             train, held_out = self._split(train)
             valid = {"held out": held_out}
-        return Sets(train, valid, self.files(self.test) if self.test else valid)
+        return Sets(train, valid, self.files(self.test) if self.test else valid, self.random_nodes)
 
     def at(self, grids: Sequence[str], cache: Path) -> dict[str, Samples]:
         """Raises ``ValueError``: files cannot be sampled on other grids."""

@@ -75,7 +75,7 @@ def _train(experiment: AnyExperiment, name: str, console: "Console") -> Path:
         config, chosen = experiment.model.for_data(sets.train, [*sets.valid.values(), *sets.test.values()])
         _check_fits(config, experiment.mesh)
     train = prepared({"training": sets.train}, config)["training"]
-    sets = Sets(train, prepared(sets.valid, config), prepared(sets.test, config))
+    sets = Sets(train, prepared(sets.valid, config), prepared(sets.test, config), sets.random_nodes)
     config = config_in_precision(config, settings.precision)
     with _room_for_the_model(experiment.mesh):
         model = build(config, sets.train, seed=experiment.training.seed)
@@ -92,7 +92,7 @@ def _train(experiment: AnyExperiment, name: str, console: "Console") -> Path:
     try:
         result = training.fit(
             model,
-            sets.train,
+            sets.drawn,
             valid,
             experiment.training,
             run_dir=directory,
@@ -212,7 +212,8 @@ def _summary(
         from rich.table import Table
     table = Table(show_header=False)
     table.add_row("run", str(directory))
-    table.add_row("training", f"{len(sets.train)} samples on {grid_name(sets.train)}")
+    drawn = "" if sets.random_nodes is None else f", {sets.random_nodes} random nodes in a step"
+    table.add_row("training", f"{len(sets.train)} samples on {grid_name(sets.train)}{drawn}")
     for kind, part in (("validation", sets.valid), ("test", sets.test)):
         table.add_row(kind, ", ".join(f"{name} ({len(samples)})" for name, samples in part.items()))
     table.add_row("operator", type(config).__name__.removesuffix("Config"))

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
+import chex
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from jaxop import data, domains, experiments, nn, training
 from jaxop.experiments import comparison
@@ -61,6 +63,38 @@ def test_an_operator_is_trained_evaluated_and_drawn(tmp_path, capsys):
     errors = training.evaluate(model, test).l2
     assert row["rel_l2"] == pytest.approx(errors.mean(), rel=1e-5)
     assert row["worst_sample"] == int(errors.argmax())
+
+
+def thinned(tmp_path):
+    data.save(tmp_path / "shapes.npz", data.RaggedSamples(pairs()))
+    return experiments.FileData(tmp_path / "shapes.npz", random_nodes=8)
+
+
+def test_files_are_thinned_for_training_only(tmp_path, unchecked):
+    sets = thinned(tmp_path).load(tmp_path)
+    assert sets.drawn[np.arange(2)].inputs.shape[1] == 8
+    assert sets.valid["held out"].sample(0).domain.size > 8
+    with pytest.raises(ValueError, match=r"--data\.random-nodes must be at least 1, got 0"):
+        dataclasses.replace(thinned(tmp_path), random_nodes=0).load(tmp_path)
+
+
+@pytest.mark.thorough
+def test_a_step_sees_random_nodes(tmp_path, capsys):
+    problem = thinned(tmp_path)
+    model = experiments.OperatorSettings("latent", width=8, heads=2, layers=1)
+    whole = experiments.Experiment(problem, model, SHORT, run_dir=tmp_path / "whole")
+    run = training.load_run(experiments.train(whole))
+    assert " nodes, 8 random nodes in a step" in " ".join(capsys.readouterr().out.split())
+    assert run.config["data"]["random_nodes"] == 8
+    part = dataclasses.replace(whole, run_dir=tmp_path / "part")
+    experiments.train(dataclasses.replace(part, training=dataclasses.replace(SHORT, time_limit_s=1e-6)))
+    assert training.load_run(part.run_dir).checkpoints.latest < SHORT.steps
+    experiments.train(dataclasses.replace(part, resume=True))
+    ends = [nnx.state(training.load_run(tmp_path / name).model(checkpoint="last"), nnx.Param) for name in ("whole", "part")]
+    chex.assert_trees_all_equal(*ends)
+    all_nodes = dataclasses.replace(problem, random_nodes=None)
+    with pytest.raises(ValueError, match=r"random_nodes"):
+        experiments.train(dataclasses.replace(part, data=all_nodes, resume=True))
 
 
 def test_operators_that_need_one_grid_are_refused_before_training(tmp_path):
