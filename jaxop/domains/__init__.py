@@ -29,6 +29,7 @@ from jaxop.domains.mesh import TriangleMesh as TriangleMesh
 from jaxop.domains.meshing import line_mesh as line_mesh
 from jaxop.domains.meshing import merge_duplicates as merge_duplicates
 from jaxop.domains.meshing import split_quadrilaterals as split_quadrilaterals
+from jaxop.domains.meshing import split_solids as split_solids
 from jaxop.domains.meshing import tetrahedral_mesh as tetrahedral_mesh
 from jaxop.domains.meshing import triangle_mesh as triangle_mesh
 from jaxop.domains.patches import Partition as Partition

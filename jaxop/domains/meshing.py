@@ -154,6 +154,71 @@ def split_quadrilaterals(quadrilaterals: Int[ArrayLike, "q 4"] | Sequence[Sequen
     return corners[:, [[0, 1, 2], [0, 2, 3]]].reshape(-1, 3)
 
 
+def split_solids(solids: Int[ArrayLike, "k corners"] | Sequence[Sequence[int]]) -> Int[np.ndarray, "t 4"]:
+    """Returns the cells of six tetrahedra for each hexahedron, three for each wedge, or two for each pyramid.
+
+    The tetrahedra join the corner of the smallest number with the faces opposite to it, and every quadrilateral face is
+    cut from its corner of the smallest number. So neighbours cut the face between them in the same way, also if their
+    kinds differ. Solids must be convex.
+
+    Args:
+        solids: vertex indices, shape (k, 8) for hexahedra, (k, 6) for wedges or (k, 5) for pyramids, in the order of
+            VTK and Gmsh: the corners of one face around it, then those of the opposite face, or the apex.
+
+    Returns:
+        Cells for `tetrahedral_mesh`, shape (6k, 4), (3k, 4) or (2k, 4); the parts of one solid follow each other. They
+        have one orientation if the solids have one.
+
+    Raises:
+        TypeError: if indices are not real numbers.
+        ValueError: if they are not integers of one of these shapes.
+
+    Source: Dompierre, Labbé, Vallet, Camarero, "How to subdivide pyramids, prisms and hexahedra into tetrahedra", 8th
+        International Meshing Roundtable (1999).
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxop import domains
+        >>> corners = np.array([[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]])
+        >>> cells = domains.split_solids([[0, 1, 2, 3, 4, 5, 6, 7]])
+        >>> cube = domains.tetrahedral_mesh(np.concatenate([corners, corners + [0, 0, 1]]), cells)
+        >>> len(cells), round(float(cube.measure), 6)
+        (6, 1.0)
+    """
+    corners = host_array(solids, "solids")
+    if corners.ndim != 2 or corners.shape[1] not in _FACES or corners.dtype.kind not in "iu":
+        raise ValueError(
+            "solids must be integers of shape (k, 8) for hexahedra, (k, 6) for wedges or (k, 5) for pyramids, got "
+            f"{corners.dtype} of shape {corners.shape}."
+        )
+    faces = _FACES[corners.shape[1]]
+    parts = {8: 6, 6: 3, 5: 2}[corners.shape[1]]
+    cells = np.empty((len(corners), parts, 4), corners.dtype)
+    smallest = np.argmin(corners, axis=1)
+    for apex in range(corners.shape[1]):
+        chosen = smallest == apex
+        some = corners[chosen]
+        opposite = [part for face in faces if apex not in face for part in _triangles(some[:, face])]
+        cells[chosen] = np.stack([np.column_stack([part, some[:, apex]]) for part in opposite], axis=1)
+    return cells.reshape(-1, 4)
+
+
+_FACES = {
+    8: ([0, 1, 2, 3], [4, 7, 6, 5], [0, 4, 5, 1], [1, 5, 6, 2], [2, 6, 7, 3], [3, 7, 4, 0]),
+    6: ([0, 1, 2], [3, 5, 4], [0, 3, 4, 1], [1, 4, 5, 2], [2, 5, 3, 0]),
+    5: ([0, 1, 2, 3], [0, 4, 1], [1, 4, 2], [2, 4, 3], [3, 4, 0]),
+}
+"""Faces of hexahedra, wedges and pyramids by the number of corners; all normals point inwards, or all outwards."""
+
+
+def _triangles(face: Int[np.ndarray, "k c"]) -> list[Int[np.ndarray, "k 3"]]:
+    """Returns triangles, or the two halves of quadrilaterals that meet in the corner of the smallest number."""
+    if face.shape[1] == 3:
+        return [face]
+    turned = np.take_along_axis(face, (np.argmin(face, axis=1)[:, None] + np.arange(4)) % 4, axis=1)
+    return [turned[:, [0, 1, 2]], turned[:, [0, 2, 3]]]
+
+
 def merge_duplicates(
     points: Real[ArrayLike, "n dim"] | Sequence[Sequence[float]],
     simplices: Int[ArrayLike, "s k"] | Sequence[Sequence[int]],

@@ -18,7 +18,13 @@ def describe(problem: Problem, config: OperatorConfig, train: AnySamples) -> dic
         settings |= {"train": problem.train.resolve(), "test": [path.resolve() for path in problem.test]}
         settings["valid"] = None if problem.valid is None else problem.valid.resolve()
         del settings["external"]  # a permission, which must be given each time
-        later = ("faces", "offsets", "at_nodes", "sample_dimension", "random_nodes")  # runs of earlier versions do not have these
+        later = (
+            "faces",
+            "offsets",
+            "at_nodes",
+            "sample_dimension",
+            "random_nodes",
+        )  # runs of earlier versions do not have these
         settings = {name: value for name, value in settings.items() if name not in later or value is not None}
     domain = as_domain(input_domain(train), "train.domain")
     return {

@@ -82,6 +82,10 @@ ROWS = {
         lambda: domains.split_quadrilaterals([[0, 1, 2]]),
         r"quadrilaterals must be integers of shape \(q, 4\), got int64 of shape \(1, 3\)",
     ),
+    "tetrahedra as solids": (
+        lambda: domains.split_solids([[0, 1, 2, 3]]),
+        r"solids must be integers of shape \(k, 8\) for hexahedra, .* got int64 of shape \(1, 4\)",
+    ),
     "merged beyond the points": (
         lambda: domains.merge_duplicates(SQUARE, [[0, 1, 4]]),
         r"simplices\[0, 2\] = 4 is not a vertex",

@@ -134,6 +134,54 @@ def test_quadrilaterals_become_two_triangles_each():
     np.testing.assert_allclose(domains.triangle_mesh(corners, faces).measure, 6, rtol=1e-6)
 
 
+def bricks(n: int, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Corners of n³ hexahedra that fill the unit cube, with the coordinate lines bent, and the corners of each."""
+    x = np.stack(np.meshgrid(*[np.linspace(0, 1, n + 1)] * 3, indexing="ij"), axis=-1)
+    x = x + 0.1 * np.prod(np.sin(np.pi * x), axis=-1, keepdims=True)
+    number = order[np.arange((n + 1) ** 3)].reshape(n + 1, n + 1, n + 1)
+    ring = [(0, 0), (1, 0), (1, 1), (0, 1)]
+    cells = [number[i : i + n, j : j + n, k : k + n] for k in (0, 1) for i, j in ring]
+    points = np.empty_like(x.reshape(-1, 3))
+    points[number.ravel()] = x.reshape(-1, 3)
+    return points, np.stack(cells, axis=-1).reshape(-1, 8)
+
+
+def faces_of(cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Faces of tetrahedra and how many tetrahedra each belongs to."""
+    corners = np.sort(cells, axis=1)
+    faces = np.concatenate([np.delete(corners, corner, axis=1) for corner in range(4)])
+    return np.unique(faces, axis=0, return_counts=True)
+
+
+@pytest.mark.parametrize("kind", ["hexahedra", "wedges", "pyramids"])
+def test_tetrahedra_of_neighbouring_solids_fit(kind, x64):
+    """Any numbering: every face is shared by two tetrahedra or lies on the boundary, and the volume is filled."""
+    n, random = 3, np.random.default_rng(0)
+    points, solids = bricks(n, random.permutation((n + 1) ** 3))
+    parts = 6
+    if kind == "wedges":
+        halves = solids[:, [[0, 1, 2, 4, 5, 6], [0, 2, 3, 4, 6, 7]]].reshape(-1, 6)
+        cells = domains.split_solids(halves)
+    elif kind == "pyramids":  # about the middle of each hexahedron, whose number is the largest or the smallest
+        middle = np.arange(len(solids)) + len(points)
+        points = np.concatenate([points, points[solids].mean(axis=1)])
+        sides = [[0, 1, 2, 3], [4, 7, 6, 5], [0, 4, 5, 1], [1, 5, 6, 2], [2, 6, 7, 3], [3, 7, 4, 0]]
+        bases = solids[:, sides].reshape(-1, 4)
+        pyramids = np.column_stack([bases, np.repeat(middle, 6)])
+        order = random.permutation(len(points))
+        points, cells, parts = points[np.argsort(order)], domains.split_solids(order[pyramids]), 12
+    else:
+        cells = domains.split_solids(solids)
+    assert len(cells) == parts * n**3
+    mesh = domains.tetrahedral_mesh(points, cells)  # which refuses inverted cells
+    np.testing.assert_allclose(mesh.measure, 1, rtol=1e-12)
+    _, counts = faces_of(cells)
+    assert set(counts) == {1, 2}
+    assert np.sum(counts == 1) == 6 * 2 * n**2
+    u = mesh.points @ np.array([[1.0], [2.0], [-1.0]])
+    np.testing.assert_allclose(mesh.dirichlet(u, u), 6, rtol=1e-12)
+
+
 def soup(mesh: domains.TriangleMesh) -> tuple[np.ndarray, np.ndarray]:
     """Corners of every triangle by themselves, as an STL file holds them, and the faces between them."""
     points = np.asarray(mesh.points)[np.asarray(mesh.faces)].reshape(-1, mesh.dim)

@@ -90,7 +90,9 @@ def test_a_step_sees_random_nodes(tmp_path, capsys):
     experiments.train(dataclasses.replace(part, training=dataclasses.replace(SHORT, time_limit_s=1e-6)))
     assert training.load_run(part.run_dir).checkpoints.latest < SHORT.steps
     experiments.train(dataclasses.replace(part, resume=True))
-    ends = [nnx.state(training.load_run(tmp_path / name).model(checkpoint="last"), nnx.Param) for name in ("whole", "part")]
+    ends = [
+        nnx.state(training.load_run(tmp_path / name).model(checkpoint="last"), nnx.Param) for name in ("whole", "part")
+    ]
     chex.assert_trees_all_equal(*ends)
     all_nodes = dataclasses.replace(problem, random_nodes=None)
     with pytest.raises(ValueError, match=r"random_nodes"):

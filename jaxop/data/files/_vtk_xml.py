@@ -17,6 +17,7 @@ _KINDS = {"UnstructuredGrid": "cells", "PolyData": "surfaces"}
 
 # numbers of VTK's cell types
 _VERTEX, _POLY_VERTEX, _LINE, _POLY_LINE, _TRIANGLE, _POLYGON, _PIXEL, _QUAD = 1, 2, 3, 4, 5, 7, 8, 9
+_VOXEL = 11
 _NAMES = {
     _VERTEX: "vertex",
     _LINE: "line",
@@ -25,7 +26,6 @@ _NAMES = {
     _POLYGON: "polygon",
     _QUAD: "quad",
     10: "tetra",
-    11: "voxel",
     12: "hexahedron",
     13: "wedge",
     14: "pyramid",
@@ -33,6 +33,9 @@ _NAMES = {
     22: "triangle6",
     23: "quad8",
     24: "tetra10",
+    25: "hexahedron20",
+    26: "wedge15",
+    27: "pyramid13",
     42: "polyhedron",
 }
 _SECTIONS = {"Verts": _POLY_VERTEX, "Lines": _POLY_LINE, "Strips": 6, "Polys": _POLYGON}
@@ -202,6 +205,8 @@ def _blocks(
             name = "triangle" if size == 3 else "quad"
         elif kind == _PIXEL:
             name, block = "quad", block[:, [0, 1, 3, 2]]
+        elif kind == _VOXEL:
+            name, block = "hexahedron", block[:, [0, 1, 3, 2, 4, 5, 7, 6]]
         yield name, block, rows
 
 

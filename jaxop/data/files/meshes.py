@@ -14,7 +14,7 @@ from jaxop.data.files._vtk_xml import Blocks, read_vtk_xml
 from jaxop.data.files.open import listed
 from jaxop.data.sample import Sample
 from jaxop.domains import Domain
-from jaxop.domains.mesh import simplex_edges, simplex_sizes
+from jaxop.domains.mesh import signed_volumes, simplex_edges, simplex_sizes
 
 MESHES = (".vtu", ".vtp", ".vtk", ".stl", ".ply", ".msh", ".obj")
 """Suffixes of files of meshes."""
@@ -25,12 +25,21 @@ COORDINATES = "coordinates"
 _READERS = {".vtk": "vtk", ".stl": "stl", ".ply": "ply", ".msh": "gmsh", ".obj": "obj"}  # modules of meshio
 _HEADER = 2000  # bytes of a .vtk file in which its type must be found
 _BEGINNINGS = {".ply": (b"ply", b"end_header"), ".msh": (b"$MeshFormat", b"$EndElements")}  # and what must follow
-_DIMENSIONS = {"vertex": 0, "line": 1, "triangle": 2, "quad": 2, "tetra": 3}
+_DIMENSIONS = {
+    "vertex": 0,
+    "line": 1,
+    "triangle": 2,
+    "quad": 2,
+    "tetra": 3,
+    "hexahedron": 3,
+    "wedge": 3,
+    "pyramid": 3,
+}
 _NODES = {1: "line", 2: "triangle", 3: "tetra"}
 _REMEDIES = {
     "polygon": "divide polygons into triangles (ParaView: Triangulate)",
     "quadratic": "write cells with straight edges, whose nodes are their corners",
-    "solid": "divide solids into tetrahedra (ParaView: Tetrahedralize)",
+    "solid": "divide other solids into tetrahedra (ParaView: Tetrahedralize)",
 }
 
 
@@ -42,7 +51,7 @@ class MeshFile:
         path: the file.
         points: nodes, shape (n, dim); dim is 2 if the cells are triangles or lines and the third coordinate is 0.
         cells: node numbers of the simplices, shape (k, corners); None for nodes without cells. A quadrilateral is two
-            triangles.
+            triangles; hexahedra, wedges and pyramids are six, three and two tetrahedra.
         fields: values at the nodes by name, shape (n, ...).
         cell_fields: values in the simplices by name, shape (k, ...).
     """
@@ -155,8 +164,9 @@ def read_mesh(path: Path, *, formats: Sequence[str] = MESHES) -> MeshFile:
     Raises:
         FileNotFoundError: if the file does not exist.
         ImportError: if the format needs meshio, and it is not installed.
-        ValueError: if the file is empty or damaged, or holds cells that are not lines, triangles, quadrilaterals or
-            tetrahedra, or cells of several dimensions that are not the boundary of others.
+        ValueError: if the file is empty or damaged, or holds cells that are not lines, triangles, quadrilaterals,
+            tetrahedra, hexahedra, wedges or pyramids, or cells of several dimensions that are not the boundary of
+            others.
     """
     first_bytes(path, "mesh", formats)
     _check_beginning(path)
@@ -167,7 +177,7 @@ def read_mesh(path: Path, *, formats: Sequence[str] = MESHES) -> MeshFile:
     chosen = _of_the_domain(path, blocks, len(points))
     if not chosen:
         return MeshFile(path, _in_the_plane(points, 0), None, blocks.point_data, {})
-    parts = [_simplices(kind, cells) for _, kind, cells in chosen]
+    parts = [_simplices(kind, cells, points) for _, kind, cells in chosen]
     cell_fields = {}
     for name, of_blocks in blocks.cell_data.items():
         rows = [np.asarray(of_blocks[i]) for i, _, _ in chosen]
@@ -225,7 +235,8 @@ def _of_the_domain(path: Path, blocks: Blocks, count: int) -> list[tuple[int, st
     found = ", ".join(f"{size} {kind}" for kind, size in sizes.items())
     if others := [kind for kind in sizes if kind not in _DIMENSIONS]:
         raise FileError(
-            f"{path} has cells of the types {found}; expected triangle, quad, tetra or line: {_remedy(others[0])}."
+            f"{path} has cells of the types {found}; expected line, triangle, quad, tetra, hexahedron, wedge or "
+            f"pyramid: {_remedy(others[0])}."
         )
     filled = [(i, kind, cells) for i, (kind, cells) in enumerate(blocks.cells) if kind != "vertex" and len(cells)]
     for _, kind, cells in filled:
@@ -255,11 +266,20 @@ def _remedy(kind: str) -> str:
     return _REMEDIES["quadratic" if is_quadratic else "solid"]
 
 
-def _simplices(kind: str, cells: np.ndarray) -> tuple[np.ndarray, int]:
-    """Returns the cells as simplices, and how many stand for one cell."""
-    if kind != "quad":
+def _simplices(kind: str, cells: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, int]:
+    """Returns the cells as simplices, and how many stand for one cell.
+
+    Formats disagree on the orientation of wedges, so that solids of every kind get the orientation of most of them.
+    """
+    if kind == "quad":
+        return domains.split_quadrilaterals(cells), 2
+    if _DIMENSIONS[kind] < 3:
         return cells, 1
-    return domains.split_quadrilaterals(cells), 2
+    simplices = cells if kind == "tetra" else domains.split_solids(cells)
+    volumes = signed_volumes(*simplex_edges(points.astype(np.float64), simplices))
+    if np.sum(volumes < 0) > np.sum(volumes > 0):
+        simplices = simplices[:, [1, 0, 2, 3]]
+    return simplices, len(simplices) // len(cells)
 
 
 def _in_the_plane(points: np.ndarray, dimension: int) -> np.ndarray:

@@ -86,8 +86,9 @@ def read(
     Several names of inputs, targets or coordinates are columns. In one dimension nodes without weights get trapezoid
     weights. In more dimensions their Delaunay triangulation gives weights, and a warning says so.
 
-    **Meshes** consist of triangles and quadrilaterals, of tetrahedra, or of lines; boundaries between their nodes are
-    left out. If the third coordinate is 0 everywhere, a mesh without tetrahedra is two-dimensional. Inputs and targets
+    **Meshes** consist of triangles and quadrilaterals, of tetrahedra, hexahedra, wedges and pyramids, or of lines;
+    boundaries between their nodes are left out. If the third coordinate is 0 everywhere, a mesh without solids is
+    two-dimensional. Inputs and targets
     are names of fields on points or cells, one or several; vectors are channels, and values in cells are averaged at
     each vertex, by measure. The name "coordinates" stands for the coordinates of the nodes. Files without
     cells are treated as nodes without weights.
