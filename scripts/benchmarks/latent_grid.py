@@ -25,29 +25,35 @@ ABOUT = {
 
 
 def main(
-    nodes: tuple[int, ...] = (4096, 65536), heads: int = 4, depth: int = 16, side: int = 8, repeats: int = 5
+    nodes: tuple[int, ...] = (4096, 65536),
+    sides: tuple[int, ...] = (8, 32),
+    heads: int = 4,
+    depth: int = 16,
+    repeats: int = 5,
 ) -> None:
     """Prints times and memory of value and gradient.
 
     Args:
         nodes: numbers of nodes.
+        sides: nodes of the latent grid along each of two axes.
         heads: heads.
         depth: channels of a head.
-        side: nodes of the latent grid along each of two axes.
         repeats: measured calls.
     """
-    print_header("nodes", "forward + gradient", "ratio", "scratch jaxop", "scratch jnp")
-    grid = box((side, side), rule="midpoint")
+    print_header("nodes", "latent grid", "forward + gradient", "ratio", "scratch jaxop", "scratch jnp")
     for n in nodes:
         weights = jnp.linspace(0.5, 1.5, n) / n
         operands = jax.random.normal(jax.random.key(0), (4, n, heads, depth))
-        gradients = [compile_gradient(function, *operands) for function in functions(weights, grid, heads)]
-        calls = {"ours": run(gradients[0], *operands)}
-        if scratch_bytes(gradients[1]) <= SKIP_ABOVE:
-            calls["theirs"] = run(gradients[1], *operands)
-        medians = median_seconds_in_turns(calls, repeats)
-        ratio = f"{medians['ours'] / medians['theirs']:.2f}" if "theirs" in medians else NOT_RUN
-        print_row(f"{n:,}", f"{1e3 * medians['ours']:.0f} ms", ratio, *map(scratch, gradients))
+        for side in sides:
+            grid = box((side, side), rule="midpoint")
+            gradients = [compile_gradient(function, *operands) for function in functions(weights, grid, heads)]
+            calls = {"ours": run(gradients[0], *operands)}
+            if scratch_bytes(gradients[1]) <= SKIP_ABOVE:
+                calls["theirs"] = run(gradients[1], *operands)
+            medians = median_seconds_in_turns(calls, repeats)
+            ratio = f"{medians['ours'] / medians['theirs']:.2f}" if "theirs" in medians else NOT_RUN
+            cells = f"{side}²", f"{1e3 * medians['ours']:.0f} ms", ratio
+            print_row(f"{n:,}", *cells, *map(scratch, gradients))
 
 
 def functions(weights: jax.Array, grid: Grid, heads: int) -> tuple[Callable[..., jax.Array], Callable[..., jax.Array]]:

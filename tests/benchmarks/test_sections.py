@@ -13,6 +13,7 @@ from benchmarks import (
     large,
     latent_grid,
     machines,
+    own_nodes,
     patches,
     programs,
     run,
@@ -37,10 +38,20 @@ SMALL = {
         points=8, listed_points=30, observed=300, landmarks=(8,), dense_points=12, repeats=1
     ),
     "schwarz": lambda: schwarz.main(powers=(4, 5), repeats=1),
-    "latent-grid": lambda: latent_grid.main(nodes=(32, 48), heads=2, depth=4, side=2, repeats=1),
+    "latent-grid": lambda: latent_grid.main(nodes=(32, 48), heads=2, depth=4, sides=(2,), repeats=1),
+    "own-nodes": lambda: own_nodes.main(nodes=64, subset=32, batch_size=2, repeats=1),
     "two-level": lambda: two_level.main(sides=(32, 48), repeats=1, global_nodes=0),
 }
-ROWS = {"large": 3, "kernels": 3, "fourier": 3, "machines": 5, "schwarz": 2, "two-level": 2, "latent-grid": 2}
+ROWS = {
+    "large": 3,
+    "kernels": 3,
+    "fourier": 3,
+    "machines": 5,
+    "schwarz": 2,
+    "two-level": 2,
+    "latent-grid": 2,
+    "own-nodes": 6,
+}
 
 
 @pytest.mark.study
