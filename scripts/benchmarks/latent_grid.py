@@ -17,9 +17,9 @@ ABOUT = {
         "Averages on a latent grid",
         "Nodes give their values to a regular grid, as averages with a local kernel and quadrature weights, and read "
         "them again; value and gradient. jaxop's functions multiply one factor of the kernel for each axis and keep a "
-        "block of nodes at a time. They are compared, in turns, with sums over all pairs in plain jnp without weights. The ratio divides the first time "
-        "by the second: below 1 jaxop is faster. Scratch is the temporary memory of the program. A formula that needs "
-        "more than 8 GB of scratch is not run.",
+        "block of nodes at a time. They are compared, in turns, with sums over all pairs in plain jnp without weights. "
+        "The ratio divides the first time by the second: below 1 jaxop is faster. Scratch is the temporary memory of "
+        "the program. A formula that needs more than 8 GB of scratch is not run.",
     ),
 }
 
