@@ -5,6 +5,7 @@ import threading
 import h5py
 import numpy as np
 import pytest
+import scipy.io
 import xarray
 
 from jaxop import data, domains
@@ -56,7 +57,12 @@ def write_dimensions(path, *, engine="h5netcdf", **arrays):
     return path
 
 
-ARCHIVES = {"a.npz": write_npz, "a.h5": write_hdf5, "a.zarr": write_zarr}
+def write_matlab(path, **arrays):
+    scipy.io.savemat(path, arrays)
+    return path
+
+
+ARCHIVES = {"a.npz": write_npz, "a.h5": write_hdf5, "a.mat": write_matlab, "a.zarr": write_zarr}
 
 
 def check(found, domain, *, parameters=NU[:, None]):
@@ -75,7 +81,7 @@ def check(found, domain, *, parameters=NU[:, None]):
 @pytest.mark.parametrize("name", ARCHIVES)
 def test_arrays_on_a_box_and_on_axes(name, tmp_path):
     path = ARCHIVES[name](tmp_path / name, **ARRAYS)
-    with pytest.warns(UserWarning, match=r"nothing reads 'force', only 'nu', 'states', 'times' are read"):
+    with pytest.warns(UserWarning, match=r"nothing reads .*'force'.*, only 'nu', 'states', 'times' are read"):
         found = data.read_trajectories(path, dim=2, parameters=["nu"], rule="periodic", upper=(1, 2))
     check(found, domains.box((4, 6), upper=(1, 2), rule="periodic"))
     assert found.parameter_names == ("nu",)
