@@ -264,6 +264,8 @@ def _parameters(given: _Given, archive: Archive) -> tuple[np.ndarray | None, tup
         if found is None or not archive.has("parameter_names"):
             return None if found is None else found.reshape(len(found), -1), ()
         return found, tuple(text_of(archive, "parameter_names"))
+    if not given.parameters:
+        archive.left_out.update(("parameters", "parameter_names"))
     columns, names = [], []
     for name in given.parameters:
         found = archive.array(name)
