@@ -47,6 +47,7 @@ EXTRAS = (
     "sklearn",
     "meshio",
     "xarray",
+    "zarr",
 )
 
 

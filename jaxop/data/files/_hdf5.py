@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxop._validation import require
+from jaxop.data._open_files import opened_once
 from jaxop.data.files._reading import FileError, check_claim, reading
-from jaxop.data.samples import Rows
+from jaxop.data.samples import Part, Rows
 
 if TYPE_CHECKING:
     import h5py
@@ -45,7 +46,7 @@ class Hdf5Array:
         if 0 not in self.shape:
             check_written(path, name, external=external)
 
-    def __getitem__(self, index: Rows, /) -> np.ndarray:
+    def __getitem__(self, index: Rows | Part, /) -> np.ndarray:
         with self._dataset() as dataset, reading(self._path, "HDF5", f"its dataset {self._name!r}"):
             try:
                 return dataset[index]
@@ -63,9 +64,13 @@ class Hdf5Array:
             yield dataset
 
 
+def opened(path: Path) -> contextlib.AbstractContextManager[Any]:
+    """Opens the file for reading and closes it at the end, or at the end of a block of `kept_open`."""
+    return opened_once(("HDF5", path), lambda: _open(path))
+
+
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[Any]:
-    """Opens the file for reading and closes it at the end."""
+def _open(path: Path) -> Iterator[Any]:
     with reading(path, "HDF5"):
         file = require("h5py", f"reading {path}").File(path, "r")
     with file:
