@@ -174,8 +174,8 @@ def from_dict(kind: type[Config], values: Mapping[str, object], *, name: str = "
 
     JSON does not distinguish a list from a tuple, a string from a path, or one class of configs from another; the type
     hints of the fields do. If several classes are possible, the field ``name`` chooses; of classes without a name it is
-    the one with the fewest fields among those that have all fields of ``values``. If the fields of a class say more, its
-    classmethod ``recorded(values)`` returns those of its constructor. Configs of earlier versions are converted to this
+    the one with the fewest fields among those that have all fields of ``values``. A class may have a classmethod
+    ``recorded(values)``, which returns the fields of its constructor. Configs of earlier versions are converted to this
     version.
 
     Args:

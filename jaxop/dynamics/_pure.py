@@ -9,8 +9,11 @@ from flax import nnx
 from jaxtyping import Array
 
 from jaxop.domains import Decomposed, Domain
+from jaxop.operators import Statistic
 
 Variables = dict[Any, Any]
+
+_FIXED = nnx.Any(nnx.Param, Statistic)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,17 +29,17 @@ class PureStepper:
     def __call__(
         self, params: Variables, other: Variables, states: Array, domain: Domain | Decomposed, **options: object
     ) -> tuple[Array, Variables]:
-        """Returns the next state, and the variables that a call changes, such as random streams."""
+        """Returns the next state, and the variables that a call may change, such as random streams."""
         if not isinstance(self.definition, nnx.GraphDef):
             return jnp.asarray(self.definition(states, domain, **options)), other
         stepper = nnx.merge(self.definition, params, other)
         result = stepper(states, domain, **options)
         nnx.pop(stepper, nnx.Intermediate)
-        return result, nnx.to_pure_dict(nnx.state(stepper, nnx.Not(nnx.Param)))
+        return result, nnx.to_pure_dict(nnx.state(stepper, nnx.Not(_FIXED)))
 
 
 def as_pure(stepper: object, *, evaluate: bool) -> tuple[PureStepper, Variables, Variables]:
-    """Returns a stepper as a pure function, its parameters and its other variables.
+    """Returns a stepper as a pure function, its parameters and statistics, and the variables that a call may change.
 
     Args:
         stepper: a module or a function; it is not changed.
@@ -56,5 +59,5 @@ def as_pure(stepper: object, *, evaluate: bool) -> tuple[PureStepper, Variables,
     if evaluate:
         copy.eval()
     nnx.pop(copy, nnx.Intermediate)
-    graphdef, params, other = nnx.split(copy, nnx.Param, ...)
+    graphdef, params, other = nnx.split(copy, _FIXED, ...)
     return PureStepper(graphdef), nnx.to_pure_dict(params), nnx.to_pure_dict(other)

@@ -15,7 +15,7 @@ from jaxop._validation import accumulator, as_float, check_size, check_type, div
 from jaxop.domains import Decomposed, Domain
 from jaxop.domains.domain import as_domain
 from jaxop.dynamics._pure import PureStepper, Variables, as_pure
-from jaxop.dynamics.stepper import Stepper, check_dt
+from jaxop.dynamics.stepper import Stepper, as_constants, check_dt
 
 
 @register
@@ -131,15 +131,15 @@ def rollout(
         domain = stepper.config.prepare(domain)
     check_dt(stepper, dt)
     if dt is not None:
-        dt = as_float(dt, "dt")
+        dt = as_constants(dt, "dt")
         if dt.shape not in ((), (steps,), (size, steps)):
             raise ValueError(f"dt must be one number, ({steps},) or ({size}, {steps}), got shape {dt.shape}.")
     if offsets is not None:
-        offsets = as_float(offsets, "offsets")
+        offsets = as_constants(offsets, "offsets")
         if offsets.shape not in ((depth - 1,), (size, depth - 1)):
             raise ValueError(f"offsets must have shape ({depth - 1},) or ({size}, {depth - 1}), got {offsets.shape}.")
     if parameters is not None:
-        parameters = as_float(parameters, "parameters")
+        parameters = as_constants(parameters, "parameters")
     unit = stepper.dt[...] if dt is None and isinstance(stepper, Stepper) else dt
     pure, params, other = as_pure(stepper, evaluate=True)
     found = _rollout(pure, int(steps), int(every), params, other, states, domain, unit, offsets, parameters)
@@ -159,7 +159,7 @@ def _rollout(
     offsets: Array | None,
     parameters: Array | None,
 ) -> Rollout:
-    size, depth, _, channels = states.shape
+    size, depth = states.shape[:2]
     time = float_dtype()
     known = jnp.ones((), time) if dt is None else dt.astype(time)
     sizes = jnp.broadcast_to(known if known.ndim == 2 else known[None], (size, steps))

@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -87,12 +88,12 @@ class StepperConfig(BuildableConfig):
         for name in ("varying_dt", "uneven_history"):
             check_type(getattr(self, name), name, bool, "True or False")
         if self.uneven_history and self.history == 1:
-            raise ValueError("uneven_history=True needs history of at least 2, got history=1: there is no earlier state.")
+            raise ValueError("uneven_history=True needs history of at least 2, got 1: there is no earlier state.")
         given = self.operator.in_channels, self.operator.out_channels
         if given != (self.input_channels, self.channels):
             raise ValueError(
-                f"operator must map {self.input_channels} channels ({self._parts}) to the {self.channels} of the state, "
-                f"got in_channels={given[0]}, out_channels={given[1]}."
+                f"operator must map {self.input_channels} channels ({self._parts}) to the {self.channels} of the "
+                f"state, got in_channels={given[0]}, out_channels={given[1]}."
             )
         if self.dt_range is not None:
             low, high = (as_number(dt, "dt_range") for dt in self.dt_range)
@@ -331,7 +332,8 @@ class Stepper(Savable, nnx.Module):
             found.append(jnp.log(ratio)[:, None])
         if not config.parameters:
             if parameters is not None and np.shape(parameters)[-1:] != (0,):
-                raise ValueError(f"parameters must be None for a stepper without parameters, got {np.shape(parameters)}.")
+                received = np.shape(parameters)
+                raise ValueError(f"parameters must be None for a stepper without parameters, got shape {received}.")
             return found
         if parameters is None:
             raise ValueError(f"parameters must be the {config.parameters} constants of the trajectory, got None.")
@@ -350,8 +352,8 @@ def make_stepper(config: StepperConfig, statistics: StepStatistics, *, rngs: nnx
 
     Raises:
         TypeError: if an argument is of another type.
-        ValueError: if the statistics are not those of so many channels and parameters, are not finite, or scales are not
-            positive.
+        ValueError: if the statistics are not those of so many channels and parameters, are not finite, or scales are
+            not positive.
 
     Example:
         >>> import numpy as np
@@ -367,8 +369,8 @@ def make_stepper(config: StepperConfig, statistics: StepStatistics, *, rngs: nnx
     """
     check_type(statistics, "statistics", StepStatistics, "data.StepStatistics, such as windows.statistics()")
     stepper = Stepper(config, rngs=rngs)
-    lengths = {name: (config.channels,) for name in ("mean", "std", "increment")} | {"dt": ()}
-    lengths |= {name: (config.parameters,) for name in ("parameter_mean", "parameter_std")}
+    lengths = dict.fromkeys(("mean", "std", "increment"), (config.channels,)) | {"dt": ()}
+    lengths |= dict.fromkeys(("parameter_mean", "parameter_std"), (config.parameters,))
     for name, shape in lengths.items():
         value = host_real(getattr(statistics, name), name)
         if value.shape != shape:
@@ -406,14 +408,20 @@ def check_dt(stepper: object, dt: ArrayLike | None) -> None:
         warn_user(f"dt = {got:g} lies outside the steps that the stepper was trained on, {low:g} to {high:g}.")
     else:
         warn_user(
-            f"dt = {got:g} is not the step {own:g} that the stepper was trained on, and it makes the same step for every "
-            "dt: train one with varying_dt=True on windows of several strides."
+            f"dt = {got:g} is not the step {own:g} that the stepper was trained on, and it makes the same step for "
+            "every dt: train one with varying_dt=True on windows of several strides."
         )
+
+
+def as_constants(value: ArrayLike, argument: str) -> Array:
+    """Returns times or parameters as a JAX array; those of the host get the default dtype without a warning."""
+    on_host = not isinstance(value, jax.Array)
+    return as_float(host_real(value, argument).astype(float_dtype()) if on_host else value, argument)
 
 
 def _per_sample(value: ArrayLike, argument: str, shape: tuple[int, ...], batch: int, dtype: np.dtype) -> Array:
     """Returns an array of the shape (b, *shape) from one for all samples or one for each."""
-    array = as_float(value, argument).astype(dtype)
+    array = as_constants(value, argument).astype(dtype)
     if array.shape not in (shape, (batch, *shape)):
         raise ValueError(f"{argument} must have shape {shape} or {(batch, *shape)}, got {array.shape}.")
     return jnp.broadcast_to(array, (batch, *shape))

@@ -22,10 +22,10 @@ NORMS = {"l2": "L2", "h1": "H1"}
 
 @dataclasses.dataclass(frozen=True)
 class UnrolledLoss:
-    """L = Σ_j γ_j ‖û_j − u_j‖/‖u_j‖ / Σ_j γ_j over j = 1, …, k, with û_{j+1} = S(û_j, û_{j−1}, …) from a window's states.
+    """L = Σ_j γ_j ‖û_j − u_j‖/‖u_j‖ / Σ_j γ_j over j = 1, …, k, with û_{j+1} = S(û_j, û_{j−1}, …) from given states.
 
-    A loss for `jaxop.training.fit` on `jaxop.data.Windows`, whose ``steps`` is k. With k = 1 it is the relative error of
-    one step. γ_j is the weight that the window has for target j, times ``weights``. A curriculum of the windows sets
+    A loss for `jaxop.training.fit` on `jaxop.data.Windows`, whose ``steps`` is k. With k = 1 it is the relative error
+    of one step. γ_j is the weight that the window has for target j, times ``weights``. A curriculum of the windows sets
     the weights of the last targets to 0; these steps are then not computed.
 
     Attributes:
@@ -106,8 +106,8 @@ class UnrolledLoss:
             errors, other = self._unrolled(leads, count)
             weights = leads.weights.T
             losses = jnp.sum(weights * jnp.where(weights > 0, errors, 0), axis=0) / jnp.sum(weights, axis=0)
-        if isinstance(model, nnx.Module):
-            nnx.update(model, other)  # random streams have advanced
+        if isinstance(model, nnx.Module) and other:  # random streams have advanced
+            nnx.update(model, other)
         return losses, {f"lead_{j + 1}": jax.lax.stop_gradient(errors[j]) for j in range(count)}
 
     def _unrolled(self, leads: "_Leads", count: int) -> tuple[Float[Array, "k b"], Variables]:

@@ -87,7 +87,10 @@ def _config(saved: Saved, dtype: DTypeLike | None) -> Any:
     except (TypeError, ValueError) as error:
         version = saved.config.get("jaxop")
         raise ValueError(f"{saved.path}/{CONFIG}, written by jaxop {version}: {error}") from error
-    return config if dtype is None else config.in_dtypes(**dict.fromkeys(("dtype", "param_dtype"), jnp.dtype(dtype).name))
+    if dtype is None:
+        return config
+    name = jnp.dtype(dtype).name
+    return config.in_dtypes(dtype=name, param_dtype=name)
 
 
 def _compare(saved: Saved, expected: Mapping[str, jax.ShapeDtypeStruct]) -> None:

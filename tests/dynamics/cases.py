@@ -41,8 +41,8 @@ def statistics(channels=1, parameters=0, *, dt=0.5):
         std=jnp.asarray(2.0 + steps),
         increment=jnp.asarray(0.25 + steps / 8),
         dt=dt,
-        parameter_mean=jnp.arange(parameters) + 1.0,
-        parameter_std=jnp.arange(parameters) + 2.0,
+        parameter_mean=jnp.arange(parameters, dtype=float) + 1.0,
+        parameter_std=jnp.arange(parameters, dtype=float) + 2.0,
     )
 
 

@@ -20,7 +20,14 @@ def test_a_run_is_that_of_one_device(loss, devices, tmp_path):
     def fit(name, mesh):
         made = stepper(history=2, varying_dt=True, operator={"width": 64, "modes": 8})
         return training.fit(
-            made, windows, {"same": windows}, config, run_dir=tmp_path / name, loss=loss, mesh=mesh, optimizer=SGD,
+            made,
+            windows,
+            {"same": windows},
+            config,
+            run_dir=tmp_path / name,
+            loss=loss,
+            mesh=mesh,
+            optimizer=SGD,
             progress=False,
         )
 

@@ -90,7 +90,7 @@ class TestExactSolutions:
         assert np.max(np.abs(found.states - exact)) < 1e-5 * np.max(np.abs(u0))
 
     def test_the_order_of_the_rule(self, x64):
-        """Steps by the heat kernel on a line, as a quadrature on uneven nodes, converge at the order of the trapezoid."""
+        """Steps by the heat kernel, as a quadrature on uneven nodes of a line, have the order of the trapezoid."""
 
         def heat(states, domain, **options):
             gaps = domain.points[:, None, 0] - domain.points[None, :, 0]
@@ -196,7 +196,11 @@ class TestBlowUp:
         ({"dt": 0.0}, ValueError, r"dt must be positive and finite, got 0\.0"),
         ({"offsets": np.ones(1)}, ValueError, r"offsets must have shape \(0,\) or \(1, 0\), got \(1,\)"),
         ({"stepper": 3}, TypeError, r"stepper must be a dynamics\.Stepper or a function of .*, got 3"),
-        ({"stepper": lambda states, domain, **_: states}, ValueError, r"stepper must return states of shape \(1, 16, 1\)"),
+        (
+            {"stepper": lambda states, domain, **_: states},
+            ValueError,
+            r"stepper must return states of shape \(1, 16, 1\)",
+        ),
         ({"domain": 3}, TypeError, "domain must be a Domain, got int"),
     ],
 )

@@ -1,5 +1,6 @@
 """Steppers train like every model: runs resume bit for bit, and devices share their windows."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flax import nnx
 
 from jaxop import dynamics, training
 from tests.dynamics.cases import stepper, trajectories
@@ -58,8 +60,6 @@ def test_an_interrupted_run_ends_with_the_same_bits(step, tmp_path):
 @pytest.mark.parametrize("options", [{"pushforward": True}, {"noise": 0.1, "norm": "h1"}, {"weights": (1.0, 0.5, 2.0)}])
 @pytest.mark.parametrize("settings", [{"precision": "bf16"}, {"remat": "layers"}])
 def test_other_losses_and_settings_resume_too(options, settings, tmp_path):
-    import dataclasses
-
     config, loss = dataclasses.replace(CONFIG, **settings), dynamics.UnrolledLoss(**options)
     whole = fit(tmp_path / "whole", loss=loss, config=config)
     with interruption(5) as loggers:
@@ -99,7 +99,7 @@ def test_eight_devices():
 def test_a_stepper_learns_to_beat_persistence(tmp_path):
     train = trajectories(32).windows(strides=(1, 2))
     made = dynamics.make_stepper(
-        dynamics.StepperConfig.for_data(train, "fno", width=16, layers=2), train.statistics(), rngs=_rngs()
+        dynamics.StepperConfig.for_data(train, "fno", width=16, layers=2), train.statistics(), rngs=nnx.Rngs(0)
     )
     config = training.TrainingConfig(steps=400, batch_size=16, learning_rate=3e-3, eval_every=400)
     loss = dynamics.UnrolledLoss(noise=0.01)
@@ -109,12 +109,6 @@ def test_a_stepper_learns_to_beat_persistence(tmp_path):
     for stride in (1, 2):
         steps = 10 // stride
         found = dynamics.rollout(result.model, u[0], steps, domain=domain, dt=0.5 * stride)
-        truth = u[stride :: stride][:steps]
+        truth = u[stride::stride][:steps]
         assert np.linalg.norm(found.states - truth) < 0.3 * np.linalg.norm(u[0] - truth)
     assert len(times) == 12
-
-
-def _rngs():
-    from flax import nnx
-
-    return nnx.Rngs(0)
