@@ -62,7 +62,7 @@ class BlowUpError(FloatingPointError):
 
 def rollout(
     stepper: Callable[..., Array],
-    u0: Float[Array, "n c"] | Float[Array, "h n c"] | Float[Array, "b h n c"],
+    u0: Float[Array | np.ndarray, "n c"] | Float[Array | np.ndarray, "h n c"] | Float[Array | np.ndarray, "b h n c"],
     steps: int,
     *,
     domain: Domain | Decomposed,
@@ -129,11 +129,11 @@ def rollout(
         raise ValueError(f"u0 must have one row for each of the {nodes.size} nodes of domain, got {np.shape(u0)}.")
     if isinstance(stepper, Stepper) and not nodes.is_batched and is_concrete(*jax.tree.leaves(domain)):
         domain = stepper.config.prepare(domain)
-    check_dt(stepper, dt)
     if dt is not None:
         dt = as_constants(dt, "dt")
         if dt.shape not in ((), (steps,), (size, steps)):
             raise ValueError(f"dt must be one number, ({steps},) or ({size}, {steps}), got shape {dt.shape}.")
+        check_dt(stepper, dt)
     if offsets is not None:
         offsets = as_constants(offsets, "offsets")
         if offsets.shape not in ((depth - 1,), (size, depth - 1)):

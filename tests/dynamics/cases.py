@@ -101,7 +101,8 @@ class Heat(nnx.Module):
     def __call__(self, values, domain, *, at=None, initial=None):
         waves = 2 * jnp.pi * jnp.fft.rfftfreq(domain.size, 1 / domain.size).astype(values.dtype)
         factor = (jnp.expm1 if self.output == "delta" else jnp.exp)(-self.time * waves**2)
-        return jnp.fft.irfft(jnp.fft.rfft(values, axis=1) * factor[None, :, None], n=domain.size, axis=1)
+        spectrum = jnp.fft.rfft(values, axis=1)
+        return jnp.fft.irfft(spectrum * factor.astype(spectrum.dtype)[None, :, None], n=domain.size, axis=1)
 
 
 def heat_stepper(output, *, time=1e-4):
