@@ -99,8 +99,8 @@ def energy_spectrum(states: States, domain: Domain) -> Float[Array, "*batch t sh
 
 
 def _spectrum(u: Float[Array, "n c"], domain: Grid) -> Float[Array, "shells c"]:
-    modes = _modes(domain.shape, _sides(domain))
-    return jax.ops.segment_sum(_power(u, domain, modes), modes.shells, num_segments=modes.count)
+    modes, unit = _modes(domain.shape, _sides(domain)), domain._unit(u)
+    return jax.ops.segment_sum(_power(u / unit, domain, modes), modes.shells, num_segments=modes.count) * unit * unit
 
 
 def log_bands(domain: Domain, count: int = 3) -> tuple[tuple[int, int], ...]:
@@ -180,12 +180,13 @@ def _band_errors(
 ) -> Float[Array, "3 k c"]:
     modes = _modes(domain.shape, _sides(domain))
     within = jnp.asarray([(first <= modes.shells) & (modes.shells <= last) for first, last in bands], p.dtype)
-    of_p, of_r, of_error = (
-        jnp.matmul(within, _power(u, domain, modes), precision=jax.lax.Precision.HIGHEST) for u in (p, r, p - r)
-    )
-    amplitude, true_amplitude, error = _sqrt(of_p), _sqrt(of_r), _sqrt(of_error)
-    statistics = ratio(jnp.abs(amplitude - true_amplitude), true_amplitude)
-    return jnp.stack([statistics, ratio(error, true_amplitude), of_error])
+
+    def amplitudes(u: Array) -> Array:
+        unit = domain._unit(u)  # huge and tiny states stay in the range of their dtype
+        return _sqrt(jnp.matmul(within, _power(u / unit, domain, modes), precision=jax.lax.Precision.HIGHEST)) * unit
+
+    of_p, of_r, of_error = (amplitudes(u) for u in (p, r, p - r))
+    return jnp.stack([ratio(jnp.abs(of_p - of_r), of_r), ratio(of_error, of_r), of_error**2])
 
 
 def is_periodic(domain: Domain) -> bool:
