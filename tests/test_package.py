@@ -38,6 +38,7 @@ EXTRAS = (
     "h5py",
     "diffrax",
     "equinox",
+    "exponax",
     "tyro",
     "rich",
     "matplotlib",
