@@ -48,6 +48,7 @@ EXTRAS = (
     "sklearn",
     "meshio",
     "xarray",
+    "zarr",
 )
 
 
