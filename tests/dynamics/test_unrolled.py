@@ -111,6 +111,7 @@ class TestGradients:
         kept, again = (slopes(dynamics.UnrolledLoss(remat=remat), model, batch) for remat in (False, True))
         assert_close(again, kept, rtol=1e-6)
 
+    @pytest.mark.thorough
     def test_they_are_finite_differences(self, x64):
         made = stepper(operator={"param_dtype": "float64"})
         batch = at_step(trajectories(dtype=np.float64).windows(steps=3))
@@ -208,6 +209,7 @@ class TestNoise:
         rows = windows[np.array([4, 7, 1])]
         np.testing.assert_allclose(lead(rows), lead(dataclasses.replace(rows, key_data=None), noise=0.0), rtol=1e-6)
 
+    @pytest.mark.thorough
     def test_dropout_draws_other_masks_at_every_step(self):
         made = stepper("tno on a line", operator={"dropout": 0.5})
         made.train()
