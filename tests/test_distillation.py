@@ -88,6 +88,7 @@ def test_there_and_back(x64):
     assert found.weights < 0.03
 
 
+@pytest.mark.thorough
 def test_a_start_is_the_best_of_its_rank(x64):
     """Of all products of affine maps with two channels; a random perturbation of it is never better."""
     x, y = inputs(30), inputs(25, seed=1)

@@ -54,6 +54,7 @@ def test_vorticity_in_space_is_exact_for_waves():
     np.testing.assert_allclose(dynamics.vorticity(velocity[None], grid)[0], velocity, atol=1e-4)
 
 
+@pytest.mark.thorough
 def test_drift_is_relative_to_the_initial_state():
     line = domains.interval(9, upper=4.0)
     initial = jnp.stack([jnp.ones((9,)), 2 * jnp.ones((9,))], axis=-1)
@@ -64,6 +65,7 @@ def test_drift_is_relative_to_the_initial_state():
     np.testing.assert_allclose(found.enstrophy, found.energy, rtol=1e-6)
 
 
+@pytest.mark.thorough
 def test_the_drift_of_a_mass_of_zero_has_a_scale():
     """cos has mean 0; a constant of 0.01 more is a drift of 0.01 √2, not of 0.01 / 0."""
     line = domains.interval(16, upper=3.0, rule="periodic")
@@ -91,6 +93,7 @@ def test_batches_jit_and_gradients():
     np.testing.assert_allclose(slope, states[0] * line.weights[None, :, None], rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_a_state_that_is_not_finite_has_infinite_integrals():
     line = domains.interval(9)
     states = jnp.ones((2, 9, 1)).at[1, 4].set(jnp.nan)

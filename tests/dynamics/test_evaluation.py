@@ -134,6 +134,7 @@ def test_rows_are_tidy(tmp_path):
     assert {row["channel"] for row in joint} == {"all"}
 
 
+@pytest.mark.thorough
 def test_climatology_is_a_row_of_its_own():
     truth = waves()
     mean = np.mean(truth.states, axis=(0, 1))
@@ -169,6 +170,7 @@ def test_a_history_starts_the_rollout_later():
     np.testing.assert_allclose(errors.mean("nrmse", "persistence"), 2 * np.exp(errors.times[0]) - 2, rtol=1e-4)
 
 
+@pytest.mark.thorough
 def test_a_stepper_brings_its_history():
     """Its table is that of its rollout from the first two states."""
     truth = waves()
@@ -193,6 +195,7 @@ def test_parameters_reach_the_stepper():
     np.testing.assert_allclose(errors.mean("nrmse"), 0, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_a_domain_has_the_metrics_that_it_permits():
     points = np.random.default_rng(0).uniform(size=(9, 2)).astype(np.float32)
     cloud = dynamics.evaluate(persist, waves(domains.monte_carlo(points), count=1))
@@ -203,6 +206,7 @@ def test_a_domain_has_the_metrics_that_it_permits():
     assert set(dynamics.evaluate(persist, waves()).metrics) > basic | {"h1_error", "band_0_1", "amplitude_0_1"}
 
 
+@pytest.mark.thorough
 def test_domains_of_their_own():
     grids = [domains.from_samples(np.linspace(0, 1, 9, dtype=np.float32) ** p) for p in (1.0, 2.0, 3.0)]
     truth = waves(domains.stack(grids))

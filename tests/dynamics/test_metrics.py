@@ -158,6 +158,7 @@ def test_vrmse_has_the_variance_of_the_quadrature_elsewhere():
     np.testing.assert_allclose(found, np.sqrt(square)[:, 0], rtol=2e-6)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("shape", [(12,), (6, 6)])
 def test_metrics_are_those_of_exponax(shape, x64):
     exponax = pytest.importorskip("exponax")
@@ -173,6 +174,7 @@ def test_metrics_are_those_of_exponax(shape, x64):
     np.testing.assert_allclose(dynamics.nrmse(*samples, domain).mean(axis=0)[0], mean, rtol=1e-6)
 
 
+@pytest.mark.thorough
 def test_a_correlation_time_is_where_a_broken_line_crosses_the_threshold():
     times = jnp.array([2.0, 4.0, 8.0])
     curves = {

@@ -90,6 +90,7 @@ class TestExactSolutions:
         np.testing.assert_allclose(found.times, time[:, 0, 0], rtol=1e-5)
         assert np.max(np.abs(found.states - exact)) < 1e-5 * np.max(np.abs(u0))
 
+    @pytest.mark.thorough
     def test_the_order_of_the_rule(self, x64):
         """Steps by the heat kernel, as a quadrature on uneven nodes of a line, have the order of the trapezoid."""
 
@@ -111,6 +112,7 @@ class TestExactSolutions:
 
 
 class TestDerivatives:
+    @pytest.mark.thorough
     def test_gradients_are_finite_differences(self, x64):
         made = stepper(operator={"param_dtype": "float64"}, history=2, varying_dt=True)
         graphdef, params, other = nnx.split(made, nnx.Param, ...)

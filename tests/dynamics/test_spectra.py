@@ -120,6 +120,7 @@ def test_the_default_bands_are_equal_in_the_logarithm():
     assert found == ((0, 3), (4, 12), (13, 45)) == ((0, int(edges[0])), (4, int(edges[1])), (13, 45))
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("n", [12, 13])
 def test_one_dimensional_bands_and_spectra_are_those_of_exponax(n, x64):
     exponax = pytest.importorskip("exponax")
@@ -135,6 +136,7 @@ def test_one_dimensional_bands_and_spectra_are_those_of_exponax(n, x64):
     np.testing.assert_allclose(dynamics.energy_spectrum(prediction, grid)[0].T / 2, expected, rtol=1e-6)
 
 
+@pytest.mark.thorough
 def test_two_dimensional_spectra_are_those_of_exponax_within_its_shells(x64):
     exponax = pytest.importorskip("exponax")
     grid = domains.box((10, 10), rule="periodic")

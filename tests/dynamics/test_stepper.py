@@ -120,6 +120,7 @@ def _windows(domain, parameters):
     )
 
 
+@pytest.mark.thorough
 def test_half_precision_inside_float32_outside():
     half, full = (stepper(operator={"dtype": dtype}) for dtype in ("bfloat16", None))
     states = 1000.0 + field(RING, 1, 1)
@@ -250,6 +251,7 @@ class TestStored:
         with pytest.raises(ValueError, match="model='fnoo' is unknown"):
             from_dict(dynamics.StepperConfig, to_dict(config()) | {"model": "fnoo"})
 
+    @pytest.mark.thorough
     def test_folder_in_a_process_of_its_own(self, tmp_path):
         made = stepper(**FULL)
         path = made.save(tmp_path / "stepper")
@@ -270,6 +272,7 @@ class TestStored:
         assert operators.model_of(config()).name == "stepper"
         assert "stepper" not in operators.CONFIGS
 
+    @pytest.mark.thorough
     def test_run_and_precision(self, tmp_path):
         series = trajectories()
         made, windows = stepper(), series.windows(steps=2)
@@ -290,5 +293,6 @@ class TestStored:
             training.fit(made, windows, {"same": windows}, short, run_dir=tmp_path, resume=True, **other)
 
 
+@pytest.mark.thorough
 def test_a_mesh_is_a_domain_too():
     assert stepper("tno on a mesh")(field(MESH, 1, 1), MESH).shape == (9, 1)

@@ -63,6 +63,7 @@ def assert_is_whole(resumed, directory, whole):
     assert rows(directory) == rows(whole[1])
 
 
+@pytest.mark.thorough
 def test_an_interrupted_run_ends_with_the_same_bits(whole, broken, tmp_path):
     directory = shutil.copytree(broken, tmp_path / "run")
     assert_is_whole(fit(directory, resume=True), directory, whole)

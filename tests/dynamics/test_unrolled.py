@@ -90,6 +90,7 @@ class TestGradients:
             pairs = zip(*map(jax.tree.leaves, (gradient, uncut)), strict=True)
             assert max(float(jnp.max(jnp.abs(a - b))) for a, b in pairs) > 1e-4
 
+    @pytest.mark.thorough
     def test_pushforward_is_the_last_step_from_a_detached_state(self, windows, model):
         batch = at_step(windows)
         (value, metrics), gradient = slopes(dynamics.UnrolledLoss(pushforward=True), model, batch)
@@ -239,6 +240,7 @@ class _Spy(nnx.Module):
         return values
 
 
+@pytest.mark.thorough
 def test_twenty_steps_take_the_memory_of_one():
     made = stepper(operator={"width": 24, "layers": 3})
     graphdef, params, other = nnx.split(made, nnx.Param, ...)

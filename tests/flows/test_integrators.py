@@ -282,6 +282,7 @@ def test_two_step_methods_do_not_read_the_clock(method):
     np.testing.assert_allclose(ends[1], ends[0], rtol=1e-5)
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(**by_name)
 def test_half_precision_is_kept_by_a_step_and_the_clock_is_not_in_it(method):
     state = flows.start(method, jnp.ones(3, jnp.bfloat16))

@@ -9,10 +9,17 @@ import pytest
 
 FOLDER = Path(__file__).parent
 MARKERS = {"some": [], "others": ["-m", "thorough"]}
-LONG = ["model_devices", "domain_training", "domain_latent", "domain_grids", "explicit_meshes", "ragged_samples"]
+LONG = [
+    "model_devices",
+    "domain_devices",
+    "domain_training",
+    "domain_latent",
+    "domain_grids",
+    "explicit_meshes",
+    "ragged_samples",
+]
 FILES = [
     "eight_devices",
-    "domain_devices",
     *(pytest.param(name, marks=pytest.mark.thorough) for name in LONG),
 ]
 

@@ -150,6 +150,7 @@ def test_a_completed_run_can_be_resumed_and_does_nothing(whole):
     assert rows(whole[0]) == before
 
 
+@pytest.mark.thorough
 def test_a_time_limit_stops_saves_and_counts_over_resumptions(tmp_path):
     config = dataclasses.replace(CONFIG, steps=100_000, time_limit_s=0.3)
     rest = Interrupt(None, None)

@@ -95,6 +95,7 @@ def test_neither_outputs_nor_gradients_see_the_padding(kind):
         np.testing.assert_allclose(leaf, expected, atol=1e-6)
 
 
+@pytest.mark.thorough
 def test_training_in_buckets_is_training_on_each_sample_by_itself(tmp_path):
     """Three steps of gradient descent, sample by sample without padding, on the batches that a run draws."""
     config = dataclasses.replace(CONFIG, steps=3, warmup_steps=0)

@@ -54,6 +54,7 @@ def _plain(tree):
     return jax.tree.map(one, tree)
 
 
+@pytest.mark.thorough
 def test_layers_of_other_structure_run_one_by_one():
     layers = [nn.FlowLayer(4, hidden, rngs=nnx.Rngs(hidden)) for hidden in (4, 8)]
     x = jnp.ones((1, 3, 4))

@@ -52,6 +52,7 @@ def residual(run, velocity):
     return np.abs((after - before) / (run.times[2] - run.times[0]) - expected).max() / np.abs(expected).max()
 
 
+@pytest.mark.sample(2)
 @EVERY
 def test_a_sample_depends_on_seed_and_number_only(name):
     many, one = make(name, 3, first=4), make(name, 1, first=6)
@@ -106,7 +107,7 @@ def test_the_settings_of_apebench_make_its_trajectories(x64):
         np.testing.assert_allclose(ours, theirs.reshape(ours.shape), atol=1e-10)
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 @EVERY
 def test_grids_of_all_resolutions_sample_the_same_function(name, x64):
     nodes = PROBLEMS[name][1]["nodes"]

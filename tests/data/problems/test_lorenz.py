@@ -29,6 +29,7 @@ def runge_kutta(u, time, steps):
     return u
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_a_sample_depends_on_seed_and_number_only(name):
     many, one = make(name, 12, first=10), make(name, 1, first=17)
