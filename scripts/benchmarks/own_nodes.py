@@ -22,15 +22,13 @@ ABOUT = {
 
 def configs(train: data.RaggedSamples) -> dict[str, operators.OperatorConfig]:
     """Returns the operators by name."""
-    channels = {"in_channels": train.in_channels, "out_channels": train.out_channels}
-    size = channels | {"width": 64, "heads": 4, "layers": 4}
-    nodes = train.sample(0).domain
+    inputs, outputs, dim = train.in_channels, train.out_channels, train.dim
     latent = operators.LatentNeuralOperatorConfig
     settings = experiments.OperatorSettings("latent_grid", width=64, heads=4, layers=4, grid=32)
     return {
-        "TNO": operators.TransformerNeuralOperatorConfig.for_data(nodes, **size),
-        "FLARE": latent.flare(*channels.values(), train.dim, width=64, heads=4, layers=4),
-        "Transolver": latent.transolver(*channels.values(), train.dim, width=64, heads=4, layers=4),
+        "TNO": operators.TransformerNeuralOperatorConfig(inputs, outputs, dim, width=64, heads=4, layers=4),
+        "FLARE": latent.flare(inputs, outputs, dim, width=64, heads=4, layers=4),
+        "Transolver": latent.transolver(inputs, outputs, dim, width=64, heads=4, layers=4),
         "latent grid": settings.for_data(train)[0],
     }
 
