@@ -13,6 +13,7 @@ _PARTS = (
     "data",
     "distillation",
     "domains",
+    "dynamics",
     "experiments",
     "flows",
     "kernel_machines",
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from jaxop import data as data
     from jaxop import distillation as distillation
     from jaxop import domains as domains
+    from jaxop import dynamics as dynamics
     from jaxop import experiments as experiments
     from jaxop import flows as flows
     from jaxop import kernel_machines as kernel_machines

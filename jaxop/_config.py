@@ -6,7 +6,7 @@ import math
 import os
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
 
@@ -174,8 +174,9 @@ def from_dict(kind: type[Config], values: Mapping[str, object], *, name: str = "
 
     JSON does not distinguish a list from a tuple, a string from a path, or one class of configs from another; the type
     hints of the fields do. If several classes are possible, the field ``name`` chooses; of classes without a name it is
-    the one with the fewest fields among those that have all fields of ``values``. Configs of earlier versions are
-    converted to this version.
+    the one with the fewest fields among those that have all fields of ``values``. A class may have a classmethod
+    ``recorded(values)``, which returns the fields of its constructor. Configs of earlier versions are converted to this
+    version.
 
     Args:
         kind: the class of the config.
@@ -206,6 +207,9 @@ def from_dict(kind: type[Config], values: Mapping[str, object], *, name: str = "
     for change in CHANGES.get(kind.__name__, ()):
         if isinstance(change, Dropped) != (change.field in fields):
             change.apply(kind.__name__, present)
+    recorded: Callable[[dict[str, object]], dict[str, object]] | None = getattr(kind, "recorded", None)
+    if recorded is not None:
+        present = recorded(present)
     for field in present:
         if field not in fields:
             raise ValueError(f"{kind.__name__} has no field {field!r}: {closest(str(field), fields)}")

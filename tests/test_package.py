@@ -30,7 +30,8 @@ ALLOWED = {
     "distillation": {"kernels", "attention", "kernel_machines", "nn"},
     "data": {"domains"},
     "training": {"domains", "data", "operators", "transformers"},
-    "experiments": {"domains", "nn", "data", "operators", "training"},
+    "dynamics": {"domains", "data", "nn", "operators", "training"},
+    "experiments": {"domains", "nn", "data", "operators", "training", "dynamics"},
     "testing": {"domains", "kernels"},
 }
 EXTRAS = (
@@ -47,6 +48,7 @@ EXTRAS = (
     "sklearn",
     "meshio",
     "xarray",
+    "zarr",
 )
 
 

@@ -7,6 +7,8 @@ from jaxop.data.files.layout import from_arrays as from_arrays
 from jaxop.data.files.read import FORMATS as FORMATS
 from jaxop.data.files.read import read as read
 from jaxop.data.files.save import save as save
+from jaxop.data.files.trajectories import TRAJECTORY_FORMATS as TRAJECTORY_FORMATS
+from jaxop.data.files.trajectories import read_trajectories as read_trajectories
 from jaxop.data.files.write import write_fields as write_fields
 from jaxop.data.groups import Group as Group
 from jaxop.data.joined import join as join
@@ -38,3 +40,8 @@ from jaxop.data.samples import Batch as Batch
 from jaxop.data.samples import Samples as Samples
 from jaxop.data.samples import batch_indices as batch_indices
 from jaxop.data.source import DataSource as DataSource
+from jaxop.data.trajectories import FrameSource as FrameSource
+from jaxop.data.trajectories import Trajectories as Trajectories
+from jaxop.data.windows import StepStatistics as StepStatistics
+from jaxop.data.windows import WindowBatch as WindowBatch
+from jaxop.data.windows import Windows as Windows

@@ -10,6 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxop.domains import Decomposed, Domain, Mesh
+from jaxop.domains.domain import as_domain
 from jaxop.domains.mesh import vertex_weights
 
 
@@ -73,6 +74,16 @@ def defining_arrays(domain: Domain | Decomposed) -> list[ArrayLike]:
     if not isinstance(domain, Mesh) or has_own_weights(domain):
         return jax.tree.leaves(domain)
     return [domain.points, domain.simplices]
+
+
+def describe_domain(domain: Domain | Decomposed) -> dict[str, str | int | bool]:
+    """Returns kind, sizes and a checksum of a domain; a mesh counts with its vertices and simplices."""
+    return {
+        "kind": type(domain).__name__,
+        "size": as_domain(domain, "domain").size,
+        "stacked": domain.is_batched,
+        "contents": f"{checksum(defining_arrays(domain)):08x}",
+    }
 
 
 def has_own_weights(mesh: Mesh) -> bool:

@@ -64,7 +64,7 @@ def statistics(values: ArraySource, domain: Domain | Decomposed) -> Statistics:
     domain = as_domain(domain, "domain")
     check_functions(values, domain, "values", "domain")
     weights = np.atleast_2d(np.asarray(domain.weights, np.float64))
-    moments = _Moments("values")
+    moments = Moments("values")
     for rows in blocks(values):
         block = np.asarray(values[rows])
         moments.add(block, np.broadcast_to(weights[rows] if domain.is_batched else weights, block.shape[:2]))
@@ -111,7 +111,7 @@ def standardization(samples: Samples | RaggedSamples) -> dict[str, Array]:
 
 
 def _statistics_one_by_one(samples: RaggedSamples) -> tuple[Statistics, Statistics, Statistics | None]:
-    inputs, targets, initial = (_Moments(name) for name in ("inputs", "targets", "initial"))
+    inputs, targets, initial = (Moments(name) for name in ("inputs", "targets", "initial"))
     for i in range(len(samples)):
         sample = samples.sample(i)
         for moments, values, domain in (
@@ -124,7 +124,7 @@ def _statistics_one_by_one(samples: RaggedSamples) -> tuple[Statistics, Statisti
     return inputs.statistics(), targets.statistics(), initial.statistics() if samples.initial_channels else None
 
 
-class _Moments:
+class Moments:
     """Mass, mean and squared deviations of blocks of values, relative to the first value, merged by Chan's update."""
 
     def __init__(self, argument: str):
@@ -132,6 +132,7 @@ class _Moments:
         self._mass: float = 0.0
 
     def add(self, values: Real[np.ndarray, "b n c"], weight: Float[np.ndarray, "b n"]) -> None:
+        """Adds functions with the quadrature weights of each."""
         block = values.astype(np.float64)
         if self._mass == 0.0:
             self._dtype, self._shift = values.dtype, block[0, np.argmax(weight[0] > 0)].copy()
@@ -146,9 +147,13 @@ class _Moments:
         self._mean += gap * block_mass / total
         self._mass = total
 
+    def mean_and_deviation(self) -> tuple[Float[np.ndarray, " c"], Float[np.ndarray, " c"]]:
+        """Returns μ and σ in float64; σ is 0 or rounding for a constant channel."""
+        return self._mean + self._shift, np.sqrt(self._square / self._mass)
+
     def statistics(self) -> Statistics:
-        mean = self._mean + self._shift
-        std = np.sqrt(self._square / self._mass)
+        """Returns μ and σ, with σ = 1 for a constant channel, about which a warning may say more."""
+        mean, std = self.mean_and_deviation()
         dtype = float_dtype()
         varies, resolved = (
             std > np.maximum(np.finfo(kind).eps * np.abs(mean), np.finfo(dtype).tiny)

@@ -33,6 +33,10 @@ Rows = slice | EllipsisType | SupportsIndex | Sequence[int] | np.ndarray
 """Rows of an array: a slice or numbers of rows."""
 
 
+Part = tuple[int, slice]
+"""One row of an array and a slice of its second axis, by which trajectories read times."""
+
+
 @runtime_checkable
 class ArraySource(Protocol):
     """Array whose rows a set of samples can read: a NumPy array, or a file that is read lazily.
@@ -305,7 +309,12 @@ def permutation(size: int, seed: np.random.SeedSequence) -> Int[np.ndarray, " n"
 def blocks(source: ArraySource) -> Iterator[slice]:
     """Yields slices of samples that cover the array and each fit in memory."""
     count, *rest = source.shape
-    rows = max(1, _BLOCK // max(1, int(np.prod(rest))))
+    yield from row_slices(count, int(np.prod(rest)))
+
+
+def row_slices(count: int, size: int) -> Iterator[slice]:
+    """Yields slices that cover ``count`` rows of ``size`` numbers and each fit in memory."""
+    rows = max(1, _BLOCK // max(1, size))
     for start in range(0, count, rows):
         yield slice(start, min(start + rows, count))
 
@@ -369,24 +378,39 @@ def _check_finite(source: ArraySource, argument: str, domain: Domain) -> None:
     """Raises ``ValueError`` if an entry is not finite in JAX's dtype, and names the first; reads files in blocks."""
     dtype = jax_dtype(np.dtype(source.dtype))
     for rows in blocks(source):
-        block = plain_rows(source, rows, argument)
-        with np.errstate(over="ignore"):
-            bad = ~np.isfinite(block.astype(dtype, copy=False))
-        if not bad.any():
+        fault = finite_fault(plain_rows(source, rows, argument), dtype, domain)
+        if fault is None:
             continue
-        where = first_index(bad)
-        where = where if isinstance(where, tuple) else (where,)
-        value = block[where]
-        sample = rows.start + where[0]
-        place = f"sample {sample}"
-        if len(where) == 3:
-            if isinstance(domain, Grid) and domain.dim > 1:
-                place += f", grid index {tuple(int(i) for i in np.unravel_index(where[1], domain.shape))}"
-            place += f", channel {where[2]}"
-        entry = f"{argument}[{', '.join(map(str, (sample, *where[1:])))}]"
+        (first, *rest), value, place = fault
+        sample = rows.start + first
+        entry = f"{argument}[{', '.join(map(str, (sample, *rest)))}]"
         raise ValueError(
-            f"{argument} must be finite in {dtype}, but {entry} = {value} ({place}); remove or repair this sample."
+            f"{argument} must be finite in {dtype}, but {entry} = {value} (sample {sample}{place}); remove or repair "
+            "this sample."
         )
+
+
+def finite_fault(block: np.ndarray, dtype: np.dtype, domain: Domain) -> tuple[tuple[int, ...], np.generic, str] | None:
+    """Returns the first entry that is not finite in ``dtype``: its index, its value and its grid index and channel.
+
+    None if all entries are finite. Blocks of functions have shape (rows, n, channels).
+    """
+    with np.errstate(over="ignore"):
+        bad = ~np.isfinite(block.astype(dtype, copy=False))
+    if not bad.any():
+        return None
+    where, place = first_index(bad), ""
+    where = where if isinstance(where, tuple) else (where,)
+    if len(where) == 3:
+        place = f"{place_of(domain, where[1])}, channel {where[2]}"
+    return where, block[where], place
+
+
+def place_of(domain: Domain, node: int) -> str:
+    """Returns the index of a node along each axis of a grid, for a message; "" for other domains."""
+    if not isinstance(domain, Grid) or domain.dim == 1:
+        return ""
+    return f", grid index {tuple(int(i) for i in np.unravel_index(node, domain.shape))}"
 
 
 def _rows(source: ArraySource, index: np.ndarray, argument: str) -> np.ndarray:

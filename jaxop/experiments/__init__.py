@@ -29,3 +29,8 @@ from jaxop.experiments.record import recorded_problem as recorded_problem
 from jaxop.experiments.run import build as build
 from jaxop.experiments.run import train as train
 from jaxop.experiments.settings import OperatorSettings as OperatorSettings
+from jaxop.experiments.time_plots import plot_rollout_errors as plot_rollout_errors
+from jaxop.experiments.time_plots import plot_snapshots as plot_snapshots
+from jaxop.experiments.time_plots import plot_space_time as plot_space_time
+from jaxop.experiments.time_plots import plot_spectra as plot_spectra
+from jaxop.experiments.time_plots import save_animation as save_animation

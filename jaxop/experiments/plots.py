@@ -329,11 +329,8 @@ def _draw(
     points = np.asarray(domain.points)
     axes.margins(0.01)
     if isinstance(domain, Grid):
-        block = values.reshape(domain.shape)
-        while block.ndim > 2:
-            block = block[..., block.shape[-1] // 2]
         x, y = (np.asarray(axis.nodes) for axis in domain.axes[:2])
-        drawn = axes.pcolormesh(x, y, block.T, shading="nearest", **style)
+        drawn = axes.pcolormesh(x, y, _block(domain, values), shading="nearest", **style)
     elif isinstance(domain, TriangleMesh) and domain.dim == 2:
         drawn = axes.tripcolor(*points.T, np.asarray(domain.faces), values, shading="gouraud", **style)
         if has_nodes:
@@ -345,6 +342,14 @@ def _draw(
     if has_bar:
         _bar(axes.figure, drawn, axes, values)
     return drawn
+
+
+def _block(domain: Grid, values: np.ndarray) -> np.ndarray:
+    """Returns the values on the first two axes of a grid, in the middle of the others, as rows of a picture."""
+    block = values.reshape(domain.shape)
+    while block.ndim > 2:
+        block = block[..., block.shape[-1] // 2]
+    return block.T
 
 
 def _seen(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -7,6 +7,7 @@ from jaxop.nn.activations import gelu_tanh as gelu_tanh
 from jaxop.nn.attention import IntegralAttention as IntegralAttention
 from jaxop.nn.attention import IntegralAttentionConfig as IntegralAttentionConfig
 from jaxop.nn.encoder import NORMS as NORMS
+from jaxop.nn.encoder import BuildableConfig as BuildableConfig
 from jaxop.nn.encoder import EncoderConfig as EncoderConfig
 from jaxop.nn.encoder import EncoderLayer as EncoderLayer
 from jaxop.nn.encoder import LayersConfig as LayersConfig

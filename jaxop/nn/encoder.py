@@ -17,6 +17,7 @@ from jaxop.nn.kernel_configs import ExpDotProductConfig, KernelConfig, LinearCon
 from jaxop.nn.momentum import MomentumConfig, MomentumLayer
 from jaxop.nn.pointwise import FeedForward, LayerNorm, check_dropout, check_heads, in_blocks
 
+Buildable = TypeVar("Buildable", bound="BuildableConfig")
 Config = TypeVar("Config", bound="ModelConfig")
 
 NORMS = ("post", "pre")
@@ -110,9 +111,34 @@ class Dtypes(TypedDict):
     param_dtype: str
 
 
+class BuildableConfig:
+    """Base class of the configs that `jaxop.operators.build` takes; it has no fields."""
+
+    @property
+    def dtypes(self) -> Dtypes:
+        """The dtypes of the model, as keywords of a layer."""
+        raise NotImplementedError
+
+    def in_dtypes(self: Buildable, **dtypes: str | None) -> Buildable:
+        """Returns the config of the same model with another ``dtype`` or ``param_dtype``."""
+        raise NotImplementedError
+
+    @classmethod
+    def checked(cls: type[Buildable], config: Buildable, rngs: nnx.Rngs) -> Buildable:
+        """Checks the arguments of the constructor of a model and returns the config.
+
+        Raises:
+            TypeError: if ``config`` is of another class, or ``rngs`` is not `flax.nnx.Rngs`.
+        """
+        room = cls.__module__.split(".")[1]
+        check_type(config, "config", cls, f"{room}.{cls.__name__}(...), made by operators.from_dict from a dict")
+        check_rngs(rngs)
+        return config
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """Base class of the configs of all models, with the fields that they share.
+class ModelConfig(BuildableConfig):
+    """Base class of the configs of networks, with the fields that they share.
 
     Attributes:
         FEWEST_LAYERS: the smallest number of layers.
@@ -147,22 +173,14 @@ class ModelConfig:
         check_dtype(self.dtype, "dtype", optional=True)
         check_dtype(self.param_dtype, "param_dtype")
 
-    @classmethod
-    def checked(cls: type[Config], config: Config, rngs: nnx.Rngs) -> Config:
-        """Checks the arguments of the constructor of a model and returns the config.
-
-        Raises:
-            TypeError: if ``config`` is of another class, or ``rngs`` is not `flax.nnx.Rngs`.
-        """
-        room = cls.__module__.split(".")[1]
-        check_type(config, "config", cls, f"{room}.{cls.__name__}(...), made by operators.from_dict from a dict")
-        check_rngs(rngs)
-        return config
-
     @property
     def dtypes(self) -> Dtypes:
         """The dtypes as keywords of a layer."""
         return {"dtype": self.dtype, "param_dtype": self.param_dtype}
+
+    def in_dtypes(self: Config, **dtypes: str | None) -> Config:
+        """Returns the config of the same model with another ``dtype`` or ``param_dtype``."""
+        return dataclasses.replace(self, **dtypes)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,13 @@ CONFIG, WEIGHTS, STATISTICS, CARD = "config.json", "model.safetensors", "statist
 
 
 class Savable:
-    """Base class of models that `save` as folders, which `jaxop.from_pretrained` loads."""
+    """Base class of models that `save` as folders, which `jaxop.from_pretrained` loads.
+
+    Attributes:
+        USAGE: a line of Python that calls the model, for the card.
+    """
+
+    USAGE: ClassVar[str] = "outputs = model(values, domain)"
 
     def save(self, path: str | os.PathLike[str], *, card: Mapping[str, str] | None = None) -> Path:
         """Writes the model to a folder, or to one file if the name ends in ``.zip``.
@@ -227,7 +233,8 @@ def _card(operator: nnx.Module, config: dict[str, Json], count: int, sections: d
             f"It maps functions with {config['in_channels']} channels to functions with {config['out_channels']} "
             f"channels, in {config['dim']} space dimensions, and has {count:,} numbers."
         )
-    lines.append("```python\nimport jaxop\n\nmodel = jaxop.from_pretrained(PATH)\noutputs = model(values, domain)\n```")
+    usage = getattr(operator, "USAGE", Savable.USAGE)
+    lines.append(f"```python\nimport jaxop\n\nmodel = jaxop.from_pretrained(PATH)\n{usage}\n```")
     for title, text in sections.items():
         lines += [f"## {title}", text.strip()]
     if source:

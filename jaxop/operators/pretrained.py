@@ -1,6 +1,5 @@
 """Loading of models from folders."""
 
-import dataclasses
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +13,7 @@ from jaxop._config import from_dict
 from jaxop._pytree import leaf_names
 from jaxop._validation import closest
 from jaxop.operators.folder import CONFIG, Saved, read_folder
-from jaxop.operators.registry import build, models
+from jaxop.operators.registry import build, find, models
 from jaxop.operators.standardized import Standardized
 
 
@@ -76,19 +75,22 @@ def from_pretrained(
 
 def _config(saved: Saved, dtype: DTypeLike | None) -> Any:
     """Returns the config of a saved model, in other dtypes if need be."""
-    name, known = saved.config["model"], models()
-    if name not in known:
+    name = saved.config["model"]
+    model = find(name)
+    if model is None:
         raise ValueError(
-            f"{saved.path}/{CONFIG} names the model {name!r}, which is not registered: {closest(name, known)} "
+            f"{saved.path}/{CONFIG} names the model {name!r}, which is not registered: {closest(name, models())} "
             "Import the module that registers it first."
         )
     try:
-        config = from_dict(known[name].config, saved.config["config"], name="config")
+        config = from_dict(model.config, saved.config["config"], name="config")
     except (TypeError, ValueError) as error:
         version = saved.config.get("jaxop")
         raise ValueError(f"{saved.path}/{CONFIG}, written by jaxop {version}: {error}") from error
-    dtypes = {} if dtype is None else dict.fromkeys(("dtype", "param_dtype"), jnp.dtype(dtype).name)
-    return dataclasses.replace(config, **dtypes)
+    if dtype is None:
+        return config
+    name = jnp.dtype(dtype).name
+    return config.in_dtypes(dtype=name, param_dtype=name)
 
 
 def _compare(saved: Saved, expected: Mapping[str, jax.ShapeDtypeStruct]) -> None:

@@ -7,12 +7,12 @@ from typing import Any, TypeVar
 
 from flax import nnx
 
-from jaxop.nn import ModelConfig
+from jaxop.nn import BuildableConfig
 from jaxop.operators.config import OperatorConfig
 
 Module = TypeVar("Module", bound=type[nnx.Module])
 
-_PACKAGES = ("jaxop.operators", "jaxop.transformers")
+_PACKAGES = ("jaxop.operators", "jaxop.transformers", "jaxop.dynamics")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Model:
     """
 
     name: str
-    config: type[ModelConfig]
+    config: type[BuildableConfig]
     module: Callable[..., nnx.Module]
 
     @property
@@ -35,13 +35,13 @@ class Model:
         return (self.module.__doc__ or "").partition("\n")[0]
 
 
-_MODELS: dict[type[ModelConfig], Model] = {}
+_MODELS: dict[type[BuildableConfig], Model] = {}
 
 CONFIGS: dict[str, type[Any]] = {}
 """Configs of all neural operators by short name; each is a subclass of `OperatorConfig`."""
 
 
-def register(name: str, config: type[ModelConfig]) -> Callable[[Module], Module]:
+def register(name: str, config: type[BuildableConfig]) -> Callable[[Module], Module]:
     """Returns a decorator that gives a module a short name in `build`, `models` and `jaxop.training.Run`.
 
     Args:
@@ -95,12 +95,22 @@ def models() -> dict[str, Model]:
     return {model.name: model for model in _MODELS.values()}
 
 
+def find(name: str) -> Model | None:
+    """Returns the model of a short name, or None; only the packages up to its own are imported."""
+    for package in _PACKAGES:
+        importlib.import_module(package)
+        named = [model for model in _MODELS.values() if model.name == name]
+        if named:
+            return named[-1]
+    return None
+
+
 def _load() -> None:
     for package in _PACKAGES:
         importlib.import_module(package)
 
 
-def model_of(config: ModelConfig) -> Model:
+def model_of(config: BuildableConfig) -> Model:
     """Returns the model that a config describes.
 
     Raises:
@@ -111,14 +121,15 @@ def model_of(config: ModelConfig) -> Model:
         >>> operators.model_of(operators.FlowNeuralOperatorConfig(1, 1)).name
         'flow'
     """
-    _load()
+    if type(config) not in _MODELS:
+        _load()
     if type(config) in _MODELS:
         return _MODELS[type(config)]
     expected = ", ".join(model.config.__name__ for model in _MODELS.values())
     raise TypeError(f"config must be one of {expected}; got {type(config).__name__}.")
 
 
-def build(config: ModelConfig, *, rngs: nnx.Rngs) -> nnx.Module:
+def build(config: BuildableConfig, *, rngs: nnx.Rngs) -> nnx.Module:
     """Returns a new model of a config.
 
     Args:

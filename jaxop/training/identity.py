@@ -9,11 +9,10 @@ from jax.typing import ArrayLike
 from jaxop._config import Json
 from jaxop._pytree import leaf_names
 from jaxop.data import DataSource, Examples, RandomNodes, Samples
-from jaxop.data._support import checksum, defining_arrays
+from jaxop.data._support import checksum, defining_arrays, describe_domain
 from jaxop.data.samples import ArraySource, blocks
 from jaxop.data.source import check_batch
 from jaxop.domains import Decomposed, Domain
-from jaxop.domains.domain import as_domain
 from jaxop.training.config import to_json
 
 
@@ -72,13 +71,8 @@ def describe_samples(samples: Samples | Examples) -> dict[str, Json]:
         if domain is None:
             return None
         parts = defining_arrays(domain)
-        return {
-            "kind": type(domain).__name__,
-            "size": as_domain(domain, "domain").size,
-            "stacked": domain.is_batched,
-            "crc32": _crc32([np.asarray(part)[rows] if domain.is_batched else part for part in parts]),
-            "contents": _crc32(parts),
-        }
+        first = _crc32([np.asarray(part)[rows] if domain.is_batched else part for part in parts])
+        return {**describe_domain(domain), "crc32": first}
 
     if isinstance(samples, Examples):
         return {"examples": len(samples), "inputs": array(samples.inputs), "labels": array(samples.labels)}

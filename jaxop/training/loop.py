@@ -124,8 +124,9 @@ def fit(
             see `jaxop.training.losses`. The loggers get the metrics of a step, and validation sets are measured by
             this loss and its metrics. None takes the loss that ``config.loss`` names. A run records the name of
             the function, and the numbers, strings and tuples that a `functools.partial` binds; a resumed run must have
-            the same. Code, closures, other bound values and the fields of a callable object are not compared, and all
-            lambdas of one function have one name: put what tells them apart into ``settings``.
+            the same. Of a callable object it records the dict of such values that its method ``identity()`` returns;
+            without this method, no fields. Code, closures and other bound values are not compared, and all lambdas
+            of one function have one name: put what tells them apart into ``settings``.
         eval_params: a function from (state of the optimiser, parameters) to the parameters to evaluate with, if
             gradients are taken at others. Schedule-free optimisers of Optax are recognised: leave None for them.
             Evaluations, ``Result.model`` and `Run.restore` use these parameters.

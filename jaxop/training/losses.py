@@ -319,8 +319,9 @@ def describe_loss(loss: Loss) -> dict[str, Json]:
 
     "function" is the name of the function, or of the class of a callable object. "arguments" are those that a
     `functools.partial` binds, by name or position: numbers, strings, None and tuples of them as text, any other value
-    by its type. The following is not recorded and not compared when a run is resumed: code, closures, the contents of
-    other bound values, the fields of a callable object, and which lambda of a function it is (all have one name).
+    by its type. A callable object may have a method ``identity()``, which returns a dict of such values; without it the
+    fields of the object are not recorded. Neither are code, closures, the contents of other bound values, and which
+    lambda of a function it is (all have one name). What is not recorded is not compared when a run is resumed.
 
     Example:
         >>> import functools
@@ -333,7 +334,9 @@ def describe_loss(loss: Loss) -> dict[str, Json]:
     named: dict[str, object] = {}
     while isinstance(loss, functools.partial):
         positional, named, loss = (*loss.args, *positional), {**loss.keywords, **named}, loss.func
-    arguments = {**{str(place): value for place, value in enumerate(positional)}, **named}
+    arguments: dict[str, object] = {**{str(place): value for place, value in enumerate(positional)}, **named}
+    identity: Callable[[], Mapping[str, object]] | None = getattr(loss, "identity", None)
+    arguments |= {} if identity is None else identity()
     return {
         "function": getattr(loss, "__qualname__", type(loss).__qualname__),
         "arguments": {name: _as_text(value) for name, value in arguments.items()},

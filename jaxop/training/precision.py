@@ -1,6 +1,5 @@
 """Mixed precision: which operators compute in half precision, with parameters that stay in float32."""
 
-import dataclasses
 from typing import TypeVar
 
 from flax import nnx
@@ -24,7 +23,7 @@ def config_in_precision(config: Config, precision: str | None) -> Config:
         >>> config_in_precision(operators.FourierNeuralOperatorConfig(1, 1), "bf16").dtype
         'bfloat16'
     """
-    return config if precision is None else dataclasses.replace(config, dtype=_dtype(config.dtype, precision))
+    return config if precision is None else config.in_dtypes(dtype=_dtype(config.dtypes["dtype"], precision))
 
 
 def _dtype(given: str | None, precision: str) -> str:
@@ -59,7 +58,7 @@ def in_precision(model: Model, precision: str | None) -> Model:
         )
     for module in found:
         own = vars(module)["config"]
-        config = dataclasses.replace(own, dtype=_dtype(own.dtype, precision))
+        config = own.in_dtypes(dtype=_dtype(own.dtypes["dtype"], precision))
         twin = nnx.eval_shape(lambda config=config: build(config, rngs=nnx.Rngs(0)))
         parts = dict(nnx.iter_modules(twin))
         for path, part in nnx.iter_modules(module):

@@ -23,7 +23,7 @@ import jaxop
 from jaxop._config import from_dict, to_dict
 from jaxop._files import read_json, write_in_one_go
 from jaxop._validation import near
-from jaxop.operators import CONFIGS, Standardized, build, models
+from jaxop.operators import OperatorConfig, Standardized, build, models
 from jaxop.training._files import local_path, set_aside
 from jaxop.training.checkpoint import Checkpoints
 from jaxop.training.config import LOSSES, TrainingConfig, to_json
@@ -135,10 +135,12 @@ class Run:
             pairs = ", ".join(f"{name}={given[name]!r} instead of {recorded[name]!r}" for name in different)
             warnings.warn(f"model differs from the one that was trained in {pairs}.", UserWarning, stacklevel=3)
 
-    def model(self, *, checkpoint: int | str = "best", average: bool = True, mesh: Mesh | None = None) -> Standardized:
-        """Returns the trained operator in physical units, if the run recorded its ``operator`` and ``model`` settings.
+    def model(self, *, checkpoint: int | str = "best", average: bool = True, mesh: Mesh | None = None) -> Any:
+        """Returns the trained model, if the run recorded its ``operator`` and ``model`` settings.
 
-        Runs of ``jaxop train`` record them. For other runs build the model and use `restore`.
+        A neural operator is in a `jaxop.operators.Standardized`, which acts in physical units. Any other model of
+        `jaxop.operators.models`, such as a `jaxop.dynamics.Stepper`, is returned itself. Runs of ``jaxop train`` record
+        the settings. For other runs build the model and use `restore`.
 
         Args:
             checkpoint: see `restore`.
@@ -150,22 +152,24 @@ class Run:
         """
         return self.restore(self.blank_model(), checkpoint=checkpoint, average=average, mesh=mesh)
 
-    def blank_model(self) -> Standardized:
-        """Returns the operator that `model` restores, with shapes and dtypes instead of values."""
+    def blank_model(self) -> Any:
+        """Returns the model that `model` restores, with shapes and dtypes instead of values."""
         if missing := [name for name in ("operator", "model") if name not in self.config]:
             raise ValueError(
                 f"{self.directory}/{_CONFIG} does not name an operator of jaxop: it has no {missing[0]!r}. Build the "
                 "same model and call run.restore(model); training.fit(..., settings={'operator': NAME, "
-                "'model': config}) records an operator by its name in operators.CONFIGS."
+                "'model': config}) records an operator by its name in operators.models()."
             )
         try:
-            config = from_dict(CONFIGS[self.config["operator"]], self.config["model"])
+            config = from_dict(models()[self.config["operator"]].config, self.config["model"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(
                 f"{self.directory}/{_CONFIG} does not name an operator of jaxop and its settings "
                 f"({type(error).__name__}: {error}); build the model yourself, for example from recorded settings by "
                 "operators.from_dict(Config, run.config['model']), and call run.restore(model)."
             ) from error
+        if not isinstance(config, OperatorConfig):
+            return nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0)))
         inputs, outputs = np.ones(config.in_channels), np.ones(config.out_channels)
         statistics = {"input_mean": inputs, "input_std": inputs, "output_mean": outputs, "output_std": outputs}
         return nnx.eval_shape(lambda: Standardized(build(config, rngs=nnx.Rngs(0)), **statistics))

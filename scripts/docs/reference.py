@@ -18,6 +18,7 @@ PARTS = (
     "distillation",
     "data",
     "training",
+    "dynamics",
     "experiments",
     "testing",
 )

@@ -15,7 +15,7 @@ import safetensors.numpy
 from flax import nnx
 
 import jaxop
-from jaxop import nn, operators, transformers
+from jaxop import dynamics, nn, operators, transformers
 from jaxop._files import json_checksum
 from jaxop.operators import folder
 from tests.scale.cases import configs, square
@@ -27,6 +27,7 @@ MODELS = configs() | {
     "classifier": transformers.SequenceClassifierConfig(vocabulary=5, context=6, classes=3, **TOKENS),
     "image": transformers.VisionTransformerConfig(side=8, patch=4, channels=1, classes=3, **TOKENS),
     "translation": transformers.EncoderDecoderTransformerConfig(vocabulary=5, source=6, target=4, **TOKENS),
+    "stepper": dynamics.StepperConfig(configs()["fno"], 1),
 }
 TNO = MODELS["tno"]
 

@@ -11,7 +11,7 @@ import optax
 from flax import nnx
 
 from jaxop import domains, training
-from jaxop.data import Batch
+from jaxop.data import Batch, Trajectories
 from tests.training.cases import Tiny, samples
 
 CONFIG = training.TrainingConfig(
@@ -95,6 +95,31 @@ def weighted_l2(model, batch):
     return 2 * errors, {"l2": errors}
 
 
+def windows(count: int = 10, *, seed: int = 0, spoiled: int | None = None, **changes):
+    """One window of each trajectory, with strides, noise and a curriculum."""
+    random = np.random.default_rng(seed)
+    states = random.normal(size=(count, 7, 5, 1)).astype(np.float32)
+    trajectories = Trajectories(states, domains.interval(5), 0.1 * np.arange(7), random.random((count, 1)), ("speed",))
+    if spoiled is not None:
+        states[spoiled, 0, 3] = np.nan  # after the check
+    options = {"history": 2, "steps": 2, "strides": (1, 2), "curriculum": ((0, 1), (3, 2))} | changes
+    return trajectories.windows(**options)
+
+
+def unrolled(model, batch):
+    """The errors of two steps from a state with noise, by the weights of the batch."""
+    state, errors = batch.history[:, -1], []
+    if batch.key_data is not None:
+        keys = jax.random.wrap_key_data(batch.key_data, impl="threefry2x32")
+        state += 0.1 * jax.vmap(lambda key: jax.random.normal(key, state.shape[1:]))(keys)
+    for lead in range(2):
+        dt = (batch.times[:, 2 + lead] - batch.times[:, 1 + lead]) * batch.parameters[:, 0]
+        state += dt[:, None, None] * model(state, batch.domain)
+        errors.append(jax.vmap(batch.domain.norm)(state - batch.targets[:, lead]))
+    errors = jnp.stack(errors, axis=1)
+    return jnp.sum(batch.weights * errors, axis=1) / jnp.sum(batch.weights, axis=1), {"lead_2": errors[:, 1]}
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Case:
     """A training that is open in some respect.
@@ -142,6 +167,16 @@ CASES = {
         },
         bad="batch.a",
     ),
+    "windows": Case(
+        loss=unrolled,
+        train=windows,
+        others={
+            "train.identity.trajectories.states.contents": {"train": windows(seed=1)},
+            "train.identity.curriculum": {"train": windows(curriculum=((0, 1), (2, 2)))},
+            "train.identity.strides": {"train": windows(strides=(2, 1))},
+        },
+        bad="batch.history",
+    ),
 }
 """Schedule-free optimisers alone and within others, arguments of an update, a state that holds infinity, any source
-with and without an identity, any module, and a residual."""
+with and without an identity, any module, a residual, and windows of trajectories with random strides and noise."""

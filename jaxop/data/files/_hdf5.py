@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxop._validation import require
 from jaxop.data.files._reading import FileError, check_claim, reading
-from jaxop.data.samples import Rows
+from jaxop.data.samples import Part, Rows
 
 if TYPE_CHECKING:
     import h5py
@@ -45,7 +45,7 @@ class Hdf5Array:
         if 0 not in self.shape:
             check_written(path, name, external=external)
 
-    def __getitem__(self, index: Rows, /) -> np.ndarray:
+    def __getitem__(self, index: Rows | Part, /) -> np.ndarray:
         with self._dataset() as dataset, reading(self._path, "HDF5", f"its dataset {self._name!r}"):
             try:
                 return dataset[index]

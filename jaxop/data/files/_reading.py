@@ -6,7 +6,7 @@ import math
 import os
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from jaxop._validation import closest
@@ -18,6 +18,8 @@ _DAMAGE: dict[str, _Errors] = {  # the errors that libraries raise for damaged b
     "MATLAB": (Exception,),  # scipy checks little, and raises for example IndexError or ZeroDivisionError
     "mesh": (Exception,),  # so do the readers of meshio
     "netCDF": (Exception,),
+    "Zarr": (Exception,),
+    ".npy": (OSError, EOFError, ValueError),
 }
 _UNSUPPORTED = (NotImplementedError, RuntimeError, TypeError)
 _CAUSES = {
@@ -119,6 +121,19 @@ def first_bytes(path: Path, kind: str, formats: Sequence[str]) -> bytes:
     if not start:
         raise FileError(f"{path} is empty (0 bytes): whatever wrote it did not finish; write it again.")
     return start
+
+
+def refuse_unread(
+    path: Path, what: str, options: Mapping[str, object], defaults: Mapping[str, object], *, read: Collection[str]
+) -> None:
+    """Raises ``ValueError`` if an option was given that nothing would read."""
+    given = [
+        name for name, value in options.items() if value is not None and value != defaults[name] and name not in read
+    ]
+    if given:
+        settings = ", ".join(f"{name}={options[name]!r}" for name in given)
+        them = "it" if len(given) == 1 else "them"
+        raise ValueError(f"{path} is read as {what}; nothing reads {settings}; leave {them} out.")
 
 
 def check_memory(path: Path, name: str, shape: Sequence[int], itemsize: int, *, axis: int = 0) -> None:

@@ -98,6 +98,41 @@ def from_arrays(
             f"shapes disagree: inputs has {u.shape[0]} samples {u.shape} and targets {v.shape[0]} {v.shape}; "
             "the first axis of both counts samples."
         )
+    domain, shape = domain_of(
+        u.shape,
+        v.shape,
+        coordinates,
+        weights=weights,
+        faces=faces,
+        dim=dim,
+        rule=rule,
+        lower=lower,
+        upper=upper,
+    )
+    return Samples(
+        as_functions(u, shape, "inputs"),
+        as_functions(v, shape, "targets"),
+        domain,
+        initial=None if initial is None else host_array(initial, "initial"),
+    )
+
+
+def domain_of(
+    inputs: tuple[int, ...],
+    targets: tuple[int, ...],
+    coordinates: object,
+    *,
+    weights: object,
+    faces: object,
+    dim: int | None,
+    rule: str | Sequence[str] | None,
+    lower: float | Sequence[float] | None,
+    upper: float | Sequence[float] | None,
+) -> tuple[Domain, tuple[int, ...]]:
+    """Returns the domain of functions of two shapes (samples, *grid[, channels]) and the axes of its grid.
+
+    The arguments and the errors are those of `from_arrays`.
+    """
     if coordinates is None:
         if faces is not None:
             raise ValueError(
@@ -105,25 +140,15 @@ def from_arrays(
             )
         if weights is not None:
             raise ValueError("weights were given without coordinates; give the coordinates of their nodes.")
-        shape = _grid_shape(u.shape, v.shape, dim)
+        shape = _grid_shape(inputs, targets, dim)
         corners = {"lower": 0.0 if lower is None else lower, "upper": 1.0 if upper is None else upper}
-        domain: Domain = domains.box(shape, rule="midpoint" if rule is None else rule, **corners)
-    else:
-        if lower is not None or upper is not None:
-            raise ValueError("lower and upper belong to grids without coordinates; leave them or the coordinates out.")
-        if faces is None:
-            domain = _located(coordinates, weights, rule, u.shape)
-        else:
-            domain = _mesh(coordinates, faces, weights, rule)
-        if dim is not None and dim != domain.dim:
-            raise ValueError(f"dim={dim}, but the coordinates have dimension {domain.dim}; leave dim out.")
-        shape = domain.shape if isinstance(domain, Grid) and not domain.is_batched else (domain.size,)
-    return Samples(
-        as_functions(u, shape, "inputs"),
-        as_functions(v, shape, "targets"),
-        domain,
-        initial=None if initial is None else host_array(initial, "initial"),
-    )
+        return domains.box(shape, rule="midpoint" if rule is None else rule, **corners), shape
+    if lower is not None or upper is not None:
+        raise ValueError("lower and upper belong to grids without coordinates; leave them or the coordinates out.")
+    domain = _located(coordinates, weights, rule, inputs) if faces is None else _mesh(coordinates, faces, weights, rule)
+    if dim is not None and dim != domain.dim:
+        raise ValueError(f"dim={dim}, but the coordinates have dimension {domain.dim}; leave dim out.")
+    return domain, domain.shape if isinstance(domain, Grid) and not domain.is_batched else (domain.size,)
 
 
 def _source(array: object, argument: str) -> ArraySource:

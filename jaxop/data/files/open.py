@@ -6,7 +6,7 @@ import math
 import os
 import struct
 import zipfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -90,13 +90,16 @@ class Archive:
             f"{self.path} ({self.kind}) has no dataset {shown(name)}; it has {listed(names, complete)}{hint}"
         )
 
-    def functions(self, name: str) -> ArraySource:
-        """Returns a dataset of real numbers, which is read row by row if the format allows it."""
+    def functions(self, name: str, *, axis: int = 1) -> ArraySource:
+        """Returns a dataset of real numbers, which is read row by row, or along ``axis`` axes, if the format allows it.
+
+        One part must fit into memory, or the whole dataset.
+        """
         if not self.is_lazy:
             return self.array(name)
         source = self.source(name)
         _check_real(self.path, name, source)
-        check_memory(self.path, name, source.shape, source.dtype.itemsize, axis=1)
+        check_memory(self.path, name, source.shape, source.dtype.itemsize, axis=axis)
         return source
 
     def array(self, name: str) -> np.ndarray:
@@ -119,14 +122,13 @@ class Archive:
         """Flattens MATLAB's rows and columns, which represent arrays of one axis."""
         return array.ravel() if self.is_matlab and array.ndim == 2 and 1 in array.shape else array
 
-    def warn_of_unread(self) -> None:
-        """Warns of the datasets that are not read."""
+    def warn_of_unread(self, options: str = "inputs, targets, coordinates, weights, initial or faces") -> None:
+        """Warns of the datasets that are not read, and names the options that would read them."""
         unread, complete = self.others(self.read | self.left_out)
         if unread:
             warn_user(
                 f"{self.path}: nothing reads {listed(unread, complete)}, only {listed(sorted(self.read), True)} are "
-                "read. If more datasets belong to the samples, name them by inputs, targets, coordinates, weights, "
-                "initial or faces."
+                f"read. If more datasets belong to the samples, name them by {options}."
             )
 
 
@@ -177,6 +179,22 @@ def coordinates_of(archive: Archive, names: str | Sequence[str] | None) -> np.nd
         nodes = archive.optional(names, "coordinates")
         return None if nodes is None else archive.vector(nodes)
     return [archive.vector(archive.array(name)) for name in names]
+
+
+def box_of(archive: Archive, dim: int | None, given: Mapping[str, Any]) -> tuple[int | None, dict[str, Any]]:
+    """Returns dimension, rule and corners of the grid of a file: those that are given, or that `save` wrote."""
+    if not all(map(archive.has, given)):
+        return dim, dict(given)
+    written = {name: archive.source(name)[...].tolist() for name in given if name != "rule"}
+    written["rule"] = text_of(archive, "rule")
+    dim = len(written["lower"]) if dim is None and isinstance(written["lower"], list) else dim
+    return dim, {name: written[name] if value is None else value for name, value in given.items()}
+
+
+def text_of(archive: Archive, name: str) -> Any:
+    """Reads a dataset of text, which HDF5 stores as bytes, as a string or nested lists of them."""
+    text = np.asarray(archive.source(name)[...])
+    return (text.astype("S").astype("U") if text.dtype.kind in "OS" else text.astype("U")).tolist()
 
 
 def counted_from_zero(path: Path, faces: np.ndarray, count: int) -> np.ndarray:

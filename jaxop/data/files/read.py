@@ -9,10 +9,10 @@ import numpy as np
 
 from jaxop._validation import near
 from jaxop.data.files import meshes, netcdf, own_nodes
-from jaxop.data.files._reading import FileError, naming, reading
+from jaxop.data.files._reading import FileError, naming, reading, refuse_unread
 from jaxop.data.files.layout import from_arrays
 from jaxop.data.files.on_demand import OnDemand, files_of
-from jaxop.data.files.open import ARCHIVES, Archive, coordinates_of, counted_from_zero, listed, open_archive
+from jaxop.data.files.open import ARCHIVES, Archive, box_of, coordinates_of, counted_from_zero, listed, open_archive
 from jaxop.data.ragged import RaggedSamples
 from jaxop.data.sample import Sample
 from jaxop.data.samples import Samples
@@ -238,10 +238,8 @@ def _read_shared(
     if given["faces"] is not None and archive.is_matlab and isinstance(nodes, np.ndarray):
         given["faces"] = counted_from_zero(archive.path, given["faces"], len(nodes))
     dim, box = options["dim"], {name: options[name] for name in ("rule", "lower", "upper")}
-    if nodes is None and archive.kind == ".npz" and all(map(archive.has, box)):
-        written = {name: archive.source(name)[...].tolist() for name in box}
-        dim = len(written["lower"]) if dim is None and isinstance(written["lower"], list) else dim
-        box = {name: written[name] if value is None else value for name, value in box.items()}
+    if nodes is None and archive.kind == ".npz":
+        dim, box = box_of(archive, dim, box)
     if options["offsets"] is None:
         archive.left_out.add("offsets")
     u, v = archive.functions(inputs[0]), archive.functions(targets[0])
@@ -329,11 +327,4 @@ def _names(names: str | Sequence[str], argument: str) -> tuple[str, ...]:
 
 
 def _refuse(path: Path, what: str, options: Mapping[str, object], *, read: Collection[str]) -> None:
-    """Raises ``ValueError`` if an option was given that nothing would read."""
-    given = [
-        name for name, value in options.items() if value is not None and value != _DEFAULTS[name] and name not in read
-    ]
-    if given:
-        settings = ", ".join(f"{name}={options[name]!r}" for name in given)
-        them = "it" if len(given) == 1 else "them"
-        raise ValueError(f"{path} is read as {what}; nothing reads {settings}; leave {them} out.")
+    refuse_unread(path, what, options, _DEFAULTS, read=read)

@@ -8,17 +8,23 @@ from typing import Any
 import numpy as np
 
 from jaxop._files import appearing
+from jaxop._validation import require
 from jaxop.data._support import has_own_weights
 from jaxop.data.ragged import RaggedSamples
 from jaxop.data.samples import Samples
+from jaxop.data.trajectories import Trajectories, time_blocks
 from jaxop.domains import Domain, Grid, PointCloud, TetrahedralMesh, TriangleMesh
 from jaxop.domains.domain import check_domain
 from jaxop.domains.measure import trapezoid_weights
 from jaxop.domains.rules import is_named
 
 
-def save(path: str | os.PathLike[str], samples: Samples | RaggedSamples) -> None:
+def save(path: str | os.PathLike[str], samples: Samples | RaggedSamples | Trajectories) -> None:
     """Writes samples as .npz, from which `read` restores the same functions on the same nodes and weights.
+
+    Trajectories are written as .npz or HDF5 (.h5, .hdf5), from which `read_trajectories` restores them: ``states`` of
+    shape (samples, times, *grid, channels), ``times``, ``parameters`` and ``parameter_names``. HDF5 is written and read
+    in blocks, and may be larger than memory.
 
     Functions are stored as ``x`` and ``y`` of shape (samples, *grid, channels). A grid is stored by its rule and box,
     or by its nodes along each axis; other nodes as ``coordinates`` with ``weights`` or ``faces``. Initial data are
@@ -27,13 +33,15 @@ def save(path: str | os.PathLike[str], samples: Samples | RaggedSamples) -> None
     ``at_weights`` and ``at_offsets``. The file appears only when it is complete.
 
     Args:
-        path: the file to write, with suffix .npz. An existing file is replaced.
+        path: the file to write. An existing file is replaced.
         samples: a set whose targets are on the inputs' domain: a grid under rules or of given nodes with trapezoid
             weights, one-dimensional given nodes, scattered nodes, or a mesh of triangles or tetrahedra shared by all
-            samples; or a `RaggedSamples` with such nodes, whose targets may be on others.
+            samples; or a `RaggedSamples` with such nodes, whose targets may be on others; or `Trajectories` on a domain
+            of this kind.
 
     Raises:
-        ValueError: if the suffix is not .npz, or the file cannot describe the domain.
+        ImportError: if h5py is not installed, which writes HDF5.
+        ValueError: if the suffix is not .npz, or HDF5 for trajectories, or the file cannot describe the domain.
 
     Example:
         >>> import tempfile
@@ -44,6 +52,9 @@ def save(path: str | os.PathLike[str], samples: Samples | RaggedSamples) -> None
         (8, 8)
     """
     path = Path(path)
+    if isinstance(samples, Trajectories):
+        _save_trajectories(path, samples)
+        return
     if path.suffix.lower() != ".npz":
         raise ValueError(f"{path} has the suffix {path.suffix!r}; samples are written as .npz.")
     if isinstance(samples, RaggedSamples):
@@ -60,6 +71,36 @@ def save(path: str | os.PathLike[str], samples: Samples | RaggedSamples) -> None
     if samples.initial is not None:
         arrays["initial"] = np.asarray(samples.initial[:])
     _write(path, arrays)
+
+
+def _save_trajectories(path: Path, trajectories: Trajectories) -> None:
+    if path.suffix.lower() not in (".npz", ".h5", ".hdf5"):
+        raise ValueError(f"{path} has the suffix {path.suffix!r}; trajectories are written as .npz or HDF5 (.h5).")
+    domain = check_domain(trajectories.domain, "trajectories.domain")
+    grid = domain.shape if isinstance(domain, Grid) and not domain.is_batched else (domain.size,)
+    shape = (len(trajectories), trajectories.steps, *grid, trajectories.channels)
+    arrays = _described(domain) | {"times": np.asarray(trajectories.times)}
+    if trajectories.parameters is not None:
+        arrays["parameters"] = np.asarray(trajectories.parameters)
+    if trajectories.parameter_names:
+        arrays["parameter_names"] = np.array(trajectories.parameter_names)
+    dtype = np.dtype(trajectories.states.dtype)
+    if path.suffix.lower() == ".npz":
+        states = np.empty((*shape[:2], domain.size, shape[-1]), dtype)
+        for i in range(len(trajectories)):
+            states[i] = trajectories.frames(i, slice(None))
+        _write(path, arrays | {"states": states.reshape(shape)})
+        return
+    h5py = require("h5py", f"writing {path}")
+    with appearing(path) as partial, h5py.File(partial, "w") as file:
+        for name, array in arrays.items():
+            file[name] = array.astype(h5py.string_dtype()) if array.dtype.kind == "U" else array
+        # without chunks, the times of a window are next to each other
+        states = file.create_dataset("states", shape, dtype)
+        for i in range(len(trajectories)):
+            for times in time_blocks(trajectories.states.shape):
+                block = trajectories.frames(i, times)
+                states[i, times] = block.reshape(len(block), *shape[2:])
 
 
 def _write(path: Path, arrays: Mapping[str, Any]) -> None:
