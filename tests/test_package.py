@@ -39,6 +39,7 @@ EXTRAS = (
     "h5py",
     "diffrax",
     "equinox",
+    "exponax",
     "tyro",
     "rich",
     "matplotlib",

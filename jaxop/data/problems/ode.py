@@ -180,26 +180,39 @@ def solve_lorenz63(
     if times.shape[-1] < 2 or not (np.diff(times) > 0).all():
         raise ValueError("times must hold at least two strictly increasing times; sort them with numpy.unique.")
     times = np.broadcast_to(times, (len(states), times.shape[-1]))
+    return integrate(_lorenz63, states, times, np.array([sigma, rho, beta]))
+
+
+def integrate(
+    velocity: Callable[[Array, Array, Array], Array],
+    states: Float[np.ndarray, "b k"],
+    times: Float[np.ndarray, "b n"],
+    parameters: Float[np.ndarray, " p"],
+) -> Float[np.ndarray, "b n k"]:
+    """Returns the solutions of ẏ = velocity(t, y, parameters) at given times, as `solve_lorenz63` does."""
     # one compilation serves all counts up to the next power of two
     size = min(_CHUNK, 2 ** max(4, (len(states) - 1).bit_length()))
     padding = ((0, -len(states) % size), (0, 0))
     padded, padded_times = np.pad(states, padding, mode="edge"), np.pad(times, padding, mode="edge")
     with double_precision():
-        integrate = _integrator()
+        solve = _integrator(velocity)
         parts = [
-            np.asarray(integrate(padded[i : i + size], padded_times[i : i + size], np.array([sigma, rho, beta])))
+            np.asarray(solve(padded[i : i + size], padded_times[i : i + size], parameters))
             for i in range(0, len(padded), size)
         ]
     return np.concatenate(parts)[: len(states)]
 
 
-@functools.cache
-def _integrator() -> Callable[[np.ndarray, np.ndarray, np.ndarray], Array]:
-    diffrax = require("diffrax", "the Lorenz system")
+def _lorenz63(_: Array, state: Array, parameters: Array) -> Array:
+    (x, y, z), (sigma, rho, beta) = state, parameters
+    return jnp.stack([sigma * (y - x), x * (rho - z) - y, x * y - beta * z])
 
-    def velocity(_: Array, state: Array, parameters: Array) -> Array:
-        (x, y, z), (sigma, rho, beta) = state, parameters
-        return jnp.stack([sigma * (y - x), x * (rho - z) - y, x * y - beta * z])
+
+@functools.cache
+def _integrator(
+    velocity: Callable[[Array, Array, Array], Array],
+) -> Callable[[np.ndarray, np.ndarray, np.ndarray], Array]:
+    diffrax = require("diffrax", "the Lorenz system")
 
     def integrate(state: Array, times: Array, parameters: Array) -> Array:
         solution = diffrax.diffeqsolve(
