@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Real
 
 from jaxop._validation import as_number, check_name, first_index, on_device
+from jaxop.data._open_files import kept_open
 from jaxop.data.files import netcdf
 from jaxop.data.files._reading import FileError, first_bytes, naming, reading, refuse_unread
 from jaxop.data.files._zarr import ZarrArray, open_zarr
@@ -368,6 +369,7 @@ def _made(
     return Trajectories(frames, domain, times, parameters, names)
 
 
+@kept_open()
 def _without(frames: FrameSource, domain: Domain, missing: Bool[np.ndarray, "n c"]) -> tuple[FrameSource, Domain]:
     """Returns states with finite values at missing nodes, and a domain in which these have weight 0."""
     gone = missing.any(axis=1)

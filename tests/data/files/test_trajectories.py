@@ -1,12 +1,16 @@
 """Files of every format become the same trajectories, and stay in the file where they can."""
 
+import threading
+
 import h5py
 import numpy as np
 import pytest
+import scipy.io
 import xarray
 
 from jaxop import data, domains
-from jaxop.data.files import netcdf
+from jaxop.data._open_files import kept_open
+from jaxop.data.files import _hdf5, netcdf
 from jaxop.data.files._hdf5 import Hdf5Array
 
 TIMES = np.array([0.0, 0.5, 1.5, 2.0, 4.0])
@@ -53,7 +57,12 @@ def write_dimensions(path, *, engine="h5netcdf", **arrays):
     return path
 
 
-ARCHIVES = {"a.npz": write_npz, "a.h5": write_hdf5, "a.zarr": write_zarr}
+def write_matlab(path, **arrays):
+    scipy.io.savemat(path, arrays)
+    return path
+
+
+ARCHIVES = {"a.npz": write_npz, "a.h5": write_hdf5, "a.mat": write_matlab, "a.zarr": write_zarr}
 
 
 def check(found, domain, *, parameters=NU[:, None]):
@@ -72,7 +81,7 @@ def check(found, domain, *, parameters=NU[:, None]):
 @pytest.mark.parametrize("name", ARCHIVES)
 def test_arrays_on_a_box_and_on_axes(name, tmp_path):
     path = ARCHIVES[name](tmp_path / name, **ARRAYS)
-    with pytest.warns(UserWarning, match=r"nothing reads 'force', only 'nu', 'states', 'times' are read"):
+    with pytest.warns(UserWarning, match=r"nothing reads .*'force'.*, only 'nu', 'states', 'times' are read"):
         found = data.read_trajectories(path, dim=2, parameters=["nu"], rule="periodic", upper=(1, 2))
     check(found, domains.box((4, 6), upper=(1, 2), rule="periodic"))
     assert found.parameter_names == ("nu",)
@@ -126,6 +135,33 @@ def test_windows_read_their_own_times_from_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(Hdf5Array, "__getitem__", count)
     found.take([2, 1]).between(1, None).windows(steps=2)[[0]]
     assert counted == [((2, slice(1, 4, 1)), (3, 4, 6, 2))]
+
+
+@pytest.mark.parametrize(("name", "module"), [("a.h5", _hdf5), ("a.nc", netcdf)])
+def test_a_batch_opens_the_file_once(name, module, tmp_path, monkeypatch):
+    if name == "a.h5":
+        path, options = write_hdf5(tmp_path / name, states=U, times=TIMES), {"dim": 2}
+    else:
+        path, options = write_dimensions(tmp_path / name, **ARRAYS), {"states": "u"}
+    windows, opened, open_file = data.read_trajectories(path, **options).windows(), [], module._open
+
+    def count(path):
+        opened.append(threading.get_ident())
+        return open_file(path)
+
+    monkeypatch.setattr(module, "_open", count)
+    windows[[0, 5, 9]]
+    assert len(opened) == 1
+    with kept_open():  # of this thread only
+        windows[[0]]
+        windows[[3]]
+        thread = threading.Thread(target=windows.__getitem__, args=([1],))
+        thread.start()
+        thread.join()
+    assert len(opened) == 3
+    assert len(set(opened)) == 2
+    with h5py.File(path, "r+"):  # it is closed
+        pass
 
 
 def test_variables_read_their_own_times_from_the_file(tmp_path, monkeypatch):
