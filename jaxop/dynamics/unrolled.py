@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -200,7 +201,7 @@ def _entry(array: Array, number: Array) -> Array:
     return jax.lax.dynamic_index_in_dim(array, number, axis=1, keepdims=False)
 
 
-def _options(batch: WindowBatch, ages: Array, number: Array) -> dict[str, Array | None]:
+def _options(batch: WindowBatch, ages: Array, number: Array) -> dict[str, Any]:
     """Returns the options of a call of the stepper for the step to a target."""
     depth = batch.history.shape[1]
     dt = _entry(batch.times, depth + number) - _entry(batch.times, depth + number - 1)
