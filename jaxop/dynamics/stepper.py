@@ -76,7 +76,7 @@ class StepperConfig(BuildableConfig):
     output: str = "delta"
     varying_dt: bool = False
     uneven_history: bool = False
-    dt_range: tuple[float, float] | None = None
+    dt_range: tuple[float, ...] | None = None
     model: str = dataclasses.field(default="", init=False)
 
     def __post_init__(self):

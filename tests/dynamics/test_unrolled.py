@@ -237,7 +237,7 @@ class _Spy(nnx.Module):
 
 
 def test_twenty_steps_take_the_memory_of_one():
-    made = stepper(operator={"width": 24, "layers": 3, "modes": 8})
+    made = stepper(operator={"width": 24, "layers": 3})
     graphdef, params, other = nnx.split(made, nnx.Param, ...)
 
     def memory(steps, remat):
