@@ -92,6 +92,16 @@ def test_arrays_on_a_box_and_on_axes(name, tmp_path):
     assert found.parameter_names == ("nu", "force_0", "force_1")
 
 
+@pytest.mark.parametrize("name", ["a.npz", "a.h5"])
+def test_several_arrays_are_channels(name, tmp_path):
+    velocity, pressure = U, U[..., 0] ** 2
+    path = ARCHIVES[name](tmp_path / name, velocity=velocity, pressure=pressure)
+    found = data.read_trajectories(path, states=["pressure", "velocity"], dim=2, dt=1)
+    expected = np.concatenate([pressure[..., None], velocity], axis=-1).reshape(3, 5, 24, 3)
+    np.testing.assert_array_equal(found.trajectory(2)[0], expected[2])
+    np.testing.assert_array_equal(found.windows(strides=(2,))[[3]].targets[0], expected[1, 2:3])
+
+
 @pytest.mark.parametrize("name", ["a.nc", "b.nc", "a.zarr"])
 def test_variables_with_dimensions(name, tmp_path):
     path = write_dimensions(tmp_path / name, engine="scipy" if name == "b.nc" else "h5netcdf", **ARRAYS)
@@ -213,9 +223,11 @@ def test_what_is_saved_is_read(name, kind, tmp_path):
     }[kind]()
     states = random.normal(size=(2, 4, 6, 2)).astype(np.float32)
     times = np.cumsum(random.random((2, 4)), axis=1)
-    made = data.Trajectories(states, domain, times, np.array([[1.0, 2.0], [3.0, 4.0]]), ("a", "b"))
+    made = data.Trajectories(states, domain, times, np.array([[1.0, 2.0], [3.0, 4.0]]), ("ν", "b"))
     data.save(tmp_path / name, made)
     found = data.read_trajectories(tmp_path / name)
+    without = data.read_trajectories(tmp_path / name, parameters=None)
+    assert (found.parameter_names, without.parameter_count) == (("ν", "b"), 0)
     assert found.identity() == made.identity()
     assert type(found.domain) is type(made.domain)
     unnamed = data.Trajectories(states, domain, times[0])
@@ -322,10 +334,11 @@ def test_bad_files_and_options_are_refused(tmp_path):
     refused(path, r"has no dataset 'state'; it has .*did you mean 'states'", states="state")
     refused(path, r"dt=0.1 and times were given; give one", dt=0.1, times=TIMES)
     refused(path, r"nothing reads time_dimension='t'; leave it out", time_dimension="t")
-    refused(path, r"states names 2 arrays, 'u', 'v'", states=["u", "v"])
+    refused(path, r"expected \(samples, times, \*grid\) = \(3, 5, 4, 6\)", states=["states", "force"], dim=2)
+    refused(path, "dim must be at least 1, got 0", dim=0)
     refused(path, r"has no dataset 'clock'", times="clock", dim=2)
     refused(path, r"with dim=1 they must have 3 axes .*or 4", dim=1)
-    refused(path, r"shapes disagree: states have shape .* but the grid is \(5,\)", coordinates=["times"])
+    refused(path, r"shapes disagree: states have shape .*\(3, 5, 5\)", coordinates=["times"])
 
 
 def test_bad_numbers_in_files_are_refused(tmp_path):
