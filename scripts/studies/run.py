@@ -26,6 +26,7 @@ STUDIES = {
     "machines": Command("studies.machines", "binary kernel machines on ratings of films"),
     "schwarz": Command("studies.schwarz.tables", "two-level Schwarz attention on elliptic equations"),
     "airfoils": Command("studies.airfoils", "pressure around airfoils, on meshes of their own"),
+    "climate": Command("studies.climate", "real winds and temperatures, month by month"),
     "theory": Command("studies.theory", "orders and rates that theory predicts"),
     "fetch": Command("studies.real_data", "only fetches the data of the studies"),
 }

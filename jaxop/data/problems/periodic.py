@@ -115,13 +115,10 @@ class Setting:
             order=self.order,
             dtype=float_dtype(),
         )
-        with double_precision():
-            # one program for every sample, so that none depends on how many there are; all are dispatched first
-            parts = [
-                solve(state, self.dt, {name: value[i] for name, value in values.items()} | fixed)
-                for i, state in enumerate(initial)
-            ]
-            states = np.stack([np.asarray(part) for part in parts])
+        states = np.empty((self.samples, self.times, self.nodes**self.dim, initial.shape[1]), float_dtype())
+        with double_precision():  # one sample at a time, so that none depends on how many there are
+            for i, state in enumerate(initial):
+                states[i] = solve(state, self.dt, {name: value[i] for name, value in values.items()} | fixed)
         times = self.dt * np.arange(self.times)
         self._check_finite(states, times)
         shape = (self.nodes,) * self.dim
@@ -204,7 +201,7 @@ def gaussian_torus(setting: Setting, *, modes: int, variance: Callable[[np.ndarr
     """
     _check_modes(setting, modes)
     k = np.arange(-modes, modes + 1)
-    squares = sum(np.meshgrid(*[(2 * np.pi * k) ** 2] * setting.dim, indexing="ij"))
+    squares = np.sum(np.meshgrid(*[(2 * np.pi * k) ** 2] * setting.dim, indexing="ij"), axis=0)
     deviation = np.sqrt(variance(squares))
     shape = (1, *deviation.shape)
     return np.stack(
@@ -239,7 +236,7 @@ def _sum(coefficients: np.ndarray, dim: int, nodes: int) -> np.ndarray:
     waves = np.exp(2j * np.pi * np.outer(np.arange(-modes, modes + 1), np.arange(nodes)) / nodes)
     for _ in range(dim):  # each product moves the axis of its nodes to the end
         coefficients = np.tensordot(coefficients, waves, axes=(1, 0))
-    return coefficients.real
+    return np.real(coefficients)
 
 
 def _positive(value: object, name: str) -> float:
@@ -249,9 +246,7 @@ def _positive(value: object, name: str) -> float:
     return number
 
 
-@functools.partial(
-    jax.jit, static_argnames=("exponax", "scheme", "times", "substeps", "warmup", "order", "dtype")
-)
+@functools.partial(jax.jit, static_argnames=("exponax", "scheme", "times", "substeps", "warmup", "order", "dtype"))
 def _solve(
     state: Array,
     dt: Array,
