@@ -277,7 +277,9 @@ def test_land_has_weight_0_and_finite_values(tmp_path):
 @pytest.mark.parametrize(
     ("where", "value", "kind"), [((3, 0, 1), np.nan, "is missing"), ((4, 2, 6), 1.0, "has a value")]
 )
-def test_land_that_changes_is_refused(where, value, kind, tmp_path):
+def test_land_that_changes_is_refused(where, value, kind, tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxop.data.samples._BLOCK", 2 * LAND.size)  # two times at once
+
     def change(values):
         values[where] = value
 
