@@ -15,7 +15,7 @@ from flax import nnx
 from jaxop import operators, training
 from jaxop.data import RaggedSamples
 from jaxop.experiments import plots
-from jaxop.experiments.problems import AnySamples, grid_name, typical_domain
+from jaxop.experiments.sets import AnySamples, grid_name, typical_domain
 from jaxop.experiments.terminal import needs_extra
 from jaxop.training.evaluation import trace_errors
 from jaxop.training.processes import is_first, spans_processes
@@ -133,8 +133,20 @@ def write_report(
         figures["learning-curves"] = functools.partial(
             plots.plot_learning_curves, run.metrics, title=f"{run.directory.name}: learning curves"
         )
+    draw_all(run.directory / "figures", figures, console)
+    if is_first():
+        console.print(f"table: {run.directory / 'evaluation' / name}.csv and .json", soft_wrap=True)
+        console.print(f"pictures: {run.directory / 'figures'}/", soft_wrap=True)
+    return rows
+
+
+def draw_all(folder: Path, figures: Mapping[str, Callable[[], "Figure"]], console: "Console") -> None:
+    """Draws and saves figures, by their names without the suffix; a figure that cannot be drawn is a warning.
+
+    All processes draw, because the figures may need predictions of all, and process 0 saves.
+    """
     for file, draw in figures.items():
-        path = run.directory / "figures" / f"{file}.png"
+        path = folder / f"{file}.png"
         try:
             figure = draw()
             if is_first():
@@ -142,10 +154,6 @@ def write_report(
         except Exception as error:  # of any kind, because the table matters more than a picture
             reason = next(iter(str(error).splitlines()), "")
             console.print(f"warning: {path} was not drawn ({type(error).__name__}: {reason})")
-    if is_first():
-        console.print(f"table: {run.directory / 'evaluation' / name}.csv and .json", soft_wrap=True)
-        console.print(f"pictures: {run.directory / 'figures'}/", soft_wrap=True)
-    return rows
 
 
 def _most_nodes(samples: AnySamples) -> int:
