@@ -101,7 +101,7 @@ def windows(count: int = 10, *, seed: int = 0, spoiled: int | None = None, **cha
     states = random.normal(size=(count, 7, 5, 1)).astype(np.float32)
     trajectories = Trajectories(states, domains.interval(5), 0.1 * np.arange(7), random.random((count, 1)), ("speed",))
     if spoiled is not None:
-        states[spoiled, 0, 3] = np.nan  # after the check
+        states[spoiled, :, 3] = np.nan  # after the check
     options = {"history": 2, "steps": 2, "strides": (1, 2), "curriculum": ((0, 1), (3, 2))} | changes
     return trajectories.windows(**options)
 

@@ -14,7 +14,7 @@ from jaxop._validation import closest, require
 from jaxop.data.files._reading import FileError, first_bytes, naming, reading
 from jaxop.data.files.layout import as_functions, domain_of, from_arrays
 from jaxop.data.files.open import listed
-from jaxop.data.samples import Part, Rows, Samples
+from jaxop.data.samples import Rows, Samples
 from jaxop.domains import Domain
 
 if TYPE_CHECKING:
@@ -236,7 +236,7 @@ class Variables:
             self.shape += (sum(part.size // int(np.prod(self.shape)) for part in parts),)
             self.dtype = np.result_type(*(part.dtype for part in parts))
 
-    def __getitem__(self, index: Rows | Part, /) -> np.ndarray:
+    def __getitem__(self, index: Rows | tuple[int | slice, ...], /) -> np.ndarray:
         entries = index if isinstance(index, tuple) else (index,)
         chosen = dict(zip(self._leading, entries, strict=False))
         with self._parts() as parts, reading(self._path, "netCDF", f"its variables {', '.join(self._names)}"):
@@ -294,7 +294,8 @@ def _opened(path: Path) -> Iterator[Any]:
     """Opens the file for reading and closes it at the end; packed values are scaled, times stay numbers."""
     xarray = require("xarray", f"reading {path}", extra="netcdf")
     with reading(path, "netCDF"):
-        file = xarray.open_dataset(path, decode_times=False, engine="zarr" if path.suffix.lower() == ".zarr" else None)
+        options = {"engine": "zarr", "consolidated": False} if path.suffix.lower() == ".zarr" else {}
+        file = xarray.open_dataset(path, decode_times=False, **options)
     with file:
         yield file
 
