@@ -56,9 +56,9 @@ def _mapped(
     undefined: float,
     options: tuple[tuple[str, Hashable], ...],
 ) -> Array:
-    def at_time(domain: Domain, first: Array, *others: Array) -> Array:
+    def at_time(domain: Domain, *states: Array) -> Array:
         counts = (domain.weights > 0)[:, None]
-        first, *others = (jnp.where(counts, state, 0) for state in (first, *others))
+        first, *others = (jnp.where(counts, state, 0) for state in states)
         sound = jnp.all(jnp.isfinite(first))
         value = measure(jnp.where(sound, first, 0), *others, domain, **dict(options))
         return jnp.where(sound, value, jnp.asarray(undefined, value.dtype))

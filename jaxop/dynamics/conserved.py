@@ -84,8 +84,8 @@ def vorticity(velocity: States, domain: Domain) -> Float[Array, "*batch t n w"]:
         domain: a grid of dim axes that are periodic with equal weights, shared or a stack of b.
 
     Returns:
-        Shape (t, n, 1) or (b, t, n, 1) in the plane, and with 3 channels in space; in units of 1/time. All entries are ∞ for a
-        velocity that is not finite.
+        Shape (t, n, 1) or (b, t, n, 1) in the plane, and with 3 channels in space; in units of 1/time. All entries are
+        ∞ for a velocity that is not finite.
 
     Raises:
         ValueError: if the domain is not such a grid, or the velocity does not have one channel for each axis.
@@ -202,12 +202,10 @@ def drift(
     start = jnp.expand_dims(first, -3)
     now, then = (invariants(u, domain, enstrophy_of=enstrophy_of) for u in (states, start))
     bound = over_states(_mass_bound, domain, start, names=("initial",), undefined=np.inf)
-    is_flow = now.enstrophy is not None and then.enstrophy is not None
-    return Invariants(
-        _change(now.mass, then.mass, bound),
-        _change(now.energy, then.energy, then.energy),
-        _change(now.enstrophy, then.enstrophy, then.enstrophy) if is_flow else None,
-    )
+    whirl = None
+    if now.enstrophy is not None and then.enstrophy is not None:
+        whirl = _change(now.enstrophy, then.enstrophy, then.enstrophy)
+    return Invariants(_change(now.mass, then.mass, bound), _change(now.energy, then.energy, then.energy), whirl)
 
 
 def _mass(u: Float[Array, "n c"], domain: Domain) -> Float[Array, " c"]:

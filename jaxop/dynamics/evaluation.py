@@ -95,7 +95,7 @@ class RolloutErrors:
             metric: see `curves`.
             model: see `curves`.
         """
-        return np.mean(self.curves(metric, model), axis=0, dtype=np.float64)
+        return np.asarray(np.mean(self.curves(metric, model), axis=0, dtype=np.float64))
 
     def to_rows(self) -> Iterator[Row]:
         """Yields one row for every number.
@@ -220,7 +220,9 @@ def evaluate(
             parameters=batch.parameters,
         )
         domain = as_domain(batch.domain, "domain")
-        table = _measure(found.states, found.is_finite, batch.states[:, depth - 1 :], domain, mean_state, chosen, enstrophy_of)
+        table = _measure(
+            found.states, found.is_finite, batch.states[:, depth - 1 :], domain, mean_state, chosen, enstrophy_of
+        )
         kept = min(size, len(known) - start)
         tables.append(jax.tree.map(lambda array, kept=kept: np.asarray(array)[:kept], table))
         finite.append(np.asarray(found.is_finite)[:kept])

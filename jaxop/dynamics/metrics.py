@@ -2,8 +2,8 @@
 
 Predicted and true states have shape (t, n, c): t times, n nodes, c channels; or (b, t, n, c) for b samples. The domain
 is one for all samples or a stack of b. Every sum over nodes is a quadrature, so that splitting a node or padding with
-nodes of weight 0 changes nothing. All functions are differentiable, and work in `jax.jit` and `jax.vmap`. They compute in
-float32 or wider.
+nodes of weight 0 changes nothing. All functions are differentiable, and work in `jax.jit` and `jax.vmap`. They compute
+in float32 or wider.
 
 If a predicted state is not finite on a node of positive weight, its errors are ∞ and its correlation is 0.
 A mean over samples is then ∞ and not NaN, which shows that a rollout has diverged.
@@ -33,8 +33,8 @@ Times = Float[Array | np.ndarray, "*shared t"]
 def nrmse(prediction: States, truth: States, domain: Domain, *, channels: str = "sum") -> Float[Array, "..."]:
     """‖p_c(t) − r_c(t)‖ / ‖r_c(t)‖ in L2 for every time t, summed over the channels c.
 
-    With ``channels="sum"`` this is the nRMSE of exponax and apebench. Their mean over samples, ``mean_nRMSE``, is the mean
-    over the first axis. If r_c(t) = 0, the value of the channel is ‖p_c(t)‖.
+    With ``channels="sum"`` this is the nRMSE of exponax and apebench. Their mean over samples, ``mean_nRMSE``, is the
+    mean over the first axis. If r_c(t) = 0, the value of the channel is ‖p_c(t)‖.
 
     Args:
         prediction: p, shape (t, n, c) or (b, t, n, c).
@@ -99,8 +99,8 @@ def relative_l2(prediction: States, truth: States, domain: Domain) -> Float[Arra
 def h1_error(prediction: States, truth: States, domain: Domain) -> Float[Array, "*batch t"]:
     """‖p(t) − r(t)‖ / ‖r(t)‖ in H1, with ‖u‖² = ∫ |u|² + |∇u|² dx, for every time t.
 
-    This is `jaxop.training.relative_norm` in ``space="H1"`` at every time: gradients are in physical units, and the norm
-    joins all channels.
+    This is `jaxop.training.relative_norm` in ``space="H1"`` at every time: gradients are in physical units, and the
+    norm joins all channels.
 
     Args:
         prediction: p, shape (t, n, c) or (b, t, n, c).
@@ -142,9 +142,9 @@ def vrmse(
 ) -> Float[Array, "..."]:
     """(⟨|p_c − r_c|²⟩ / (⟨|r_c − ⟨r_c⟩|²⟩ + ε))^½ for every time t, with ⟨·⟩ the mean over the domain.
 
-    A prediction by the mean of the true state has VRMSE 1. This is the convention of The Well: ε = 1e-7 in the square of
-    the unit of r, and on grids of equal weights the variance has n − 1 in place of n, as ``torch.std`` has it. On all
-    other domains the variance is the quadrature itself. `window_means` gives the means over windows of time.
+    A prediction by the mean of the true state has a VRMSE of about 1. This is the convention of The Well: ε = 1e-7 in
+    the square of the unit of r, and on grids of equal weights the variance has n − 1 in place of n, as ``torch.std``
+    has it. On all other domains the variance is the quadrature itself. `window_means` averages over windows of time.
 
     Args:
         prediction: p, shape (t, n, c) or (b, t, n, c).
@@ -177,9 +177,7 @@ def vrmse(
     return joined(each, channels)
 
 
-def _vrmse(
-    p: Float[Array, "n c"], r: Float[Array, "n c"], domain: Domain, epsilon: float
-) -> Float[Array, " c"]:
+def _vrmse(p: Float[Array, "n c"], r: Float[Array, "n c"], domain: Domain, epsilon: float) -> Float[Array, " c"]:
     has_equal_weights = isinstance(domain, Grid) and domain.has_equal_weights and domain.size > 1
     correction = domain.size / (domain.size - 1) if has_equal_weights else 1.0
     measure = domain.measure.astype(r.dtype)
@@ -236,8 +234,8 @@ def correlation_time(correlations: Curve, times: Times, *, threshold: float = 0.
         threshold: below 1.
 
     Returns:
-        A scalar or shape (b,), in the unit of the times. A value above the last time does not occur: if ρ stays above the
-        threshold, the result is ∞, and a table should show "> T".
+        A scalar or shape (b,), in the unit of the times. It is ∞ if ρ stays above the threshold up to the last time T;
+        a table should then show "> T".
 
     Raises:
         TypeError: if ``threshold`` is not a number.
@@ -259,10 +257,10 @@ def correlation_time(correlations: Curve, times: Times, *, threshold: float = 0.
 def valid_time(
     errors: Curve, times: Times, *, threshold: float = 0.5, exponent: float | None = None
 ) -> Float[Array, "*batch"]:
-    """The first time at which a normalised error exceeds a threshold, in Lyapunov times if λ is given; ∞ if it does not.
+    """The first time at which a normalised error exceeds a threshold, in Lyapunov times if an exponent is given.
 
-    The error is interpolated linearly between the given times, from 0 at time 0. If the error jumps to ∞, the result
-    is the time before.
+    The error is interpolated linearly between the given times, from 0 at time 0. If it jumps to ∞, the result is the
+    time before.
 
     Args:
         errors: normalised errors over time, such as those of `nrmse` or `vrmse`, shape (t,) or (b, t).
@@ -272,7 +270,7 @@ def valid_time(
             Lyapunov time 1/λ. None keeps the unit of the times.
 
     Returns:
-        A scalar or shape (b,).
+        A scalar or shape (b,); ∞ if the error stays below the threshold.
 
     Raises:
         TypeError: if ``threshold`` or ``exponent`` is not a number.

@@ -1,8 +1,9 @@
 """Energy spectra of states on periodic grids, and errors in bands of wavenumbers.
 
-A function on a periodic box with sides L_j is Σ_k û(k) exp(i κ·x) with κ_j = 2π k_j / L_j for integers k_j. Shell s holds the
-modes with |κ| nearest to s κ_0, κ_0 = 2π / max_j L_j. In one dimension, shell s holds the modes ±s. The shells reach
-into the corners of the box of modes, so that Parseval's identity holds: Σ_k |û(k)|² = ⟨|u|²⟩, the mean over the domain.
+A function on a periodic box with sides L_j is Σ_k û(k) exp(i κ·x) with κ_j = 2π k_j / L_j for integers k_j. Shell s
+holds the modes with |κ| nearest to s κ_0, κ_0 = 2π / max_j L_j. In one dimension, these are the modes ±s. The shells
+reach into the corners of the box of modes, so that Parseval's identity holds: Σ_k |û(k)|² = ⟨|u|²⟩, the mean over the
+domain.
 """
 
 import dataclasses
@@ -31,8 +32,8 @@ class BandErrors:
     """Errors in bands of wavenumbers, for every time, band and channel.
 
     Attributes:
-        statistics: |E_p^½ − E_r^½| / E_r^½ for the energies E of prediction and truth in a band: whether the prediction has
-            the right amplitudes, shape (…, t, k, c).
+        statistics: |E_p^½ − E_r^½| / E_r^½ for the energies E of prediction and truth in a band: whether the prediction
+            has the right amplitudes, shape (…, t, k, c).
         pointwise: ‖p − r‖ / ‖r‖ of the parts in a band: whether it has the right values, shape (…, t, k, c).
         mse: ⟨|p − r|²⟩ of the parts in a band, whose sum over the bands is the mean squared error if they cover all
             shells, in the squared unit of the states, shape (…, t, k, c).
@@ -46,7 +47,7 @@ class BandErrors:
 
 
 def wavenumbers(domain: Domain) -> Float[np.ndarray, " shells"]:
-    """s κ_0 for every shell s of a periodic grid, κ_0 = 2π / max_j L_j: the abscissae of `energy_spectrum`.
+    """S κ_0 for every shell s of a periodic grid, κ_0 = 2π / max_j L_j: the abscissae of `energy_spectrum`.
 
     Args:
         domain: a grid whose axes are periodic with equal weights.
@@ -77,9 +78,8 @@ def energy_spectrum(states: States, domain: Domain) -> Float[Array, "*batch t sh
         domain: a grid whose axes are periodic with equal weights, shared or a stack of b.
 
     Returns:
-        Shape (t, K, c) or (b, t, K, c), in the squared unit of u; the wavenumber of shell s is ``wavenumbers(domain)[s]``.
-        In float32, energies below about 1e-14 of the largest are rounding errors. The spectrum of a state that is not
-        finite is ∞.
+        Shape (t, K, c) or (b, t, K, c), in the squared unit of u, for the K `wavenumbers` of the domain. In float32,
+        energies below about 1e-14 of the largest are rounding errors. The spectrum of a state that is not finite is ∞.
 
     Raises:
         ValueError: if the domain is not such a grid, or the states do not fit it.
@@ -146,8 +146,8 @@ def band_errors(prediction: States, truth: States, domain: Domain, *, bands: Ban
             waves on the interval. None takes `log_bands`, the bands of The Well up to rounding.
 
     Returns:
-        `BandErrors`. In one dimension, the sum of ``pointwise`` over channels is exponax's ``fourier_nRMSE`` with the band
-        as ``low`` and ``high``. In more dimensions exponax has boxes of modes in the place of shells.
+        `BandErrors`. In one dimension, the sum of ``pointwise`` over channels is exponax's ``fourier_nRMSE`` with the
+        band as ``low`` and ``high``. In more dimensions exponax has boxes of modes in the place of shells.
 
     Raises:
         TypeError: if an entry of ``bands`` is not an integer.
@@ -171,7 +171,8 @@ def band_errors(prediction: States, truth: States, domain: Domain, *, bands: Ban
 
     names = ("prediction", "truth")
     found = over_states(_band_errors, domain, prediction, truth, names=names, undefined=np.inf, bands=chosen)
-    return BandErrors(*(found[..., i, :, :] for i in range(3)), chosen)
+    statistics, pointwise, mse = (found[..., i, :, :] for i in range(3))
+    return BandErrors(statistics, pointwise, mse, chosen)
 
 
 def _band_errors(
@@ -205,7 +206,7 @@ def check_periodic(domain: Domain) -> Grid:
 
 
 def spectral_derivative(state: Float[Array, "n c"], grid: Grid, axis: int) -> Float[Array, "n c"]:
-    """∂u/∂x_axis = Σ_k i κ_axis û(k) exp(i κ·x), without the mode n/2 of an even n, whose derivative is 0 on the nodes."""
+    """∂u/∂x_a = Σ_k i κ_a û(k) exp(i κ·x), without the mode n/2 of an even n, whose derivative is 0 on the nodes."""
     shape = grid.shape
     count, side = shape[axis], _sides(grid)[axis]
     numbers = np.fft.rfftfreq(count, 1 / count)
@@ -220,7 +221,7 @@ def spectral_derivative(state: Float[Array, "n c"], grid: Grid, axis: int) -> Fl
 
 @dataclasses.dataclass(frozen=True)
 class _Modes:
-    """The modes of a real FFT, flattened: their shells, how often each occurs in a full FFT, and the number of shells."""
+    """The modes of a real FFT in one list: their shells, how often each is in a full FFT, and the number of shells."""
 
     shells: np.ndarray
     copies: np.ndarray
@@ -262,8 +263,8 @@ def _checked_bands(bands: Bands, count: int) -> tuple[tuple[int, int], ...]:
     for first, last in chosen:
         if not 0 <= first <= last < count:
             raise ValueError(
-                f"bands must hold shells between 0 and {count - 1}, first <= last, got ({first}, {last}); both ends are "
-                "included."
+                f"bands must hold shells between 0 and {count - 1}, first <= last, got ({first}, {last}); both ends "
+                "are included."
             )
     if not chosen:
         raise ValueError("bands must hold at least one band, got none.")

@@ -278,6 +278,7 @@ def save_figure(figure: "Figure", path: str | os.PathLike[str]) -> None:
 
 def _matplotlib(module: str) -> ModuleType:
     try:
+        import matplotlib.animation
         import matplotlib.figure
         import matplotlib.ticker
         import matplotlib.transforms

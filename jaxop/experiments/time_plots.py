@@ -2,7 +2,7 @@
 
 As in `jaxop.experiments.plots`, the functions return `matplotlib.figure.Figure` objects outside of any window system.
 States are arrays (t, n, c): t times on the n nodes of a domain, c channels. The colours of errors end at their 99.5 %
-quantile, and truth and prediction share theirs, which are those of the truth. States that are not finite are left blank.
+quantile. Truth and prediction share the colours of the truth. States that are not finite are left blank.
 """
 
 import os
@@ -192,7 +192,9 @@ def plot_space_time(
     for panel, heading, values in zip(panels, _ROWS, (true, guess, np.abs(guess - true)), strict=True):
         kind = "error" if heading == "|error|" else "field"
         style = _finite_error_scale(values) if kind == "error" else _scale(true)
-        drawn = panel.pcolormesh(when, points[order], values[:, order].T, shading="nearest", cmap=_COLORS[kind], **style)
+        drawn = panel.pcolormesh(
+            when, points[order], values[:, order].T, shading="nearest", cmap=_COLORS[kind], **style
+        )
         _bar(figure, drawn, panel, _known(values))
         panel.set(title=heading, ylabel="x")
     panels[-1].set_xlabel("time")
@@ -257,6 +259,9 @@ def plot_snapshots(
         ]
         if not is_line:
             _bar(figure, drawn[0], line.tolist(), _known(values))
+        elif heading == "prediction":
+            for panel, value in zip(line, true[numbers], strict=True):
+                _draw(panel, whole, value, style={"color": "0.6", "linestyle": "--", "linewidth": 1})
         line[0].set_ylabel(heading)
     for panel, i in zip(panels[0], numbers, strict=True):
         panel.set_title(f"t = {when[i]:.4g}")
@@ -356,8 +361,8 @@ def _checked(
     when = np.asarray(times, np.float64)
     if true.shape != guess.shape or true.ndim != 3 or true.shape[:2] != (when.size, whole.size) or when.ndim != 1:
         raise ValueError(
-            f"truth and prediction must have shape (t, n, c) with t = {when.size} times and n = {whole.size} nodes, got "
-            f"{true.shape} and {guess.shape}; choose one sample of a batch."
+            f"truth and prediction must have shape (t, n, c) with t = {when.size} times and n = {whole.size} nodes, "
+            f"got {true.shape} and {guess.shape}; choose one sample of a batch."
         )
     index = _place(channel, true.shape[-1], "channel")
     true, guess = true[..., index], guess[..., index]

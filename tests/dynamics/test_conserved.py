@@ -47,7 +47,9 @@ def test_vorticity_in_space_is_exact_for_waves():
     """The flow of Arnold, Beltrami and Childress is its own curl."""
     grid = domains.box((6, 7, 8), upper=(SIDE, SIDE, SIDE), rule="periodic")
     x, y, z = grid.points.T
-    velocity = jnp.stack([jnp.sin(z) + 2 * jnp.cos(y), 3 * jnp.sin(x) + jnp.cos(z), 2 * jnp.sin(y) + 3 * jnp.cos(x)], -1)
+    velocity = jnp.stack(
+        [jnp.sin(z) + 2 * jnp.cos(y), 3 * jnp.sin(x) + jnp.cos(z), 2 * jnp.sin(y) + 3 * jnp.cos(x)], -1
+    )
     np.testing.assert_allclose(dynamics.vorticity(velocity[None], grid)[0], velocity, atol=1e-4)
 
 
@@ -98,11 +100,11 @@ def test_a_state_that_is_not_finite_has_infinite_integrals():
 def test_bad_input_is_named(unchecked):
     plane, line = domains.box((4, 4), rule="periodic"), domains.interval(16, rule="periodic")
     states = jnp.ones((1, 16, 1))
-    with pytest.raises(ValueError, match="one channel for each of 2 or 3 axes, got 1 channels on 2 axes"):
+    with pytest.raises(ValueError, match=r"one channel for each of 2 or 3 axes, got 1 channels on 2 axes"):
         dynamics.vorticity(states, plane)
-    with pytest.raises(ValueError, match="got 1 channels on 1 axes"):
+    with pytest.raises(ValueError, match=r"got 1 channels on 1 axes"):
         dynamics.enstrophy(states, line, of="velocity")
-    with pytest.raises(ValueError, match="of='speed'"):
+    with pytest.raises(ValueError, match=r"of='speed'"):
         dynamics.enstrophy(states, plane, of="speed")
     with pytest.raises(ValueError, match=r"initial must have shape \(16, 1\)"):
         dynamics.drift(states, jnp.ones((1, 16, 1)), plane)

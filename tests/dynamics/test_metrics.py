@@ -73,9 +73,7 @@ def test_padding_has_no_say(name):
     def value(u):
         return jnp.sum(METRICS[name](u, padded_truth, domains.pad(domain, 8)))
 
-    padded, padded_truth = (
-        jnp.pad(u, [(0, 0), (0, 2), (0, 0)], constant_values=np.inf) for u in (prediction, truth)
-    )
+    padded, padded_truth = (jnp.pad(u, [(0, 0), (0, 2), (0, 0)], constant_values=np.inf) for u in (prediction, truth))
     found, slope = jax.value_and_grad(value)(padded)
     np.testing.assert_allclose(found, np.sum(METRICS[name](prediction, truth, domain)), rtol=2e-6)
     assert np.isfinite(slope).all()
@@ -207,7 +205,10 @@ def test_windows_count_predictions_from_zero():
 
 
 BAD = {
-    "another shape": (lambda u, d: dynamics.nrmse(u, u[:, :, :1], d), r"prediction and truth.*\(3, 6, 2\) and \(3, 6, 1\)"),
+    "another shape": (
+        lambda u, d: dynamics.nrmse(u, u[:, :, :1], d),
+        r"prediction and truth.*\(3, 6, 2\) and \(3, 6, 1\)",
+    ),
     "one state": (lambda u, d: dynamics.relative_l2(u[0], u[0], d), r"\(t, n, c\).*got \(6, 2\)"),
     "other nodes": (lambda u, d: dynamics.vrmse(u[:, :5], u[:, :5], d), r"n = 6 nodes.*got \(3, 5, 2\)"),
     "a stack": (lambda u, d: dynamics.nrmse(u, u, domains.stack([d, d])), r"\(2, t, n, c\).*stack of 2"),

@@ -43,7 +43,9 @@ def test_a_spectrum_is_the_sum_over_the_modes_of_every_shell(name, x64):
     count = len(dynamics.wavenumbers(grid))
     assert found.shape == (2, count, 2)
     for t, c in itertools.product(range(2), range(2)):
-        np.testing.assert_allclose(found[t, :, c], oracle(np.asarray(states[t, :, c]), grid, count), rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(
+            found[t, :, c], oracle(np.asarray(states[t, :, c]), grid, count), rtol=1e-9, atol=1e-12
+        )
 
 
 @pytest.mark.parametrize("name", GRIDS)
@@ -65,7 +67,7 @@ def test_errors_of_bands_add_up_to_the_mean_squared_error(name, bands):
 
 
 def test_waves_have_their_physical_wavenumber():
-    """cos κ·x with κ = 2π (3 / L_1, 4 / L_2) on a square has all its energy, 1/2, in the shell of |κ|, on every grid."""
+    """cos κ·x with κ = 2π (3, 4) / L has all its energy, 1/2, in the shell of |κ| = 2π 5 / L, on every grid."""
     for n in (12, 17):
         grid = domains.box((n, n), upper=(4.0, 4.0), rule="periodic")
         wave = jnp.cos(2 * jnp.pi / 4 * (grid.points @ jnp.array([3.0, 4.0])))[None, :, None]
@@ -178,5 +180,5 @@ def test_other_domains_are_refused(domain, received):
 @pytest.mark.parametrize("bands", [(), ((0, 9),), ((3, 2),), ((-1, 2),)])
 def test_bands_beyond_the_shells_are_refused(bands):
     grid = domains.interval(8, rule="periodic")
-    with pytest.raises(ValueError, match="bands must hold"):
+    with pytest.raises(ValueError, match=r"bands must hold"):
         dynamics.band_errors(noise(grid), noise(grid), grid, bands=bands)
