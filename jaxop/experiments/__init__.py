@@ -23,11 +23,14 @@ from jaxop.experiments.problems import ControlledOdeData as ControlledOdeData
 from jaxop.experiments.problems import DarcyData as DarcyData
 from jaxop.experiments.problems import FileData as FileData
 from jaxop.experiments.problems import LorenzData as LorenzData
-from jaxop.experiments.problems import Problem as Problem
-from jaxop.experiments.problems import Sets as Sets
 from jaxop.experiments.record import recorded_problem as recorded_problem
 from jaxop.experiments.run import build as build
 from jaxop.experiments.run import train as train
+from jaxop.experiments.series import SeriesData as SeriesData
+from jaxop.experiments.sets import Problem as Problem
+from jaxop.experiments.sets import SeriesProblem as SeriesProblem
+from jaxop.experiments.sets import SeriesSets as SeriesSets
+from jaxop.experiments.sets import Sets as Sets
 from jaxop.experiments.settings import OperatorSettings as OperatorSettings
 from jaxop.experiments.time_plots import plot_rollout_errors as plot_rollout_errors
 from jaxop.experiments.time_plots import plot_snapshots as plot_snapshots

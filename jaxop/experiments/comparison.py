@@ -16,8 +16,8 @@ from flax import nnx
 from jaxop import training
 from jaxop.data import Examples
 from jaxop.data.groups import groups_of
-from jaxop.experiments.problems import AnySamples
 from jaxop.experiments.run import new_directory
+from jaxop.experiments.sets import AnySamples
 from jaxop.experiments.settings import parameters
 
 

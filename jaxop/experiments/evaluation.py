@@ -8,8 +8,9 @@ from jaxop import training
 from jaxop.experiments import report
 from jaxop.experiments.cluster import ClusterConfig
 from jaxop.experiments.experiment import default_cache, load_recipe
-from jaxop.experiments.problems import AnySamples, FileData, Problem
+from jaxop.experiments.problems import FileData
 from jaxop.experiments.record import recorded_problem
+from jaxop.experiments.sets import AnySamples, Problem
 from jaxop.experiments.settings import prepared
 from jaxop.experiments.terminal import make_console
 from jaxop.training import MeshConfig, to_json

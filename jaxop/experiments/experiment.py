@@ -13,7 +13,7 @@ from typing import Generic, TypeAlias, TypeVar
 from jaxop import training
 from jaxop._validation import check_name, closest
 from jaxop.experiments.cluster import ClusterConfig
-from jaxop.experiments.problems import Problem
+from jaxop.experiments.sets import Problem
 from jaxop.experiments.settings import OperatorSettings
 from jaxop.operators import OperatorConfig
 from jaxop.training import MeshConfig

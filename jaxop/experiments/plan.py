@@ -17,7 +17,8 @@ from jaxop import data, operators, training
 from jaxop.data.groups import groups_of
 from jaxop.data.source import batch_parts, is_shared
 from jaxop.experiments.experiment import AnyExperiment
-from jaxop.experiments.problems import AnySamples, FileData, Problem
+from jaxop.experiments.problems import FileData
+from jaxop.experiments.sets import AnySamples, Problem
 from jaxop.experiments.settings import prepared
 from jaxop.experiments.terminal import make_console, needs_extra
 from jaxop.operators import OperatorConfig, Standardized

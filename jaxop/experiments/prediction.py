@@ -16,9 +16,10 @@ from jaxop.data.files.meshes import MESHES
 from jaxop.data.files.on_demand import files_of
 from jaxop.data.files.open import open_archive
 from jaxop.experiments.cluster import ClusterConfig
-from jaxop.experiments.problems import AnySamples, FileData, check_directory, grid_name
+from jaxop.experiments.problems import FileData
 from jaxop.experiments.record import recorded_problem
 from jaxop.experiments.report import samples_at_once
+from jaxop.experiments.sets import AnySamples, check_directory, grid_name
 from jaxop.experiments.settings import prepared
 from jaxop.experiments.terminal import make_console
 from jaxop.training import MeshConfig, to_json

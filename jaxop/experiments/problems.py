@@ -1,79 +1,21 @@
-"""Data of an experiment: generated problems, which are stored on disk, and files of a user."""
+"""Data of an experiment in pairs of functions: generated problems, which are stored on disk, and files of a user."""
 
 import dataclasses
-import hashlib
-import json
 import math
-import os
-import sys
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import Any, ClassVar
 
 import numpy as np
 
-from jaxop import data, training
+from jaxop import data
 from jaxop._validation import check_size
-from jaxop.data import RaggedSamples, Samples
+from jaxop.data import Samples
 from jaxop.data.files.read import read_inputs
-from jaxop.domains import Domain, Grid, from_points
-from jaxop.training._files import local_path
-
-_VALID, _TEST = 1_000_000, 2_000_000  # first sample numbers, so that sets never share samples
-_FORMAT = 1  # version of the cache
-
-Value = TypeVar("Value")
-
-AnySamples: TypeAlias = Samples | RaggedSamples
-"""A set of pairs of functions, on shared nodes or each on its own."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Sets:
-    """The sets of one experiment.
-
-    Attributes:
-        train: training samples.
-        valid: sets by name that are evaluated during training; the first set decides which checkpoint is the best.
-        test: sets by name that are evaluated at the end, on other grids or from other files.
-        random_nodes: number of nodes of each training sample that a step sees, see `jaxop.data.RandomNodes`; None means
-            all of them.
-    """
-
-    train: AnySamples
-    valid: Mapping[str, AnySamples]
-    test: Mapping[str, AnySamples]
-    random_nodes: int | None = None
-
-    @property
-    def drawn(self) -> AnySamples | data.RandomNodes:
-        """The training samples with the nodes that every step sees.
-
-        Raises:
-            ValueError: if ``random_nodes`` is below 1, or the samples have initial data.
-        """
-        return self.train if self.random_nodes is None else data.RandomNodes(self.train, self.random_nodes)
-
-
-@runtime_checkable
-class Problem(Protocol):
-    """Protocol of the data settings of an experiment, a frozen dataclass.
-
-    Attributes:
-        name: name of the problem in the record of a run.
-    """
-
-    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field]]
-    name: ClassVar[str]
-
-    def load(self, cache: Path) -> Sets:
-        """Returns all sets of the experiment."""
-        ...
-
-    def at(self, grids: Sequence[str], cache: Path) -> Mapping[str, AnySamples]:
-        """Returns test samples on other grids, by their names in the tables."""
-        ...
+from jaxop.domains import from_points
+from jaxop.experiments.evolutions import EVOLUTIONS
+from jaxop.experiments.series import SeriesData
+from jaxop.experiments.sets import TEST, VALID, AnySamples, Sets, by_name, cached, divided, single
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +50,7 @@ class DarcyData:
         return Sets(
             train=self._sets("train", self.samples, 0, (self.resolution,), cache)[self.resolution],
             valid={
-                "valid": self._sets("valid", self.valid_samples, _VALID, (self.resolution,), cache)[self.resolution]
+                "valid": self._sets("valid", self.valid_samples, VALID, (self.resolution,), cache)[self.resolution]
             },
             test=self.at([str(grid) for grid in self.grids], cache),
         )
@@ -117,7 +59,7 @@ class DarcyData:
         """See `Problem`; a grid is called by its nodes along a side, scattered points ``points=3000``."""
         counts = {grid: self._points(grid) for grid in grids if not grid.isdecimal()}
         sides = [int(grid) for grid in grids if grid.isdecimal()]
-        even = self._sets("test", self.test_samples, _TEST, sides, cache)
+        even = self._sets("test", self.test_samples, TEST, sides, cache)
         clouds = {grid: self._cloud(count, cache) for grid, count in counts.items()}
         return {f"{r}²": samples for r, samples in even.items()} | clouds
 
@@ -140,7 +82,7 @@ class DarcyData:
 
     def _cloud(self, count: int, cache: Path) -> AnySamples:
         """Returns the test samples on uniformly distributed points, joined by the Delaunay triangulation."""
-        common = self._common(self.test_samples, _TEST)
+        common = self._common(self.test_samples, TEST)
         path = cached(cache, f"darcy-test-points-{count}", common | {"points": count, "mesh": "from_points"})
         if not path.is_file():
             points = np.random.default_rng((self.seed, count)).random((count, 2), np.float32)
@@ -170,13 +112,13 @@ class _Trajectories:
         """See `Problem`."""
         return Sets(
             train=self._set("train", self.samples, 0, self.sampling, cache),
-            valid={"valid": self._set("valid", self.valid_samples, _VALID, self.sampling, cache)},
+            valid={"valid": self._set("valid", self.valid_samples, VALID, self.sampling, cache)},
             test=self.at(self.grids, cache),
         )
 
     def at(self, grids: Sequence[str], cache: Path) -> dict[str, AnySamples]:
         """See `Problem`; the name of a sampling is ``dt=0.01``, or ``nodes=200`` for uneven times."""
-        return {grid: self._set("test", self.test_samples, _TEST, grid, cache) for grid in grids}
+        return {grid: self._set("test", self.test_samples, TEST, grid, cache) for grid in grids}
 
     def _set(self, part: str, samples: int, first: int, sampling: str, cache: Path) -> AnySamples:
         kind, _, value = sampling.partition("=")
@@ -322,11 +264,7 @@ class FileData:
 
     def files(self, paths: Sequence[Path]) -> dict[str, AnySamples]:
         """Returns the samples of each file, by the shortest names that distinguish them."""
-        if repeated := [path for i, path in enumerate(paths) if path in paths[:i]]:
-            raise ValueError(f"{repeated[0]} is given more than once; name every file once.")
-        names = [path.name for path in paths]
-        unique = len(set(names)) == len(names)
-        return {path.name if unique else str(path): self._read(path) for path in paths}
+        return by_name(paths, self._read)
 
     def of_inputs(self, path: Path | Sequence[Path]) -> AnySamples:
         """Returns the input functions of files that need not have targets; their values mean nothing."""
@@ -339,75 +277,15 @@ class FileData:
         """Returns the arguments of `jaxop.data.read` other than inputs and targets."""
         names = ("weights", "initial", "faces", "offsets", "sample_dimension", "dim", "external")
         several = ("coordinates", "rule", "lower", "upper")
-        given = {name: getattr(self, name) for name in names} | {name: _single(getattr(self, name)) for name in several}
+        given = {name: getattr(self, name) for name in names} | {name: single(getattr(self, name)) for name in several}
         return given | {"at": self.at_nodes}
 
     def _split(self, samples: AnySamples) -> tuple[AnySamples, AnySamples]:
-        count = math.ceil(self.held_out * len(samples)) if 0 < self.held_out < 1 else 0
-        if not 0 < count < len(samples):
-            raise ValueError(
-                f"held_out={self.held_out} of the {len(samples)} samples in {self.train} leaves one of the two parts "
-                "empty; take a fraction between 0 and 1 and at least two samples, or give a file by --data.valid."
-            )
-        if self.seed < 0:
-            raise ValueError(f"seed must be a non-negative integer, got {self.seed}.")
-        order = np.random.default_rng(self.seed).permutation(len(samples))
-        return samples.take(np.sort(order[count:])), samples.take(np.sort(order[:count]))
+        kept, held_out = divided(len(samples), self.held_out, self.seed, f"samples in {self.train}")
+        return samples.take(kept), samples.take(held_out)
 
 
-PROBLEMS: dict[str, type] = {kind.name: kind for kind in (DarcyData, ControlledOdeData, LorenzData, FileData)}
+PROBLEMS: dict[str, type] = {
+    kind.name: kind for kind in (DarcyData, ControlledOdeData, LorenzData, FileData, *EVOLUTIONS, SeriesData)
+}
 """The data settings by the name under which a run records them."""
-
-
-def check_directory(option: str, directory: Path) -> None:
-    """Raises ``OSError`` if a directory cannot be made or written to, and ``ValueError`` if its name is not text."""
-    if any("\udc80" <= c <= "\udcff" for c in str(directory)):  # a byte that Python could not decode
-        raise ValueError(
-            f"{option} {directory}: the name is not in the encoding {sys.getfilesystemencoding()} of this system; "
-            "give another name, or set LC_ALL=C.UTF-8."
-        )
-    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
-    if not existing.is_dir():
-        raise NotADirectoryError(f"{option} {directory}: {existing} is a file; give the name of a directory.")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise PermissionError(f"{option} {directory}: {existing} cannot be written to; give another directory.")
-    if not directory.exists():
-        try:
-            tempfile.TemporaryDirectory(dir=existing).cleanup()
-        except OSError as error:
-            raise OSError(
-                f"{option} {directory}: no directory can be made in {existing} ({error.strerror}); give another one."
-            ) from error
-
-
-def cached(cache: Path, label: str, parameters: Mapping[str, str | int | float]) -> Path:
-    """Returns the file of the samples that these parameters generate, and makes its folder."""
-    key = json.dumps(training.to_json(dict(parameters)) | {"format": _FORMAT}, sort_keys=True)
-    check_directory("--cache", cache)
-    local_path(cache, "cache").mkdir(parents=True, exist_ok=True)
-    return cache / f"{label}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
-
-
-def grid_name(samples: AnySamples) -> str:
-    """Returns the nodes of a set as text: "64 × 64", with "uneven" unless they follow a rule, or "700–1300 nodes"."""
-    if isinstance(samples, RaggedSamples):
-        least, most = int(samples.target_sizes.min()), int(samples.target_sizes.max())
-        return f"{least} nodes" if least == most else f"{least}–{most} nodes"
-    domain = samples.target_domain
-    if not isinstance(domain, Grid):
-        return f"{domain.size} nodes"
-    shape = " × ".join(str(axis.size) for axis in domain.axes)
-    return f"{shape} uneven" if domain.has_given_nodes else shape
-
-
-def typical_domain(samples: AnySamples) -> Domain:
-    """Returns the domain of the targets, of the sample with the median number of nodes if each has its own."""
-    if isinstance(samples, RaggedSamples):
-        sizes = samples.target_sizes
-        return samples.sample(int(np.argsort(sizes, kind="stable")[len(sizes) // 2])).target_domain
-    return samples.target_domain
-
-
-def _single(values: tuple[Value, ...] | None) -> Value | tuple[Value, ...] | None:
-    """Returns the only value of a tuple of one, and other tuples unchanged."""
-    return values[0] if values is not None and len(values) == 1 else values

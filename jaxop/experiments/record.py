@@ -6,7 +6,8 @@ from jaxop import operators, training
 from jaxop._validation import check_name, closest
 from jaxop.domains.domain import as_domain
 from jaxop.experiments.experiment import AnyExperiment, Experiment
-from jaxop.experiments.problems import PROBLEMS, AnySamples, FileData, Problem
+from jaxop.experiments.problems import PROBLEMS, FileData
+from jaxop.experiments.sets import AnySamples, Problem
 from jaxop.experiments.settings import input_domain
 from jaxop.operators import OperatorConfig
 

@@ -15,7 +15,7 @@ from flax import nnx
 from jaxop import operators, training
 from jaxop.data import RaggedSamples
 from jaxop.experiments import plots
-from jaxop.experiments.problems import AnySamples, grid_name, typical_domain
+from jaxop.experiments.sets import AnySamples, grid_name, typical_domain
 from jaxop.experiments.terminal import needs_extra
 from jaxop.training.evaluation import trace_errors
 from jaxop.training.processes import is_first, spans_processes

@@ -14,8 +14,9 @@ from flax import nnx
 from jaxop import data, operators, training
 from jaxop.experiments import report
 from jaxop.experiments.experiment import AnyExperiment
-from jaxop.experiments.problems import AnySamples, FileData, Sets, check_directory, grid_name
+from jaxop.experiments.problems import FileData
 from jaxop.experiments.record import describe
+from jaxop.experiments.sets import AnySamples, Sets, check_directory, grid_name
 from jaxop.experiments.settings import check_memory, parameters, prepared
 from jaxop.experiments.terminal import make_console, needs_extra
 from jaxop.operators import OperatorConfig

@@ -15,7 +15,7 @@ from jaxop._validation import check_name
 from jaxop.data import RaggedSamples
 from jaxop.domains import Decomposed, Domain, Grid, from_nodes
 from jaxop.domains.domain import as_domain
-from jaxop.experiments.problems import AnySamples, grid_name
+from jaxop.experiments.sets import AnySamples, grid_name
 from jaxop.operators import OperatorConfig
 from jaxop.training.memory import device_memory
 

@@ -21,7 +21,7 @@ import numpy as np
 import tyro
 
 from jaxop.data import Examples
-from jaxop.experiments.problems import check_directory
+from jaxop.experiments.sets import check_directory
 
 CACHE = Path(".cache/packages")
 

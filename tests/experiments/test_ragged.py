@@ -15,7 +15,7 @@ from flax import nnx
 from jaxop import data, domains, experiments, nn, training
 from jaxop.experiments import comparison
 from jaxop.experiments.plots import plot_predictions
-from jaxop.experiments.problems import Sets, grid_name
+from jaxop.experiments.sets import Sets, grid_name
 from jaxop.experiments.settings import prepared
 from tests.data.ragged_cases import cloud, curve, pairs
 from tests.training.ragged_cases import Mean
