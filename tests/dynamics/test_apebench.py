@@ -74,9 +74,7 @@ def test_solutions_keep_every_value_at_its_node_and_channel(dim, channels):
     node = np.ravel_multi_index((3,) * (dim - 1) + (5,), found.domain.shape)
     np.testing.assert_allclose(found.domain.points[node], [0.75] * (dim - 1) + [1.25])
     for channel in range(channels):
-        np.testing.assert_array_equal(
-            found.states[2, 4, node, channel], states[(2, 4, channel, *(3,) * (dim - 1), 5)]
-        )
+        np.testing.assert_array_equal(found.states[2, 4, node, channel], states[(2, 4, channel, *(3,) * (dim - 1), 5)])
     assert len(apebench.trajectories(waves)) == 6
 
 
