@@ -1,8 +1,8 @@
 """Scenarios of APEBench: their data as trajectories, steppers trained in them, and results in their tables.
 
 APEBench (Koehler, Niedermayr, Westermann, Thuerey, 2024) is a benchmark of networks that step partial differential
-equations. Its scenarios fix an equation, training and test sets, an optimiser and metrics. This module needs the package
-apebench: ``pip install 'jaxop[apebench]'``. Its functions take any scenario object of it, also your own.
+equations. Its scenarios fix an equation, training and test sets, an optimiser and metrics. This module needs the
+package apebench: ``pip install 'jaxop[apebench]'``. Its functions take any scenario object of it, also your own.
 
 A scenario that is called trains a network of APEBench and returns a table with one row per seed. `train` and `table`
 return such tables for steppers, so that both can be joined::
@@ -98,7 +98,7 @@ def train(
     noise: float = 0.0,
     output: str = "delta",
     progress: bool = True,
-    **choices: object,
+    **choices: Any,
 ) -> tuple[Any, list[Stepper]]:
     """Trains a stepper with every seed on the data of a scenario and returns their errors as its table.
 
@@ -255,7 +255,8 @@ def _method(name: str) -> tuple[int, int]:
     kind, *options = name.lower().split(";")
     if kind == "one" and not options:
         return 1, 0
-    if kind == "sup" and options and options[0].isdecimal() and int(options[0]) > 0:
-        if options[1:] in ([], ["false"], ["true"]):
-            return int(options[0]), int(options[1:] == ["true"])
+    if kind == "sup" and options and options[0].isdecimal() and options[1:] in ([], ["false"], ["true"]):
+        count = int(options[0])
+        if count > 0:
+            return count, int(options[1:] == ["true"])
     raise ValueError(f"method must be 'one', 'sup;STEPS' or 'sup;STEPS;true', got {name!r}.")

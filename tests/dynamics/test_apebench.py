@@ -50,12 +50,15 @@ class Waves:
     def perform_tests_on_rollout(self, neural_rollout, test_data_no_init):
         assert neural_rollout.shape == test_data_no_init.shape
         axes = tuple(range(2, neural_rollout.ndim))
-        norms = [np.sqrt(np.sum(a**2, axis=axes)) for a in (neural_rollout - test_data_no_init, test_data_no_init)]
+        norms = [
+            np.sqrt(np.sum(np.square(a), axis=axes)) for a in (neural_rollout - test_data_no_init, test_data_no_init)
+        ]
         return {"mean_nRMSE": np.mean(norms[0] / norms[1], axis=0)[None], "ones": np.ones((1, 5))}
 
 
 def exact(states, domain, *, dt=None, offsets=None, parameters=None):
-    return jnp.roll(states[:, -1], SHIFT, axis=-2)
+    u = states[:, -1]
+    return jnp.roll(u.reshape(len(u), *domain.shape, -1), SHIFT, axis=-2).reshape(u.shape)
 
 
 def still(states, domain, *, dt=None, offsets=None, parameters=None):
@@ -78,9 +81,10 @@ def test_solutions_keep_every_value_at_its_node_and_channel(dim, channels):
     assert len(apebench.trajectories(waves)) == 6
 
 
-def test_a_table_has_the_errors_that_the_scenario_computes():
+@pytest.mark.parametrize(("dim", "channels"), [(1, 1), (2, 2)])
+def test_a_table_has_the_errors_that_the_scenario_computes(dim, channels):
     pandas = pytest.importorskip("pandas")
-    waves = Waves()
+    waves = Waves(dim=dim, channels=channels, nodes=8)
     table = apebench.table([exact, still], waves, network="roll", seeds=(3, 4), batch_size=2)
     assert isinstance(table, pandas.DataFrame)
     assert list(table.columns) == [

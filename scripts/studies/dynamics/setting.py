@@ -180,8 +180,8 @@ def _train(
 ) -> Trained:
     windows = one.windows
     if windows.curriculum is not None:  # its first steps are percentages of the training
-        pairs = [(share * steps // 100, leads) for share, leads in windows.curriculum]
-        windows = data.Windows(windows.trajectories, steps=windows.steps, curriculum=pairs)
+        first = {share * steps // 100: leads for share, leads in windows.curriculum}
+        windows = data.Windows(windows.trajectories, steps=windows.steps, curriculum=list(first.items()))
     here = dataclasses.replace(
         settings, steps=steps, warmup_steps=steps // 20, eval_every=steps, checkpoint_every=steps, seed=seed
     )
