@@ -198,7 +198,7 @@ def table(
     truth = _as_trajectories(scenario, found)
     rows = []
     for seed, stepper in zip(chosen, steppers, strict=True):
-        states = _rollouts(stepper, truth, scenario.test_temporal_horizon, batch_size)
+        states = _rollouts(stepper, truth, batch_size)
         grids = np.moveaxis(states, -1, 2).reshape(found[:, 1:].shape)
         row: dict[str, Any] = {
             "scenario": scenario.get_scenario_name(),
@@ -226,7 +226,6 @@ def _as_trajectories(scenario: Scenario, states: Any) -> Trajectories:
         )
     array = np.moveaxis(np.asarray(states), 2, -1)
     shape = array.shape[2:-1]
-    check_size(scenario.num_spatial_dims, "scenario.num_spatial_dims")
     if len(shape) != scenario.num_spatial_dims:
         raise ValueError(
             f"scenario must give states of shape (samples, times, channels, *grid) with {scenario.num_spatial_dims} "
@@ -237,14 +236,14 @@ def _as_trajectories(scenario: Scenario, states: Any) -> Trajectories:
     return Trajectories(array.reshape(*array.shape[:2], -1, array.shape[-1]), domain, times)
 
 
-def _rollouts(stepper: Any, truth: Trajectories, steps: int, batch_size: int) -> np.ndarray:
+def _rollouts(stepper: Any, truth: Trajectories, batch_size: int) -> np.ndarray:
     """Returns the states after the first of every trajectory, (samples, steps, nodes, channels)."""
     size = min(batch_size, len(truth))
     parts = []
     for start in range(0, len(truth), size):
         index = np.minimum(np.arange(start, start + size), len(truth) - 1)  # one shape, so one program
         initial = np.stack([truth.frames(i, slice(0, 1)) for i in index])
-        found = rollout(stepper, initial, steps, domain=truth.domain)
+        found = rollout(stepper, initial, truth.steps - 1, domain=truth.domain)
         parts.append(np.asarray(found.states)[: len(truth) - start])
     return np.concatenate(parts)
 
