@@ -20,6 +20,7 @@ from jaxop._validation import (
     plain_array,
     warn_float64,
 )
+from jaxop.data._open_files import kept_open
 from jaxop.data._support import checksum, describe_domain
 from jaxop.data.samples import Part, check_array, checked_indices, finite_fault, row_slices
 from jaxop.data.windows import Curriculum, Windows
@@ -249,6 +250,7 @@ class Trajectories:
         """Returns all windows of consecutive times, as a data source for training; see `Windows`."""
         return Windows(self, history=history, steps=steps, strides=strides, curriculum=curriculum)
 
+    @kept_open()
     def identity(self) -> dict[str, Any]:
         """Returns sizes and checksums of the contents, which a run compares when it is resumed.
 
@@ -361,6 +363,7 @@ def _checked_parameters(parameters: object, names: tuple[str, ...], count: int) 
     return found
 
 
+@kept_open()
 def _check_finite(trajectories: Trajectories, domain: Domain) -> None:
     """Raises ``ValueError`` if a state is not finite in JAX's dtype, and names the first bad entry."""
     dtype = jax_dtype(np.dtype(trajectories.states.dtype))

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int, UInt32
 
 from jaxop._pytree import register
 from jaxop._validation import as_integer, check_size, check_type, float_dtype, jax_dtype, on_device
+from jaxop.data._open_files import kept_open
 from jaxop.data._support import seed_sequence
 from jaxop.data.normalization import Moments
 from jaxop.data.samples import checked_indices, row_slices
@@ -225,6 +226,7 @@ class Windows:
             "curriculum": None if self.curriculum is None else [list(pair) for pair in self.curriculum],
         }
 
+    @kept_open()
     def statistics(self) -> StepStatistics:
         """Scales of states and steps, by quadrature over the nodes and over all recorded times of these trajectories.
 
@@ -284,10 +286,11 @@ class Windows:
         count = h + self.steps
         states = np.zeros((len(index), count, *series.states.shape[2:]), jax_dtype(np.dtype(series.states.dtype)))
         times = np.zeros((len(index), count))
-        for j, (i, start, stride) in enumerate(zip(rows.tolist(), starts.tolist(), strides, strict=True)):
-            window = slice(start, start + (count - 1) * stride + 1, stride)
-            states[j] = series.frames(i, window)
-            times[j] = series.times_of(i)[window]
+        with kept_open():
+            for j, (i, start, stride) in enumerate(zip(rows.tolist(), starts.tolist(), strides, strict=True)):
+                window = slice(start, start + (count - 1) * stride + 1, stride)
+                states[j] = series.frames(i, window)
+                times[j] = series.times_of(i)[window]
         dtype = float_dtype()
         weights = np.broadcast_to(np.arange(self.steps) < leads, (len(index), self.steps))
         return WindowBatch(

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 
+import h5py
 import jax
 import numpy as np
 import pytest
@@ -56,9 +57,9 @@ def test_stacked_domains_follow_their_trajectories():
         [domains.from_samples(np.linspace(0, upper, 4, dtype=np.float32)) for upper in (1.0, 2.0, 3.0)]
     )
     whole = numbered(domain=grids)
-    domain = whole.take([2, 1]).trajectory(1)[3]
+    domain = whole.take([2, 1]).trajectory(0)[3]
     assert not domain.is_batched
-    assert float(domain.measure) == pytest.approx(2.0)
+    assert float(domain.measure) == pytest.approx(3.0)
     batch = whole.windows()[[0, 9 + 9, 9]]
     np.testing.assert_allclose(batch.domain.weights.sum(axis=1), [1.0, 3.0, 2.0], rtol=1e-6)
 
@@ -69,6 +70,21 @@ def test_a_memory_mapped_file_is_not_loaded(tmp_path):
     part = dataclasses.replace(numbered(), states=mapped).take([2, 0])
     assert not isinstance(part.states, np.ndarray)
     np.testing.assert_array_equal(part.frames(0, slice(3, 5)), mapped[2, 3:5])
+
+
+def test_a_dataset_of_an_open_file_is_a_source(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["states"] = np.asarray(numbered().states)
+        opened = dataclasses.replace(numbered(), states=file["states"])
+        assert opened.identity() == numbered().identity()
+        np.testing.assert_array_equal(opened.windows()[[4]].history, numbered().windows()[[4]].history)
+
+
+def test_double_precision_is_kept(x64):
+    states = np.array(numbered().states, np.float64) + 1e-9
+    batch = dataclasses.replace(numbered(), states=states).windows()[[4]]
+    np.testing.assert_array_equal(batch.history[0, 0], states[0, 4])
+    assert batch.times.dtype == np.float64
 
 
 def test_the_identity_tells_every_part_apart():

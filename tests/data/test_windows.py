@@ -45,6 +45,7 @@ def test_a_draw_depends_on_seed_step_and_item_only():
     alone = windows.at_step(np.array([40]), seed=3, step=5)
     for name in ("history", "targets", "times", "parameters", "weights", "key_data", "index"):
         np.testing.assert_array_equal(getattr(first, name)[1], getattr(alone, name)[0])
+    np.testing.assert_array_equal(first.parameters, np.eye(3)[[0, 40 // windows.starts]])
     longer = data.Windows(windows.trajectories, steps=1, strides=(1, 2, 4)).at_step(np.array([0, 40]), seed=3, step=5)
     np.testing.assert_array_equal(longer.key_data, first.key_data)  # noise does not depend on the kind of window
     keys = [first.key_data[0], first.key_data[1]]

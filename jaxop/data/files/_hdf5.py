@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxop._validation import require
+from jaxop.data._open_files import opened_once
 from jaxop.data.files._reading import FileError, check_claim, reading
 from jaxop.data.samples import Part, Rows
 
@@ -63,9 +64,13 @@ class Hdf5Array:
             yield dataset
 
 
+def opened(path: Path) -> contextlib.AbstractContextManager[Any]:
+    """Opens the file for reading and closes it at the end, or at the end of a block of `kept_open`."""
+    return opened_once(("HDF5", path), lambda: _open(path))
+
+
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[Any]:
-    """Opens the file for reading and closes it at the end."""
+def _open(path: Path) -> Iterator[Any]:
     with reading(path, "HDF5"):
         file = require("h5py", f"reading {path}").File(path, "r")
     with file:

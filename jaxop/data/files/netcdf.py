@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxop import domains
 from jaxop._validation import closest, require
+from jaxop.data._open_files import opened_once
 from jaxop.data.files._reading import FileError, first_bytes, naming, reading
 from jaxop.data.files.layout import as_functions, domain_of, from_arrays
 from jaxop.data.files.open import listed
@@ -289,9 +290,13 @@ def _increasing(nodes: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray],
     return {axis: values[::-1] if axis in flipped else values for axis, values in nodes.items()}, flipped
 
 
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _opened(path: Path) -> contextlib.AbstractContextManager[Any]:
     """Opens the file for reading and closes it at the end; packed values are scaled, times stay numbers."""
+    return opened_once(("netCDF", path), lambda: _open(path))
+
+
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[Any]:
     xarray = require("xarray", f"reading {path}", extra="netcdf")
     with reading(path, "netCDF"):
         options = {"engine": "zarr", "consolidated": False} if path.suffix.lower() == ".zarr" else {}

@@ -193,8 +193,13 @@ def box_of(archive: Archive, dim: int | None, given: Mapping[str, Any]) -> tuple
 
 def text_of(archive: Archive, name: str) -> Any:
     """Reads a dataset of text, which HDF5 stores as bytes, as a string or nested lists of them."""
-    text = np.asarray(archive.source(name)[...])
-    return (text.astype("S").astype("U") if text.dtype.kind in "OS" else text.astype("U")).tolist()
+
+    def decoded(text: Any) -> Any:
+        if isinstance(text, list):
+            return [decoded(part) for part in text]
+        return text.decode() if isinstance(text, bytes) else str(text)
+
+    return decoded(np.asarray(archive.source(name)[...]).tolist())
 
 
 def counted_from_zero(path: Path, faces: np.ndarray, count: int) -> np.ndarray:

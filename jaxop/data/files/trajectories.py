@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Bool, Float, Real
 
-from jaxop._validation import as_number, check_name, first_index, on_device
+from jaxop._validation import as_number, check_name, check_size, first_index, on_device
+from jaxop.data._open_files import kept_open
 from jaxop.data.files import netcdf
 from jaxop.data.files._reading import FileError, first_bytes, naming, reading, refuse_unread
 from jaxop.data.files._zarr import ZarrArray, open_zarr
@@ -83,7 +84,7 @@ def read_trajectories(
 
     Args:
         path: the file, whose suffix is one of `TRAJECTORY_FORMATS`.
-        states: name of the states, or names of variables with dimensions, whose channels follow each other.
+        states: name of the states, or names of several arrays or variables, whose channels follow each other.
         times: name of the times in the file, (T,) or (N, T), or the numbers themselves. With dimensions, the
             coordinates of the dimension of time are used by default, in the units of the file.
         dt: constant step between times, t_j = j·dt, if the file does not have them.
@@ -128,6 +129,8 @@ def read_trajectories(
     """
     path = Path(path)
     check_name(path.suffix.lower(), f"the suffix of {path}", TRAJECTORY_FORMATS)
+    if dim is not None:
+        check_size(dim, "dim")
     given = _Given(
         path,
         (states,) if isinstance(states, str) else tuple(states),
@@ -202,21 +205,16 @@ def _of_npy(given: _Given) -> Trajectories:
         states = np.load(given.path, mmap_mode="r", allow_pickle=False)
     box = {name: given.options[name] for name in ("rule", "lower", "upper")}
     with naming(given.path, "states"):
-        frames, domain = _located(states, given.options["dim"], None, None, None, box)
+        frames, domain = _located([states], given.options["dim"], None, None, None, box)
         return _made(frames, domain, given.times_or(None, states.shape[1]), None, ())
 
 
 def _of_archive(given: _Given, archive: Archive) -> Trajectories:
     given.refuse("arrays", read=(*_NODES, "external"))
-    if len(given.states) != 1:
-        raise ValueError(
-            f"{archive.path}: states names {len(given.states)} arrays, {listed(given.states, True)}, and an array "
-            "holds all channels in its last axis; store them as one."
-        )
-    options, name = given.options, given.states[0]
-    if archive.kind == "Zarr" and name == "states" and archive.has(""):
-        name = ""  # the store is one array
-    states = archive.functions(name, axis=2)
+    options, names = given.options, given.states
+    if archive.kind == "Zarr" and names == ("states",) and archive.has(""):
+        names = ("",)  # the store is one array
+    states = [archive.functions(name, axis=2) for name in names]
     nodes = coordinates_of(archive, options["coordinates"])
     weights, faces = (archive.optional(options[key], key) for key in ("weights", "faces"))
     dim, box = options["dim"], {key: options[key] for key in ("rule", "lower", "upper")}
@@ -225,11 +223,11 @@ def _of_archive(given: _Given, archive: Archive) -> Trajectories:
     times = None
     if isinstance(given.times, str) and given.dt is None:
         times = archive.optional(given.times, "times")
-    parameters, names = _parameters(given, archive)
-    with naming(archive.path, f"states: {name!r}"):
+    parameters, parameter_names = _parameters(given, archive)
+    with naming(archive.path, f"states: {listed(names, True)}"):
         frames, domain = _located(states, dim, nodes, weights, faces, box)
-        found = given.times_or(None if times is None else archive.vector(times), states.shape[1])
-        trajectories = _made(frames, domain, found, parameters, names)
+        found = given.times_or(None if times is None else archive.vector(times), frames.shape[1])
+        trajectories = _made(frames, domain, found, parameters, parameter_names)
     archive.warn_of_unread("states, times, parameters, coordinates, weights or faces")
     return trajectories
 
@@ -263,6 +261,8 @@ def _parameters(given: _Given, archive: Archive) -> tuple[np.ndarray | None, tup
         if found is None or not archive.has("parameter_names"):
             return None if found is None else found.reshape(len(found), -1), ()
         return found, tuple(text_of(archive, "parameter_names"))
+    if not given.parameters:
+        archive.left_out.update(("parameters", "parameter_names"))
     columns, names = [], []
     for name in given.parameters:
         found = archive.array(name)
@@ -283,15 +283,15 @@ def _parameters(given: _Given, archive: Archive) -> tuple[np.ndarray | None, tup
 
 
 def _located(
-    states: ArraySource,
+    states: Sequence[ArraySource],
     dim: int | None,
     nodes: object,
     weights: object,
     faces: object,
     box: Mapping[str, Any],
 ) -> tuple[FrameSource, Domain]:
-    """Returns states (samples, times, *grid[, channels]) as states (samples, times, n, channels), and their domain."""
-    shape = tuple(states.shape)
+    """Returns arrays (samples, times, *grid[, channels]) as states (samples, times, n, channels), and their domain."""
+    shape = tuple(states[0].shape)
     if len(shape) < 3 or 0 in shape:
         raise ValueError(
             f"states must have shape (samples, times, *grid) or (samples, times, *grid, channels), got {shape}."
@@ -308,15 +308,17 @@ def _located(
     functions = (shape[0], *grid)
     dim = len(grid) if nodes is None else dim
     domain, found = domain_of(functions, functions, nodes, weights=weights, faces=faces, dim=dim, **box)
-    axes = len(found)
-    if shape[2 : 2 + axes] != tuple(found) or len(shape) - 2 - axes not in (0, 1):
-        raise ValueError(
-            f"shapes disagree: states have shape {shape} but the grid is {tuple(found)}; expected (samples, times, "
-            f"{', '.join(map(str, found))}) with or without a last axis of channels."
-        )
-    if isinstance(states, np.ndarray):
-        return states.reshape(*shape[:2], domain.size, -1), domain
-    return _Frames(states, 2, domain.size), domain
+    parts = []
+    for one in states:
+        expected, received = (*shape[:2], *found), tuple(one.shape)
+        if received[: len(expected)] != expected or len(received) - len(expected) not in (0, 1):
+            raise ValueError(
+                f"shapes disagree: states have shape {received}, expected (samples, times, *grid) = {expected} with or "
+                "without a last axis of channels."
+            )
+        is_array = isinstance(one, np.ndarray)
+        parts.append(one.reshape(*shape[:2], domain.size, -1) if is_array else _Frames(one, 2, domain.size))
+    return parts[0] if len(parts) == 1 else _Joined(parts), domain
 
 
 def _dim(grid: tuple[int, ...]) -> int:
@@ -346,6 +348,18 @@ class _Frames:
         return np.asarray(found).reshape(-1, *self.shape[2:])
 
 
+class _Joined:
+    """States whose channels are those of several states, one after another."""
+
+    def __init__(self, parts: Sequence[FrameSource]):
+        self._parts = parts
+        self.shape = (*parts[0].shape[:3], sum(part.shape[3] for part in parts))
+        self.dtype = np.result_type(*(part.dtype for part in parts))
+
+    def __getitem__(self, index: Part, /) -> np.ndarray:
+        return np.concatenate([np.asarray(part[index]) for part in self._parts], axis=-1)
+
+
 class _Filled:
     """States whose missing values are replaced by the mean of their channel."""
 
@@ -368,6 +382,7 @@ def _made(
     return Trajectories(frames, domain, times, parameters, names)
 
 
+@kept_open()
 def _without(frames: FrameSource, domain: Domain, missing: Bool[np.ndarray, "n c"]) -> tuple[FrameSource, Domain]:
     """Returns states with finite values at missing nodes, and a domain in which these have weight 0."""
     gone = missing.any(axis=1)

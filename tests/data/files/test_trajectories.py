@@ -1,12 +1,16 @@
 """Files of every format become the same trajectories, and stay in the file where they can."""
 
+import threading
+
 import h5py
 import numpy as np
 import pytest
+import scipy.io
 import xarray
 
 from jaxop import data, domains
-from jaxop.data.files import netcdf
+from jaxop.data._open_files import kept_open
+from jaxop.data.files import _hdf5, netcdf
 from jaxop.data.files._hdf5 import Hdf5Array
 
 TIMES = np.array([0.0, 0.5, 1.5, 2.0, 4.0])
@@ -53,7 +57,12 @@ def write_dimensions(path, *, engine="h5netcdf", **arrays):
     return path
 
 
-ARCHIVES = {"a.npz": write_npz, "a.h5": write_hdf5, "a.zarr": write_zarr}
+def write_matlab(path, **arrays):
+    scipy.io.savemat(path, arrays)
+    return path
+
+
+ARCHIVES = {"a.npz": write_npz, "a.h5": write_hdf5, "a.mat": write_matlab, "a.zarr": write_zarr}
 
 
 def check(found, domain, *, parameters=NU[:, None]):
@@ -72,7 +81,7 @@ def check(found, domain, *, parameters=NU[:, None]):
 @pytest.mark.parametrize("name", ARCHIVES)
 def test_arrays_on_a_box_and_on_axes(name, tmp_path):
     path = ARCHIVES[name](tmp_path / name, **ARRAYS)
-    with pytest.warns(UserWarning, match=r"nothing reads 'force', only 'nu', 'states', 'times' are read"):
+    with pytest.warns(UserWarning, match=r"nothing reads .*'force'.*, only 'nu', 'states', 'times' are read"):
         found = data.read_trajectories(path, dim=2, parameters=["nu"], rule="periodic", upper=(1, 2))
     check(found, domains.box((4, 6), upper=(1, 2), rule="periodic"))
     assert found.parameter_names == ("nu",)
@@ -81,6 +90,16 @@ def test_arrays_on_a_box_and_on_axes(name, tmp_path):
     grid = domains.Grid((*domains.from_samples(X.astype(np.float32)).axes, *domains.interval(6).axes))
     check(found, grid, parameters=np.concatenate([NU[:, None], FORCE], axis=1))
     assert found.parameter_names == ("nu", "force_0", "force_1")
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.h5"])
+def test_several_arrays_are_channels(name, tmp_path):
+    velocity, pressure = U, U[..., 0] ** 2
+    path = ARCHIVES[name](tmp_path / name, velocity=velocity, pressure=pressure)
+    found = data.read_trajectories(path, states=["pressure", "velocity"], dim=2, dt=1)
+    expected = np.concatenate([pressure[..., None], velocity], axis=-1).reshape(3, 5, 24, 3)
+    np.testing.assert_array_equal(found.trajectory(2)[0], expected[2])
+    np.testing.assert_array_equal(found.windows(strides=(2,))[[3]].targets[0], expected[1, 2:3])
 
 
 @pytest.mark.parametrize("name", ["a.nc", "b.nc", "a.zarr"])
@@ -126,6 +145,33 @@ def test_windows_read_their_own_times_from_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(Hdf5Array, "__getitem__", count)
     found.take([2, 1]).between(1, None).windows(steps=2)[[0]]
     assert counted == [((2, slice(1, 4, 1)), (3, 4, 6, 2))]
+
+
+@pytest.mark.parametrize(("name", "module"), [("a.h5", _hdf5), ("a.nc", netcdf)])
+def test_a_batch_opens_the_file_once(name, module, tmp_path, monkeypatch):
+    if name == "a.h5":
+        path, options = write_hdf5(tmp_path / name, states=U, times=TIMES), {"dim": 2}
+    else:
+        path, options = write_dimensions(tmp_path / name, **ARRAYS), {"states": "u"}
+    windows, opened, open_file = data.read_trajectories(path, **options).windows(), [], module._open
+
+    def count(path):
+        opened.append(threading.get_ident())
+        return open_file(path)
+
+    monkeypatch.setattr(module, "_open", count)
+    windows[[0, 5, 9]]
+    assert len(opened) == 1
+    with kept_open():  # of this thread only
+        windows[[0]]
+        windows[[3]]
+        thread = threading.Thread(target=windows.__getitem__, args=([1],))
+        thread.start()
+        thread.join()
+    assert len(opened) == 3
+    assert len(set(opened)) == 2
+    with h5py.File(path, "r+"):  # it is closed
+        pass
 
 
 def test_variables_read_their_own_times_from_the_file(tmp_path, monkeypatch):
@@ -177,9 +223,11 @@ def test_what_is_saved_is_read(name, kind, tmp_path):
     }[kind]()
     states = random.normal(size=(2, 4, 6, 2)).astype(np.float32)
     times = np.cumsum(random.random((2, 4)), axis=1)
-    made = data.Trajectories(states, domain, times, np.array([[1.0, 2.0], [3.0, 4.0]]), ("a", "b"))
+    made = data.Trajectories(states, domain, times, np.array([[1.0, 2.0], [3.0, 4.0]]), ("ν", "b"))
     data.save(tmp_path / name, made)
     found = data.read_trajectories(tmp_path / name)
+    without = data.read_trajectories(tmp_path / name, parameters=None)
+    assert (found.parameter_names, without.parameter_count) == (("ν", "b"), 0)
     assert found.identity() == made.identity()
     assert type(found.domain) is type(made.domain)
     unnamed = data.Trajectories(states, domain, times[0])
@@ -229,7 +277,9 @@ def test_land_has_weight_0_and_finite_values(tmp_path):
 @pytest.mark.parametrize(
     ("where", "value", "kind"), [((3, 0, 1), np.nan, "is missing"), ((4, 2, 6), 1.0, "has a value")]
 )
-def test_land_that_changes_is_refused(where, value, kind, tmp_path):
+def test_land_that_changes_is_refused(where, value, kind, tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxop.data.samples._BLOCK", 2 * LAND.size)  # two times at once
+
     def change(values):
         values[where] = value
 
@@ -286,10 +336,11 @@ def test_bad_files_and_options_are_refused(tmp_path):
     refused(path, r"has no dataset 'state'; it has .*did you mean 'states'", states="state")
     refused(path, r"dt=0.1 and times were given; give one", dt=0.1, times=TIMES)
     refused(path, r"nothing reads time_dimension='t'; leave it out", time_dimension="t")
-    refused(path, r"states names 2 arrays, 'u', 'v'", states=["u", "v"])
+    refused(path, r"expected \(samples, times, \*grid\) = \(3, 5, 4, 6\)", states=["states", "force"], dim=2)
+    refused(path, "dim must be at least 1, got 0", dim=0)
     refused(path, r"has no dataset 'clock'", times="clock", dim=2)
     refused(path, r"with dim=1 they must have 3 axes .*or 4", dim=1)
-    refused(path, r"shapes disagree: states have shape .* but the grid is \(5,\)", coordinates=["times"])
+    refused(path, r"shapes disagree: states have shape .*\(3, 5, 5\)", coordinates=["times"])
 
 
 def test_bad_numbers_in_files_are_refused(tmp_path):
