@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax.numpy as jnp
 from flax import nnx
@@ -54,7 +54,7 @@ def as_pure(stepper: object, *, evaluate: bool) -> tuple[PureStepper, Variables,
             f"{stepper!r}."
         )
     if not isinstance(stepper, nnx.Module):
-        return PureStepper(stepper), {}, {}
+        return PureStepper(cast(Callable[..., Array], stepper)), {}, {}
     copy = nnx.merge(*nnx.split(stepper))  # the same arrays, other flags
     if evaluate:
         copy.eval()

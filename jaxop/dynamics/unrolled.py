@@ -1,8 +1,10 @@
 """Losses of steppers along their own predictions."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +39,8 @@ class UnrolledLoss:
             keys in training only, so that evaluations have no noise.
         norm: "l2" or "h1".
         weights: factors of γ_j, one for each of the k targets. () means 1.
-        remat: True computes each step again in the backward pass, so that k steps take the memory of one.
+        remat: True computes each step again in the backward pass, so that k steps take the memory of one, of k states,
+            and of a few copies of the parameters.
 
     Returns:
         The losses, shape (b,), and the relative errors at each target as metrics "lead_1", …, "lead_k". Those of steps
@@ -125,9 +128,9 @@ class UnrolledLoss:
         if count == 1:
             (_, _, other), errors = body(leads.start, jnp.zeros((), jnp.int32))
             return errors[None], other
-        used = leads.used()
-        body = _skipping(body, used)
-        body = jax.checkpoint(body, prevent_cse=False) if self.remat else body
+        again = functools.partial(jax.checkpoint, prevent_cse=False) if self.remat else lambda function: function
+        # without the inner one, the conditional would keep the activations of its branch in buffers of its own
+        body = again(_skipping(again(body), leads.used()))
         (_, _, other), errors = jax.lax.scan(body, leads.start, jnp.arange(count))
         return errors, other
 
@@ -200,7 +203,7 @@ def _entry(array: Array, number: Array) -> Array:
     return jax.lax.dynamic_index_in_dim(array, number, axis=1, keepdims=False)
 
 
-def _options(batch: WindowBatch, ages: Array, number: Array) -> dict[str, Array | None]:
+def _options(batch: WindowBatch, ages: Array, number: Array) -> dict[str, Any]:
     """Returns the options of a call of the stepper for the step to a target."""
     depth = batch.history.shape[1]
     dt = _entry(batch.times, depth + number) - _entry(batch.times, depth + number - 1)

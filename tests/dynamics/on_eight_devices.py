@@ -11,8 +11,13 @@ from tests.scale.cases import SGD
 pytestmark = pytest.mark.optax
 
 
-@pytest.mark.parametrize("loss", [dynamics.UnrolledLoss(noise=0.1), dynamics.UnrolledLoss(pushforward=True)])
-@pytest.mark.parametrize("devices", [{"data": 8}, {"data": 2, "model": 2}])
+@pytest.mark.parametrize(
+    ("loss", "devices"),
+    [
+        (dynamics.UnrolledLoss(noise=0.1), {"data": 8}),
+        (dynamics.UnrolledLoss(pushforward=True), {"data": 2, "model": 2}),
+    ],
+)
 def test_a_run_is_that_of_one_device(loss, devices, tmp_path):
     config = training.TrainingConfig(steps=3, batch_size=8, eval_every=3)
     windows = trajectories().windows(history=2, steps=3, strides=(1, 2), curriculum=((0, 2), (1, 3)))

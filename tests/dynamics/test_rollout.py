@@ -144,6 +144,7 @@ class TestDerivatives:
         assert large.output_size_in_bytes - small.output_size_in_bytes == extra
         assert large.temp_size_in_bytes - small.temp_size_in_bytes <= 4 * extra
 
+    @pytest.mark.thorough
     def test_a_gradient_keeps_states_not_activations(self):
         made, u0 = stepper(operator={"width": 32}), field(RING, 1, 1)
 

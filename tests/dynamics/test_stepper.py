@@ -86,7 +86,7 @@ def test_the_step_tends_to_the_identity_of_first_order():
     assert all(float(jnp.max(jnp.abs(rate))) < 10 * 0.25 / 0.5 for rate in rates)
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", OPERATORS)
 def test_every_operator_steps_and_rolls_out(name):
     domain = domain_of(name)
