@@ -36,7 +36,8 @@ def over_states(
         domain: one for all samples, or one for each of a batch (`jaxop.domains.stack`).
         states: arrays of one shape.
         names: the name of each array in messages.
-        undefined: the result for a first state that is not finite on a node of positive weight. The derivative is 0.
+        undefined: the result for a first state that is not finite on a node of positive weight, or so large that the
+            computation overflows. The derivative is 0.
         options: further arguments of ``measure``, part of the program.
 
     Raises:
@@ -61,7 +62,10 @@ def _mapped(
         first, *others = (jnp.where(counts, state, 0) for state in states)
         sound = jnp.all(jnp.isfinite(first))
         value = measure(jnp.where(sound, first, 0), *others, domain, **dict(options))
-        return jnp.where(sound, value, jnp.asarray(undefined, value.dtype))
+        overflows = jnp.isnan(value)  # ∞ − ∞ of a huge state; a true state that is NaN stays visible
+        for other in others:
+            overflows &= jnp.all(jnp.isfinite(other))
+        return jnp.where(sound & ~overflows, value, jnp.asarray(undefined, value.dtype))
 
     over_times = jax.vmap(at_time, in_axes=(None, *[0] * len(arrays)))
     if arrays[0].ndim == 3:

@@ -189,9 +189,9 @@ def drift(
         >>> import jax.numpy as jnp
         >>> from jaxop import domains, dynamics
         >>> domain = domains.interval(16)
-        >>> found = dynamics.drift(jnp.full((1, 16, 1), 1.1), jnp.ones((16, 1)), domain)
+        >>> found = dynamics.drift(jnp.full((1, 16, 1), 1.5), jnp.ones((16, 1)), domain)
         >>> print(found.mass[0].round(4), found.energy.round(4))
-        [0.1] [0.21]
+        [0.5] [1.25]
     """
     shape = jnp.shape(states)
     first = as_float(initial, "initial")

@@ -269,16 +269,20 @@ def _measure(
     enstrophy_of: str | None,
 ) -> dict[str, dict[str, Array]]:
     """Returns the metrics of a batch by model; ``states`` are the true ones from the initial state on."""
+    states = states.astype(prediction.dtype)
     initial, truth = states[:, 0], states[:, 1:]
     alive = jnp.cumprod(is_finite.astype(jnp.int32), axis=1)[:, :, None, None] > 0
-    prediction = jnp.where(alive, prediction, jnp.nan)
-    table = {
-        "model": _errors(prediction, truth, domain, bands) | _integrals(prediction, initial, domain, enstrophy_of),
-        "persistence": _errors(jnp.broadcast_to(states[:, :1], truth.shape), truth, domain, bands),
-        "truth": _integrals(truth, initial, domain, enstrophy_of),
-    }
+    forecasts = {"model": jnp.where(alive, prediction, jnp.nan), "persistence": states[:, :1]}
     if climatology is not None:
-        table["climatology"] = _errors(jnp.broadcast_to(climatology[None], truth.shape), truth, domain, bands)
+        forecasts["climatology"] = climatology.astype(prediction.dtype)[None]
+    stacked = jnp.stack([jnp.broadcast_to(forecast, truth.shape) for forecast in forecasts.values()])
+    # mapped over the forecasts, so that the program holds every metric once
+    errors = jax.vmap(lambda forecast: _errors(forecast, truth, domain, bands))(stacked)
+    table = {name: {metric: values[i] for metric, values in errors.items()} for i, name in enumerate(forecasts)}
+    flows = jnp.stack([stacked[0], truth])
+    integrals = jax.vmap(lambda flow: _integrals(flow, initial, domain, enstrophy_of))(flows)
+    for i, name in enumerate(("model", "truth")):
+        table[name] = table.get(name, {}) | {metric: values[i] for metric, values in integrals.items()}
     return table
 
 
