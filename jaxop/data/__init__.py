@@ -43,14 +43,14 @@ from jaxop.data.ragged import Bucket as Bucket
 from jaxop.data.ragged import RaggedSamples as RaggedSamples
 from jaxop.data.ragged import SampleSequence as SampleSequence
 from jaxop.data.random_nodes import RandomNodes as RandomNodes
-from jaxop.data.resampling import anomalies as anomalies
-from jaxop.data.resampling import climatology as climatology
 from jaxop.data.resampling import resample as resample
 from jaxop.data.sample import Sample as Sample
 from jaxop.data.samples import ArraySource as ArraySource
 from jaxop.data.samples import Batch as Batch
 from jaxop.data.samples import Samples as Samples
 from jaxop.data.samples import batch_indices as batch_indices
+from jaxop.data.seasons import anomalies as anomalies
+from jaxop.data.seasons import climatology as climatology
 from jaxop.data.source import DataSource as DataSource
 from jaxop.data.trajectories import FrameSource as FrameSource
 from jaxop.data.trajectories import Trajectories as Trajectories

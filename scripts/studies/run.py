@@ -27,6 +27,7 @@ STUDIES = {
     "schwarz": Command("studies.schwarz.tables", "two-level Schwarz attention on elliptic equations"),
     "dynamics": Command("studies.dynamics.tables", "steppers of equations that move, and their rollouts"),
     "airfoils": Command("studies.airfoils", "pressure around airfoils, on meshes of their own"),
+    "climate": Command("studies.climate", "real winds and temperatures, month by month"),
     "theory": Command("studies.theory", "orders and rates that theory predicts"),
     "fetch": Command("studies.real_data", "only fetches the data of the studies"),
 }

@@ -59,6 +59,25 @@ def test_source_distributions_come_by_pip(tmp_path, monkeypatch):
     assert [path.name for path in real_data.fetch("tiny", tmp_path / "cache").iterdir()] == ["empty"]
 
 
+def test_packages_of_debian_come_by_apt(tmp_path, monkeypatch):
+    content = b"an archive"
+    package = real_data.Package("tiny-data", "1.0-2", len(content), hashlib.sha256(content).hexdigest(), client="apt")
+    monkeypatch.setitem(real_data.PACKAGES, "tiny", package)
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    scripts = {
+        "apt-get": 'test "$*" = "download tiny-data=1.0-2" && printf "an archive" > tiny-data_1.0-2_all.deb',
+        "dpkg-deb": 'test "$1" = -x && mkdir -p "$3/usr/share" && touch "$3/usr/share/empty"',
+    }
+    for name, line in scripts.items():
+        (folder / name).write_text(f"#!/bin/sh\n{line}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+    found = real_data.fetch("tiny", tmp_path / "cache")
+    assert (found / "share" / "empty").is_file()
+    assert list((tmp_path / "cache").glob("*.deb")) == []
+
+
 def test_ratings_are_read_with_features_of_both_sides(tmp_path):
     folder = tmp_path / "recbole" / "dataset_example" / "ml-100k"
     folder.mkdir(parents=True)

@@ -93,8 +93,8 @@ class Setting:
             initial: states in float64.
             constants: of the equation, by name.
             length: of the domain along each axis.
-            signed: names of the constants that may have any sign. Their ranges are drawn uniformly, those of the
-                others, which are positive, uniformly in their logarithm.
+            signed: names of the constants that may be negative, which are drawn from a range uniformly. The others are
+                drawn uniformly in their logarithm.
             fixed: further numbers that the scheme reads.
 
         Raises:
@@ -115,13 +115,10 @@ class Setting:
             order=self.order,
             dtype=float_dtype(),
         )
-        with double_precision():
-            # one program for every sample, so that none depends on how many there are; all are dispatched first
-            parts = [
-                solve(state, self.dt, {name: value[i] for name, value in values.items()} | fixed)
-                for i, state in enumerate(initial)
-            ]
-            states = np.stack([np.asarray(part) for part in parts])
+        states = np.empty((self.samples, self.times, self.nodes**self.dim, initial.shape[1]), float_dtype())
+        with double_precision():  # one sample at a time, so that none depends on how many there are
+            for i, state in enumerate(initial):
+                states[i] = solve(state, self.dt, {name: value[i] for name, value in values.items()} | fixed)
         times = self.dt * np.arange(self.times)
         self._check_finite(states, times)
         shape = (self.nodes,) * self.dim
@@ -137,14 +134,20 @@ class Setting:
         values, drawn = {}, []
         for share, (name, given) in zip(uniform.T, constants.items(), strict=True):
             if not isinstance(given, tuple | list):
-                number = as_number(given, name) if name in signed else _positive(given, name)
+                number = as_number(given, name)
+                if not np.isfinite(number) or (number < 0 and name not in signed):
+                    raise ValueError(
+                        f"{name} must be {'' if name in signed else 'non-negative and '}finite, got {given}."
+                    )
                 values[name] = np.full(self.samples, number)
                 continue
             if len(given) != 2:
                 raise ValueError(f"{name} must be one number or the two ends of a range, got {given!r}.")
             low, high = (as_number(end, name) if name in signed else _positive(end, name) for end in given)
-            if not low < high:
-                raise ValueError(f"the range {name}=({low}, {high}) must increase; give one number for a constant.")
+            if not 0 < high - low < np.inf:
+                raise ValueError(
+                    f"the range {name}=({low}, {high}) must increase and be finite; give one number for a constant."
+                )
             drawn.append(name)
             values[name] = low + share * (high - low) if name in signed else low * (high / low) ** share
         return values, tuple(drawn)
@@ -204,7 +207,7 @@ def gaussian_torus(setting: Setting, *, modes: int, variance: Callable[[np.ndarr
     """
     _check_modes(setting, modes)
     k = np.arange(-modes, modes + 1)
-    squares = sum(np.meshgrid(*[(2 * np.pi * k) ** 2] * setting.dim, indexing="ij"))
+    squares = np.sum(np.meshgrid(*[(2 * np.pi * k) ** 2] * setting.dim, indexing="ij"), axis=0)
     deviation = np.sqrt(variance(squares))
     shape = (1, *deviation.shape)
     return np.stack(
@@ -239,7 +242,7 @@ def _sum(coefficients: np.ndarray, dim: int, nodes: int) -> np.ndarray:
     waves = np.exp(2j * np.pi * np.outer(np.arange(-modes, modes + 1), np.arange(nodes)) / nodes)
     for _ in range(dim):  # each product moves the axis of its nodes to the end
         coefficients = np.tensordot(coefficients, waves, axes=(1, 0))
-    return coefficients.real
+    return np.real(coefficients)
 
 
 def _positive(value: object, name: str) -> float:
@@ -249,9 +252,7 @@ def _positive(value: object, name: str) -> float:
     return number
 
 
-@functools.partial(
-    jax.jit, static_argnames=("exponax", "scheme", "times", "substeps", "warmup", "order", "dtype")
-)
+@functools.partial(jax.jit, static_argnames=("exponax", "scheme", "times", "substeps", "warmup", "order", "dtype"))
 def _solve(
     state: Array,
     dt: Array,

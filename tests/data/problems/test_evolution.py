@@ -1,13 +1,14 @@
+import dataclasses
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxop import data
-from jaxop.data.problems import periodic, planar
-
-pytest.importorskip("exponax")
+from jaxop.data._support import double_precision
+from jaxop.data.problems import evolution, periodic, planar
 
 # small and short: (problem, settings), all with a grid that is divisible by 2
 PROBLEMS = {
@@ -59,6 +60,51 @@ def test_a_sample_depends_on_seed_and_number_only(name):
     assert not np.array_equal(make(name, 1, seed=1, first=6).states, one.states)
 
 
+def test_the_settings_of_apebench_make_its_trajectories(x64):
+    apebench = pytest.importorskip("apebench")
+    exponax = pytest.importorskip("exponax")
+    cases = [
+        ("Advection", evolution._advect, {"speed": 0.25}, 1.0, {}),
+        ("Burgers", evolution._burgers, {"viscosity": 3e-4, "convection": 0.125}, 1.0, {}),
+        (
+            "KuramotoSivashinskyConservative",
+            evolution._sivashinsky,
+            {"diffusion": 1.44, "hyperdiffusion": 0.4, "convection": 3.6},
+            60.0,
+            {},
+        ),
+        (
+            "GrayScott",
+            planar._gray_scott,
+            {"feed": 0.04, "kill": 0.06, "diffusion_u": 2e-5, "diffusion_v": 1e-5},
+            1.0,
+            {"substeps": 10},
+        ),
+        (
+            "KolmogorovFlow",
+            planar._kolmogorov,
+            {"viscosity": 1e-2, "forcing": 1.0, "drag": 0.1},
+            2 * np.pi,
+            {"substeps": 20},
+        ),
+    ]
+    for name, scheme, constants, length, options in cases:
+        dim = 2 if name in ("GrayScott", "KolmogorovFlow") else 1
+        scenario = getattr(apebench.scenarios.physical, name)(
+            num_spatial_dims=dim, num_points=48, num_train_samples=2, train_temporal_horizon=3, num_warmup_steps=3
+        )
+        with double_precision():
+            theirs = np.moveaxis(np.asarray(scenario.get_train_data()), 2, -1)
+            # the initial states of apebench depend on the grid
+            initial = exponax.build_ic_set(
+                scenario.get_ic_generator(), num_points=48, num_samples=2, key=jax.random.PRNGKey(0)
+            )
+        setting = periodic.Setting(name, 0, 2, 0, 0, 48, dim, 4, scenario.dt, warmup=3, **options)
+        fixed = {"forced_mode": 4} if name == "KolmogorovFlow" else {}
+        ours = setting.trajectories(scheme, np.asarray(initial), constants, length=length, **fixed).states
+        np.testing.assert_allclose(ours, theirs.reshape(ours.shape), atol=1e-10)
+
+
 @EVERY
 def test_grids_of_all_resolutions_sample_the_same_function(name, x64):
     nodes = PROBLEMS[name][1]["nodes"]
@@ -104,30 +150,55 @@ def cole_hopf(u, time, *, viscosity, convection, length):
     return -2 * viscosity * slope / phi / convection
 
 
-def test_burgers_converges_to_the_exact_solution_at_the_order_of_the_method(x64):
-    settings = {"nodes": 128, "dt": 1.0, "times": 2, "viscosity": 2e-3, "modes": 2}
-    exact = cole_hopf(
-        data.burgers(1, **settings).states[0, 0, :, 0], 1.0, viscosity=2e-3, convection=0.125, length=1.0
-    )
-    errors = {
-        order: [
-            np.abs(data.burgers(1, **settings, order=order, substeps=m).states[0, 1, :, 0] - exact).max()
-            for m in counts
-        ]
-        for order, counts in ((2, (8, 16)), (4, (8, 16)))
-    }
-    for order, (coarse, fine) in errors.items():
-        assert abs(np.log2(coarse / fine) - order) < 0.3
-    assert errors[4][1] < 1e-7
+@pytest.mark.parametrize(("order", "smallest"), [(2, 1e-4), (4, 1e-7)])
+def test_burgers_converges_to_the_exact_solution_at_the_order_of_the_method(order, smallest, x64):
+    settings = {"nodes": 96, "dt": 1.0, "times": 2, "viscosity": 5e-3, "modes": 2, "order": order}
+    coarse, fine = (data.burgers(1, **settings, substeps=m).states[0, :, :, 0] for m in (16, 32))
+    exact = cole_hopf(coarse[0], 1.0, viscosity=5e-3, convection=0.125, length=1.0)
+    errors = [np.abs(run[1] - exact).max() for run in (coarse, fine)]
+    assert abs(np.log2(errors[0] / errors[1]) - order) < 0.2
+    assert errors[1] < smallest
 
 
-def test_kuramoto_sivashinsky_satisfies_its_equation_on_the_attractor(x64):
-    run = data.kuramoto_sivashinsky(1, nodes=96, times=3, dt=1e-4, warmup=30_000)
+def test_kuramoto_sivashinsky_satisfies_its_equation(x64):
+    run = data.kuramoto_sivashinsky(1, nodes=96, times=3, dt=1e-3, warmup=3000, hyperdiffusion=10.0, modes=2)
 
     def velocity(u):
         u = u[..., 0]
-        flux = 3.6 * u**2 / 2 + 1.44 * derivative(u, 60.0) + 0.4 * derivative(u, 60.0, order=3)
+        flux = 3.6 * u**2 / 2 + 1.44 * derivative(u, 60.0) + 10.0 * derivative(u, 60.0, order=3)
         return -derivative(flux, 60.0)[..., None]
+
+    assert residual(run, velocity) < 1e-4
+
+
+def soliton(x, time, *, speed, length):
+    """Of u_t + 6 u u_x + u_xxx = 0 on a circle."""
+    periods = [(x - speed * time - 0.3 * length + m * length) for m in (-2, -1, 0, 1, 2)]
+    return sum(speed / 2 / np.cosh(np.sqrt(speed) / 2 * y) ** 2 for y in periods)
+
+
+def test_solitons_keep_their_shape_and_speed_at_order_four(x64):
+    x, errors = np.arange(128) * 50.0 / 128, []
+    setting = periodic.Setting("korteweg_de_vries", 0, 1, 0, 0, 128, 1, 2, 4.0)
+    for substeps in (80, 160):
+        run = dataclasses.replace(setting, substeps=substeps).trajectories(
+            evolution._korteweg,
+            soliton(x, 0.0, speed=1.0, length=50.0)[None, None],
+            {"convection": 6.0, "dispersion": 1.0, "hyperdiffusion": 0.0},
+            length=50.0,
+        )
+        errors.append(np.abs(run.states[0, 1, :, 0] - soliton(x, 4.0, speed=1.0, length=50.0)).max())
+    assert abs(np.log2(errors[0] / errors[1]) - 4) < 0.3
+    assert errors[1] < 1e-6
+
+
+def test_korteweg_de_vries_satisfies_its_equation(x64):
+    run = data.korteweg_de_vries(1, nodes=96, times=3, dt=1e-3, warmup=100, substeps=1, modes=2)
+
+    def velocity(u):
+        u = u[..., 0]
+        flux = 3 * u**2 + derivative(u, 50.0, order=2) + 0.125 * derivative(u, 50.0, order=3)
+        return -derivative(flux, 50.0)[..., None]
 
     assert residual(run, velocity) < 1e-5
 
@@ -174,7 +245,8 @@ def test_kolmogorov_flow_satisfies_its_equation(x64):
 
 
 def test_navier_stokes_satisfies_its_equation_with_the_curl_as_vorticity(x64):
-    run = data.navier_stokes(1, times=3, dt=1e-3, warmup=200, substeps=1, viscosity=5e-3, variance=2 * 7**3)
+    # later than the finest initial waves, which products leave out
+    run = data.navier_stokes(1, times=203, dt=1e-3, substeps=1, viscosity=5e-3, variance=2 * 7**3).between(200, None)
     x = np.arange(64) / 64
     phase = 2 * np.pi * (x[:, None] + x)
 
@@ -221,25 +293,6 @@ def test_a_positive_range_is_drawn_in_its_logarithm():
     np.testing.assert_array_equal(fixed.states[:, 0], run.states[:2, 0])
 
 
-@pytest.mark.parametrize("nodes", [36, 7, 60])
-@pytest.mark.parametrize("fine", [21, 24])
-def test_resampling_is_exact_for_resolved_functions(nodes, fine, x64):
-    u = data.advection(2, nodes=fine, times=2, modes=3)
-    expected = data.advection(2, nodes=nodes, times=2, modes=3)
-    resampled = data.resample(u, nodes)
-    np.testing.assert_allclose(resampled.states, expected.states, atol=1e-13)
-    np.testing.assert_array_equal(resampled.domain.points, expected.domain.points)
-
-
-def test_resampling_takes_each_axis_by_itself(x64):
-    wide = make("gray_scott")
-    narrow = data.resample(wide, (12, 8))
-    np.testing.assert_array_equal(
-        narrow.states.reshape(2, 3, 12, 8, 2), wide.states.reshape(2, 3, 24, 24, 2)[:, :, ::2, ::3]
-    )
-    assert narrow.domain.shape == (12, 8)
-
-
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
@@ -249,7 +302,9 @@ def test_resampling_takes_each_axis_by_itself(x64):
         ("burgers", {"dt": 0.0}, "dt must be positive"),
         ("burgers", {"substeps": 0}, "substeps must be at least 1"),
         ("burgers", {"order": 5}, "order must be 1, 2, 3 or 4"),
-        ("burgers", {"viscosity": -1e-3}, "viscosity must be positive"),
+        ("burgers", {"viscosity": -1e-3}, "viscosity must be non-negative and finite"),
+        ("burgers", {"viscosity": (0.0, 1e-3)}, "viscosity must be positive"),
+        ("advection", {"speed": float("nan")}, "speed must be finite"),
         ("burgers", {"viscosity": (1e-3, 1e-4)}, r"range viscosity=\(0.001, 0.0001\) must increase"),
         ("burgers", {"viscosity": (1e-3, 1e-2, 1e-1)}, "viscosity must be one number or the two ends"),
         ("burgers", {"modes": 0}, "modes must be at least 1"),
@@ -260,7 +315,7 @@ def test_resampling_takes_each_axis_by_itself(x64):
         ("gray_scott", {"first": -1}, "first must be at least 0"),
     ],
 )
-def test_bad_settings_say_what_is_wrong(name, settings, message):
+def test_bad_settings_say_what_is_wrong(name, settings, message, unchecked):
     with pytest.raises(ValueError, match=message):
         make(name, **settings)
 
@@ -274,10 +329,3 @@ def test_a_missing_package_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "exponax", None)
     with pytest.raises(ImportError, match=r"problem burgers needs exponax; .*pip install 'jaxop\[dynamics\]'"):
         make("burgers")
-
-
-def test_resampling_refuses_other_domains():
-    with pytest.raises(ValueError, match="2 entries for 1 axes"):
-        data.resample(make("burgers"), (4, 4))
-    with pytest.raises(ValueError, match="nodes must be at least 1"):
-        data.resample(make("burgers"), 0)
