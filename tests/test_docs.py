@@ -18,7 +18,7 @@ from sybil.evaluators.python import PythonEvaluator
 from sybil.parsers.markdown import CodeBlockParser
 
 import jaxop
-from jaxop.experiments import FileData, cli
+from jaxop.experiments import FileData, SeriesData, cli
 from jaxop.experiments import evaluate as evaluate_run
 from jaxop.experiments import export_model as export_run
 from jaxop.experiments import predict as predict_files
@@ -30,12 +30,12 @@ README = ROOT / "README.md"
 PAGES = [README, *sorted(DOCS.rglob("*.md"))]
 RUN = [pytest.param(path, marks=() if path == README else pytest.mark.notebook) for path in PAGES]
 FILE = "my_experiment.py"  # a block with this title is a file of the reader
-GENERATED = ("darcy", "cde", "lorenz")  # problems whose data take minutes
+GENERATED = ("darcy", "cde", "lorenz", "burgers", "kuramoto_sivashinsky")  # problems whose data take minutes
 
 
 def shortened(experiment, *, name):
     """A few steps of a training. If its data take minutes or are files of the reader, only the options are read."""
-    is_file = isinstance(experiment.data, FileData)
+    is_file = isinstance(experiment.data, FileData | SeriesData)
     if not (experiment.data.train.exists() if is_file else experiment.data.name not in GENERATED):
         return
     settings = experiment.training

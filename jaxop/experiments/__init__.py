@@ -6,6 +6,15 @@ They need the packages of the extra ``scripts``: ``pip install 'jaxop[scripts]'`
 from jaxop.experiments.cluster import ClusterConfig as ClusterConfig
 from jaxop.experiments.evaluation import Evaluation as Evaluation
 from jaxop.experiments.evaluation import evaluate as evaluate
+from jaxop.experiments.evolutions import AdvectionData as AdvectionData
+from jaxop.experiments.evolutions import BurgersData as BurgersData
+from jaxop.experiments.evolutions import GrayScottData as GrayScottData
+from jaxop.experiments.evolutions import KolmogorovData as KolmogorovData
+from jaxop.experiments.evolutions import KortewegDeVriesData as KortewegDeVriesData
+from jaxop.experiments.evolutions import KuramotoSivashinskyData as KuramotoSivashinskyData
+from jaxop.experiments.evolutions import Lorenz96Data as Lorenz96Data
+from jaxop.experiments.evolutions import NavierStokesData as NavierStokesData
+from jaxop.experiments.experiment import DynamicsExperiment as DynamicsExperiment
 from jaxop.experiments.experiment import Experiment as Experiment
 from jaxop.experiments.experiment import Recipe as Recipe
 from jaxop.experiments.experiment import load_recipe as load_recipe
@@ -23,8 +32,8 @@ from jaxop.experiments.problems import ControlledOdeData as ControlledOdeData
 from jaxop.experiments.problems import DarcyData as DarcyData
 from jaxop.experiments.problems import FileData as FileData
 from jaxop.experiments.problems import LorenzData as LorenzData
+from jaxop.experiments.ready import build as build
 from jaxop.experiments.record import recorded_problem as recorded_problem
-from jaxop.experiments.run import build as build
 from jaxop.experiments.run import train as train
 from jaxop.experiments.series import SeriesData as SeriesData
 from jaxop.experiments.sets import Problem as Problem
@@ -32,6 +41,7 @@ from jaxop.experiments.sets import SeriesProblem as SeriesProblem
 from jaxop.experiments.sets import SeriesSets as SeriesSets
 from jaxop.experiments.sets import Sets as Sets
 from jaxop.experiments.settings import OperatorSettings as OperatorSettings
+from jaxop.experiments.stepping import Stepping as Stepping
 from jaxop.experiments.time_plots import plot_rollout_errors as plot_rollout_errors
 from jaxop.experiments.time_plots import plot_snapshots as plot_snapshots
 from jaxop.experiments.time_plots import plot_space_time as plot_space_time

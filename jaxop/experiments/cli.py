@@ -1,7 +1,8 @@
 """The command line ``jaxop``.
 
     jaxop train NAME          a ready-made experiment, or your own file that defines CONFIG
-    jaxop train custom        your own arrays
+    jaxop train custom        your own arrays: pairs of functions
+    jaxop train series        your own time series
     jaxop resume RUN          continue a run
     jaxop evaluate RUN        errors and pictures on other grids or files
     jaxop predict RUN FILES   outputs for your own files, as files
@@ -34,10 +35,12 @@ _TRAIN = """Trains an operator and evaluates it on other grids.
 
     jaxop train darcy_fano --training.steps 500 --model.width 64 --run-dir runs/wide
     jaxop train custom --data.train a.npz model:fano --model.width 32
+    jaxop train series --data.train heat.npz --stepping.steps 4 model:fno
     jaxop train my_experiment.py
 
 NAME is one of the experiments below, or the path of your own file (it ends in .py) that defines
-CONFIG = jaxop.experiments.Experiment(...). `jaxop train NAME --help` lists every setting."""
+CONFIG = jaxop.experiments.Experiment(...), or DynamicsExperiment(...) for time series. `jaxop train NAME --help` lists
+every setting."""
 
 _RESUME = """Continues a run with the settings that it recorded, except for a time limit.
 
@@ -52,17 +55,21 @@ _EVALUATE = """Evaluates a trained run on files or on other grids.
     jaxop evaluate runs/mine --data b.npz c.h5
     jaxop evaluate runs/darcy_fano --grids 32 64 96 128
     jaxop evaluate runs/cde_tno --grids dt=0.005 nodes=400
+    jaxop evaluate runs/ks_tno --steps 1000 --grids 160 320 --animation gif
 
 Prints and saves relative L2 and H1 errors and the worst sample of every set, in physical units
-(RUN/evaluation/NAME.csv and .json), and pictures of the median and the worst sample (RUN/figures/)."""
+(RUN/evaluation/NAME.csv and .json), and pictures of the median and the worst sample (RUN/figures/). For a run on time
+series these are the errors of rollouts over lead times, beside persistence."""
 
 _PREDICT = """Predicts the outputs for the input functions in files, and writes them to files.
 
     jaxop predict runs/wings new/*.vtu --to results
     jaxop predict runs/mine b.npz
+    jaxop predict runs/ks_tno start.npz --steps 200 --to results
 
 A mesh gives a .vtu file with the same nodes and cells, which ParaView shows; any other file gives .npz. Outputs are in
-the units of the training data. The files need not have targets. Folders stand for the files in them."""
+the units of the training data. The files need not have targets. Folders stand for the files in them. A run on time
+series makes --steps steps from the last states in the files, and writes .npz files of trajectories."""
 
 _PLAN = """Compiles the training step of an experiment for a slice of TPUs that you need not have, and prints for one
 device the bytes of memory, the messages, the operations, and the least time of a step at the peak rates of the chip.

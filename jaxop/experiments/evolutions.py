@@ -79,9 +79,7 @@ class _Evolution:
             ratio = 0.0
         stride = round(ratio) if np.isfinite(ratio) else 0
         if stride < 1 or abs(ratio - stride) > 1e-6 * ratio:
-            raise ValueError(
-                f"grids must be {self._kinds}dt=STEP with a multiple of dt={self.dt:g}, got {grid!r}."
-            )
+            raise ValueError(f"grids must be {self._kinds}dt=STEP with a multiple of dt={self.dt:g}, got {grid!r}.")
         return lambda made: self._on_own_grid(_every(made, stride))
 
     @property
@@ -373,6 +371,9 @@ def _every(made: Trajectories, stride: int) -> Trajectories:
     if stride == 1:
         return made
     if made.steps <= stride:
-        raise ValueError(f"there are only {made.steps} times of which every {stride}th was asked for; raise test_times.")
+        raise ValueError(
+            f"a step of {stride} recorded times needs more than the {made.steps} of a test trajectory; raise "
+            "test_times."
+        )
     states = np.stack([made.frames(i, slice(None, None, stride)) for i in range(len(made))])
     return dataclasses.replace(made, states=states, times=np.asarray(made.times)[..., ::stride])

@@ -13,12 +13,13 @@ from typing import Generic, TypeAlias, TypeVar
 from jaxop import training
 from jaxop._validation import check_name, closest
 from jaxop.experiments.cluster import ClusterConfig
-from jaxop.experiments.sets import Problem
+from jaxop.experiments.sets import AnyProblem
 from jaxop.experiments.settings import OperatorSettings
+from jaxop.experiments.stepping import Stepping
 from jaxop.operators import OperatorConfig
 from jaxop.training import MeshConfig
 
-Data = TypeVar("Data", bound=Problem, covariant=True)
+Data = TypeVar("Data", bound=AnyProblem, covariant=True)
 Model = TypeVar("Model", bound=OperatorConfig | OperatorSettings, covariant=True)
 
 _CONFIGS = Path(__file__).parent / "configs"
@@ -70,7 +71,30 @@ class Experiment(Generic[Data, Model]):
     cluster: ClusterConfig = dataclasses.field(default_factory=ClusterConfig)
 
 
-AnyExperiment: TypeAlias = Experiment[Problem, OperatorConfig | OperatorSettings]
+@dataclasses.dataclass(frozen=True)
+class DynamicsExperiment(Experiment[Data, Model]):
+    """A training run of a stepper on trajectories: an `Experiment` that also says how a step is learnt.
+
+    Attributes:
+        stepping: what the operator sees and computes, and how many steps the loss makes.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from jaxop import experiments, training
+        >>> experiment = experiments.DynamicsExperiment(
+        ...     data=experiments.BurgersData(samples=20),
+        ...     model=experiments.OperatorSettings("fno", width=16),
+        ...     training=training.TrainingConfig(steps=100),
+        ...     stepping=experiments.Stepping(noise=0.01),
+        ... )
+        >>> experiment.stepping.history
+        1
+    """
+
+    stepping: Stepping = dataclasses.field(default_factory=Stepping)
+
+
+AnyExperiment: TypeAlias = Experiment[AnyProblem, OperatorConfig | OperatorSettings]
 """An experiment on any data with any operator."""
 
 

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,21 +42,39 @@ def card_of(run: training.Run, step: int) -> dict[str, str]:
         "Data": f"Inputs and outputs are in the units of these data.\n\n{_code(data)}",
         "Training": f"Step {step} of the run with these settings.\n\n{_code(run.config['training'])}",
     }
+    records = [read_json(file) for file in sorted((run.directory / "evaluation").glob("*.json"))]
+    sets = [row for record in records if record["step"] == step for row in record["sets"]]
     errors = [row for row in run.metrics if row["step"] == step and "loss" not in row]
-    lines = ["| set | grid | samples | relative L2 | relative H1 |", "|---|---|---|---|---|"]
-    for file in sorted((run.directory / "evaluation").glob("*.json")):
-        record = read_json(file)
-        if record["step"] == step:
-            lines += [_row(row) for row in record["sets"]]
-    for row in errors:
-        names = [name for name in row if name.endswith("/l2")]
-        lines += [
-            f"| {name[:-3]} (validation) | | | {_number(row[name])} | {_number(row.get(name[:-2] + 'h1'))} |"
-            for name in names
-        ]
-    if len(lines) > 2:
+    if "stepping" in run.config:
+        sections["Errors"] = _of_rollouts(sets)
+    elif rows := [_row(row) for row in sets] + [line for row in errors for line in _of_validation(row)]:
+        lines = ["| set | grid | samples | relative L2 | relative H1 |", "|---|---|---|---|---|", *rows]
         sections["Errors"] = "Means over the samples.\n\n" + "\n".join(lines)
-    return sections
+    return {name: text for name, text in sections.items() if text}
+
+
+def _of_validation(row: Mapping[str, Any]) -> list[str]:
+    """Returns the rows of the errors on the validation sets."""
+    names = [name[:-3] for name in row if name.endswith("/l2")]
+    return [
+        f"| {name} (validation) | | | {_number(row[f'{name}/l2'])} | {_number(row.get(f'{name}/h1'))} |"
+        for name in names
+    ]
+
+
+def _of_rollouts(sets: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the table of the errors over lead times, of the stepper and of persistence; "" if there are none."""
+    lines = []
+    for row in sets:
+        for model, found in row["models"].items():
+            errors = ", ".join(f"{_number(error) or '∞'} ({lead})" for lead, error in found["nrmse"].items())
+            until = found["correlation_time"]
+            time = f"> {row['time']:g}" if until is None else f"{until:.3g}"
+            lines.append(f"| {row['set']} | {row['samples']} | {model} | {errors} | {time} |")
+    if not lines:
+        return ""
+    head = "| set | rollouts | model | nRMSE (after so many steps) | correlation > 0.8 until |\n|---|---|---|---|---|"
+    return "Means over rollouts.\n\n" + "\n".join([head, *lines])
 
 
 def _without_folders(value: object) -> object:

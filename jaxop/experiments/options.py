@@ -11,10 +11,11 @@ from typing import Annotated, Any, TypeVar
 
 from jaxop import operators, training
 from jaxop.experiments.evaluation import Evaluation
-from jaxop.experiments.experiment import AnyExperiment, Experiment, Recipe
+from jaxop.experiments.experiment import AnyExperiment, Recipe
 from jaxop.experiments.prediction import Prediction
 from jaxop.experiments.problems import FileData
 from jaxop.experiments.record import recorded_experiment
+from jaxop.experiments.series import SeriesData
 from jaxop.experiments.settings import OperatorSettings
 from jaxop.experiments.terminal import needs_extra
 
@@ -73,17 +74,17 @@ def of_recipe(recipe: Recipe, arguments: Sequence[str], *, prog: str) -> AnyExpe
     ahead, _ = tyro.cli(_Ahead, args=list(arguments), return_unknown_args=True, add_help=False)
     default = _with_share_of_warmup(recipe.experiment, ahead.steps)
     model: Any = type(default.model)
-    if isinstance(default.data, FileData) and isinstance(default.model, OperatorSettings):
+    if isinstance(default.data, FileData | SeriesData) and isinstance(default.model, OperatorSettings):
         if ahead.operator is None:
             model = _any_operator(default.model)
         else:
             default = dataclasses.replace(default, model=OperatorSettings(ahead.operator))
-    if isinstance(default.data, FileData) and default.data.train == Path():
+    if isinstance(default.data, FileData | SeriesData) and default.data.train == Path():
         data = dataclasses.replace(default.data, train=tyro.MISSING)
         default = dataclasses.replace(default, data=data)
-    kind = Experiment[type(default.data), model]
+    kind = _specialised(default, model)
     experiment = parse(kind, arguments, default=default, prog=prog, description=recipe.about, config=_FREE_ORDER)
-    if isinstance(experiment.data, FileData) and isinstance(experiment.model, OperatorSettings):
+    if isinstance(experiment.data, FileData | SeriesData) and isinstance(experiment.model, OperatorSettings):
         data = dataclasses.replace(experiment.data, operator=experiment.model.operator)
         experiment = dataclasses.replace(experiment, data=data)
     return experiment
@@ -97,8 +98,14 @@ def of_run(run: training.Run, arguments: Sequence[str], *, prog: str, descriptio
         ValueError: if the record of the run cannot be read.
     """
     default = recorded_experiment(run)
-    kind = Experiment[type(default.data), type(default.model)]
+    kind = _specialised(default, type(default.model))
     return parse(kind, arguments, default=default, prog=prog, description=description, config=_FREE_ORDER)
+
+
+def _specialised(default: AnyExperiment, model: Any) -> Any:
+    """Returns the class of an experiment with the types of its data and of its model."""
+    kind: Any = type(default)
+    return kind[type(default.data), model]
 
 
 def of_evaluation(arguments: Sequence[str], *, prog: str, description: str) -> Evaluation:

@@ -13,15 +13,17 @@ import jax
 import numpy as np
 from flax import nnx
 
-from jaxop import data, operators, training
-from jaxop.data.groups import groups_of
+from jaxop import training
+from jaxop.data import DataSource
+from jaxop.data.groups import groups_of, read_batch
 from jaxop.data.source import batch_parts, is_shared
 from jaxop.experiments.experiment import AnyExperiment
 from jaxop.experiments.problems import FileData
-from jaxop.experiments.sets import AnySamples, Problem
-from jaxop.experiments.settings import prepared
+from jaxop.experiments.ready import ready
+from jaxop.experiments.series import SeriesData
+from jaxop.experiments.sets import AnyProblem
 from jaxop.experiments.terminal import make_console, needs_extra
-from jaxop.operators import OperatorConfig, Standardized
+from jaxop.operators import OperatorConfig
 from jaxop.training.optimizer import Tree
 
 if TYPE_CHECKING:
@@ -52,24 +54,20 @@ def plan(
     found, settings = training.Topology.find(topology), experiment.training
     mesh = experiment.mesh.make(settings.batch_size // settings.accumulate, found.devices)
     with tempfile.TemporaryDirectory() as cache:
-        sets = _least(experiment.data, experiment.model).load(Path(cache))
-        config = experiment.model
-        if not isinstance(config, OperatorConfig):
-            config, _ = config.for_data(sets.train, [*sets.valid.values(), *sets.test.values()])
-        known = data.standardization(sets.train)
-        model = nnx.eval_shape(lambda: Standardized(operators.build(config, rngs=nnx.Rngs(0)), **known))
-        train = dataclasses.replace(sets, train=prepared({"training": sets.train}, config)["training"]).drawn
-        batch = _of_size(_largest(train, settings.batch_size), settings.batch_size)
+        least = dataclasses.replace(experiment, data=_least(experiment))
+        made = ready(least, least.data.load(Path(cache)))
+        model = nnx.eval_shape(made.make)
+        batch = _of_size(_largest(made.train, settings.batch_size), settings.batch_size)
     console.print(f"{name}: compiling for {mesh.size} of {len(found.devices)} devices", style="bold")
-    result = training.plan_step(model, batch, settings, mesh=mesh, chip=found.chip)
+    result = training.plan_step(model, batch, settings, mesh=mesh, chip=found.chip, loss=made.loss)
     console.print(_table(result))
     return result
 
 
-def _largest(train: AnySamples | data.RandomNodes, batch_size: int) -> data.Batch:
-    """Returns one sample of the bucket with the most nodes of inputs and targets, with its padding."""
-    found = [group.source[np.arange(1)] for group in groups_of(train, batch_size, "train")]
-    return max(found, key=lambda batch: batch.inputs.shape[1] + batch.targets.shape[1])
+def _largest(train: DataSource, batch_size: int) -> Any:
+    """Returns a training batch of one item, from the bucket with the most nodes, with its padding."""
+    found = [read_batch(group.source, np.arange(1), seed=0, step=0) for group in groups_of(train, batch_size, "train")]
+    return max(found, key=lambda batch: sum(leaf.size for leaf in jax.tree.leaves(batch)))
 
 
 @contextlib.contextmanager
@@ -95,15 +93,17 @@ def write_json(path: Path, result: training.StepPlan) -> None:
     path.write_text(json.dumps(result.to_json(), indent=2) + "\n", encoding="utf-8")
 
 
-def _least(data: Problem, model: object) -> Problem:
+def _least(experiment: AnyExperiment) -> AnyProblem:
     """Returns the problem with as few samples and grids as show the shapes; files have the samples that they have."""
-    names = {field.name for field in dataclasses.fields(data)}
-    if isinstance(data, FileData):
-        return data
-    less: dict[str, Any] = {name: 1 for name in ("samples", "valid_samples", "test_samples") if name in names}
-    if "grids" in names and isinstance(model, OperatorConfig):
+    problem = experiment.data
+    names = {field.name for field in dataclasses.fields(problem)}
+    if isinstance(problem, FileData | SeriesData):
+        return problem
+    least = {"samples": 1, "valid_samples": 1, "test_samples": 1, "warmup": 0}
+    less: dict[str, Any] = {name: value for name, value in least.items() if name in names}
+    if "grids" in names and isinstance(experiment.model, OperatorConfig):
         less["grids"] = ()
-    return dataclasses.replace(data, **less)
+    return dataclasses.replace(problem, **less)
 
 
 def _of_size(batch: Tree, size: int) -> Tree:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,15 +11,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jaxop import data, operators, training
-from jaxop._validation import require
+from jaxop._validation import check_size, require
 from jaxop.data import RaggedSamples
 from jaxop.data.files.meshes import MESHES
 from jaxop.data.files.on_demand import files_of
 from jaxop.data.files.open import open_archive
+from jaxop.dynamics import Stepper
 from jaxop.experiments.cluster import ClusterConfig
+from jaxop.experiments.forecast import forecast, states_in
 from jaxop.experiments.problems import FileData
 from jaxop.experiments.record import recorded_problem
 from jaxop.experiments.report import samples_at_once
+from jaxop.experiments.series import SeriesData
 from jaxop.experiments.sets import AnySamples, check_directory, grid_name
 from jaxop.experiments.settings import prepared
 from jaxop.experiments.terminal import make_console
@@ -39,6 +43,10 @@ class Prediction:
         to: folder of the results; None means RUN/predictions.
         checkpoint: "best", "last" or the number of a step.
         inputs: name or names of the input functions in the files; None means their name in the training file.
+        steps: number of steps that a stepper makes from the states in the files; runs on trajectories need it.
+        every: records the states of a stepper after so many steps, and multiples; it divides the number of steps.
+        dt: the time of a step of a stepper; None takes that of the training.
+        states: name or names of the states in the files of a stepper; None means their name in the training file.
         external: allows HDF5 files to have their values in other files.
         mesh: devices that share the samples, the parameters and the nodes of a function.
         cluster: how several processes find each other.
@@ -49,6 +57,10 @@ class Prediction:
     to: Path | None = None
     checkpoint: str = "best"
     inputs: str | tuple[str, ...] | None = None
+    steps: int | None = None
+    every: int = 1
+    dt: float | None = None
+    states: str | tuple[str, ...] | None = None
     external: bool = False
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     cluster: ClusterConfig = dataclasses.field(default_factory=ClusterConfig)
@@ -62,6 +74,9 @@ def predict(settings: Prediction, *, console: "Console | None" = None) -> list[P
     one sample becomes an .npz file of `jaxop.data.write_fields`. A file of several samples becomes an .npz file of
     `jaxop.data.save`, in which ``y`` holds the outputs. Every result has the name of its input.
 
+    A stepper makes ``steps`` steps from the last recorded states of every trajectory in the files, and the result is an
+    .npz file of `jaxop.data.save` that `jaxop.data.read_trajectories` reads. It begins with the state at the start.
+
     Args:
         settings: the run, the files, the folder of the results.
         console: destination of one line for each file; None writes to stdout.
@@ -73,6 +88,7 @@ def predict(settings: Prediction, *, console: "Console | None" = None) -> list[P
         ValueError: if there are no files, two results would have the same name, a result would replace an input, or the
             operator cannot run on a file.
         FileNotFoundError: if the run, the checkpoint or a file does not exist.
+        FloatingPointError: if a rollout does not stay finite, once what came before and all others are written.
         ImportError: if a package of the extra ``scripts`` is not installed.
     """
     with settings.cluster.joined():
@@ -83,13 +99,18 @@ def _predict(settings: Prediction, console: "Console | None") -> list[Path]:
     about = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
     check_same({name: to_json(value) for name, value in about.items() if name != "cluster"})
     run = training.load_run(settings.run)
-    problem = recorded_problem(run)
-    if not isinstance(problem, FileData):
-        problem = FileData(Path("samples.npz"))
-    names = {"external": settings.external} | ({} if settings.inputs is None else {"inputs": settings.inputs})
-    problem = dataclasses.replace(problem, **names)
-    singles, sets = _sorted(settings.files, problem)
+    problem, blank = recorded_problem(run), run.blank_model()
+    is_stepper = isinstance(blank, Stepper)
+    _check_apply(settings, is_stepper)
+    if not isinstance(problem, SeriesData if is_stepper else FileData):
+        problem = (SeriesData if is_stepper else FileData)(Path("samples.npz"))
+    given = {"inputs": settings.inputs, "states": settings.states}
+    problem = dataclasses.replace(
+        problem, external=settings.external, **{name: value for name, value in given.items() if value is not None}
+    )
     folder = settings.run / "predictions" if settings.to is None else settings.to
+    is_file = isinstance(problem, FileData)
+    singles, sets = _sorted(settings.files, problem) if is_file else ([], states_in(settings.files))
     results = _results(folder, singles, sets)
     if any(result.suffix == ".vtu" for result in results.values()):
         require("meshio.vtu", "writing .vtu", extra="mesh")  # before anything is computed
@@ -99,14 +120,28 @@ def _predict(settings: Prediction, console: "Console | None") -> list[Path]:
     check_directory("--to", folder)
     written: list[Path] = []
 
-    def write(source: Path, about: str, function: Callable[..., None], *arguments: object) -> None:
-        written.append(results[source])
+    def save(source: Path, about: str, result: Path, function: Callable[..., None], *arguments: object) -> None:
+        written.append(result)
         if not is_first():
             return
         folder.mkdir(parents=True, exist_ok=True)
-        function(results[source], *arguments)
-        console.print(f"{len(written)}/{len(results)} {source} ({about}): {results[source]}", soft_wrap=True)
+        function(result, *arguments)
+        console.print(f"{len(written)}/{max(len(results), len(written))} {source} ({about}): {result}", soft_wrap=True)
 
+    def write(source: Path, about: str, function: Callable[..., None], *arguments: object) -> None:
+        save(source, about, results[source], function, *arguments)
+
+    if isinstance(problem, SeriesData):
+        forecast(
+            model,
+            problem,
+            results,
+            steps=settings.steps or 0,
+            every=settings.every,
+            dt=settings.dt,
+            write=lambda source, about, result, found: save(source, about, result, data.save, found),
+        )
+        return written
     for kind in (MESHES, (".npz",)):
         if paths := [path for path in singles if path.suffix.lower() in kind]:
             samples = _inputs(problem, paths)
@@ -120,6 +155,23 @@ def _predict(settings: Prediction, console: "Console | None") -> list[Path]:
         predicted = _with_targets(samples, _outputs(model, path, samples, settings.mesh))
         write(path, f"{len(samples)} samples, {grid_name(samples)}", data.save, predicted)
     return written
+
+
+def _check_apply(settings: Prediction, is_stepper: bool) -> None:
+    """Raises ``ValueError`` if an option is missing, or was given that is for the other kind of runs."""
+    if is_stepper:
+        if settings.inputs is not None:
+            raise ValueError(f"--inputs is for runs on pairs of functions; {settings.run} has --states.")
+        if settings.steps is None:
+            raise ValueError(f"{settings.run} is the run of a stepper: give the number of steps by --steps.")
+        check_size(settings.steps, "--steps")
+        if settings.dt is not None and not 0 < settings.dt < math.inf:
+            raise ValueError(f"--dt must be positive and finite, got {settings.dt}.")
+        return
+    defaults = {"steps": None, "every": 1, "dt": None, "states": None}
+    for name, default in defaults.items():
+        if getattr(settings, name) != default:
+            raise ValueError(f"--{name} is for runs on trajectories; {settings.run} was trained on pairs of functions.")
 
 
 def _sorted(files: Sequence[Path], problem: FileData) -> tuple[list[Path], list[Path]]:

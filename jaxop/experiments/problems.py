@@ -49,9 +49,7 @@ class DarcyData:
         """See `Problem`."""
         return Sets(
             train=self._sets("train", self.samples, 0, (self.resolution,), cache)[self.resolution],
-            valid={
-                "valid": self._sets("valid", self.valid_samples, VALID, (self.resolution,), cache)[self.resolution]
-            },
+            valid={"valid": self._sets("valid", self.valid_samples, VALID, (self.resolution,), cache)[self.resolution]},
             test=self.at([str(grid) for grid in self.grids], cache),
         )
 

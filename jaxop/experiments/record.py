@@ -5,24 +5,35 @@ import dataclasses
 from jaxop import operators, training
 from jaxop._validation import check_name, closest
 from jaxop.domains.domain import as_domain
-from jaxop.experiments.experiment import AnyExperiment, Experiment
+from jaxop.dynamics import StepperConfig
+from jaxop.experiments.experiment import AnyExperiment, DynamicsExperiment, Experiment
 from jaxop.experiments.problems import PROBLEMS, FileData
-from jaxop.experiments.sets import AnySamples, Problem
+from jaxop.experiments.series import SeriesData
+from jaxop.experiments.sets import AnyProblem, AnySet
 from jaxop.experiments.settings import input_domain
-from jaxop.operators import OperatorConfig
+from jaxop.experiments.stepping import Stepping
+from jaxop.nn import BuildableConfig
 
 
-def describe(problem: Problem, config: OperatorConfig, train: AnySamples) -> dict[str, object]:
-    """Returns the record of data and operator, from which both can be rebuilt."""
+def describe(experiment: AnyExperiment, config: BuildableConfig, train: AnySet) -> dict[str, object]:
+    """Returns the record of data and model, from which both can be rebuilt, and of how a step is learnt."""
+    problem = experiment.data
     settings = dict(vars(problem))  # paths stay paths, because files may move before a run is resumed
-    if isinstance(problem, FileData):
+    if isinstance(problem, FileData | SeriesData):
         settings |= {"train": problem.train.resolve(), "test": [path.resolve() for path in problem.test]}
         settings["valid"] = None if problem.valid is None else problem.valid.resolve()
         del settings["external"]  # a permission, which must be given each time
-        later = ("faces", "offsets", "at_nodes", "sample_dimension", "random_nodes")  # runs of earlier versions do not have these
+    if isinstance(problem, FileData):
+        later = (
+            "faces",
+            "offsets",
+            "at_nodes",
+            "sample_dimension",
+            "random_nodes",
+        )  # runs of earlier versions do not have these
         settings = {name: value for name, value in settings.items() if name not in later or value is not None}
     domain = as_domain(input_domain(train), "train.domain")
-    return {
+    record: dict[str, object] = {
         "problem": problem.name,
         "data": settings,
         "operator": operators.model_of(config).name,
@@ -30,9 +41,10 @@ def describe(problem: Problem, config: OperatorConfig, train: AnySamples) -> dic
         "resolution": round(domain.size ** (1 / domain.dim), 3),
         "samples": len(train),
     }
+    return record | ({"stepping": experiment.stepping} if isinstance(experiment, DynamicsExperiment) else {})
 
 
-def recorded_problem(run: training.Run, *, own: type | None = None) -> Problem:
+def recorded_problem(run: training.Run, *, own: type | None = None) -> AnyProblem:
     """Returns the problem of a run from the record that `describe` made.
 
     Args:
@@ -68,4 +80,21 @@ def recorded_experiment(run: training.Run) -> AnyExperiment:
         ValueError: see `recorded_problem`.
     """
     settings = dataclasses.replace(run.training, time_limit_s=None)
-    return Experiment(recorded_problem(run), run.blank_model().config, settings, run_dir=run.directory, resume=True)
+    problem, config = recorded_problem(run), run.blank_model().config
+    if not isinstance(config, StepperConfig):
+        return Experiment(problem, config, settings, run_dir=run.directory, resume=True)
+    stepping = recorded_stepping(run)
+    return DynamicsExperiment(problem, config.operator, settings, run_dir=run.directory, resume=True, stepping=stepping)
+
+
+def recorded_stepping(run: training.Run) -> Stepping:
+    """Returns how the run learns a step.
+
+    Raises:
+        ValueError: if the record lacks it, or has a field that this version does not have.
+    """
+    try:
+        return operators.from_dict(Stepping, run.config["stepping"], name="stepping")
+    except (KeyError, TypeError, ValueError) as error:
+        path = run.directory / "config.json"
+        raise ValueError(f"{path}: stepping cannot be read ({type(error).__name__}: {error}).") from error

@@ -133,8 +133,20 @@ def write_report(
         figures["learning-curves"] = functools.partial(
             plots.plot_learning_curves, run.metrics, title=f"{run.directory.name}: learning curves"
         )
+    draw_all(run.directory / "figures", figures, console)
+    if is_first():
+        console.print(f"table: {run.directory / 'evaluation' / name}.csv and .json", soft_wrap=True)
+        console.print(f"pictures: {run.directory / 'figures'}/", soft_wrap=True)
+    return rows
+
+
+def draw_all(folder: Path, figures: Mapping[str, Callable[[], "Figure"]], console: "Console") -> None:
+    """Draws and saves figures, by their names without the suffix; a figure that cannot be drawn is a warning.
+
+    All processes draw, because the figures may need predictions of all, and process 0 saves.
+    """
     for file, draw in figures.items():
-        path = run.directory / "figures" / f"{file}.png"
+        path = folder / f"{file}.png"
         try:
             figure = draw()
             if is_first():
@@ -142,10 +154,6 @@ def write_report(
         except Exception as error:  # of any kind, because the table matters more than a picture
             reason = next(iter(str(error).splitlines()), "")
             console.print(f"warning: {path} was not drawn ({type(error).__name__}: {reason})")
-    if is_first():
-        console.print(f"table: {run.directory / 'evaluation' / name}.csv and .json", soft_wrap=True)
-        console.print(f"pictures: {run.directory / 'figures'}/", soft_wrap=True)
-    return rows
 
 
 def _most_nodes(samples: AnySamples) -> int:

@@ -1,7 +1,6 @@
 """Training of an experiment: the run, its report, and its directory."""
 
 import contextlib
-import dataclasses
 import datetime
 import itertools
 import os
@@ -11,20 +10,19 @@ from typing import TYPE_CHECKING
 import jax
 from flax import nnx
 
-from jaxop import data, operators, training
-from jaxop.experiments import report
+from jaxop import training
 from jaxop.experiments.experiment import AnyExperiment
 from jaxop.experiments.problems import FileData
-from jaxop.experiments.record import describe
-from jaxop.experiments.sets import AnySamples, Sets, check_directory, grid_name
-from jaxop.experiments.settings import check_memory, parameters, prepared
+from jaxop.experiments.ready import Ready, changed_settings, ready
+from jaxop.experiments.series import SeriesData
+from jaxop.experiments.sets import check_directory
+from jaxop.experiments.settings import check_memory, parameters
 from jaxop.experiments.terminal import make_console, needs_extra
 from jaxop.operators import OperatorConfig
 from jaxop.training import to_json
 from jaxop.training._files import local_path
 from jaxop.training.mesh import format_mesh
 from jaxop.training.nodes import node_shares
-from jaxop.training.precision import config_in_precision
 from jaxop.training.processes import check_same, from_first, is_first
 from jaxop.training.shards import divided_share, shards
 
@@ -67,24 +65,19 @@ def _train(experiment: AnyExperiment, name: str, console: "Console") -> Path:
     try:
         sets = experiment.data.load(experiment.cache)
     except FileNotFoundError as error:
-        if experiment.resume and isinstance(experiment.data, FileData):
+        if experiment.resume and isinstance(experiment.data, FileData | SeriesData):
             error.add_note("(If a file has moved, name it again: --data.train FILE, --data.valid FILE.)")
         raise
-    if isinstance(experiment.model, OperatorConfig):
-        config, chosen = experiment.model, {}
-    else:
-        config, chosen = experiment.model.for_data(sets.train, [*sets.valid.values(), *sets.test.values()])
-        _check_fits(config, experiment.mesh)
-    train = prepared({"training": sets.train}, config)["training"]
-    sets = Sets(train, prepared(sets.valid, config), prepared(sets.test, config), sets.random_nodes)
-    config = config_in_precision(config, settings.precision)
+    made = ready(experiment, sets)
+    if not isinstance(experiment.model, OperatorConfig):
+        _check_fits(made.operator, experiment.mesh)
     with _room_for_the_model(experiment.mesh):
-        model = build(config, sets.train, seed=experiment.training.seed)
-    report.check(model, sets.test)
+        model = made.make()
+    made.check(model)
     if experiment.run_dir is None:
         directory = Path(from_first(lambda path=directory: str(new_directory(path)), "the directory of the run"))
-    console.print(_summary(directory, sets, config, chosen, parameters(model), _sharing(mesh, settings, model)))
-    valid = sets.valid
+    console.print(_summary(directory, made, parameters(model), _sharing(mesh, settings, model)))
+    valid = made.valid
     if experiment.resume and len(known := training.load_run(directory).config["valid"]) == len(valid):
         valid = dict(zip(known, valid.values(), strict=True))  # a file may have been renamed
     loggers: list[training.Logger] = [training.TensorBoard()] if experiment.tensorboard else []
@@ -93,11 +86,12 @@ def _train(experiment: AnyExperiment, name: str, console: "Console") -> Path:
     try:
         result = training.fit(
             model,
-            sets.drawn,
+            made.train,
             valid,
             experiment.training,
             run_dir=directory,
-            settings=describe(experiment.data, config, sets.train),
+            loss=made.loss,
+            settings=made.record,
             resume=experiment.resume,
             loggers=loggers,
             mesh=mesh,
@@ -111,29 +105,15 @@ def _train(experiment: AnyExperiment, name: str, console: "Console") -> Path:
         console.print(f"saved; continue with: jaxop resume {directory}")
         return directory
     finished = training.load_run(directory)
-    report.write_report(
+    made.report(
         finished,
         finished.restore(model, mesh=experiment.mesh.one_copy()),
-        sets.test,
         name="test",
         checkpoint=finished.step(),
         console=console,
-        mesh=experiment.mesh,
-        same_functions=not isinstance(experiment.data, FileData),
     )
     console.print(f"checkpoints: {directory / 'checkpoints'}/", soft_wrap=True)
     return directory
-
-
-def build(config: OperatorConfig, train: AnySamples, *, seed: int) -> operators.Standardized:
-    """Returns the operator in physical units, standardised by the statistics of the training set.
-
-    Args:
-        config: the config of the operator.
-        train: the training samples.
-        seed: the seed of the parameters.
-    """
-    return operators.Standardized(operators.build(config, rngs=nnx.Rngs(seed)), **data.standardization(train))
 
 
 def new_directory(wanted: Path) -> Path:
@@ -206,24 +186,17 @@ def _sharing(mesh: jax.sharding.Mesh, settings: training.TrainingConfig, model: 
     return f"{line}; mesh {format_mesh(mesh)}: {share:.0%} of the state is divided by {shards(mesh)}"
 
 
-def _summary(
-    directory: Path, sets: Sets, config: OperatorConfig, chosen: dict[str, int], count: int, devices: str
-) -> "Table":
+def _summary(directory: Path, made: Ready, count: int, devices: str) -> "Table":
     with needs_extra("a table of settings"):
         from rich.table import Table
     table = Table(show_header=False)
     table.add_row("run", str(directory))
-    drawn = "" if sets.random_nodes is None else f", {sets.random_nodes} random nodes in a step"
-    table.add_row("training", f"{len(sets.train)} samples on {grid_name(sets.train)}{drawn}")
-    for kind, part in (("validation", sets.valid), ("test", sets.test)):
-        table.add_row(kind, ", ".join(f"{name} ({len(samples)})" for name, samples in part.items()))
-    table.add_row("operator", type(config).__name__.removesuffix("Config"))
-    settings = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-    defaults = {f.name: f.default for f in dataclasses.fields(config)}
-    changed = [f"{name} {value}" for name, value in settings.items() if value != defaults[name]]
-    table.add_row("settings", ", ".join(changed))
-    if chosen:
-        options = ", ".join(f"--model.{field.replace('_', '-')} {value}" for field, value in chosen.items())
+    for use, words in made.about.items():
+        table.add_row(use, words)
+    table.add_row("operator", type(made.operator).__name__.removesuffix("Config"))
+    table.add_row("settings", changed_settings(made.operator))
+    if made.chosen:
+        options = ", ".join(f"--model.{field.replace('_', '-')} {value}" for field, value in made.chosen.items())
         table.add_row("chosen to suit the grids", options)
     table.add_row("parameters", f"{count:,}")
     table.add_row("devices", devices)

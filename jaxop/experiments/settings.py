@@ -4,7 +4,7 @@ import dataclasses
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -12,12 +12,14 @@ from flax import nnx
 
 from jaxop import operators
 from jaxop._validation import check_name
-from jaxop.data import RaggedSamples
+from jaxop.data import RaggedSamples, Samples, Trajectories
 from jaxop.domains import Decomposed, Domain, Grid, from_nodes
 from jaxop.domains.domain import as_domain
-from jaxop.experiments.sets import AnySamples, grid_name
+from jaxop.experiments.sets import AnySamples, AnySet, grid_name
 from jaxop.operators import OperatorConfig
 from jaxop.training.memory import device_memory
+
+Set = TypeVar("Set", Samples, RaggedSamples, Trajectories, AnySamples)
 
 _COPIES = 5  # of the parameters, during training
 _DEPTH = 3  # largest number of layers of operators that are made to count their parameters
@@ -108,12 +110,12 @@ class OperatorSettings:
         return config, {name: getattr(config, name) for name in open_names}
 
 
-def input_domain(samples: AnySamples) -> Domain | Decomposed:
+def input_domain(samples: AnySet) -> Domain | Decomposed:
     """Returns the domain of the inputs, of the first sample if each has its own."""
     return samples.sample(0).domain if isinstance(samples, RaggedSamples) else samples.domain
 
 
-def _domains(samples: AnySamples) -> list[Domain | Decomposed]:
+def _domains(samples: AnySet) -> list[Domain | Decomposed]:
     """Returns the domain of the inputs or, if each sample has its own, the first and the corners of the box of all."""
     domain = input_domain(samples)
     if not isinstance(samples, RaggedSamples) or (isinstance(domain, Grid) and not domain.has_given_nodes):
@@ -121,7 +123,7 @@ def _domains(samples: AnySamples) -> list[Domain | Decomposed]:
     return [domain, from_nodes(samples.corners, np.ones(2, samples.corners.dtype))]
 
 
-def prepared(sets: Mapping[str, AnySamples], config: OperatorConfig) -> dict[str, AnySamples]:
+def prepared(sets: Mapping[str, Set], config: OperatorConfig) -> dict[str, Set]:
     """Returns the sets with the domains in the form that the operator computes with, see `OperatorConfig.prepare`.
 
     Raises:
@@ -129,7 +131,7 @@ def prepared(sets: Mapping[str, AnySamples], config: OperatorConfig) -> dict[str
         NotImplementedError: if the operator needs the decomposition of one domain, and each sample has its own.
     """
 
-    def one(name: str, samples: AnySamples) -> AnySamples:
+    def one(name: str, samples: Set) -> Set:
         domain, *rest = _domains(samples)
         try:
             made = config.prepare(domain)
