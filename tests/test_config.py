@@ -58,7 +58,7 @@ def alternatives(kind):
             elif option is Path:
                 values = [Path("b.npz")]
             elif typing.get_origin(option) is tuple and typing.get_args(option)[0] in (int, float, str, Path):
-                values = [(typing.get_args(option)[0]("1"),)]
+                values = [tuple(part("1") for part in typing.get_args(option) if part is not ...)]
             for value in values:
                 with contextlib.suppress(ValueError):  # not every config takes every kernel
                     yield kind(**(required(kind) | BESIDE.get(field, {}) | {field: value}))

@@ -110,12 +110,14 @@ def _evaluate(settings: Evaluation, console: "Console") -> list[report.Row] | li
     _check_apply(settings, is_stepper)
     common = {"name": settings.name, "checkpoint": step, "console": console}
     if is_stepper:
-        assert isinstance(problem, SeriesProblem)
+        if not isinstance(problem, SeriesProblem):
+            raise TypeError(f"{type(problem).__name__} must have the methods of experiments.SeriesProblem.")
         sets = prepared(_trajectories(settings, problem, model.config.history), model.config.operator)
         rollout_report.check(model, sets)
         trained = run.model(checkpoint=step, mesh=settings.mesh.one_copy())
         return rollout_report.write_report(run, trained, sets, animation=settings.animation, **common)
-    assert not isinstance(problem, SeriesProblem)
+    if isinstance(problem, SeriesProblem):
+        raise TypeError(f"{type(problem).__name__} has trajectories, but {settings.run} is not the run of a stepper.")
     sets = prepared(_samples(settings, problem), model.config)
     report.check(model, sets)
     same_functions = not settings.data and not isinstance(problem, FileData)

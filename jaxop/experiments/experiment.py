@@ -119,7 +119,7 @@ def ready_made() -> dict[str, str]:
     Example:
         >>> from jaxop import experiments
         >>> sorted(experiments.ready_made())[:3]
-        ['cde_tno', 'custom', 'darcy_fano']
+        ['burgers_fno', 'cde_tno', 'custom']
     """
     texts = {path.stem: path.read_text(encoding="utf-8") for path in sorted(_CONFIGS.glob("[a-z]*.py"))}
     return {name: first_line(ast.get_docstring(ast.parse(text))) for name, text in texts.items()}

@@ -17,11 +17,11 @@ from jaxop import training
 from jaxop.data import DataSource
 from jaxop.data.groups import groups_of, read_batch
 from jaxop.data.source import batch_parts, is_shared
-from jaxop.experiments.experiment import AnyExperiment
+from jaxop.experiments.experiment import AnyExperiment, DynamicsExperiment
 from jaxop.experiments.problems import FileData
 from jaxop.experiments.ready import ready
 from jaxop.experiments.series import SeriesData
-from jaxop.experiments.sets import AnyProblem
+from jaxop.experiments.sets import AnyProblem, SeriesProblem
 from jaxop.experiments.terminal import make_console, needs_extra
 from jaxop.operators import OperatorConfig
 from jaxop.training.optimizer import Tree
@@ -103,7 +103,10 @@ def _least(experiment: AnyExperiment) -> AnyProblem:
     less: dict[str, Any] = {name: value for name, value in least.items() if name in names}
     if "grids" in names and isinstance(experiment.model, OperatorConfig):
         less["grids"] = ()
-    return dataclasses.replace(problem, **less)
+    problem = dataclasses.replace(problem, **less)
+    if isinstance(experiment, DynamicsExperiment) and isinstance(problem, SeriesProblem):
+        return problem.lasting(1, experiment.stepping.history)
+    return problem
 
 
 def _of_size(batch: Tree, size: int) -> Tree:

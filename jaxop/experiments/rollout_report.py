@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -152,9 +153,10 @@ def check_set(stepper: Stepper, label: str, found: Trajectories) -> None:
 
     def step(state: Any, states: jax.Array) -> jax.Array:
         parameters = np.zeros(config.parameters, np.float32) if config.parameters else None
-        return nnx.merge(graphdef, state)(states, config.prepare(domain), parameters=parameters)
+        return nnx.merge(graphdef, state)(states, prepared, parameters=parameters)
 
     try:
+        prepared = config.prepare(domain)
         jax.eval_shape(step, state, states)
     except (ValueError, TypeError, NotImplementedError) as error:
         raise type(error)(f"{label} ({grid_name(found)}): {error}") from error
@@ -239,7 +241,7 @@ def error_table(run: training.Run, label: str, found: Sequence[SetErrors]) -> "T
         from rich.table import Table
     leads = sorted({lead for one in found for lead in one.leads})
     title = f"{label} · {run.directory.name} · nRMSE after so many steps, means over rollouts"
-    table = Table("set", "grid", "model", *map(str, leads), f"ρ > {_THRESHOLD} until", "finite", title=title)
+    table = Table("set", "model", *map(str, leads), f"ρ > {_THRESHOLD} until", "finite", title=title)
     for one in found:
         count = len(one.errors.times)
         for model in one.errors.models:
@@ -251,7 +253,8 @@ def error_table(run: training.Run, label: str, found: Sequence[SetErrors]) -> "T
             last = one.errors.times.mean(axis=0)[-1]
             time = f"{until:.3g}" if math.isfinite(until) else f"> {last:.3g}"
             finite = f"{count - len(one.blown_up)}/{count}" if model == label else "–"
-            table.add_row(one.name, one.grid, model, *numbers, time, finite)
+            name = one.name if one.grid in one.name else f"{one.name} ({one.grid})"
+            table.add_row(name, model, *numbers, time, finite)
     return table
 
 
@@ -284,15 +287,17 @@ def _rollout(stepper: Stepper, trajectories: Trajectories, sample: int, steps: i
     depth = stepper.config.history
     states, times, parameters, domain = trajectories.trajectory(sample)
     gaps = np.diff(times)
-    return dynamics.rollout(
-        stepper,
-        states[:depth],
-        steps,
-        domain=domain,
-        dt=gaps[depth - 1 : depth - 1 + steps],
-        offsets=None if depth == 1 else times[depth - 1] - times[: depth - 1],
-        parameters=parameters,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the evaluation has warned of a step without training
+        return dynamics.rollout(
+            stepper,
+            states[:depth],
+            steps,
+            domain=domain,
+            dt=gaps[depth - 1 : depth - 1 + steps],
+            offsets=None if depth == 1 else times[depth - 1] - times[: depth - 1],
+            parameters=parameters,
+        )
 
 
 @dataclasses.dataclass(frozen=True)

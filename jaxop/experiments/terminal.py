@@ -20,7 +20,19 @@ from jaxop.training.processes import LostProcessError, exit_status, is_first, le
 if TYPE_CHECKING:
     from rich.console import Console
 
-_PLAIN = {"×": "x", "²": "^2", "³": "^3", "±": "+-", "−": "-", "–": "-", "·": "-", "…": "...", "─": "-", "│": "|"}
+_PLAIN = {
+    "×": "x",
+    "²": "^2",
+    "³": "^3",
+    "±": "+-",
+    "−": "-",
+    "–": "-",
+    "·": "-",
+    "…": "...",
+    "─": "-",
+    "│": "|",
+    "ρ": "rho",
+}
 _INPUT_ERRORS = (
     ValueError,
     TypeError,
