@@ -1,5 +1,6 @@
 """Systems that move: operators that step in time, their rollouts, their training, and their errors over time."""
 
+from jaxop.dynamics import apebench as apebench
 from jaxop.dynamics.conserved import Invariants as Invariants
 from jaxop.dynamics.conserved import drift as drift
 from jaxop.dynamics.conserved import energy as energy

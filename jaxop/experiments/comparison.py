@@ -14,8 +14,8 @@ import numpy as np
 from flax import nnx
 
 from jaxop import training
-from jaxop.data import Examples
-from jaxop.data.groups import groups_of
+from jaxop.data import DataSource
+from jaxop.data.groups import groups_of, read_batch
 from jaxop.experiments.run import new_directory
 from jaxop.experiments.sets import AnySamples
 from jaxop.experiments.settings import parameters
@@ -36,17 +36,19 @@ class Contender:
     tests: Mapping[str, AnySamples]
 
 
-def seconds_per_step(model: nnx.Module, train: AnySamples | Examples, settings: training.TrainingConfig) -> float:
+def seconds_per_step(
+    model: nnx.Module, train: DataSource, settings: training.TrainingConfig, loss: training.Loss | None = None
+) -> float:
     """Returns the seconds of the fastest of some compiled training steps: the speed of the machine when it is idle.
 
     If batches have several shapes, these are the means over the batches of an epoch.
     """
     optimizer = training.make_optimizer(settings)
     graphdef, state = training.init_state(model, optimizer, settings)
-    step = training.make_step(graphdef, optimizer, settings)
+    step = training.make_step(graphdef, optimizer, settings, loss=loss)
     fastest, batches = [], []
     for group in groups_of(train, settings.batch_size, "train"):
-        batch = jax.device_put(group.source[np.arange(settings.batch_size)])
+        batch = jax.device_put(read_batch(group.source, np.arange(settings.batch_size), seed=0, step=0))
         seconds = []
         for _ in range(25):
             start = time.perf_counter()
@@ -59,9 +61,10 @@ def seconds_per_step(model: nnx.Module, train: AnySamples | Examples, settings: 
 
 
 def affordable_steps(
-    contenders: Mapping[str, tuple[Callable[[], nnx.Module], AnySamples | Examples]],
+    contenders: Mapping[str, tuple[Callable[[], nnx.Module], DataSource]],
     settings: training.TrainingConfig,
     seconds: float,
+    losses: Mapping[str, training.Loss] | None = None,
 ) -> dict[str, int]:
     """Returns how many training steps each contender has time for, at least one.
 
@@ -71,8 +74,13 @@ def affordable_steps(
         contenders: by name, a function that returns the untrained model, and its training samples.
         settings: of the training.
         seconds: of training, for each contender.
+        losses: by name, of contenders that do not have the loss of the settings.
     """
-    rounds = [[seconds_per_step(make(), train, settings) for make, train in contenders.values()] for _ in range(2)]
+    known = losses or {}
+    rounds = [
+        [seconds_per_step(make(), train, settings, known.get(name)) for name, (make, train) in contenders.items()]
+        for _ in range(2)
+    ]
     return {
         name: max(1, int(seconds / fastest)) for name, fastest in zip(contenders, np.min(rounds, axis=0), strict=True)
     }
@@ -126,10 +134,14 @@ def mean_and_deviation(values: np.ndarray) -> str:
 
 
 def train_once(
-    model: nnx.Module, train: AnySamples | Examples, settings: training.TrainingConfig, directory: Path
+    model: nnx.Module,
+    train: DataSource,
+    settings: training.TrainingConfig,
+    directory: Path,
+    loss: training.Loss | None = None,
 ) -> training.Result:
     """Trains one of many runs of a comparison. SIGTERM ends the whole comparison."""
-    result = training.fit(model, train, {}, settings, run_dir=directory, progress=False)
+    result = training.fit(model, train, {}, settings, run_dir=directory, loss=loss, progress=False)
     if result.stopped == "terminated":
         raise SystemExit(f"terminated; {directory} holds what was trained")
     return result

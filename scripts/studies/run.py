@@ -25,6 +25,7 @@ STUDIES = {
     "momentum-operators": Command("studies.momentum_operators", "nodes with a velocity, in operators"),
     "machines": Command("studies.machines", "binary kernel machines on ratings of films"),
     "schwarz": Command("studies.schwarz.tables", "two-level Schwarz attention on elliptic equations"),
+    "dynamics": Command("studies.dynamics.tables", "steppers of equations that move, and their rollouts"),
     "airfoils": Command("studies.airfoils", "pressure around airfoils, on meshes of their own"),
     "climate": Command("studies.climate", "real winds and temperatures, month by month"),
     "theory": Command("studies.theory", "orders and rates that theory predicts"),

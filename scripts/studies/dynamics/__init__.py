@@ -1,0 +1,1 @@
+"""Steppers of equations that move: what they can do, and what makes them good."""
