@@ -100,7 +100,7 @@ def h1_error(prediction: States, truth: States, domain: Domain) -> Float[Array, 
     """‖p(t) − r(t)‖ / ‖r(t)‖ in H1, with ‖u‖² = ∫ |u|² + |∇u|² dx, for every time t.
 
     This is `jaxop.training.relative_norm` in ``space="H1"`` at every time: gradients are in physical units, and the
-    norm joins all channels.
+    norm joins all channels. The ``H1_nRMSE`` of exponax is another number: the sum of the ratios of u and of ∇u.
 
     Args:
         prediction: p, shape (t, n, c) or (b, t, n, c).

@@ -104,9 +104,10 @@ def _spectrum(u: Float[Array, "n c"], domain: Grid) -> Float[Array, "shells c"]:
 
 
 def log_bands(domain: Domain, count: int = 3) -> tuple[tuple[int, int], ...]:
-    """Bands of shells that are equally wide in log κ up to half the number of nodes; they cover all shells.
+    """Bands that are equally wide in log κ and cover all shells, from the mean to the corners of the box of modes.
 
-    The first band includes the mean, and the last one the corners of the box of modes. A small grid has fewer bands.
+    On a grid with equal sides the default is that of The Well: low, medium and high, up to rounding to whole shells. A
+    small grid has fewer bands.
 
     Args:
         domain: a grid whose axes are periodic with equal weights.
@@ -127,10 +128,10 @@ def log_bands(domain: Domain, count: int = 3) -> tuple[tuple[int, int], ...]:
     grid = check_periodic(domain)
     if as_integer(count, "count") < 1:
         raise ValueError(f"count must be at least 1, got {count}.")
-    modes, half = _modes(grid.shape, _sides(grid)), max(grid.shape) // 2
-    starts = sorted({0, *(math.ceil(half ** (i / count)) for i in range(1, count))})
-    starts = [start for start in starts if start < modes.count]
-    return tuple(zip(starts, [start - 1 for start in starts[1:]] + [modes.count - 1], strict=True))
+    last = _modes(grid.shape, _sides(grid)).count - 1
+    inner = {math.ceil(last ** (i / count) - 1e-9) for i in range(1, count)}  # 27^(2/3) is a little above 9
+    starts = sorted({0, *(start for start in inner if start <= last)})
+    return tuple(zip(starts, [start - 1 for start in starts[1:]] + [last], strict=True))
 
 
 def band_errors(prediction: States, truth: States, domain: Domain, *, bands: Bands | None = None) -> BandErrors:
@@ -143,7 +144,7 @@ def band_errors(prediction: States, truth: States, domain: Domain, *, bands: Ban
         truth: r, of the same shape.
         domain: a grid whose axes are periodic with equal weights, shared or a stack of b.
         bands: the first and the last shell of every band, both included: in one dimension these are the numbers of
-            waves on the interval. None takes `log_bands`, the bands of The Well up to rounding.
+            waves on the interval. None takes `log_bands`.
 
     Returns:
         `BandErrors`. In one dimension, the sum of ``pointwise`` over channels is exponax's ``fourier_nRMSE`` with the

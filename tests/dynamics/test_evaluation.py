@@ -3,6 +3,7 @@ import csv
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from jaxop import domains, dynamics
 from jaxop.data import Trajectories
@@ -166,6 +167,19 @@ def test_a_history_starts_the_rollout_later():
     np.testing.assert_allclose(errors.times[0], times[2:] - times[1], rtol=1e-6)
     np.testing.assert_allclose(errors.mean("nrmse"), 0, atol=1e-4)
     np.testing.assert_allclose(errors.mean("nrmse", "persistence"), 2 * np.exp(errors.times[0]) - 2, rtol=1e-4)
+
+
+def test_a_stepper_brings_its_history():
+    """Its table is that of its rollout from the first two states."""
+    truth = waves()
+    config = dynamics.StepperConfig.for_data(truth.windows(history=2), "fno", width=4, layers=1, modes=2)
+    stepper = dynamics.make_stepper(config, truth.windows(history=2).statistics(), rngs=nnx.Rngs(0))
+    errors = dynamics.evaluate(stepper, truth, steps=5)
+    found = dynamics.rollout(stepper, truth.states[:, :2], 5, domain=GRID, dt=0.5)
+    expected = dynamics.nrmse(found.states, jnp.asarray(truth.states[:, 2:]), GRID)
+    np.testing.assert_allclose(errors.curves("nrmse"), expected, rtol=1e-4)
+    with pytest.raises(ValueError, match=r"history must be that of the stepper, 2, or None, got 1"):
+        dynamics.evaluate(stepper, truth, history=1)
 
 
 def test_parameters_reach_the_stepper():

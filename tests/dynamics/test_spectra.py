@@ -115,6 +115,9 @@ def test_bands_cover_every_shell_once(n):
 def test_the_default_bands_are_equal_in_the_logarithm():
     bands = dynamics.log_bands(domains.interval(512, rule="periodic"))
     assert bands == ((0, 6), (7, 40), (41, 256))
+    edges = np.logspace(0, np.log10(np.sqrt(2) * 32), 4)[1:3]  # of The Well on 64², in waves on the square: 3.6, 12.7
+    found = dynamics.log_bands(domains.box((64, 64), rule="periodic"))
+    assert found == ((0, 3), (4, 12), (13, 45)) == ((0, int(edges[0])), (4, int(edges[1])), (13, 45))
 
 
 @pytest.mark.parametrize("n", [12, 13])

@@ -91,6 +91,7 @@ def test_a_few_large_errors_do_not_flatten_the_others():
     assert 0.9 < high < 1.1
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("kind", PLACES)
 def test_snapshots_of_every_kind_of_domain(kind, tmp_path):
     truth, prediction = states_on(PLACES[kind])
@@ -111,6 +112,7 @@ def test_at_most_five_snapshots_by_default():
     assert [panel.get_title() for panel in panels_of(figure)[:5]] == [f"t = {TIMES[i]:.4g}" for i in (0, 3, 6, 8, 11)]
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("kind", ["interval", "square", "cloud"])
 def test_animations_are_gifs_with_a_frame_per_time(kind, tmp_path):
     from PIL import Image
