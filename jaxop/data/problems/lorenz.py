@@ -102,7 +102,7 @@ def lorenz96(
 
     Returns:
         `Trajectories` with states (N, T, K, 1) in JAX's default floating dtype, computed in float64. No units. Cost:
-        about 70 steps of 13 stages per unit of time, for a multiple of 16 trajectories.
+        O(K) per step of 13 stages, for a multiple of 16 trajectories.
 
     Raises:
         ImportError: if diffrax is not installed.

@@ -93,8 +93,8 @@ class Setting:
             initial: states in float64.
             constants: of the equation, by name.
             length: of the domain along each axis.
-            signed: names of the constants that may have any sign. Their ranges are drawn uniformly, those of the
-                others, which are positive, uniformly in their logarithm.
+            signed: names of the constants that may be negative, which are drawn from a range uniformly. The others are
+                drawn uniformly in their logarithm.
             fixed: further numbers that the scheme reads.
 
         Raises:
@@ -134,14 +134,20 @@ class Setting:
         values, drawn = {}, []
         for share, (name, given) in zip(uniform.T, constants.items(), strict=True):
             if not isinstance(given, tuple | list):
-                number = as_number(given, name) if name in signed else _positive(given, name)
+                number = as_number(given, name)
+                if not np.isfinite(number) or (number < 0 and name not in signed):
+                    raise ValueError(
+                        f"{name} must be {'' if name in signed else 'non-negative and '}finite, got {given}."
+                    )
                 values[name] = np.full(self.samples, number)
                 continue
             if len(given) != 2:
                 raise ValueError(f"{name} must be one number or the two ends of a range, got {given!r}.")
             low, high = (as_number(end, name) if name in signed else _positive(end, name) for end in given)
-            if not low < high:
-                raise ValueError(f"the range {name}=({low}, {high}) must increase; give one number for a constant.")
+            if not 0 < high - low < np.inf:
+                raise ValueError(
+                    f"the range {name}=({low}, {high}) must increase and be finite; give one number for a constant."
+                )
             drawn.append(name)
             values[name] = low + share * (high - low) if name in signed else low * (high / low) ** share
         return values, tuple(drawn)
