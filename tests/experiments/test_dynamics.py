@@ -348,7 +348,7 @@ def test_wrong_series_are_refused_before_a_run_is_made(arrays, options, message,
 )
 def test_wrong_settings_of_a_step_are_refused(options, message, capsys):
     with pytest.raises(SystemExit) as end:
-        parsed(["ks_tno", *options])
+        parsed(["ks_fno", *options])
     assert end.value.code == 2
     shown = capsys.readouterr()
     assert message in " ".join((shown.out + shown.err).replace("│", " ").split())

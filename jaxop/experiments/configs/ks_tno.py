@@ -5,7 +5,11 @@ Source: the setting of Koehler, Niedermayr, Westermann, Thuerey, "APEBench" (202
     no translations built in and sees the coordinates, which the longer circle would make large beside the states. It
     sees two states, and compares nodes by a Gaussian kernel. With one state, the softmax kernel and the length of 60 it
     was not better than persistence after 400 steps.
-Hardware: one GPU, or 2 CPU cores for a short run. Time: EXPECTED
+Hardware: one GPU, or 2 CPU cores for a short run. Time: seven minutes for 400 steps on 2 CPU cores beside many other
+    programs.
+Expected: after 378 of 800 steps, one seed and 8 test trajectories, nRMSE of 0.027, 0.81 and 1.6 after 1, 10 and 100
+    steps at 160 and at 80 nodes, and a correlation above 0.8 until t = 0.79. Persistence has 0.126, 1.02 and 1.33,
+    until t = 0.51. Not yet measured at full length.
 Command: jaxop train ks_tno
 """
 
