@@ -257,7 +257,7 @@ class GrayScottData(_OnPlane):
     Attributes:
         feed: rate F, one number, or a range from which every trajectory draws its own.
         kill: rate k, likewise.
-        diffusion: of the first substance, likewise.
+        diffusion_u: of the first substance, likewise.
         diffusion_v: of the second substance, likewise.
         length: of a side of the torus.
         warmup: number of times dt before the first recorded time.
@@ -270,7 +270,7 @@ class GrayScottData(_OnPlane):
     dt: float = 10.0
     feed: Constant = 0.04
     kill: Constant = 0.06
-    diffusion: Constant = 2e-5
+    diffusion_u: Constant = 2e-5
     diffusion_v: Constant = 1e-5
     length: float = 1.0
     warmup: int = 0
@@ -311,7 +311,6 @@ class NavierStokesData(_OnPlane):
         viscosity: ν, one number, or a range from which every trajectory draws its own.
         forcing: strength of the force, likewise.
         variance: scale of the covariance of the initial vorticity.
-        warmup: number of times dt before the first recorded time.
         substeps: time steps of the solver in each dt.
     """
 
@@ -323,8 +322,7 @@ class NavierStokesData(_OnPlane):
     viscosity: Constant = 1e-3
     forcing: Constant = 0.1
     variance: float = 7**1.5
-    warmup: int = 0
-    substeps: int = 100
+    substeps: int = 50
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 Source: the setting of Koehler, Niedermayr, Westermann, Thuerey, "APEBench" (2024): 50 trajectories of 51 times on 160
     nodes, solved on 640 here, so that all grids sample one solution.
-Hardware: 2 CPU cores. Time: not yet measured on an idle machine.
-Expected: not yet measured.
+Hardware: 2 CPU cores. Time: nine minutes of training beside many other programs.
+Expected: nRMSE of 0.0032, 0.013, 0.015 and 0.032 after 1, 10, 100 and 200 steps at 160 nodes, and 0.033 and 0.032 after
+    200 at 80 and 320. One seed, 30 rollouts. Persistence has 0.114, 0.84, 3.9 and 6.9.
 Command: jaxop train burgers_fno
 """
 

@@ -3,9 +3,9 @@
 Source: the setting of Koehler, Niedermayr, Westermann, Thuerey, "APEBench" (2024): 50 trajectories of 51 times on 160
     nodes. Patches of 40 nodes attend to each other.
 Hardware: 2 CPU cores. Time: 2 minutes for 1000 steps beside other programs.
-Expected: after 1000 steps, one seed and 8 test trajectories, nRMSE of 0.034, 0.41 and 3.3 after 1, 10 and 100 steps, and
-    a correlation above 0.8 until t = 1.5. Persistence has 0.127, 1.02 and 1.32, until t = 0.52. Not yet measured at full
-    length.
+Expected: after 1000 steps, one seed and 8 test trajectories, nRMSE of 0.034, 0.41 and 3.3 after 1, 10 and 100 steps,
+    and a correlation above 0.8 until t = 1.5. Persistence has 0.127, 1.02 and 1.32, until t = 0.52. Not yet measured at
+    full length.
 Command: jaxop train ks_fano
 """
 

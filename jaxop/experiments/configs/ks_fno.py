@@ -2,8 +2,10 @@
 
 Source: the setting of Koehler, Niedermayr, Westermann, Thuerey, "APEBench" (2024): 50 trajectories of 51 times on 160
     nodes. Inputs have noise, without which rollouts of the learnt change can leave the attractor.
-Hardware: 2 CPU cores. Time: not yet measured on an idle machine.
-Expected: not yet measured.
+Hardware: 2 CPU cores. Time: one minute of training beside other programs.
+Expected: nRMSE of 0.0098, 0.082 and 1.4 after 1, 10 and 100 steps, and a correlation above 0.8 until t = 3.8; 0.016
+    after one step at 80 nodes and 0.0096 at 320. One seed, all 30 rollouts finite. Persistence has 0.131, 1.01 and
+    1.38, until t = 0.51.
 Command: jaxop train ks_fno
 """
 
