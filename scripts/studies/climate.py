@@ -32,10 +32,10 @@ from studies.table import print_header, print_row
 ABOUT = {
     "climate": About(
         "The simplest predictions of winds and temperatures",
-        "Records of the earth, as anomalies from the mean of the training years for each month: monthly winds of the whole "
-        "earth, monthly temperatures of the surface of the sea near the equator, and yearly means of the air "
-        "temperature over North America in two scenarios. Sets are split by years; their sizes are trajectories × times. "
-        "The last columns are errors of one step, in the test years, relative to the size of the anomalies: of "
+        "Records of the earth, as anomalies from the mean of the training years for each month: monthly winds of the "
+        "whole earth, monthly temperatures of the surface of the sea near the equator, and yearly means of the air "
+        "temperature over North America in two scenarios. Sets are split by years; their sizes are trajectories × "
+        "times. The last columns are errors of one step, in the test years, relative to the size of the anomalies: of "
         "persistence, which repeats the last state, of the multiple of it that is best in the training years, and of "
         "the climatology, which predicts 0. A stepper is of use if it has a smaller error than all of them.",
         "nothing here is random",
