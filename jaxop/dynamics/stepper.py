@@ -282,7 +282,8 @@ class Stepper(Savable, nnx.Module):
             parameters: p, shape (p,) or (b, p), in their own units.
 
         Raises:
-            ValueError: if shapes do not fit the config or the domain, or a step is not positive.
+            ValueError: if shapes do not fit the config or the domain, a step is not positive, or offsets are not
+                positive and decreasing.
 
         Warns:
             UserWarning: outside `jax.jit`, if the stepper was not trained on this Δt.
@@ -324,7 +325,9 @@ class Stepper(Savable, nnx.Module):
         config, batch, found = self.config, ratio.shape[0], []
         earlier = config.history - 1
         if offsets is not None:
-            offsets = _per_sample(offsets, "offsets", (earlier,), batch, dtype) / self.dt[...].astype(dtype)
+            ages = _per_sample(offsets, "offsets", (earlier,), batch, dtype)
+            check_offsets(offsets)
+            offsets = ages / self.dt[...].astype(dtype)
         if config.uneven_history:
             even = jnp.arange(earlier, 0, -1).astype(dtype)[None] * ratio[:, None]
             found.append((even if offsets is None else offsets)[:, ::-1])
@@ -410,6 +413,18 @@ def check_dt(stepper: object, dt: ArrayLike | None) -> None:
         warn_user(
             f"dt = {got:g} is not the step {own:g} that the stepper was trained on, and it makes the same step for "
             "every dt: train one with varying_dt=True on windows of several strides."
+        )
+
+
+def check_offsets(offsets: ArrayLike) -> None:
+    """Raises ``ValueError`` unless offsets are positive and decrease; traced ones are not checked."""
+    if not is_concrete(offsets):
+        return
+    ages = host_real(offsets, "offsets")
+    if not (np.isfinite(ages) & (ages > 0)).all() or not (np.diff(ages, axis=-1) < 0).all():
+        raise ValueError(
+            "offsets must say how long before the newest state each earlier one was, positive numbers that decrease "
+            f"because the oldest comes first, got {ages.tolist()}; for windows they are -batch.times[:, :H - 1]."
         )
 
 

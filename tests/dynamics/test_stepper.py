@@ -219,6 +219,8 @@ class TestBadInput:
             ),
             ({"dt": np.ones(3)}, r"dt must have shape \(\) or \(1,\), got \(3,\)"),
             ({"offsets": np.ones(3)}, r"offsets must have shape \(2,\) or \(1, 2\), got \(3,\)"),
+            ({"offsets": [0.5, 1.0]}, r"positive numbers that decrease .*, got \[0\.5, 1\.0\]"),
+            ({"offsets": [-1.0, -0.5]}, r"positive numbers that decrease .*-batch\.times"),
             ({"parameters": None}, "parameters must be the 2 constants of the trajectory, got None"),
             ({"parameters": np.ones(3)}, r"parameters must have shape \(2,\) or \(1, 2\), got \(3,\)"),
         ],
