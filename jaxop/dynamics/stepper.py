@@ -348,6 +348,9 @@ class Stepper(Savable, nnx.Module):
 def make_stepper(config: StepperConfig, statistics: StepStatistics, *, rngs: nnx.Rngs) -> Stepper:
     """Returns a new `Stepper` with the statistics of the training set.
 
+    If all windows of the training took one step Δt, say every fourth recorded time (``strides=(4,)``), that is the step
+    Δt₀ of the stepper, and s grows by the quotient of Δt and the recorded step of the statistics.
+
     Args:
         config: its sizes and choices, such as ``StepperConfig.for_data(windows)``.
         statistics: those of the training set, ``windows.statistics()``.
@@ -372,10 +375,11 @@ def make_stepper(config: StepperConfig, statistics: StepStatistics, *, rngs: nnx
     """
     check_type(statistics, "statistics", StepStatistics, "data.StepStatistics, such as windows.statistics()")
     stepper = Stepper(config, rngs=rngs)
+    known = {field.name: getattr(statistics, field.name) for field in dataclasses.fields(statistics)}
     lengths = dict.fromkeys(("mean", "std", "increment"), (config.channels,)) | {"dt": ()}
     lengths |= dict.fromkeys(("parameter_mean", "parameter_std"), (config.parameters,))
     for name, shape in lengths.items():
-        value = host_real(getattr(statistics, name), name)
+        value = known[name] = host_real(known[name], name)
         if value.shape != shape:
             what = "parameters" if name.startswith("parameter") else "channels"
             raise ValueError(f"statistics.{name} must have shape {shape}, those of the {what}, got {value.shape}.")
@@ -384,6 +388,11 @@ def make_stepper(config: StepperConfig, statistics: StepStatistics, *, rngs: nnx
             rule = "finite" if name.endswith("mean") else "positive and finite"
             where = "" if value.ndim == 0 else f"[{first_index(~good)}]"
             raise ValueError(f"statistics.{name}{where} must be {rule}, got {value[~good].flat[0]}.")
+    low, high = config.dt_range or (known["dt"],) * 2
+    own, ratio = (low + high) / 2, (low + high) / (2 * known["dt"])
+    if not config.varying_dt and high - low <= _SAME * low and abs(ratio - 1) > _SAME:
+        known |= {"dt": own, "increment": known["increment"] * ratio}
+    for name, value in known.items():
         if hasattr(stepper, name):
             setattr(stepper, name, Statistic(jnp.asarray(value, float_dtype())))
     return stepper

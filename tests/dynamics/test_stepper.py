@@ -178,6 +178,19 @@ class TestForData:
         assert chosen.operator.in_channels == 2
 
     @pytest.mark.usefixtures("unchecked")
+    def test_windows_of_one_stride_have_its_step(self):
+        windows = trajectories().windows(strides=(4,))
+        known = windows.statistics()
+        config = dynamics.StepperConfig.for_data(windows, "fno", width=4, layers=1, modes=4)
+        made = dynamics.make_stepper(config, known, rngs=nnx.Rngs(0))
+        assert not config.varying_dt
+        np.testing.assert_allclose(made.dt[...], 2.0)
+        np.testing.assert_allclose(made.increment[...], 4 * known.increment)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = dynamics.rollout(made, windows.trajectories.states[:, :1], 2, domain=RING, dt=2.0)
+        np.testing.assert_allclose(found.times[0], [2.0, 4.0])
+
     def test_what_does_not_fit_is_named(self):
         windows = trajectories().windows(history=2)
         with pytest.raises(ValueError, match="history must be that of the windows, 2, or None, got 3"):
