@@ -26,7 +26,8 @@ class Rollout:
     Attributes:
         states: û at the times, shape (s, n, c) or (b, s, n, c). The initial state is not among them.
         times: time since the initial state of each entry of ``states``, shape (s,) or (b, s).
-        is_finite: whether the state after each step is finite, shape (steps,) or (b, steps).
+        is_finite: whether the state after each step is finite on all nodes of positive weight, shape (steps,) or
+            (b, steps).
         step_times: time since the initial state after each step, shape (steps,) or (b, steps).
         channel: first channel with a value that is not finite, at the first step that has one, shape () or (b,); −1 if
             all values are finite.
@@ -165,6 +166,7 @@ def _rollout(
     size, depth = states.shape[:2]
     time = float_dtype()
     known = jnp.ones((), time) if dt is None else dt.astype(time)
+    weightless = ~jnp.broadcast_to(as_domain(domain, "domain").weights > 0, (size, states.shape[2]))[..., None]
     sizes = jnp.broadcast_to(known if known.ndim == 2 else known[None], (size, steps))
     first = sizes[:, :1] * jnp.arange(depth - 1, 0, -1).astype(time)[None]
     ages = first if offsets is None else jnp.broadcast_to(offsets.astype(time), (size, depth - 1))
@@ -186,7 +188,7 @@ def _rollout(
         states, ages, other, channel = carry
         new, other = call(other, states, ages, step)
         new = new.astype(dtype)
-        bad = ~jnp.all(jnp.isfinite(new), axis=1)
+        bad = ~jnp.all(jnp.isfinite(new) | weightless, axis=1)
         is_finite = ~jnp.any(bad, axis=1)
         channel = jnp.where((channel < 0) & ~is_finite, jnp.argmax(bad, axis=1).astype(jnp.int32), channel)
         ages = jnp.concatenate([ages[:, 1:] + step[:, None], step[:, None]], axis=1) if depth > 1 else ages

@@ -179,6 +179,17 @@ class TestBlowUp:
         assert error.before.times.tolist() == [[1.0]] * 3
         assert dynamics.check_finite(error.before) is error.before
 
+    def test_nodes_without_weight_have_no_say(self):
+        line = domains.from_nodes(jnp.linspace(0, 1, 4)[:, None], jnp.array([0.25, 0.5, 0.25, 0.0]))
+
+        def grow(states, domain, **options):
+            return states[:, -1] * jnp.array([1.0, 1.0, 1.0, 1e30])[None, :, None]
+
+        for domain in (line, domains.stack([line, line])):
+            found = dynamics.rollout(grow, jnp.ones((2, 1, 4, 1)), 3, domain=domain)
+            assert not np.isfinite(found.states).all()
+            assert dynamics.check_finite(found) is found
+
     def test_samples_that_recover_are_counted(self):
         def spike(states, domain, **options):
             u = states[:, -1]
