@@ -53,12 +53,16 @@ class BlowUpError(FloatingPointError):
 
     def __init__(self, step: int, time: float, sample: int, channel: int, count: int, before: Rollout):
         self.step, self.time, self.sample, self.channel, self.before = step, time, sample, channel, before
+        self._count = count
         others = "" if count == 1 else f", and {count} samples in all do not stay finite"
         super().__init__(
             f"the rollout is not finite from step {step} on, at time {time:g}, in channel {channel} of sample "
             f"{sample}{others}. The states before are in the attribute `before` of this error. Train with noise or "
             "on several steps (dynamics.UnrolledLoss), or take smaller steps."
         )
+
+    def __reduce__(self):  # that of exceptions passes the message alone
+        return type(self), (self.step, self.time, self.sample, self.channel, self._count, self.before)
 
 
 def rollout(

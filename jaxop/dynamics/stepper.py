@@ -99,6 +99,7 @@ class StepperConfig(BuildableConfig):
             steps = [as_number(dt, "dt_range") for dt in self.dt_range]
             if len(steps) != 2 or not 0 < steps[0] <= steps[1] < math.inf:
                 raise ValueError(f"dt_range must be two positive, finite numbers in order, got {self.dt_range}.")
+            object.__setattr__(self, "dt_range", tuple(steps))
         object.__setattr__(self, "model", model_of(self.operator).name)
 
     @property

@@ -1,6 +1,7 @@
 """A rollout is a loop of steps: its bits, its derivatives, its memory, its orders, and where it ends."""
 
 import dataclasses
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -176,6 +177,7 @@ class TestBlowUp:
         error = caught.value
         assert (error.step, error.time, error.sample, error.channel) == (4, 2.0, 0, 1)
         assert error.before.states.shape == (3, 1, 8, 2)
+        assert str(pickle.loads(pickle.dumps(error))) == str(error)
         assert error.before.times.tolist() == [[1.0]] * 3
         assert dynamics.check_finite(error.before) is error.before
 

@@ -178,6 +178,11 @@ class TestForData:
         assert chosen.operator.in_channels == 2
 
     @pytest.mark.usefixtures("unchecked")
+    def test_a_range_of_steps_may_be_a_list(self):
+        listed, given = (dataclasses.replace(config(), dt_range=one) for one in ([1, np.float32(2)], (1.0, 2.0)))
+        assert hash(listed) == hash(given)
+        assert to_dict(listed) == to_dict(given)
+
     def test_windows_of_one_stride_have_its_step(self):
         windows = trajectories().windows(strides=(4,))
         known = windows.statistics()
