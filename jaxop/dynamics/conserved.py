@@ -225,7 +225,7 @@ def _norm(u: Float[Array, "n c"], domain: Domain) -> Float[Array, ""]:
     return domain.norm(u)
 
 
-def _whirl(states: States, domain: Domain, of: str) -> States:
+def _whirl(states: States, domain: Domain, of: str) -> Float[Array | np.ndarray, "*batch t n w"]:
     """Returns the vorticity of states that are one, or a velocity."""
     check_name(of, "of", FIELDS)
     return vorticity(states, domain) if of == "velocity" else states
