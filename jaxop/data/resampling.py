@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxop import domains
-from jaxop._validation import as_integer
-from jaxop.data.trajectories import Trajectories
+from jaxop._validation import as_integer, check_type
+from jaxop.data.trajectories import Trajectories, floating
 from jaxop.domains import Grid
 
 
@@ -24,10 +24,11 @@ def resample(trajectories: Trajectories, nodes: int | Sequence[int]) -> Trajecto
         nodes: of the new grid, one number or one per axis.
 
     Returns:
-        `Trajectories` in memory, with the dtype of the given states.
+        `Trajectories` in memory, with the dtype of the given states, or JAX's default floating dtype if they are
+        integers.
 
     Raises:
-        TypeError: if a number of nodes is not an integer.
+        TypeError: if ``trajectories`` are not `Trajectories`, or a number of nodes is not an integer.
         ValueError: if the domain is not a shared periodic grid, or the numbers of nodes do not fit its axes.
 
     Cost: O(N T n (r₁ + … + r_dim)) for r_j new nodes along the axes; one trajectory at a time is in float64.
@@ -39,6 +40,7 @@ def resample(trajectories: Trajectories, nodes: int | Sequence[int]) -> Trajecto
         >>> bool((coarse.states == fine.states[:, :, ::3]).all())
         True
     """
+    check_type(trajectories, "trajectories", Trajectories, "data.Trajectories")
     domain = trajectories.domain
     if not isinstance(domain, Grid) or domain.is_batched or not all(axis.rule.is_periodic for axis in domain.axes):
         raise ValueError(
@@ -53,7 +55,7 @@ def resample(trajectories: Trajectories, nodes: int | Sequence[int]) -> Trajecto
         raise ValueError(f"nodes must be at least 1 along each axis, got {counts}.")
     shape, channels = domain.shape, trajectories.channels
     size = (len(trajectories), trajectories.steps, math.prod(counts), channels)
-    states = np.empty(size, trajectories.states.dtype)
+    states = np.empty(size, floating(trajectories.states.dtype))
     matrices = {pair: _interpolation(*pair) for pair in zip(shape, counts, strict=True) if pair[0] % pair[1]}
     for row, i in zip(states, range(len(trajectories)), strict=True):
         values = trajectories.frames(i, slice(None)).reshape(-1, *shape, channels)

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float
 
-from jaxop._validation import as_integer
-from jaxop.data.trajectories import Trajectories
+from jaxop._validation import as_integer, check_type, host_real
+from jaxop.data.trajectories import Trajectories, floating
 
 
 def climatology(trajectories: Trajectories, period: int) -> Float[np.ndarray, "period n c"]:
@@ -20,7 +20,7 @@ def climatology(trajectories: Trajectories, period: int) -> Float[np.ndarray, "p
         Means in float64, (period, n, c). Cost: one pass over the states.
 
     Raises:
-        TypeError: if the period is not an integer.
+        TypeError: if ``trajectories`` are not `Trajectories`, or the period is not an integer.
         ValueError: if the period is not positive, or longer than the trajectories.
 
     Example:
@@ -34,6 +34,7 @@ def climatology(trajectories: Trajectories, period: int) -> Float[np.ndarray, "p
         >>> print(data.anomalies(place, seasons).states[0, ::12, 0, 0])
         [-1.  0.  1.  2.]
     """
+    check_type(trajectories, "trajectories", Trajectories, "data.Trajectories")
     length = as_integer(period, "period")
     if not 1 <= length <= trajectories.steps:
         raise ValueError(
@@ -55,18 +56,22 @@ def anomalies(trajectories: Trajectories, means: Float[np.ndarray, "period n c"]
         means: of the training part alone, so that validation and test do not enter; see `climatology`.
 
     Returns:
-        `Trajectories` in memory, with the dtype of the given states.
+        `Trajectories` in memory, with the dtype of the given states, or JAX's default floating dtype if they are
+        integers.
 
     Raises:
+        TypeError: if ``trajectories`` are not `Trajectories`, or the means are not real numbers.
         ValueError: if the shape of the means does not fit.
     """
-    if means.ndim != 3 or means.shape[1:] != trajectories.states.shape[2:]:
+    check_type(trajectories, "trajectories", Trajectories, "data.Trajectories")
+    means = host_real(means, "means")
+    if means.ndim != 3 or means.shape[1:] != trajectories.states.shape[2:] or len(means) == 0:
         raise ValueError(
             f"means must have shape (period, n, channels) = (period, {trajectories.states.shape[2]}, "
             f"{trajectories.channels}), got {means.shape}; take them from climatology of the same nodes and channels."
         )
     phase = np.arange(trajectories.steps) % len(means)
-    dtype = trajectories.states.dtype
+    dtype = floating(trajectories.states.dtype)
     states = np.stack(
         [
             (trajectories.frames(i, slice(None)).astype(np.float64) - means[phase]).astype(dtype)

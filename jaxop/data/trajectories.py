@@ -302,6 +302,11 @@ class _Selected:
         return self._source[int(self._rows[i]), start + self._first : stop + self._first : stride]
 
 
+def floating(dtype: np.dtype) -> np.dtype:
+    """Returns the dtype of states that are computed from others: theirs, or the default one if they are integers."""
+    return dtype if np.issubdtype(dtype, np.floating) else jax_dtype(np.dtype(dtype))
+
+
 def time_blocks(shape: tuple[int, ...]) -> Iterator[slice]:
     """Yields slices of times of states (N, T, n, c) that cover one trajectory and each fit in memory."""
     yield from row_slices(shape[1], math.prod(shape[2:]))

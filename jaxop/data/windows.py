@@ -24,7 +24,7 @@ Curriculum = Sequence[tuple[int, int]]
 
 
 @register
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class WindowBatch:
     """A batch of b windows in JAX arrays: H states and the k that follow; it is a pytree.
 
@@ -153,6 +153,8 @@ class Windows:
         check_size(steps, "steps")
         self.trajectories: _Series = trajectories
         self.history, self.steps = int(history), int(steps)
+        if not isinstance(strides, Sequence | np.ndarray):
+            raise TypeError(f"strides must be a sequence of integers such as (1, 2, 4), got {strides!r}.")
         self.strides = tuple(as_integer(r, f"strides[{i}]") for i, r in enumerate(strides))
         if not self.strides or min(self.strides) < 1:
             raise ValueError(f"strides must be at least one integer of at least 1, got {self.strides}.")
@@ -307,6 +309,8 @@ class Windows:
 
 def _checked_curriculum(curriculum: Curriculum, steps: int) -> tuple[tuple[int, int], ...]:
     pairs = []
+    if not isinstance(curriculum, Sequence):
+        raise TypeError(f"curriculum must be pairs such as ((0, 1), (500, 4)), got {curriculum!r}.")
     for i, pair in enumerate(curriculum):
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise TypeError(f"curriculum[{i}] must be a pair (first step, leads), got {pair!r}.")

@@ -46,7 +46,7 @@ def as_pure(stepper: object, *, evaluate: bool) -> tuple[PureStepper, Variables,
         evaluate: True for a module in evaluation mode, False for the mode that it is in.
 
     Raises:
-        TypeError: if it cannot be called.
+        TypeError: if it cannot be called or hashed.
     """
     if not callable(stepper) or isinstance(stepper, type):
         raise TypeError(
@@ -54,6 +54,13 @@ def as_pure(stepper: object, *, evaluate: bool) -> tuple[PureStepper, Variables,
             f"{stepper!r}."
         )
     if not isinstance(stepper, nnx.Module):
+        try:
+            hash(stepper)
+        except TypeError as error:
+            raise TypeError(
+                "stepper must be hashable, because its program is kept for later calls, but "
+                f"{type(stepper).__name__} is not; give a dataclass eq=False, or make it a module."
+            ) from error
         return PureStepper(cast(Callable[..., Array], stepper)), {}, {}
     copy = nnx.merge(*nnx.split(stepper))  # the same arrays, other flags
     if evaluate:

@@ -132,8 +132,7 @@ def enstrophy(states: States, domain: Domain, *, of: str = "vorticity") -> Float
         >>> print(dynamics.enstrophy(2 * jnp.ones((1, 256, 1)), domain))
         [2.]
     """
-    check_name(of, "of", FIELDS)
-    return energy(vorticity(states, domain) if of == "velocity" else states, domain)
+    return energy(_whirl(states, domain, of), domain)
 
 
 def invariants(states: States, domain: Domain, *, enstrophy_of: str | None = None) -> Invariants:
@@ -200,12 +199,14 @@ def drift(
             f"initial must have shape {(*shape[:-3], *shape[-2:])} for states of shape {shape}, got {first.shape}."
         )
     start = jnp.expand_dims(first, -3)
-    now, then = (invariants(u, domain, enstrophy_of=enstrophy_of) for u in (states, start))
+    pair = states, start
+    now, then = (mass(u, domain) for u in pair)
     bound = over_states(_mass_bound, domain, start, names=("initial",), undefined=np.inf)
+    energies = _change_of_square(*(_norms(u, domain) for u in pair))
     whirl = None
-    if now.enstrophy is not None and then.enstrophy is not None:
-        whirl = _change(now.enstrophy, then.enstrophy, then.enstrophy)
-    return Invariants(_change(now.mass, then.mass, bound), _change(now.energy, then.energy, then.energy), whirl)
+    if enstrophy_of is not None:
+        whirl = _change_of_square(*(_norms(_whirl(u, domain, enstrophy_of), domain) for u in pair))
+    return Invariants(ratio(now - then, jnp.broadcast_to(bound, now.shape)), energies, whirl)
 
 
 def _mass(u: Float[Array, "n c"], domain: Domain) -> Float[Array, " c"]:
@@ -214,6 +215,20 @@ def _mass(u: Float[Array, "n c"], domain: Domain) -> Float[Array, " c"]:
 
 def _energy(u: Float[Array, "n c"], domain: Domain) -> Float[Array, ""]:
     return 0.5 * domain.norm(u) ** 2
+
+
+def _norms(states: States, domain: Domain) -> Float[Array, "*batch t"]:
+    return over_states(_norm, domain, states, names=("states",), undefined=np.inf)
+
+
+def _norm(u: Float[Array, "n c"], domain: Domain) -> Float[Array, ""]:
+    return domain.norm(u)
+
+
+def _whirl(states: States, domain: Domain, of: str) -> Float[Array | np.ndarray, "*batch t n w"]:
+    """Returns the vorticity of states that are one, or a velocity."""
+    check_name(of, "of", FIELDS)
+    return vorticity(states, domain) if of == "velocity" else states
 
 
 def _curl(v: Float[Array, "n dim"], domain: Grid) -> Float[Array, "n w"]:
@@ -227,5 +242,8 @@ def _mass_bound(u: Float[Array, "n c"], domain: Domain) -> Float[Array, " c"]:
     return jnp.sqrt(domain.measure.astype(u.dtype)) * norms(u, domain)
 
 
-def _change(now: Array, then: Array, scale: Array) -> Array:
-    return ratio(now - then, jnp.broadcast_to(scale, now.shape))
+def _change_of_square(now: Array, then: Array) -> Array:
+    """Returns (a² − b²)/b² for the norms a and b, or a²/2 where b = 0; huge and tiny norms stay in their range."""
+    then = jnp.broadcast_to(then, now.shape)
+    share = ratio(now, then)
+    return jnp.where(then == 0, 0.5 * now**2, (share - 1) * (share + 1))

@@ -6,14 +6,15 @@ import functools
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxop._validation import as_float, as_integer, check_size, check_type, closest, float_dtype, jax_dtype, on_device
+from jaxop._validation import as_integer, check_size, check_type, closest, float_dtype, jax_dtype, on_device
 from jaxop.data import Trajectories
 from jaxop.domains import Decomposed, Domain
 from jaxop.domains.domain import as_domain
@@ -21,7 +22,7 @@ from jaxop.dynamics.conserved import drift, invariants
 from jaxop.dynamics.metrics import correlation, h1_error, has_neighbours, nrmse, relative_l2, vrmse
 from jaxop.dynamics.rollout import rollout
 from jaxop.dynamics.spectra import Bands, band_errors, is_periodic
-from jaxop.dynamics.stepper import Stepper
+from jaxop.dynamics.stepper import Stepper, as_constants
 
 _SIMPLE = ("persistence", "climatology", "truth")
 _SUMMED = ("nrmse", "mass")
@@ -164,7 +165,8 @@ def evaluate(
         steps: number of steps; None takes all recorded times.
         batch_size: trajectories per call. The last batch is filled up with copies, so that one program serves the set.
         climatology: mean state to compare with, shape (n, c), or (s, n, c) for one that changes over the s
-            predicted times. None leaves it out.
+            predicted times. None leaves it out. The means of `jaxop.data.climatology` begin with the first recorded
+            time: for a history of H they are ``means[np.arange(H, H + s) % period]``.
         bands: see `band_errors`.
         enstrophy_of: "vorticity" or "velocity" if the states are one, see `enstrophy`. None computes no enstrophy.
         history: H, the number of states that the stepper takes. None means that of a `Stepper`, and 1 for others.
@@ -334,7 +336,7 @@ def _climatology(mean_state: object, trajectories: Trajectories, count: int) -> 
     """Returns the mean state at every predicted time, (s, n, c)."""
     if mean_state is None:
         return None
-    found = as_float(mean_state, "climatology")
+    found = as_constants(cast(ArrayLike, mean_state), "climatology")
     shape = tuple(trajectories.states.shape[2:])
     if found.shape not in (shape, (count, *shape)):
         raise ValueError(

@@ -9,6 +9,7 @@ If a predicted state is not finite on a node of positive weight, its errors are 
 A mean over samples is then ∞ and not NaN, which shows that a rollout has diverged.
 """
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -150,14 +151,16 @@ def vrmse(
         prediction: p, shape (t, n, c) or (b, t, n, c).
         truth: r, of the same shape.
         domain: nodes and weights, shared or a stack of b.
-        epsilon: ε.
+        epsilon: ε ≥ 0.
         channels: "mean", "sum" or "each".
 
     Returns:
         Shape (t,) or (b, t), without unit; for ``channels="each"`` with a last axis c.
 
     Raises:
-        ValueError: if the shapes differ or do not fit the domain, or ``channels`` is unknown.
+        TypeError: if ``epsilon`` is not a number.
+        ValueError: if the shapes differ or do not fit the domain, ``channels`` is unknown, or ``epsilon`` is negative
+            or not finite.
 
     Cost: a few passes over the states.
 
@@ -173,6 +176,8 @@ def vrmse(
         [1.]
     """
     shift = as_number(epsilon, "epsilon")
+    if not 0 <= shift < math.inf:
+        raise ValueError(f"epsilon must be at least 0 and finite, got {epsilon}.")
     each = over_states(_vrmse, domain, prediction, truth, names=_NAMES, undefined=np.inf, epsilon=shift)
     return joined(each, channels)
 
@@ -182,8 +187,9 @@ def _vrmse(p: Float[Array, "n c"], r: Float[Array, "n c"], domain: Domain, epsil
     correction = domain.size / (domain.size - 1) if has_equal_weights else 1.0
     measure = domain.measure.astype(r.dtype)
     deviation = r - (domain.integrate(r) / measure)[None]
-    variance = correction * norms(deviation, domain) ** 2 / measure
-    return norms(p - r, domain) / jnp.sqrt(measure * (variance + epsilon))
+    # without squares, so that huge and tiny states stay in the range of their dtype
+    spread = jnp.hypot(jnp.sqrt(correction) * norms(deviation, domain), jnp.sqrt(measure * epsilon))
+    return norms(p - r, domain) / spread
 
 
 def correlation(prediction: States, truth: States, domain: Domain, *, channels: str = "mean") -> Float[Array, "..."]:
@@ -312,7 +318,7 @@ def window_means(
 
     Raises:
         TypeError: if an index is not an integer.
-        ValueError: if a window is empty or ends after the last time.
+        ValueError: if ``values`` have another shape, there is no window, or one is empty or ends after the last time.
 
     Example:
         >>> import jax.numpy as jnp
@@ -321,6 +327,10 @@ def window_means(
         [ 8.5 21. ]
     """
     array = as_float(values, "values")
+    if array.ndim not in (1, 2) or not windows:
+        raise ValueError(
+            f"values must have shape (t,) or (b, t) and windows at least one pair, got {array.shape} and {windows}."
+        )
     count = array.shape[-1]
     means = []
     for first, end in windows:

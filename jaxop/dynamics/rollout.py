@@ -15,18 +15,19 @@ from jaxop._validation import accumulator, as_float, check_size, check_type, div
 from jaxop.domains import Decomposed, Domain
 from jaxop.domains.domain import as_domain
 from jaxop.dynamics._pure import PureStepper, Variables, as_pure
-from jaxop.dynamics.stepper import Stepper, as_constants, check_dt
+from jaxop.dynamics.stepper import Stepper, as_constants, check_dt, check_offsets
 
 
 @register
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Rollout:
     """States along a rollout, for one initial state or for a batch of them; it is a pytree.
 
     Attributes:
         states: û at the times, shape (s, n, c) or (b, s, n, c). The initial state is not among them.
         times: time since the initial state of each entry of ``states``, shape (s,) or (b, s).
-        is_finite: whether the state after each step is finite, shape (steps,) or (b, steps).
+        is_finite: whether the state after each step is finite on all nodes of positive weight, shape (steps,) or
+            (b, steps).
         step_times: time since the initial state after each step, shape (steps,) or (b, steps).
         channel: first channel with a value that is not finite, at the first step that has one, shape () or (b,); −1 if
             all values are finite.
@@ -52,12 +53,16 @@ class BlowUpError(FloatingPointError):
 
     def __init__(self, step: int, time: float, sample: int, channel: int, count: int, before: Rollout):
         self.step, self.time, self.sample, self.channel, self.before = step, time, sample, channel, before
-        others = "" if count == 1 else f", and {count} samples in all are not finite at the end"
+        self._count = count
+        others = "" if count == 1 else f", and {count} samples in all do not stay finite"
         super().__init__(
             f"the rollout is not finite from step {step} on, at time {time:g}, in channel {channel} of sample "
             f"{sample}{others}. The states before are in the attribute `before` of this error. Train with noise or "
             "on several steps (dynamics.UnrolledLoss), or take smaller steps."
         )
+
+    def __reduce__(self):  # that of exceptions passes the message alone
+        return type(self), (self.step, self.time, self.sample, self.channel, self._count, self.before)
 
 
 def rollout(
@@ -79,7 +84,8 @@ def rollout(
 
     Args:
         stepper: a `Stepper`, or any function or module with its signature: ``stepper(states, domain, *, dt, offsets,
-            parameters)``. Functions are compiled once for each object, so pass the same one.
+            parameters)``. A function is compiled once for each object, so pass the same one; as in `jax.jit`, arrays
+            that it captures keep the values of the first call. Use a module for weights that change.
         u0: the initial state (n, c), or the last H states (h, n, c), oldest first, or a batch of those, (b, h, n, c).
         steps: number of steps.
         domain: the domain of the states; for a batch, one or a stack with one for each sample. Outside `jax.jit`, it
@@ -97,8 +103,9 @@ def rollout(
         A `Rollout` with steps/every states. A state that is not finite does not stop it; see `check_finite`.
 
     Raises:
-        TypeError: if ``stepper`` cannot be called, or a number is not an integer.
-        ValueError: if ``every`` does not divide ``steps``, or shapes do not fit each other or the stepper.
+        TypeError: if ``stepper`` cannot be called or hashed, or a number is not an integer.
+        ValueError: if ``every`` does not divide ``steps``, shapes do not fit each other or the stepper, or offsets are
+            not positive and decreasing.
 
     Cost: ``steps`` calls of the stepper. The memory is that of one call and the states that are returned, whatever
         the number of steps, plus 5 bytes for each step. A gradient makes one more forward pass and keeps H states for
@@ -138,6 +145,7 @@ def rollout(
         offsets = as_constants(offsets, "offsets")
         if offsets.shape not in ((depth - 1,), (size, depth - 1)):
             raise ValueError(f"offsets must have shape ({depth - 1},) or ({size}, {depth - 1}), got {offsets.shape}.")
+        check_offsets(offsets)
     if parameters is not None:
         parameters = as_constants(parameters, "parameters")
     unit = stepper.dt[...] if dt is None and isinstance(stepper, Stepper) else dt
@@ -162,6 +170,7 @@ def _rollout(
     size, depth = states.shape[:2]
     time = float_dtype()
     known = jnp.ones((), time) if dt is None else dt.astype(time)
+    weightless = ~jnp.broadcast_to(as_domain(domain, "domain").weights > 0, (size, states.shape[2]))[..., None]
     sizes = jnp.broadcast_to(known if known.ndim == 2 else known[None], (size, steps))
     first = sizes[:, :1] * jnp.arange(depth - 1, 0, -1).astype(time)[None]
     ages = first if offsets is None else jnp.broadcast_to(offsets.astype(time), (size, depth - 1))
@@ -183,7 +192,7 @@ def _rollout(
         states, ages, other, channel = carry
         new, other = call(other, states, ages, step)
         new = new.astype(dtype)
-        bad = ~jnp.all(jnp.isfinite(new), axis=1)
+        bad = ~jnp.all(jnp.isfinite(new) | weightless, axis=1)
         is_finite = ~jnp.any(bad, axis=1)
         channel = jnp.where((channel < 0) & ~is_finite, jnp.argmax(bad, axis=1).astype(jnp.int32), channel)
         ages = jnp.concatenate([ages[:, 1:] + step[:, None], step[:, None]], axis=1) if depth > 1 else ages
@@ -249,5 +258,5 @@ def check_finite(found: Rollout) -> Rollout:
         step_times=found.step_times[..., :step],
         channel=jnp.full_like(found.channel, -1),
     )
-    count = int(bad[:, -1].sum())
+    count = int(bad.any(axis=1).sum())
     raise BlowUpError(step + 1, float(times[sample, step]), sample, int(channels[sample]), count, before)

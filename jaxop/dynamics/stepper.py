@@ -99,6 +99,7 @@ class StepperConfig(BuildableConfig):
             steps = [as_number(dt, "dt_range") for dt in self.dt_range]
             if len(steps) != 2 or not 0 < steps[0] <= steps[1] < math.inf:
                 raise ValueError(f"dt_range must be two positive, finite numbers in order, got {self.dt_range}.")
+            object.__setattr__(self, "dt_range", tuple(steps))
         object.__setattr__(self, "model", model_of(self.operator).name)
 
     @property
@@ -282,7 +283,8 @@ class Stepper(Savable, nnx.Module):
             parameters: p, shape (p,) or (b, p), in their own units.
 
         Raises:
-            ValueError: if shapes do not fit the config or the domain, or a step is not positive.
+            ValueError: if shapes do not fit the config or the domain, a step is not positive, or offsets are not
+                positive and decreasing.
 
         Warns:
             UserWarning: outside `jax.jit`, if the stepper was not trained on this Δt.
@@ -324,7 +326,9 @@ class Stepper(Savable, nnx.Module):
         config, batch, found = self.config, ratio.shape[0], []
         earlier = config.history - 1
         if offsets is not None:
-            offsets = _per_sample(offsets, "offsets", (earlier,), batch, dtype) / self.dt[...].astype(dtype)
+            ages = _per_sample(offsets, "offsets", (earlier,), batch, dtype)
+            check_offsets(offsets)
+            offsets = ages / self.dt[...].astype(dtype)
         if config.uneven_history:
             even = jnp.arange(earlier, 0, -1).astype(dtype)[None] * ratio[:, None]
             found.append((even if offsets is None else offsets)[:, ::-1])
@@ -344,6 +348,9 @@ class Stepper(Savable, nnx.Module):
 
 def make_stepper(config: StepperConfig, statistics: StepStatistics, *, rngs: nnx.Rngs) -> Stepper:
     """Returns a new `Stepper` with the statistics of the training set.
+
+    If all windows of the training took one step Δt, say every fourth recorded time (``strides=(4,)``), that is the step
+    Δt₀ of the stepper, and s grows by the quotient of Δt and the recorded step of the statistics.
 
     Args:
         config: its sizes and choices, such as ``StepperConfig.for_data(windows)``.
@@ -369,10 +376,11 @@ def make_stepper(config: StepperConfig, statistics: StepStatistics, *, rngs: nnx
     """
     check_type(statistics, "statistics", StepStatistics, "data.StepStatistics, such as windows.statistics()")
     stepper = Stepper(config, rngs=rngs)
+    known = {field.name: getattr(statistics, field.name) for field in dataclasses.fields(statistics)}
     lengths = dict.fromkeys(("mean", "std", "increment"), (config.channels,)) | {"dt": ()}
     lengths |= dict.fromkeys(("parameter_mean", "parameter_std"), (config.parameters,))
     for name, shape in lengths.items():
-        value = host_real(getattr(statistics, name), name)
+        value = known[name] = host_real(known[name], name)
         if value.shape != shape:
             what = "parameters" if name.startswith("parameter") else "channels"
             raise ValueError(f"statistics.{name} must have shape {shape}, those of the {what}, got {value.shape}.")
@@ -381,6 +389,11 @@ def make_stepper(config: StepperConfig, statistics: StepStatistics, *, rngs: nnx
             rule = "finite" if name.endswith("mean") else "positive and finite"
             where = "" if value.ndim == 0 else f"[{first_index(~good)}]"
             raise ValueError(f"statistics.{name}{where} must be {rule}, got {value[~good].flat[0]}.")
+    low, high = config.dt_range or (known["dt"],) * 2
+    own, ratio = (low + high) / 2, (low + high) / (2 * known["dt"])
+    if not config.varying_dt and high - low <= _SAME * low and abs(ratio - 1) > _SAME:
+        known |= {"dt": own, "increment": known["increment"] * ratio}
+    for name, value in known.items():
         if hasattr(stepper, name):
             setattr(stepper, name, Statistic(jnp.asarray(value, float_dtype())))
     return stepper
@@ -410,6 +423,18 @@ def check_dt(stepper: object, dt: ArrayLike | None) -> None:
         warn_user(
             f"dt = {got:g} is not the step {own:g} that the stepper was trained on, and it makes the same step for "
             "every dt: train one with varying_dt=True on windows of several strides."
+        )
+
+
+def check_offsets(offsets: ArrayLike) -> None:
+    """Raises ``ValueError`` unless offsets are positive and decrease; traced ones are not checked."""
+    if not is_concrete(offsets):
+        return
+    ages = host_real(offsets, "offsets")
+    if not (np.isfinite(ages) & (ages > 0)).all() or not (np.diff(ages, axis=-1) < 0).all():
+        raise ValueError(
+            "offsets must say how long before the newest state each earlier one was, positive numbers that decrease "
+            f"because the oldest comes first, got {ages.tolist()}; for windows they are -batch.times[:, :H - 1]."
         )
 
 

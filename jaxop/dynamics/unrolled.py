@@ -38,7 +38,8 @@ class UnrolledLoss:
             stepper's ``std``. Targets stay as they are, so that the stepper learns to correct it. Windows have random
             keys in training only, so that evaluations have no noise.
         norm: "l2" or "h1".
-        weights: factors of γ_j, one for each of the k targets. () means 1.
+        weights: factors of γ_j, one for each of the k targets. () means 1. At every stage of a curriculum, one of its
+            targets must have a positive factor; the loss is NaN otherwise.
         remat: True computes each step again in the backward pass, so that k steps take the memory of one, of k states,
             and of a few copies of the parameters.
 

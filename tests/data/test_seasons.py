@@ -34,9 +34,23 @@ def test_later_years_do_not_enter_the_anomalies_of_the_training_years():
     np.testing.assert_array_equal(first.between(0, 18).states, second.between(0, 18).states)
 
 
-def test_bad_periods_and_means_are_refused():
+def test_anomalies_of_integers_are_not_rounded():
+    counts = np.arange(24, dtype=np.int16).reshape(1, 6, 4, 1) ** 2
+    times, ring = np.arange(6), domains.interval(4, rule="periodic")
+    record, same = (data.Trajectories(u, ring, times) for u in (counts, counts.astype(np.float32)))
+    means = data.climatology(same, 4)
+    np.testing.assert_array_equal(data.anomalies(record, means).states, data.anomalies(same, means).states)
+    np.testing.assert_array_equal(data.resample(record, 3).states, data.resample(same, 3).states)
+
+
+def test_bad_periods_and_means_are_refused(unchecked):
     record = seasonal()
     with pytest.raises(ValueError, match="period must lie between 1 and the 30"):
         data.climatology(record, 31)
     with pytest.raises(ValueError, match=r"means must have shape .*\(period, 4, 1\), got \(6, 5, 1\)"):
         data.anomalies(record, np.zeros((6, 5, 1)))
+    with pytest.raises(ValueError, match=r"got \(0, 4, 1\)"):
+        data.anomalies(record, np.zeros((0, 4, 1)))
+    for call in (data.climatology, data.anomalies, data.resample):
+        with pytest.raises(TypeError, match=r"trajectories must be data\.Trajectories, got ndarray"):
+            call(record.states, 6)

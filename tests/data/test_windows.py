@@ -189,6 +189,17 @@ def test_windows_of_something_else_are_refused(unchecked):
         data.Windows(np.zeros((3, 10, 4, 1)))
     with pytest.raises(TypeError, match=r"curriculum\[0\] must be a pair \(first step, leads\), got 3"):
         numbered().windows(curriculum=(3,))
+    with pytest.raises(TypeError, match=r"curriculum must be pairs such as .*, got 3"):
+        numbered().windows(curriculum=3)
+    with pytest.raises(TypeError, match=r"strides must be a sequence of integers .*, got 2"):
+        numbered().windows(strides=2)
+
+
+def test_batches_are_compared_as_objects():
+    windows = numbered().windows()
+    batch = windows[[0]]
+    assert batch == batch
+    assert batch != windows[[0]]
 
 
 @pytest.mark.thorough

@@ -93,6 +93,15 @@ def test_batches_jit_and_gradients():
     np.testing.assert_allclose(slope, states[0] * line.weights[None, :, None], rtol=1e-5)
 
 
+def test_the_drift_of_huge_states_is_that_of_others():
+    line = domains.interval(9)
+    states = jnp.asarray(np.random.default_rng(0).normal(size=(2, 9, 1)), jnp.float32)
+    expected = dynamics.drift(states, states[0], line, enstrophy_of="vorticity")
+    found = dynamics.drift(1e25 * states, 1e25 * states[0], line, enstrophy_of="vorticity")
+    for name in ("mass", "energy", "enstrophy"):
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.thorough
 def test_a_state_that_is_not_finite_has_infinite_integrals():
     line = domains.interval(9)

@@ -1,11 +1,12 @@
 import csv
+import warnings
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from jaxop import domains, dynamics
+from jaxop import data, domains, dynamics
 from jaxop.data import Trajectories
 from jaxop.testing import count_compilations
 
@@ -146,6 +147,17 @@ def test_climatology_is_a_row_of_its_own():
     )
     np.testing.assert_allclose(constant.curves("nrmse", "climatology"), expected, rtol=1e-4)
     np.testing.assert_allclose(changing.curves("nrmse", "climatology")[0], 0, atol=1e-6)
+
+
+@pytest.mark.thorough
+def test_the_means_of_phases_are_a_climatology_without_a_warning(monkeypatch):
+    monkeypatch.setattr("jaxop._validation._warned_about_float64", set())
+    truth = waves()
+    phases = data.climatology(truth, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = dynamics.evaluate(persist, truth.take([0]), climatology=phases[np.arange(1, truth.steps) % 4])
+    assert np.isfinite(found.curves("nrmse", "climatology")).all()
 
 
 def test_uneven_times_of_each_trajectory_reach_the_stepper():

@@ -213,6 +213,15 @@ def test_windows_count_predictions_from_zero():
     np.testing.assert_allclose(dynamics.window_means(curves), expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("scale", [1e-10, 1e20, 1e36])
+def test_the_vrmse_of_huge_states_is_that_of_others(scale):
+    domain = domains.from_samples(NODES)
+    prediction, truth = pair(domain)
+    expected = dynamics.vrmse(prediction, truth, domain, epsilon=0)
+    found = dynamics.vrmse(scale * prediction, scale * truth, domain, epsilon=0)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 @pytest.mark.sample(2)
 @pytest.mark.parametrize("name", METRICS)
 def test_a_huge_state_is_wrong_and_not_nan(name):
@@ -236,6 +245,8 @@ BAD = {
     "threshold": (lambda u, d: dynamics.correlation_time(u[:, 0, 0], NODES[:3], threshold=1.5), "threshold.*1.5"),
     "exponent": (lambda u, d: dynamics.valid_time(u[:, 0, 0], NODES[:3], exponent=0), "exponent.*0"),
     "times": (lambda u, d: dynamics.correlation_time(u[:, 0, 0], NODES[:2]), r"\(3,\) and \(2,\)"),
+    "epsilon": (lambda u, d: dynamics.vrmse(u, u, d, epsilon=-1), "epsilon must be at least 0 and finite, got -1"),
+    "no windows": (lambda u, d: dynamics.window_means(u[:, 0, 0], []), "windows at least one pair"),
     "window": (lambda u, d: dynamics.window_means(u[:, 0, 0]), r"the 3 times.*\(6, 12\)"),
 }
 

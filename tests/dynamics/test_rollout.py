@@ -1,5 +1,8 @@
 """A rollout is a loop of steps: its bits, its derivatives, its memory, its orders, and where it ends."""
 
+import dataclasses
+import pickle
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -174,8 +177,29 @@ class TestBlowUp:
         error = caught.value
         assert (error.step, error.time, error.sample, error.channel) == (4, 2.0, 0, 1)
         assert error.before.states.shape == (3, 1, 8, 2)
+        assert str(pickle.loads(pickle.dumps(error))) == str(error)
         assert error.before.times.tolist() == [[1.0]] * 3
         assert dynamics.check_finite(error.before) is error.before
+
+    def test_nodes_without_weight_have_no_say(self):
+        line = domains.from_nodes(jnp.linspace(0, 1, 4)[:, None], jnp.array([0.25, 0.5, 0.25, 0.0]))
+
+        def grow(states, domain, **options):
+            return states[:, -1] * jnp.array([1.0, 1.0, 1.0, 1e30])[None, :, None]
+
+        for domain in (line, domains.stack([line, line])):
+            found = dynamics.rollout(grow, jnp.ones((2, 1, 4, 1)), 3, domain=domain)
+            assert not np.isfinite(found.states).all()
+            assert dynamics.check_finite(found) is found
+
+    def test_samples_that_recover_are_counted(self):
+        def spike(states, domain, **options):
+            u = states[:, -1]
+            return jnp.where(jnp.isnan(u), 2.0, jnp.where(u == 1, jnp.nan, u))
+
+        found = dynamics.rollout(spike, jnp.ones((2, 1, 8, 1)), 2, domain=domains.interval(8))
+        with pytest.raises(dynamics.BlowUpError, match="2 samples in all do not stay finite"):
+            dynamics.check_finite(found)
 
     def test_a_single_rollout(self):
         grow = self.grow
@@ -186,6 +210,14 @@ class TestBlowUp:
         fine = dynamics.rollout(grow, jnp.ones((8, 2)), 3, domain=domains.interval(8), dt=0.5)
         assert dynamics.check_finite(fine) is fine
         assert fine.channel == -1
+
+
+@dataclasses.dataclass
+class Unhashable:
+    factor: float = 1.0
+
+    def __call__(self, states, domain, **options):
+        return self.factor * states[:, -1]
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -199,6 +231,12 @@ class TestBlowUp:
         ({"dt": np.ones(3)}, ValueError, r"dt must be one number, \(6,\) or \(1, 6\), got shape \(3,\)"),
         ({"dt": 0.0}, ValueError, r"dt must be positive and finite, got 0\.0"),
         ({"offsets": np.ones(1)}, ValueError, r"offsets must have shape \(0,\) or \(1, 0\), got \(1,\)"),
+        (
+            {"u0": jnp.ones((2, 16, 1)), "offsets": [-0.5]},
+            ValueError,
+            r"offsets must say .* positive numbers that decrease .*, got \[-0\.5\]",
+        ),
+        ({"stepper": Unhashable()}, TypeError, "stepper must be hashable.* Unhashable is not"),
         ({"stepper": 3}, TypeError, r"stepper must be a dynamics\.Stepper or a function of .*, got 3"),
         (
             {"stepper": lambda states, domain, **_: states},

@@ -178,6 +178,24 @@ class TestForData:
         assert chosen.operator.in_channels == 2
 
     @pytest.mark.usefixtures("unchecked")
+    def test_a_range_of_steps_may_be_a_list(self):
+        listed, given = (dataclasses.replace(config(), dt_range=one) for one in ([1, np.float32(2)], (1.0, 2.0)))
+        assert hash(listed) == hash(given)
+        assert to_dict(listed) == to_dict(given)
+
+    def test_windows_of_one_stride_have_its_step(self):
+        windows = trajectories().windows(strides=(4,))
+        known = windows.statistics()
+        config = dynamics.StepperConfig.for_data(windows, "fno", width=4, layers=1, modes=4)
+        made = dynamics.make_stepper(config, known, rngs=nnx.Rngs(0))
+        assert not config.varying_dt
+        np.testing.assert_allclose(made.dt[...], 2.0)
+        np.testing.assert_allclose(made.increment[...], 4 * known.increment)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = dynamics.rollout(made, windows.trajectories.states[:, :1], 2, domain=RING, dt=2.0)
+        np.testing.assert_allclose(found.times[0], [2.0, 4.0])
+
     def test_what_does_not_fit_is_named(self):
         windows = trajectories().windows(history=2)
         with pytest.raises(ValueError, match="history must be that of the windows, 2, or None, got 3"):
@@ -219,6 +237,8 @@ class TestBadInput:
             ),
             ({"dt": np.ones(3)}, r"dt must have shape \(\) or \(1,\), got \(3,\)"),
             ({"offsets": np.ones(3)}, r"offsets must have shape \(2,\) or \(1, 2\), got \(3,\)"),
+            ({"offsets": [0.5, 1.0]}, r"positive numbers that decrease .*, got \[0\.5, 1\.0\]"),
+            ({"offsets": [-1.0, -0.5]}, r"positive numbers that decrease .*-batch\.times"),
             ({"parameters": None}, "parameters must be the 2 constants of the trajectory, got None"),
             ({"parameters": np.ones(3)}, r"parameters must have shape \(2,\) or \(1, 2\), got \(3,\)"),
         ],

@@ -129,6 +129,8 @@ def read_trajectories(
     """
     path = Path(path)
     check_name(path.suffix.lower(), f"the suffix of {path}", TRAJECTORY_FORMATS)
+    if not states:
+        raise ValueError(f"states must name at least one dataset of {path}, got {states!r}.")
     if dim is not None:
         check_size(dim, "dim")
     given = _Given(
@@ -258,9 +260,14 @@ def _parameters(given: _Given, archive: Archive) -> tuple[np.ndarray | None, tup
     """Returns the parameters of an archive and their names."""
     if given.parameters == ("parameters",):
         found = archive.optional("parameters", "parameters")
-        if found is None or not archive.has("parameter_names"):
-            return None if found is None else found.reshape(len(found), -1), ()
-        return found, tuple(text_of(archive, "parameter_names"))
+        if found is None:
+            return None, ()
+        if found.ndim not in (1, 2):
+            raise FileError(
+                f"{archive.path}: parameters must have shape (samples,) or (samples, p), got {found.shape}."
+            )
+        names = tuple(text_of(archive, "parameter_names")) if archive.has("parameter_names") else ()
+        return found.reshape(len(found), -1), names
     if not given.parameters:
         archive.left_out.update(("parameters", "parameter_names"))
     columns, names = [], []
@@ -404,7 +411,8 @@ def _without(frames: FrameSource, domain: Domain, missing: Bool[np.ndarray, "n c
                     "trajectory 0; fill the gaps of this node, or leave these times out."
                 )
             row = valid[s if len(valid) > 1 else 0]
-            moments.add(np.where(missing, 0, block), np.broadcast_to(row, block.shape[:2]))
+            block = np.where(np.isfinite(block), block, 0)  # `Trajectories` names a value that is infinite
+            moments.add(block, np.broadcast_to(row, block.shape[:2]))
     fill, _ = moments.mean_and_deviation()
     # the weights of a grid are products, so that a node cannot be left out
     located: Any = PointCloud(domain.points, domain.weights) if isinstance(domain, Grid) else domain

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from jaxop import domains
 from jaxop._validation import as_integer, as_number, float_dtype
 from jaxop.data._support import check_count, check_numbers, generator
-from jaxop.data.problems.ode import integrate, solve_lorenz63
+from jaxop.data.problems.ode import finite_constants, integrate, solve_lorenz63
 from jaxop.data.trajectories import Trajectories
 
 _LORENZ63, _LORENZ96 = 0x6C36, 0x6C39  # random streams
@@ -51,7 +51,7 @@ def lorenz63_states(
 
     Raises:
         ImportError: if diffrax is not installed.
-        ValueError: if a count or ``dt`` is out of range.
+        ValueError: if a count, ``dt`` or a constant is out of range.
 
     Reference:
         Lorenz, "Deterministic nonperiodic flow" (1963).
@@ -106,7 +106,7 @@ def lorenz96(
 
     Raises:
         ImportError: if diffrax is not installed.
-        ValueError: if a count or ``dt`` is out of range.
+        ValueError: if a count, ``dt`` or a constant is out of range.
 
     Reference:
         Lorenz, "Predictability: a problem partly solved" (1996).
@@ -118,7 +118,7 @@ def lorenz96(
         ((2, 11, 40, 1), ('periodic',))
     """
     check_count(as_integer(variables, "variables"), "variables", smallest=4)
-    parameters = np.array([as_number(forcing, "forcing")])
+    parameters = finite_constants(forcing=forcing)
 
     def solve(states: np.ndarray, recorded: np.ndarray) -> np.ndarray:
         recorded = np.broadcast_to(recorded, (len(states), len(recorded)))

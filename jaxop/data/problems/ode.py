@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxop import domains
-from jaxop._validation import check_name, float_dtype, require
+from jaxop._validation import as_number, check_name, float_dtype, require
 from jaxop.data._support import check_count, check_numbers, double_precision, generator
 from jaxop.data.samples import Samples
 from jaxop.domains import Grid
@@ -159,7 +159,7 @@ def solve_lorenz63(
 
     Raises:
         ImportError: if diffrax is not installed.
-        ValueError: if the shapes do not fit.
+        ValueError: if the shapes do not fit, or a factor is not finite.
 
     Reference:
         Prince, Dormand, "High order embedded Runge-Kutta formulae" (1981); Kidger, "On neural
@@ -180,7 +180,16 @@ def solve_lorenz63(
     if times.shape[-1] < 2 or not (np.diff(times) > 0).all():
         raise ValueError("times must hold at least two strictly increasing times; sort them with numpy.unique.")
     times = np.broadcast_to(times, (len(states), times.shape[-1]))
-    return integrate(_lorenz63, states, times, np.array([sigma, rho, beta]))
+    return integrate(_lorenz63, states, times, finite_constants(sigma=sigma, rho=rho, beta=beta))
+
+
+def finite_constants(**constants: float) -> Float[np.ndarray, " p"]:
+    """Returns the constants of an equation as an array; raises ``ValueError`` if one is not finite."""
+    values = np.array([as_number(value, name) for name, value in constants.items()])
+    for name, value in zip(constants, values, strict=True):
+        if not np.isfinite(value):
+            raise ValueError(f"{name} must be finite, got {value}.")
+    return values
 
 
 def integrate(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxop._validation import as_number
+from jaxop._validation import as_integer, as_number
 from jaxop.data.problems.periodic import Constant, Setting, fourier_series, gaussian_torus
 from jaxop.data.trajectories import Trajectories
 
@@ -148,7 +148,7 @@ def kolmogorov_flow(
     setting = Setting(
         "kolmogorov_flow", _KOLMOGOROV, samples, first, seed, nodes, 2, times, dt, substeps, warmup, order
     )
-    if not 1 <= forced_mode <= (nodes - 1) // 2:
+    if not 1 <= as_integer(forced_mode, "forced_mode") <= (nodes - 1) // 2:
         raise ValueError(
             f"forced_mode must lie between 1 and {(nodes - 1) // 2}, the waves that {nodes} nodes resolve, got "
             f"{forced_mode}."

@@ -324,6 +324,14 @@ def test_a_gap_is_not_a_mask(tmp_path):
         data.read_trajectories(path, dim=2)
 
 
+def test_an_infinite_value_beside_missing_nodes_is_named(tmp_path):
+    states = np.array(U)
+    states[:, :, 1, 2, 1], states[1, 2, 0, 0, 1] = np.nan, np.inf
+    path = write_npz(tmp_path / "a.npz", states=states, times=TIMES)
+    with pytest.raises(ValueError, match=r"states\[1, 2, 0, 1\] = inf"):
+        data.read_trajectories(path, dim=2)
+
+
 def refused(path, message, error=ValueError, **options):
     with pytest.raises(error, match=message):
         data.read_trajectories(path, **options)
@@ -348,6 +356,9 @@ def test_bad_numbers_in_files_are_refused(tmp_path):
     refused(write_npz(tmp_path / "a.npz", states=U), r"a\.npz has no times 'times'; name them by times", dim=2)
     path = write_npz(tmp_path / "a.npz", states=U, times=TIMES, nu=NU[:2])
     refused(path, r"a\.npz.*parameters must have shape .* = \(3, p\), got \(2, 1\)", dim=2, parameters=["nu"])
+    refused(path, "states must name at least one dataset", states=[])
+    path = write_npz(tmp_path / "a.npz", states=U, times=TIMES, parameters=3.0)
+    refused(path, r"parameters must have shape .*, got \(\)", dim=2)
     path = write_npz(tmp_path / "a.npz", states=U, times=TIMES, nu=NU[:2], re=NU)
     refused(path, r"numbers differ \('nu': 2, 're': 3\)", dim=2, parameters=["nu", "re"])
     refused(write_npz(tmp_path / "a.npz", states=U[0, 0, 0]), r"states must have shape .*got \(6, 2\)", dt=1)

@@ -324,6 +324,11 @@ def test_bad_settings_say_what_is_wrong(name, settings, message, unchecked):
         make(name, **settings)
 
 
+def test_a_forced_mode_is_a_whole_number_of_waves(unchecked):
+    with pytest.raises(TypeError, match=r"forced_mode must be an integer, got 2\.5"):
+        make("kolmogorov_flow", forced_mode=2.5)
+
+
 def test_a_solution_that_blows_up_says_when():
     with pytest.raises(RuntimeError, match=r"sample 3 of burgers is not finite from t = \d+ on: .* raise substeps"):
         data.burgers(1, first=3, nodes=64, times=5, dt=10.0, convection=50.0, viscosity=1e-6)

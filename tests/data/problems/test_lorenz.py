@@ -80,6 +80,8 @@ def test_the_warmup_is_left_out(x64):
         ("lorenz96", {"variables": 3}, "variables must be at least 4"),
         ("lorenz96", {"times": 1}, "times must be at least 2"),
         ("lorenz63_states", {"dt": -1.0}, "dt must be positive"),
+        ("lorenz96", {"forcing": float("nan")}, "forcing must be finite, got nan"),
+        ("lorenz63_states", {"rho": float("inf")}, "rho must be finite, got inf"),
         ("lorenz63_states", {"warmup": -1}, "warmup must be at least 0"),
         ("lorenz63_states", {"samples": 0}, "samples must be at least 1"),
     ],
