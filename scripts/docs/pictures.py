@@ -60,7 +60,9 @@ def orders(errors: Mapping[str, Sequence[float]]) -> Figure:
 
 def same_weights(run: training.Run) -> Figure:
     """Returns a column for every test set, with the sample that has the median error on the training grid."""
-    sets = experiments.recorded_problem(run).load(DEMO.cache).test
+    found = experiments.recorded_problem(run).load(DEMO.cache)
+    assert isinstance(found, experiments.Sets)
+    sets = found.test
     trained_on = f"{run.config['resolution']:.0f}²"
     model = run.model()
     errors = {label: training.evaluate(model, samples, batch_size=4).l2 for label, samples in sets.items()}

@@ -81,6 +81,7 @@ def contender(name: str, options: Comparison) -> Contender:
         config = make(1, 1, dim=2, width=64, heads=4, layers=4, local=local)
     assert isinstance(config, operators.OperatorConfig)
     sets = dataclasses.replace(default.data, test_samples=options.test_samples, grids=GRIDS).load(default.cache)
+    assert isinstance(sets, experiments.Sets)
     tests = dict(sets.test)
     if name == "tno":
         tests["128²"] = tests["128²"].take(slice(options.test_samples_tno))

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 import tyro
 
-from jaxop import operators
+from jaxop import experiments, operators
 from jaxop.experiments import build, load_recipe
 from jaxop.experiments.comparison import Contender, check_options, compare
 from jaxop.experiments.experiment import AnyExperiment, default_cache
@@ -96,6 +96,7 @@ def run(name: str, default: AnyExperiment, sizes: dict[str, int], options: Compa
     if FLOW in blocks and not is_tno:
         raise ValueError(f"--blocks: {FLOW!r} is compared with the blocks of a TNO, on the task cde; leave it out.")
     sets = default.data.load(options.cache)
+    assert isinstance(sets, experiments.Sets)
     settings = dataclasses.replace(default.training, batch_size=4, learning_rate=options.learning_rate)
 
     def operator(block: str, seed: int) -> operators.Standardized:
