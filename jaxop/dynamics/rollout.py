@@ -104,8 +104,8 @@ def rollout(
 
     Raises:
         TypeError: if ``stepper`` cannot be called or hashed, or a number is not an integer.
-        ValueError: if ``every`` does not divide ``steps``, shapes do not fit each other or the stepper, or offsets are
-            not positive and decreasing.
+        ValueError: if ``every`` does not divide ``steps``, shapes do not fit each other or the stepper, offsets are not
+            positive and decreasing, or a value of u0 is not finite at a node of positive weight.
 
     Cost: ``steps`` calls of the stepper. The memory is that of one call and the states that are returned, whatever
         the number of steps, plus 5 bytes for each step. A gradient makes one more forward pass and keeps H states for
@@ -134,6 +134,7 @@ def rollout(
     nodes = as_domain(domain, "domain")
     if states.shape[2] != nodes.size:
         raise ValueError(f"u0 must have one row for each of the {nodes.size} nodes of domain, got {np.shape(u0)}.")
+    _check_start(states, nodes)
     if isinstance(stepper, Stepper) and not nodes.is_batched and is_concrete(*jax.tree.leaves(domain)):
         domain = stepper.config.prepare(domain)
     if dt is not None:
@@ -152,6 +153,21 @@ def rollout(
     pure, params, other = as_pure(stepper, evaluate=True)
     found = _rollout(pure, int(steps), int(every), params, other, states, domain, unit, offsets, parameters)
     return jax.tree.map(lambda leaf: leaf[0], found) if single else found
+
+
+def _check_start(states: Float[Array, "b h n c"], domain: Domain) -> None:
+    """Raises ``ValueError`` if a value at a node of positive weight is not finite; traced values are not checked."""
+    if not is_concrete(states, domain.weights):
+        return
+    counts = np.asarray(domain.weights) > 0
+    values = np.asarray(states)
+    bad = ~np.isfinite(values) & (counts[:, None] if domain.is_batched else counts)[..., None]
+    if bad.any():
+        sample, state, node, channel = np.unravel_index(np.argmax(bad), bad.shape)
+        raise ValueError(
+            f"u0 must be finite, got {values[sample, state, node, channel]} in sample {sample}, state {state} of the "
+            f"history, node {node}, channel {channel}; repair this state, or give the node the weight 0."
+        )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

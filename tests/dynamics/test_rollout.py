@@ -228,6 +228,11 @@ class Unhashable:
         ({"every": 4}, ValueError, r"every must divide steps = 6, got 4; valid numbers: \[1, 2, 3, 6\]"),
         ({"u0": jnp.ones(4)}, ValueError, r"u0 must have shape \(n, c\), \(h, n, c\) or \(b, h, n, c\), got \(4,\)"),
         ({"u0": jnp.ones((4, 1))}, ValueError, "u0 must have one row for each of the 16 nodes of domain, got"),
+        (
+            {"u0": jnp.ones((16, 1)).at[3].set(jnp.nan)},
+            ValueError,
+            "u0 must be finite, got nan in sample 0, state 0 of the history, node 3, channel 0",
+        ),
         ({"dt": np.ones(3)}, ValueError, r"dt must be one number, \(6,\) or \(1, 6\), got shape \(3,\)"),
         ({"dt": 0.0}, ValueError, r"dt must be positive and finite, got 0\.0"),
         ({"offsets": np.ones(1)}, ValueError, r"offsets must have shape \(0,\) or \(1, 0\), got \(1,\)"),
