@@ -163,7 +163,7 @@ def test_converges_at_the_order_of_the_rule_on_uneven_nodes(name, x64):
     assert testing.observed_order(sizes[:-1], errors) == pytest.approx(2.0, abs=0.25)
 
 
-@pytest.mark.sample(1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["transolver", "slices of gaussians", "flare"])
 def test_tiles_and_blocks_change_nothing(name, monkeypatch):
     """Several tiles of nodes, and several blocks of their masses, in float32."""

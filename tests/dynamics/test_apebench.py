@@ -103,6 +103,7 @@ def test_a_table_has_the_errors_that_the_scenario_computes(dim, channels):
     np.testing.assert_array_equal(table["sample_rollout_001"][0], states[1])
 
 
+@pytest.mark.thorough
 def test_steppers_are_trained_in_a_scenario(tmp_path):
     pytest.importorskip("pandas")
     waves = Waves()

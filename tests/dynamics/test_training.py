@@ -87,6 +87,7 @@ def test_other_losses_and_settings_resume_too(options, settings, tmp_path):
     assert_same_bits(fit(tmp_path / "run", loss=loss, config=config, resume=True).state, whole.state)
 
 
+@pytest.mark.thorough
 def test_other_windows_and_losses_are_refused(broken):
     for options, name in (
         ({"train": windows(strides=(1,))}, r"train\.identity\.strides"),

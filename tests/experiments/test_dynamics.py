@@ -135,6 +135,7 @@ def test_a_run_leaves_a_table_over_lead_times_and_pictures(stepped, series):
     assert isinstance(run.model(), dynamics.Stepper)
 
 
+@pytest.mark.thorough
 def test_a_run_that_was_cut_off_ends_with_the_same_bits(stepped, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(stepped, run)
@@ -155,6 +156,7 @@ def test_a_run_is_not_resumed_with_another_step(option, value, fails, stepped):
     assert option in fails("resume", stepped, f"--{option}", value)
 
 
+@pytest.mark.thorough
 def test_other_files_grids_and_longer_rollouts_are_evaluated(stepped, series, capsys):
     files = [str(series / name) for name in ("long.npz", "fine.npz")]
     jaxop("evaluate", stepped, "--data", *files, "--steps", "4", "--name", "other", "--animation", "gif")

@@ -174,6 +174,7 @@ def test_no_channels_and_a_partition_that_vanishes_on_a_node():
     assert np.isfinite(jax.grad(apply)(dec.partition)).all()
 
 
+@pytest.mark.thorough
 def test_padding_has_neither_value_nor_derivative():
     dec = schwarz.decompose(domains.interval(30, rule="interior"), 4, 2)
     padding = ~np.asarray(dec.cover.inside)

@@ -69,7 +69,7 @@ def with_padding(batch, sizes, at_sizes, fill):
     return dataclasses.replace(batch, inputs=inputs, targets=targets, domain=moved(batch.domain, sizes), at=at)
 
 
-@pytest.mark.sample(1)
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "kind",
     ["plain", *(pytest.param(kind, marks=pytest.mark.thorough) for kind in ("decoder", "latent_grid")), "latent"],
