@@ -99,12 +99,14 @@ class SeriesData:
 
         Args:
             path: the file.
-            dt: the step between times, if neither the settings nor the file have it.
+            dt: the step between times, if neither the settings nor the file have times.
         """
         names = ("weights", "faces", "sample_dimension", "time_dimension", "dim", "external", "times", "states")
         several = ("coordinates", "rule", "lower", "upper", "parameters")
         options: dict[str, Any] = {name: getattr(self, name) for name in names}
         options |= {name: single(getattr(self, name)) for name in several}
+        if dt is not None:
+            options["times"] = "times"  # which the file does not need to have
         return data.read_trajectories(path, dt=self.dt if dt is None else dt, **options)
 
     def _split(self, found: Trajectories) -> tuple[Trajectories, Trajectories]:

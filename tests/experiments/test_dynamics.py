@@ -394,6 +394,16 @@ def test_a_step_that_was_not_trained_is_allowed_and_said(stepped, series, tmp_pa
     assert data.read_trajectories(tmp_path / "long.npz").times.tolist() == [6.0, 6.25]
 
 
+def test_states_without_times_are_read_at_multiples_of_the_step(tmp_path):
+    """Also if times had a name of their own in the training file."""
+    arrays = heat(2, 3)
+    np.savez(tmp_path / "a.npz", u=arrays["states"])
+    found = experiments.SeriesData(tmp_path / "train.npz", states="u", times="t", dim=1).read(
+        tmp_path / "a.npz", dt=0.5
+    )
+    assert found.times.tolist() == [0.0, 0.5, 1.0]
+
+
 @pytest.mark.thorough
 def test_history_parameters_and_several_steps_are_learnt_from_files(series, tmp_path):
     arrays = heat(12, 9) | {"viscosity": np.linspace(0.01, 0.05, 12)}
