@@ -196,7 +196,7 @@ class TestForData:
             found = dynamics.rollout(made, windows.trajectories.states[:, :1], 2, domain=RING, dt=2.0)
         np.testing.assert_allclose(found.times[0], [2.0, 4.0])
 
-    def test_what_does_not_fit_is_named(self):
+    def test_what_does_not_fit_is_named(self, unchecked):
         windows = trajectories().windows(history=2)
         with pytest.raises(ValueError, match="history must be that of the windows, 2, or None, got 3"):
             dynamics.StepperConfig.for_data(windows, history=3)
