@@ -65,6 +65,11 @@ class Stepping:
         self.loss("l2")
         if self.weights and len(self.weights) != self.steps:
             raise ValueError(f"weights must be one number for each of steps={self.steps}, got {len(self.weights)}.")
+        if self.weights and not all(any(self.weights[:leads]) for _, leads in self.curriculum):
+            raise ValueError(
+                f"weights={self.weights} leave no loss at a stage of curriculum={self.curriculum}; give an earlier "
+                "step a positive weight, or the curriculum more steps."
+            )
         if self.weights and self.valid_steps not in (None, self.steps):
             raise ValueError(
                 f"valid_steps must be steps={self.steps} or None with weights, which are those of {self.steps} steps, "

@@ -345,6 +345,10 @@ def test_wrong_series_are_refused_before_a_run_is_made(arrays, options, message,
         (["--stepping.weights", "1", "2", "3"], "weights must be one number for each of steps=1"),
         (["--stepping.noise", "-1"], "noise must be at least 0"),
         (["--stepping.valid-steps", "2", "--stepping.weights", "1"], "valid_steps must be steps=1"),
+        (
+            ["--stepping.steps", "2", "--stepping.weights", "0", "1", "--stepping.curriculum", "0", "1"],
+            "weights=(0.0, 1.0) leave no loss at a stage of curriculum=((0, 1),)",
+        ),
         (["--stepping.output", "rate"], "output='rate' is unknown"),
     ],
 )
