@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, Real
 from jaxop._validation import (
     as_integer,
     check_increasing,
+    check_size,
     first_index,
     host_real,
     jax_dtype,
@@ -199,23 +200,27 @@ class Trajectories:
             # a slice of an array in memory needs no copy
             states=states[indices if isinstance(indices, slice) else index]
             if type(states) is np.ndarray
-            else _Selected(states, index, 0, self.steps),
+            else _Selected(states, index, np.zeros_like(index), self.steps),
             domain=self.domain_of(index),
             times=times if times.ndim == 1 else times[index],
             parameters=None if self.parameters is None else np.asarray(self.parameters)[index],
         )
 
-    def between(self, start: SupportsIndex | None, stop: SupportsIndex | None) -> "Trajectories":
-        """Returns the same trajectories at times t_start, …, t_(stop−1); states stay where they are.
+    def between(
+        self, start: SupportsIndex | None, stop: SupportsIndex | None, stride: SupportsIndex = 1
+    ) -> "Trajectories":
+        """Returns the same trajectories at times t_start, t_(start + stride), … before t_stop.
 
-        Real data are split in this way, by years: neighbouring times are too similar to be told apart at random.
+        States stay where they are. Real data are split in this way, by years: neighbouring times are too similar to be
+        told apart at random. A stride r > 1 makes steps that are r times as long.
 
         Args:
             start: number of the first time; None means 0, and negative numbers count from the end.
             stop: number of the time after the last; None means T.
+            stride: r ≥ 1.
 
         Raises:
-            ValueError: if no time lies between them.
+            ValueError: if no time lies between them, or ``stride`` is below 1.
 
         Example:
             >>> import numpy as np
@@ -227,17 +232,53 @@ class Trajectories:
             (120, np.float64(120.0))
         """
         ends = (None if end is None else as_integer(end, name) for name, end in (("start", start), ("stop", stop)))
-        first, last, _ = slice(*ends).indices(self.steps)
+        check_size(stride, "stride")
+        first, last, step = slice(*ends, as_integer(stride, "stride")).indices(self.steps)
         if last <= first:
             raise ValueError(
                 f"start={start} and stop={stop} leave none of the {self.steps} times; stop must lie behind start."
             )
         states = self.states
         return self._part(
-            states=states[:, first:last]
+            states=states[:, first:last:step]
             if type(states) is np.ndarray
-            else _Selected(states, np.arange(len(self)), first, last - first),
-            times=np.asarray(self.times)[..., first:last],
+            else _Selected(
+                states, np.arange(len(self)), np.full(len(self), first), len(range(first, last, step)), step
+            ),
+            times=np.asarray(self.times)[..., first:last:step],
+        )
+
+    def pieces(self, length: SupportsIndex) -> "Trajectories":
+        """Returns successive pieces of each trajectory as trajectories of their own; states stay where they are.
+
+        Times that do not fill a piece are left out.
+
+        Args:
+            length: times of a piece.
+
+        Raises:
+            ValueError: if ``length`` is below 1 or above T.
+
+        Example:
+            >>> import numpy as np
+            >>> from jaxop import data, domains
+            >>> waves = data.Trajectories(np.zeros((3, 11, 8, 1), np.float32), domains.interval(8), np.arange(11.0))
+            >>> parts = waves.pieces(5)
+            >>> len(parts), parts.times_of(1).tolist()
+            (6, [5.0, 6.0, 7.0, 8.0, 9.0])
+        """
+        check_size(length, "length")
+        size = as_integer(length, "length")
+        count = self.steps // size
+        if not count:
+            raise ValueError(f"length must be at most the {self.steps} times of a trajectory, got {size}.")
+        owner = np.repeat(np.arange(len(self)), count)
+        times = np.broadcast_to(np.asarray(self.times), (len(self), self.steps))[:, : count * size]
+        return self._part(
+            states=_Selected(self.states, owner, np.tile(size * np.arange(count), len(self)), size),
+            domain=self.domain_of(owner),
+            times=times.reshape(-1, size),
+            parameters=None if self.parameters is None else np.asarray(self.parameters)[owner],
         )
 
     def windows(
@@ -283,10 +324,17 @@ class Trajectories:
 
 
 class _Selected:
-    """Some trajectories at successive times, of states that are not in memory."""
+    """Evenly spaced times of some trajectories, from a first time of each on, of states that stay where they are."""
 
-    def __init__(self, source: FrameSource, rows: Int[np.ndarray, " b"], first: int, count: int):
-        self._source, self._rows, self._first, self._count = source, rows, first, count
+    def __init__(
+        self,
+        source: FrameSource,
+        rows: Int[np.ndarray, " b"],
+        firsts: Int[np.ndarray, " b"],
+        count: int,
+        stride: int = 1,
+    ):
+        self._source, self._rows, self._firsts, self._count, self._stride = source, rows, firsts, count, stride
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -298,8 +346,10 @@ class _Selected:
 
     def __getitem__(self, index: Part, /) -> Any:
         i, times = index
-        start, stop, stride = times.indices(self._count)
-        return self._source[int(self._rows[i]), start + self._first : stop + self._first : stride]
+        taken = range(*times.indices(self._count))
+        first = int(self._firsts[i])
+        start, stop = first + self._stride * taken.start, first + self._stride * (taken.stop - 1) + 1
+        return self._source[int(self._rows[i]), start : max(start, stop) : self._stride * taken.step]
 
 
 def floating(dtype: np.dtype) -> np.dtype:

@@ -32,7 +32,6 @@ from jaxop.experiments.problems import ControlledOdeData as ControlledOdeData
 from jaxop.experiments.problems import DarcyData as DarcyData
 from jaxop.experiments.problems import FileData as FileData
 from jaxop.experiments.problems import LorenzData as LorenzData
-from jaxop.experiments.ready import build as build
 from jaxop.experiments.record import recorded_problem as recorded_problem
 from jaxop.experiments.run import train as train
 from jaxop.experiments.series import SeriesData as SeriesData
@@ -42,6 +41,7 @@ from jaxop.experiments.sets import SeriesSets as SeriesSets
 from jaxop.experiments.sets import Sets as Sets
 from jaxop.experiments.settings import OperatorSettings as OperatorSettings
 from jaxop.experiments.stepping import Stepping as Stepping
+from jaxop.experiments.task import build as build
 from jaxop.experiments.time_plots import plot_rollout_errors as plot_rollout_errors
 from jaxop.experiments.time_plots import plot_snapshots as plot_snapshots
 from jaxop.experiments.time_plots import plot_space_time as plot_space_time

@@ -115,11 +115,8 @@ def compare(
         for seed in seeds:
             model = contender.make(seed)
             count = parameters(model)
-            here = dataclasses.replace(
-                settings, steps=steps, warmup_steps=steps // 20, eval_every=steps, checkpoint_every=steps, seed=seed
-            )
             directory = new_run(run_dir, task, label, seed)
-            result = train_once(model, contender.train, here, directory)
+            result = train_once(model, contender.train, run_settings(settings, steps, seed), directory)
             spent.append(result.seconds)
             rows.append([training.evaluate(result.model, t, batch_size=4).l2.mean() for t in contender.tests.values()])
         errors[label] = np.asarray(rows)
@@ -147,19 +144,19 @@ def train_once(
     return result
 
 
+def run_settings(settings: training.TrainingConfig, steps: int, seed: int) -> training.TrainingConfig:
+    """Returns the settings of one of many runs: a twentieth of its steps warm up, and it is saved at its end."""
+    return dataclasses.replace(
+        settings, steps=steps, warmup_steps=steps // 20, eval_every=steps, checkpoint_every=steps, seed=seed
+    )
+
+
 def brief(steps: int, batch_size: int, learning_rate: float, seed: int) -> training.TrainingConfig:
     """Returns the settings of a short training by cross-entropy, saved at its end only."""
-    return training.TrainingConfig(
-        steps=steps,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        warmup_steps=steps // 20,
-        weight_decay=1e-2,
-        loss="cross_entropy",
-        seed=seed,
-        eval_every=steps,
-        checkpoint_every=steps,
+    settings = training.TrainingConfig(
+        batch_size=batch_size, learning_rate=learning_rate, weight_decay=1e-2, loss="cross_entropy"
     )
+    return run_settings(settings, steps, seed)
 
 
 def new_run(folder: Path, task: str, label: str, seed: int) -> Path:

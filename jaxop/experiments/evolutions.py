@@ -366,12 +366,9 @@ def _on(made: Trajectories, nodes: int) -> Trajectories:
 
 def _every(made: Trajectories, stride: int) -> Trajectories:
     """Returns solutions at every r-th of their times, from the first on."""
-    if stride == 1:
-        return made
     if made.steps <= stride:
         raise ValueError(
             f"a step of {stride} recorded times needs more than the {made.steps} of a test trajectory; raise "
             "test_times."
         )
-    states = np.stack([made.frames(i, slice(None, None, stride)) for i in range(len(made))])
-    return dataclasses.replace(made, states=states, times=np.asarray(made.times)[..., ::stride])
+    return made.between(None, None, stride)

@@ -19,9 +19,9 @@ from jaxop.data.groups import groups_of, read_batch
 from jaxop.data.source import batch_parts, is_shared
 from jaxop.experiments.experiment import AnyExperiment, DynamicsExperiment
 from jaxop.experiments.problems import FileData
-from jaxop.experiments.ready import ready
 from jaxop.experiments.series import SeriesData
 from jaxop.experiments.sets import AnyProblem, SeriesProblem
+from jaxop.experiments.task import make_task
 from jaxop.experiments.terminal import make_console, needs_extra
 from jaxop.operators import OperatorConfig
 from jaxop.training.optimizer import Tree
@@ -55,7 +55,7 @@ def plan(
     mesh = experiment.mesh.make(settings.batch_size // settings.accumulate, found.devices)
     with tempfile.TemporaryDirectory() as cache:
         least = dataclasses.replace(experiment, data=_least(experiment))
-        made = ready(least, least.data.load(Path(cache)))
+        made = make_task(least, least.data.load(Path(cache)))
         model = nnx.eval_shape(made.make)
         batch = _of_size(_largest(made.train, settings.batch_size), settings.batch_size)
     console.print(f"{name}: compiling for {mesh.size} of {len(found.devices)} devices", style="bold")

@@ -13,10 +13,10 @@ from flax import nnx
 from jaxop import training
 from jaxop.experiments.experiment import AnyExperiment
 from jaxop.experiments.problems import FileData
-from jaxop.experiments.ready import Ready, changed_settings, ready
 from jaxop.experiments.series import SeriesData
 from jaxop.experiments.sets import check_directory
 from jaxop.experiments.settings import check_memory, parameters
+from jaxop.experiments.task import Task, changed_settings, make_task
 from jaxop.experiments.terminal import make_console, needs_extra
 from jaxop.operators import OperatorConfig
 from jaxop.training import to_json
@@ -68,7 +68,7 @@ def _train(experiment: AnyExperiment, name: str, console: "Console") -> Path:
         if experiment.resume and isinstance(experiment.data, FileData | SeriesData):
             error.add_note("(If a file has moved, name it again: --data.train FILE, --data.valid FILE.)")
         raise
-    made = ready(experiment, sets)
+    made = make_task(experiment, sets)
     if not isinstance(experiment.model, OperatorConfig):
         _check_fits(made.operator, experiment.mesh)
     with _room_for_the_model(experiment.mesh):
@@ -186,7 +186,7 @@ def _sharing(mesh: jax.sharding.Mesh, settings: training.TrainingConfig, model: 
     return f"{line}; mesh {format_mesh(mesh)}: {share:.0%} of the state is divided by {shards(mesh)}"
 
 
-def _summary(directory: Path, made: Ready, count: int, devices: str) -> "Table":
+def _summary(directory: Path, made: Task, count: int, devices: str) -> "Table":
     with needs_extra("a table of settings"):
         from rich.table import Table
     table = Table(show_header=False)

@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
-
 from jaxop import data
 from jaxop._validation import check_size
-from jaxop.data import FrameSource, Trajectories
+from jaxop.data import Trajectories
 from jaxop.experiments.sets import SeriesSets, by_name, divided, single
 
 
@@ -131,30 +129,4 @@ class SeriesData:
                 f"{name} has {found.steps} recorded times, fewer than the {self.test_times} of a rollout with its "
                 "history; ask for fewer steps, or give longer trajectories."
             )
-        pieces = found.steps // self.test_times
-        owner = np.repeat(np.arange(len(found)), pieces)
-        times = np.broadcast_to(np.asarray(found.times), (len(found), found.steps))[:, : pieces * self.test_times]
-        return Trajectories(
-            _Pieces(found, pieces, self.test_times),
-            found.domain_of(owner),
-            times.reshape(-1, self.test_times),
-            None if found.parameters is None else np.asarray(found.parameters)[owner],
-            found.parameter_names,
-        )
-
-
-class _Pieces:
-    """States of successive pieces of trajectories."""
-
-    def __init__(self, found: Trajectories, pieces: int, length: int):
-        self._states: FrameSource = found.states
-        self._pieces, self._length = pieces, length
-        self.shape = (len(found) * pieces, length, *found.states.shape[2:])
-        self.dtype = np.dtype(found.states.dtype)
-
-    def __getitem__(self, index: Any, /) -> Any:
-        number, times = index
-        i, piece = divmod(number, self._pieces)
-        start, stop, stride = times.indices(self._length)
-        first = piece * self._length
-        return self._states[i, first + start : first + stop : stride]
+        return found.pieces(self.test_times)

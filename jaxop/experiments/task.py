@@ -22,7 +22,7 @@ from jaxop.training.precision import config_in_precision
 
 
 @dataclasses.dataclass(frozen=True)
-class Ready:
+class Task:
     """What the training of an experiment takes, and what follows it.
 
     Attributes:
@@ -57,7 +57,7 @@ class Ready:
         return found
 
 
-def ready(experiment: AnyExperiment, sets: Sets | SeriesSets) -> Ready:
+def make_task(experiment: AnyExperiment, sets: Sets | SeriesSets) -> Task:
     """Returns what an experiment trains on its sets.
 
     Raises:
@@ -95,7 +95,7 @@ def _standardized(config: OperatorConfig, statistics: Mapping[str, Any], seed: i
     return operators.Standardized(operators.build(config, rngs=nnx.Rngs(seed)), **statistics)
 
 
-def _on_pairs(experiment: AnyExperiment, sets: Sets) -> Ready:
+def _on_pairs(experiment: AnyExperiment, sets: Sets) -> Task:
     settings = experiment.training
     if isinstance(experiment.model, OperatorConfig):
         config, chosen = experiment.model, {}
@@ -105,7 +105,7 @@ def _on_pairs(experiment: AnyExperiment, sets: Sets) -> Ready:
     sets = Sets(train, prepared(sets.valid, config), prepared(sets.test, config), sets.random_nodes)
     config = config_in_precision(config, settings.precision)
     drawn = "" if sets.random_nodes is None else f", {sets.random_nodes} random nodes in a step"
-    return Ready(
+    return Task(
         config=config,
         chosen=chosen,
         make=functools.partial(_standardized, config, data.standardization(train), settings.seed),
@@ -124,7 +124,7 @@ def _on_pairs(experiment: AnyExperiment, sets: Sets) -> Ready:
     )
 
 
-def _on_trajectories(experiment: DynamicsExperiment, sets: SeriesSets) -> Ready:
+def _on_trajectories(experiment: DynamicsExperiment, sets: SeriesSets) -> Task:
     stepping, settings = experiment.stepping, experiment.training
     loss = stepping.loss(settings.loss)
     if experiment.mesh.domain > 1:
@@ -141,7 +141,7 @@ def _on_trajectories(experiment: DynamicsExperiment, sets: SeriesSets) -> Ready:
     windows = stepping.windows(train["training"], "training")
     statistics = windows.statistics()
     steps = f"{len(windows)} windows of {stepping.history} + {stepping.steps} of them"
-    return Ready(
+    return Task(
         config=config,
         chosen=chosen,
         make=lambda: dynamics.make_stepper(config, statistics, rngs=nnx.Rngs(settings.seed)),

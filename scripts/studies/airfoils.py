@@ -22,7 +22,13 @@ from scipy.spatial import KDTree
 
 from jaxop import data, domains, experiments, operators, training
 from jaxop._validation import check_name
-from jaxop.experiments.comparison import affordable_steps, check_options, mean_and_deviation, new_run, train_once
+from jaxop.experiments.comparison import (
+    affordable_steps,
+    check_options,
+    mean_and_deviation,
+    new_run,
+    train_once,
+)
 from jaxop.experiments.settings import parameters
 from studies import airfoil_data, real_data
 from studies.airfoil_data import PANELS, Airfoil, Nodes
@@ -246,12 +252,10 @@ def contest(
     """Trains an operator with every seed; returns the cells of its row."""
     rows, spent, count = [], [], 0
     for seed in options.seeds:
-        here = dataclasses.replace(
-            settings, steps=steps, warmup_steps=steps // 20, eval_every=steps, checkpoint_every=steps, seed=seed
-        )
         model = one.make(seed)
         count = parameters(model)
-        result = train_once(model, one.train, here, new_run(options.run_dir, "airfoils", name, seed))
+        directory = new_run(options.run_dir, "airfoils", name, seed)
+        result = train_once(model, one.train, run_settings(settings, steps, seed), directory)
         spent.append(result.seconds)
         rows.append(errors_of(tests, lambda meshes, model=result.model: one.predict(model, meshes, options.batch_size)))
     cells = [f"{count:,}", str(steps), f"{np.mean(spent):.0f}"]

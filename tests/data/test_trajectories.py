@@ -30,6 +30,9 @@ def test_parts_of_files_equal_parts_of_arrays(small_blocks):
         lambda t: t.between(2, -1),
         lambda t: t.take([-1]).between(3, None).take(slice(None)),
         lambda t: t.between(None, 9).between(1, None).take([1, 2]),
+        lambda t: t.between(1, None, 2),
+        lambda t: t.between(1, None, 2).between(1, None, 2).take([2, 1]),
+        lambda t: t.take([2, 0]).pieces(3).between(1, None),
     ):
         a, b = part(whole), part(lazy)
         assert not source.reads  # a part is not read when it is made
@@ -50,6 +53,20 @@ def test_a_part_is_the_part_of_the_array():
     np.testing.assert_array_equal(part.trajectory(0)[0], states[2, 4:9])
     assert part.times.tolist() == [2.0, 2.5, 3.0, 3.5, 4.0]
     assert repr(part) == "Trajectories(2 of 5 times on 4 nodes, 2 channels, float32)"
+
+
+def test_times_of_a_stride_and_pieces_are_those_of_the_array():
+    whole = numbered(parameters=np.arange(6.0).reshape(3, 2))
+    states = np.asarray(whole.states)
+    part = whole.between(1, -1, 3)
+    np.testing.assert_array_equal(part.states, states[:, 1:-1:3])
+    np.testing.assert_array_equal(part.times, np.asarray(whole.times)[1:-1:3])
+    pieces = whole.pieces(4)
+    assert (len(pieces), pieces.steps) == (6, 4)
+    found, times, parameters, _ = pieces.trajectory(3)
+    np.testing.assert_array_equal(found, states[1, 4:8])
+    np.testing.assert_array_equal(times, np.asarray(whole.times)[4:8])
+    np.testing.assert_array_equal(parameters, [2.0, 3.0])
 
 
 def test_stacked_domains_follow_their_trajectories():
@@ -186,6 +203,8 @@ def test_empty_parts_are_refused():
         numbered().take([])
     with pytest.raises(ValueError, match="start=4 and stop=4 leave none of the 10 times"):
         numbered().between(4, 4)
+    with pytest.raises(ValueError, match="length must be at most the 10 times of a trajectory, got 11"):
+        numbered().pieces(11)
     with pytest.raises(IndexError, match=re.escape("indices[0] = 3 is out of range: there are 3 trajectories")):
         numbered().take([3])
 

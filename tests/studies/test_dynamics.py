@@ -89,7 +89,7 @@ def test_coordinates_are_those_of_the_unit_torus():
 
 def test_every_second_time_is_kept():
     made = waves()
-    part = setting.every(made, 2)
+    part = made.between(None, None, 2)
     np.testing.assert_array_equal(part.times, [0, 1, 2, 3, 4])
     np.testing.assert_array_equal(part.states, np.asarray(made.states)[:, ::2])
 

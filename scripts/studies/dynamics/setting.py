@@ -182,12 +182,10 @@ def _train(
     if windows.curriculum is not None:  # its first steps are percentages of the training
         first = {share * steps // 100: leads for share, leads in windows.curriculum}
         windows = data.Windows(windows.trajectories, steps=windows.steps, curriculum=list(first.items()))
-    here = dataclasses.replace(
-        settings, steps=steps, warmup_steps=steps // 20, eval_every=steps, checkpoint_every=steps, seed=seed
-    )
     model = one.make(seed)
     count = parameters(model)
-    result = train_once(model, windows, here, new_run(setting.run_dir, task, name, seed), one.loss)
+    directory = new_run(setting.run_dir, task, name, seed)
+    result = train_once(model, windows, run_settings(settings, steps, seed), directory, one.loss)
     return Trained(seed, result.model, (count, steps, result.seconds))
 
 
@@ -220,9 +218,3 @@ def on_unit_torus(trajectories: data.Trajectories) -> data.Trajectories:
     """Returns states on a periodic grid of side 1."""
     domain: Any = trajectories.domain
     return dataclasses.replace(trajectories, domain=domains.box(domain.shape, upper=1.0, rule="periodic"))
-
-
-def every(trajectories: data.Trajectories, stride: int) -> data.Trajectories:
-    """Returns trajectories at every r-th of their times, from the first on."""
-    states = np.asarray(trajectories.states)[:, ::stride]
-    return dataclasses.replace(trajectories, states=states, times=np.asarray(trajectories.times)[::stride])

@@ -10,7 +10,6 @@ from studies.dynamics import operators
 from studies.dynamics.setting import (
     Setting,
     contender,
-    every,
     print_plain,
     print_titles,
     print_trained,
@@ -39,7 +38,7 @@ def transfer(minutes: float, setting: Setting) -> None:
     train, tests = setting.load("ks", STEPS, dt=FINEST, reference=2 * nodes, grids=grids, times=101, warmup=1000)
     loss = dynamics.UnrolledLoss(noise=setting.noise)
     own, *others = tests.values()
-    fixed = every(train, STRIDES[1])
+    fixed = train.between(None, None, STRIDES[1])
     shapes = tuple(one.domain for one in others)
     contenders, names = {}, {}
     for name in operators.available(setting.chosen(("fno", "tno, torus", "fano"))):
@@ -47,8 +46,10 @@ def transfer(minutes: float, setting: Setting) -> None:
         contenders[f"{name}, one Δt"] = contender(name, fixed, loss, others=further)
         contenders[f"{name}, drawn Δt"] = contender(name, train, loss, others=further, strides=STRIDES)
         names |= {f"{name}, one Δt": name, f"{name}, drawn Δt": name}
-    columns = {f"Δt = {FINEST * stride:g}": every(own, stride) for stride in TESTED}
-    grid_columns = {f"{grid} nodes": every(one, STRIDES[1]) for grid, one in zip(grids, others, strict=True)}
+    columns = {f"Δt = {FINEST * stride:g}": own.between(None, None, stride) for stride in TESTED}
+    grid_columns = {
+        f"{grid} nodes": one.between(None, None, STRIDES[1]) for grid, one in zip(grids, others, strict=True)
+    }
     print_titles(setting, *columns, *grid_columns)
     is_first = True
     for label, found in trained(contenders, setting, minutes, task="transfer"):
