@@ -231,9 +231,9 @@ class Trajectories:
             >>> train.steps, test.times[0]
             (120, np.float64(120.0))
         """
-        ends = (None if end is None else as_integer(end, name) for name, end in (("start", start), ("stop", stop)))
+        low, high = (None if end is None else as_integer(end, name) for name, end in (("start", start), ("stop", stop)))
         check_size(stride, "stride")
-        first, last, step = slice(*ends, as_integer(stride, "stride")).indices(self.steps)
+        first, last, step = slice(low, high, as_integer(stride, "stride")).indices(self.steps)
         if last <= first:
             raise ValueError(
                 f"start={start} and stop={stop} leave none of the {self.steps} times; stop must lie behind start."

@@ -18,6 +18,7 @@ from jaxop.domains import Decomposed, Domain, Grid, TriangleMesh
 from jaxop.domains.domain import as_domain
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _WIDTH, _HEIGHT = 3.2, 2.7  # inches of a panel
@@ -204,11 +205,7 @@ def plot_learning_curves(metrics: Sequence[Mapping[str, float | None]], *, title
         if points:
             axes.plot(*np.array(points, float).T, marker="o", markersize=3, label=name)
     axes.set(xlabel="step", ylabel="relative error", yscale="log")
-    axes.set_title(title, parse_math=False)
-    axes.grid(alpha=0.3)
-    if axes.lines:
-        for name in axes.legend(handles=axes.lines).get_texts():  # sets are called like files: "_a.npz", "b$2$.npz"
-            name.set_parse_math(False)
+    label_lines(axes, title)
     return figure
 
 
@@ -285,6 +282,15 @@ def _matplotlib(module: str) -> ModuleType:
     except ImportError as error:
         raise ImportError("figures need matplotlib; install it with: pip install 'jaxop[scripts]'") from error
     return getattr(matplotlib, module)
+
+
+def label_lines(axes: "Axes", title: str) -> None:
+    """Adds a title, a grid and a legend of all lines, whose names are shown literally."""
+    axes.set_title(title, parse_math=False)
+    axes.grid(alpha=0.3)
+    if axes.lines:
+        for name in axes.legend(handles=axes.lines).get_texts():  # sets are called like files: "_a.npz", "b$2$.npz"
+            name.set_parse_math(False)
 
 
 def _figure(columns: float, rows: float, *, layout: Literal["constrained", "compressed"] = "constrained") -> "Figure":

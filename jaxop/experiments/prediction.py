@@ -23,7 +23,7 @@ from jaxop.experiments.problems import FileData
 from jaxop.experiments.record import recorded_problem
 from jaxop.experiments.report import samples_at_once
 from jaxop.experiments.series import SeriesData
-from jaxop.experiments.sets import AnySamples, check_directory, grid_name
+from jaxop.experiments.sets import AnySamples, check_directory, check_sizes, grid_name
 from jaxop.experiments.settings import prepared
 from jaxop.experiments.terminal import make_console
 from jaxop.training import MeshConfig, to_json
@@ -222,15 +222,9 @@ def _inputs(problem: FileData, path: Path | Sequence[Path]) -> AnySamples:
 
 def _outputs(model: operators.Standardized, path: Path, samples: AnySamples, mesh: MeshConfig) -> Sequence[np.ndarray]:
     """Returns the outputs for each sample, (k, channels)."""
-    for what, expected, received in (
-        ("dimensions", model.config.dim, samples.dim),
-        ("input channels", model.config.in_channels, samples.in_channels),
-    ):
-        if expected != received:
-            raise ValueError(
-                f"{path} ({grid_name(samples)}) has {received} {what}, but the operator was made for {expected}; take "
-                "data of the kind it is trained on."
-            )
+    config = model.config
+    sizes = {"dimensions": (config.dim, samples.dim), "input channels": (config.in_channels, samples.in_channels)}
+    check_sizes(str(path), samples, sizes)
     with _named_in_errors(path, samples):
         ready = prepared({str(path): samples}, model.config)[str(path)]
         size = samples_at_once(ready, mesh)

@@ -15,7 +15,7 @@ from flax import nnx
 from jaxop import operators, training
 from jaxop.data import RaggedSamples
 from jaxop.experiments import plots
-from jaxop.experiments.sets import AnySamples, grid_name, typical_domain
+from jaxop.experiments.sets import AnySamples, check_sizes, grid_name, typical_domain
 from jaxop.experiments.terminal import needs_extra
 from jaxop.training.evaluation import trace_errors
 from jaxop.training.processes import is_first, spans_processes
@@ -47,16 +47,12 @@ def check(model: operators.Standardized, sets: Mapping[str, AnySamples]) -> None
         raise ValueError("there is nothing to evaluate on; name at least one grid or file.")
     config = model.config
     for label, samples in sets.items():
-        for what, expected, received in (
-            ("dimensions", config.dim, samples.dim),
-            ("input channels", config.in_channels, samples.in_channels),
-            ("output channels", config.out_channels, samples.out_channels),
-        ):
-            if expected != received:
-                raise ValueError(
-                    f"{label} ({grid_name(samples)}) has {received} {what}, but the operator was made for {expected}; "
-                    "take data of the kind it is trained on."
-                )
+        sizes = {
+            "dimensions": (config.dim, samples.dim),
+            "input channels": (config.in_channels, samples.in_channels),
+            "output channels": (config.out_channels, samples.out_channels),
+        }
+        check_sizes(label, samples, sizes)
         try:
             trace_errors(model, samples, batch_size=min(2, len(samples)))
         except (ValueError, TypeError, NotImplementedError) as error:

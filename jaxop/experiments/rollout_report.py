@@ -22,7 +22,7 @@ from jaxop.dynamics import RolloutErrors, Stepper
 from jaxop.dynamics.spectra import is_periodic
 from jaxop.experiments import plots, time_plots
 from jaxop.experiments.report import draw_all, file_names, middle
-from jaxop.experiments.sets import grid_name
+from jaxop.experiments.sets import check_sizes, grid_name
 from jaxop.experiments.terminal import needs_extra
 from jaxop.training.processes import is_first, spans_processes
 
@@ -137,16 +137,12 @@ def check(stepper: Stepper, sets: Mapping[str, Trajectories]) -> None:
 def check_set(stepper: Stepper, label: str, found: Trajectories) -> None:
     """Raises an error that names the set if the stepper cannot take its states; see `check`."""
     config = stepper.config
-    for what, expected, received in (
-        ("dimensions", config.operator.dim, found.dim),
-        ("channels", config.channels, found.channels),
-        ("parameters", config.parameters, found.parameter_count),
-    ):
-        if expected != received:
-            raise ValueError(
-                f"{label} ({grid_name(found)}) has {received} {what}, but the stepper was made for {expected}; take "
-                "data of the kind it is trained on."
-            )
+    sizes = {
+        "dimensions": (config.operator.dim, found.dim),
+        "channels": (config.channels, found.channels),
+        "parameters": (config.parameters, found.parameter_count),
+    }
+    check_sizes(label, found, sizes, "stepper")
     graphdef, state = nnx.split(stepper)
     states = jax.ShapeDtypeStruct((config.history, *found.states.shape[2:]), np.float32)
     domain = jax.tree.map(lambda leaf: leaf[0], found.domain) if found.domain.is_batched else found.domain

@@ -202,6 +202,23 @@ def grid_name(samples: AnySet) -> str:
     return f"{shape} uneven" if domain.has_given_nodes else shape
 
 
+def check_sizes(label: str, samples: AnySet, sizes: Mapping[str, tuple[int, int]], model: str = "operator") -> None:
+    """Raises ``ValueError`` unless a set has the sizes that a model was made for.
+
+    Args:
+        label: name of the set.
+        samples: the set.
+        sizes: what is counted, with the size of the model and that of the set.
+        model: what was made for these sizes.
+    """
+    for what, (expected, received) in sizes.items():
+        if expected != received:
+            raise ValueError(
+                f"{label} ({grid_name(samples)}) has {received} {what}, but the {model} was made for {expected}; take "
+                "data of the kind it is trained on."
+            )
+
+
 def typical_domain(samples: AnySet) -> Domain:
     """Returns the domain of the targets, of the sample with the median number of nodes if each has its own."""
     if isinstance(samples, RaggedSamples):

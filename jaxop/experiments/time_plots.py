@@ -17,7 +17,17 @@ from jaxop._validation import as_integer, check_size
 from jaxop.domains import Decomposed, Domain, Grid
 from jaxop.domains.domain import as_domain
 from jaxop.dynamics import RolloutErrors
-from jaxop.experiments.plots import _COLORS, _bar, _block, _draw, _error_scale, _figure, _matplotlib, _scale
+from jaxop.experiments.plots import (
+    _COLORS,
+    _bar,
+    _block,
+    _draw,
+    _error_scale,
+    _figure,
+    _matplotlib,
+    _scale,
+    label_lines,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -84,10 +94,7 @@ def plot_rollout_errors(
     if not signed:
         axes.set_yscale("log")
     axes.set(xlabel="time", ylabel=metric)
-    axes.set_title(title, parse_math=False)
-    axes.grid(alpha=0.3)
-    for name in axes.legend().get_texts():
-        name.set_parse_math(False)
+    label_lines(axes, title)
     return figure
 
 
@@ -139,10 +146,7 @@ def plot_spectra(
     axes.set(xlabel="wavenumber", ylabel="energy", xscale="log", yscale="log")
     if largest > 0:
         axes.set_ylim(bottom=max(axes.get_ylim()[0], 1e-14 * largest))
-    axes.set_title(title, parse_math=False)
-    axes.grid(alpha=0.3)
-    for name in axes.legend().get_texts():
-        name.set_parse_math(False)
+    label_lines(axes, title)
     return figure
 
 
