@@ -167,4 +167,6 @@ def _samples(settings: Evaluation, problem: Problem) -> dict[str, AnySamples]:
         files = problem if isinstance(problem, FileData) else FileData(settings.data[0], external=settings.external)
         sets |= dataclasses.replace(files, **names).files(settings.data)
     sets = sets or dict(problem.load(settings.cache).test)
+    if settings.samples is None:
+        return sets  # all samples of a set in memory would be a copy
     return {name: samples.take(slice(settings.samples)) for name, samples in sets.items()}
