@@ -27,6 +27,7 @@ from jaxop.experiments.comparison import (
     check_options,
     mean_and_deviation,
     new_run,
+    run_settings,
     train_once,
 )
 from jaxop.experiments.settings import parameters

@@ -11,7 +11,7 @@ from flax import nnx
 
 from jaxop import data, domains, dynamics, training
 from jaxop._validation import check_name
-from jaxop.experiments.comparison import affordable_steps, check_options, new_run, train_once
+from jaxop.experiments.comparison import affordable_steps, check_options, new_run, run_settings, train_once
 from jaxop.experiments.evolutions import BurgersData, KolmogorovData, KuramotoSivashinskyData
 from jaxop.experiments.experiment import default_cache
 from jaxop.experiments.settings import parameters
