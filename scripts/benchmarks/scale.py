@@ -53,7 +53,7 @@ SIDE = 16
 SMALL: Mapping[str, operators.OperatorConfig] = {
     "FNO": operators.FourierNeuralOperatorConfig(1, 1, width=32, layers=2, modes=8, reference=SIDE),
     "FANO": operators.FourierAttentionNeuralOperatorConfig(
-        1, 1, width=32, heads=4, layers=2, feedforward=64, patches=2, modes=4, reference=SIDE
+        1, 1, width=32, heads=4, layers=2, feedforward=64, patches=4, modes=2, reference=SIDE
     ),
     "TNO": operators.TransformerNeuralOperatorConfig(1, 1, dim=2, width=64, heads=4, layers=2, feedforward=1024),
     "FLARE": operators.LatentNeuralOperatorConfig.flare(1, 1, dim=2, width=64, heads=4, layers=2, feedforward=1024),
