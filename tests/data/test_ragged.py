@@ -13,7 +13,7 @@ from jaxop.data import _buckets
 from tests.data.ragged_cases import SIZES, OnDemand, cloud, curve, functions, mesh, pairs
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("kind", [cloud, curve, mesh])
 def test_a_batch_holds_the_samples_asked_for_and_padding_without_weight(kind):
     samples = data.RaggedSamples(pairs(kind, (9, 30, 10, 31)))

@@ -153,6 +153,7 @@ def faces_of(cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.unique(faces, axis=0, return_counts=True)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("kind", ["hexahedra", "wedges", "pyramids"])
 def test_tetrahedra_of_neighbouring_solids_fit(kind, x64):
     """Any numbering: every face is shared by two tetrahedra or lies on the boundary, and the volume is filled."""

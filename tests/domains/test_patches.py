@@ -45,6 +45,7 @@ def test_patches_are_blocks_of_the_grid_in_row_major_order(name):
         np.testing.assert_array_equal(pieces[number], field.reshape(partition.domain.shape)[block].ravel())
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", PARTITIONS)
 def test_weights_are_those_of_the_whole_and_sum_to_its_measure(name):
     partition = cut(name)

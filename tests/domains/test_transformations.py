@@ -31,7 +31,7 @@ def assert_close(tree, other, **tolerance):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), tree, other)
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", CASES)
 def test_jit_is_eager_and_compiles_once(name):
     domain = CASES[name].build()
@@ -48,7 +48,7 @@ def test_jit_is_eager_and_compiles_once(name):
     assert len(traces) == 1
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", CASES)
 def test_vmap_over_a_stack_is_a_loop(name):
     one = CASES[name].build()

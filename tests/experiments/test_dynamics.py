@@ -77,6 +77,7 @@ def fails(capsys):
     return run
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_ready_made_experiment_parses_as_named(name):
     file = ["--data.train", "a.npz"] if name == "series" else []

@@ -99,6 +99,7 @@ def test_without_a_writer_of_meshes_nothing_is_computed(run, tmp_path, capsys, m
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.thorough
 def test_wrong_inputs_of_predict(run, trained, files, tmp_path, capsys):
     folder = write_meshes(tmp_path / "new", [20, 25])
     (tmp_path / "other").mkdir()

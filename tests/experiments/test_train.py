@@ -84,6 +84,7 @@ def test_schwarz_attention_is_chosen_on_the_command_line():
     assert parsed(["darcy_tno"]).model.schwarz is None
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("operator", sorted(operators.CONFIGS))
 def test_the_options_for_files_are_those_of_the_operator(operator):
     for chosen in ([f"--data.operator={operator}"], [f"model:{operator}"]):
@@ -94,6 +95,7 @@ def test_the_options_for_files_are_those_of_the_operator(operator):
             parsed(["custom", "--data.train", "a.npz", *chosen, "--model.in-channels", "3"])
 
 
+@pytest.mark.thorough
 def test_the_operator_on_a_latent_grid_is_chosen_with_its_sizes():
     process = "model.process:fourier-attention-neural-operator-config"
     sizes = {"in-channels": 8, "out-channels": 8, "dim": 2, "width": 8}

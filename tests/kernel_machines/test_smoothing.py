@@ -77,6 +77,7 @@ def test_plain_kernel_reproduces_band_limited_densities_up_to_noise():
     np.testing.assert_allclose(predict(density, at), np.exp(-(at[:, 0] ** 2) / 2) / math.sqrt(2 * np.pi), atol=2e-6)
 
 
+@pytest.mark.thorough
 @pytest.mark.sample(1)
 @pytest.mark.parametrize(("dim", "count", "replicates"), [(2, 256, 600), (1, 256, 4000)])
 def test_error_for_a_gaussian_density_is_the_exact_one(dim, count, replicates):

@@ -42,6 +42,7 @@ NEW = {
 }
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("make", NEW.values(), ids=NEW)
 @pytest.mark.parametrize("depth", [3, 10])
 def test_tiles_and_their_derivatives_are_those_of_the_pair_function(make, depth, x64):
@@ -223,6 +224,7 @@ EMPTY = {
 }
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("case", EMPTY.values(), ids=EMPTY)
 @pytest.mark.parametrize("implementation", ["dense", "chunked"])
 def test_rows_without_mass_are_zero_with_zero_gradient(case, implementation):

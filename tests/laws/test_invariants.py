@@ -157,6 +157,7 @@ def test_causal_order(case, implementation):
     np.testing.assert_array_equal(later[:20], out[:20])
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("case", [*exemplary(KERNELS), *SIGNED], ids=str)
 @pytest.mark.parametrize("implementation", ["dense", "chunked"])
 def test_unnormalised_integral(case, implementation):

@@ -202,7 +202,7 @@ CASES = {
 }
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("specs", [(ONE, ALL), (ALL, ONE)], ids=["data", "parameters"])
 @pytest.mark.parametrize("name", CASES)
 def test_everything_else(name, specs):

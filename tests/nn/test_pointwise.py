@@ -62,6 +62,7 @@ def value_and_gradients(module, x, count):
     return [out, dx, *leaves]
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("rows", [4096, 4], ids=["whole", "blocks"])
 @pytest.mark.parametrize("name", ["linear", "norm", "gelu", "gelu_tanh"])
 def test_is_the_module_of_flax(name, rows, x64, monkeypatch):

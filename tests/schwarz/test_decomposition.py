@@ -42,7 +42,7 @@ def dense(dec):
     return rows
 
 
-@pytest.mark.sample(12)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("unity", schwarz.PARTITIONS_OF_UNITY)
 @pytest.mark.parametrize("name", CASES)
 def test_the_partition_of_unity_sums_to_one(name, unity):
@@ -53,7 +53,7 @@ def test_the_partition_of_unity_sums_to_one(name, unity):
     assert (np.asarray(dec.partition) >= 0).all()
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", CASES)
 def test_the_methods_are_the_matrices_they_stand_for(name):
     dec = build(name)
@@ -71,7 +71,7 @@ def test_the_methods_are_the_matrices_they_stand_for(name):
     np.testing.assert_allclose(dec.refine(jnp.asarray(c)), basis @ c, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", CASES)
 def test_padding_is_inert(name):
     dec = build(name)
@@ -132,6 +132,7 @@ def test_integer_overlap_counts_nodes_on_each_side():
     np.testing.assert_array_equal(dec.cover.index[1], np.arange(4, 18))
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("rule", ["trapezoid", "midpoint", "interior", "gauss-legendre"])
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_overlaps_as_large_as_a_core_reach_the_ends(rule, count):
@@ -187,6 +188,7 @@ def test_coarse_functions_stay_those_of_the_rule():
         assert float(np.abs(dec.on(finer).coarse_basis()[0]).max()) < 0.1
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("rule", ["periodic", "gauss-legendre", "trapezoid"])
 def test_local_coordinates_lie_in_the_box(rule):
     for n in (13, 28):
@@ -219,7 +221,7 @@ def test_layers_of_a_mesh_are_neighbours(build):
         assert set(found.tolist()) == nodes | set(touched.ravel().tolist())
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("unity", schwarz.PARTITIONS_OF_UNITY)
 @pytest.mark.parametrize(
     ("name", "finer"),

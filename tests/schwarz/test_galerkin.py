@@ -11,7 +11,7 @@ from jaxop import domains, schwarz
 from tests.schwarz.cases import laplacian, problem
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("overlap", [0, 1, 3])
 @pytest.mark.parametrize("unity", schwarz.PARTITIONS_OF_UNITY)
 def test_galerkin_blocks_are_the_inverse_in_one_dimension(x64, overlap, unity):
@@ -45,6 +45,7 @@ def test_two_levels_beat_the_best_global_rank_at_equal_parameters(x64):
     assert sum(acting) == 546
 
 
+@pytest.mark.thorough
 def test_galerkin_blocks_of_overlapping_subdomains_are_additive_schwarz(x64):
     dec = schwarz.decompose(domains.box((9, 9), rule="interior"), 3, 1)
     line = laplacian(9)

@@ -10,6 +10,7 @@ from jaxop.schwarz.objective import Objective
 from tests.schwarz.cases import problem
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_products_with_the_derivative_and_its_transpose(symmetric, x64):
     dec, _, inputs, targets = problem(31, 4, 2)

@@ -177,6 +177,7 @@ def test_nodes_of_no_weight_stay_zero(x64):
     np.testing.assert_array_equal(apply(jnp.ones(4)), [2, 2, 0, 2])
 
 
+@pytest.mark.thorough
 def test_flexible_cg_equals_conjugate_gradients(x64):
     root = jax.random.normal(jax.random.key(0), (12, 12))
     matrix, rhs = root @ root.T + jnp.eye(12), jnp.ones(12)

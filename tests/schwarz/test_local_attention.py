@@ -35,7 +35,7 @@ DOMAINS = {
 }
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", DOMAINS)
 @pytest.mark.parametrize("partition", schwarz.PARTITIONS_OF_UNITY)
 def test_blend_of_attentions_in_subdomains(name, partition, x64):

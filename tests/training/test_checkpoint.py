@@ -241,6 +241,7 @@ def huge(path):
     os.truncate(path, 2**40)
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize(
     "put",
     [

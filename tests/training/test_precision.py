@@ -68,6 +68,7 @@ def test_gradients_are_those_of_float32_up_to_half_precision(name):
     assert {leaf.dtype for leaf in jax.tree.leaves(narrow)} == {jnp.dtype("float32")}
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", OPERATORS)
 def test_scores_spectra_and_sums_are_in_float32(name):
     function, params = gradient(OPERATORS[name], "bf16")

@@ -161,6 +161,7 @@ def test_a_run_compiles_one_program_per_bucket_and_resumes_bit_for_bit(tmp_path,
         fit(tmp_path / "run", train=data.RaggedSamples([*pairs()[:-1], functions(cloud(30, seed=9))]), resume=True)
 
 
+@pytest.mark.thorough
 def test_errors_and_predictions_come_in_the_order_of_the_samples():
     made, model = pairs(curve, (9, 30, 11)), operator("plain", dim=1)
     samples = data.RaggedSamples(made)

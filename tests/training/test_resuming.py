@@ -92,6 +92,7 @@ def edited(array, row):
     return array
 
 
+@pytest.mark.thorough
 def test_promise_6_resuming_on_other_samples_lists_what_differs(whole, tmp_path):
     interrupted(tmp_path, 6)
     before, train = rows(tmp_path), samples()
