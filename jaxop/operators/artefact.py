@@ -63,7 +63,8 @@ def export(
       are symbolic and the operator acts on grids. Then n = n_0 ⋯ n_{dim−1}, in row-major order.
     * ``initial`` (b, c0): the initial condition, if the operator has one.
 
-    The program is the operator in evaluation mode. It computes the same as the operator up to rounding.
+    The program is the operator in evaluation mode. It computes the same as the operator up to rounding. A grid must
+    have at least two nodes per mode of the operator along each axis.
 
     Args:
         operator: a neural operator, or one in a `Standardized`.
