@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxop._eager import in_turn
+from jaxop._validation import is_symbolic
 
 Rows = TypeVar("Rows")
 
@@ -20,7 +21,7 @@ def map_blocks(
     Args:
         function: maps a pytree of arrays with a common leading axis to an array with this axis, row by row.
         rows: the pytree of all rows.
-        size: rows of a block; None evaluates all rows at once.
+        size: rows of a block; None evaluates all rows at once, as does an unknown number of rows (`jax.export`).
         pad: whether to fill up the last block with copies of the last row, so that all blocks have one shape and
             run one program. Otherwise the last block is smaller.
         recompute: whether the backward pass recomputes each block from its rows, so that memory holds the
@@ -38,6 +39,8 @@ def map_blocks(
         Array([2., 2., 2., 2., 2.], dtype=float32)
     """
     n = jax.tree.leaves(rows)[0].shape[0]
+    if is_symbolic(n):  # the number of blocks is unknown
+        return function(rows)
     if n == 0:
         one = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), rows)
         shape = jax.eval_shape(function, one)

@@ -13,6 +13,7 @@ from typing import Any, SupportsIndex, TypeGuard
 
 import jax
 import jax.core
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
@@ -31,6 +32,11 @@ def is_concrete(*arrays: object) -> bool:
 def is_numeric(value: object) -> TypeGuard[float | np.ndarray | jax.Array]:
     """Returns whether a value is a number or an array, but not a bool."""
     return isinstance(value, numbers.Real | np.ndarray | jax.Array) and not isinstance(value, bool)
+
+
+def is_symbolic(*sizes: Any) -> bool:
+    """Returns whether one of the sizes of arrays is unknown while `jax.export` traces a program for any size."""
+    return any(jax.export.is_symbolic_dim(size) for size in sizes)
 
 
 def is_integer(value: object) -> TypeGuard[int]:

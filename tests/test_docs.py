@@ -21,6 +21,7 @@ import jaxop
 from jaxop.experiments import FileData, SeriesData, cli
 from jaxop.experiments import evaluate as evaluate_run
 from jaxop.experiments import export_model as export_run
+from jaxop.experiments import export_program as export_run_program
 from jaxop.experiments import predict as predict_files
 from jaxop.experiments import train as train_experiment
 
@@ -53,6 +54,11 @@ def evaluated(settings):
 def exported(run, to, **options):
     """An export. If the run is that of the reader, only the options are read."""
     return export_run(run, to, **options) if run.exists() else to
+
+
+def program(model, to, **options):
+    """A program. If the run is that of the reader, only the options are read."""
+    return export_run_program(model, to, **options) if model.exists() else to
 
 
 def predicted(settings):
@@ -110,6 +116,7 @@ def test_code_and_commands_of_a_page_run(path, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(cli, "evaluate", evaluated)
     monkeypatch.setattr(cli, "export_model", exported)
+    monkeypatch.setattr(cli, "export_program", program)
     monkeypatch.setattr(cli, "predict", predicted)
     evaluators = {
         "python": run_python,

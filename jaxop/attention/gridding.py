@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from jaxop._blocks import map_blocks
 from jaxop._eager import compiled
 from jaxop._platform import platform
-from jaxop._validation import as_float
+from jaxop._validation import as_float, is_symbolic
 from jaxop._varying import varying_like
 from jaxop.attention.operands import accumulation_dtype
 from jaxop.domains import Grid
@@ -198,6 +198,8 @@ def _logs(points: Float[Array, "b dim"], grid: Grid, radius: Float[Array, " h"])
 
 
 def _block_size(n: int, grid: Grid, heads: int, channels: int) -> int:
-    """Returns the nodes of a block, whose numbers stay in the cache of a CPU."""
+    """Returns the nodes of a block, whose numbers stay in the cache of a CPU; all nodes if their number is unknown."""
+    if is_symbolic(n):
+        return n
     numbers = 2**16 if platform() == "cpu" else 2**24
     return max(1, min(n, numbers // (grid.size // grid.shape[0] * heads * channels)))

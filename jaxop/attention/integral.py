@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxop._explicit import compiler_divides
-from jaxop._validation import check_name
+from jaxop._validation import check_name, is_symbolic
 from jaxop.attention.chunked import chunked_attention
 from jaxop.attention.dense import dense_attention
 from jaxop.attention.fused import fused_attention
@@ -64,7 +64,8 @@ def integral_attention(
             forms tiles; value and gradient take O(n + m) memory, and derivatives of any order are in reverse mode
             only. ``"xla"``, ``"cudnn"`` (NVIDIA GPU, half precision) and ``"tpu"`` (Pallas) are the kernels of the
             stack, for the exponentiated dot product and reverse mode only. None means dense up to `DENSE_LIMIT` pairs
-            (an eighth of them for the Fourier integral kernel), and chunked above.
+            (an eighth of them for the Fourier integral kernel) and for unknown numbers of nodes, which `jax.export`
+            allows, and chunked above.
         axis_name: the mapped axis of `jax.shard_map` over whose devices the nodes are distributed. Each device passes
             its own nodes, as many as every other device: queries, keys, values, weights and a mask over keys. Masks of
             pairs have columns for all keys, (n, m p) or (h, n, m p), if p devices share them. ``is_causal`` counts the
@@ -78,7 +79,8 @@ def integral_attention(
         ValueError: if shapes do not fit, if the implementation is unknown, if ``is_causal`` and n ≠ m, or if
             ``normalize`` and the kernel is signed.
         TypeError: if an array is complex, a mask is not boolean, or ``kernel`` is not a `Kernel`.
-        NotImplementedError: if the named implementation does not support the arguments; there is no fallback. If
+        NotImplementedError: if the named implementation does not support the arguments, or is not "dense" and the
+            number of nodes is unknown; there is no fallback. If
             ``axis_name`` is given: if the implementation is not "chunked", or the kernel has an ``epsilon``, which
             depends on the number of nodes and so on their padding.
         NameError: if ``axis_name`` is not the name of a mapped axis.
@@ -154,10 +156,21 @@ DENSE_LIMIT = 128 * 128
 
 
 def choose(operands: Operands, implementation: str | None) -> str:
-    """Returns the named implementation; None means dense for few pairs (fewer for costly kernels), else chunked."""
+    """Returns the named implementation; None means dense for few pairs (fewer for costly kernels), else chunked.
+
+    If the number of queries or keys is unknown, as `jax.export` allows, None means dense.
+    """
+    unknown = is_symbolic(operands.queries, operands.keys)
     if implementation is not None:
         check_name(implementation, "implementation", IMPLEMENTATIONS)
+        if unknown and implementation != "dense":
+            raise NotImplementedError(
+                f"implementation={implementation!r} needs known numbers of nodes, got {operands.queries} queries and "
+                f"{operands.keys} keys; use 'dense' or None, or export for a fixed domain."
+            )
         return implementation
+    if unknown:
+        return "dense"
     is_heavy = operands.kernel.sign != "signed" and operands.kernel.is_additive
     limit = DENSE_LIMIT // 8 if is_heavy else DENSE_LIMIT
     return "dense" if operands.queries * operands.keys <= limit else "chunked"

@@ -3,6 +3,7 @@
 They need the packages of the extra ``scripts``: ``pip install 'jaxop[scripts]'``.
 """
 
+from jaxop.experiments.artefact import export_program as export_program
 from jaxop.experiments.cluster import ClusterConfig as ClusterConfig
 from jaxop.experiments.evaluation import Evaluation as Evaluation
 from jaxop.experiments.evaluation import evaluate as evaluate

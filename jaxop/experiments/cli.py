@@ -7,6 +7,7 @@
     jaxop evaluate RUN        errors and pictures on other grids or files
     jaxop predict RUN FILES   outputs for your own files, as files
     jaxop export-model RUN    the trained operator as a folder that others load
+    jaxop export MODEL        the trained operator as a program that JAX alone runs
     jaxop plan NAME           memory, messages and time of a step on devices that you need not have
     jaxop list                experiments and operators
 
@@ -24,6 +25,7 @@ import jaxop
 from jaxop import operators, training
 from jaxop._validation import check_name
 from jaxop.experiments import terminal
+from jaxop.experiments.artefact import export_program
 from jaxop.experiments.evaluation import evaluate
 from jaxop.experiments.experiment import first_line, load_recipe, ready_made
 from jaxop.experiments.export import export_model
@@ -93,6 +95,15 @@ what it was trained on and how well it does.
 
 In Python, jaxop.from_pretrained("models/mine") loads it, without the run and its data."""
 
+_PROGRAM = """Writes the trained operator of a run or of a saved model as one file, a program that runs with JAX alone,
+without jaxop.
+
+    jaxop export runs/mine --to mine.zip
+    jaxop export models/darcy --symbolic batch --domain grid.npz --to darcy-64.zip
+
+The program takes any number of functions (batch) on any nodes. With --symbolic batch it takes functions on the nodes of
+--domain only, which operators on patches need. jaxop.operators.export says how to run the file."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line.
@@ -154,6 +165,35 @@ def _export_model(arguments: Sequence[str]) -> None:
     sys.stdout.write(f"model: {path}\n")
 
 
+def _export(arguments: Sequence[str]) -> None:
+    parser = _parser("jaxop export", _PROGRAM)
+    parser.add_argument("model", metavar="MODEL", type=Path, help="a run directory, or a saved folder or .zip file")
+    parser.add_argument("--to", type=Path, required=True, help="a new file that ends in .zip")
+    known = ", ".join(operators.SYMBOLIC)
+    parser.add_argument("--symbolic", nargs="*", default=operators.SYMBOLIC, help=f"sizes left open: {known} (default)")
+    platforms = ("cpu", "cuda", "tpu")
+    parser.add_argument(
+        "--platforms",
+        nargs="+",
+        default=platforms,
+        help=f"{', '.join(operators.PLATFORMS)} (default: {', '.join(platforms)})",
+    )
+    parser.add_argument("--domain", type=Path, help="a file of input functions on the nodes, if these are not symbolic")
+    parser.add_argument("--inputs", help="name of the input functions in this file (default: that of the training)")
+    parser.add_argument("--checkpoint", help="of a run: best, last, or the number of a step (default: best)")
+    given = parser.parse_args(arguments)
+    path = export_program(
+        given.model,
+        given.to,
+        symbolic=given.symbolic,
+        platforms=given.platforms,
+        domain=given.domain,
+        inputs=given.inputs,
+        checkpoint=given.checkpoint,
+    )
+    sys.stdout.write(f"program: {path}\n")
+
+
 def _predict(arguments: Sequence[str]) -> None:
     settings = _options().of_prediction(arguments, prog="jaxop predict", description=_PREDICT)
     terminal.tune_allocator()
@@ -187,6 +227,7 @@ _COMMANDS = {
     "evaluate": _evaluate,
     "predict": _predict,
     "export-model": _export_model,
+    "export": _export,
     "plan": _plan,
     "list": _list,
 }

@@ -142,6 +142,23 @@ class OperatorConfig(ModelConfig):
         )
 
     @property
+    def acts_on_grids(self) -> bool:
+        """Whether the operator takes grids of equal weights only."""
+        return False
+
+    @property
+    def evaluates_anywhere(self) -> bool:
+        """Whether the nodes of the output may differ from those of the input."""
+        return False
+
+    def check_any_nodes(self) -> None:
+        """Raises ``NotImplementedError`` if a choice in the config needs to know the nodes when it is compiled.
+
+        See `jaxop.operators.export`, which makes one program for any number of nodes. An operator of your own is
+        accepted here, and may still be refused when it is traced.
+        """
+
+    @property
     def _operator(self) -> str:
         return type(self).__name__.removesuffix("Config")
 
@@ -150,6 +167,13 @@ class OperatorConfig(ModelConfig):
         return NotImplementedError(
             f"{what} of a {self._operator} needs all nodes of a function on one device: use {remedy}, or the mesh axis "
             "'data' alone."
+        )
+
+    def _needs_known_nodes(self, what: str, remedy: str = "") -> NotImplementedError:
+        """Returns the error for a choice with which one program cannot take any number of nodes."""
+        return NotImplementedError(
+            f"{what} of a {self._operator} needs to know the nodes when it is compiled, so they cannot be symbolic: "
+            f"export(operator, path, domain, symbolic=['batch']) makes one file per domain{remedy}."
         )
 
     @classmethod

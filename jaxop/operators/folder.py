@@ -78,7 +78,7 @@ class Savable:
         """
         operator, statistics = self._parts()
         files = _contents(operator, statistics, dict(card or {}))
-        return _write(Path(path), files)
+        return write_files(Path(path), files)
 
     def _parts(self) -> tuple[nnx.Module, dict[str, Array] | None]:
         """Returns the registered model, and the statistics of its data if it has any."""
@@ -174,7 +174,7 @@ def _contents(operator: nnx.Module, statistics: dict[str, Array] | None, card: d
     return {CONFIG: _json(description | {"seal": json_checksum(description)}), **files}
 
 
-def _write(path: Path, files: dict[str, bytes]) -> Path:
+def write_files(path: Path, files: dict[str, bytes]) -> Path:
     """Writes a folder or a zip file, which appears when it is complete."""
     if os.path.lexists(path):
         raise FileExistsError(f"{path} exists already; give a new name, or remove it first.")

@@ -48,6 +48,11 @@ class GridConfig(OperatorConfig):
         check_modes(self.modes, self.modes_shape)
 
     @property
+    def acts_on_grids(self) -> bool:
+        """Whether the operator takes grids of equal weights only."""
+        return True
+
+    @property
     def modes_shape(self) -> tuple[int, ...]:
         """Nodes along each axis of the reference grid, which must represent the modes."""
         return (self.reference,) * self.dim
@@ -120,6 +125,10 @@ class PatchConfig(EncoderConfig, GridConfig):
                 "nodes of a function, so that each has whole patches; valid numbers of devices: "
                 f"{divisors(self.patches)}."
             )
+
+    def check_any_nodes(self) -> None:
+        """Raises ``NotImplementedError``: the number of nodes of a patch is part of the program."""
+        raise self._needs_known_nodes("the cut of the grid into patches")
 
     def smoothing(self, rngs: nnx.Rngs) -> SpectralConvolution | None:
         """Returns a new convolution for `smooth`, if the config asks for one."""

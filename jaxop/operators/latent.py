@@ -86,6 +86,19 @@ class LatentNeuralOperatorConfig(LayersConfig, OperatorConfig):
         if how not in (None, "chunked"):
             raise self._needs_all_nodes(f"the implementation {how!r} of attention", "'chunked' or None")
 
+    @property
+    def evaluates_anywhere(self) -> bool:
+        """Whether the nodes of the output may differ from those of the input, which decoder layers allow."""
+        return self.decoder_layers > 0
+
+    def check_any_nodes(self) -> None:
+        """Raises ``NotImplementedError`` if a choice needs to know the nodes when it is compiled."""
+        if self.local is not None:
+            raise self._needs_known_nodes("the local integral")
+        if self.attention.implementation not in (None, "dense"):
+            what = f"the implementation {self.attention.implementation!r} of attention"
+            raise self._needs_known_nodes(what, ", and 'dense' takes any number of nodes")
+
     @classmethod
     def flare(
         cls, in_channels: int, out_channels: int, dim: int = 1, **choices: object

@@ -119,6 +119,11 @@ class LatentGridOperatorConfig(LayersConfig, OperatorConfig):
             self.width, self.width, self.dim, activation=self.activation, **sizes, **self.dtypes
         )
 
+    @property
+    def evaluates_anywhere(self) -> bool:
+        """Whether the nodes of the output may differ from those of the input."""
+        return True
+
     def in_box(self, points: Float[Array, "*n dim"]) -> Float[Array, "*n dim"]:
         """Returns points in coordinates in which the box of the latent grid is the unit cube."""
         lower, upper = (np.asarray(corner, points.dtype) for corner in self.corners)

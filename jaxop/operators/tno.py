@@ -81,6 +81,19 @@ class TransformerNeuralOperatorConfig(EncoderConfig, OperatorConfig):
         if how not in (None, "chunked"):
             raise self._needs_all_nodes(f"the implementation {how!r} of attention", "'chunked' or None")
 
+    @property
+    def evaluates_anywhere(self) -> bool:
+        """Whether the nodes of the output may differ from those of the input, which decoder layers allow."""
+        return self.decoder_layers > 0
+
+    def check_any_nodes(self) -> None:
+        """Raises ``NotImplementedError`` if a choice needs to know the nodes when it is compiled."""
+        if self.schwarz is not None:
+            raise self._needs_known_nodes("schwarz attention")
+        if self.attention.implementation not in (None, "dense"):
+            what = f"the implementation {self.attention.implementation!r} of attention"
+            raise self._needs_known_nodes(what, ", and 'dense' takes any number of nodes")
+
     def _check_schwarz(self, schwarz: SchwarzAttentionConfig) -> None:
         if not isinstance(schwarz, SchwarzAttentionConfig):
             raise TypeError(f"schwarz must be nn.SchwarzAttentionConfig(...) or None, got {schwarz!r}.")

@@ -5,8 +5,11 @@ import functools
 import math
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
+from jaxop._validation import float_dtype
 from jaxop.domains import EQUAL_WEIGHT_RULES, Decomposed, Domain, Grid, GridShard
 from jaxop.domains.domain import refuse_decomposed
 
@@ -80,6 +83,25 @@ class Band:
         real = np.stack([cos, sin], axis=-1)
         imag = np.stack([-sin, cos], axis=-1)
         return np.stack([real, imag]).reshape(2 * len(k), 2 * n)
+
+    def traced_matrix(self, axis: int) -> Array:
+        """Returns `matrix` in JAX's default floating dtype, computed by the program that `jax.export` traces.
+
+        The number of nodes may be unknown until the program runs, but it must represent the full band.
+        """
+        n, k, dtype = self.shape[axis], self.frequencies[axis], float_dtype()
+        turns = jnp.asarray(k, np.int32)[:, None] * jnp.arange(n, dtype=np.int32)[None, :]
+        count = jnp.asarray(n, np.int32)
+        # θ in [−π, π) from integers: a float32 k x / n of many turns would lose the digits of its fraction
+        turns = (turns + count // 2) % count - count // 2
+        angle = 2 * np.pi * turns.astype(dtype) / count.astype(dtype)
+        cos, sin = jnp.cos(angle), jnp.sin(angle)
+        if axis == len(self.shape) - 1:
+            nodes = math.prod(jnp.asarray(side, dtype) for side in self.shape)
+            scale = jnp.asarray(np.where(k == 0, 1.0, math.sqrt(2.0)), dtype) / jnp.sqrt(nodes)
+            return jnp.concatenate([cos, -sin]) * jnp.tile(scale, 2)[:, None]
+        real, imag = jnp.stack([cos, sin], axis=-1), jnp.stack([-sin, cos], axis=-1)
+        return jnp.stack([real, imag]).reshape(2 * len(k), 2 * n)
 
     def mirror(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns column 0 (k_dim = 0) and its reflection k → −k on this grid.

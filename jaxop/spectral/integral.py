@@ -9,7 +9,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jaxop._validation import as_float, check_name
+from jaxop._validation import as_float, check_name, is_symbolic
 from jaxop.spectral.band import Band, multiplier_shape
 from jaxop.spectral.shared import shared_analysis, shared_synthesis
 from jaxop.spectral.transform import analysis, multiply, synthesis
@@ -43,7 +43,8 @@ def fourier_integral(
         grid_shape: nodes along each of 1 to 3 axes; their product is n.
         implementation: ``"fft"`` is the definition. ``"matrix"`` computes the same in real arithmetic by one
             matrix product per axis, which suits matrix units. None means matrices for up to 32 modes per axis and
-            at least 16 channels (times batch), where they were faster on CPUs, and the FFT otherwise.
+            at least 16 channels (times batch), where they were faster on CPUs, and for unknown numbers of nodes or
+            functions, which `jax.export` allows. Otherwise None means the FFT.
         axis_name: the mapped axis of `jax.shard_map` over whose devices the nodes are distributed. Each of p devices
             passes its own ⌈n/p⌉ nodes, as `jaxop.domains.shard` divides them, and the multipliers of all modes, and all
             use matrices. None means that all nodes are here.
@@ -54,7 +55,8 @@ def fourier_integral(
 
     Raises:
         ValueError: if shapes do not fit each other, or the implementation is unknown.
-        NotImplementedError: if ``axis_name`` is given and the implementation is "fft", which needs all nodes.
+        NotImplementedError: if the implementation is "fft" and ``axis_name`` is given, because it needs all nodes, or
+            their number is unknown.
         NameError: if ``axis_name`` is not the name of a mapped axis.
 
     Cost: "matrix" O(n Σ_j m_j + M c_in c_out) per function for M modes, "fft" O(n log n + M c_in c_out). Over devices
@@ -75,11 +77,15 @@ def fourier_integral(
         True
     """
     values, multipliers = as_float(values, "values"), as_float(multipliers, "multipliers")
-    grid_shape = tuple(int(n) for n in grid_shape)
+    grid_shape = tuple(n if is_symbolic(n) else int(n) for n in grid_shape)
     band = _band(values, multipliers, grid_shape, axis_name)
     if implementation is None:
-        implementation = "matrix" if axis_name is not None else _choose(band, values.size // values.shape[0])
+        implementation = "matrix" if axis_name is not None else _choose(band, math.prod(values.shape[1:]))
     check_name(implementation, "implementation", IMPLEMENTATIONS)
+    if implementation == "fft" and is_symbolic(*grid_shape):
+        raise NotImplementedError(
+            f"implementation='fft' needs a known number of nodes, got {grid_shape}; use 'matrix' or None."
+        )
     dtype = spectral_dtype(values)
     kept = restrict(multipliers, band).astype(dtype)
     if axis_name is not None:
@@ -176,6 +182,8 @@ def _band(values: Array, multipliers: Array, grid_shape: tuple[int, ...], axis_n
 
 
 def _choose(band: Band, columns: int) -> str:
+    if is_symbolic(*band.shape, columns):
+        return "matrix"
     # measured on CPUs with gradients: matrix products are slow for few columns, and the FFT is faster for many modes
     return "matrix" if max(band.modes) <= 32 and columns >= 16 else "fft"
 

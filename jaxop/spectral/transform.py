@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxop._validation import is_symbolic
 from jaxop.spectral.band import Band
 
 # a matrix unit would round float32 operands to 10 bits by default
@@ -44,7 +45,7 @@ def analysis(values: Float[Array, "n *batch c"], band: Band) -> Float[Array, "2 
     dim, rest = len(band.shape), values.shape[1:]
     data, width = values, math.prod(rest)
     for axis in reversed(range(dim)):
-        matrix = band.matrix(axis)
+        matrix = _matrix(band, axis)
         leading = math.prod(band.shape[:axis])
         data = apply_matrix(matrix, data.reshape(leading, matrix.shape[1], width))
         width *= band.kept[axis]
@@ -75,16 +76,21 @@ def synthesis(coefficients: Float[Array, "2 m *batch c"], band: Band) -> Float[A
     dim, rest = len(band.shape), coefficients.shape[2:]
     data, width = coefficients, math.prod(rest) * band.size
     for axis in range(dim):
-        matrix = band.matrix(axis)
+        matrix = _matrix(band, axis)
         width //= band.kept[axis]
         leading = math.prod(band.shape[:axis])
         data = apply_matrix(matrix.T, data.reshape(leading, matrix.shape[0], width))
     return data.reshape(math.prod(band.shape), *rest)
 
 
-def apply_matrix(matrix: np.ndarray, data: Float[Array, "a n c"]) -> Float[Array, "a k c"]:
+def _matrix(band: Band, axis: int) -> np.ndarray | Array:
+    return band.traced_matrix(axis) if is_symbolic(*band.shape) else band.matrix(axis)
+
+
+def apply_matrix(matrix: np.ndarray | Array, data: Float[Array, "a n c"]) -> Float[Array, "a k c"]:
     """Applies the same real matrix to every leading entry."""
-    matrix = np.ascontiguousarray(matrix, data.dtype)
+    is_known = isinstance(matrix, np.ndarray)
+    matrix = np.ascontiguousarray(matrix, data.dtype) if is_known else matrix.astype(data.dtype)
     if data.shape[0] == 1:
         return jnp.matmul(matrix, data[0], precision=PRECISION)[None]
     # one batched product keeps the order of the axes, whereas contracting the middle axis alone would transpose

@@ -321,3 +321,10 @@ def test_derivatives_of_second_order_agree(x64):
     fft, matrix = jax.jit(lambda *arrays: [curvature(i, *arrays) for i in spectral.IMPLEMENTATIONS])(values, direction)
     assert np.abs(fft).max() > 1e-3
     np.testing.assert_allclose(fft, matrix, rtol=1e-10, atol=1e-12)
+
+
+def test_matrices_that_a_program_computes_are_those_that_it_knows():
+    for shape, modes in (((1000,), (24,)), ((97, 64), (12, 32)), ((5, 8, 6), (2, 4, 3))):
+        band = spectral.Band(shape, modes)
+        for axis in range(len(shape)):
+            np.testing.assert_allclose(band.traced_matrix(axis), band.matrix(axis), rtol=0, atol=3e-7)
