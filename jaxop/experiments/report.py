@@ -6,7 +6,7 @@ import functools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict, runtime_checkable
 
 import jax
 import numpy as np
@@ -41,6 +41,7 @@ class Row(TypedDict):
     worst_sample: int
 
 
+@runtime_checkable
 class Reported(Protocol):
     """Protocol of what a report is about: a `jaxop.training.Run`, or a model without its run."""
 
