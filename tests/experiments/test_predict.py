@@ -1,5 +1,6 @@
 """Predictions from the command line: of runs and of models without their run, on nodes of the inputs and on others."""
 
+import functools
 import json
 
 import jax.numpy as jnp
@@ -85,10 +86,14 @@ def test_a_rule_on_the_command_line_is_that_of_the_file(models, tmp_path):
     assert data.read(tmp_path / "out" / "u.npz").domain.rules == ("periodic", "periodic")
 
 
-def test_outputs_at_points_are_those_of_the_model(models, tmp_path):
+def test_outputs_at_points_are_those_of_the_model(models, tmp_path, monkeypatch, capsys):
+    """In parts of 20 of the 37 points."""
+    monkeypatch.setattr(training, "predict_at", functools.partial(training.predict_at, nodes=20))
     write_npz(tmp_path / "u.npz", x=functions(3, 8)["x"])
     write_npz(tmp_path / "nodes.npz", coordinates=points(37))
     jaxop("predict", models / "tno", tmp_path / "u.npz", "--at", tmp_path / "nodes.npz", "--to", tmp_path / "out")
+    shown = [line.partition(": ")[2] for line in capsys.readouterr().out.splitlines()]
+    assert shown == [*(f"{n} of 111 outputs" for n in (20, 37, 57, 74, 94)), f"{tmp_path}/out/u.npz"]
     result = data.read(tmp_path / "out" / "u.npz", inputs="y", targets="y")
     np.testing.assert_array_equal(result.domain.points, points(37))
     model, grid = package.from_pretrained(models / "tno"), domains.box((8, 8), rule="midpoint")
