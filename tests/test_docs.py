@@ -47,7 +47,7 @@ def shortened(experiment, *, name):
 
 def evaluated(settings):
     """An evaluation. If the run is that of the reader, only the options are read."""
-    if settings.run.exists():
+    if settings.model.exists():
         evaluate_run(settings)
 
 
@@ -63,7 +63,7 @@ def program(model, to, **options):
 
 def predicted(settings):
     """Predictions. If the run is that of the reader, only the options are read."""
-    if settings.run.exists() and all(path.exists() for path in settings.files):
+    if settings.model.exists() and all(path.exists() for path in settings.files):
         predict_files(settings)
 
 

@@ -156,6 +156,9 @@ def evaluate(
 
     Persistence predicts the last state of the history at all times. A model without skill is no better.
 
+    A stepper of longer steps than the recorded ones is evaluated on every so many of the times:
+    ``trajectories.between(None, None, stride)``.
+
     If a state of a rollout is not finite, all errors of this trajectory are ∞ from that time on, its correlation is 0
     and its invariants are ∞. Means over trajectories are then ∞ and not NaN.
 

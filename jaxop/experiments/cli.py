@@ -4,8 +4,8 @@
     jaxop train custom        your own arrays: pairs of functions
     jaxop train series        your own time series
     jaxop resume RUN          continue a run
-    jaxop evaluate RUN        errors and pictures on other grids or files
-    jaxop predict RUN FILES   outputs for your own files, as files
+    jaxop evaluate MODEL      errors and pictures on other grids or files
+    jaxop predict MODEL FILES outputs for your own files, as files
     jaxop export-model RUN    the trained operator as a folder that others load
     jaxop export MODEL        the trained operator as a program that JAX alone runs
     jaxop plan NAME           memory, messages and time of a step on devices that you need not have
@@ -52,13 +52,15 @@ _RESUME = """Continues a run with the settings that it recorded, except for a ti
 The time limit, and how often the run is evaluated and saved, may differ. Files with the same contents may be in
 another place. `jaxop resume RUN --help` lists the settings."""
 
-_EVALUATE = """Evaluates a trained run on files or on other grids.
+_EVALUATE = """Evaluates a trained model on files or on other grids.
 
     jaxop evaluate runs/mine --data b.npz c.h5
     jaxop evaluate runs/darcy_fano --grids 32 64 96 128
     jaxop evaluate runs/cde_tno --grids dt=0.005 nodes=400
     jaxop evaluate runs/ks_tno --steps 1000 --grids 160 320 --animation gif
+    jaxop evaluate models/mine --data b.npz --to results
 
+MODEL is a run directory, or the folder or .zip file of a model, whose results go to --to.
 Prints and saves relative L2 and H1 errors and the worst sample of every set, in physical units
 (RUN/evaluation/NAME.csv and .json), and pictures of the median and the worst sample (RUN/figures/). For a run on time
 series these are the errors of rollouts over lead times, beside persistence."""
@@ -68,10 +70,13 @@ _PREDICT = """Predicts the outputs for the input functions in files, and writes 
     jaxop predict runs/wings new/*.vtu --to results
     jaxop predict runs/mine b.npz
     jaxop predict runs/ks_tno start.npz --steps 200 --to results
+    jaxop predict models/mine b.npz --at nodes.npz --to results
 
+MODEL is a run directory, or the folder or .zip file of a model.
 A mesh gives a .vtu file with the same nodes and cells, which ParaView shows; any other file gives .npz. Outputs are in
-the units of the training data. The files need not have targets. Folders stand for the files in them. A run on time
-series makes --steps steps from the last states in the files, and writes .npz files of trajectories."""
+the units of the training data. The files need not have targets. Folders stand for the files in them. --at names a
+file of query points, of which there may be more than fit into one call, for operators that evaluate anywhere. A run on
+time series makes --steps steps from the last states in the files, and writes .npz files of trajectories."""
 
 _PLAN = """Compiles the training step of an experiment for a slice of TPUs that you need not have, and prints for one
 device the bytes of memory, the messages, the operations, and the least time of a step at the peak rates of the chip.

@@ -32,7 +32,9 @@ def export_model(run: str | os.PathLike[str], to: str | os.PathLike[str], *, che
     """
     loaded = training.load_run(run)
     step = loaded.step(checkpoint)
-    return loaded.model(checkpoint=step).save(to, card=card_of(loaded, step))
+    is_known = {"problem", "data"} <= loaded.config.keys()
+    data = {name: _without_folders(loaded.config[name]) for name in ("problem", "data")} if is_known else None
+    return loaded.model(checkpoint=step).save(to, card=card_of(loaded, step), data=data)
 
 
 def card_of(run: training.Run, step: int) -> dict[str, str]:

@@ -15,6 +15,7 @@ from jaxop.dynamics import Stepper
 from jaxop.experiments.rollout_report import check_set
 from jaxop.experiments.series import SeriesData
 from jaxop.experiments.sets import grid_name
+from jaxop.experiments.terminal import as_options
 
 _Path: TypeAlias = tuple[np.ndarray, np.ndarray]  # states and times
 
@@ -67,14 +68,21 @@ def forecast(
 
     Raises:
         ValueError: if a file has fewer states than the history of the stepper, or is of another kind than the training
-            set.
+            set, or ``dt`` is not the only step that the stepper makes.
         FloatingPointError: if a rollout does not stay finite, once everything is written. The message names the file,
             sample, step, time and channel.
     """
+    own = float(stepper.dt[...])
+    if dt is not None and not stepper.config.varying_dt and not math.isclose(dt, own, rel_tol=1e-3):
+        raise ValueError(
+            f"--dt {dt:g} is not the step {own:g} that the stepper was trained on, the only one that it makes: leave "
+            "--dt out, or train with several steps, such as --stepping.strides 1 2."
+        )
     lost: list[str] = []
     for path, result in results.items():
-        found = _read(problem, path, float(stepper.dt[...]))
-        check_set(stepper, str(path), found)
+        with as_options(("states", "times", "rule")):
+            found = _read(problem, path, own)
+            check_set(stepper, str(path), found)
         if found.steps < stepper.config.history:
             raise ValueError(
                 f"{path} has {found.steps} times, but a step needs the last {stepper.config.history} states; give "
@@ -86,11 +94,13 @@ def forecast(
             about = f"{len(kept)} trajectories, {grid_name(found)}"
             write(path, about, result, _joined(found, kept, [rolled[i] for i in kept]))
         for i, (fault, count) in faults.items():
-            own = result.with_name(f"{result.stem}-sample{i}{result.suffix}")
+            apart = result.with_name(f"{result.stem}-sample{i}{result.suffix}")
             states, times = rolled[i]
             one = _joined(found, [i], [(states[: count + 1], times[: count + 1])])
-            write(path, f"sample {i} up to its last finite state", own, one)
-            lost.append(f"{path}: the rollout of sample {i} is not finite from {fault}; what came before is in {own}.")
+            write(path, f"sample {i} up to its last finite state", apart, one)
+            lost.append(
+                f"{path}: the rollout of sample {i} is not finite from {fault}; what came before is in {apart}."
+            )
     if lost:
         raise FloatingPointError(
             "\n".join(lost) + "\nTrain with --stepping.noise or on several --stepping.steps, or take smaller steps."

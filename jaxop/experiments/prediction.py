@@ -1,7 +1,9 @@
-"""Predictions of a trained run for the input functions in files, written to files."""
+"""Predictions of a trained model for the input functions in files, written to files."""
 
+import collections
 import contextlib
 import dataclasses
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,21 +15,24 @@ import numpy as np
 from jaxop import data, operators, training
 from jaxop._validation import check_size, require
 from jaxop.data import RaggedSamples
+from jaxop.data.files.blocks import writing_blocks
 from jaxop.data.files.meshes import MESHES
+from jaxop.data.files.nodes import read_nodes
 from jaxop.data.files.on_demand import files_of
 from jaxop.data.files.open import open_archive
-from jaxop.dynamics import Stepper
+from jaxop.domains import Domain
 from jaxop.experiments.cluster import ClusterConfig
 from jaxop.experiments.forecast import forecast, states_in
 from jaxop.experiments.problems import FileData
-from jaxop.experiments.record import recorded_problem
 from jaxop.experiments.report import samples_at_once
 from jaxop.experiments.series import SeriesData
 from jaxop.experiments.sets import AnySamples, check_directory, check_sizes, grid_name
 from jaxop.experiments.settings import prepared
-from jaxop.experiments.terminal import make_console
+from jaxop.experiments.terminal import as_options, make_console
+from jaxop.experiments.trained import Trained, open_trained
 from jaxop.training import MeshConfig, to_json
-from jaxop.training.processes import check_same, from_first, is_first
+from jaxop.training.processes import check_same, is_first
+from jaxop.training.queries import Block
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,29 +43,37 @@ class Prediction:
     """Settings of predictions.
 
     Attributes:
-        run: the run directory.
+        model: a run directory, or the folder or .zip file of a model that `jaxop export-model` or model.save wrote.
         files: files or folders with input functions, as `jaxop.data.read` takes them. They need not have targets.
-        to: folder of the results; None means RUN/predictions.
-        checkpoint: "best", "last" or the number of a step.
+        to: folder of the results; None means RUN/predictions. A model without its run needs it.
+        at: file of the query points, at which all outputs are computed: a mesh, or an .npz file with coordinates of
+            shape (n, dim) or of the axes of a grid; None means the nodes of the inputs.
+        checkpoint: "best", "last" or the number of a step of a run.
         inputs: name or names of the input functions in the files; None means their name in the training file.
         steps: number of steps that a stepper makes from the states in the files; runs on trajectories need it.
         every: records the states of a stepper after so many steps, and multiples; it divides the number of steps.
         dt: the time of a step of a stepper; None takes that of the training.
         states: name or names of the states in the files of a stepper; None means their name in the training file.
+        times: name of the times in the files of a stepper; None means their name in the training file.
+        rule: quadrature rule of the grid in the files, one or one per axis: "midpoint", "periodic", "trapezoid", ...;
+            None means the one of the training file.
         external: allows HDF5 files to have their values in other files.
         mesh: devices that share the samples, the parameters and the nodes of a function.
         cluster: how several processes find each other.
     """
 
-    run: Path
+    model: Path
     files: tuple[Path, ...]
     to: Path | None = None
+    at: Path | None = None
     checkpoint: str = "best"
     inputs: str | tuple[str, ...] | None = None
     steps: int | None = None
     every: int = 1
     dt: float | None = None
     states: str | tuple[str, ...] | None = None
+    times: str | None = None
+    rule: tuple[str, ...] | None = None
     external: bool = False
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     cluster: ClusterConfig = dataclasses.field(default_factory=ClusterConfig)
@@ -74,11 +87,16 @@ def predict(settings: Prediction, *, console: "Console | None" = None) -> list[P
     one sample becomes an .npz file of `jaxop.data.write_fields`. A file of several samples becomes an .npz file of
     `jaxop.data.save`, in which ``y`` holds the outputs. Every result has the name of its input.
 
+    If ``at`` has other query points, outputs are computed for a part of them at a time, which bounds the memory of a
+    call. An input of one sample then gives a .vtu file if the query points are a mesh. All others give .npz files with
+    the query points and ``y`` of shape (samples, n, channels), or (samples, *grid, channels), which are written while
+    they are computed.
+
     A stepper makes ``steps`` steps from the last recorded states of every trajectory in the files, and the result is an
     .npz file of `jaxop.data.save` that `jaxop.data.read_trajectories` reads. It begins with the state at the start.
 
     Args:
-        settings: the run, the files, the folder of the results.
+        settings: the model, the files, the folder of the results.
         console: destination of one line for each file; None writes to stdout.
 
     Returns:
@@ -87,7 +105,8 @@ def predict(settings: Prediction, *, console: "Console | None" = None) -> list[P
     Raises:
         ValueError: if there are no files, two results would have the same name, a result would replace an input, or the
             operator cannot run on a file.
-        FileNotFoundError: if the run, the checkpoint or a file does not exist.
+        NotImplementedError: if ``at`` is given and the operator gives its outputs on the nodes of its inputs only.
+        FileNotFoundError: if the model, the checkpoint or a file does not exist.
         FloatingPointError: if a rollout does not stay finite, once what came before and all others are written.
         ImportError: if a package of the extra ``scripts`` is not installed.
     """
@@ -98,24 +117,23 @@ def predict(settings: Prediction, *, console: "Console | None" = None) -> list[P
 def _predict(settings: Prediction, console: "Console | None") -> list[Path]:
     about = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
     check_same({name: to_json(value) for name, value in about.items() if name != "cluster"})
-    run = training.load_run(settings.run)
-    problem, blank = recorded_problem(run), run.blank_model()
-    is_stepper = isinstance(blank, Stepper)
-    _check_apply(settings, is_stepper)
-    if not isinstance(problem, SeriesData if is_stepper else FileData):
-        problem = (SeriesData if is_stepper else FileData)(Path("samples.npz"))
-    given = {"inputs": settings.inputs, "states": settings.states}
+    trained = open_trained(settings.model, checkpoint=settings.checkpoint)
+    _check_apply(settings, trained)
+    problem, kind = trained.problem, SeriesData if trained.is_stepper else FileData
+    if not isinstance(problem, kind):
+        problem = kind(Path("samples.npz"))
+    given = {name: getattr(settings, name) for name in ("inputs", "states", "times", "rule")}
     problem = dataclasses.replace(
         problem, external=settings.external, **{name: value for name, value in given.items() if value is not None}
     )
-    folder = settings.run / "predictions" if settings.to is None else settings.to
+    folder = settings.model / "predictions" if settings.to is None else settings.to
     is_file = isinstance(problem, FileData)
     singles, sets = _sorted(settings.files, problem) if is_file else ([], states_in(settings.files))
-    results = _results(folder, singles, sets)
+    results = _results(folder, singles, sets, settings.at)
     if any(result.suffix == ".vtu" for result in results.values()):
         require("meshio.vtu", "writing .vtu", extra="mesh")  # before anything is computed
-    step = from_first(lambda: run.step(settings.checkpoint), "the checkpoint")
-    model = run.model(checkpoint=step, mesh=settings.mesh.one_copy())
+    at = None if settings.at is None else read_nodes(settings.at)
+    model = trained.restore(settings.mesh.one_copy())
     console = make_console() if console is None else console
     check_directory("--to", folder)
     written: list[Path] = []
@@ -142,36 +160,50 @@ def _predict(settings: Prediction, console: "Console | None") -> list[Path]:
             write=lambda source, about, result, found: save(source, about, result, data.save, found),
         )
         return written
-    for kind in (MESHES, (".npz",)):
-        if paths := [path for path in singles if path.suffix.lower() in kind]:
+    for suffixes in (MESHES, (".npz",)):
+        if paths := [path for path in singles if path.suffix.lower() in suffixes]:
             samples = _inputs(problem, paths)
-            for i, (path, output) in enumerate(
-                zip(paths, _outputs(model, paths[0], samples, settings.mesh), strict=True)
-            ):
-                fields = _named(output, problem.targets)
-                write(path, f"{len(output)} nodes", data.write_fields, samples.sample(i).target_domain, fields)
+            if at is None:
+                found = zip(paths, _outputs(model, paths[0], samples, settings.mesh), strict=True)
+            else:
+                blocks = _blocks(model, paths[0], samples, at, settings.mesh, console)
+                found = zip(paths, _joined(blocks, at.size), strict=True)
+            for i, (path, output) in enumerate(found):
+                domain = samples.sample(i).target_domain if at is None else at
+                write(path, f"{len(output)} nodes", data.write_fields, domain, _named(output, problem.targets))
     for path in sets:
         samples = _inputs(problem, path)
-        predicted = _with_targets(samples, _outputs(model, path, samples, settings.mesh))
-        write(path, f"{len(samples)} samples, {grid_name(samples)}", data.save, predicted)
+        if at is None:
+            predicted = _with_targets(samples, _outputs(model, path, samples, settings.mesh))
+            write(path, f"{len(samples)} samples, {grid_name(samples)}", data.save, predicted)
+            continue
+        blocks = _blocks(model, path, samples, at, settings.mesh, console)
+        if not is_first():
+            collections.deque(blocks, maxlen=0)  # all processes compute
+        write(path, f"{len(samples)} samples, {at.size} nodes", _write_blocks, blocks, at, len(samples))
     return written
 
 
-def _check_apply(settings: Prediction, is_stepper: bool) -> None:
-    """Raises ``ValueError`` if an option is missing, or was given that is for the other kind of runs."""
-    if is_stepper:
-        if settings.inputs is not None:
-            raise ValueError(f"--inputs is for runs on pairs of functions; {settings.run} has --states.")
-        if settings.steps is None:
-            raise ValueError(f"{settings.run} is the run of a stepper: give the number of steps by --steps.")
-        check_size(settings.steps, "--steps")
-        if settings.dt is not None and not 0 < settings.dt < math.inf:
-            raise ValueError(f"--dt must be positive and finite, got {settings.dt}.")
+def _check_apply(settings: Prediction, trained: Trained) -> None:
+    """Raises ``ValueError`` if an option is missing, or was given that is for the other kind of models."""
+    model = settings.model
+    if settings.to is None and trained.run is None:
+        raise ValueError(f"{model} is a model without its run: give the folder of the results by --to.")
+    if not trained.is_stepper:
+        defaults = {"steps": None, "every": 1, "dt": None, "states": None, "times": None}
+        for name, default in defaults.items():
+            if getattr(settings, name) != default:
+                raise ValueError(f"--{name} is for runs on trajectories; {model} was trained on pairs of functions.")
         return
-    defaults = {"steps": None, "every": 1, "dt": None, "states": None}
-    for name, default in defaults.items():
-        if getattr(settings, name) != default:
-            raise ValueError(f"--{name} is for runs on trajectories; {settings.run} was trained on pairs of functions.")
+    if settings.inputs is not None:
+        raise ValueError(f"--inputs is for runs on pairs of functions; {model} has --states.")
+    if settings.at is not None:
+        raise ValueError(f"--at is for runs on pairs of functions; {model} steps from nodes to the same nodes.")
+    if settings.steps is None:
+        raise ValueError(f"{model} is the run of a stepper: give the number of steps by --steps.")
+    check_size(settings.steps, "--steps")
+    if settings.dt is not None and not 0 < settings.dt < math.inf:
+        raise ValueError(f"--dt must be positive and finite, got {settings.dt}.")
 
 
 def _sorted(files: Sequence[Path], problem: FileData) -> tuple[list[Path], list[Path]]:
@@ -200,45 +232,100 @@ def _sorted(files: Sequence[Path], problem: FileData) -> tuple[list[Path], list[
     return singles, sets
 
 
-def _results(folder: Path, singles: Sequence[Path], sets: Sequence[Path]) -> dict[Path, Path]:
-    """Returns the file of the result of each file."""
+def _results(folder: Path, singles: Sequence[Path], sets: Sequence[Path], at: Path | None) -> dict[Path, Path]:
+    """Returns the file of the result of each file, which is that of a mesh if its nodes are those of one."""
     results: dict[Path, Path] = {}
     sources: dict[Path, Path] = {}
     for path in [*singles, *sets]:
-        result = folder / f"{path.stem}{'.vtu' if path.suffix.lower() in MESHES else '.npz'}"
+        is_mesh = (path if at is None or path in sets else at).suffix.lower() in MESHES and path in singles
+        result = folder / f"{path.stem}{'.vtu' if is_mesh else '.npz'}"
         if result in sources:
             raise ValueError(f"{sources[result]} and {path} would both be written to {result}; rename one of them.")
-        if result.exists() and path.exists() and result.samefile(path):
-            raise ValueError(f"{result} would replace the file of the inputs; give another folder by --to.")
+        for file, what in ((path, "inputs"), (at, "query points")):
+            if file is not None and result.exists() and file.exists() and result.samefile(file):
+                raise ValueError(f"{result} would replace the file of the {what}; give another folder by --to.")
         results[path], sources[result] = result, path
     return results
 
 
 def _inputs(problem: FileData, path: Path | Sequence[Path]) -> AnySamples:
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), as_options(("inputs", "rule")):
         warnings.filterwarnings("ignore", message=".*nothing reads")  # such as targets
         return problem.of_inputs(path)
 
 
 def _outputs(model: operators.Standardized, path: Path, samples: AnySamples, mesh: MeshConfig) -> Sequence[np.ndarray]:
     """Returns the outputs for each sample, (k, channels)."""
-    config = model.config
-    sizes = {"dimensions": (config.dim, samples.dim), "input channels": (config.in_channels, samples.in_channels)}
-    check_sizes(str(path), samples, sizes)
+    ready = _ready(model, path, samples)
     with _named_in_errors(path, samples):
-        ready = prepared({str(path): samples}, model.config)[str(path)]
         size = samples_at_once(ready, mesh)
         return list(training.predict(model, ready, batch_size=size, mesh=mesh.make(size)))
 
 
+def _blocks(
+    model: operators.Standardized, path: Path, samples: AnySamples, at: Domain, mesh: MeshConfig, console: "Console"
+) -> Iterator[Block]:
+    """Returns the outputs at query points, and prints how many there are, every tenth, while they are computed."""
+    ready = _ready(model, path, samples)
+    with _named_in_errors(path, samples):
+        size = samples_at_once(ready, mesh, nodes=at.size)
+        blocks = training.predict_at(model, ready, at, batch_size=size, mesh=mesh.make(size))
+
+    def shown() -> Iterator[Block]:
+        done, total = 0, len(samples) * at.size
+        for chosen, points, outputs in blocks:
+            yield chosen, points, outputs
+            before, done = done, done + outputs.shape[0] * outputs.shape[1]
+            if 10 * before // total < 10 * done // total < 10:
+                console.print(f"{path}: {done:,} of {total:,} outputs", soft_wrap=True)
+
+    return shown()
+
+
+def _ready(model: operators.Standardized, path: Path, samples: AnySamples) -> AnySamples:
+    """Returns the samples with domains as the operator takes them.
+
+    Raises:
+        ValueError: if they have another dimension or other channels than the operator takes.
+    """
+    config = model.config
+    sizes = {"dimensions": (config.dim, samples.dim), "input channels": (config.in_channels, samples.in_channels)}
+    check_sizes(str(path), samples, sizes)
+    with _named_in_errors(path, samples):
+        return prepared({str(path): samples}, config)[str(path)]
+
+
+def _joined(blocks: Iterator[Block], size: int) -> Iterator[np.ndarray]:
+    """Yields the outputs of one sample after another at all query points, (size, channels)."""
+    parts: list[np.ndarray] = []
+    for _, points, outputs in blocks:
+        if points.stop - points.start == size:
+            yield from outputs
+            continue
+        parts.append(outputs[0])
+        if points.stop == size:
+            yield np.concatenate(parts)
+            parts = []
+
+
+def _write_blocks(path: Path, blocks: Iterator[Block], at: Domain, count: int) -> None:
+    """Writes outputs at query points while they are computed."""
+    first = next(blocks)
+    outputs = first[-1]
+    with writing_blocks(path, at, count, outputs.shape[2], outputs.dtype) as append:
+        for _, _, values in itertools.chain([first], blocks):
+            append(values)
+
+
 @contextlib.contextmanager
 def _named_in_errors(path: Path, samples: AnySamples) -> Iterator[None]:
-    try:
-        yield
-    except (ValueError, TypeError, NotImplementedError) as error:
-        if str(path) in str(error):
-            raise
-        raise type(error)(f"{path} ({grid_name(samples)}): {error}") from error
+    with as_options(("rule",)):
+        try:
+            yield
+        except (ValueError, TypeError, NotImplementedError) as error:
+            if str(path) in str(error):
+                raise
+            raise type(error)(f"{path} ({grid_name(samples)}): {error}") from error
 
 
 def _with_targets(samples: AnySamples, outputs: Sequence[np.ndarray]) -> AnySamples:

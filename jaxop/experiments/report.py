@@ -6,7 +6,7 @@ import functools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict, runtime_checkable
 
 import jax
 import numpy as np
@@ -41,6 +41,26 @@ class Row(TypedDict):
     worst_sample: int
 
 
+@runtime_checkable
+class Reported(Protocol):
+    """Protocol of what a report is about: a `jaxop.training.Run`, or a model without its run."""
+
+    @property
+    def directory(self) -> Path:
+        """Where tables and pictures go."""
+        ...
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Settings, which have the short name of the model as "operator"."""
+        ...
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """Rows of the metrics of the training; none without a run."""
+        ...
+
+
 def check(model: operators.Standardized, sets: Mapping[str, AnySamples]) -> None:
     """Raises an error that names the set if the model cannot run on it or its outputs do not fit its targets."""
     if not sets:
@@ -60,15 +80,16 @@ def check(model: operators.Standardized, sets: Mapping[str, AnySamples]) -> None
 
 
 def write_report(
-    run: training.Run,
+    run: Reported,
     model: nnx.Module,
     sets: Mapping[str, AnySamples],
     *,
     name: str,
-    checkpoint: int | str,
+    checkpoint: int | str | None,
     console: "Console",
     mesh: training.MeshConfig,
     same_functions: bool = False,
+    source: Path | None = None,
 ) -> list[Row]:
     """Evaluates all sets, prints the table and saves it under ``evaluation/``, with pictures under ``figures/``.
 
@@ -76,7 +97,7 @@ def write_report(
     a warning.
 
     Args:
-        run: the run of the model.
+        run: the run of the model, or what stands for it.
         model: the model with the parameters of the checkpoint.
         sets: the sets by name.
         name: prefix of all files.
@@ -85,6 +106,7 @@ def write_report(
         mesh: the devices that share the samples.
         same_functions: whether the sets hold the same functions on different domains. If they are functions of two
             variables, the median sample of the first set is shown on all of them.
+        source: where the model was read; None means the run directory.
 
     Returns:
         The rows of the table.
@@ -120,15 +142,16 @@ def write_report(
         figures[f"{name}-all-grids"] = functools.partial(_on_domains, model, sets, norms)
     if is_first():
         console.print(error_table(run, rows))
-        _save(run.directory / "evaluation", name, {"run": str(run.directory), "step": checkpoint}, rows)
+        _save(run.directory / "evaluation", name, {"run": str(source or run.directory), "step": checkpoint}, rows)
         means = {"relative L2": [row["rel_l2"] for row in rows], "relative H1": [row["rel_h1"] for row in rows]}
         trained_on, title = run.config.get("resolution"), f"{run.directory.name}: errors in physical units"
         figures[f"{name}-errors"] = functools.partial(
             plots.plot_errors, grids, means, trained_on=trained_on, title=title
         )
-        figures["learning-curves"] = functools.partial(
-            plots.plot_learning_curves, run.metrics, title=f"{run.directory.name}: learning curves"
-        )
+        if run.metrics:
+            figures["learning-curves"] = functools.partial(
+                plots.plot_learning_curves, run.metrics, title=f"{run.directory.name}: learning curves"
+            )
     draw_all(run.directory / "figures", figures, console)
     if is_first():
         console.print(f"table: {run.directory / 'evaluation' / name}.csv and .json", soft_wrap=True)
@@ -159,10 +182,17 @@ def _most_nodes(samples: AnySamples) -> int:
     return samples.target_domain.size
 
 
-def samples_at_once(samples: AnySamples, mesh: training.MeshConfig) -> int:
-    """Returns the number of samples of one call, which the devices divide and whose nodes fit into memory."""
+def samples_at_once(samples: AnySamples, mesh: training.MeshConfig, *, nodes: int = 1) -> int:
+    """Returns the number of samples of one call, which the devices divide and whose nodes fit into memory.
+
+    Args:
+        samples: the set.
+        mesh: the devices.
+        nodes: number of nodes of an output, if they are not those of the set.
+    """
     count = mesh.model * (mesh.data or max(1, jax.process_count() // mesh.model))
-    return count * max(1, min(16, len(samples), _EVALUATION_NODES // _most_nodes(samples)) // count)
+    most = max(nodes, _most_nodes(samples))
+    return count * max(1, min(16, len(samples), _EVALUATION_NODES // most) // count)
 
 
 def middle(errors: np.ndarray) -> int:
@@ -194,7 +224,7 @@ def _on_domains(model: nnx.Module, sets: Mapping[str, AnySamples], norms: Mappin
     return plots.plot_on_domains(columns, title=f"the same weights on every grid: sample {sample}, relative L2")
 
 
-def error_table(run: training.Run, rows: Sequence[Row]) -> "Table":
+def error_table(run: Reported, rows: Sequence[Row]) -> "Table":
     """Returns the table of the errors on every set."""
     with needs_extra("a table of errors"):
         from rich.table import Table
@@ -207,8 +237,8 @@ def error_table(run: training.Run, rows: Sequence[Row]) -> "Table":
     return table
 
 
-def _save(folder: Path, name: str, about: Mapping[str, str | int], rows: Sequence[Row]) -> None:
-    folder.mkdir(exist_ok=True)
+def _save(folder: Path, name: str, about: Mapping[str, str | int | None], rows: Sequence[Row]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     record = {**about, "units": "physical", "sets": rows}
     (folder / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
     # names of files may not be Unicode

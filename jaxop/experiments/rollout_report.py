@@ -14,14 +14,14 @@ import jax
 import numpy as np
 from flax import nnx
 
-from jaxop import dynamics, training
+from jaxop import dynamics
 from jaxop.data import Trajectories
 from jaxop.domains import Domain
 from jaxop.domains.domain import as_domain
 from jaxop.dynamics import RolloutErrors, Stepper
 from jaxop.dynamics.spectra import is_periodic
 from jaxop.experiments import plots, time_plots
-from jaxop.experiments.report import draw_all, file_names, middle
+from jaxop.experiments.report import Reported, draw_all, file_names, middle
 from jaxop.experiments.sets import check_sizes, grid_name
 from jaxop.experiments.terminal import needs_extra
 from jaxop.training.processes import is_first, spans_processes
@@ -159,14 +159,15 @@ def check_set(stepper: Stepper, label: str, found: Trajectories) -> None:
 
 
 def write_report(
-    run: training.Run,
+    run: Reported,
     stepper: Stepper,
     sets: Mapping[str, Trajectories],
     *,
     name: str,
-    checkpoint: int | str,
+    checkpoint: int | str | None,
     console: "Console",
     animation: str | None = None,
+    source: Path | None = None,
 ) -> list[SetErrors]:
     """Rolls a stepper out on all sets, prints the errors over lead times and saves them, with pictures.
 
@@ -178,20 +179,21 @@ def write_report(
     parameters are divided among processes, nothing is evaluated, with a warning.
 
     Args:
-        run: the run of the stepper.
+        run: the run of the stepper, or what stands for it.
         stepper: with the parameters of the checkpoint.
         sets: the sets by name.
         name: prefix of all files.
         checkpoint: the step of the parameters, for the record.
         console: destination of the table.
         animation: "gif" or "mp4" also writes a film of the median sample of every set; None does not.
+        source: where the model was read; None means the run directory.
 
     Returns:
         The errors on every set.
     """
     if spans_processes(nnx.state(stepper)):
         if is_first():
-            command = f"jaxop evaluate {run.directory}"
+            command = f"jaxop evaluate {source or run.directory}"
             console.print(f"warning: rollouts need all parameters in one process; evaluate them there: {command}")
         return []
     label = stepper.config.model
@@ -219,10 +221,11 @@ def write_report(
     for one in found:
         for blown in one.blown_up:
             console.print(f"warning: {one.name}: {_sentence(blown)}", soft_wrap=True)
-    _save(run.directory / "evaluation", name, {"run": str(run.directory), "step": checkpoint}, found)
-    figures["learning-curves"] = functools.partial(
-        plots.plot_learning_curves, run.metrics, title=f"{run.directory.name}: learning curves"
-    )
+    _save(run.directory / "evaluation", name, {"run": str(source or run.directory), "step": checkpoint}, found)
+    if run.metrics:
+        figures["learning-curves"] = functools.partial(
+            plots.plot_learning_curves, run.metrics, title=f"{run.directory.name}: learning curves"
+        )
     draw_all(run.directory / "figures", figures, console)
     for file, draw in films.items():
         draw(run.directory / "figures" / file)
@@ -231,7 +234,7 @@ def write_report(
     return found
 
 
-def error_table(run: training.Run, label: str, found: Sequence[SetErrors]) -> "Table":
+def error_table(run: Reported, label: str, found: Sequence[SetErrors]) -> "Table":
     """Returns the table of nRMSE over lead times, and of the time until the correlation ρ is lost."""
     with needs_extra("a table of errors"):
         from rich.table import Table
@@ -343,8 +346,8 @@ def _number(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _save(folder: Path, name: str, about: Mapping[str, str | int], found: Sequence[SetErrors]) -> None:
-    folder.mkdir(exist_ok=True)
+def _save(folder: Path, name: str, about: Mapping[str, str | int | None], found: Sequence[SetErrors]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     record = {**about, "units": "physical", "sets": [one.to_json() for one in found]}
     (folder / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
     # names of files may not be Unicode

@@ -1,6 +1,7 @@
 """Training of an experiment: the run, its report, and its directory."""
 
 import contextlib
+import dataclasses
 import datetime
 import itertools
 import os
@@ -17,7 +18,7 @@ from jaxop.experiments.series import SeriesData
 from jaxop.experiments.sets import check_directory
 from jaxop.experiments.settings import check_memory, parameters
 from jaxop.experiments.task import Task, changed_settings, make_task
-from jaxop.experiments.terminal import make_console, needs_extra
+from jaxop.experiments.terminal import as_options, make_console, needs_extra
 from jaxop.operators import OperatorConfig
 from jaxop.training import to_json
 from jaxop.training._files import local_path
@@ -62,18 +63,23 @@ def _train(experiment: AnyExperiment, name: str, console: "Console") -> Path:
     console.print(f"{name}: reading or generating data", style="bold")
     if isinstance(experiment.model, OperatorConfig):  # before data are made
         _check_fits(experiment.model, experiment.mesh)
+    is_files = isinstance(experiment.data, FileData | SeriesData)
+    options = {field.name for field in dataclasses.fields(experiment.data)} if is_files else set()
     try:
-        sets = experiment.data.load(experiment.cache)
+        with as_options(sorted(options), "data."):
+            sets = experiment.data.load(experiment.cache)
     except FileNotFoundError as error:
-        if experiment.resume and isinstance(experiment.data, FileData | SeriesData):
+        if experiment.resume and is_files:
             error.add_note("(If a file has moved, name it again: --data.train FILE, --data.valid FILE.)")
         raise
-    made = make_task(experiment, sets)
+    with as_options(options & {"rule"}, "data."):
+        made = make_task(experiment, sets)
     if not isinstance(experiment.model, OperatorConfig):
         _check_fits(made.operator, experiment.mesh)
     with _room_for_the_model(experiment.mesh):
         model = made.make()
-    made.check(model)
+    with as_options(options & {"rule"}, "data."):
+        made.check(model)
     if experiment.run_dir is None:
         directory = Path(from_first(lambda path=directory: str(new_directory(path)), "the directory of the run"))
     console.print(_summary(directory, made, parameters(model), _sharing(mesh, settings, model)))

@@ -6,10 +6,11 @@ import contextlib
 import ctypes
 import io
 import os
+import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -105,6 +106,24 @@ def _plain_warnings() -> Iterator[None]:
         yield
     finally:
         warnings.formatwarning = before
+
+
+@contextlib.contextmanager
+def as_options(names: Iterable[str], prefix: str = "") -> Iterator[None]:
+    """Adds to errors of the library, which name arguments in Python, the options of the command line that set these.
+
+    Args:
+        names: arguments of `jaxop.data.read` that the command has as options.
+        prefix: what precedes them on the command line, such as "data.".
+    """
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        named = [name for name in names if re.search(rf"\b({name}=|(pass|by|give) {name}\b)", str(error))]
+        if named:
+            options = ", ".join(f"--{prefix}{name.replace('_', '-')}" for name in named)
+            error.add_note(f"(On the command line: {options}.)")
+        raise
 
 
 @contextlib.contextmanager

@@ -31,6 +31,7 @@ FORMAT = 1
 """Version of the format of folders that this version writes; it reads this one and all before it."""
 
 CONFIG, WEIGHTS, STATISTICS, CARD = "config.json", "model.safetensors", "statistics.json", "card.md"
+DATA = "data.json"
 
 
 class Savable:
@@ -42,7 +43,13 @@ class Savable:
 
     USAGE: ClassVar[str] = "outputs = model(values, domain)"
 
-    def save(self, path: str | os.PathLike[str], *, card: Mapping[str, str] | None = None) -> Path:
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        card: Mapping[str, str] | None = None,
+        data: Mapping[str, Json] | None = None,
+    ) -> Path:
         """Writes the model to a folder, or to one file if the name ends in ``.zip``.
 
         The folder has config and checksums (``config.json``), weights (``model.safetensors``), the statistics of a
@@ -52,13 +59,16 @@ class Savable:
         Args:
             path: a new folder or file.
             card: further sections of the card, Markdown by title, such as {"Data": "Darcy flow, seed 0"}.
+            data: how files of such functions are read, in JSON (``data.json``): what a run of ``jaxop train`` records
+                as "problem" and "data". ``jaxop predict`` reads it. None means the defaults of `jaxop.data.read`.
 
         Returns:
             The path.
 
         Raises:
             FileExistsError: if something is there already.
-            TypeError: if the class of the model is not registered, or ``card`` is not a dict of strings.
+            TypeError: if the class of the model is not registered, ``card`` is not a dict of strings, or ``data`` is
+                not JSON.
             ValueError: if a weight is not finite; the message names it.
             ImportError: if safetensors is not installed.
 
@@ -77,7 +87,7 @@ class Savable:
             True
         """
         operator, statistics = self._parts()
-        files = _contents(operator, statistics, dict(card or {}))
+        files = _contents(operator, statistics, dict(card or {}), data)
         return write_files(Path(path), files)
 
     def _parts(self) -> tuple[nnx.Module, dict[str, Array] | None]:
@@ -95,12 +105,19 @@ class Saved:
         config: the contents of ``config.json``.
         weights: arrays by the path of their leaf.
         statistics: the contents of ``statistics.json``, or None.
+        data: the contents of ``data.json``, or None.
     """
 
     path: Path
     config: dict[str, Any]
     weights: dict[str, np.ndarray]
     statistics: dict[str, list[float]] | None
+    data: dict[str, Any] | None
+
+
+def is_folder(path: Path) -> bool:
+    """Tells whether a path may be what `Savable.save` wrote: a file, or a folder with weights or a card."""
+    return path.is_file() or any((path / name).is_file() for name in (WEIGHTS, CARD))
 
 
 def read_folder(path: str | os.PathLike[str]) -> Saved:
@@ -131,8 +148,10 @@ def read_folder(path: str | os.PathLike[str]) -> Saved:
                 f"{place}/{name} was changed after it was written, or cut: it has {len(contents[name])} bytes of "
                 f"{size} and another checksum; get another copy of the model."
             )
-    statistics = parse_json(contents[STATISTICS], f"{place}/{STATISTICS}") if STATISTICS in contents else None
-    return Saved(place, config, _safetensors().load(contents[WEIGHTS]), statistics)
+    others = {
+        name: parse_json(contents[name], f"{place}/{name}") if name in contents else None for name in (STATISTICS, DATA)
+    }
+    return Saved(place, config, _safetensors().load(contents[WEIGHTS]), others[STATISTICS], others[DATA])
 
 
 def named_weights(model: nnx.Module) -> dict[str, Any]:
@@ -142,7 +161,12 @@ def named_weights(model: nnx.Module) -> dict[str, Any]:
     return dict(zip(leaf_names(tree), jax.tree.leaves(tree), strict=True))
 
 
-def _contents(operator: nnx.Module, statistics: dict[str, Array] | None, card: dict[str, str]) -> dict[str, bytes]:
+def _contents(
+    operator: nnx.Module,
+    statistics: dict[str, Array] | None,
+    card: dict[str, str],
+    data: Mapping[str, Json] | None,
+) -> dict[str, bytes]:
     """Returns the files of a folder by name."""
     check_type(card, "card", dict, "a dict of Markdown by title")
     for title, text in card.items():
@@ -162,6 +186,8 @@ def _contents(operator: nnx.Module, statistics: dict[str, Array] | None, card: d
     if statistics is not None:
         numbers = {key: np.asarray(value, np.float64).tolist() for key, value in statistics.items()}
         files[STATISTICS] = _json(numbers)
+    if data is not None:
+        files[DATA] = _json(dict(data))
     count = sum(array.size for array in weights.values())
     files[CARD] = _card(operator, to_dict(config), count, card).encode()
     description: dict[str, Any] = {

@@ -54,7 +54,11 @@ def from_pretrained(
         >>> jaxop.from_pretrained(path, dtype="bfloat16").config.param_dtype
         'bfloat16'
     """
-    saved = read_folder(path)
+    return load(read_folder(path), dtype=dtype, sharding=sharding)
+
+
+def load(saved: Saved, *, dtype: DTypeLike | None = None, sharding: jax.sharding.Sharding | None = None) -> nnx.Module:
+    """Returns the model of a folder that was read; the arguments and errors are those of `from_pretrained`."""
     config = _config(saved, dtype)
     blank = nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0)))
     blank.eval()

@@ -34,6 +34,7 @@ from jaxop.training.plan import StepPlan as StepPlan
 from jaxop.training.plan import plan_step as plan_step
 from jaxop.training.processes import LostProcessError as LostProcessError
 from jaxop.training.processes import ending_together as ending_together
+from jaxop.training.queries import predict_at as predict_at
 from jaxop.training.run import Run as Run
 from jaxop.training.run import load_run as load_run
 from jaxop.training.state import TrainState as TrainState

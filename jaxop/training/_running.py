@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import os
 import signal
 import threading
 import time
@@ -27,9 +28,10 @@ class Clock:
         return time.perf_counter() - self._origin
 
     @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
+    def paused(self) -> Iterator[float]:
+        """Yields the seconds at the beginning of the pause, which are also those at its end."""
         begin = self.seconds
-        yield
+        yield begin
         self._origin = time.perf_counter() - begin
 
 
@@ -66,6 +68,40 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def saying_if_terminated(line: str) -> Iterator[None]:
+    """Writes a line to stderr if SIGTERM arrives, and ends the program with status 143 at once.
+
+    The handlers of Python wait until a compilation has returned; a thread does not. Outside the main thread this has no
+    effect.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    receive, send = os.pipe()
+    os.set_blocking(send, False)
+
+    def watch() -> None:
+        while number := os.read(receive, 1)[0]:  # 0 at the end
+            if number == signal.SIGTERM:
+                os.write(2, f"{line}\n".encode())
+                os._exit(128 + signal.SIGTERM)
+
+    watcher = threading.Thread(target=watch, name="jaxop-signals", daemon=True)
+    previous = signal.signal(signal.SIGTERM, lambda number, frame: None)
+    before = signal.set_wakeup_fd(send, warn_on_full_buffer=False)
+    watcher.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        signal.signal(signal.SIGTERM, previous)
+        os.write(send, b"\0")
+        watcher.join()
+        os.close(receive)
+        os.close(send)
 
 
 @contextlib.contextmanager

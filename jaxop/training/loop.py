@@ -19,7 +19,7 @@ from jaxop.data.groups import check_drawable, draw_batch, groups_of, has_groups,
 from jaxop.data.source import BatchForm, batch_form, check_batch, check_same_form
 from jaxop.training._arguments import RESERVED, check_arguments, check_sources
 from jaxop.training._files import local_path, writing_by_first
-from jaxop.training._running import Clock, noted, prefetched, stop_signals
+from jaxop.training._running import Clock, noted, prefetched, saying_if_terminated, stop_signals
 from jaxop.training.checkpoint import Checkpoints, first_nonfinite
 from jaxop.training.config import TrainingConfig, check_same_settings, path_fields, to_json
 from jaxop.training.evaluation import mean_errors, trace_errors
@@ -342,7 +342,10 @@ class _Training(Generic[Model]):
             ahead, stopped = ahead[:0], "time limit"
         if not ahead:
             return Result(self._current_model(state), state, stopped, seconds, self.errors)
-        step_fns = [one.compile() for one in lowered]
+        with saying_if_terminated(
+            f"stopped by SIGTERM while the step was compiled; the last checkpoint is that of step {start}"
+        ):
+            step_fns = [one.compile() for one in lowered]
         with stop_signals() as terminated, prefetched(self._load, ahead) as batches:
             clock = Clock(seconds)
             vote = Vote(self.mesh, len(_STOPPED))
@@ -361,12 +364,10 @@ class _Training(Generic[Model]):
                     continue
                 self._report(*unreported, clock.seconds)
                 unreported = None
-                with clock.paused():
+                with clock.paused() as trained:
                     errors = self._evaluate(step, state) if evaluated else {}
                     if last or step % config.checkpoint_every == 0 or self._improves(errors):
-                        self.checkpoints.save(
-                            step, state, metrics=errors, seconds=clock.seconds, settings=self.settings
-                        )
+                        self.checkpoints.save(step, state, metrics=errors, seconds=trained, settings=self.settings)
                 if last:
                     break
             return Result(self._current_model(state), state, stopped, clock.seconds, self.errors)

@@ -76,7 +76,7 @@ def test_experiments_and_operators_are_listed(capsys):
 @pytest.mark.parametrize(
     ("arguments", "shown"),
     [
-        (["--help"], "jaxop evaluate RUN"),
+        (["--help"], "jaxop evaluate MODEL"),
         (["train", "--help"], "lorenz_tno"),
         (["resume", "--help"], "jaxop resume runs/wide"),
         (["evaluate", "--help"], "--checkpoint"),

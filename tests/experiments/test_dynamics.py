@@ -393,10 +393,33 @@ def test_options_of_the_other_kind_of_runs_are_refused(fails, stepped, trained, 
     assert "every must divide" in fails("predict", stepped, series / "long.npz", "--steps", "3", "--every", "2")
 
 
-def test_a_step_that_was_not_trained_is_allowed_and_said(stepped, series, tmp_path):
-    with pytest.warns(UserWarning, match=r"0\.25 is not the step 0\.5 that the stepper was trained on"):
-        jaxop("predict", stepped, series / "long.npz", "--steps", "1", "--dt", "0.25", "--to", tmp_path)
-    assert data.read_trajectories(tmp_path / "long.npz").times.tolist() == [6.0, 6.25]
+def test_a_step_that_was_not_trained_is_refused(stepped, series, tmp_path, fails):
+    arguments = ("predict", stepped, series / "long.npz", "--steps", "1", "--to", tmp_path / "new", "--dt")
+    message = fails(*arguments, "0.25")
+    assert "--dt 0.25 is not the step 0.5 that the stepper was trained on, the only one that it makes" in message
+    assert "--stepping.strides 1 2" in message
+    assert not (tmp_path / "new").exists()
+    jaxop(*arguments, "0.5")
+    assert data.read_trajectories(tmp_path / "new" / "long.npz").times.tolist() == [6.0, 6.5]
+
+
+def test_a_stepper_without_its_run_predicts_and_is_evaluated(stepped, series, tmp_path, fails):
+    model = tmp_path / "model.zip"
+    jaxop("export-model", stepped, "--to", model)
+    renamed = heat(2, 5, seed=1)
+    write_npz(tmp_path / "u.npz", u=renamed["states"], t=renamed["times"], **BOX)
+    names = ("--states", "u", "--times", "t")
+    jaxop("predict", model, tmp_path / "u.npz", *names, "--steps", "2", "--to", tmp_path / "new")
+    jaxop("predict", stepped, tmp_path / "u.npz", *names, "--steps", "2", "--to", tmp_path / "run")
+    found, expected = (data.read_trajectories(tmp_path / place / "u.npz") for place in ("new", "run"))
+    np.testing.assert_array_equal(found.states, expected.states)
+    assert found.times[0] == renamed["times"][-1]
+    jaxop("evaluate", model, "--data", tmp_path / "u.npz", *names, "--name", "own", "--to", tmp_path / "table")
+    record = json.loads((tmp_path / "table" / "evaluation" / "own.json").read_text())
+    assert (record["run"], record["sets"][0]["steps"]) == (str(model), 4)
+    assert "steps from nodes to the same nodes" in fails(
+        "predict", model, tmp_path / "u.npz", "--steps", "2", "--to", tmp_path / "at", "--at", tmp_path / "u.npz"
+    )
 
 
 def test_states_without_times_are_read_at_multiples_of_the_step(tmp_path):

@@ -17,6 +17,7 @@ LONG = [
     "domain_grids",
     "explicit_meshes",
     "ragged_samples",
+    "query_points",
 ]
 FILES = [
     "eight_devices",

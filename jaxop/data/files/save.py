@@ -64,7 +64,7 @@ def save(path: str | os.PathLike[str], samples: Samples | RaggedSamples | Trajec
         raise ValueError("samples have targets on another domain than inputs (at), which the file cannot describe.")
     domain = check_domain(samples.domain, "samples.domain")
     shape = domain.shape if isinstance(domain, Grid) and not domain.is_batched else (domain.size,)
-    arrays = _described(domain)
+    arrays = described(domain)
     arrays["x"], arrays["y"] = (
         np.asarray(source[:]).reshape(len(samples), *shape, -1) for source in (samples.inputs, samples.targets)
     )
@@ -79,7 +79,7 @@ def _save_trajectories(path: Path, trajectories: Trajectories) -> None:
     domain = check_domain(trajectories.domain, "trajectories.domain")
     grid = domain.shape if isinstance(domain, Grid) and not domain.is_batched else (domain.size,)
     shape = (len(trajectories), trajectories.steps, *grid, trajectories.channels)
-    arrays = _described(domain) | {"times": np.asarray(trajectories.times)}
+    arrays = described(domain) | {"times": np.asarray(trajectories.times)}
     if trajectories.parameters is not None:
         arrays["parameters"] = np.asarray(trajectories.parameters)
     if trajectories.parameter_names:
@@ -114,7 +114,7 @@ def _rows(samples: RaggedSamples) -> dict[str, Any]:
     offsets, at_offsets = [0], [0]
     for i in range(len(samples)):
         one = samples.sample(i)
-        arrays = _described(one.domain)
+        arrays = described(one.domain)
         if "coordinates" not in arrays:
             raise ValueError(
                 f"the file cannot describe grids of samples of their own ({type(one.domain).__name__} of dimension "
@@ -134,7 +134,7 @@ def _rows(samples: RaggedSamples) -> dict[str, Any]:
     return joined | ({"at_offsets": np.array(at_offsets)} if len(at_offsets) > 1 else {})
 
 
-def _described(domain: Domain) -> dict[str, Any]:
+def described(domain: Domain) -> dict[str, Any]:
     """Returns the arrays from which `read` rebuilds a domain."""
     if isinstance(domain, Grid):
         if all(is_named(axis.rule) for axis in domain.axes) and not domain.is_batched:
