@@ -8,6 +8,8 @@ in physical units. `models` lists them by name, with the transformers of `jaxop.
 from jaxop._config import from_dict as from_dict
 from jaxop._config import to_dict as to_dict
 from jaxop._moved import moved
+from jaxop.operators.config import COORDINATES as COORDINATES
+from jaxop.operators.config import CoordinatesConfig as CoordinatesConfig
 from jaxop.operators.config import Operator as Operator
 from jaxop.operators.config import OperatorConfig as OperatorConfig
 from jaxop.operators.fano import FourierAttentionNeuralOperator as FourierAttentionNeuralOperator
