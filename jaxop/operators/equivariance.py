@@ -108,7 +108,7 @@ def symmetrize(
     """1/|H| Σ_{R ∈ H} R⁻¹ G(R u), the mean of an operator over a group: it commutes with all elements of the group.
 
     (R u)(x) = u(R⁻¹ x) for scalar channels, and (R u)(x) = R u(R⁻¹ x) for the components of a vector. The motions keep
-    the centre of the box. On a periodic grid they keep the first node, which is the same up to a shift.
+    the centre of the box, and so on a torus its corner, the first node of a periodic grid.
 
     Args:
         operator: G, called as ``operator(values, domain, at=at, initial=initial)``.

@@ -213,6 +213,15 @@ class TestEquivariance:
             np.testing.assert_allclose(moved(f(x), one, domain), f(back), atol=1e-6)
             np.testing.assert_allclose(moved(df(x), one, domain, ((0, 1),)), df(back) @ matrix.T, atol=1e-5)
 
+    def test_motions_of_a_torus_keep_its_corner(self):
+        domain = domains.box((6, 6), lower=(-1, -1), upper=(1, 1), rule="periodic")
+        x = np.asarray(domain.points)
+        f = lambda x: np.sin(np.pi * x[:, :1]) + np.cos(np.pi * (x[:, :1] - 0.3)) * np.sin(np.pi * x[:, 1:])  # noqa: E731
+        for one in motions("all", 2):
+            matrix = np.zeros((2, 2), np.float32)
+            matrix[range(2), one.axes] = one.signs
+            np.testing.assert_allclose(moved(f(x), one, domain), f(x @ matrix), atol=1e-5)
+
     def test_groups_are_groups(self):
         for group, dim, count in (("flips", 1, 2), ("flips", 3, 8), ("turns", 2, 4), ("turns", 3, 24), ("all", 3, 48)):
             elements = motions(group, dim)
