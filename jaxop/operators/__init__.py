@@ -2,7 +2,8 @@
 
 The operators are `TransformerNeuralOperator`, `LatentNeuralOperator`, `LatentGridOperator`, `ViTNeuralOperator`,
 `FourierAttentionNeuralOperator`, `FourierNeuralOperator` and `FlowNeuralOperator`. `Standardized` makes an operator act
-in physical units. `models` lists them by name, with the transformers of `jaxop.transformers`.
+in physical units. `BoundaryOperator`, `ConservativeOperator` and `EquivariantOperator` make an operator keep what is
+known: values, integrals and symmetries. `models` lists them by name, with the transformers of `jaxop.transformers`.
 """
 
 from jaxop._config import from_dict as from_dict
@@ -11,8 +12,25 @@ from jaxop._moved import moved
 from jaxop.operators.artefact import PLATFORMS as PLATFORMS
 from jaxop.operators.artefact import SYMBOLIC as SYMBOLIC
 from jaxop.operators.artefact import export as export
+from jaxop.operators.boundary import BoundaryOperator as BoundaryOperator
+from jaxop.operators.boundary import BoundaryOperatorConfig as BoundaryOperatorConfig
+from jaxop.operators.boundary import BoxSidesConfig as BoxSidesConfig
+from jaxop.operators.boundary import box_factor as box_factor
+from jaxop.operators.boundary import prescribe as prescribe
+from jaxop.operators.config import COORDINATES as COORDINATES
+from jaxop.operators.config import CoordinatesConfig as CoordinatesConfig
 from jaxop.operators.config import Operator as Operator
 from jaxop.operators.config import OperatorConfig as OperatorConfig
+from jaxop.operators.conservation import ConservativeOperator as ConservativeOperator
+from jaxop.operators.conservation import ConservativeOperatorConfig as ConservativeOperatorConfig
+from jaxop.operators.conservation import conserve as conserve
+from jaxop.operators.constraint import ConstrainedOperator as ConstrainedOperator
+from jaxop.operators.constraint import ConstraintConfig as ConstraintConfig
+from jaxop.operators.constraint import InputChannelsConfig as InputChannelsConfig
+from jaxop.operators.equivariance import GROUPS as GROUPS
+from jaxop.operators.equivariance import EquivariantOperator as EquivariantOperator
+from jaxop.operators.equivariance import EquivariantOperatorConfig as EquivariantOperatorConfig
+from jaxop.operators.equivariance import symmetrize as symmetrize
 from jaxop.operators.fano import FourierAttentionNeuralOperator as FourierAttentionNeuralOperator
 from jaxop.operators.fano import FourierAttentionNeuralOperatorConfig as FourierAttentionNeuralOperatorConfig
 from jaxop.operators.flow import FlowNeuralOperator as FlowNeuralOperator

@@ -7,12 +7,15 @@ from typing import ClassVar, Protocol, TypeVar
 from jaxtyping import Array, Float
 
 from jaxop._config import from_dict
-from jaxop._validation import check_size
+from jaxop._validation import check_name, check_size
 from jaxop.domains import Decomposed, Domain, Grid
 from jaxop.domains.domain import as_domain
 from jaxop.nn import ModelConfig
 
 Config = TypeVar("Config", bound="OperatorConfig")
+
+COORDINATES = ("points", "periodic", "none")
+"""What an operator sees of the nodes: their coordinates, their places on a torus, or nothing."""
 
 NODES_SHARED_BY = (
     "TransformerNeuralOperator, LatentNeuralOperator, FourierNeuralOperator, FourierAttentionNeuralOperator or "
@@ -181,6 +184,44 @@ class OperatorConfig(ModelConfig):
         """Returns values of ``FROM_GRID`` that all these grids can represent, given the chosen fields."""
         del shapes, fields
         return {}
+
+
+@dataclasses.dataclass(frozen=True)
+class CoordinatesConfig(OperatorConfig):
+    """Base class of the configs of operators that see coordinates: an `OperatorConfig` with the form that these have.
+
+    Attributes:
+        coordinates: what the operator sees of a node x beside u(x). "points" is x itself. "periodic" is cos and sin of
+            2π (x_k − l_k)/L_k for every axis k of the box l + [0, L] of the grid of the input, the same at x and x + L.
+            "none" is nothing, so the operator commutes with the translations with which its other parts commute.
+
+    Raises:
+        ValueError: if ``coordinates`` is not one of `COORDINATES`.
+    """
+
+    coordinates: str = dataclasses.field(default="points", kw_only=True)
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_name(self.coordinates, "coordinates", COORDINATES)
+
+    @property
+    def coordinate_channels(self) -> int:
+        """Channels of what the operator sees of a node."""
+        return {"points": 1, "periodic": 2, "none": 0}[self.coordinates] * self.dim
+
+    def _check_decoder_sees(self, decoder_layers: int) -> None:
+        """Raises ``ValueError`` if decoder layers start from coordinates that are not there."""
+        if decoder_layers and self.coordinates == "none":
+            raise ValueError(
+                f"decoder_layers={decoder_layers} need coordinates, from which they start, but coordinates is 'none'; "
+                "give coordinates='points' or 'periodic', or decoder_layers=0."
+            )
+
+    def _check_coordinates_are_shared(self) -> None:
+        """Raises ``NotImplementedError`` if the nodes of one device do not tell the coordinates."""
+        if self.coordinates == "periodic":
+            raise self._needs_all_nodes("coordinates='periodic'", "'points' or 'none'")
 
 
 class Operator(Protocol):

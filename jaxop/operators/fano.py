@@ -64,7 +64,8 @@ class FourierAttentionNeuralOperator(GridOperator[FourierAttentionNeuralOperator
         self.config = FourierAttentionNeuralOperatorConfig.checked(config, rngs)
 
         def lift() -> Linear:
-            return Linear(config.in_channels + config.dim, config.width, param_dtype=config.param_dtype, rngs=rngs)
+            sizes = config.in_channels + config.coordinate_channels, config.width
+            return Linear(*sizes, param_dtype=config.param_dtype, rngs=rngs)
 
         def attention() -> FourierPatchAttention:
             sizes = config.width, config.heads, config.modes

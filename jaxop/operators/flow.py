@@ -10,7 +10,7 @@ from jaxop.domains import Decomposed, Domain
 from jaxop.flows import METHODS
 from jaxop.nn import VELOCITIES, FlowLayer, Linear, run_layers
 from jaxop.nn.pointwise import check_dropout
-from jaxop.operators.config import OperatorConfig
+from jaxop.operators.config import CoordinatesConfig
 from jaxop.operators.divided import device_by_device
 from jaxop.operators.folder import Savable
 from jaxop.operators.nodes import check_no_initial, check_same, node_functions
@@ -18,10 +18,10 @@ from jaxop.operators.registry import register
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FlowNeuralOperatorConfig(OperatorConfig):
+class FlowNeuralOperatorConfig(CoordinatesConfig):
     """Sizes and choices of a `FlowNeuralOperator`.
 
-    The attributes are those of `OperatorConfig` (``in_channels, out_channels, dim``, then keywords), and these:
+    The attributes are those of `CoordinatesConfig` (``in_channels, out_channels, dim``, then keywords), and these:
 
     Attributes:
         layers: steps of the flow, each followed by a pointwise network.
@@ -84,7 +84,8 @@ class FlowNeuralOperator(Savable, nnx.Module):
         self.config = FlowNeuralOperatorConfig.checked(config, rngs)
 
         def lift() -> Linear:
-            return Linear(config.in_channels + config.dim, config.width, param_dtype=config.param_dtype, rngs=rngs)
+            sizes = config.in_channels + config.coordinate_channels, config.width
+            return Linear(*sizes, param_dtype=config.param_dtype, rngs=rngs)
 
         self.lift = lift()
         self.layers = nnx.List(
@@ -125,7 +126,8 @@ class FlowNeuralOperator(Savable, nnx.Module):
             NotImplementedError: if ``at`` is not the input's domain.
         """
         config = self.config
-        functions = node_functions(values, domain, at=at, in_channels=config.in_channels, dim=config.dim)
+        sizes = {"in_channels": config.in_channels, "dim": config.dim}
+        functions = node_functions(values, domain, at=at, form=config.coordinates, **sizes)
         if functions.axis_name is not None:
             config.check_shares_nodes()
         check_no_initial(initial)

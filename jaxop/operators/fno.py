@@ -41,8 +41,9 @@ class FourierNeuralOperatorConfig(GridConfig):
         check_size(self.projection, "projection")
 
     def check_shares_nodes(self, devices: int | None = None) -> None:
-        """Accepts every choice and every number of devices."""
+        """Accepts every number of devices, unless the coordinates are periodic."""
         del devices
+        self._check_coordinates_are_shared()
 
 
 @register("fno", FourierNeuralOperatorConfig)
@@ -75,7 +76,8 @@ class FourierNeuralOperator(GridOperator[FourierNeuralOperatorConfig]):
     def __init__(self, config: FourierNeuralOperatorConfig, *, rngs: nnx.Rngs):
         self.config = FourierNeuralOperatorConfig.checked(config, rngs)
         reference, width = (config.reference,) * config.dim, config.width
-        self.lift = Linear(config.in_channels + config.dim, width, param_dtype=config.param_dtype, rngs=rngs)
+        seen = config.in_channels + config.coordinate_channels
+        self.lift = Linear(seen, width, param_dtype=config.param_dtype, rngs=rngs)
         self.integrals = nnx.List(
             SpectralConvolution(
                 width, width, config.modes, reference=reference, param_dtype=config.param_dtype, rngs=rngs

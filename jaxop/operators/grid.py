@@ -15,16 +15,16 @@ from jaxop._validation import accumulator, as_float, check_size, divisors
 from jaxop.domains import Decomposed, Domain, Grid, GridShard, Partition, partition
 from jaxop.domains.shared import shard_axis
 from jaxop.nn import EncoderConfig, SpectralConvolution
-from jaxop.operators.config import OperatorConfig
+from jaxop.operators.config import CoordinatesConfig
 from jaxop.operators.divided import device_by_device
 from jaxop.operators.folder import Savable
-from jaxop.operators.nodes import check_no_initial, check_same
+from jaxop.operators.nodes import check_no_initial, check_same, coordinate_features
 from jaxop.spectral import check_grid, check_modes
 
 
 @dataclasses.dataclass(frozen=True)
-class GridConfig(OperatorConfig):
-    """Base class of the configs of operators on grids: an `OperatorConfig` with the retained modes.
+class GridConfig(CoordinatesConfig):
+    """Base class of the configs of operators on grids: a `CoordinatesConfig` with the retained modes.
 
     Attributes:
         dim: space dimensions of the grid, 1 to 3.
@@ -33,7 +33,7 @@ class GridConfig(OperatorConfig):
             are dropped.
     """
 
-    FROM_DATA: ClassVar[tuple[str, ...]] = (*OperatorConfig.FROM_DATA, "reference")
+    FROM_DATA: ClassVar[tuple[str, ...]] = (*CoordinatesConfig.FROM_DATA, "reference")
     FROM_GRID: ClassVar[tuple[str, ...]] = ("modes",)
 
     dim: int = 2
@@ -119,6 +119,7 @@ class PatchConfig(EncoderConfig, GridConfig):
 
     def check_shares_nodes(self, devices: int | None = None) -> None:
         """Raises ``ValueError`` unless every device can have as many whole rows of patches as the others."""
+        self._check_coordinates_are_shared()
         if devices is not None and self.patches % devices:
             raise ValueError(
                 f"patches = {self.patches} along each axis must be divisible by the {devices} devices that share the "
@@ -152,7 +153,8 @@ class GridFunctions:
     """A batch of functions on equal-weight grids of one shape, with the coordinates as last channels.
 
     Attributes:
-        values: [u(x), x], shape (b, n, c + dim), in float32 or wider: half precision merges neighbouring nodes.
+        values: [u(x), x], shape (b, n, c + dim), in float32 or wider: half precision merges neighbouring nodes. If the
+            form is not "points", `coordinate_features` are in the place of x.
         dtype: dtype of the caller's u.
         grid: the grid, or the first grid of a stack; all grids of a stack have its shape and rules.
         weight: quadrature weight of a node, a scalar, or (b,) if every sample has its own grid; float32 or wider. If
@@ -182,6 +184,7 @@ def grid_functions(
     initial: Array | None,
     in_channels: int,
     dim: int,
+    form: str = "points",
 ) -> GridFunctions:
     """Checks the arguments of a call of an operator and brings them into one form."""
     values = as_float(values, "values")
@@ -212,7 +215,8 @@ def grid_functions(
     else:
         weight = math.prod([axis.weights[..., 0] for axis in grid.axes[1:]], start=grid.axes[0].weights[..., 0])
     wide = accumulator(values.dtype)
-    points = jnp.broadcast_to(points.astype(wide), (*values.shape[:2], dim))
+    points = coordinate_features(points, grid, form).astype(wide)
+    points = jnp.broadcast_to(points, (*values.shape[:2], points.shape[-1]))
     lifted = jnp.concatenate([values.astype(wide), points], axis=-1)
     return GridFunctions(lifted, values.dtype, first, weight.astype(wide), is_single, shard_axis(grid))
 
@@ -250,11 +254,11 @@ class GridOperator(Savable, nnx.Module, Generic[Config]):
             ValueError: if shapes do not fit, weights are uneven, or the patches do not divide the grid.
             NotImplementedError: if ``at`` is not the input's grid.
         """
-        functions = grid_functions(
-            values, domain, at=at, initial=initial, in_channels=self.config.in_channels, dim=self.config.dim
-        )
+        config = self.config
+        sizes = {"in_channels": config.in_channels, "dim": config.dim}
+        functions = grid_functions(values, domain, at=at, initial=initial, form=config.coordinates, **sizes)
         if functions.axis_name is not None:
-            self.config.check_shares_nodes(jax.lax.axis_size(functions.axis_name))
+            config.check_shares_nodes(jax.lax.axis_size(functions.axis_name))
         outputs = self.transform(functions)
         return outputs[0] if functions.is_single else outputs
 

@@ -19,19 +19,26 @@ from jaxop.nn import (
     LocalThenGlobal,
     run_layers,
 )
-from jaxop.operators.config import OperatorConfig
+from jaxop.operators.config import CoordinatesConfig
 from jaxop.operators.divided import device_by_device
 from jaxop.operators.folder import Savable
-from jaxop.operators.nodes import NO_DECODER, check_no_initial, check_same, coordinates, node_functions
+from jaxop.operators.nodes import (
+    NO_DECODER,
+    check_no_initial,
+    check_same,
+    coordinate_features,
+    coordinates,
+    node_functions,
+)
 from jaxop.operators.registry import register
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LatentNeuralOperatorConfig(LayersConfig, OperatorConfig):
+class LatentNeuralOperatorConfig(LayersConfig, CoordinatesConfig):
     """Sizes and choices of a `LatentNeuralOperator`; `flare` and the other presets are published models.
 
-    The attributes are those of `OperatorConfig` and `jaxop.nn.LayersConfig` (``in_channels, out_channels, dim``, then
-    keywords), and these:
+    The attributes are those of `CoordinatesConfig` and `jaxop.nn.LayersConfig` (``in_channels, out_channels, dim``,
+    then keywords), and these:
 
     Attributes:
         layers: number of layers on the nodes of the input; 0 leaves all work to the decoder layers.
@@ -59,6 +66,7 @@ class LatentNeuralOperatorConfig(LayersConfig, OperatorConfig):
     def __post_init__(self):
         super().__post_init__()
         check_size(self.decoder_layers, "decoder_layers", 0)
+        self._check_decoder_sees(self.decoder_layers)
         expected = "nn.LatentAttentionConfig(...), made by operators.from_dict from a dict"
         check_type(self.attention, "attention", LatentAttentionConfig, expected)
         if self.local is not None:
@@ -80,6 +88,7 @@ class LatentNeuralOperatorConfig(LayersConfig, OperatorConfig):
     def check_shares_nodes(self, devices: int | None = None) -> None:
         """Raises ``NotImplementedError`` if a choice needs all nodes of a function on one device."""
         del devices
+        self._check_coordinates_are_shared()
         if self.local is not None:
             raise self._needs_all_nodes("the local integral", "local=None")
         how = self.attention.implementation
@@ -278,9 +287,9 @@ class LatentNeuralOperator(Savable, nnx.Module):
 
             return nnx.List(config.residual_layer(attention(), rngs=rngs) for _ in range(count))
 
-        self.lift = config.network(config.in_channels + config.dim, rngs=rngs)
+        self.lift = config.network(config.in_channels + config.coordinate_channels, rngs=rngs)
         self.layers = layers(config.layers, config.local)
-        self.query = config.network(config.dim, rngs=rngs) if config.decoder_layers else None
+        self.query = config.network(config.coordinate_channels, rngs=rngs) if config.decoder_layers else None
         self.decoder = layers(config.decoder_layers)
         self.head = Linear(config.width, config.out_channels, rngs=rngs, **config.dtypes)
 
@@ -308,7 +317,8 @@ class LatentNeuralOperator(Savable, nnx.Module):
             NotImplementedError: if ``at`` is not ``domain`` and the operator has no decoder layers.
         """
         config = self.config
-        functions = node_functions(values, domain, at=at, in_channels=config.in_channels, dim=config.dim)
+        sizes = {"in_channels": config.in_channels, "dim": config.dim}
+        functions = node_functions(values, domain, at=at, form=config.coordinates, **sizes)
         check_no_initial(initial)
         if functions.axis_name is not None:
             config.check_shares_nodes()
@@ -317,7 +327,8 @@ class LatentNeuralOperator(Savable, nnx.Module):
         local = {} if config.local is None else {"domain": domain}
         x = run_layers(self.layers, x, functions.weights, velocity=None, **functions.shared, **local)
         if self.query is not None:
-            nodes = coordinates(at or domain, x.shape[0], config.dim, "at").astype(functions.values.dtype)
+            nodes = coordinates(at or domain, x.shape[0], config.dim, "at")
+            nodes = coordinate_features(nodes, domain, config.coordinates).astype(functions.values.dtype)
             z = self.query(nodes).astype(dtype)
             positions = None
             if config.attention.decode == "same":

@@ -114,9 +114,15 @@ class LatentGridOperatorConfig(LayersConfig, OperatorConfig):
         if self.process is not None:
             return self.process
         side = min(self.shape)
-        sizes = {"width": self.width, "modes": min(12, side // 2), "reference": side}
         return FourierNeuralOperatorConfig(
-            self.width, self.width, self.dim, activation=self.activation, **sizes, **self.dtypes
+            self.width,
+            self.width,
+            self.dim,
+            width=self.width,
+            modes=min(12, side // 2),
+            reference=side,
+            activation=self.activation,
+            **self.dtypes,
         )
 
     @property

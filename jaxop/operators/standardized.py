@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from jaxop._validation import accumulator, as_float, check_plain, first_index, float_dtype, is_concrete
 from jaxop.domains import Decomposed, Domain
 from jaxop.operators.config import Operator, OperatorConfig
+from jaxop.operators.constraint import ConstraintConfig, Map, with_innermost
 from jaxop.operators.folder import Savable
 
 
@@ -24,7 +25,8 @@ class Standardized(Savable, nnx.Module):
     The statistics are those of the training set, and stay the same for all later data. They are `Statistic` variables
     of the model in JAX's default floating dtype, so that checkpoints contain them and optimisers do not change them.
     Both affine maps and the outputs have this precision, because 101325 Pa and 101625 Pa are the same number in half
-    precision. G gets channels in the dtype of ``values``.
+    precision. G gets channels in the dtype of ``values``. If the operator is a `ConstrainedOperator`, G is the one
+    inside it, so that constraints hold in physical units.
 
     Args:
         operator: any operator of the library.
@@ -71,7 +73,7 @@ class Standardized(Savable, nnx.Module):
         initial_mean: ArrayLike | list[float] | None = None,
         initial_std: ArrayLike | list[float] | None = None,
     ):
-        config: OperatorConfig | None = getattr(operator, "config", None)
+        config: OperatorConfig | ConstraintConfig | None = getattr(operator, "config", None)
         if not isinstance(operator, nnx.Module) or config is None:
             raise TypeError(
                 f"operator must be a neural operator with a config, such as operators.build(config, rngs=rngs), got "
@@ -95,7 +97,7 @@ class Standardized(Savable, nnx.Module):
             setattr(self, name, Statistic(_statistic(value, name, channels)))
 
     @property
-    def config(self) -> OperatorConfig:
+    def config(self) -> OperatorConfig | ConstraintConfig:
         """The config of the operator inside."""
         return self.operator.config
 
@@ -113,11 +115,24 @@ class Standardized(Savable, nnx.Module):
         initial: Float[Array, " c0"] | Float[Array, "b c0"] | None = None,
     ) -> Float[Array, "k c_out"] | Float[Array, "b k c_out"]:
         """Returns the output function in physical units, in float32 or wider; the arguments are the operator's."""
+        call = with_innermost(self.operator, self._in_units)
+        return call(values, domain, at=at, initial=initial)
+
+    def _in_units(
+        self,
+        operator: Map,
+        values: Array,
+        domain: Domain | Decomposed,
+        *,
+        at: Domain | Decomposed | None,
+        initial: Array | None,
+    ) -> Array:
+        """Returns the output of G in the units of the data; constraints around G act in these units."""
         values = as_float(values, "values")
         if initial is not None and getattr(self.config, "initial_channels", 0):
             initial = _standardize(as_float(initial, "initial"), self.initial_mean, self.initial_std)
         standardized = _standardize(values, self.input_mean, self.input_std)
-        outputs = self.operator(standardized, domain, at=at, initial=initial)
+        outputs = operator(standardized, domain, at=at, initial=initial)
         outputs, mean, std = _in_one_precision(outputs, self.output_mean, self.output_std)
         return outputs * std + mean
 

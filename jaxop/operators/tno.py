@@ -18,19 +18,19 @@ from jaxop.nn import (
     run_layers,
 )
 from jaxop.nn.encoder import check_attention_config
-from jaxop.operators.config import OperatorConfig
+from jaxop.operators.config import CoordinatesConfig
 from jaxop.operators.divided import device_by_device
 from jaxop.operators.folder import Savable
-from jaxop.operators.nodes import NO_DECODER, check_same, coordinates, node_functions
+from jaxop.operators.nodes import NO_DECODER, check_same, coordinate_features, coordinates, node_functions
 from jaxop.operators.registry import register
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TransformerNeuralOperatorConfig(EncoderConfig, OperatorConfig):
+class TransformerNeuralOperatorConfig(EncoderConfig, CoordinatesConfig):
     """Sizes and choices of a `TransformerNeuralOperator`; the defaults are those of the published study.
 
-    The attributes are those of `OperatorConfig` and `jaxop.nn.EncoderConfig` (``in_channels, out_channels, dim``, then
-    keywords), and these:
+    The attributes are those of `CoordinatesConfig` and `jaxop.nn.EncoderConfig` (``in_channels, out_channels, dim``,
+    then keywords), and these:
 
     Attributes:
         decoder_layers: number of cross-attention layers from the coordinates of the output's nodes to the encoded
@@ -48,7 +48,7 @@ class TransformerNeuralOperatorConfig(EncoderConfig, OperatorConfig):
         ValueError: if sizes do not fit, a name is unknown or a rate is outside [0, 1); the message has valid values.
     """
 
-    FROM_DATA: ClassVar[tuple[str, ...]] = (*OperatorConfig.FROM_DATA, "initial_channels")
+    FROM_DATA: ClassVar[tuple[str, ...]] = (*CoordinatesConfig.FROM_DATA, "initial_channels")
 
     decoder_layers: int = 0
     initial_channels: int = 0
@@ -58,6 +58,7 @@ class TransformerNeuralOperatorConfig(EncoderConfig, OperatorConfig):
     def __post_init__(self):
         super().__post_init__()
         check_size(self.decoder_layers, "decoder_layers", 0)
+        self._check_decoder_sees(self.decoder_layers)
         check_size(self.initial_channels, "initial_channels", 0)
         check_attention_config(self.attention)
         self.check_kernel(self.attention.kernel)
@@ -73,6 +74,7 @@ class TransformerNeuralOperatorConfig(EncoderConfig, OperatorConfig):
     def check_shares_nodes(self, devices: int | None = None) -> None:
         """Raises ``NotImplementedError`` if a choice needs all nodes of a function on one device."""
         del devices
+        self._check_coordinates_are_shared()
         blocks, how = ("H1", "R2"), self.attention.implementation
         if self.schwarz is not None:
             raise self._needs_all_nodes("schwarz attention", "schwarz=None")
@@ -150,19 +152,20 @@ class TransformerNeuralOperator(Savable, nnx.Module):
         def affine(channels: int) -> Linear:
             return Linear(channels, config.width, param_dtype=config.param_dtype, rngs=rngs)
 
-        self.lift = affine(config.in_channels + config.dim)
+        seen = config.in_channels + config.coordinate_channels
+        self.lift = affine(seen)
         self.initial = affine(config.initial_channels) if config.initial_channels else None
         encoder = config.schwarz or config.attention
         self.layers = nnx.List(
             config.layer(encoder.make(*sizes, rngs=rngs, **config.dtypes), rngs=rngs) for _ in range(config.layers)
         )
-        self.query = affine(config.dim) if config.decoder_layers else None
+        self.query = affine(config.coordinate_channels) if config.decoder_layers else None
         self.decoder = nnx.List(
             config.residual_layer(config.attention.make(*sizes, rngs=rngs, **config.dtypes), rngs=rngs)
             for _ in range(config.decoder_layers)
         )
         self.head = Linear(config.width, config.out_channels, rngs=rngs, **config.dtypes)
-        self.velocity = affine(config.in_channels + config.dim) if config.momentum.learns_velocity else None
+        self.velocity = affine(seen) if config.momentum.learns_velocity else None
 
     @device_by_device(rank=3)
     def __call__(
@@ -190,7 +193,8 @@ class TransformerNeuralOperator(Savable, nnx.Module):
             NotImplementedError: if ``at`` is not ``domain`` and the operator has no decoder layers.
         """
         config = self.config
-        functions = node_functions(values, domain, at=at, in_channels=config.in_channels, dim=config.dim)
+        sizes = {"in_channels": config.in_channels, "dim": config.dim}
+        functions = node_functions(values, domain, at=at, form=config.coordinates, **sizes)
         dtype, single = self.head.result_dtype(functions.dtype), functions.is_single
         x = self.lift(functions.values).astype(dtype)
         velocity = None if self.velocity is None else self.velocity(functions.values).astype(dtype)
@@ -200,7 +204,8 @@ class TransformerNeuralOperator(Savable, nnx.Module):
             config.check_shares_nodes()
         x = run_layers(self.layers, x, measure, velocity=velocity, **functions.shared)
         if self.query is not None:
-            nodes = coordinates(at or domain, x.shape[0], config.dim, "at").astype(functions.values.dtype)
+            nodes = coordinates(at or domain, x.shape[0], config.dim, "at")
+            nodes = coordinate_features(nodes, domain, config.coordinates).astype(functions.values.dtype)
             z = self.query(nodes).astype(dtype)
             for layer in self.decoder:
                 z = layer(z, functions.weights, context=x, **functions.shared)

@@ -85,7 +85,7 @@ class ViTNeuralOperator(GridOperator[ViTNeuralOperatorConfig]):
         self.config = ViTNeuralOperatorConfig.checked(config, rngs)
 
         def lift() -> SpectralConvolution:
-            sizes = config.in_channels + config.dim, config.width, config.modes
+            sizes = config.in_channels + config.coordinate_channels, config.width, config.modes
             return SpectralConvolution(*sizes, reference=config.modes_shape, param_dtype=config.param_dtype, rngs=rngs)
 
         self.lift = lift()

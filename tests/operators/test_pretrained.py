@@ -28,6 +28,9 @@ MODELS = configs() | {
     "image": transformers.VisionTransformerConfig(side=8, patch=4, channels=1, classes=3, **TOKENS),
     "translation": transformers.EncoderDecoderTransformerConfig(vocabulary=5, source=6, target=4, **TOKENS),
     "stepper": dynamics.StepperConfig(configs()["fno"], 1),
+    "boundary": operators.BoundaryOperatorConfig(configs()["fno"]),
+    "conservative": operators.ConservativeOperatorConfig(configs()["fno"], integrals=(1.0,)),
+    "equivariant": operators.EquivariantOperatorConfig(configs()["tno"]),
 }
 TNO = MODELS["tno"]
 
