@@ -1,6 +1,9 @@
 """Training: losses as weighted norms, one compiled step, verified checkpoints, runs that can be resumed."""
 
 from jaxop._moved import moved
+from jaxop.training.bands import band_score as band_score
+from jaxop.training.bands import band_scores as band_scores
+from jaxop.training.bands import conformal_factor as conformal_factor
 from jaxop.training.checkpoint import Checkpoints as Checkpoints
 from jaxop.training.checkpoint import DamagedCheckpointError as DamagedCheckpointError
 from jaxop.training.config import LOSSES as LOSSES
