@@ -2,12 +2,15 @@
 
 The operators are `TransformerNeuralOperator`, `LatentNeuralOperator`, `LatentGridOperator`, `ViTNeuralOperator`,
 `FourierAttentionNeuralOperator`, `FourierNeuralOperator` and `FlowNeuralOperator`. `Standardized` makes an operator act
-in physical units. `models` lists them by name, with the transformers of `jaxop.transformers`.
+in physical units, and `Calibrated` returns error bars too. `models` lists them by name, with the transformers of
+`jaxop.transformers`.
 """
 
 from jaxop._config import from_dict as from_dict
 from jaxop._config import to_dict as to_dict
 from jaxop._moved import moved
+from jaxop.operators.calibrated import Calibrated as Calibrated
+from jaxop.operators.calibrated import CalibratedConfig as CalibratedConfig
 from jaxop.operators.config import Operator as Operator
 from jaxop.operators.config import OperatorConfig as OperatorConfig
 from jaxop.operators.fano import FourierAttentionNeuralOperator as FourierAttentionNeuralOperator

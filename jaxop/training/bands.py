@@ -1,17 +1,15 @@
 """Split conformal bands: the score of a function, and the factor that makes a band hold for most functions."""
 
-import math
-from fractions import Fraction
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxop._validation import accumulator, as_number, host_real
+from jaxop._validation import accumulator, check_share, host_real
 from jaxop.domains import Domain
 from jaxop.domains.domain import check_domain
 from jaxop.domains.measure import relative_weights
+from jaxop.operators.calibrated import conformal_rank
 
 
 def band_score(
@@ -160,32 +158,12 @@ def conformal_factor(scores: Float[Array | np.ndarray, " n"], *, delta: float) -
         >>> from jaxop import training
         >>> training.conformal_factor(np.arange(1.0, 20.0), delta=0.1)  # n = 19, k = 18
         18.0
-        >>> training.conformal_factor(np.ones(48), delta=0.02)
+        >>> training.conformal_factor(np.ones(48), delta=0.02)  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        ValueError: scores of 48 functions are too few for delta=0.02: it needs at least 49; give more functions, or ...
+        ValueError: scores: 48 functions are too few for delta=0.02, which needs at least 49; ...
     """
     known = host_real(scores, "scores")
     delta = check_share(delta, "delta", zero=False)
     if known.ndim != 1 or np.isnan(known).any():
         raise ValueError(f"scores must be n numbers, of shape (n,), none of them NaN, got shape {known.shape}.")
-    n, share = len(known), Fraction(repr(delta))
-    k = math.ceil((n + 1) * (1 - share))
-    if k > n:
-        raise ValueError(
-            f"scores of {n} functions are too few for delta={delta}: it needs at least {fewest(delta)}; give more "
-            "functions, or a larger delta."
-        )
-    return float(np.sort(known)[k - 1])
-
-
-def fewest(delta: float) -> int:
-    """Returns the smallest number of functions that `conformal_factor` takes: ⌈1/δ − 1⌉, and at least 1."""
-    return max(1, math.ceil(1 / Fraction(repr(delta)) - 1))
-
-
-def check_share(value: object, argument: str, *, zero: bool) -> float:
-    """Returns a number between 0 and 1 as a float; 1 is excluded, and 0 unless ``zero``."""
-    share = as_number(value, argument)
-    if not (0 < share < 1 or (zero and share == 0)):
-        raise ValueError(f"{argument} must lie in {'[' if zero else '('}0, 1), such as 0.1, got {share}.")
-    return share
+    return float(np.sort(known)[conformal_rank(len(known), delta, "scores") - 1])

@@ -28,6 +28,15 @@ MODELS = configs() | {
     "image": transformers.VisionTransformerConfig(side=8, patch=4, channels=1, classes=3, **TOKENS),
     "translation": transformers.EncoderDecoderTransformerConfig(vocabulary=5, source=6, target=4, **TOKENS),
     "stepper": dynamics.StepperConfig(configs()["fno"], 1),
+    "calibrated": operators.CalibratedConfig(
+        operator=configs()["fno"],
+        spread=configs()["fno"],
+        alpha=0.1,
+        delta=0.05,
+        factor=1 / 3,
+        count=19,
+        standardized=True,
+    ),
 }
 TNO = MODELS["tno"]
 
