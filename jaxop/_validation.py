@@ -61,6 +61,14 @@ def as_number(value: object, argument: str) -> float:
     return float(value)
 
 
+def check_share(value: object, argument: str, *, zero: bool) -> float:
+    """Returns a number between 0 and 1 as a float; 1 is excluded, and 0 unless ``zero``."""
+    share = as_number(value, argument)
+    if not (0 < share < 1 or (zero and share == 0)):
+        raise ValueError(f"{argument} must lie in {'[' if zero else '('}0, 1), such as 0.1, got {share}.")
+    return share
+
+
 def divisors(number: int) -> list[int]:
     """Returns the divisors of a number up to 10000, for messages; a full search of a huge number takes hours."""
     return [d for d in range(1, min(number, 10_000) + 1) if number % d == 0]

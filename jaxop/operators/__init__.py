@@ -2,8 +2,9 @@
 
 The operators are `TransformerNeuralOperator`, `LatentNeuralOperator`, `LatentGridOperator`, `ViTNeuralOperator`,
 `FourierAttentionNeuralOperator`, `FourierNeuralOperator` and `FlowNeuralOperator`. `Standardized` makes an operator act
-in physical units. `BoundaryOperator`, `ConservativeOperator` and `EquivariantOperator` make an operator keep what is
-known: values, integrals and symmetries. `models` lists them by name, with the transformers of `jaxop.transformers`.
+in physical units, and `Calibrated` returns error bars too. `BoundaryOperator`, `ConservativeOperator` and
+`EquivariantOperator` make an operator keep what is known: values, integrals and symmetries. `models` lists them by name,
+with the transformers of `jaxop.transformers`.
 """
 
 from jaxop._config import from_dict as from_dict
@@ -17,6 +18,8 @@ from jaxop.operators.boundary import BoundaryOperatorConfig as BoundaryOperatorC
 from jaxop.operators.boundary import BoxSidesConfig as BoxSidesConfig
 from jaxop.operators.boundary import box_factor as box_factor
 from jaxop.operators.boundary import prescribe as prescribe
+from jaxop.operators.calibrated import Calibrated as Calibrated
+from jaxop.operators.calibrated import CalibratedConfig as CalibratedConfig
 from jaxop.operators.config import COORDINATES as COORDINATES
 from jaxop.operators.config import CoordinatesConfig as CoordinatesConfig
 from jaxop.operators.config import Operator as Operator

@@ -87,13 +87,17 @@ class Savable:
             True
         """
         operator, statistics = self._parts()
-        files = _contents(operator, statistics, dict(card or {}), data)
+        files = _contents(operator, statistics, self._sections() | dict(card or {}), data)
         return write_files(Path(path), files)
 
     def _parts(self) -> tuple[nnx.Module, dict[str, Array] | None]:
         """Returns the registered model, and the statistics of its data if it has any."""
         assert isinstance(self, nnx.Module)
         return self, None
+
+    def _sections(self) -> dict[str, str]:
+        """Returns what the model says of itself on the card, Markdown by title."""
+        return {}
 
 
 @dataclasses.dataclass(frozen=True)

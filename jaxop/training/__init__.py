@@ -1,6 +1,11 @@
 """Training: losses as weighted norms, one compiled step, verified checkpoints, runs that can be resumed."""
 
 from jaxop._moved import moved
+from jaxop.training.bands import band_score as band_score
+from jaxop.training.bands import band_scores as band_scores
+from jaxop.training.bands import conformal_factor as conformal_factor
+from jaxop.training.calibration import absolute_residuals as absolute_residuals
+from jaxop.training.calibration import calibrate as calibrate
 from jaxop.training.checkpoint import Checkpoints as Checkpoints
 from jaxop.training.checkpoint import DamagedCheckpointError as DamagedCheckpointError
 from jaxop.training.config import LOSSES as LOSSES
@@ -23,6 +28,7 @@ from jaxop.training.loop import fit as fit
 from jaxop.training.losses import Loss as Loss
 from jaxop.training.losses import cross_entropy as cross_entropy
 from jaxop.training.losses import cross_entropy_loss as cross_entropy_loss
+from jaxop.training.losses import pinball_loss as pinball_loss
 from jaxop.training.losses import relative_h1_loss as relative_h1_loss
 from jaxop.training.losses import relative_l2_loss as relative_l2_loss
 from jaxop.training.losses import relative_norm as relative_norm

@@ -53,7 +53,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxop._config import Json
-from jaxop._validation import accumulator, check_type
+from jaxop._validation import accumulator, check_share, check_type
 from jaxop.data import Batch, ExampleBatch
 from jaxop.data.source import batch_size
 from jaxop.domains import Domain
@@ -229,6 +229,54 @@ def cross_entropy_loss(model: Callable[..., Array], batch: ExampleBatch) -> Floa
     """
     check_type(batch, "batch", ExampleBatch, 'a data.ExampleBatch for the loss "cross_entropy"')
     return cross_entropy(model(batch.inputs), batch.labels)
+
+
+def pinball_loss(model: Callable[..., Array], batch: Batch, *, level: float) -> Float[Array, " b"]:
+    """∫_D ρ(y_i − f(u_i)) dx / |D|, ρ(r) = max(τ r, (τ − 1) r), mean over channels, for every sample of a batch.
+
+    Its minimiser is the τ-quantile of the targets given the inputs. Trained on the absolute residuals of another
+    operator (`jaxop.training.absolute_residuals`) at the level τ = 1 − α, an operator is a spread for
+    `jaxop.training.calibrate`: ``fit(..., loss=functools.partial(pinball_loss, level=0.9))``.
+
+    Args:
+        model: an operator f, called as ``model(inputs, domain, at=at, initial=initial)``.
+        batch: inputs u_i and targets y_i.
+        level: τ, 0 < τ < 1.
+
+    Returns:
+        Shape (b,), in the units of the targets; in float32 or wider. Nodes of weight 0 do not count.
+
+    Raises:
+        TypeError: if ``batch`` is not a `jaxop.data.Batch`.
+        ValueError: if ``level`` is outside (0, 1), or predictions and targets differ in shape.
+
+    Source: Koenker and Bassett, Regression quantiles, 1978.
+
+    Example:
+        >>> import functools
+        >>> import jax.numpy as jnp
+        >>> from jaxop import data, domains, training
+        >>> ones = jnp.ones((2, 9, 1))
+        >>> batch = data.Batch(ones, 2 * ones, domains.interval(9), None, None, jnp.arange(2))
+        >>> loss = functools.partial(training.pinball_loss, level=0.75)
+        >>> print(loss(lambda values, domain, **_: 3 * values, batch), loss(lambda values, domain, **_: values, batch))
+        [0.25 0.25] [0.75 0.75]
+    """
+    check_type(batch, "batch", Batch, "a data.Batch")
+    level = check_share(level, "level", zero=False)
+    predictions = model(batch.inputs, batch.domain, at=batch.at, initial=batch.initial)
+    if predictions.shape != batch.targets.shape:
+        raise ValueError(
+            f"predictions must have the shape of the targets, {batch.targets.shape}, got {predictions.shape}."
+        )
+    domain = batch.target_domain
+    dtype = accumulator(batch.targets.dtype)
+    residuals = batch.targets.astype(dtype) - predictions.astype(dtype)
+
+    def one(residual: Array, domain: Domain) -> Array:
+        return jnp.mean(domain.integrate(jnp.maximum(level * residual, (level - 1) * residual))) / domain.measure
+
+    return jax.vmap(one, in_axes=(0, 0 if domain.is_batched else None))(residuals, domain)
 
 
 def _relative_loss(model: Callable[..., Array], batch: Batch, space: str) -> Float[Array, " b"]:

@@ -31,6 +31,15 @@ MODELS = configs() | {
     "boundary": operators.BoundaryOperatorConfig(configs()["fno"]),
     "conservative": operators.ConservativeOperatorConfig(configs()["fno"], integrals=(1.0,)),
     "equivariant": operators.EquivariantOperatorConfig(configs()["tno"]),
+    "calibrated": operators.CalibratedConfig(
+        operator=configs()["fno"],
+        spread=configs()["fno"],
+        alpha=0.1,
+        delta=0.05,
+        factor=1 / 3,
+        count=19,
+        standardized=True,
+    ),
 }
 TNO = MODELS["tno"]
 
