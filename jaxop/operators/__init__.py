@@ -3,8 +3,8 @@
 The operators are `TransformerNeuralOperator`, `LatentNeuralOperator`, `LatentGridOperator`, `ViTNeuralOperator`,
 `FourierAttentionNeuralOperator`, `FourierNeuralOperator` and `FlowNeuralOperator`. `Standardized` makes an operator act
 in physical units, and `Calibrated` returns error bars too. `BoundaryOperator`, `ConservativeOperator` and
-`EquivariantOperator` make an operator keep what is known: values, integrals and symmetries. `models` lists them by name,
-with the transformers of `jaxop.transformers`.
+`EquivariantOperator` make an operator keep what is known: values, integrals and symmetries. `models` lists them by
+name, with the transformers of `jaxop.transformers`.
 """
 
 from jaxop._config import from_dict as from_dict
