@@ -168,7 +168,7 @@ def test_a_model_without_its_run_is_evaluated_on_files(models, tmp_path, capsys,
     for arguments, message in (
         ((), "give the folder of the tables by --to"),
         (("--to", tmp_path / "out"), "give the files of samples by --data"),
-        (("--to", tmp_path / "out", "--rule", "periodic"), "--rule needs --data"),
+        (("--to", tmp_path / "out", "--rule", "periodic"), "give the files of samples by --data"),
         (("--to", tmp_path / "out", "--data", tmp_path / "b.npz", "--times", "t"), "--times is for runs on traj"),
     ):
         assert message in fails("evaluate", models / "fno", *arguments)
