@@ -62,12 +62,12 @@ def test_nodes_of_weight_zero_do_not_count_and_split_nodes_count_once(alpha):
     assert score(jnp.concatenate([values, values[:9]]), split, alpha) == score(values, domain, alpha)
 
 
-@pytest.mark.parametrize("n", [64, 1000])
+@pytest.mark.parametrize("n", [60, 1000])
 def test_a_share_that_equal_weights_meet_exactly(n):
     domain = domains.monte_carlo(jnp.asarray(np.random.default_rng(0).random((n, 1)), jnp.float32))
     values = jnp.asarray(np.random.default_rng(1).permutation(n) + 1.0, jnp.float32)[:, None]
-    for alpha in (0.25, 0.1, 0.5):
-        assert score(values, domain, alpha) == n - math.floor(alpha * n)
+    for alpha in (0.1, 0.4):
+        assert score(values, domain, alpha) == n - round(alpha * n)
 
 
 def test_ties():
