@@ -85,8 +85,8 @@ def predict_at(
         raise ValueError("at is a stack of domains; give the one domain that holds the query points of all samples.")
     if at.size > nodes and any(isinstance(part, ConservativeOperator) for _, part in nnx.iter_graph(model)):
         raise ValueError(
-            f"nodes={nodes} is less than the {at.size} query points, but the outputs of a ConservativeOperator depend on "
-            f"all of them: pass nodes={at.size}, or fewer query points."
+            f"nodes={nodes} is less than the {at.size} query points, but the outputs of a ConservativeOperator depend "
+            f"on all of them: pass nodes={at.size}, or fewer query points."
         )
     queries = _Queries(samples, at, batch_size, nodes, mesh)
     graphdef, params, other = _split_for_evaluation(model, mesh)
