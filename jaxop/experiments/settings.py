@@ -16,7 +16,7 @@ from jaxop.data import RaggedSamples, Samples, Trajectories
 from jaxop.domains import Decomposed, Domain, Grid, from_nodes
 from jaxop.domains.domain import as_domain
 from jaxop.experiments.sets import AnySamples, AnySet, grid_name
-from jaxop.operators import OperatorConfig
+from jaxop.operators import ConstraintConfig, OperatorConfig
 from jaxop.training.memory import device_memory
 
 Set = TypeVar("Set", Samples, RaggedSamples, Trajectories, AnySamples)
@@ -123,7 +123,7 @@ def _domains(samples: AnySet) -> list[Domain | Decomposed]:
     return [domain, from_nodes(samples.corners, np.ones(2, samples.corners.dtype))]
 
 
-def prepared(sets: Mapping[str, Set], config: OperatorConfig) -> dict[str, Set]:
+def prepared(sets: Mapping[str, Set], config: OperatorConfig | ConstraintConfig) -> dict[str, Set]:
     """Returns the sets with the domains in the form that the operator computes with, see `OperatorConfig.prepare`.
 
     Raises:

@@ -132,7 +132,8 @@ def test_blocks_do_not_matter(x64, monkeypatch):
         np.testing.assert_allclose(machine(NEW_X, NEW_Y), expected, rtol=1e-8)
         logistic = fit("exponential", np.sign(Z), MASK, loss="logistic")
         assert float(logistic.residual) < 1e-9
-    check_derivatives(lambda z: jnp.sum(fit("exponential", z, MASK)(NEW_X, NEW_Y)), (Z,))
+    # linear in z: the differences err only by the residuals of the solver, divided by the step
+    check_derivatives(lambda z: jnp.sum(fit("exponential", z, MASK)(NEW_X, NEW_Y)), (Z,), eps=1e-3)
     solvers.solve.clear_cache()  # pyright: ignore[reportFunctionMemberAccess]
 
 

@@ -11,17 +11,17 @@ FOLDER = Path(__file__).parent
 MARKERS = {"some": [], "others": ["-m", "thorough"]}
 LONG = [
     "model_devices",
-    "domain_devices",
     "domain_training",
-    "domain_latent",
     "domain_grids",
     "explicit_meshes",
     "ragged_samples",
     "query_points",
 ]
+ROUNDING = ["domain_devices", "domain_latent"]
 FILES = [
     "eight_devices",
     *(pytest.param(name, marks=pytest.mark.thorough) for name in LONG),
+    *(pytest.param(name, marks=[pytest.mark.thorough, pytest.mark.optimized]) for name in ROUNDING),
 ]
 
 
