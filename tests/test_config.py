@@ -18,6 +18,7 @@ from jaxop._config import CHANGES, from_dict, to_dict
 
 SIZES = {"vocabulary": 11, "context": 6, "source": 4, "target": 3, "side": 8, "in_channels": 1, "out_channels": 2}
 SIZES |= {"operator": operators.CONFIGS["tno"](1, 1), "channels": 1}
+SIZES |= {"alpha": 0.1, "delta": 0.1, "factor": 2.0, "count": 19}
 BESIDE = {"momentum": {"norm": "pre"}, "schwarz": {"decoder_layers": 1}}
 """What a config must hold besides an option."""
 
@@ -53,7 +54,9 @@ def alternatives(kind):
         options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
         for option in options:
             values = []
-            if dataclasses.is_dataclass(option):
+            if option is operators.OperatorConfig:  # any operator's
+                values = [SIZES["operator"]]
+            elif dataclasses.is_dataclass(option):
                 values = list(alternatives(option))
             elif option is Path:
                 values = [Path("b.npz")]

@@ -125,7 +125,7 @@ def model_of(config: BuildableConfig) -> Model:
         _load()
     if type(config) in _MODELS:
         return _MODELS[type(config)]
-    expected = ", ".join(model.config.__name__ for model in _MODELS.values())
+    expected = ", ".join(known.__name__ for known in dict.fromkeys([*CONFIGS.values(), *_MODELS]))
     raise TypeError(f"config must be one of {expected}; got {type(config).__name__}.")
 
 

@@ -179,7 +179,7 @@ def test_messages_about_the_grid_name_the_option_of_the_command(models, trained,
     """An even grid whose nodes are given may be periodic, which only the user knows."""
     axis = np.arange(8) / 8
     write_npz(tmp_path / "u.npz", **functions(4, 8), coordinates_0=axis, coordinates_1=axis)
-    expected = "got rule='given' along axis 0"
+    expected = "got rule='samples' along axis 0"
     custom = ("train", "custom", "--data.train", tmp_path / "u.npz", "--data.operator", "fno")
     predict = ("predict", models / "fno", tmp_path / "u.npz", "--to", tmp_path / "out")
     evaluate = ("evaluate", models / "fno", "--data", tmp_path / "u.npz", "--to", tmp_path / "out")

@@ -192,7 +192,6 @@ class CountingConfig(operators.OperatorConfig):
     """Config of an operator that needs the value of the number of nodes."""
 
 
-@operators.register("counting", CountingConfig)
 class Counting(nnx.Module):
     """u ↦ u / n, with n as a number of Python."""
 
