@@ -81,11 +81,17 @@ def open_trained(path: Path, *, checkpoint: str, own: type | None = None) -> Tra
     saved = read_folder(path)
     model = load(saved)
     if not isinstance(model, Stepper | Standardized) and not isinstance(
-        getattr(model, "config", None), operators.OperatorConfig
+        getattr(model, "config", None), operators.OperatorConfig | operators.ConstraintConfig
     ):
+        calibrated = isinstance(model, operators.Calibrated)
+        remedy = (
+            "save its attribute operator and give that"
+            if calibrated
+            else "call it in Python, jaxop.from_pretrained(path)"
+        )
         raise ValueError(
             f"{path} holds a {type(model).__name__}, which is neither an operator between functions nor a stepper; "
-            "call it in Python: jaxop.from_pretrained(path)."
+            f"{remedy}."
         )
     return Trained(path, None, model, _recorded(saved), None, lambda mesh: model)
 

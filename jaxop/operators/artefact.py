@@ -108,9 +108,10 @@ def export(
     """
     config = getattr(operator, "config", None)
     if not isinstance(operator, nnx.Module) or not isinstance(config, OperatorConfig):
+        kind = type(operator if config is None else config).__name__.removesuffix("Config")
         raise TypeError(
-            f"operator must be a neural operator, see operators.CONFIGS, or a Standardized one, got "
-            f"{type(operator).__name__}; export the operator inside a stepper, or call jax.export.export yourself."
+            f"operator must be a neural operator of operators.CONFIGS, bare or in a Standardized, got {kind}; export "
+            "the operator inside a stepper or another operator, or call jax.export.export yourself."
         )
     check_type(path, "path", (str, os.PathLike), "the name of a new file that ends in .zip")
     if Path(path).suffix != ".zip":

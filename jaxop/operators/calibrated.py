@@ -121,9 +121,10 @@ class CalibratedConfig(BuildableConfig):
 class Calibrated(Savable, nnx.Module):
     """u ↦ (G(u), Q σ): a prediction and the half-width of a band around it, calibrated on functions of their own.
 
-    σ(x) = |S(u)(x)| + ε mean_D |S(u)| is the local size of the error, which a second operator S predicts, and σ = 1
-    without one. The mean over the domain keeps σ positive in the units of the data, whatever they are; ε is the
-    ``floor`` of the config. For new functions that are exchangeable with the n of the calibration,
+    σ(x) = |S(u)(x)| + ε mean_D |S(u)| is the local size of the error, which a second operator S predicts. Without one,
+    σ is the deviation of each channel in the data if G is in a `Standardized`, and otherwise 1. The mean over the
+    domain keeps σ positive in the units of the data, whatever they are; ε is the ``floor`` of the config. For new
+    functions that are exchangeable with the n of the calibration,
 
         P( |{x ∈ D : |v(x) − G(u)(x)| ≤ Q σ(x)}| ≥ (1 − α)|D| ) ≥ 1 − δ,
 
@@ -180,7 +181,7 @@ class Calibrated(Savable, nnx.Module):
 
         Raises:
             TypeError: if ``operator`` or ``spread`` is not a neural operator with a config.
-            ValueError: see `CalibratedConfig`.
+            ValueError: if both are one model; see `CalibratedConfig`.
 
         Example:
             >>> from flax import nnx
@@ -191,6 +192,8 @@ class Calibrated(Savable, nnx.Module):
             >>> operators.Calibrated.of(operator, **numbers).operator is operator
             True
         """
+        if spread is operator:
+            raise ValueError("spread must be another model than the operator, with weights of its own.")
         config = CalibratedConfig(
             operator=config_of(operator, "operator"),
             spread=None if spread is None else config_of(spread, "spread"),
@@ -214,11 +217,14 @@ class Calibrated(Savable, nnx.Module):
     ]:
         """Returns the prediction and the half-width of its band, of one shape; the arguments are the operator's.
 
-        Without S the half-width is Q everywhere. It has float32 or wider.
+        Without S the half-width is the same everywhere. It has float32 or wider.
         """
         prediction = self.operator(values, domain, at=at, initial=initial)
         if self.spread is None:
-            return prediction, jnp.full(prediction.shape, self.config.factor, accumulator(prediction.dtype))
+            width = jnp.full(prediction.shape, self.config.factor, accumulator(prediction.dtype))
+            if isinstance(self.operator, Standardized):
+                width = width * self.operator.output_std[...].astype(width.dtype)
+            return prediction, width
         spread = self.spread(values, domain, at=at, initial=initial)
         nodes = as_domain(domain if at is None else at, "domain" if at is None else "at")
         size = jnp.abs(spread.astype(accumulator(spread.dtype)))
@@ -239,11 +245,12 @@ class Calibrated(Savable, nnx.Module):
         width = "the same everywhere" if config.spread is None else "predicted by a second operator"
         on = f" on {config.nodes}" if config.nodes else ""
         statement = (
-            f"For at least {_percent(1 - config.delta)} of new functions, at least {_percent(1 - config.alpha)} of the "
-            f"domain lies within the half-width of the prediction. The half-width is {width}."
+            f"A new function lies within the half-width of the prediction on at least {_percent(1 - config.alpha)} of "
+            f"the domain with a probability of at least {_percent(1 - config.delta)}, over the draws of this function "
+            f"and of those of the calibration. The half-width is {width}."
         )
         source = (
-            f"Calibrated on {n:,} functions{on} that the model was not trained on: split conformal, alpha = "
+            f"Calibrated on {n:,} functions{on}, which must be new to the model: split conformal, alpha = "
             f"{config.alpha:g}, delta = {config.delta:g}, factor {config.factor:.4g}. Over all calibration sets of "
             f"this size, {_percent(k / (n + 1))} ± {_percent(deviation)} of new functions are covered. This is about "
             "functions of the same distribution on the same nodes."
@@ -256,7 +263,7 @@ def conformal_rank(n: int, delta: float, argument: str) -> int:
 
     δ counts as the decimal number that it prints as: in floating point, 1 − 0.9 is less than 0.1.
     """
-    share = Fraction(repr(delta))
+    share = Fraction(repr(float(delta)))
     k = math.ceil((n + 1) * (1 - share))
     if k > n:
         least = max(1, math.ceil(1 / share - 1))
@@ -280,9 +287,10 @@ def config_of(operator: object, argument: str) -> OperatorConfig:
     """Returns the config of a neural operator, also of a `Standardized` one; raises ``TypeError`` for other models."""
     config = getattr(operator, "config", None)
     if not isinstance(operator, nnx.Module) or not isinstance(config, OperatorConfig):
+        kind = type(operator if config is None else config).__name__.removesuffix("Config")
         raise TypeError(
-            f"{argument} must be a neural operator with a config, such as operators.build(config, rngs=rngs) or a "
-            f"Standardized one, got {type(operator).__name__}."
+            f"{argument} must be a neural operator with a config of operators.CONFIGS, bare or in a Standardized, got "
+            f"{kind}; pass the operator inside of another one."
         )
     return config
 

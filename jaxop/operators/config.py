@@ -160,6 +160,8 @@ class OperatorConfig(ModelConfig):
         See `jaxop.operators.export`, which makes one program for any number of nodes. An operator of your own is
         accepted here, and may still be refused when it is traced.
         """
+        if getattr(self, "coordinates", None) == "periodic":
+            raise self._needs_known_nodes("the period of coordinates='periodic'")
 
     @property
     def _operator(self) -> str:

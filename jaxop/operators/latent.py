@@ -102,6 +102,7 @@ class LatentNeuralOperatorConfig(LayersConfig, CoordinatesConfig):
 
     def check_any_nodes(self) -> None:
         """Raises ``NotImplementedError`` if a choice needs to know the nodes when it is compiled."""
+        super().check_any_nodes()
         if self.local is not None:
             raise self._needs_known_nodes("the local integral")
         if self.attention.implementation not in (None, "dense"):

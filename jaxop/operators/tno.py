@@ -90,6 +90,7 @@ class TransformerNeuralOperatorConfig(EncoderConfig, CoordinatesConfig):
 
     def check_any_nodes(self) -> None:
         """Raises ``NotImplementedError`` if a choice needs to know the nodes when it is compiled."""
+        super().check_any_nodes()
         if self.schwarz is not None:
             raise self._needs_known_nodes("schwarz attention")
         if self.attention.implementation not in (None, "dense"):

@@ -44,7 +44,7 @@ def calibrate(
     """Returns u ↦ (G(u), Q σ), with Q the ⌈(n + 1)(1 − δ)⌉-th smallest of the scores of n functions.
 
     The score of a function is the (1 − α)-quantile of |v − G(u)|/σ over its domain (`band_score`), and σ the local size
-    of the error that ``spread`` predicts (`jaxop.operators.Calibrated`), or 1. For new functions of the same
+    of the error (`jaxop.operators.Calibrated`). For new functions of the same
     distribution, at least 1 − α of the domain lies inside the band with probability at least 1 − δ, and at most
     1 − δ + 1/(n + 1) if scores do not tie. Neither G nor σ need be good; better ones make narrower bands.
 
@@ -58,11 +58,12 @@ def calibrate(
         alpha: α, the share of the domain that may be outside, 0 ≤ α < 1. With 0 the whole function is inside.
         delta: δ, the share of functions that may be outside, 0 < δ < 1.
         spread: a second operator, which maps the inputs to the local size of the error in the units of the output;
-            `absolute_residuals` and `pinball_loss` train one. None makes bands of one width.
+            `absolute_residuals` and `pinball_loss` train one. None makes bands of one width per channel.
         floor: smallest σ relative to its mean over the domain; keep some where the spread may be wrong.
-        trained_on: sets of samples that ``model`` or ``spread`` were trained on, and runs (`load_run`). None of
-            ``samples`` may be in one of these sets. A run has recorded only the checksum of its whole training set, so
-            that a part of it is noticed only if the set itself is given.
+        trained_on: sets of samples that ``model`` or ``spread`` were trained on, and runs (`load_run`). No input
+            function of ``samples`` may be in one of these sets, whatever its target. A run has recorded only the
+            checksum of its whole training set: a part of it, or the set with other targets, such as residuals, is
+            noticed only if the set itself is given.
         batch_size: samples per call, see `evaluate`.
 
     Returns:
@@ -229,7 +230,7 @@ def _check_new(samples: DataSource, described: dict, trained_on: Known | Sequenc
 
 
 def _digests(given: object, argument: str) -> Iterator[bytes]:
-    """Yields a hash of each pair of functions, of its values in float32 on its own nodes."""
+    """Yields a hash of each input function, of its values in float32 on its own nodes; targets may be residuals."""
     check_type(given, argument, (Samples, RaggedSamples), "data.Samples or data.RaggedSamples")
     samples = cast(Samples | RaggedSamples, given)
 
@@ -243,9 +244,9 @@ def _digests(given: object, argument: str) -> Iterator[bytes]:
     if isinstance(samples, RaggedSamples):
         for i in range(len(samples)):
             one = samples.sample(i)
-            yield digest(one.inputs, one.targets, one.initial)
+            yield digest(one.inputs, one.initial)
         return
-    sources = (samples.inputs, samples.targets, samples.initial)
+    sources = (samples.inputs, samples.initial)
     for rows in row_slices(len(samples), max(math.prod(s.shape[1:]) for s in sources if s is not None)):
         arrays = [None if source is None else np.asarray(source[rows]) for source in sources]
         for i in range(rows.stop - rows.start):

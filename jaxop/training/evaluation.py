@@ -17,6 +17,7 @@ from jaxop.data import Batch, DataSource, ExampleBatch, Examples, Group, RaggedS
 from jaxop.data.groups import groups_of, has_groups
 from jaxop.data.source import check_batch, check_source
 from jaxop.domains import SPACES, Domain
+from jaxop.operators import Calibrated
 from jaxop.training.losses import Loss, apply_loss, cross_entropy, relative_norms
 from jaxop.training.mesh import (
     check_divides,
@@ -32,6 +33,12 @@ from jaxop.training.optimizer import Tree
 from jaxop.training.processes import on_host
 from jaxop.training.shards import divide
 from jaxop.training.state import split_model
+
+
+def check_returns_functions(model: nnx.Module) -> None:
+    """Raises ``TypeError`` if the model returns pairs of functions."""
+    if isinstance(model, Calibrated):
+        raise TypeError("model is a Calibrated, which returns error bars too; pass model.operator.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +108,7 @@ def _evaluate(
     model: nnx.Module, samples: Samples | DataSource, batch_size: int, argument: str, mesh: Mesh | None
 ) -> Errors:
     _check_samples(samples, "evaluate")
+    check_returns_functions(model)
     graphdef, params, other = _split_for_evaluation(model, mesh)
     spaces: tuple[str, ...] = ()
     items, columns = [], []
@@ -252,6 +260,7 @@ def predict(
         (5, 9, 1)
     """
     _check_samples(samples, "predict")
+    check_returns_functions(model)
     mesh = check_mesh(mesh)
     graphdef, params, other = _split_for_evaluation(model, mesh)
     items, outputs = [], []

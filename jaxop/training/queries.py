@@ -13,8 +13,14 @@ from jaxop.data import Batch, DataSource, RaggedSamples, Samples
 from jaxop.data.groups import has_groups
 from jaxop.domains import Domain, PointCloud
 from jaxop.domains.domain import as_domain
-from jaxop.operators import ConservativeOperator
-from jaxop.training.evaluation import _check_batch, _check_samples, _outputs, _split_for_evaluation
+from jaxop.operators import ConservativeOperator, EquivariantOperator
+from jaxop.training.evaluation import (
+    _check_batch,
+    _check_samples,
+    _outputs,
+    _split_for_evaluation,
+    check_returns_functions,
+)
 from jaxop.training.mesh import check_divides, check_mesh, distribute, own_indices
 from jaxop.training.nodes import node_shares
 from jaxop.training.processes import on_host
@@ -53,7 +59,7 @@ def predict_at(
     Raises:
         TypeError: if ``at`` is not a domain.
         ValueError: if ``at`` is a stack or has another dimension, has more points than ``nodes`` and the model is a
-            `jaxop.operators.ConservativeOperator`, or for the reasons of `training.predict`.
+            `jaxop.operators.ConservativeOperator` or ``EquivariantOperator``, or for the reasons of `training.predict`.
         NotImplementedError: if the operator gives outputs on the nodes of its input only.
 
     Cost: one call for every ``nodes`` query points of a sample; each encodes the input function again. Memory of the
@@ -76,6 +82,7 @@ def predict_at(
         1 40 (1, 10, 1)
     """
     _check_samples(samples, "predict_at")
+    check_returns_functions(model)
     check_size(nodes, "nodes")
     check_size(batch_size, "batch_size")
     mesh = check_mesh(mesh)
@@ -83,10 +90,12 @@ def predict_at(
     at = as_domain(at, "at")
     if at.is_batched:
         raise ValueError("at is a stack of domains; give the one domain that holds the query points of all samples.")
-    if at.size > nodes and any(isinstance(part, ConservativeOperator) for _, part in nnx.iter_graph(model)):
+    if at.size > nodes and any(
+        isinstance(part, ConservativeOperator | EquivariantOperator) for _, part in nnx.iter_graph(model)
+    ):
         raise ValueError(
-            f"nodes={nodes} is less than the {at.size} query points, but the outputs of a ConservativeOperator depend "
-            f"on all of them: pass nodes={at.size}, or fewer query points."
+            f"nodes={nodes} is less than the {at.size} query points, but the outputs of a ConservativeOperator or "
+            f"EquivariantOperator depend on all of them: give fewer query points, or in Python nodes={at.size}."
         )
     queries = _Queries(samples, at, batch_size, nodes, mesh)
     graphdef, params, other = _split_for_evaluation(model, mesh)

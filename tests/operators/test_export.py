@@ -170,6 +170,8 @@ CHUNKED = dataclasses.replace(CONFIGS["tno"], attention=nn.IntegralAttentionConf
 SCHWARZ = dataclasses.replace(CONFIGS["tno"], schwarz=nn.SchwarzAttentionConfig(subdomains=2))
 LOCAL = dataclasses.replace(CONFIGS["latent"], local=nn.LocalAverageConfig(radius=0.1))
 
+PERIODIC = {name: dataclasses.replace(CONFIGS[name], coordinates="periodic") for name in ("tno", "fno")}
+
 
 @pytest.mark.parametrize(
     ("config", "what"),
@@ -179,6 +181,8 @@ LOCAL = dataclasses.replace(CONFIGS["latent"], local=nn.LocalAverageConfig(radiu
         (CHUNKED, "'chunked' of attention of a TransformerNeuralOperator .* 'dense' takes any number of nodes"),
         (SCHWARZ, "schwarz attention of a TransformerNeuralOperator"),
         (LOCAL, "the local integral of a LatentNeuralOperator"),
+        (PERIODIC["tno"], "coordinates='periodic' of a TransformerNeuralOperator"),
+        (PERIODIC["fno"], "coordinates='periodic' of a FourierNeuralOperator"),
     ],
 )
 def test_nodes_that_must_be_known_are_refused_with_the_reason(config, what, tmp_path):

@@ -76,6 +76,8 @@ def by_hand(model, spread, samples, alpha, floor=0.01):
         if spread is not None:
             size = np.abs(np.asarray(outputs(spread, *arguments), np.float64))
             error = error / (size + floor * weights @ size / weights.sum())
+        else:
+            error = error / np.asarray(model.output_std[...], np.float64)
         ratios = error.max(axis=1)
         found.append(min(q for q in ratios if weights[ratios > q].sum() <= alpha * weights.sum()))
     return np.sort(found)
@@ -103,7 +105,7 @@ def test_the_factor_is_that_of_the_scores_by_hand(name):
     arguments = jnp.asarray(one.inputs), one.domain, one.at
     prediction, half_width = outputs(calibrated, *arguments)
     np.testing.assert_allclose(prediction, outputs(model, *arguments), rtol=1e-5, atol=1e-6)
-    sigma = np.ones_like(prediction)
+    sigma = np.broadcast_to([0.5, 2.0], prediction.shape)  # the deviations of the channels
     if has_spread:
         size, weights = np.abs(outputs(spread, *arguments)), np.asarray(one.target_domain.weights)
         sigma = size + 0.01 * weights @ size / weights.sum()
@@ -132,7 +134,7 @@ def test_a_folder_brings_it_back_bit_for_bit(tmp_path):
     assert (recorded["alpha"], recorded["delta"], recorded["count"]) == (0.1, 0.05, 19)
     assert recorded["factor"] == model.config.factor
     card = (path / "card.md").read_text()
-    for part in ("## Error bars", "at least 95 % of new functions", "at least 90 % of the domain", "4 × 4", "## Data"):
+    for part in ("## Error bars", "a probability of at least 95 %", "at least 90 % of the domain", "4 × 4", "## Data"):
         assert part in card
     (path / "config.json").write_text((path / "config.json").read_text().replace('"alpha": 0.1', '"alpha": 0.2'))
     with pytest.raises(ValueError, match=r"config.json was changed"):
@@ -152,6 +154,20 @@ def test_functions_that_were_trained_on_are_refused():
     with pytest.raises(ValueError, match="5 of 5 are in trained_on"):
         training.calibrate(build(TNO), ragged(), trained_on=ragged(), **LEVELS)
     assert training.calibrate(model, new, trained_on=old, **LEVELS).config.count == 9
+    residuals = training.absolute_residuals(model, old)  # what a spread was trained on
+    with pytest.raises(ValueError, match="9 of 9 are in trained_on"):
+        training.calibrate(model, old, trained_on=residuals, **LEVELS)
+
+
+def test_pairs_of_outputs_are_no_predictions():
+    model, samples = training.calibrate(build(FNO), on_grid(), **LEVELS), on_grid(2)
+    for function in (training.predict, training.evaluate, training.absolute_residuals):
+        with pytest.raises(TypeError, match=r"model is a Calibrated.*pass model\.operator"):
+            function(model, samples)
+    with pytest.raises(TypeError, match=r"model is a Calibrated.*pass model\.operator"):
+        training.predict_at(model, samples, domains.box((3, 3)))
+    with pytest.raises(ValueError, match="spread must be another model"):
+        training.calibrate(model.operator, on_grid(), spread=model.operator, **LEVELS)
 
 
 def test_the_training_set_of_a_run_is_refused(tmp_path):
