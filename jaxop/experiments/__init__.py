@@ -3,7 +3,6 @@
 They need the packages of the extra ``scripts``: ``pip install 'jaxop[scripts]'``.
 """
 
-from jaxop.experiments.artefact import export_program as export_program
 from jaxop.experiments.cluster import ClusterConfig as ClusterConfig
 from jaxop.experiments.evaluation import Evaluation as Evaluation
 from jaxop.experiments.evaluation import evaluate as evaluate
@@ -21,6 +20,7 @@ from jaxop.experiments.experiment import Recipe as Recipe
 from jaxop.experiments.experiment import load_recipe as load_recipe
 from jaxop.experiments.experiment import ready_made as ready_made
 from jaxop.experiments.export import export_model as export_model
+from jaxop.experiments.export import export_program as export_program
 from jaxop.experiments.plots import plot_errors as plot_errors
 from jaxop.experiments.plots import plot_learning_curves as plot_learning_curves
 from jaxop.experiments.plots import plot_on_domains as plot_on_domains

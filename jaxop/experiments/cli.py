@@ -25,10 +25,9 @@ import jaxop
 from jaxop import operators, training
 from jaxop._validation import check_name
 from jaxop.experiments import terminal
-from jaxop.experiments.artefact import export_program
 from jaxop.experiments.evaluation import evaluate
 from jaxop.experiments.experiment import first_line, load_recipe, ready_made
-from jaxop.experiments.export import export_model
+from jaxop.experiments.export import export_model, export_program
 from jaxop.experiments.plan import plan, without_accelerator, write_json
 from jaxop.experiments.prediction import predict
 from jaxop.experiments.run import train
@@ -185,7 +184,9 @@ def _export(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--domain", type=Path, help="a file of input functions on the nodes, if these are not symbolic")
     parser.add_argument("--inputs", help="name of the input functions in this file (default: that of the training)")
-    parser.add_argument("--checkpoint", help="of a run: best, last, or the number of a step (default: best)")
+    parser.add_argument(
+        "--checkpoint", default="best", help="of a run: best, last, or the number of a step (default: best)"
+    )
     given = parser.parse_args(arguments)
     path = export_program(
         given.model,

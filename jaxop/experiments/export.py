@@ -1,13 +1,18 @@
-"""The model of a run as a folder that others load without the run."""
+"""Trained models for others: a folder that is loaded without the run, and a program that JAX alone runs."""
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxop import training
+from jaxop import operators, training
 from jaxop._files import read_json
+from jaxop.data import Samples
+from jaxop.domains import Decomposed, Domain
+from jaxop.experiments.problems import FileData
+from jaxop.experiments.trained import open_trained
 
 
 def export_model(run: str | os.PathLike[str], to: str | os.PathLike[str], *, checkpoint: int | str = "best") -> Path:
@@ -35,6 +40,60 @@ def export_model(run: str | os.PathLike[str], to: str | os.PathLike[str], *, che
     is_known = {"problem", "data"} <= loaded.config.keys()
     data = {name: _without_folders(loaded.config[name]) for name in ("problem", "data")} if is_known else None
     return loaded.model(checkpoint=step).save(to, card=card_of(loaded, step), data=data)
+
+
+def export_program(
+    model: str | os.PathLike[str],
+    to: str | os.PathLike[str],
+    *,
+    symbolic: Sequence[str] = operators.SYMBOLIC,
+    platforms: Sequence[str] = operators.PLATFORMS,
+    domain: str | os.PathLike[str] | None = None,
+    inputs: str | None = None,
+    checkpoint: int | str = "best",
+) -> Path:
+    """Writes the operator of a run or of a saved folder by `jaxop.operators.export`.
+
+    Args:
+        model: a run directory, or a folder or ``.zip`` file that ``operator.save`` or `export_model` wrote.
+        to: a new file that ends in ``.zip``.
+        symbolic: see `jaxop.operators.export`.
+        platforms: see `jaxop.operators.export`.
+        domain: a file of input functions, as ``jaxop predict`` takes it, on the nodes that are part of the program, if
+            they are not symbolic. Nodes of targets in the file become those of the output.
+        inputs: name of the input functions in this file; None means their name in the training file.
+        checkpoint: "best", "last" or the number of a step of a run.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        FileNotFoundError: if a path or the checkpoint does not exist.
+        ValueError: if a checkpoint of a folder is asked for, the functions of the file do not share their nodes, the
+            folder holds no operator, or for the reasons of `jaxop.operators.export`.
+        TypeError: if the model is not an operator between functions, but a stepper, for example.
+        NotImplementedError: if the nodes of this operator cannot be symbolic.
+        FileExistsError: if something is at ``to`` already.
+        ImportError: if safetensors or flatbuffers is not installed.
+    """
+    trained = open_trained(Path(model), checkpoint=str(checkpoint))
+    known: dict[str, Any] = {}
+    if domain is not None:
+        reader = trained.problem if isinstance(trained.problem, FileData) else FileData(Path("samples.npz"))
+        known = dict(zip(("domain", "at"), _nodes(Path(domain), reader, inputs), strict=True))
+    return operators.export(trained.restore(None), to, symbolic=symbolic, platforms=platforms, **known)
+
+
+def _nodes(path: Path, problem: FileData, inputs: str | None) -> tuple[Domain | Decomposed, Domain | Decomposed | None]:
+    """Returns the nodes of the functions in a file, and those of the targets if they are others."""
+    problem = problem if inputs is None else dataclasses.replace(problem, inputs=inputs)
+    samples = problem.of_inputs(path)
+    if not isinstance(samples, Samples) or samples.domain.is_batched:
+        raise ValueError(
+            f"--domain {path}: every function there has its own nodes; give a file whose functions share them, or make "
+            "the nodes symbolic: --symbolic batch nodes."
+        )
+    return samples.domain, samples.at
 
 
 def card_of(run: training.Run, step: int) -> dict[str, str]:

@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 import itertools
 import math
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -249,8 +248,7 @@ def _results(folder: Path, singles: Sequence[Path], sets: Sequence[Path], at: Pa
 
 
 def _inputs(problem: FileData, path: Path | Sequence[Path]) -> AnySamples:
-    with warnings.catch_warnings(), as_options(("inputs", "rule")):
-        warnings.filterwarnings("ignore", message=".*nothing reads")  # such as targets
+    with as_options(("inputs", "rule")):
         return problem.of_inputs(path)
 
 

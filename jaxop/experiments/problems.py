@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -266,7 +267,9 @@ class FileData:
 
     def of_inputs(self, path: Path | Sequence[Path]) -> AnySamples:
         """Returns the input functions of files that need not have targets; their values mean nothing."""
-        return read_inputs(path, inputs=self.inputs, **self._options())
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*nothing reads")  # such as targets
+            return read_inputs(path, inputs=self.inputs, **self._options())
 
     def _read(self, path: Path) -> AnySamples:
         return data.read(path, inputs=self.inputs, targets=self.targets, **self._options())

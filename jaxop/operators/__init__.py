@@ -10,9 +10,6 @@ name, with the transformers of `jaxop.transformers`.
 from jaxop._config import from_dict as from_dict
 from jaxop._config import to_dict as to_dict
 from jaxop._moved import moved
-from jaxop.operators.artefact import PLATFORMS as PLATFORMS
-from jaxop.operators.artefact import SYMBOLIC as SYMBOLIC
-from jaxop.operators.artefact import export as export
 from jaxop.operators.boundary import BoundaryOperator as BoundaryOperator
 from jaxop.operators.boundary import BoundaryOperatorConfig as BoundaryOperatorConfig
 from jaxop.operators.boundary import BoxSidesConfig as BoxSidesConfig
@@ -47,6 +44,9 @@ from jaxop.operators.latent import LatentNeuralOperatorConfig as LatentNeuralOpe
 from jaxop.operators.latent_grid import LatentGridOperator as LatentGridOperator
 from jaxop.operators.latent_grid import LatentGridOperatorConfig as LatentGridOperatorConfig
 from jaxop.operators.pretrained import from_pretrained as from_pretrained
+from jaxop.operators.program import PLATFORMS as PLATFORMS
+from jaxop.operators.program import SYMBOLIC as SYMBOLIC
+from jaxop.operators.program import export as export
 from jaxop.operators.registry import CONFIGS as CONFIGS
 from jaxop.operators.registry import Model as Model
 from jaxop.operators.registry import build as build

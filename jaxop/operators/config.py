@@ -160,8 +160,6 @@ class OperatorConfig(ModelConfig):
         See `jaxop.operators.export`, which makes one program for any number of nodes. An operator of your own is
         accepted here, and may still be refused when it is traced.
         """
-        if getattr(self, "coordinates", None) == "periodic":
-            raise self._needs_known_nodes("the period of coordinates='periodic'")
 
     @property
     def _operator(self) -> str:
@@ -173,6 +171,12 @@ class OperatorConfig(ModelConfig):
             f"{what} of a {self._operator} needs all nodes of a function on one device: use {remedy}, or the mesh axis "
             "'data' alone."
         )
+
+    def _check_takes_any_nodes(self, implementation: str | None) -> None:
+        """Raises ``NotImplementedError`` unless this implementation of attention takes any number of nodes."""
+        if implementation not in (None, "dense"):
+            what = f"the implementation {implementation!r} of attention"
+            raise self._needs_known_nodes(what, ", and 'dense' takes any number of nodes")
 
     def _needs_known_nodes(self, what: str, remedy: str = "") -> NotImplementedError:
         """Returns the error for a choice with which one program cannot take any number of nodes."""
@@ -219,6 +223,11 @@ class CoordinatesConfig(OperatorConfig):
                 f"decoder_layers={decoder_layers} need coordinates, from which they start, but coordinates is 'none'; "
                 "give coordinates='points' or 'periodic', or decoder_layers=0."
             )
+
+    def check_any_nodes(self) -> None:
+        """Raises ``NotImplementedError`` if a choice needs to know the nodes when it is compiled."""
+        if self.coordinates == "periodic":
+            raise self._needs_known_nodes("the period of coordinates='periodic'")
 
     def _check_coordinates_are_shared(self) -> None:
         """Raises ``NotImplementedError`` if the nodes of one device do not tell the coordinates."""

@@ -105,9 +105,7 @@ class LatentNeuralOperatorConfig(LayersConfig, CoordinatesConfig):
         super().check_any_nodes()
         if self.local is not None:
             raise self._needs_known_nodes("the local integral")
-        if self.attention.implementation not in (None, "dense"):
-            what = f"the implementation {self.attention.implementation!r} of attention"
-            raise self._needs_known_nodes(what, ", and 'dense' takes any number of nodes")
+        self._check_takes_any_nodes(self.attention.implementation)
 
     @classmethod
     def flare(

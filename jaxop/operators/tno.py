@@ -93,9 +93,7 @@ class TransformerNeuralOperatorConfig(EncoderConfig, CoordinatesConfig):
         super().check_any_nodes()
         if self.schwarz is not None:
             raise self._needs_known_nodes("schwarz attention")
-        if self.attention.implementation not in (None, "dense"):
-            what = f"the implementation {self.attention.implementation!r} of attention"
-            raise self._needs_known_nodes(what, ", and 'dense' takes any number of nodes")
+        self._check_takes_any_nodes(self.attention.implementation)
 
     def _check_schwarz(self, schwarz: SchwarzAttentionConfig) -> None:
         if not isinstance(schwarz, SchwarzAttentionConfig):

@@ -20,10 +20,9 @@ from jaxop.domains import Grid
 from jaxop.operators import Calibrated
 from jaxop.operators.calibrated import config_of, conformal_rank
 from jaxop.training.bands import band_scores, conformal_factor
-from jaxop.training.evaluation import _batches, _check_batch, _check_samples, _in_order, _split_for_evaluation, predict
+from jaxop.training.evaluation import _check_batch, _check_samples, _split_for_evaluation, by_sample, predict
 from jaxop.training.identity import describe_source
 from jaxop.training.optimizer import Tree
-from jaxop.training.processes import on_host
 from jaxop.training.run import Run
 
 Known = Samples | RaggedSamples | RandomNodes | Run
@@ -122,12 +121,12 @@ def calibrate(
     described = describe_source(samples)
     _check_new(samples, described, trained_on)
     graphdef, params, other = _split_for_evaluation(unit, None)
-    items, columns = [], []
-    for index, batch in _batches(samples, batch_size, "samples", None):
+
+    def scored(batch: Batch) -> tuple[Array]:
         _check_batch(batch, samples, "calibrate")
-        items.append(index)
-        columns.append((_scores(graphdef, alpha, params, other, batch),))
-    (scores,) = _in_order(items, on_host(columns))
+        return (_scores(graphdef, alpha, params, other, batch),)
+
+    (scores,) = by_sample(scored, samples, batch_size, "samples", None)
     factor = conformal_factor(scores, delta=delta)
     if not math.isfinite(factor):
         first = int(np.flatnonzero(~np.isfinite(scores))[0])

@@ -111,13 +111,14 @@ def _evaluate(
     check_returns_functions(model)
     graphdef, params, other = _split_for_evaluation(model, mesh)
     spaces: tuple[str, ...] = ()
-    items, columns = [], []
-    for index, batch in _batches(samples, batch_size, argument, mesh):
+
+    def errors(batch: Batch) -> tuple[Array, ...]:
+        nonlocal spaces
         _check_batch(batch, samples, "evaluate")
         spaces = spaces or _spaces(batch.target_domain)
-        items.append(index)
-        columns.append(_errors(graphdef, spaces, mesh, params, other, batch))
-    l2, *h1 = _in_order(items, on_host(columns))
+        return _errors(graphdef, spaces, mesh, params, other, batch)
+
+    l2, *h1 = by_sample(errors, samples, batch_size, argument, mesh)
     return Errors(l2, h1[0] if h1 else None)
 
 
@@ -180,12 +181,12 @@ def _score(
     if isinstance(examples, Examples):
         check_classes(model, examples)
     graphdef, params, other = _split_for_evaluation(model, mesh)
-    items, columns = [], []
-    for index, batch in _batches(examples, batch_size, argument, mesh):
+
+    def scores(batch: ExampleBatch) -> tuple[Array, ...]:
         check_type(batch, f"{argument}[indices]", ExampleBatch, "a data.ExampleBatch")
-        items.append(index)
-        columns.append(_scores(graphdef, mesh, params, other, batch))
-    return Scores(*_in_order(items, on_host(columns)))
+        return _scores(graphdef, mesh, params, other, batch)
+
+    return Scores(*by_sample(scores, examples, batch_size, argument, mesh))
 
 
 def check_classes(model: nnx.Module, examples: Examples) -> None:
@@ -388,6 +389,17 @@ def _batches_of(group: Group, batch_size: int, argument: str, mesh: Mesh | None)
     for start in range(0, count, size):
         batch = _batch(source, np.minimum(np.arange(start, start + size), count - 1), argument, mesh)
         yield group.indices[start : start + size], batch
+
+
+def by_sample(
+    compute: Callable[..., tuple[Array, ...]], samples: DataSource, batch_size: int, argument: str, mesh: Mesh | None
+) -> list[np.ndarray]:
+    """Returns what a function of a batch computes for each sample, in the order of the samples, in host memory."""
+    items, columns = [], []
+    for index, batch in _batches(samples, batch_size, argument, mesh):
+        items.append(index)
+        columns.append(compute(batch))
+    return _in_order(items, on_host(columns))
 
 
 def _in_order(items: list[np.ndarray], batches: list[tuple[np.ndarray, ...]]) -> list[np.ndarray]:

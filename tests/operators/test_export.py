@@ -43,7 +43,7 @@ for path in sys.argv[1:]:
 
 
 def model_of(name):
-    """An operator with statistics far from 0 and 1, so that an artefact in other units is found out."""
+    """An operator with statistics far from 0 and 1, so that a program in other units is found out."""
     config = CONFIGS[name]
     zeros = {"initial_mean": [0.0] * 3} if getattr(config, "initial_channels", 0) else {}
     model = operators.Standardized(

@@ -37,7 +37,7 @@ def read_nodes(path: str | os.PathLike[str]) -> Domain:
         ImportError: if the format needs a package that is not installed.
         ValueError: if the suffix is unknown, the file does not hold the nodes of one domain, or it is damaged.
 
-    Cost: O(n log n), because nodes must differ.
+    Cost: one reading of the nodes, and what their domain computes, such as the weights of a mesh.
     """
     path = Path(path)
     suffix = path.suffix.lower()
