@@ -8,14 +8,19 @@ from flax import nnx
 from jaxop import data, domains, operators, training
 from tests.data.ragged_cases import pairs
 
-pytestmark = pytest.mark.thorough
-
 
 def mesh(**sizes):
     return training.MeshConfig(**sizes).make(8)
 
 
-@pytest.mark.parametrize("sizes", [{"data": 8}, {"data": 4, "model": 2}, {"data": 4, "domain": 2}], ids=str)
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"data": 4, "domain": 2},
+        *(pytest.param(sizes, marks=pytest.mark.thorough) for sizes in ({"data": 8}, {"data": 4, "model": 2})),
+    ],
+    ids=str,
+)
 def test_devices_share_samples_or_query_points(sizes):
     assert jax.device_count() == 8
     config = operators.LatentNeuralOperatorConfig(2, 2, 2, width=8, heads=2, layers=1, decoder_layers=1)
