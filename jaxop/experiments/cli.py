@@ -9,7 +9,7 @@
     jaxop export-model RUN    the trained operator as a folder that others load
     jaxop export MODEL        the trained operator as a program that JAX alone runs
     jaxop plan NAME           memory, messages and time of a step on devices that you need not have
-    jaxop list                experiments and operators
+    jaxop list                experiments, operators and trained models
 
 Every command explains its options with --help. With --traceback an error shows its origin.
 """
@@ -31,6 +31,7 @@ from jaxop.experiments.export import export_model, export_program
 from jaxop.experiments.plan import plan, without_accelerator, write_json
 from jaxop.experiments.prediction import predict
 from jaxop.experiments.run import train
+from jaxop.operators.folder import ABOUT, CITATION, LICENCE
 
 _TRAIN = """Trains an operator and evaluates it on other grids.
 
@@ -95,7 +96,7 @@ _EXPORT = """Writes the trained operator of a run as a folder, or as one file th
 what it was trained on and how well it does.
 
     jaxop export-model runs/mine --to models/mine
-    jaxop export-model runs/mine --to mine.zip --checkpoint last
+    jaxop export-model runs/mine --to mine.zip --checkpoint last --about "Heat on a plate." --licence CC-BY-4.0
 
 In Python, jaxop.from_pretrained("models/mine") loads it, without the run and its data."""
 
@@ -164,8 +165,12 @@ def _export_model(arguments: Sequence[str]) -> None:
     parser.add_argument("run", metavar="RUN", type=Path, help="the run directory")
     parser.add_argument("--to", type=Path, required=True, help="a new folder, or a new file that ends in .zip")
     parser.add_argument("--checkpoint", default="best", help="best, last, or the number of a step (default: best)")
+    titles = {"about": ABOUT, "licence": LICENCE, "cite": CITATION}
+    for option, title in titles.items():
+        parser.add_argument(f"--{option}", metavar="TEXT", help=f'the card\'s section "{title}"')
     given = parser.parse_args(arguments)
-    path = export_model(given.run, given.to, checkpoint=given.checkpoint)
+    card = {title: text for option, title in titles.items() if (text := getattr(given, option)) is not None}
+    path = export_model(given.run, given.to, checkpoint=given.checkpoint, card=card)
     sys.stdout.write(f"model: {path}\n")
 
 
@@ -222,9 +227,10 @@ def _plan(arguments: Sequence[str]) -> None:
 
 
 def _list(arguments: Sequence[str]) -> None:
-    _parser("jaxop list", "Lists experiments and operators.").parse_args(arguments)
+    _parser("jaxop list", "Lists experiments, operators and trained models.").parse_args(arguments)
     about = {name: first_line(sys.modules[kind.__module__].__doc__) for name, kind in operators.CONFIGS.items()}
-    sys.stdout.write(f"{_listing('experiments', ready_made())}\n\n{_listing('operators', about)}\n")
+    known = {"experiments": ready_made(), "operators": about, "models": operators.ready_models()}
+    sys.stdout.write("\n\n".join(_listing(title, texts) for title, texts in known.items()) + "\n")
 
 
 _COMMANDS = {

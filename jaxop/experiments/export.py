@@ -13,9 +13,16 @@ from jaxop.data import Samples
 from jaxop.domains import Decomposed, Domain
 from jaxop.experiments.problems import FileData
 from jaxop.experiments.trained import open_trained
+from jaxop.operators.folder import ABOUT
 
 
-def export_model(run: str | os.PathLike[str], to: str | os.PathLike[str], *, checkpoint: int | str = "best") -> Path:
+def export_model(
+    run: str | os.PathLike[str],
+    to: str | os.PathLike[str],
+    *,
+    checkpoint: int | str = "best",
+    card: Mapping[str, str] | None = None,
+) -> Path:
     """Writes the trained operator of a run as a folder or zip file, with a card; `jaxop.from_pretrained` loads it.
 
     The card says what the run recorded: the data with their checksums, the settings of the training, and the errors of
@@ -25,6 +32,8 @@ def export_model(run: str | os.PathLike[str], to: str | os.PathLike[str], *, che
         run: the run directory.
         to: a new folder, or a new file that ends in ``.zip``.
         checkpoint: "best", "last" or the number of a step.
+        card: further sections of the card, Markdown by title. "What it does" comes first; "Licence" and "How to cite"
+            replace what the card says otherwise.
 
     Returns:
         The path of the folder or file.
@@ -39,7 +48,9 @@ def export_model(run: str | os.PathLike[str], to: str | os.PathLike[str], *, che
     step = loaded.step(checkpoint)
     is_known = {"problem", "data"} <= loaded.config.keys()
     data = {name: _without_folders(loaded.config[name]) for name in ("problem", "data")} if is_known else None
-    return loaded.model(checkpoint=step).save(to, card=card_of(loaded, step), data=data)
+    given = dict(card or {})
+    about = {ABOUT: given.pop(ABOUT)} if ABOUT in given else {}
+    return loaded.model(checkpoint=step).save(to, card=about | card_of(loaded, step) | given, data=data)
 
 
 def export_program(

@@ -12,7 +12,7 @@ from jaxop.dynamics import Stepper
 from jaxop.experiments.problems import PROBLEMS
 from jaxop.experiments.record import recorded_problem
 from jaxop.experiments.sets import AnyProblem
-from jaxop.operators.folder import DATA, Saved, is_folder, read_folder
+from jaxop.operators.folder import DATA, Saved, is_folder, located, read_folder
 from jaxop.operators.pretrained import load
 from jaxop.operators.standardized import Standardized
 from jaxop.training.processes import from_first
@@ -62,7 +62,8 @@ def open_trained(path: Path, *, checkpoint: str, own: type | None = None) -> Tra
     """Opens what a command takes as a model.
 
     Args:
-        path: a run directory, or a folder or zip file that ``model.save(path)`` or ``jaxop export-model`` wrote.
+        path: a run directory, a folder or zip file that ``model.save(path)`` or ``jaxop export-model`` wrote, or the
+            name of a model that comes with the package.
         checkpoint: "best", "last" or the number of a step of a run.
         own: see `jaxop.experiments.record.recorded_problem`.
 
@@ -71,6 +72,7 @@ def open_trained(path: Path, *, checkpoint: str, own: type | None = None) -> Tra
         ValueError: if files were changed or cannot be read, ``checkpoint`` is not "best" and there is no run, or the
             model is neither an operator between functions nor a stepper.
     """
+    path = located(path)
     if not is_folder(path):
         run = training.load_run(path)
         problem, blank = recorded_problem(run, own=own), run.blank_model()

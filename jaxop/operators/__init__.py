@@ -37,6 +37,7 @@ from jaxop.operators.flow import FlowNeuralOperator as FlowNeuralOperator
 from jaxop.operators.flow import FlowNeuralOperatorConfig as FlowNeuralOperatorConfig
 from jaxop.operators.fno import FourierNeuralOperator as FourierNeuralOperator
 from jaxop.operators.fno import FourierNeuralOperatorConfig as FourierNeuralOperatorConfig
+from jaxop.operators.folder import ready_models as ready_models
 from jaxop.operators.grid import GridConfig as GridConfig
 from jaxop.operators.grid import PatchConfig as PatchConfig
 from jaxop.operators.latent import LatentNeuralOperator as LatentNeuralOperator

@@ -24,7 +24,7 @@ from jaxtyping import Array
 from jaxop._config import Json, to_dict
 from jaxop._files import json_checksum, parse_json
 from jaxop._pytree import leaf_names
-from jaxop._validation import check_type
+from jaxop._validation import check_type, closest
 from jaxop.operators.registry import model_of
 
 FORMAT = 1
@@ -32,6 +32,17 @@ FORMAT = 1
 
 CONFIG, WEIGHTS, STATISTICS, CARD = "config.json", "model.safetensors", "statistics.json", "card.md"
 DATA = "data.json"
+
+READY = Path(__file__).parents[1] / "models"
+"""The folders of the models that come with the package."""
+
+ABOUT, LICENCE, CITATION = "What it does", "Licence", "How to cite"
+"""Titles of the card that every reader looks for."""
+
+_UNSTATED = {
+    LICENCE: "Not stated: ask whoever trained it.",
+    CITATION: "Its authors, the paper of its architecture below, and jaxop (`CITATION.cff` in its repository).",
+}
 
 
 class Savable:
@@ -58,7 +69,7 @@ class Savable:
 
         Args:
             path: a new folder or file.
-            card: further sections of the card, Markdown by title, such as {"Data": "Darcy flow, seed 0"}.
+            card: further sections of the card, Markdown by title, such as {"What it does": "...", "Licence": "MIT"}.
             data: how files of such functions are read, in JSON (``data.json``): what a run of ``jaxop train`` records
                 as "problem" and "data". ``jaxop predict`` reads it. None means the defaults of `jaxop.data.read`.
 
@@ -119,6 +130,27 @@ class Saved:
     data: dict[str, Any] | None
 
 
+def ready_models() -> dict[str, str]:
+    """Returns the trained models that come with the package: what each does, by the name for `jaxop.from_pretrained`.
+
+    Each has a card with its data, its training and its errors, ``card.md`` in ``jaxop/models/NAME``.
+
+    Example:
+        >>> from jaxop import operators
+        >>> sorted(operators.ready_models())[:2]
+        ['darcy_lognormal_fno', 'darcy_lognormal_tno']
+    """
+    cards = {card.parent.name: card.read_text(encoding="utf-8") for card in sorted(READY.glob(f"*/{CARD}"))}
+    return {name: card.partition(f"## {ABOUT}\n\n")[2].partition("\n")[0] for name, card in cards.items()}
+
+
+def located(path: str | os.PathLike[str]) -> Path:
+    """Returns the place of a model: the path, or the folder of a ready model of this name if nothing is there."""
+    place = Path(path)
+    is_name = place.name == os.fspath(path) and place.name in ready_models()
+    return READY / place.name if is_name and not place.exists() else place
+
+
 def is_folder(path: Path) -> bool:
     """Tells whether a path may be what `Savable.save` wrote: a file, or a folder with weights or a card."""
     return path.is_file() or any((path / name).is_file() for name in (WEIGHTS, CARD))
@@ -133,7 +165,7 @@ def read_folder(path: str | os.PathLike[str]) -> Saved:
             version.
     """
     check_type(path, "path", (str, os.PathLike), "the path of a folder or file that model.save(path) wrote")
-    place = Path(path)
+    place = located(path)
     read = _reader(place)
     config = parse_json(read(CONFIG), f"{place}/{CONFIG}")
     if not isinstance(config, dict) or not isinstance(config.get("format"), int):
@@ -229,7 +261,10 @@ def write_files(path: Path, files: dict[str, bytes]) -> Path:
 def _reader(place: Path) -> Callable[[str], bytes]:
     """Returns a function that reads a file of a folder or of a zip file by name."""
     if not place.exists():
-        raise FileNotFoundError(f"{place} does not exist; give the folder or file that model.save(path) wrote.")
+        raise FileNotFoundError(
+            f"{place} does not exist; give the folder or file that model.save(path) wrote, or the name of a model that "
+            f"comes with jaxop. {closest(place.name, ready_models())}"
+        )
     if place.is_dir():
 
         def read(name: str) -> bytes:
@@ -265,7 +300,7 @@ def _card(operator: nnx.Module, config: dict[str, Json], count: int, sections: d
         )
     usage = getattr(operator, "USAGE", Savable.USAGE)
     lines.append(f"```python\nimport jaxop\n\nmodel = jaxop.from_pretrained(PATH)\n{usage}\n```")
-    for title, text in sections.items():
+    for title, text in (sections | {title: text for title, text in _UNSTATED.items() if title not in sections}).items():
         lines += [f"## {title}", text.strip()]
     if source:
         lines += ["## Source of the architecture", re.sub(r"\s+", " ", source[1])]

@@ -23,13 +23,13 @@ def from_pretrained(
     dtype: DTypeLike | None = None,
     sharding: jax.sharding.Sharding | None = None,
 ) -> nnx.Module:
-    """Returns the model that ``model.save(path)`` wrote, in evaluation mode.
+    """Returns the model that ``model.save(path)`` wrote, or one that comes with the package, in evaluation mode.
 
     Neither the run nor its data are needed, and nothing in the folder is executed. Sizes and checksums of all files are
     compared. Configs of earlier versions are converted to this version.
 
     Args:
-        path: the folder, or the zip file.
+        path: the folder, or the zip file, or the name of one of `jaxop.operators.ready_models`.
         dtype: dtype of parameters and computation, such as "bfloat16". None takes those of the saved config.
         sharding: where the parameters go, such as a `jax.sharding.NamedSharding`. None is JAX's default device.
 

@@ -26,6 +26,7 @@ STUDIES = {
     "machines": Command("studies.machines", "binary kernel machines on ratings of films"),
     "schwarz": Command("studies.schwarz.tables", "two-level Schwarz attention on elliptic equations"),
     "dynamics": Command("studies.dynamics.tables", "steppers of equations that move, and their rollouts"),
+    "bands": Command("studies.bands", "error bars of an operator, on four sets of nodes"),
     "airfoils": Command("studies.airfoils", "pressure around airfoils, on meshes of their own"),
     "climate": Command("studies.climate", "real winds and temperatures, month by month"),
     "theory": Command("studies.theory", "orders and rates that theory predicts"),
