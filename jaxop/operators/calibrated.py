@@ -19,8 +19,8 @@ from jaxop.nn import BuildableConfig
 from jaxop.nn.encoder import Dtypes
 from jaxop.operators.config import Operator, OperatorConfig
 from jaxop.operators.folder import Savable
-from jaxop.operators.registry import CONFIGS, build, model_of, register
-from jaxop.operators.standardized import Standardized
+from jaxop.operators.registry import CONFIGS, model_of, register
+from jaxop.operators.standardized import Standardized, build_in_units
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -166,8 +166,8 @@ class Calibrated(Savable, nnx.Module):
 
     def __init__(self, config: CalibratedConfig, *, rngs: nnx.Rngs):
         self.config = CalibratedConfig.checked(config, rngs)
-        self.operator = cast(Operator, _operator(config.operator, config.standardized, rngs))
-        spread = None if config.spread is None else _operator(config.spread, config.spread_standardized, rngs)
+        self.operator = cast(Operator, build_in_units(config.operator, config.standardized, rngs=rngs))
+        spread = None if config.spread is None else build_in_units(config.spread, config.spread_standardized, rngs=rngs)
         self.spread = cast(Operator | None, spread)
 
     @classmethod
@@ -272,15 +272,6 @@ def conformal_rank(n: int, delta: float, argument: str) -> int:
             "larger delta."
         )
     return k
-
-
-def _operator(config: OperatorConfig, standardized: bool, rngs: nnx.Rngs) -> nnx.Module:
-    operator = build(config, rngs=rngs)
-    if not standardized:
-        return operator
-    zeros, ones = ([number] * config.in_channels for number in (0.0, 1.0))
-    out_zeros, out_ones = ([number] * config.out_channels for number in (0.0, 1.0))
-    return Standardized(operator, input_mean=zeros, input_std=ones, output_mean=out_zeros, output_std=out_ones)
 
 
 def config_of(operator: object, argument: str) -> OperatorConfig:

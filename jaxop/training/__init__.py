@@ -33,6 +33,8 @@ from jaxop.training.losses import relative_h1_loss as relative_h1_loss
 from jaxop.training.losses import relative_l2_loss as relative_l2_loss
 from jaxop.training.losses import relative_norm as relative_norm
 from jaxop.training.losses import relative_norms as relative_norms
+from jaxop.training.members import MemberBatch as MemberBatch
+from jaxop.training.members import member_seeds as member_seeds
 from jaxop.training.mesh import MeshConfig as MeshConfig
 from jaxop.training.optimizer import learning_rate as learning_rate
 from jaxop.training.optimizer import make_optimizer as make_optimizer
