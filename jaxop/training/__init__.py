@@ -12,6 +12,11 @@ from jaxop.training.config import LOSSES as LOSSES
 from jaxop.training.config import SCHEDULES as SCHEDULES
 from jaxop.training.config import TrainingConfig as TrainingConfig
 from jaxop.training.config import to_json as to_json
+from jaxop.training.ensembles import EnsembleErrors as EnsembleErrors
+from jaxop.training.ensembles import calibration_curve as calibration_curve
+from jaxop.training.ensembles import crps as crps
+from jaxop.training.ensembles import evaluate_ensemble as evaluate_ensemble
+from jaxop.training.ensembles import rank_shares as rank_shares
 from jaxop.training.evaluation import Errors as Errors
 from jaxop.training.evaluation import Scores as Scores
 from jaxop.training.evaluation import evaluate as evaluate
