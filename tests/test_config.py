@@ -18,7 +18,7 @@ from jaxop._config import CHANGES, from_dict, to_dict
 
 SIZES = {"vocabulary": 11, "context": 6, "source": 4, "target": 3, "side": 8, "in_channels": 1, "out_channels": 2}
 SIZES |= {"operator": operators.CONFIGS["tno"](1, 1), "channels": 1}
-SIZES |= {"alpha": 0.1, "delta": 0.1, "factor": 2.0, "count": 19}
+SIZES |= {"alpha": 0.1, "delta": 0.1, "factor": 2.0, "count": 19, "members": 2}
 BESIDE = {"momentum": {"norm": "pre"}, "schwarz": {"decoder_layers": 1}}
 """What a config must hold besides an option."""
 

@@ -85,7 +85,9 @@ def check_drawable(groups: Sequence[Group], batch_size: int, argument: str) -> N
             )
 
 
-def draw_batch(sizes: Sequence[int], batch_size: int, *, seed: int, step: int) -> tuple[int, Int[np.ndarray, " b"]]:
+def draw_batch(
+    sizes: Sequence[int], batch_size: int, *, seed: int, step: int, items_seed: int | None = None
+) -> tuple[int, Int[np.ndarray, " b"]]:
     """Returns the group of training step t and the numbers of its items within that group.
 
     An epoch has Σ_g ⌊n_g / b⌋ batches: ⌊n_g / b⌋ from the items of group g, in a new order every epoch, so that groups
@@ -98,6 +100,8 @@ def draw_batch(sizes: Sequence[int], batch_size: int, *, seed: int, step: int) -
         batch_size: b, at most min n_g.
         seed: non-negative integer.
         step: t ≥ 0.
+        items_seed: the seed of the order of the items in each group. None takes ``seed``, which always decides the
+            order of the groups.
 
     Example:
         >>> from jaxop.data.groups import draw_batch
@@ -105,20 +109,23 @@ def draw_batch(sizes: Sequence[int], batch_size: int, *, seed: int, step: int) -
         >>> sorted((group, int(i)) for group, items in drawn for i in items)
         [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1)]
     """
+    items_seed = seed if items_seed is None else items_seed
     if len(sizes) == 1:
-        return 0, batch_indices(sizes[0], batch_size, seed=seed, step=step)
+        return 0, batch_indices(sizes[0], batch_size, seed=items_seed, step=step)
     counts = np.array([size // batch_size for size in sizes])
     if (step := as_integer(step, "step")) < 0:
         raise ValueError(f"step must not be negative, got {step}.")
     epoch, number = divmod(step, int(counts.sum()))
     batches, members = _orders(tuple(sizes), batch_size, seed, epoch)
+    if items_seed != seed:
+        _, members = _orders(tuple(sizes), batch_size, items_seed, epoch)
     ends = np.cumsum(counts)
     group = int(np.searchsorted(ends, batches[number], side="right"))
     first = int(batches[number] - (ends[group] - counts[group])) * batch_size
     return group, members[group][first : first + batch_size].copy()
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=16)  # members of an ensemble have orders of their own
 def _orders(sizes: tuple[int, ...], batch_size: int, seed: int, epoch: int) -> tuple[np.ndarray, list[np.ndarray]]:
     """Returns the order of all batches of an epoch and, for each group, that of its items."""
     total = sum(size // batch_size for size in sizes)

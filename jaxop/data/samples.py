@@ -295,7 +295,7 @@ def batch_indices(
     return _order(size, seed, epoch)[batch * batch_size : (batch + 1) * batch_size].copy()
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=16)  # members of an ensemble have orders of their own
 def _order(size: int, seed: int, epoch: int) -> np.ndarray:
     return permutation(size, seed_sequence(seed, _ORDER, epoch))
 

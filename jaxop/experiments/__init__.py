@@ -21,6 +21,7 @@ from jaxop.experiments.experiment import load_recipe as load_recipe
 from jaxop.experiments.experiment import ready_made as ready_made
 from jaxop.experiments.export import export_model as export_model
 from jaxop.experiments.export import export_program as export_program
+from jaxop.experiments.plots import plot_calibration as plot_calibration
 from jaxop.experiments.plots import plot_errors as plot_errors
 from jaxop.experiments.plots import plot_learning_curves as plot_learning_curves
 from jaxop.experiments.plots import plot_on_domains as plot_on_domains

@@ -262,6 +262,40 @@ def plot_errors(
     return figure
 
 
+def plot_calibration(
+    curves: Mapping[str, tuple[Real[np.ndarray, " l"], Real[np.ndarray, " l"]]], *, title: str = "calibration"
+) -> "Figure":
+    """Share of nodes and functions inside the central intervals of an ensemble against the share that it promises.
+
+    A curve below the diagonal belongs to members that are too near each other.
+
+    Args:
+        curves: for each name of a set, levels and observed shares, see `jaxop.training.calibration_curve`.
+        title: title of the figure, shown literally.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxop import experiments
+        >>> figure = experiments.plot_calibration({"64²": (np.array([0.2, 0.6]), np.array([0.1, 0.4]))})
+        >>> figure.axes[0].lines[1].get_xydata().tolist()
+        [[0.0, 0.0], [0.2, 0.1], [0.6, 0.4], [1.0, 1.0]]
+    """
+    figure = _figure(1.5, 1.6)
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1, label="exchangeable")
+    for name, (levels, observed) in curves.items():
+        axes.plot([0, *levels, 1], [0, *observed, 1], marker="o", markersize=3, label=name)
+    axes.set(xlabel="level of the interval", ylabel="observed share", xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    label_lines(axes, title)
+    return figure
+
+
 def save_figure(figure: "Figure", path: str | os.PathLike[str]) -> None:
     """Writes a figure in the format of the suffix, and makes its folder if it does not exist.
 

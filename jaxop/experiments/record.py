@@ -76,6 +76,7 @@ def recorded_experiment(run: training.Run) -> AnyExperiment:
     """
     settings = dataclasses.replace(run.training, time_limit_s=None)
     problem, config = recorded_problem(run), run.blank_model().config
+    config = config.operator if isinstance(config, operators.EnsembleConfig) else config
     if not isinstance(config, StepperConfig):
         return Experiment(problem, config, settings, run_dir=run.directory, resume=True)
     stepping = recorded_stepping(run)

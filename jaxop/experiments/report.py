@@ -6,7 +6,7 @@ import functools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypedDict, runtime_checkable
+from typing import TYPE_CHECKING, Any, NotRequired, Protocol, TypedDict, runtime_checkable
 
 import jax
 import numpy as np
@@ -29,7 +29,11 @@ _EVALUATION_NODES = 2**16  # at once, which bounds the memory of an evaluation o
 
 
 class Row(TypedDict):
-    """Mean relative errors on a set, in physical units, with the median and the worst sample."""
+    """Mean relative errors on a set, in physical units, with the median and the worst sample.
+
+    Those of an ensemble are the errors of its mean; ``rel_crps`` and ``rel_spread`` are the means of
+    `jaxop.training.EnsembleErrors`.
+    """
 
     set: str
     grid: str
@@ -39,6 +43,8 @@ class Row(TypedDict):
     median_rel_l2: float
     worst_rel_l2: float
     worst_sample: int
+    rel_crps: NotRequired[float]
+    rel_spread: NotRequired[float]
 
 
 @runtime_checkable
@@ -61,7 +67,7 @@ class Reported(Protocol):
         ...
 
 
-def check(model: operators.Standardized, sets: Mapping[str, AnySamples]) -> None:
+def check(model: operators.Standardized | operators.Ensemble, sets: Mapping[str, AnySamples]) -> None:
     """Raises an error that names the set if the model cannot run on it or its outputs do not fit its targets."""
     if not sets:
         raise ValueError("there is nothing to evaluate on; name at least one grid or file.")
@@ -114,9 +120,11 @@ def write_report(
     rows: list[Row] = []
     norms: dict[str, np.ndarray] = {}
     figures: dict[str, Callable[[], Figure]] = {}
+    curves: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for (label, samples), file in zip(sets.items(), file_names(sets), strict=True):
         size = samples_at_once(samples, mesh)
-        errors = training.evaluate(model, samples, batch_size=size, mesh=mesh.make(size))
+        evaluate = training.evaluate_ensemble if isinstance(model, operators.Ensemble) else training.evaluate
+        errors = evaluate(model, samples, batch_size=size, mesh=mesh.make(size))
         shown = {"median": middle(errors.l2), "worst": int(np.argmax(errors.l2))}
         row: Row = {
             "set": label,
@@ -128,6 +136,10 @@ def write_report(
             "worst_rel_l2": float(errors.l2[shown["worst"]]),
             "worst_sample": shown["worst"],
         }
+        if isinstance(errors, training.EnsembleErrors):
+            row["rel_crps"] = float(np.mean(errors.crps, dtype=np.float64))
+            row["rel_spread"] = float(np.mean(errors.spread, dtype=np.float64))
+            curves[label] = training.calibration_curve(errors.ranks)
         rows.append(row)
         labels = [f"{word} (sample {i}), {errors.l2[i]:.2%}" for word, i in shown.items()]
         chosen = samples.take(list(shown.values()))
@@ -142,12 +154,16 @@ def write_report(
         figures[f"{name}-all-grids"] = functools.partial(_on_domains, model, sets, norms)
     if is_first():
         console.print(error_table(run, rows))
-        _save(run.directory / "evaluation", name, {"run": str(source or run.directory), "step": checkpoint}, rows)
+        about = {"run": str(source or run.directory), "step": checkpoint}
+        _save(run.directory / "evaluation", name, about, rows, curves)
         means = {"relative L2": [row["rel_l2"] for row in rows], "relative H1": [row["rel_h1"] for row in rows]}
         trained_on, title = run.config.get("resolution"), f"{run.directory.name}: errors in physical units"
         figures[f"{name}-errors"] = functools.partial(
             plots.plot_errors, grids, means, trained_on=trained_on, title=title
         )
+        if curves:
+            title = f"{run.directory.name}: calibration of the ensemble"
+            figures[f"{name}-calibration"] = functools.partial(plots.plot_calibration, curves, title=title)
         if run.metrics:
             figures["learning-curves"] = functools.partial(
                 plots.plot_learning_curves, run.metrics, title=f"{run.directory.name}: learning curves"
@@ -230,16 +246,31 @@ def error_table(run: Reported, rows: Sequence[Row]) -> "Table":
         from rich.table import Table
     title = f"{run.config['operator']} · {run.directory.name} · errors in physical units"
     table = Table("set", "grid", "samples", "rel. L2", "rel. H1", "worst L2 (sample)", title=title)
+    scores = {"rel_crps": "rel. CRPS", "rel_spread": "rel. spread"} if "rel_crps" in rows[0] else {}
+    for heading in scores.values():
+        table.add_column(heading)
     for row in rows:
         h1 = "–" if row["rel_h1"] is None else f"{row['rel_h1']:.2e}"
         errors = f"{row['rel_l2']:.2e}", h1, f"{row['worst_rel_l2']:.2e} ({row['worst_sample']})"
-        table.add_row(row["set"], row["grid"], str(row["samples"]), *errors)
+        others = (f"{row[score]:.2e}" for score in scores)
+        table.add_row(row["set"], row["grid"], str(row["samples"]), *errors, *others)
     return table
 
 
-def _save(folder: Path, name: str, about: Mapping[str, str | int | None], rows: Sequence[Row]) -> None:
+def _save(
+    folder: Path,
+    name: str,
+    about: Mapping[str, str | int | None],
+    rows: Sequence[Row],
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     record = {**about, "units": "physical", "sets": rows}
+    if curves:
+        record["calibration"] = {
+            label: {"levels": levels.tolist(), "observed": observed.tolist()}
+            for label, (levels, observed) in curves.items()
+        }
     (folder / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
     # names of files may not be Unicode
     with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:

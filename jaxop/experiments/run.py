@@ -22,6 +22,7 @@ from jaxop.experiments.terminal import as_options, make_console, needs_extra
 from jaxop.operators import OperatorConfig
 from jaxop.training import to_json
 from jaxop.training._files import local_path
+from jaxop.training.members import check_members
 from jaxop.training.mesh import format_mesh
 from jaxop.training.nodes import node_shares
 from jaxop.training.processes import check_same, from_first, is_first
@@ -62,7 +63,7 @@ def _train(experiment: AnyExperiment, name: str, console: "Console") -> Path:
     mesh = experiment.mesh.make(settings.batch_size // settings.accumulate)
     console.print(f"{name}: reading or generating data", style="bold")
     if isinstance(experiment.model, OperatorConfig):  # before data are made
-        _check_fits(experiment.model, experiment.mesh)
+        _check_fits(experiment.model, experiment.mesh, settings.members)
     is_files = isinstance(experiment.data, FileData | SeriesData)
     options = {field.name for field in dataclasses.fields(experiment.data)} if is_files else set()
     try:
@@ -75,14 +76,15 @@ def _train(experiment: AnyExperiment, name: str, console: "Console") -> Path:
     with as_options(options & {"rule"}, "data."):
         made = make_task(experiment, sets)
     if not isinstance(experiment.model, OperatorConfig):
-        _check_fits(made.operator, experiment.mesh)
+        _check_fits(made.operator, experiment.mesh, settings.members)
     with _room_for_the_model(experiment.mesh):
         model = made.make()
+    check_members(model, settings, mesh)
     with as_options(options & {"rule"}, "data."):
         made.check(model)
     if experiment.run_dir is None:
         directory = Path(from_first(lambda path=directory: str(new_directory(path)), "the directory of the run"))
-    console.print(_summary(directory, made, parameters(model), _sharing(mesh, settings, model)))
+    console.print(_summary(directory, made, parameters(model), settings.members, _sharing(mesh, settings, model)))
     valid = made.valid
     if experiment.resume and len(known := training.load_run(directory).config["valid"]) == len(valid):
         valid = dict(zip(known, valid.values(), strict=True))  # a file may have been renamed
@@ -150,9 +152,9 @@ def _run_dir(name: str, experiment: AnyExperiment) -> Path:
     return directory
 
 
-def _check_fits(config: OperatorConfig, mesh: training.MeshConfig) -> None:
-    """Raises an error if the devices cannot hold the operator, or cannot share its nodes although the mesh says so."""
-    check_memory(config, shards=mesh.model)
+def _check_fits(config: OperatorConfig, mesh: training.MeshConfig, members: int) -> None:
+    """Raises an error if the devices cannot hold the members, or cannot share its nodes although the mesh says so."""
+    check_memory(config, shards=mesh.model, members=members)
     if mesh.domain > 1:
         config.check_shares_nodes(mesh.domain)
 
@@ -192,7 +194,7 @@ def _sharing(mesh: jax.sharding.Mesh, settings: training.TrainingConfig, model: 
     return f"{line}; mesh {format_mesh(mesh)}: {share:.0%} of the state is divided by {shards(mesh)}"
 
 
-def _summary(directory: Path, made: Task, count: int, devices: str) -> "Table":
+def _summary(directory: Path, made: Task, count: int, members: int, devices: str) -> "Table":
     with needs_extra("a table of settings"):
         from rich.table import Table
     table = Table(show_header=False)
@@ -204,6 +206,7 @@ def _summary(directory: Path, made: Task, count: int, devices: str) -> "Table":
     if made.chosen:
         options = ", ".join(f"--model.{field.replace('_', '-')} {value}" for field, value in made.chosen.items())
         table.add_row("chosen to suit the grids", options)
-    table.add_row("parameters", f"{count:,}")
+    each = f" of each of {members} members" if members > 1 else ""
+    table.add_row("parameters", f"{count:,}{each}")
     table.add_row("devices", devices)
     return table

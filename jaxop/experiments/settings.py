@@ -16,7 +16,7 @@ from jaxop.data import RaggedSamples, Samples, Trajectories
 from jaxop.domains import Decomposed, Domain, Grid, from_nodes
 from jaxop.domains.domain import as_domain
 from jaxop.experiments.sets import AnySamples, AnySet, grid_name
-from jaxop.operators import ConstraintConfig, OperatorConfig
+from jaxop.operators import AroundConfig, OperatorConfig
 from jaxop.training.memory import device_memory
 
 Set = TypeVar("Set", Samples, RaggedSamples, Trajectories, AnySamples)
@@ -123,7 +123,7 @@ def _domains(samples: AnySet) -> list[Domain | Decomposed]:
     return [domain, from_nodes(samples.corners, np.ones(2, samples.corners.dtype))]
 
 
-def prepared(sets: Mapping[str, Set], config: OperatorConfig | ConstraintConfig) -> dict[str, Set]:
+def prepared(sets: Mapping[str, Set], config: OperatorConfig | AroundConfig) -> dict[str, Set]:
     """Returns the sets with the domains in the form that the operator computes with, see `OperatorConfig.prepare`.
 
     Raises:
@@ -153,22 +153,24 @@ def prepared(sets: Mapping[str, Set], config: OperatorConfig | ConstraintConfig)
     return {name: one(name, samples) for name, samples in sets.items()}
 
 
-def check_memory(config: OperatorConfig, *, shards: int = 1) -> None:
+def check_memory(config: OperatorConfig, *, shards: int = 1, members: int = 1) -> None:
     """Raises ``ValueError`` if the training of an operator cannot fit into memory; the operator is not made.
 
     Args:
         config: the config of the operator.
+        members: number of operators that are trained together.
         shards: devices that share one copy of the state. Devices of a CPU share one memory, whatever their number.
     """
-    size, count = size_of(config)
+    size, count = (members * number for number in size_of(config))
     needed, available = _COPIES * size, device_memory() * (1 if jax.default_backend() == "cpu" else shards)
     if needed <= available:
         return
     sizes = {f.name: (getattr(config, f.name), f.default) for f in dataclasses.fields(config)}
     sizes = {name: pair for name, pair in sizes.items() if all(isinstance(n, int) for n in pair)}
+    who = "the operator has" if members == 1 else f"the {members} members have"
     large = [f"{name}={given} (default {default})" for name, (given, default) in sizes.items() if given > default]
     raise ValueError(
-        f"the operator has {count:,} parameters of {size / 2**30:,.1f} GiB. Training needs {_COPIES} times as much "
+        f"{who} {count:,} parameters of {size / 2**30:,.1f} GiB. Training needs {_COPIES} times as much "
         f"({needed / 2**30:,.1f} GiB: the parameters twice, their gradient, two moments), and there are "
         f"{available / 2**30:,.1f} GiB of memory. Make the operator smaller: {', '.join(large or sizes)}."
     )

@@ -83,7 +83,7 @@ def open_trained(path: Path, *, checkpoint: str, own: type | None = None) -> Tra
     saved = read_folder(path)
     model = load(saved)
     if not isinstance(model, Stepper | Standardized) and not isinstance(
-        getattr(model, "config", None), operators.OperatorConfig | operators.ConstraintConfig
+        getattr(model, "config", None), operators.OperatorConfig | operators.ConstraintConfig | operators.EnsembleConfig
     ):
         calibrated = isinstance(model, operators.Calibrated)
         remedy = (

@@ -2,9 +2,9 @@
 
 The operators are `TransformerNeuralOperator`, `LatentNeuralOperator`, `LatentGridOperator`, `ViTNeuralOperator`,
 `FourierAttentionNeuralOperator`, `FourierNeuralOperator` and `FlowNeuralOperator`. `Standardized` makes an operator act
-in physical units, and `Calibrated` returns error bars too. `BoundaryOperator`, `ConservativeOperator` and
-`EquivariantOperator` make an operator keep what is known: values, integrals and symmetries. `models` lists them by
-name, with the transformers of `jaxop.transformers`.
+in physical units, `Ensemble` is the mean of several, and `Calibrated` returns error bars too. `BoundaryOperator`,
+`ConservativeOperator` and `EquivariantOperator` make an operator keep what is known: values, integrals and symmetries.
+`models` lists them by name, with the transformers of `jaxop.transformers`.
 """
 
 from jaxop._config import from_dict as from_dict
@@ -24,9 +24,12 @@ from jaxop.operators.config import OperatorConfig as OperatorConfig
 from jaxop.operators.conservation import ConservativeOperator as ConservativeOperator
 from jaxop.operators.conservation import ConservativeOperatorConfig as ConservativeOperatorConfig
 from jaxop.operators.conservation import conserve as conserve
+from jaxop.operators.constraint import AroundConfig as AroundConfig
 from jaxop.operators.constraint import ConstrainedOperator as ConstrainedOperator
 from jaxop.operators.constraint import ConstraintConfig as ConstraintConfig
 from jaxop.operators.constraint import InputChannelsConfig as InputChannelsConfig
+from jaxop.operators.ensemble import Ensemble as Ensemble
+from jaxop.operators.ensemble import EnsembleConfig as EnsembleConfig
 from jaxop.operators.equivariance import GROUPS as GROUPS
 from jaxop.operators.equivariance import EquivariantOperator as EquivariantOperator
 from jaxop.operators.equivariance import EquivariantOperatorConfig as EquivariantOperatorConfig

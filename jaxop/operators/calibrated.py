@@ -18,9 +18,10 @@ from jaxop.domains.domain import as_domain
 from jaxop.nn import BuildableConfig
 from jaxop.nn.encoder import Dtypes
 from jaxop.operators.config import Operator, OperatorConfig
+from jaxop.operators.ensemble import Ensemble, EnsembleConfig
 from jaxop.operators.folder import Savable
-from jaxop.operators.registry import CONFIGS, build, model_of, register
-from jaxop.operators.standardized import Standardized
+from jaxop.operators.registry import CONFIGS, model_of, register
+from jaxop.operators.standardized import Standardized, build_in_units
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,8 +29,9 @@ class CalibratedConfig(BuildableConfig):
     """Operators and numbers of a `Calibrated` operator; `jaxop.training.calibrate` finds the numbers.
 
     Attributes:
-        operator: config of the operator G.
-        spread: config of the operator S of the local size of its error; None for a band of one width.
+        operator: config of the operator G, or of an `Ensemble` whose mean is G.
+        spread: config of the operator S of the local size of its error. None takes the members' deviation of an
+            ensemble, and otherwise makes a band of one width.
         alpha: α, the share of the domain that may be outside the band, 0 ≤ α < 1.
         delta: δ, the share of functions for which more may be outside, 0 < δ < 1.
         factor: Q ≥ 0, what the half-width is in units of the local size.
@@ -53,7 +55,7 @@ class CalibratedConfig(BuildableConfig):
         'fno'
     """
 
-    operator: OperatorConfig
+    operator: OperatorConfig | EnsembleConfig
     spread: OperatorConfig | None = None
     alpha: float
     delta: float
@@ -69,7 +71,7 @@ class CalibratedConfig(BuildableConfig):
 
     def __post_init__(self):
         expected = "the config of a neural operator, see operators.CONFIGS"
-        check_type(self.operator, "operator", OperatorConfig, expected)
+        check_type(self.operator, "operator", (OperatorConfig, EnsembleConfig), expected)
         object.__setattr__(self, "model", model_of(self.operator).name)
         if self.spread is not None:
             check_type(self.spread, "spread", OperatorConfig, f"None or {expected}")
@@ -110,10 +112,11 @@ class CalibratedConfig(BuildableConfig):
     def recorded(cls, values: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the fields of the constructor from those that `jaxop.operators.to_dict` wrote."""
         fields = {name: value for name, value in values.items() if name not in ("model", "spread_model")}
-        for field, kind in (("operator", "model"), ("spread", "spread_model")):
+        both = CONFIGS | {"ensemble": EnsembleConfig}
+        for field, kind, known in (("operator", "model", both), ("spread", "spread_model", CONFIGS)):
             if isinstance(fields.get(field), Mapping):
-                check_name(values.get(kind), kind, CONFIGS)
-                fields[field] = from_dict(CONFIGS[str(values[kind])], fields[field], name=field)
+                check_name(values.get(kind), kind, known)
+                fields[field] = from_dict(known[str(values[kind])], fields[field], name=field)
         return fields
 
 
@@ -121,10 +124,10 @@ class CalibratedConfig(BuildableConfig):
 class Calibrated(Savable, nnx.Module):
     """u ↦ (G(u), Q σ): a prediction and the half-width of a band around it, calibrated on functions of their own.
 
-    σ(x) = |S(u)(x)| + ε mean_D |S(u)| is the local size of the error, which a second operator S predicts. Without one,
-    σ is the deviation of each channel in the data if G is in a `Standardized`, and otherwise 1. The mean over the
-    domain keeps σ positive in the units of the data, whatever they are; ε is the ``floor`` of the config. For new
-    functions that are exchangeable with the n of the calibration,
+    σ(x) = |S(u)(x)| + ε mean_D |S(u)| is the local size of the error. S is a second operator or, if G is the mean of an
+    `Ensemble`, the deviation of its members. Without S, σ is the deviation of each channel in the data if G is in a
+    `Standardized`, and otherwise 1. The mean over the domain keeps σ positive in the units of the data, whatever they
+    are; ε is the ``floor`` of the config. For new functions that are exchangeable with the n of the calibration,
 
         P( |{x ∈ D : |v(x) − G(u)(x)| ≤ Q σ(x)}| ≥ (1 − α)|D| ) ≥ 1 − δ,
 
@@ -145,7 +148,7 @@ class Calibrated(Savable, nnx.Module):
         operator: G.
         spread: S, or None.
 
-    Cost: one call of G and one of S.
+    Cost: one call of G and one of S; of an ensemble one call in all.
 
     Source: Lei et al., Distribution-free predictive inference for regression, 2018; for operators Ma et al.,
     arXiv:2402.01960.
@@ -166,8 +169,8 @@ class Calibrated(Savable, nnx.Module):
 
     def __init__(self, config: CalibratedConfig, *, rngs: nnx.Rngs):
         self.config = CalibratedConfig.checked(config, rngs)
-        self.operator = cast(Operator, _operator(config.operator, config.standardized, rngs))
-        spread = None if config.spread is None else _operator(config.spread, config.spread_standardized, rngs)
+        self.operator = cast(Operator, build_in_units(config.operator, config.standardized, rngs=rngs))
+        spread = None if config.spread is None else build_in_units(config.spread, config.spread_standardized, rngs=rngs)
         self.spread = cast(Operator | None, spread)
 
     @classmethod
@@ -175,7 +178,7 @@ class Calibrated(Savable, nnx.Module):
         """Returns the calibrated operator of given operators, which are not copied.
 
         Args:
-            operator: G, any operator of the library, or a `Standardized` one.
+            operator: G, any operator of the library, a `Standardized` one, or an `Ensemble`.
             spread: S, likewise.
             numbers: ``alpha``, ``delta``, ``factor``, ``count`` and the other fields of `CalibratedConfig`.
 
@@ -195,7 +198,7 @@ class Calibrated(Savable, nnx.Module):
         if spread is operator:
             raise ValueError("spread must be another model than the operator, with weights of its own.")
         config = CalibratedConfig(
-            operator=config_of(operator, "operator"),
+            operator=config_of(operator, "operator", ensemble=True),
             spread=None if spread is None else config_of(spread, "spread"),
             standardized=isinstance(operator, Standardized),
             spread_standardized=isinstance(spread, Standardized),
@@ -217,15 +220,18 @@ class Calibrated(Savable, nnx.Module):
     ]:
         """Returns the prediction and the half-width of its band, of one shape; the arguments are the operator's.
 
-        Without S the half-width is the same everywhere. It has float32 or wider.
+        Without S, the half-width of one operator is the same everywhere. It has float32 or wider.
         """
-        prediction = self.operator(values, domain, at=at, initial=initial)
-        if self.spread is None:
-            width = jnp.full(prediction.shape, self.config.factor, accumulator(prediction.dtype))
-            if isinstance(self.operator, Standardized):
-                width = width * self.operator.output_std[...].astype(width.dtype)
-            return prediction, width
-        spread = self.spread(values, domain, at=at, initial=initial)
+        if self.spread is None and isinstance(self.operator, Ensemble):
+            prediction, spread = self.operator.mean_and_spread(values, domain, at=at, initial=initial)
+        else:
+            prediction = self.operator(values, domain, at=at, initial=initial)
+            if self.spread is None:
+                width = jnp.full(prediction.shape, self.config.factor, accumulator(prediction.dtype))
+                if isinstance(self.operator, Standardized):
+                    width = width * self.operator.output_std[...].astype(width.dtype)
+                return prediction, width
+            spread = self.spread(values, domain, at=at, initial=initial)
         nodes = as_domain(domain if at is None else at, "domain" if at is None else "at")
         size = jnp.abs(spread.astype(accumulator(spread.dtype)))
 
@@ -243,6 +249,8 @@ class Calibrated(Savable, nnx.Module):
         n, k = config.count, conformal_rank(config.count, config.delta, "count")
         deviation = math.sqrt(k * (n + 1 - k) / (n + 2)) / (n + 1)
         width = "the same everywhere" if config.spread is None else "predicted by a second operator"
+        if config.spread is None and isinstance(config.operator, EnsembleConfig):
+            width = f"that of the {config.operator.members} members' deviation"
         on = f" on {config.nodes}" if config.nodes else ""
         statement = (
             f"A new function lies within the half-width of the prediction on at least {_percent(1 - config.alpha)} of "
@@ -274,19 +282,13 @@ def conformal_rank(n: int, delta: float, argument: str) -> int:
     return k
 
 
-def _operator(config: OperatorConfig, standardized: bool, rngs: nnx.Rngs) -> nnx.Module:
-    operator = build(config, rngs=rngs)
-    if not standardized:
-        return operator
-    zeros, ones = ([number] * config.in_channels for number in (0.0, 1.0))
-    out_zeros, out_ones = ([number] * config.out_channels for number in (0.0, 1.0))
-    return Standardized(operator, input_mean=zeros, input_std=ones, output_mean=out_zeros, output_std=out_ones)
+def config_of(operator: object, argument: str, *, ensemble: bool = False) -> Any:
+    """Returns the config of a neural operator, also of a `Standardized` one; raises ``TypeError`` for other models.
 
-
-def config_of(operator: object, argument: str) -> OperatorConfig:
-    """Returns the config of a neural operator, also of a `Standardized` one; raises ``TypeError`` for other models."""
-    config = getattr(operator, "config", None)
-    if not isinstance(operator, nnx.Module) or not isinstance(config, OperatorConfig):
+    An `Ensemble` is allowed if ``ensemble``.
+    """
+    config, kinds = getattr(operator, "config", None), (OperatorConfig, *[EnsembleConfig] * ensemble)
+    if not isinstance(operator, nnx.Module) or not isinstance(config, kinds):
         kind = type(operator if config is None else config).__name__.removesuffix("Config")
         raise TypeError(
             f"{argument} must be a neural operator with a config of operators.CONFIGS, bare or in a Standardized, got "

@@ -22,6 +22,8 @@ from jaxop.operators.registry import build, model_of, models
 Map = Callable[..., Array]
 """A map between functions, called like an operator."""
 
+Around = TypeVar("Around", bound="AroundConfig")
+
 NOT_AT = "the input has values at its own nodes only; give the operator numbers or functions of the points instead."
 
 
@@ -47,11 +49,11 @@ class InputChannelsConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class ConstraintConfig(BuildableConfig):
-    """Base class of the configs of operators around another operator, whose output keeps what is known.
+class AroundConfig(BuildableConfig):
+    """Base class of the configs of models around one kind of operator, which map the same functions as it.
 
     Attributes:
-        operator: the config of the operator inside, which may itself be of this kind.
+        operator: the config of the operator inside, which may itself be a `ConstraintConfig`.
         model: short name of its kind in `jaxop.operators.models`, found from ``operator``; records need it.
 
     Raises:
@@ -96,7 +98,7 @@ class ConstraintConfig(BuildableConfig):
         """The dtypes of the operator inside."""
         return self.operator.dtypes
 
-    def in_dtypes(self, **dtypes: str | None) -> "ConstraintConfig":
+    def in_dtypes(self: Around, **dtypes: str | None) -> Around:
         """Returns the config whose operator has another ``dtype`` or ``param_dtype``."""
         return dataclasses.replace(self, operator=self.operator.in_dtypes(**dtypes))
 
@@ -117,6 +119,11 @@ class ConstraintConfig(BuildableConfig):
             check_name(values.get("model"), "model", known)
             fields["operator"] = from_dict(known[str(values["model"])], fields["operator"], name="operator")
         return fields
+
+
+@dataclasses.dataclass(frozen=True)
+class ConstraintConfig(AroundConfig):
+    """Base class of the configs of operators around another operator, whose output keeps what is known."""
 
 
 Config = TypeVar("Config", bound=ConstraintConfig)

@@ -10,9 +10,11 @@ from jaxtyping import Array, Float
 
 from jaxop._validation import accumulator, as_float, check_plain, first_index, float_dtype, is_concrete
 from jaxop.domains import Decomposed, Domain
+from jaxop.nn import BuildableConfig
 from jaxop.operators.config import Operator, OperatorConfig
 from jaxop.operators.constraint import ConstraintConfig, Map, with_innermost
 from jaxop.operators.folder import Savable
+from jaxop.operators.registry import build
 
 
 class Statistic(nnx.Variable):
@@ -135,6 +137,17 @@ class Standardized(Savable, nnx.Module):
         outputs = operator(standardized, domain, at=at, initial=initial)
         outputs, mean, std = _in_one_precision(outputs, self.output_mean, self.output_std)
         return outputs * std + mean
+
+
+def build_in_units(config: BuildableConfig, standardized: bool, *, rngs: nnx.Rngs) -> nnx.Module:
+    """Returns a new operator, in a `Standardized` whose statistics are to be replaced if ``standardized``."""
+    operator = build(config, rngs=rngs)
+    if not standardized:
+        return operator
+    around = cast(OperatorConfig | ConstraintConfig, config)
+    zeros, ones = ([number] * around.in_channels for number in (0.0, 1.0))
+    out_zeros, out_ones = ([number] * around.out_channels for number in (0.0, 1.0))
+    return Standardized(operator, input_mean=zeros, input_std=ones, output_mean=out_zeros, output_std=out_ones)
 
 
 def _statistic(value: ArrayLike | list[float], name: str, channels: int) -> Array:

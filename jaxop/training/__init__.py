@@ -12,6 +12,11 @@ from jaxop.training.config import LOSSES as LOSSES
 from jaxop.training.config import SCHEDULES as SCHEDULES
 from jaxop.training.config import TrainingConfig as TrainingConfig
 from jaxop.training.config import to_json as to_json
+from jaxop.training.ensembles import EnsembleErrors as EnsembleErrors
+from jaxop.training.ensembles import calibration_curve as calibration_curve
+from jaxop.training.ensembles import crps as crps
+from jaxop.training.ensembles import evaluate_ensemble as evaluate_ensemble
+from jaxop.training.ensembles import rank_shares as rank_shares
 from jaxop.training.evaluation import Errors as Errors
 from jaxop.training.evaluation import Scores as Scores
 from jaxop.training.evaluation import evaluate as evaluate
@@ -33,6 +38,8 @@ from jaxop.training.losses import relative_h1_loss as relative_h1_loss
 from jaxop.training.losses import relative_l2_loss as relative_l2_loss
 from jaxop.training.losses import relative_norm as relative_norm
 from jaxop.training.losses import relative_norms as relative_norms
+from jaxop.training.members import MemberBatch as MemberBatch
+from jaxop.training.members import member_seeds as member_seeds
 from jaxop.training.mesh import MeshConfig as MeshConfig
 from jaxop.training.optimizer import learning_rate as learning_rate
 from jaxop.training.optimizer import make_optimizer as make_optimizer

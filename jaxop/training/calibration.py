@@ -52,12 +52,14 @@ def calibrate(
     are covered has the standard deviation √(δ(1 − δ)/(n + 2)), 2.1 % for n = 200 and δ = 0.1.
 
     Args:
-        model: a neural operator G, such as `jaxop.from_pretrained` returns. It is not copied.
+        model: a neural operator G, such as `jaxop.from_pretrained` returns, or a `jaxop.operators.Ensemble` whose mean
+            is G. It is not copied.
         samples: n ≥ 1/δ − 1 pairs of functions, on any nodes that the operators take, see `evaluate`.
         alpha: α, the share of the domain that may be outside, 0 ≤ α < 1. With 0 the whole function is inside.
         delta: δ, the share of functions that may be outside, 0 < δ < 1.
         spread: a second operator, which maps the inputs to the local size of the error in the units of the output;
-            `absolute_residuals` and `pinball_loss` train one. None makes bands of one width per channel.
+            `absolute_residuals` and `pinball_loss` train one. None takes the deviation of an ensemble's members, in the
+            same forward pass; for one operator it makes bands of one width per channel.
         floor: smallest σ relative to its mean over the domain; keep some where the spread may be wrong.
         trained_on: sets of samples that ``model`` or ``spread`` were trained on, and runs (`load_run`). No input
             function of ``samples`` may be in one of these sets, whatever its target. A run has recorded only the
@@ -115,7 +117,7 @@ def calibrate(
     _check_samples(samples, "calibrate")
     alpha, delta = check_share(alpha, "alpha", zero=True), check_share(delta, "delta", zero=False)
     conformal_rank(len(samples), delta, "samples")
-    config_of(model, "model")
+    config_of(model, "model", ensemble=True)
     numbers = {"alpha": alpha, "delta": delta, "count": len(samples), "floor": floor}
     unit = Calibrated.of(model, spread, factor=1.0, **numbers)
     described = describe_source(samples)

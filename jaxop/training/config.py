@@ -63,6 +63,10 @@ class TrainingConfig:
         checkpoint_every: steps between checkpoints.
         keep_last: number of newest checkpoints that are kept, in addition to the best one.
         seed: seed of the data order and of every random number drawn in a step, 0 ≤ seed < 2³².
+        members: number E of operators that are trained together as one program, with other initial values and another
+            order of the data each, see `member_seeds`. The result is a `jaxop.operators.Ensemble`. Every member takes
+            batches of ``batch_size`` samples; clipping, averages and the optimiser are those of each member alone. A
+            step takes the time and memory of E steps.
         time_limit_s: seconds of training after which the run stops and saves, for comparisons at equal time. They are
             summed over all resumptions, without compilation, evaluation and saving. None means no limit.
 
@@ -96,9 +100,10 @@ class TrainingConfig:
     keep_last: int = 2
     seed: int = 0
     time_limit_s: float | None = None
+    members: int = 1
 
     def __post_init__(self):
-        counts = ("steps", "batch_size", "accumulate", "eval_every", "checkpoint_every", "keep_last")
+        counts = ("steps", "batch_size", "accumulate", "eval_every", "checkpoint_every", "keep_last", "members")
         for name in (*counts, "warmup_steps", "seed"):
             self._check(name, is_integer(getattr(self, name)), "must be an integer")
         for name in ("learning_rate", "final_learning_rate", "weight_decay", "clip_norm", "ema_decay", "time_limit_s"):

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from jaxop.training.evaluation import mean_errors, trace_errors
 from jaxop.training.identity import describe_source
 from jaxop.training.loggers import JsonLines, Logger, Progress
 from jaxop.training.losses import Loss, describe_loss
+from jaxop.training.members import MemberBatch, check_members, member_seeds, same_parts
 from jaxop.training.memory import check_fits
 from jaxop.training.mesh import check_divides, check_mesh, distribute, on_one_device, own_indices
 from jaxop.training.optimizer import EvalParams, Optimizer, describe_state, make_optimizer
@@ -42,7 +44,7 @@ from jaxop.training.run import (
     versions,
     write_settings,
 )
-from jaxop.training.state import TrainState, init_state, split_model
+from jaxop.training.state import TrainState, evaluation_graph, evaluation_model, init_state, split_model
 from jaxop.training.step import Step, make_step
 
 Model = TypeVar("Model", bound=nnx.Module)
@@ -55,9 +57,10 @@ class Result(Generic[Model]):
     """Result of a call of `fit`.
 
     Attributes:
-        model: a copy of the model in evaluation mode, with the averaged parameters if the run or the optimiser keeps
-            an average, otherwise with the last. `jaxop.training.load_run` and `Run.restore` return the best. It is on
-            one device, or divided among the devices of the mesh axis "model" like the state.
+        model: a copy of the model in evaluation mode, or the `jaxop.operators.Ensemble` of several members. It has the
+            averaged parameters if the run or the optimiser keeps an average, otherwise the last.
+            `jaxop.training.load_run` and `Run.restore` return the best. It is on one device, or divided among the
+            devices of the mesh axis "model" like the state.
         state: the last training state.
         stopped: "completed", "time limit" or "terminated" (SIGTERM or Ctrl-C).
         seconds: time spent in training steps over all resumptions.
@@ -105,9 +108,16 @@ def fit(
     their parts of a checkpoint. Process 0 alone writes everything else, logs, and measures the time limit. SIGTERM to
     any process stops all of them after the same step. An error of one ends all with its message.
 
+    With ``config.members`` = E, one program trains E operators, and the model of the result is their
+    `jaxop.operators.Ensemble`. They differ in initial values and in the order of the data. Member 0 is what a run of
+    one member would give (`member_seeds`). Metrics of a step are means over the members, and validation sets are
+    measured with the mean of their outputs.
+
     Args:
         model: any NNX module that the loss can call; it is not changed. The losses "l2" and "h1" call
-            ``model(inputs, domain, at=at, initial=initial)``, and "cross_entropy" calls ``model(inputs)``.
+            ``model(inputs, domain, at=at, initial=initial)``, and "cross_entropy" calls ``model(inputs)``. It is the
+            first of several members, and must then be a neural operator with a config, bare or in a
+            `jaxop.operators.Standardized`.
         train: training samples: `jaxop.data.Samples`, `jaxop.data.RaggedSamples`, `jaxop.data.Examples`, or any
             `jaxop.data.DataSource` whose batches fit the loss. If its batches have several shapes, as those of
             `RaggedSamples`, one program is compiled for each before the first step, and a line says which. A run can be
@@ -157,6 +167,7 @@ def fit(
         FileNotFoundError: if ``run_dir`` does not hold a run to resume.
         FileExistsError: if a new run would overwrite another run.
         BlockingIOError: if another run is writing to ``run_dir``; the message names its process.
+        NotImplementedError: if several members shall be trained by several processes.
         LostProcessError: if another process of this run is gone.
         MemoryError: if the state, a batch and the largest matrix product of a step exceed the memory of a device.
         FloatingPointError: at the first step whose loss or gradient is not finite; the message names the
@@ -196,6 +207,7 @@ def fit(
     check_same({"resume": resume})
     check_divides(mesh, config.batch_size, config.accumulate)
     model = in_precision(model, config.precision)
+    check_members(model, config, mesh)
     check_sources(model, train, valid, config, loss)
     groups = groups_of(train, config.batch_size, "train")
     check_drawable(groups, config.batch_size, "train")
@@ -285,7 +297,7 @@ def _resumed(
 
 
 class _Loaded(NamedTuple):
-    """A batch, the number of its group and the numbers of its items."""
+    """A batch, the number of its group and the numbers of its items, of every member if there are several."""
 
     group: int
     indices: np.ndarray
@@ -308,6 +320,16 @@ class _Training(Generic[Model]):
     errors: dict[str, float]
     forms: dict[int, BatchForm] = dataclasses.field(default_factory=dict)
 
+    @functools.cached_property
+    def seeds(self) -> tuple[int, ...]:
+        """The seed of each member."""
+        return member_seeds(self.config)
+
+    @functools.cached_property
+    def graphdef(self) -> nnx.GraphDef:
+        """The graph of what is evaluated: the model, or the ensemble of its members."""
+        return evaluation_graph(self.model, self.config.members)
+
     def trace(self, step: Step, state: TrainState) -> list[jax.stages.Lowered]:
         """Traces the step of each group for compilation.
 
@@ -322,9 +344,10 @@ class _Training(Generic[Model]):
         for number, group in enumerate(self.groups):
             which = f" of {group.name}" if len(self.groups) > 1 else ""
             with noted(f"on the training samples{which}"):
-                batch = self._read(number, first, 0).batch
+                batch = self._read(number, [first] * self.config.members, 0).batch
                 traced = cast(jax.stages.Wrapped, step).trace(state, batch)
-            check_fits(traced, state, batch, f"{len(first)} samples{which}")
+            each = f" for each of {self.config.members} members" if self.config.members > 1 else ""
+            check_fits(traced, state, batch, f"{len(first)} samples{which}{each}")
             lowered.append(traced.lower())
         return lowered
 
@@ -374,37 +397,52 @@ class _Training(Generic[Model]):
 
     def _load(self, step: int) -> _Loaded:
         counts = [len(group.indices) for group in self.groups]
-        group, items = draw_batch(counts, self.config.batch_size, seed=self.config.seed, step=step)
-        return self._read(group, items, step)
+        size, seed = self.config.batch_size, self.config.seed
+        drawn = [draw_batch(counts, size, seed=seed, step=step, items_seed=own) for own in self.seeds]
+        return self._read(drawn[0][0], [items for _, items in drawn], step)
 
-    def _read(self, number: int, items: np.ndarray, step: int) -> _Loaded:
-        """Returns the batch of some items of a group, whose batches must all have the form of the first."""
+    def _read(self, number: int, items: Sequence[np.ndarray], step: int) -> _Loaded:
+        """Returns the batches of some items of a group, one for each member, which all have the form of the first."""
         group = self.groups[number]
+        batches = [self._read_of_member(number, *one, step) for one in zip(items, self.seeds, strict=True)]
+        placed = [distribute(batch, self.mesh, len(items[0])) for batch in batches]
+        for batch in placed:
+            form = self.forms.setdefault(number, batch_form(batch))
+            check_same_form(batch, form, "train", step + 1)
+        if len(placed) == 1:
+            return _Loaded(number, group.indices[items[0]], placed[0])
+        return _Loaded(number, group.indices[np.stack(items)], MemberBatch.of(placed, same_parts(batches)))
+
+    def _read_of_member(self, number: int, items: np.ndarray, seed: int, step: int) -> PyTree:
         own = own_indices(items, self.mesh)
-        batch = read_batch(group.source, own, seed=self.config.seed, step=step)
+        batch = read_batch(self.groups[number].source, own, seed=seed, step=step)
         check_batch(batch, len(own), "train")
-        batch = distribute(batch, self.mesh, len(items))
-        form = self.forms.setdefault(number, batch_form(batch))
-        check_same_form(batch, form, "train", step + 1)
-        return _Loaded(number, group.indices[items], batch)
+        return batch
 
     def _report(self, step: int, batch: _Loaded, metrics: Mapping[str, Array], seconds: float) -> None:
-        values = {name: value.item() for name, value in jax.device_get(metrics).items()}
-        if not values.pop("finite"):
-            raise FloatingPointError(self._diagnose(step, batch, values))
+        values = {name: np.atleast_1d(value) for name, value in jax.device_get(metrics).items()}  # of every member
+        finite = values.pop("finite")
+        if not finite.all():
+            member = int(np.argmin(finite))
+            own = {name: value[member].item() for name, value in values.items()}
+            raise FloatingPointError(self._diagnose(step, batch, own, member))
         del values["culprit"]
-        self._log(step, values | {"seconds": seconds})
+        means = {name: value.mean(dtype=np.float64).item() for name, value in values.items()}
+        self._log(step, means | {"seconds": seconds})
 
-    def _diagnose(self, step: int, batch: _Loaded, values: Mapping[str, float]) -> str:
-        arrays = zip(leaf_names(batch.batch), jax.tree.leaves(batch.batch), strict=True)
+    def _diagnose(self, step: int, loaded: _Loaded, values: Mapping[str, float], member: int) -> str:
+        batch, indices, who = loaded.batch, loaded.indices, ""
+        if self.config.members > 1:
+            batch, indices, who = batch.member(member), indices[member], f" of member {member}"
+        arrays = zip(leaf_names(batch), jax.tree.leaves(batch), strict=True)
         bad = first_nonfinite({f"batch.{name}" if name else "batch": array for name, array in arrays})
         if bad is None and values["culprit"] >= 0:
             params = leaf_names(split_model(self.model, train=True)[1])
             kind, number = divmod(int(values["culprit"]), len(params))
             bad = f"{('the gradient', 'the new value')[kind]} of {params[number]}"
         return (
-            f"step {step}: the loss is {values['loss']} and the gradient norm {values['grad_norm']}, on samples "
-            f"{batch.indices.tolist()}; first array that is not finite: {bad or 'the loss'}. "
+            f"step {step}: the loss{who} is {values['loss']} and the gradient norm {values['grad_norm']}, on samples "
+            f"{indices.tolist()}; first array that is not finite: {bad or 'the loss'}. "
             f"The state was not saved; the last checkpoint is of step {self.checkpoints.latest}. "
             "Look at these samples, or start again with a smaller learning rate or a longer warm-up."
         )
@@ -440,8 +478,8 @@ class _Training(Generic[Model]):
 
     def _current_model(self, state: TrainState) -> Model:
         """Returns the model on one device, so that it runs on arrays of that device, or divided like the state."""
-        graphdef, _, _ = split_model(self.model, train=False)
-        return nnx.merge(graphdef, *on_one_device((state.averaged, state.other), self.mesh))
+        variables = on_one_device((state.averaged, state.other), self.mesh)
+        return cast(Model, evaluation_model(self.graphdef, self.config.members, *variables))
 
     def _log(self, step: int, metrics: Mapping[str, float]) -> None:
         for output in self.outputs:

@@ -11,6 +11,7 @@ from jaxtyping import Array
 from jaxop.data import Batch
 from jaxop.domains import Decomposed, Domain, Shard, shard
 from jaxop.domains.domain import check_domain
+from jaxop.operators import EnsembleConfig
 from jaxop.operators.config import NODES_SHARED_BY, OperatorConfig
 from jaxop.training.optimizer import Tree
 
@@ -71,6 +72,8 @@ def check_shares_nodes(model: nnx.Module, mesh: Mesh | None) -> None:
     if node_shares(mesh) == 1:
         return
     config = getattr(model, "config", None)
+    if isinstance(config, EnsembleConfig):
+        config = config.operator
     if isinstance(config, OperatorConfig):
         config.check_shares_nodes(node_shares(mesh))
     elif not getattr(model, "shares_nodes", False):

@@ -16,6 +16,7 @@ from jaxop._validation import check_type
 from jaxop.training._program import Message, Program, operations
 from jaxop.training.config import TrainingConfig, to_json
 from jaxop.training.losses import Loss
+from jaxop.training.members import MemberBatch, check_members
 from jaxop.training.mesh import batch_specs, check_mesh
 from jaxop.training.nodes import node_shares, share_nodes
 from jaxop.training.optimizer import EvalParams, Optimizer, Tree, make_optimizer
@@ -113,7 +114,7 @@ def plan_step(
 
     Args:
         model: the model; shapes and dtypes are enough, as in ``nnx.eval_shape(lambda: Model(..., rngs=nnx.Rngs(0)))``.
-        batch: a batch, or its shapes and dtypes.
+        batch: a batch, of one member if there are several, or its shapes and dtypes.
         config: see `TrainingConfig`.
         mesh: the devices, such as ``MeshConfig().make(batch_size, Topology.find("v5e:4x4").devices)``.
         chip: the figures of a device, such as ``Topology.find("v5e:4x4").chip``.
@@ -142,6 +143,7 @@ def plan_step(
         (16, 128, ())
     """
     TrainingConfig.check(config)
+    check_members(model, config, None)
     check_type(mesh, "mesh", Mesh, "a jax.sharding.Mesh, such as training.MeshConfig().make(batch_size)")
     chosen = make_optimizer(config) if optimizer is None else optimizer
     graphdef, *variables = split_model(in_precision(model, config.precision), train=True)
@@ -153,13 +155,15 @@ def plan_step(
     shared = check_mesh(mesh)
     if node_shares(shared) > 1:  # as `fit` places it
         batch = jax.eval_shape(lambda batch: share_nodes(batch, shared), batch)
-    state = jax.tree.map(_placed, state, shardings(specs_like(state, state.params, mesh), mesh))
+    state = jax.tree.map(_placed, state, shardings(specs_like(state, state.params, mesh, members=config.members), mesh))
     placed = jax.tree.map(
         lambda spec, part: jax.tree.map(lambda leaf: _placed(leaf, NamedSharding(mesh, spec)), part),
         batch_specs(batch, mesh),
         batch,
         is_leaf=lambda leaf: isinstance(leaf, PartitionSpec),
     )
+    if config.members > 1:
+        placed = MemberBatch.of([placed] * config.members)
     step = make_step(graphdef, chosen, config, loss=loss, eval_params=eval_params, mesh=shared)
     device = mesh.devices.flat[0]
     with compiled_for(device.platform):

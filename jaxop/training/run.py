@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
@@ -23,14 +23,14 @@ import jaxop
 from jaxop._config import from_dict, to_dict
 from jaxop._files import read_json, write_in_one_go
 from jaxop._validation import near
-from jaxop.operators import OperatorConfig, Standardized, build, models
+from jaxop.operators import Ensemble, EnsembleConfig, OperatorConfig, Standardized, build, models
 from jaxop.training._files import local_path, set_aside
 from jaxop.training.checkpoint import Checkpoints
 from jaxop.training.config import LOSSES, TrainingConfig, to_json
 from jaxop.training.loggers import read_metrics
 from jaxop.training.mesh import check_mesh
 from jaxop.training.shards import abstract, specs_of
-from jaxop.training.state import split_model
+from jaxop.training.state import evaluation_graph, evaluation_model, split_model
 
 Model = TypeVar("Model", bound=nnx.Module)
 
@@ -96,9 +96,11 @@ class Run:
     ) -> Model:
         """Returns a copy of the model with the variables of a checkpoint, in evaluation mode.
 
+        If the run trained several members, this is their `jaxop.operators.Ensemble`.
+
         Args:
             model: any NNX module of the kind that was trained. Its values do not matter, so that
-                ``nnx.eval_shape(lambda: Model(..., rngs=nnx.Rngs(0)))`` is enough.
+                ``nnx.eval_shape(lambda: Model(..., rngs=nnx.Rngs(0)))`` is enough. Of several members, one or all.
             checkpoint: "best" (lowest validation error), "last", or the number of a step.
             average: True restores the parameters that the run's evaluations used, a moving average or those of a
                 schedule-free optimiser. False restores the parameters of the step itself.
@@ -112,8 +114,12 @@ class Run:
         """
         step = self.step(checkpoint)
         manifest = self.checkpoints.manifest(step)
-        self._compare(model, manifest.get("settings", self.config))
-        graphdef, params, other = split_model(model, train=False)
+        members = self.training.members
+        inside: Any = model.operator if members > 1 and isinstance(model, Ensemble) else model
+        self._compare(inside, manifest.get("settings", self.config))
+        _, params, other = split_model(inside, train=False)
+        if members > 1 and inside is model:
+            params, other = jax.tree.map(lambda leaf: _stack_of(leaf, members), (params, other))
         averaged = average and any(leaf.startswith("ema.") for leaf in manifest["leaves"])
         name = "ema" if averaged else "params"
         mesh = check_mesh(mesh)
@@ -122,7 +128,8 @@ class Run:
             copied = jax.tree.map(lambda _: PartitionSpec(), other)
             like = abstract(like, {name: specs_of(params, mesh), "other": copied}, mesh)
         saved = self.checkpoints.restore(like, step=step, parts=tuple(like))
-        return nnx.merge(graphdef, saved[name], saved["other"])
+        graphdef = evaluation_graph(inside, members)
+        return cast(Model, evaluation_model(graphdef, members, saved[name], saved["other"]))
 
     def _compare(self, model: nnx.Module, settings: Mapping[str, object]) -> None:
         """Warns if a setting of the model differs from the recorded one, although its parameters may fit."""
@@ -138,7 +145,8 @@ class Run:
     def model(self, *, checkpoint: int | str = "best", average: bool = True, mesh: Mesh | None = None) -> Any:
         """Returns the trained model, if the run recorded its ``operator`` and ``model`` settings.
 
-        A neural operator is in a `jaxop.operators.Standardized`, which acts in physical units. Any other model of
+        A neural operator is in a `jaxop.operators.Standardized`, which acts in physical units, and so is each member of
+        a `jaxop.operators.Ensemble`. Any other model of
         `jaxop.operators.models`, such as a `jaxop.dynamics.Stepper`, is returned itself. Runs of ``jaxop train`` record
         the settings. For other runs build the model and use `restore`.
 
@@ -168,11 +176,19 @@ class Run:
                 f"({type(error).__name__}: {error}); build the model yourself, for example from recorded settings by "
                 "operators.from_dict(Config, run.config['model']), and call run.restore(model)."
             ) from error
+        if (members := self.training.members) > 1:
+            ensemble = EnsembleConfig(config, members=members, standardized=True)
+            return nnx.eval_shape(lambda: build(ensemble, rngs=nnx.Rngs(0)))
         if not isinstance(config, OperatorConfig):
             return nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0)))
         inputs, outputs = np.ones(config.in_channels), np.ones(config.out_channels)
         statistics = {"input_mean": inputs, "input_std": inputs, "output_mean": outputs, "output_std": outputs}
         return nnx.eval_shape(lambda: Standardized(build(config, rngs=nnx.Rngs(0)), **statistics))
+
+
+def _stack_of(leaf: Any, members: int) -> jax.ShapeDtypeStruct:
+    """Returns shape and dtype of the arrays of all members, from the array of one."""
+    return jax.ShapeDtypeStruct((members, *leaf.shape), leaf.dtype)
 
 
 def load_run(directory: str | os.PathLike[str]) -> Run:

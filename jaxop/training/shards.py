@@ -54,14 +54,20 @@ def shards(mesh: Mesh | AbstractMesh | None) -> int:
     return 1 if mesh is None else mesh.shape.get(MODEL, 1)
 
 
-def specs_of(params: Tree, mesh: Mesh | None) -> Tree:
-    """Returns `spec_of` for every parameter."""
-    return jax.tree.map(lambda leaf: spec_of(leaf.shape, mesh), params)
+def specs_of(params: Tree, mesh: Mesh | None, *, members: int = 1) -> Tree:
+    """Returns `spec_of` for every parameter; stacks of those of several members are divided like those of one."""
+
+    def one(leaf: Array | jax.ShapeDtypeStruct) -> PartitionSpec:
+        return spec_of(leaf.shape, mesh) if members == 1 else PartitionSpec(None, *spec_of(leaf.shape[1:], mesh))
+
+    return jax.tree.map(one, params)
 
 
-def specs_like(tree: Tree, params: Tree, mesh: Mesh | None) -> Tree:
+def specs_like(tree: Tree, params: Tree, mesh: Mesh | None, *, members: int = 1) -> Tree:
     """Returns how a tree is divided: arrays of the shape of a parameter as this parameter, all others not at all."""
-    known = {leaf.shape: spec_of(leaf.shape, mesh) for leaf in jax.tree.leaves(params)}
+    specs = specs_of(params, mesh, members=members)
+    leaves = zip(jax.tree.leaves(params), jax.tree.leaves(specs), strict=True)
+    known = {leaf.shape: spec for leaf, spec in leaves}
     return jax.tree.map(lambda leaf: known.get(leaf.shape, PartitionSpec()), tree)
 
 
@@ -76,9 +82,11 @@ def abstract(tree: Tree, specs: Tree, mesh: Mesh) -> Tree:
     return jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), tree, like)
 
 
-def divide(params: Tree, mesh: Mesh | None) -> Tree:
+def divide(params: Tree, mesh: Mesh | None, *, members: int = 1) -> Tree:
     """Returns parameters on the devices, or unchanged without a mesh; every device gets only its own shards."""
-    return params if mesh is None else jax.tree.map(place, params, shardings(specs_of(params, mesh), mesh))
+    if mesh is None:
+        return params
+    return jax.tree.map(place, params, shardings(specs_of(params, mesh, members=members), mesh))
 
 
 def divided_share(params: Tree, mesh: Mesh | None) -> float:

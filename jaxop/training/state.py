@@ -1,6 +1,7 @@
 """State of a training run, made from a model and an optimiser."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,9 @@ from jaxtyping import Array
 
 from jaxop._pytree import leaf_names, register
 from jaxop._validation import check_type
+from jaxop.operators.ensemble import around_stacked
 from jaxop.training.config import TrainingConfig
+from jaxop.training.members import with_members
 from jaxop.training.mesh import check_mesh
 from jaxop.training.optimizer import EvalParams, Optimizer, Tree, check_optimizer, evaluated_params
 from jaxop.training.processes import place
@@ -22,6 +25,8 @@ from jaxop.training.shards import check_shards, divide, shardings, shards, specs
 @dataclasses.dataclass(frozen=True)
 class TrainState:
     """Everything that changes during training; `step` is the whole state of the data pipeline.
+
+    With several members (`TrainingConfig`) every array but ``step`` has a leading axis of the members.
 
     Attributes:
         step: optimiser steps taken, int32 scalar.
@@ -62,6 +67,18 @@ def split_model(model: nnx.Module, *, train: bool) -> tuple[nnx.GraphDef, Tree, 
     return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(other)
 
 
+def evaluation_graph(model: nnx.Module, members: int) -> nnx.GraphDef:
+    """Returns the graph in evaluation mode of a model, or of the ensemble of several members like it."""
+    return split_model(model if members == 1 else around_stacked(model, members), train=False)[0]
+
+
+def evaluation_model(graphdef: nnx.GraphDef, members: int, params: Tree, other: Tree) -> nnx.Module:
+    """Returns the model of `evaluation_graph` with parameters and other variables of a `TrainState`."""
+    if members > 1:  # the members are the attribute "operator" of an Ensemble
+        params, other = ({"operator": tree} if tree else tree for tree in (params, other))
+    return nnx.merge(graphdef, params, other)
+
+
 def init_state(
     model: nnx.Module,
     optimizer: Optimizer,
@@ -80,7 +97,8 @@ def init_state(
     Args:
         model: any NNX module with at least one `nnx.Param`.
         optimizer: the result of `make_optimizer`, or any other transformation of Optax.
-        config: reads ``ema_decay``.
+        config: reads ``ema_decay``, and ``members`` with ``seed``: the first member has the values of the model, and
+            the others those of new models of its config, see `member_seeds`. The graph definition is that of a member.
         eval_params: a function from (state of the optimiser, parameters) to the parameters to evaluate with, if these
             are not the parameters that gradients are taken at. None recognises `optax.contrib.schedule_free` and
             optimisers made with it, such as `optax.contrib.schedule_free_adamw`.
@@ -90,6 +108,7 @@ def init_state(
             made from the divided parameters, so that no device holds all of it. None puts the state on one device.
 
     Raises:
+        TypeError: if there are several members, and the model is not a neural operator with a config.
         ValueError: if the model does not have parameters, if parameters are in half precision, if both ``ema_decay``
             and the optimiser average the parameters, or if the axis "model" divides none of the large parameters.
 
@@ -119,11 +138,15 @@ def init_state(
             )
     mesh = check_mesh(mesh)
     check_shards(params, mesh)
+    init, evaluated = optimizer.init, functools.partial(evaluated_params, eval_params=eval_params)
+    if config.members > 1:
+        _, params, other = split_model(with_members(model, config), train=True)
+        init, evaluated = jax.vmap(init), jax.vmap(evaluated)
     if shards(mesh) > 1:
-        params = divide(params, mesh)
+        params = divide(params, mesh, members=config.members)
     with jax.numpy_dtype_promotion("standard"):
-        opt_state = optimizer.init(params)
-    ema = evaluated_params(opt_state, params, eval_params)
+        opt_state = init(params)
+    ema = evaluated(opt_state, params)
     if config.ema_decay:
         if ema is not None:
             raise ValueError(
@@ -132,12 +155,14 @@ def init_state(
             )
         ema = params
     state = TrainState(jnp.zeros((), jnp.int32), params, other, opt_state, ema)
-    return graphdef, place_state(jax.tree.map(_own, state), mesh)
+    return graphdef, place_state(jax.tree.map(_own, state), mesh, members=config.members)
 
 
-def place_state(state: TrainState, mesh: Mesh | None) -> TrainState:
+def place_state(state: TrainState, mesh: Mesh | None, *, members: int = 1) -> TrainState:
     """Returns a state on the devices, its averages and moments divided like parameters, or unchanged without a mesh."""
-    return state if mesh is None else jax.tree.map(place, state, shardings(specs_like(state, state.params, mesh), mesh))
+    if mesh is None:
+        return state
+    return jax.tree.map(place, state, shardings(specs_like(state, state.params, mesh, members=members), mesh))
 
 
 def _own(leaf: ArrayLike) -> Array:

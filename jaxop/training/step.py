@@ -1,7 +1,7 @@
 """One optimiser step as a pure, compiled function of state and batch."""
 
 from collections.abc import Callable
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import chex
 import jax
@@ -16,6 +16,7 @@ from jaxop._validation import check_type, float_dtype
 from jaxop.data.source import batch_parts, is_shared
 from jaxop.training.config import TrainingConfig
 from jaxop.training.losses import LOSS_FUNCTIONS, Loss, apply_loss, check_loss
+from jaxop.training.members import MemberBatch, member_seeds
 from jaxop.training.mesh import check_divides, check_mesh, device_number, over_devices
 from jaxop.training.nodes import check_shares_nodes
 from jaxop.training.optimizer import (
@@ -68,7 +69,9 @@ def make_step(
         optimizer: the result of `make_optimizer`, or any other transformation of Optax. If its ``update`` takes them,
             it gets the keyword arguments ``value``, ``grad`` and ``value_fn``: loss, gradient, and loss as a function
             of the parameters.
-        config: reads ``loss``, ``accumulate``, ``remat``, ``ema_decay`` and ``seed``.
+        config: reads ``loss``, ``accumulate``, ``remat``, ``ema_decay``, ``seed`` and ``members``. With several members
+            the step is mapped over them: it takes their batches as a `MemberBatch`, and every metric has one entry for
+            each member.
         loss: a function of (model, batch) that returns one number per sample, or these numbers and a dict of metrics;
             see `jaxop.training.losses`. None takes the loss that ``config.loss`` names: the relative errors in L2 or
             H1 of a model called as ``model(inputs, domain, at=at, initial=initial)``, or the cross-entropy of a model
@@ -122,6 +125,7 @@ def make_step(
         check_loss(loss)
     mesh = check_mesh(mesh)
     check_divides(mesh, config.batch_size, config.accumulate)
+    fixed = (config.seed,) if config.members == 1 else ()  # the seeds of members are an argument
     chosen = loss or LOSS_FUNCTIONS[config.loss]
     update = update_of(optimizer)
 
@@ -130,7 +134,7 @@ def make_step(
     ) -> tuple[Array, tuple[Tree, dict[str, Array]]]:
         model = nnx.merge(graphdef, params, other)
         check_shares_nodes(model, mesh)
-        streams = _fold_streams(model, config.seed, *draw)
+        streams = _fold_streams(model, *fixed, *draw)
         if config.remat is None:
             losses, extra = apply_loss(chosen, model, batch)
         else:
@@ -143,32 +147,34 @@ def make_step(
         others = _of_same_kind(others, other, "a call of the model must keep the model's variables")
         return jnp.mean(losses), (others, {name: jnp.mean(metric) for name, metric in extra.items()})
 
-    def step(state: TrainState, batch: Tree) -> tuple[TrainState, dict[str, Array]]:
+    def of_member(state: TrainState, batch: Tree, *seed: Array) -> tuple[TrainState, dict[str, Array]]:
+        numbers = (*seed, state.step)
         specs = specs_of(state.params, mesh)
         loss = on_shards(mean_loss, specs)
         gradient = jax.value_and_grad(loss, has_aux=True)
 
-        def values(batch: Tree, params: Tree, other: Tree, step: Array):
+        def values(batch: Tree, params: Tree, other: Tree, *numbers: Array):
             def of_piece(other: Tree, batch: Tree, piece: Array):
-                value, (other, _) = loss(params, other, batch, (step, piece, *device_number(mesh)))
+                value, (other, _) = loss(params, other, batch, (*numbers, piece, *device_number(mesh)))
                 return value, other
 
             return _mean_over_pieces(of_piece, other, batch, config.accumulate)
 
-        def values_and_gradients(batch: Tree, params: Tree, other: Tree, step: Array):
+        def values_and_gradients(batch: Tree, params: Tree, other: Tree, *numbers: Array):
             def of_piece(other: Tree, batch: Tree, piece: Array):
-                (value, (other, extra)), gradients = gradient(params, other, batch, (step, piece, *device_number(mesh)))
+                draw = *numbers, piece, *device_number(mesh)
+                (value, (other, extra)), gradients = gradient(params, other, batch, draw)
                 return (value, extra, gradients), other
 
             return _mean_over_pieces(of_piece, other, batch, config.accumulate)
 
         def value_fn(params: Tree) -> Array:
-            return over_devices(values, mesh, mean=True)(batch, params, state.other, state.step)[0]
+            return over_devices(values, mesh, mean=True)(batch, params, state.other, *numbers)[0]
 
         copied = PartitionSpec()
         (value, extra, gradients), other = over_devices(
             values_and_gradients, mesh, mean=True, results=((copied, copied, specs), copied)
-        )(batch, state.params, state.other, state.step)
+        )(batch, state.params, state.other, *numbers)
         chex.assert_shape(value, ())
         chex.assert_trees_all_equal_shapes_and_dtypes(gradients, state.params)
         squares = jnp.stack([jnp.sum(jnp.square(g.astype(float_dtype()))) for g in jax.tree.leaves(gradients)])
@@ -199,6 +205,7 @@ def make_step(
             metrics["learning_rate"] = rate
         return TrainState(state.step + 1, params, other, opt_state, ema), metrics
 
+    step = of_member if config.members == 1 else _over_members(of_member, config)
     if mesh is None:
         return jax.jit(step, donate_argnums=0)
     copied = NamedSharding(mesh, PartitionSpec())
@@ -207,10 +214,31 @@ def make_step(
 
     def kept(state: TrainState, batch: Tree) -> tuple[TrainState, dict[str, Array]]:
         after, metrics = step(state, batch)
-        divided = shardings(specs_like(after, after.params, mesh), mesh)
+        divided = shardings(specs_like(after, after.params, mesh, members=config.members), mesh)
         return jax.lax.with_sharding_constraint(after, divided), jax.lax.with_sharding_constraint(metrics, copied)
 
     return jax.jit(kept, donate_argnums=0)
+
+
+def _over_members(step: Callable[..., Any], config: TrainingConfig) -> Callable[..., Any]:
+    """Returns a function of (stacked state, `MemberBatch`) from one of (state, batch, seed) of a member.
+
+    Everything but the number of the step has a leading axis of the members, in the result too.
+    """
+    seeds = jnp.asarray(member_seeds(config), jnp.uint32)
+    axes = TrainState(None, 0, 0, 0, 0)  # pyright: ignore[reportArgumentType]
+
+    def stacked(state: TrainState, batch: MemberBatch) -> tuple[TrainState, dict[str, Array]]:
+        check_type(batch, "batch", MemberBatch, f"a training.MemberBatch of the batches of {config.members} members")
+        parts = [one[0] if len(one) == 1 else jax.tree.map(lambda *x: jnp.stack(x), *one) for one in batch.parts]
+        own = [None if len(one) == 1 else 0 for one in batch.parts]
+
+        def of_member(state: TrainState, parts: list[Tree], seed: Array) -> tuple[TrainState, dict[str, Array]]:
+            return step(state, jax.tree.unflatten(batch.structure, parts), seed)
+
+        return jax.vmap(of_member, in_axes=(axes, own, 0), out_axes=(axes, 0))(state, parts, seeds)
+
+    return stacked
 
 
 def _mean_over_pieces(
