@@ -35,7 +35,7 @@ ABOUT = {
         "nodes of the calibration. The last column is the mean half-width over the mean absolute value of the truth. "
         "The local width is the same everywhere, or predicted by a second operator, or the deviation of an ensemble "
         "around its mean, which is then the prediction. Conformal is the factor of jaxop.training.calibrate; UQNO is "
-        "that of the script train_uqno_darcy.py of neuraloperator 1.0, with the same second operator: it replaces α and "
+        "that of the script train_uqno_darcy.py of neuraloperator 1.0, with the same second operator, which is trained at the level 0.9: it replaces α and "
         "δ by smaller numbers that grow with the number of nodes, and is refused where its rank of a node is negative. "
         "Gaussian is an ensemble's own interval, with the two-sided quantile of 1 − α and no calibration.",
         seeds="those of the command line, and fixed ones of the splits",
