@@ -33,11 +33,12 @@ ABOUT = {
         "that tests them, again and again. Cells are the share of test functions of which at least 1 − α of the domain "
         "is inside the band, in percent, mean ± standard deviation over the splits; it should be at least 1 − δ on the "
         "nodes of the calibration. The last column is the mean half-width over the mean absolute value of the truth. "
-        "The local width is the same everywhere, or predicted by a second operator, or the deviation of an ensemble "
-        "around its mean, which is then the prediction. Conformal is the factor of jaxop.training.calibrate; UQNO is "
-        "that of the script train_uqno_darcy.py of neuraloperator 1.0, with the same second operator, which is trained at the level 0.9: it replaces α and "
-        "δ by smaller numbers that grow with the number of nodes, and is refused where its rank of a node is negative. "
-        "Gaussian is an ensemble's own interval, with the two-sided quantile of 1 − α and no calibration.",
+        "The local width is the same everywhere, or predicted by a second operator (trained by the pinball loss at the "
+        "level 0.9), or the deviation of an ensemble around its mean, which is then the prediction. Conformal is the "
+        "factor of jaxop.training.calibrate. UQNO is that of the script train_uqno_darcy.py of neuraloperator, with "
+        "the same second operator: it takes smaller α and δ, by amounts that vanish as the nodes become many, and has "
+        "no factor where this makes a negative number of nodes. Gaussian is an ensemble's own interval, with the "
+        "two-sided quantile of 1 − α and without calibration.",
         seeds="those of the command line, and fixed ones of the splits",
     ),
 }
@@ -114,9 +115,7 @@ def pools(options: Calibration) -> tuple[data.Samples, data.Samples, dict[str, d
     """Returns the samples of the operator, those of the second operator, and the pool on four sets of nodes."""
 
     def made(samples: int, first: int, sides: tuple[int, ...] = (SIDE,)) -> dict[int, data.Samples]:
-        return data.darcy_resolutions(
-            samples, sides, seed=0, reference=REFERENCE, coefficient=COEFFICIENT, first=first
-        )
+        return data.darcy_resolutions(samples, sides, seed=0, reference=REFERENCE, coefficient=COEFFICIENT, first=first)
 
     train = made(options.train, 0)[SIDE]
     residuals = made(options.residuals, options.train)[SIDE]
