@@ -37,6 +37,7 @@ SECTIONS = {
     "latent": Command("benchmarks.latent", "layers of latent attention against jnp and PyTorch, up to 10⁶ nodes"),
     "latent-grid": Command("benchmarks.latent_grid", "averages on a latent grid against sums over all pairs"),
     "own-nodes": Command("benchmarks.own_nodes", "training steps on samples of 10⁴ nodes of their own"),
+    "share": Command("benchmarks.share", "trained models: first answers, sizes, many query points, ensembles"),
     "scale": Command("benchmarks.scale", "training steps on several devices and, ahead of time, on slices of TPUs"),
 }
 """The tables."""

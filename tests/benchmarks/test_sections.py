@@ -18,6 +18,7 @@ from benchmarks import (
     programs,
     run,
     schwarz,
+    share,
     steps,
     timing,
     two_level,
@@ -40,6 +41,7 @@ SMALL = {
     "schwarz": lambda: schwarz.main(powers=(4, 5), repeats=1),
     "latent-grid": lambda: latent_grid.main(nodes=(32, 48), heads=2, depth=4, sides=(2,), repeats=1),
     "own-nodes": lambda: own_nodes.main(nodes=64, subset=32, batch_size=2, repeats=1),
+    "share": lambda: share.main(repeats=1, points=(100,), members=2, steps=2),
     "two-level": lambda: two_level.main(sides=(32, 48), repeats=1, global_nodes=0),
 }
 ROWS = {
@@ -51,6 +53,7 @@ ROWS = {
     "two-level": 2,
     "latent-grid": 2,
     "own-nodes": 6,
+    "share": 12,
 }
 
 
