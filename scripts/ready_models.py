@@ -53,16 +53,17 @@ MODELS = {
 
 
 FIELDS = {
-    "two-valued": "the two-valued coefficient a, 3 or 12",
+    "two-valued": "a two-valued coefficient a (3 and 12)",
     "lognormal": "a lognormal coefficient a",
 }
 
 
 def card(data: DarcyData, model: operators.OperatorConfig) -> dict[str, str]:
     """Returns what the card says beside the record of the run."""
+    name = operators.model_of(model).name.upper()
     where = "grids of equal weights" if model.acts_on_grids else "any nodes"
     return {
-        "What it does": f"Darcy flow: from {FIELDS[data.coefficient]} to the pressure u, on {where}.\n\n"
+        "What it does": f"Darcy flow by {name}: from {FIELDS[data.coefficient]} to the pressure u, on {where}.\n\n"
         "The equation is −∇·(a∇u) = 1 on the unit square, with u = 0 on its sides. The model has learned fields a as "
         f"`jaxop.data.darcy(..., coefficient={data.coefficient!r})` draws them; on others it may be wrong.",
         "Licence": "MIT, like jaxop.",

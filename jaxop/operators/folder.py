@@ -295,8 +295,9 @@ def _card(operator: nnx.Module, config: dict[str, Json], count: int, sections: d
     lines = [f"# {type(operator).__name__}", about.partition("\n")[0]]
     if "in_channels" in config:
         lines.append(
-            f"It maps functions with {config['in_channels']} channels to functions with {config['out_channels']} "
-            f"channels, in {config['dim']} space dimensions, and has {count:,} numbers."
+            f"It maps functions with {_counted(config['in_channels'], 'channel')} to functions with "
+            f"{_counted(config['out_channels'], 'channel')}, in {_counted(config['dim'], 'space dimension')}, and has "
+            f"{count:,} numbers."
         )
     usage = getattr(operator, "USAGE", Savable.USAGE)
     lines.append(f"```python\nimport jaxop\n\nmodel = jaxop.from_pretrained(PATH)\n{usage}\n```")
@@ -307,6 +308,10 @@ def _card(operator: nnx.Module, config: dict[str, Json], count: int, sections: d
     packages = [f"{name} {metadata.version(name)}" for name in ("jaxop", "jax", "flax")]
     lines += ["## Versions", f"Written with Python {platform.python_version()}, {', '.join(packages)}."]
     return "\n\n".join(lines) + "\n"
+
+
+def _counted(number: Json, noun: str) -> str:
+    return f"{number} {noun}" + "s" * (number != 1)
 
 
 def _json(value: object) -> bytes:

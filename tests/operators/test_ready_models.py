@@ -21,7 +21,7 @@ EXPECTED = {
 def test_they_are_listed_with_what_they_do():
     about = operators.ready_models()
     assert list(about) == NAMES == list(EXPECTED)
-    assert all(text.startswith("Darcy flow: ") and text.endswith(".") for text in about.values())
+    assert all(text.startswith("Darcy flow by ") and text.endswith(".") for text in about.values())
 
 
 def test_they_are_small():
