@@ -156,6 +156,7 @@ def test_an_experiment_of_ones_own(own, tmp_path, capsys):
     assert "\n16,16,6," in (run / "evaluation" / "finer.csv").read_text()
 
 
+@pytest.mark.thorough
 def test_a_run_is_named_after_its_file(own, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     jaxop("train", own)

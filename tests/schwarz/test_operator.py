@@ -123,6 +123,7 @@ def test_no_array_is_larger_than_a_few_times_the_nodes():
     assert all(leaf.size < 5 * n for leaf in jax.tree.leaves((dec, factors)))
 
 
+@pytest.mark.thorough
 def test_random_factors_have_the_variance_that_is_promised():
     dec = schwarz.decompose(domains.interval(400, upper=3.0, rule="midpoint"), 40, 2, coarse="partition")
     factors = schwarz.random_factors(jax.random.key(0), dec, 5)

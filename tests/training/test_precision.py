@@ -86,6 +86,7 @@ def test_scores_spectra_and_sums_are_in_float32(name):
     assert jnp.dtype("float64") not in {getattr(v.aval, "dtype", None) for e in found for v in e.outvars}
 
 
+@pytest.mark.thorough
 def test_parameters_of_the_model_are_shared_and_its_config_says_so():
     model = operators.build(OPERATORS["tno"], rngs=nnx.Rngs(0))
     changed = in_precision(model, "bf16")
