@@ -178,6 +178,7 @@ def test_evaluation_file_with_other_channels(fails, trained, tmp_path):
     assert "scalar.npz (16 × 16) has 1 output channels, but the operator was made for 2" in message
 
 
+@pytest.mark.thorough
 def test_resume_with_another_operator(fails, trained, files):
     message = fails("train", custom(files / "a.npz", trained, "--model.modes", "2", "--resume"))
     assert "model.modes: 4 -> 2" in message

@@ -194,6 +194,7 @@ def test_generated_data_are_kept_with_the_user(monkeypatch, tmp_path):
     assert Experiment(None, None, None).cache == tmp_path / "jaxop" / "data"
 
 
+@pytest.mark.thorough
 def test_settings_without_their_packages_name_the_extra(tmp_path):
     file = write_npz(tmp_path / "a.npz", **functions(6, 8))
     code = (

@@ -197,6 +197,7 @@ def test_a_forecast_that_blows_up_loses_nothing(stepped, tmp_path, fails):
     np.testing.assert_array_equal(before.states[:, 0], states[1:2, 0])
 
 
+@pytest.mark.thorough
 def test_a_rollout_that_blows_up_is_said_and_the_others_are_reported(stepped, tmp_path, capsys):
     arrays = heat(3, 4)
     arrays["states"][2] *= 1e38

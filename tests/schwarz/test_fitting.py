@@ -45,6 +45,7 @@ def test_the_study_reaches_its_aims(x64, decay, gain):
     assert fit.errors[-1] < 2 * fit.bound
 
 
+@pytest.mark.thorough
 def test_fits_from_data_alone_and_symmetric_ones(x64):
     dec, _, inputs, targets = problem(31, 4, 2)
     free = schwarz.fit(dec, inputs, targets, rank=2, steps=8)

@@ -77,6 +77,7 @@ def test_renumbering_the_nodes_changes_nothing_else():
     np.testing.assert_allclose(schwarz.apply(v[order], other, factors), out[order], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_splitting_a_node_changes_nothing():
     """Two copies of a node with half its weight each, in the same subdomains, are the node."""
     points, weights = scattered(12, 1), jnp.ones(12)

@@ -127,6 +127,7 @@ def test_what_does_not_fit_is_refused():
         in_precision(half, "bf16")
 
 
+@pytest.mark.thorough
 def test_fit_trains_in_the_precision(tmp_path):
     config = training.TrainingConfig(steps=2, batch_size=4, precision="bf16", remat="layers", accumulate=2)
     model = operators.build(OPERATORS["fno"], rngs=nnx.Rngs(0))
