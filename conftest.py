@@ -1,14 +1,13 @@
 """Test-wide switches: strict promotion, run-time shape checks, a persistent compilation cache."""
 
 import gc
+import importlib
 import os
 from importlib.metadata import version
 from pathlib import Path
 
 import jaxtyping
 import pytest
-
-import tests.shape_checks  # noqa: F401, the hook looks the checker up as an attribute
 
 # of the user, not of the checkout: fresh clones find what others have compiled
 _CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxop" / "jax"
@@ -26,6 +25,7 @@ os.environ.setdefault("XLA_FLAGS", " ".join(_FLAGS))
 gc.set_threshold(100_000, 50, 100)
 
 # before any other conftest imports the package: what is imported earlier goes unchecked
+importlib.import_module("tests.shape_checks")  # imports JAX, which reads the variables above; the hook looks it up
 jaxtyping.install_import_hook("jaxop", "tests.shape_checks.check")
 
 

@@ -3,4 +3,5 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 prepare dev
+unset PYTHONDONTWRITEBYTECODE # dozens of processes import the package
 exec "$python" -m pytest -n 2 --dist=worksteal "$@"

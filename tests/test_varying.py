@@ -12,6 +12,7 @@ def test_outside_a_mesh_nothing_changes():
 
 
 @pytest.mark.parametrize("axes", [("first",), ("first", "second")])
+@pytest.mark.sample(1)
 def test_leaves_take_the_marks_of_all_and_the_transpose_sums(axes):
     mesh = jax.make_mesh((1, 1), ("first", "second"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 

@@ -136,6 +136,7 @@ class TestNothingFallsBack:
 
     @pytest.mark.parametrize("scale", [-0.5, 0.0, 2])
     @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16], ids=["float32", "float16"])
+    @pytest.mark.sample(2)
     def test_any_scale_with_a_weightless_key_far_above(self, scale, dtype):
         q, k, v = arrays(dtype=dtype)
         weights = jnp.ones(6).at[1].set(0.0)
@@ -235,6 +236,7 @@ class TestBackends:
 
     @pytest.mark.parametrize("backend", ["cudnn", "tpu"])
     @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+    @pytest.mark.sample(2)
     def test_augmented_operands_give_weighted_attention(self, backend, dtype, monkeypatch):
         monkeypatch.setitem(fused._SIZES, "xla", fused._SIZES[backend])
         q, k, v = arrays(n=5, m=7, dtype=dtype)

@@ -108,7 +108,7 @@ def test_value_and_gradient_are_those_of_the_formula(name, x64):
         np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 @ALL
 def test_laws_of_a_quadrature(name, x64):
     """All with one program: a node of weight 0 is there from the start."""

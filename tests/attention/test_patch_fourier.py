@@ -42,7 +42,7 @@ def sampled(coefficients, shape, modes):
     return np.moveaxis(functions.reshape(n, *rest), 0, 1)
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @bands
 @pytest.mark.parametrize("kind", ["inner product", "Gaussian"])
 def test_fourier_space_is_physical_space(name, kind, x64):

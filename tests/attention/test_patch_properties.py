@@ -32,7 +32,7 @@ from tests.attention.patch_cases import (
 pytestmark = pytest.mark.sample(3)
 
 
-@pytest.mark.sample(12)
+@pytest.mark.sample(3)
 @sizes
 @kinds
 @pytest.mark.parametrize("implementation", ["dense", "chunked"])
@@ -55,6 +55,7 @@ def test_agrees_with_the_oracle(size, kind, implementation, masked, x64):
 
 @sizes
 @kinds
+@pytest.mark.sample(1)
 def test_gradients_are_those_of_the_oracle(size, kind, x64):
     """Central differences of the numpy oracle along random directions, for every argument."""
     arrays = inputs(size)
@@ -112,6 +113,7 @@ OF_DEPTH = {
 
 
 @pytest.mark.parametrize("kernel", OF_DEPTH.values(), ids=OF_DEPTH)
+@pytest.mark.sample(1)
 def test_kernels_of_functions_do_not_depend_on_the_resolution(kernel, x64):
     """Constant functions on 1 and on 6 nodes: √d counts channels, and the measure is that of the patch."""
     values = np.random.default_rng(0).normal(size=(3, 4, 1, HEADS, DEPTH))
@@ -152,6 +154,7 @@ def test_kernels_without_a_meaning_between_functions(kernel, error, message):
 @sizes
 @kinds
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.sample(1)
 def test_functions_that_all_patches_share_are_reproduced(size, kind, dtype):
     query, key, value, weights = inputs(size, dtype)
     value = np.array(np.broadcast_to(value[:1], value.shape))
@@ -227,6 +230,7 @@ def test_half_precision_rounds_functions_and_not_their_measure(dtype, given):
     [((8,), (2.0,), (4,)), ((6, 4), (3.0, 1.0), (3, 2)), ((4, 2, 6), (1.0, 2.0, 3.0), (2, 1, 3))],
     ids=["1-d", "2-d", "3-d"],
 )
+@pytest.mark.sample(1)
 def test_patches_of_a_grid_in_every_dimension(shape, upper, patches, x64):
     """Blocks cut by numpy, integrals over each with the volume of a cell."""
     domain = domains.box(shape, upper=upper, rule="midpoint")
@@ -285,11 +289,13 @@ class TestConvergence:
         return result
 
     @smooth
+    @pytest.mark.sample(1)
     def test_smooth_functions_converge_at_order_two(self, kind, x64):
         nodes = (4, 8, 16)
         assert testing.observed_order(nodes, self.errors(nodes, False, kind)) == pytest.approx(2, abs=0.06)
 
     @smooth
+    @pytest.mark.sample(1)
     def test_functions_periodic_on_a_patch_converge_faster_than_any_order(self, kind, x64):
         errors = self.errors((4, 8, 24), True, kind)
         assert errors[1] < 1e-2 * errors[0]
@@ -298,6 +304,7 @@ class TestConvergence:
 
 @pytest.mark.parametrize("implementation", [None, "chunked", "xla"])
 @sizes
+@pytest.mark.sample(1)
 def test_jit_is_eager_and_vmap_is_a_loop(size, implementation):
     stacked = [np.stack(a) for a in zip(*(inputs(size, jnp.float32, seed) for seed in range(3)), strict=True)]
 

@@ -15,6 +15,7 @@ def integrals(batch):
 
 
 @pytest.mark.parametrize("kind", [cloud, curve, mesh])
+@pytest.mark.sample(1)
 def test_integrals_are_unbiased_and_the_measure_is_exact(kind):
     made = pairs(kind, (300, 200))
     samples = data.RandomNodes(data.RaggedSamples(made), 16)

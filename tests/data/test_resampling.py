@@ -6,6 +6,7 @@ from jaxop import data, domains
 
 @pytest.mark.parametrize("nodes", [36, 7, 60])
 @pytest.mark.parametrize("fine", [21, 24])
+@pytest.mark.sample(2)
 def test_resampling_is_exact_for_resolved_functions(nodes, fine, x64):
     u = data.advection(2, nodes=fine, times=2, modes=3)
     expected = data.advection(2, nodes=nodes, times=2, modes=3)

@@ -322,6 +322,7 @@ ROWS = {
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.filterwarnings("ignore:.*is float64")
 @pytest.mark.parametrize("row", ROWS)
+@pytest.mark.sample(8)
 def test_the_message_names_argument_fault_and_remedy(row):
     call, message = ROWS[row]
     with pytest.raises(ValueError, match=f"(?s){message}"):

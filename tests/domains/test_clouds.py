@@ -66,6 +66,7 @@ def test_the_ball_of_a_point_in_a_lattice_has_its_known_volume():
 
 
 @pytest.mark.parametrize(("dim", "kind"), [(1, "LineMesh"), (2, "TriangleMesh"), (3, "TetrahedralMesh")])
+@pytest.mark.sample(1)
 def test_cells_fill_the_hull_in_every_dimension_and_nodes_keep_their_order(x64, dim, kind):
     inner = np.random.default_rng(dim).uniform(0.05, 0.95, (40, dim))
     corners = np.indices((2,) * dim).reshape(dim, -1).T

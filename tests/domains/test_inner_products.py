@@ -64,6 +64,7 @@ def axis_of(rule, n):
 
 
 @pytest.mark.parametrize("rule", PROBES)
+@pytest.mark.sample(1)
 def test_h1_norm_converges_at_second_order(x64, rule):
     fn, derivative, sizes = PROBES[rule]
     exact = np.sqrt(quadrature(lambda x: fn(x) ** 2 + derivative(x) ** 2))
@@ -91,6 +92,7 @@ def test_h1_norm_in_two_dimensions_with_mixed_rules(x64):
 @pytest.mark.parametrize(
     "name", [n for n in WITH_NEIGHBOURS if n not in ("periodic", "interior", "two axes", "three axes", "sphere")]
 )
+@pytest.mark.sample(1)
 def test_linear_functions_have_their_exact_gradient(x64, name):
     domain = CASES[name].build()
     slope = jnp.arange(1.0, domain.dim + 1)
@@ -110,6 +112,7 @@ def test_linear_functions_keep_their_gradient_on_slivers_in_float32():
 
 
 @pytest.mark.parametrize("name", [n for n in WITH_NEIGHBOURS if n not in ("interior", "three axes")])
+@pytest.mark.sample(1)
 def test_constants_have_gradient_zero_to_the_last_bit(name):
     domain = CASES[name].build()
     u = jnp.full((domain.size, 1), 1234.5)
@@ -122,7 +125,7 @@ def test_functions_on_an_interior_grid_fall_to_zero_at_the_ends():
     np.testing.assert_allclose(dirichlet(domain, jnp.ones((3, 1))), 4 + 4, rtol=1e-6)
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("rule", domains.RULES)
 def test_scaling_the_box_scales_l2_by_the_volume_and_the_gradient_by_its_own_power(rule):
     small = domains.box((4, 6), rule=rule)
@@ -166,7 +169,7 @@ def test_h1_sees_the_checkerboard_mode_on_given_nodes():
     np.testing.assert_allclose(dirichlet(domain, sign), np.sum(4 / np.diff(UNEVEN)), rtol=1e-5)
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", CASES)
 def test_inner_products_are_symmetric_bilinear_and_agree_with_the_norm(name):
     domain = CASES[name].build()
@@ -185,6 +188,7 @@ def test_inner_products_are_symmetric_bilinear_and_agree_with_the_norm(name):
 
 
 @pytest.mark.parametrize("name", ["trapezoid", "padded", "two axes", "surface", "volume", "curve", "sphere"])
+@pytest.mark.sample(1)
 def test_h1_is_l2_plus_the_gradient(name):
     domain = CASES[name].build()
     u = values_on(domain)
@@ -192,6 +196,7 @@ def test_h1_is_l2_plus_the_gradient(name):
 
 
 @pytest.mark.parametrize("name", ["trapezoid", "padded", "three axes", "surface", "padded nodes"])
+@pytest.mark.sample(1)
 def test_the_gradient_of_the_norm_at_zero_is_zero_and_elsewhere_that_of_the_square_root(name):
     domain = CASES[name].build()
     space = "H1" if name in WITH_NEIGHBOURS else "L2"
@@ -229,6 +234,7 @@ def test_the_norm_scales_with_the_function_and_its_gradient_not_at_all(name, sca
 
 @pytest.mark.parametrize("fill", [3e38, np.inf, np.nan])
 @pytest.mark.parametrize("name", ["padded", "padded nodes", "surface", "curve"])
+@pytest.mark.sample(1)
 def test_the_norm_does_not_look_at_nodes_without_weight(name, fill):
     domain = CASES[name].build()
     space = "H1" if name in WITH_NEIGHBOURS else "L2"
@@ -335,6 +341,7 @@ def test_the_norm_of_no_channels_is_zero():
     assert domains.interval(4).norm(jnp.ones((4, 0))) == 0
 
 
+@pytest.mark.thorough
 def test_mesh_h1_norm_converges_at_second_order(x64):
     errors = []
     for size in (4, 8, 16):

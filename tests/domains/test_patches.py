@@ -26,6 +26,7 @@ def cut(name):
 
 
 @pytest.mark.parametrize("name", PARTITIONS)
+@pytest.mark.sample(2)
 def test_join_undoes_split(name):
     partition = cut(name)
     values = jnp.arange(2.0 * partition.domain.size).reshape(-1, 2)
@@ -36,6 +37,7 @@ def test_join_undoes_split(name):
 
 
 @pytest.mark.parametrize("name", PARTITIONS)
+@pytest.mark.sample(2)
 def test_patches_are_blocks_of_the_grid_in_row_major_order(name):
     partition = cut(name)
     field = np.arange(partition.domain.size)
@@ -57,6 +59,7 @@ def test_weights_are_those_of_the_whole_and_sum_to_its_measure(name):
 
 
 @pytest.mark.parametrize("name", PARTITIONS)
+@pytest.mark.sample(2)
 def test_subdomains_hold_the_nodes_and_weights_of_their_patch(name):
     partition = cut(name)
     points = partition.split(partition.domain.points)

@@ -24,6 +24,7 @@ WAVE_INTEGRAL = 1.2660658777520084 * (UPPER - LOWER)  # I_0(1)
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.sample(6)
 def test_weights_sum_to_the_measure(name):
     domain = CASES[name].build()
     np.testing.assert_allclose(domain.measure, CASES[name].measure, rtol=1e-6)
@@ -48,6 +49,7 @@ def test_second_order_rules(x64, rule):
     ("rule", "fn", "exact"),
     [("periodic", wave, WAVE_INTEGRAL), ("gauss-legendre", jnp.exp, np.exp(UPPER) - np.exp(LOWER))],
 )
+@pytest.mark.sample(1)
 def test_spectral_rules_beat_every_fixed_order(x64, rule, fn, exact):
     sizes = [2, 4, 8]
     errors = [

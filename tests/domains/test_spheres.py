@@ -80,6 +80,7 @@ def test_weights_are_areas(x64, rule):
 
 
 @pytest.mark.parametrize("rule", domains.SPHERE_RULES)
+@pytest.mark.sample(1)
 def test_gradients_converge_at_second_order(x64, rule):
     """∫ |∇_S u|² = l (l + 1) ∫ u² for a harmonic u of degree l."""
     sizes = [33, 65]

@@ -31,7 +31,7 @@ def assert_close(tree, other, **tolerance):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), tree, other)
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", CASES)
 def test_jit_is_eager_and_compiles_once(name):
     domain = CASES[name].build()
@@ -48,7 +48,7 @@ def test_jit_is_eager_and_compiles_once(name):
     assert len(traces) == 1
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", CASES)
 def test_vmap_over_a_stack_is_a_loop(name):
     one = CASES[name].build()
@@ -67,6 +67,7 @@ def test_vmap_over_a_stack_is_a_loop(name):
     np.testing.assert_allclose(stacked.measure, mapped["measure"], rtol=1e-6)
 
 
+@pytest.mark.thorough
 def test_one_domain_serves_a_batch_of_functions():
     domain = CASES["two axes"].build()
     u = jnp.stack([values_on(domain), 2 * values_on(domain)])
@@ -99,6 +100,7 @@ def test_the_other_builders_run_inside_jit_and_vmap():
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.sample(6)
 def test_trees_hold_anything_and_come_back_whole(name):
     domain = CASES[name].build()
     leaves, structure = jax.tree.flatten(domain)
@@ -163,6 +165,7 @@ def test_padding_repeats_the_last_node_with_weight_zero():
     np.testing.assert_array_equal(grid.weights, [0.5, 1.5, 1, 0])
 
 
+@pytest.mark.thorough
 def test_padding_makes_meshes_of_any_size_stackable():
     meshes = [square_mesh(2), square_mesh(3), triangle()]
     size, faces = (max(counts) for counts in zip(*((m.size, m.faces.shape[0]) for m in meshes), strict=True))
@@ -220,6 +223,7 @@ BUILDERS = {
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
 @pytest.mark.parametrize("name", BUILDERS)
 @pytest.mark.filterwarnings("ignore:.*is float64")
+@pytest.mark.sample(19)
 def test_building_domains_compiles_nothing(name, dtype):
     BUILDERS[name](20, dtype)
     with count_compilations() as compilations:
@@ -264,6 +268,7 @@ def test_built_on_the_host_and_traced_domains_are_the_same():
         assert [leaf.dtype for leaf in jax.tree.leaves(host)] == [leaf.dtype for leaf in jax.tree.leaves(traced)]
 
 
+@pytest.mark.thorough
 def test_padding_makes_samples_of_any_length_stackable():
     lengths = [[0.0, 1.0], [0.0, 0.5, 3.0], [0.0, 0.1, 0.2, 0.3]]
     stacked = domains.stack([domains.pad(domains.from_samples(nodes), 4) for nodes in lengths])

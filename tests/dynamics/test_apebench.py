@@ -144,6 +144,7 @@ def test_bad_arguments_say_what_is_wrong(monkeypatch, unchecked):
         apebench.scenario("phy_ks_cons")
 
 
+@pytest.mark.thorough
 def test_a_table_needs_steppers_that_start_from_one_state():
     pytest.importorskip("pandas")
     with pytest.raises(ValueError, match="got 0 and 0 seeds"):

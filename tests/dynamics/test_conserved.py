@@ -29,6 +29,7 @@ def test_channels_add_to_the_energy_and_not_to_the_mass():
 
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("shape", [(9, 12), (8, 8)])
+@pytest.mark.thorough
 def test_vorticity_in_the_plane_is_exact_for_waves(shape):
     """v = (∂_2 ψ, −∂_1 ψ) has the vorticity −Δψ."""
     grid = domains.box(shape, upper=(SIDE, 2 * SIDE), rule="periodic")
@@ -80,6 +81,7 @@ def test_nothing_from_nothing_is_absolute():
     np.testing.assert_allclose((found.mass[0, 0], found.energy[0]), (4, 2), rtol=1e-6)
 
 
+@pytest.mark.thorough
 def test_batches_jit_and_gradients():
     line = domains.interval(9, rule="periodic")
     draws = np.random.default_rng(0).normal(size=(2, 3, 9, 1))

@@ -122,6 +122,7 @@ def test_the_default_bands_are_equal_in_the_logarithm():
 
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("n", [12, 13])
+@pytest.mark.thorough
 def test_one_dimensional_bands_and_spectra_are_those_of_exponax(n, x64):
     exponax = pytest.importorskip("exponax")
     grid = domains.interval(n, upper=2.0, rule="periodic")

@@ -79,6 +79,7 @@ class ByHand:
 class TestGradients:
     @pytest.mark.sample(1)
     @pytest.mark.parametrize(("cut", "detached"), [(0, ()), (1, (0, 1, 2)), (2, (1,))])
+    @pytest.mark.thorough
     def test_a_cut_is_what_it_says(self, cut, detached, windows, model):
         batch = at_step(windows)
         (value, _), gradient = slopes(dynamics.UnrolledLoss(cut=cut), model, batch)
@@ -177,6 +178,7 @@ class TestWeights:
 
 
 class TestNoise:
+    @pytest.mark.thorough
     def test_it_moves_inputs_and_leaves_targets(self):
         made, batch = stepper(channels=2), at_step(trajectories(channels=2).windows())
         seen = []

@@ -178,6 +178,7 @@ def test_evaluation_file_with_other_channels(fails, trained, tmp_path):
     assert "scalar.npz (16 × 16) has 1 output channels, but the operator was made for 2" in message
 
 
+@pytest.mark.thorough
 def test_resume_with_another_operator(fails, trained, files):
     message = fails("train", custom(files / "a.npz", trained, "--model.modes", "2", "--resume"))
     assert "model.modes: 4 -> 2" in message
@@ -211,6 +212,7 @@ def test_a_missing_logger_leaves_no_run(fails, files, tmp_path, monkeypatch):
     assert [str(path) for path in tmp_path.rglob("*")] == [str(tmp_path / "runs")]
 
 
+@pytest.mark.thorough
 def test_a_run_without_its_first_checkpoint_can_be_resumed(fails, files, tmp_path, monkeypatch):
     def save(*_, **__):
         raise OSError("the disk is full")
@@ -327,6 +329,7 @@ def test_names_of_arrays_without_files(fails, trained):
 @pytest.mark.parametrize(
     ("option", "value"), [("sampling", "dt=nan"), ("sampling", "nodes=inf"), ("sampling", "10"), ("final-time", "nan")]
 )
+@pytest.mark.sample(2)
 def test_impossible_times(option, value, fails, tmp_path):
     message = fails("train", ["cde_tno", "--cache", tmp_path / "cache", f"--data.{option}", value])
     assert "'dt=STEP'" in message or "final_time must be positive and finite" in message
@@ -351,6 +354,7 @@ def test_heads_of_a_huge_width(fails, files, tmp_path):
 
 
 @pytest.mark.parametrize("name", sorted(operators.CONFIGS))
+@pytest.mark.sample(3)
 def test_parameters_are_counted_without_their_layers(name):
     deep = {"layers": 5} | ({"decoder_layers": 4} if name == "tno" else {})
     config = operators.CONFIGS[name](1, 1, width=8, **deep)

@@ -156,6 +156,7 @@ def test_an_experiment_of_ones_own(own, tmp_path, capsys):
     assert "\n16,16,6," in (run / "evaluation" / "finer.csv").read_text()
 
 
+@pytest.mark.thorough
 def test_a_run_is_named_after_its_file(own, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     jaxop("train", own)
@@ -193,6 +194,7 @@ def test_generated_data_are_kept_with_the_user(monkeypatch, tmp_path):
     assert Experiment(None, None, None).cache == tmp_path / "jaxop" / "data"
 
 
+@pytest.mark.thorough
 def test_settings_without_their_packages_name_the_extra(tmp_path):
     file = write_npz(tmp_path / "a.npz", **functions(6, 8))
     code = (

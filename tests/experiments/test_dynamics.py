@@ -77,7 +77,7 @@ def fails(capsys):
     return run
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_ready_made_experiment_parses_as_named(name):
     file = ["--data.train", "a.npz"] if name == "series" else []
@@ -197,6 +197,7 @@ def test_a_forecast_that_blows_up_loses_nothing(stepped, tmp_path, fails):
     np.testing.assert_array_equal(before.states[:, 0], states[1:2, 0])
 
 
+@pytest.mark.thorough
 def test_a_rollout_that_blows_up_is_said_and_the_others_are_reported(stepped, tmp_path, capsys):
     arrays = heat(3, 4)
     arrays["states"][2] *= 1e38
@@ -210,6 +211,7 @@ def test_a_rollout_that_blows_up_is_said_and_the_others_are_reported(stepped, tm
     assert one["median_sample"] != 2
 
 
+@pytest.mark.thorough
 def test_the_stepper_is_exported_with_its_errors(stepped, tmp_path):
     jaxop("export-model", stepped, "--to", tmp_path / "model")
     stepper = package.from_pretrained(tmp_path / "model")
@@ -334,6 +336,7 @@ def test_every_equation_is_solved(kind, tmp_path):
         ({}, ["--mesh.domain", "1", "--data.held-out", "0"], "held_out=0.0 of the 12 trajectories"),
     ],
 )
+@pytest.mark.sample(2)
 def test_wrong_series_are_refused_before_a_run_is_made(arrays, options, message, fails, tmp_path):
     write_npz(tmp_path / "bad.npz", **BOX, **(heat(12, 7) | arrays))
     assert message in fails("train", *command(tmp_path / "bad.npz", tmp_path / "run", *options))

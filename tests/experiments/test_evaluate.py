@@ -15,6 +15,7 @@ def rows(directory, name):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.thorough
 def test_a_run_is_evaluated_on_files_of_any_type_and_grid(trained, files):
     jaxop("evaluate", str(trained), "--data", str(files / "b.npz"), str(files / "c.h5"), "--name", "files")
     table = rows(trained, "files")

@@ -92,6 +92,7 @@ def test_warnings_about_the_input_are_one_line():
     assert warnings.formatwarning is before
 
 
+@pytest.mark.thorough
 def test_a_reader_who_has_gone_is_no_error():
     command = f"{sys.executable} -m jaxop list | true"  # which ends before anything is printed
     result = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)

@@ -91,7 +91,7 @@ def test_a_few_large_errors_do_not_flatten_the_others():
     assert 0.9 < high < 1.1
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("kind", PLACES)
 def test_snapshots_of_every_kind_of_domain(kind, tmp_path):
     truth, prediction = states_on(PLACES[kind])

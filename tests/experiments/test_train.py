@@ -38,6 +38,7 @@ def test_a_config_says_where_it_is_from_and_what_to_expect(name):
 
 
 @pytest.mark.parametrize("name", sorted(set(PAIRS) - {"custom"}))
+@pytest.mark.sample(3)
 def test_a_ready_made_config_parses_as_named_and_its_operator_builds(name):
     chosen = parsed([name, "--training.steps", "20000", "--data.seed", "3", "--model.layers", "2"])
     assert (chosen.training.steps, chosen.data.seed, chosen.model.layers) == (20000, 3, 2)

@@ -25,7 +25,7 @@ def end(method, steps, x, y, logarithmic, linear, time, length, system=OSCILLATO
     return jax.lax.scan(advance, state, length=steps)[0]
 
 
-@pytest.mark.sample(6)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(**by_name)
 @pytest.mark.parametrize("damping", ["nesterov", "constant"])
 def test_observed_order(method, damping, x64):

@@ -90,6 +90,7 @@ BAD = {
 
 @pytest.mark.filterwarnings("ignore:.*is float64 but JAX runs in 32 bits")
 @pytest.mark.parametrize("case", BAD)
+@pytest.mark.sample(7)
 def test_bad_input(unchecked, case):
     call, error, message = BAD[case]
     with pytest.raises(error, match=f"(?s){message}"):

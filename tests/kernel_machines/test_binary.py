@@ -31,7 +31,7 @@ from tests.kernel_machines.cases import (
 )
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(("mask", "solver"), [(None, "spectral"), (None, "cg"), (MASK, "cg")])
 def test_squared_loss_solves_the_normal_equations(x64, case, mask, solver):
@@ -138,6 +138,7 @@ def test_blocks_do_not_matter(x64, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+@pytest.mark.sample(1)
 def test_narrow_inputs_compute_in_float32(dtype):
     x, y, z = (jnp.asarray(a.astype(dtype)) for a in (X, Y, Z))
     machine = km.fit(kernels.Gaussian(), x, y, z, regularization=0.1)

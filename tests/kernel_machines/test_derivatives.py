@@ -18,6 +18,7 @@ from tests.kernel_machines.cases import LAMBDA, MASK, NEW_X, NEW_Y, X, Y, Z, che
 @pytest.mark.parametrize("case", ["sections", "bilinear", "product"])
 @pytest.mark.parametrize("mask", [None, MASK], ids=["all", "masked"])
 @pytest.mark.parametrize("loss", ["squared", "logistic"])
+@pytest.mark.sample(1)
 def test_derivatives_are_finite_differences(x64, case, mask, loss):
     """In every argument; the bilinear kernel has a multiple singular value 0."""
 

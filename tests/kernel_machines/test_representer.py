@@ -61,6 +61,7 @@ def spanned(problem, p, *, dual):
 
 
 @pytest.mark.parametrize("p", [1.5, 2.0, 3.0])
+@pytest.mark.sample(1)
 def test_minimisers_are_spanned_by_sections_in_the_dual_space(problem, p):
     phi, psi, _ = problem
     value, matrix = full(problem, p)

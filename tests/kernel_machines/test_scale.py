@@ -18,6 +18,7 @@ from tests.kernel_machines.cases import CASES, LAMBDA, MASK, NEW_X, NEW_Y, X, Y,
 @pytest.mark.sample(2)
 @pytest.mark.parametrize("case", ["exponential", "product"])
 @pytest.mark.parametrize("mask", [None, MASK], ids=["all", "masked"])
+@pytest.mark.thorough
 def test_landmarks(x64, case, mask):
     """All rows as landmarks are exact; fewer give the best function of their span."""
     exact = fit(case, mask=mask)(NEW_X, NEW_Y)

@@ -34,6 +34,7 @@ def entries(data):
 
 @pytest.mark.parametrize("over", ["pairs", "rows", "columns"])
 @pytest.mark.parametrize("kind", ["matrix", "list"])
+@pytest.mark.sample(2)
 def test_every_observed_pair_is_held_out_once(over, kind):
     data = (X, Y, Z, MASK) if kind == "matrix" else (X, Y, listed(MASK))
     folds = list(km.split(*data, folds=4, over=over, rng_key=KEY))
@@ -64,6 +65,7 @@ def test_cross_validation_is_the_loop(over):
 
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("loss", ["squared", "logistic"])
+@pytest.mark.thorough
 def test_tuning_descends(loss):
     z = Z if loss == "squared" else np.sign(Z)
     training, validation = next(km.split(X, Y, z, folds=2, over="pairs", rng_key=KEY))

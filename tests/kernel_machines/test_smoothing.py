@@ -33,6 +33,7 @@ def predict(fitted, x, block_size=None):
 
 
 @pytest.mark.parametrize("estimator", FITTED, ids=lambda e: type(e).__name__)
+@pytest.mark.sample(2)
 def test_densities_integrate_to_one(estimator):
     points = np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32)
     axis = np.linspace(-25, 25, 251, dtype=np.float32)
@@ -187,6 +188,7 @@ def test_a_prediction_depends_on_its_own_point_only(estimator):
 @pytest.mark.parametrize(
     "estimator", [km.FourierDensity(10.0), km.GaussianDensity(0.1)], ids=lambda e: type(e).__name__
 )
+@pytest.mark.sample(1)
 def test_many_dimensions_neither_overflow_nor_vanish(estimator):
     """D = 64: constants of e^±100, densities that do not fit float32, logarithms that do."""
     rng = np.random.default_rng(4)

@@ -37,6 +37,7 @@ def two_networks(target, t, s, rank, hidden):
 
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("rank", [1, 2, 4, 8, 16])
+@pytest.mark.thorough
 def test_two_networks_come_near_the_truncated_singular_value_decomposition(rank, x64):
     t, s = np.linspace(0, 1, 120), np.linspace(0, 1, 110)
     new_t, new_s = np.linspace(0.001, 0.998, 77), np.linspace(0.002, 0.999, 83)

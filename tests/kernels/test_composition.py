@@ -38,6 +38,7 @@ def points(n, d, seed=0):
 
 
 @pytest.mark.parametrize(("kernel", "sign"), SIGNS)
+@pytest.mark.sample(5)
 def test_sign_and_tile_follow_from_the_parts(kernel, sign):
     assert kernel.sign == sign
     if np.ndim(getattr(kernel, "factor", 0)):

@@ -204,6 +204,7 @@ def test_no_mass_is_zero_with_epsilon_too():
     "kernel", [kernels.FourierIntegral(1.3), kernels.Gaussian(1.0)], ids=lambda k: type(k).__name__
 )
 @pytest.mark.parametrize("outlier", [1e3, 1e4, float("nan")])
+@pytest.mark.sample(2)
 def test_rows_do_not_see_each_other(kernel, outlier):
     """An outlying or undefined first query changes no bit of the others."""
     rng = np.random.default_rng(7)

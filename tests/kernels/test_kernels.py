@@ -12,6 +12,7 @@ SHARED = [case for case in [*KERNELS, *SIGNED] if case.per_head is None]
 
 
 @pytest.mark.parametrize("case", SHARED, ids=str)
+@pytest.mark.sample(4)
 def test_log_and_tile_follow_from_the_definition(case, x64):
     kernel = case.make()
     q, k = (np.random.default_rng(i).normal(size=(n, 5)) for i, n in ((0, 7), (1, 9)))
@@ -97,6 +98,7 @@ def test_a_kernel_that_is_derived_inherits_the_defaults():
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("implementation", ["dense", "chunked"])
 @pytest.mark.parametrize("epsilon", [None, 0.3])
+@pytest.mark.sample(2)
 def test_a_kernel_need_not_be_derived(implementation, epsilon):
     q, k, v = (np.random.default_rng(n).normal(size=(n, 2, 3)).astype(np.float32) for n in (4, 6, 6))
     kernel = Structural(epsilon)

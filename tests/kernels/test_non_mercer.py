@@ -45,6 +45,7 @@ NEW = {
 @pytest.mark.sample(5)
 @pytest.mark.parametrize("make", NEW.values(), ids=NEW)
 @pytest.mark.parametrize("depth", [3, 10])
+@pytest.mark.sample(4)
 def test_tiles_and_their_derivatives_are_those_of_the_pair_function(make, depth, x64):
     kernel, q, k = make(), points(6, depth), points(5, depth, seed=1)
     g = points(6, 5, seed=2)
@@ -88,6 +89,7 @@ def test_tiles_have_forward_derivatives(name, x64):
 
 
 @pytest.mark.parametrize("name", ["distance", "intersection", "quadratic", "truncated-2"])
+@pytest.mark.sample(2)
 def test_second_derivatives(name, x64):
     """Of exp log k, along a direction: the intersection is piecewise exponential, and so not flat."""
     kernel, q, k, direction = NEW[name](), points(4, 7), points(5, 7, seed=1), points(4, 7, seed=2)
@@ -227,6 +229,7 @@ EMPTY = {
 @pytest.mark.sample(3)
 @pytest.mark.parametrize("case", EMPTY.values(), ids=EMPTY)
 @pytest.mark.parametrize("implementation", ["dense", "chunked"])
+@pytest.mark.sample(3)
 def test_rows_without_mass_are_zero_with_zero_gradient(case, implementation):
     kernel, query, keys = case
     query, key = np.float32(query)[None, None], np.float32(keys)[:, None]
@@ -307,6 +310,7 @@ def test_attention_refuses_odd_degrees_that_are_not_clipped():
 
 @pytest.mark.parametrize("kernel", [kernels.Gaussian(0.5), kernels.EuclideanDistance()], ids=lambda k: type(k).__name__)
 @pytest.mark.parametrize("implementation", ["dense", "chunked"])
+@pytest.mark.sample(2)
 def test_a_far_key_without_weight_costs_no_digits(kernel, implementation):
     query, key, value = np.random.default_rng(0).normal(size=(3, 9, 1, 8)).astype(np.float32)
     value, weights = jnp.asarray(value), jnp.asarray(np.float32([1.0] * 8 + [0.0]))

@@ -19,6 +19,7 @@ def widths():
 
 
 @pytest.mark.parametrize("implementation", ["dense", "chunked"])
+@pytest.mark.sample(1)
 def test_every_head_has_its_own(implementation):
     query, key, value = (np.random.default_rng(n).normal(size=(n, 2, 3)).astype(np.float32) for n in (4, 6, 6))
     kernel = PerHead(kernels.Gaussian(widths()) + kernels.Quadratic(widths()))

@@ -166,6 +166,7 @@ class Model:
 
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("rates", [(0.5, 2.0), (jnp.asarray(0.5), jnp.asarray(2.0))], ids=["numbers", "arrays"])
+@pytest.mark.sample(1)
 def test_a_pair_function_is_never_stale(rates):
     query, key, value, weights = map(jnp.asarray, inputs())
     model = Model()

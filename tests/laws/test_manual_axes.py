@@ -66,6 +66,7 @@ def attention_of(kernel, **options):
 @pytest.mark.sample(3)
 @pytest.mark.parametrize("specs", [QUERIES, KEYS], ids=["queries", "keys"])
 @pytest.mark.parametrize("implementation", ["dense", "chunked", "xla"])
+@pytest.mark.sample(1)
 def test_attention_and_its_derivatives(implementation, specs):
     attend, leaves = attention_of(kernels.ExpDotProduct(jnp.asarray(0.6)), implementation=implementation)
     assert_agrees(attend, (*map(jnp.asarray, inputs()), leaves), specs)
@@ -75,6 +76,7 @@ def test_attention_and_its_derivatives(implementation, specs):
 @pytest.mark.parametrize("specs", [QUERIES, KEYS, PARAMETERS], ids=["queries", "keys", "parameters"])
 @pytest.mark.parametrize("implementation", ["dense", "chunked"])
 @pytest.mark.parametrize("case", DISTINCT, ids=str)
+@pytest.mark.sample(4)
 def test_every_kernel(case, implementation, specs):
     """Marks are checked when a program is traced; nothing is compiled."""
     options = {"implementation": implementation, "normalize": case not in SIGNED}
@@ -205,6 +207,7 @@ CASES = {
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("specs", [(ONE, ALL), (ALL, ONE)], ids=["data", "parameters"])
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.sample(1)
 def test_everything_else(name, specs):
     function, *arguments = CASES[name]()
     jax.make_jaxpr(gradients(function, arguments, specs)[0])(*arguments)

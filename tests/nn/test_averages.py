@@ -41,6 +41,7 @@ def averages_of_dense_attention(kernel, is_causal):
 @pytest.mark.parametrize("kernel", [ExpDotProduct(), FourierIntegral(0.5, epsilon=0.1)])
 @pytest.mark.parametrize("implementation", ["dense", "chunked"])
 @pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.sample(1)
 def test_averaging_operator_is_the_attention(kernel, implementation, is_causal):
     options = averaging_options(kernel, is_causal)
 

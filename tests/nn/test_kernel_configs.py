@@ -29,7 +29,7 @@ def size(tree):
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 @choices
 def test_attention_is_the_integral_of_its_kernel_and_trains_it(choice):
     attention = nn.IntegralAttentionConfig(kernel=choice).make(8, 2, rngs=nnx.Rngs(0))

@@ -21,6 +21,7 @@ blocks = pytest.mark.parametrize("block", BLOCKS)
 
 
 @pytest.mark.parametrize(("block", "linear"), [*((b, False) for b in BLOCKS), ("H1", True), ("R2", True)])
+@pytest.mark.sample(1)
 def test_block_is_its_definition(block, linear):
     layer = nn.MomentumLayer(attention(kernel=DotProduct() if linear else None), D, 16, block=block, rngs=nnx.Rngs(1))
     mu, beta, gamma = 0.9, 0.9, 1.0
@@ -69,7 +70,7 @@ def language_model(block, initial="learned", kernel=None, **options):
     return transformers.SequenceTransformer(config, rngs=nnx.Rngs(0))
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(1)
 @blocks
 @pytest.mark.parametrize("initial", ["learned", "zero"])
 @pytest.mark.parametrize("implementation", ["dense", "chunked"])
@@ -93,6 +94,7 @@ def test_later_tokens_change_no_bit_of_earlier_logits(block, initial, implementa
     ],
     ids=lambda p: getattr(p, "name", p),
 )
+@pytest.mark.sample(1)
 def test_causal_order_of_other_attentions(kernel, block):
     model = language_model(block, kernel=kernel)
     tokens = np.arange(1, 9)[None]
@@ -101,6 +103,7 @@ def test_causal_order_of_other_attentions(kernel, block):
 
 
 @pytest.mark.parametrize("method", [kind() for kind in flows.METHODS.values()], ids=lambda m: type(m).__name__)
+@pytest.mark.sample(1)
 def test_row_local_forces_are_causal_under_every_integrator(method):
     """Causal attention as the force on positions and velocities; a later particle moves no earlier one."""
 
@@ -276,7 +279,7 @@ def test_a_later_overflow_does_not_leak():
         np.testing.assert_allclose(attend(query, key[:3], key[:3], np.full(3, unit)), 10 * 0.05 / 3, rtol=1e-5)
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("block", [*BLOCKS, "flow"])
 def test_every_parameter_is_trained(block):
     sizes = {"width": 8, "layers": 2, "feedforward": 8}
@@ -299,6 +302,7 @@ def test_every_parameter_is_trained(block):
 
 
 @pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.sample(1)
 def test_dropout_acts_on_both_branches_and_one_draw_makes_a_proposal(block):
     """Rate 1/2 doubles or drops; without forces that are dropped, velocities are those of the retained ones."""
     layer = nn.MomentumLayer(attention(), D, 16, block=block, dropout=0.5, rngs=nnx.Rngs(1, dropout=2))
@@ -422,6 +426,7 @@ def test_a_sequence_of_padding_only_harms_no_other(block):
 
 
 @pytest.mark.parametrize("method", flows.METHODS)
+@pytest.mark.sample(1)
 def test_flow_layers_start_stable(method):
     """Six untrained layers leave tokens of size one at that order, whatever the integrator."""
     layers = [nn.FlowLayer(16, 16, method=method, rngs=nnx.Rngs(i)) for i in range(6)]

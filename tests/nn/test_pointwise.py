@@ -65,6 +65,7 @@ def value_and_gradients(module, x, count):
 @pytest.mark.sample(3)
 @pytest.mark.parametrize("rows", [4096, 4], ids=["whole", "blocks"])
 @pytest.mark.parametrize("name", ["linear", "norm", "gelu", "gelu_tanh"])
+@pytest.mark.sample(3)
 def test_is_the_module_of_flax(name, rows, x64, monkeypatch):
     monkeypatch.setattr(pointwise, "ROWS", rows)
     ours, theirs, pairs = ours_and_flax(name)
@@ -112,6 +113,7 @@ def test_derivative_rules_against_finite_differences(rule, x64):
 
 
 @pytest.mark.parametrize("n", [3, 4, 8, 11], ids=["fewer", "one", "two", "remainder"])
+@pytest.mark.sample(2)
 def test_blocks_change_neither_value_nor_gradient(n, x64, monkeypatch):
     monkeypatch.setattr(pointwise, "ROWS", 4)
     matrix, x, y = random(0, 3, 2), random(1, 1, n, 3), random(2, 1, n, 2)
@@ -158,6 +160,7 @@ def test_layer_norm_does_not_cancel_far_from_zero(x64):
         ("bfloat16", "float32", "float32", "bfloat16"),
     ],
 )
+@pytest.mark.sample(2)
 def test_dtypes(dtype, param_dtype, given, expected):
     """None means the wider of inputs and parameters, and half precision agrees within its rounding."""
     x = random(0, 6, 4).astype(np.float32).astype(jnp.dtype(given))

@@ -40,6 +40,7 @@ def test_levels_are_what_they_say():
 
 
 @pytest.mark.parametrize("coarse", ["hat", "partition"])
+@pytest.mark.sample(1)
 def test_the_coarse_level_carries_information_across_the_domain(coarse):
     domain = domains.interval(64, rule="midpoint")
     cut = schwarz.decompose(domain, 8, 2, coarse=coarse)
@@ -53,6 +54,7 @@ def test_the_coarse_level_carries_information_across_the_domain(coarse):
 
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("is_two_level", [True, False])
+@pytest.mark.thorough
 def test_functions_converge_on_finer_grids(is_two_level, x64):
     """The same subdomains on every grid: differences shrink by 9 from grid to grid, as the midpoint rule's do."""
     config = nn.SchwarzAttentionConfig(2, overlap=0.25, coarse="hat" if is_two_level else None)

@@ -163,7 +163,7 @@ def test_rectangular_and_periodic_grids(name):
     assert call_on(function)(operator, domain).shape == (512, 2)
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(1)
 @every_operator
 def test_gradients_are_finite_and_reach_every_parameter(name):
     operator, domain = make(name), grid(16)

@@ -34,7 +34,7 @@ def make(preset="flare", **options):
     return LatentNeuralOperator(small(preset, **options), rngs=nnx.Rngs(0))
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(1)
 @ALL
 def test_laws_of_a_quadrature(preset, x64):
     check_laws(perturbed(make(preset)))

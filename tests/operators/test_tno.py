@@ -53,6 +53,7 @@ CASES = [
 
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("options", CASES)
+@pytest.mark.thorough
 def test_self_convergence_on_uneven_grids_has_the_order_of_the_rule(options, x64):
     """Random weights, nodes x = s² and s even: outputs at two fixed points converge like n⁻²."""
     initial = jnp.asarray(np.ones(3)) if "initial_channels" in options else None

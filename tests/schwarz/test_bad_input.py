@@ -104,6 +104,7 @@ def bad(name):
         ("low rank rows", r"query must have one row per row of values, 31, got \(30, 2\)"),
     ],
 )
+@pytest.mark.sample(11)
 def test_bad_input_is_named(name, message, unchecked):
     call = bad(name)
     with pytest.raises(ValueError, match=message):

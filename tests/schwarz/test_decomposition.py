@@ -106,6 +106,7 @@ def test_hats_elsewhere_are_multilinear(name):
 
 
 @pytest.mark.parametrize("name", ["interior", "cube", "mesh"])
+@pytest.mark.sample(1)
 def test_nicolaides_functions_are_the_partition_of_unity(name):
     dec = build(name, coarse="partition", partition="ramp")
     expected = np.einsum("psn,ps->np", dense(dec), np.asarray(dec.partition))
@@ -210,6 +211,7 @@ def test_local_coordinates_lie_in_the_box(rule):
     ],
     ids=["surface", "volume", "curve"],
 )
+@pytest.mark.sample(1)
 def test_layers_of_a_mesh_are_neighbours(build):
     mesh = build()
     core, grown = (schwarz.decompose(mesh, 4, layers) for layers in (0, 1))

@@ -45,6 +45,7 @@ def test_the_study_reaches_its_aims(x64, decay, gain):
     assert fit.errors[-1] < 2 * fit.bound
 
 
+@pytest.mark.thorough
 def test_fits_from_data_alone_and_symmetric_ones(x64):
     dec, _, inputs, targets = problem(31, 4, 2)
     free = schwarz.fit(dec, inputs, targets, rank=2, steps=8)
@@ -64,6 +65,7 @@ def test_fits_from_data_alone_and_symmetric_ones(x64):
 
 @pytest.mark.sample(1)
 @pytest.mark.parametrize(("samples", "begin"), [(16, None), (200, None), (16, "galerkin")])
+@pytest.mark.thorough
 def test_symmetric_fits_of_few_modes(samples, begin, x64):
     """Where most functions are in no sample, truncating a symmetric block must not let the rest of it through."""
     dec, matrix, inputs, targets = problem(63, 8, 2)
@@ -87,6 +89,7 @@ def test_symmetric_fits_come_near_the_bound(x64):
 
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.thorough
 def test_any_start_is_improved_and_reported_as_it_is(symmetric, x64):
     """Keys where there shall be none, one level only, fewer columns than asked for."""
     dec, matrix, inputs, targets = problem(31, 4, 2)
@@ -120,6 +123,7 @@ def test_noise_bounds_the_operator_in_large_subdomains(x64):
     assert np.linalg.norm(np.asarray(schwarz.matrix(dec, fit.factors)), 2) < 0.2  # 1/π² and a little
 
 
+@pytest.mark.thorough
 def test_what_no_sample_contains_stays_bounded(x64):
     dec, _, inputs, targets = problem(31, 4, 2)
     unseen = np.sin(np.pi * np.outer(np.arange(1, 32) / 32, np.arange(7, 32)))

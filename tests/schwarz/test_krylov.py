@@ -95,6 +95,7 @@ def test_flexible_directions_bear_a_preconditioner_that_changes(x64):
     assert int(result.iterations) < 40
 
 
+@pytest.mark.thorough
 def test_any_size_of_right_hand_side():
     solve = jax.jit(lambda b: schwarz.flexible_cg(lambda x: jnp.arange(1.0, 9.0) * x, b).solution)
     for size in (1.2e-37, 1e-30, 1e30, 1e38, 3e38):
@@ -171,6 +172,7 @@ def test_the_preconditioner_is_symmetric_on_uneven_grids(x64):
     assert float(jnp.linalg.eigvalsh(matrix)[0]) > -1e-12
 
 
+@pytest.mark.thorough
 def test_nodes_of_no_weight_stay_zero(x64):
     dec = schwarz.from_subdomains(domains.from_nodes(jnp.arange(4.0)[:, None], jnp.array([1.0, 1, 0, 1])), [range(4)])
     apply = schwarz.preconditioner(dec, schwarz.Factors(shift=2.0))
@@ -195,6 +197,7 @@ def test_flexible_cg_stops_at_zero_and_at_indefinite_matrices():
     assert float(result.residual) == 1.0
 
 
+@pytest.mark.thorough
 def test_residuals_in_half_precision_do_not_overflow():
     dec = schwarz.decompose(domains.interval(255, rule="interior"), 8, 2)
     matrix = 256**2 * (2 * np.eye(255) - np.eye(255, k=1) - np.eye(255, k=-1))

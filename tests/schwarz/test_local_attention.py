@@ -93,6 +93,7 @@ def test_memory_grows_linearly():
     assert scratch[2] < 1.5 * scratch[0]
 
 
+@pytest.mark.thorough
 def test_coarse_tokens_are_weighted_averages(x64):
     domain = domains.interval(40, rule="gauss-legendre")
     cut = schwarz.decompose(domain, 5, 2, coarse="hat")
@@ -104,6 +105,7 @@ def test_coarse_tokens_are_weighted_averages(x64):
     np.testing.assert_allclose(weights.sum(), 1.0, rtol=1e-10)
 
 
+@pytest.mark.thorough
 def test_coarse_functions_without_a_positive_integral_are_empty_tokens():
     domain = domains.interval(16, rule="midpoint")
     cut = schwarz.decompose(domain, 4, 1, coarse=np.stack([np.ones(16), -np.ones(16)], axis=1))

@@ -77,6 +77,7 @@ def test_renumbering_the_nodes_changes_nothing_else():
     np.testing.assert_allclose(schwarz.apply(v[order], other, factors), out[order], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_splitting_a_node_changes_nothing():
     """Two copies of a node with half its weight each, in the same subdomains, are the node."""
     points, weights = scattered(12, 1), jnp.ones(12)
@@ -123,6 +124,7 @@ def test_no_array_is_larger_than_a_few_times_the_nodes():
     assert all(leaf.size < 5 * n for leaf in jax.tree.leaves((dec, factors)))
 
 
+@pytest.mark.thorough
 def test_random_factors_have_the_variance_that_is_promised():
     dec = schwarz.decompose(domains.interval(400, upper=3.0, rule="midpoint"), 40, 2, coarse="partition")
     factors = schwarz.random_factors(jax.random.key(0), dec, 5)

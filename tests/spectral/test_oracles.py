@@ -91,7 +91,7 @@ def synthesised(coefficients, shape, modes):
     return out
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 @cases
 def test_values_and_gradients_are_those_of_the_oracle(name, x64):
     shape, modes = CASES[name]

@@ -95,6 +95,7 @@ def test_every_second_time_is_kept():
 
 
 @pytest.mark.parametrize(("dim", "expected"), [(1, 32_000), (2, 150_000)])
+@pytest.mark.sample(1)
 def test_operators_have_about_equal_numbers_of_parameters(dim, expected):
     grid = domains.box((160,) if dim == 1 else (64, 64), rule="periodic")
     series = data.Trajectories(np.zeros((1, 2, grid.size, 1), np.float32), grid, [0.0, 0.1])

@@ -98,6 +98,7 @@ def test_promise_3_a_flipped_bit_in_any_file_is_found(checkpoints, position):
 
 
 @pytest.mark.parametrize("harm", ["truncate", "empty", "delete", "flip", "delete manifest", "empty directory"])
+@pytest.mark.sample(2)
 def test_promise_3_a_damaged_newest_step_is_named_and_set_aside_and_the_previous_used(checkpoints, harm):
     newest = checkpoints.path(30)
     largest = max(files(checkpoints, 30), key=lambda path: path.stat().st_size if path.name != "manifest.json" else 0)
@@ -158,6 +159,7 @@ def test_a_damaged_step_does_not_hide_the_best_of_the_others(checkpoints):
     ],
     ids=["missing", "unknown", "misshapen", "differently typed"],
 )
+@pytest.mark.sample(2)
 def test_promise_6_a_parameter_that_does_not_fit_is_named(checkpoints, change, message):
     other = state() | {"params": change(state()["params"])}
     for restore in (checkpoints.restore, checkpoints.restore_latest):
@@ -189,6 +191,7 @@ def test_leftovers_of_a_killed_save_are_invisible_and_removed(checkpoints):
 
 
 @pytest.mark.parametrize("name", ["run[1]", "run?", "run*", "back\\slash", "bytes\udcff"])
+@pytest.mark.sample(2)
 def test_a_directory_named_like_a_pattern_is_written_and_read(tmp_path, name):
     for directory, value in (("run1", 1.0), (name, 2.0)):  # run1 fits some of the patterns
         training.Checkpoints(tmp_path / directory).save(10, state(value))
@@ -241,7 +244,7 @@ def huge(path):
     os.truncate(path, 2**40)
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(
     "put",
     [

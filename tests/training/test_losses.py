@@ -24,6 +24,7 @@ def pair(nodes: int, seed: int = 0):
 
 
 @pytest.mark.parametrize("space", SPACES)
+@pytest.mark.sample(1)
 def test_is_the_ratio_of_the_domains_norms(space):
     prediction, truth, domain = pair(17)
     expected = domain.norm(prediction - truth, space=space) / domain.norm(truth, space=space)
@@ -55,6 +56,7 @@ def test_converges_to_the_continuum(space, limit):
 
 @pytest.mark.parametrize("fill", [1e20, 9.97e36, np.nan])
 @pytest.mark.parametrize("space", SPACES)
+@pytest.mark.sample(2)
 def test_padding_has_no_say(fill, space):
     domain = domains.pad(domains.from_samples(np.linspace(0, 1, 9, dtype=np.float32)), 12)
     real = np.arange(12)[:, None] < 9
@@ -90,6 +92,7 @@ def test_does_not_depend_on_the_unit(scale, space):
 
 @pytest.mark.parametrize("size", [1e38, 3e38, 3e-38])
 @pytest.mark.parametrize("upper", [1e-4, 1e4])
+@pytest.mark.sample(2)
 def test_the_largest_and_smallest_numbers_have_errors_without_jit_too(size, upper):
     domain = domains.interval(9, upper=upper)
     truth = jnp.full((9, 1), size)

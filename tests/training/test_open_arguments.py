@@ -346,6 +346,7 @@ def keyed(model, batch):
         ),
     ],
 )
+@pytest.mark.sample(11)
 def test_what_cannot_be_trained_with_is_named_before_anything_is_written(options, error, message, tmp_path, unchecked):
     with pytest.raises(error, match=message):
         Case().fit(tmp_path, **({"valid": {}} | options))
@@ -392,6 +393,7 @@ def test_settings_called_loss_are_not_taken_for_the_record_of_a_loss(tmp_path):
         ("z", np.ones(4, np.float32), r"\['z'\] must not change.* was absent .* is float32\[4\]"),
     ],
 )
+@pytest.mark.sample(1)
 def test_a_source_whose_batches_change_is_named(name, value, message, tmp_path):
     class Changing(Words):
         calls = 0

@@ -86,6 +86,7 @@ def test_scores_spectra_and_sums_are_in_float32(name):
     assert jnp.dtype("float64") not in {getattr(v.aval, "dtype", None) for e in found for v in e.outvars}
 
 
+@pytest.mark.thorough
 def test_parameters_of_the_model_are_shared_and_its_config_says_so():
     model = operators.build(OPERATORS["tno"], rngs=nnx.Rngs(0))
     changed = in_precision(model, "bf16")
@@ -126,6 +127,7 @@ def test_what_does_not_fit_is_refused():
         in_precision(half, "bf16")
 
 
+@pytest.mark.thorough
 def test_fit_trains_in_the_precision(tmp_path):
     config = training.TrainingConfig(steps=2, batch_size=4, precision="bf16", remat="layers", accumulate=2)
     model = operators.build(OPERATORS["fno"], rngs=nnx.Rngs(0))

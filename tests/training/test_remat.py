@@ -32,6 +32,7 @@ def compiled_step(config, *, remat, accumulate=1):
 
 
 @pytest.mark.parametrize(("name", "accumulate"), [("fno", 2), pytest.param("tno", 1, marks=pytest.mark.fit)])
+@pytest.mark.thorough
 def test_a_step_takes_less_memory_and_does_the_same(name, accumulate):
     results, sizes = [], []
     for remat in (None, "layers"):

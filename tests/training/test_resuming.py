@@ -56,6 +56,7 @@ def test_promise_6_an_edited_config_is_compared_with_the_sealed_one(tmp_path):
     assert recorded.checkpoints.latest == 5
 
 
+@pytest.mark.thorough
 def test_a_run_of_an_earlier_version_can_be_resumed(whole, tmp_path):
     """Its manifests hold no settings, its config no sums over all samples."""
     interrupted(tmp_path, 13)

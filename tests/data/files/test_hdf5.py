@@ -43,6 +43,7 @@ class TestLinksOfHdf5:
         "name", ["soft", "hard", "/run/a", "run/near", "group/a", "/run/up/run/up/soft", "run//a/"]
     )
     @pytest.mark.filterwarnings("ignore:.*nothing reads")
+    @pytest.mark.sample(5)
     def test_are_followed(self, linked, name):
         samples = data.read(linked, inputs=name, weights=None)
         np.testing.assert_array_equal(samples[[2]].inputs[..., 0], U[[2]].reshape(1, 9))

@@ -73,6 +73,7 @@ LATITUDES = {
 
 
 @pytest.mark.parametrize("rows", LATITUDES)
+@pytest.mark.sample(1)
 def test_latitude_and_longitude_are_a_grid_on_the_sphere(tmp_path, rows):
     latitude, longitude = LATITUDES[rows], np.arange(0, 360, 5.0)
     z, angle = np.sin(np.radians(latitude)), np.radians(longitude)

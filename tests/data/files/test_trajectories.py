@@ -79,6 +79,7 @@ def check(found, domain, *, parameters=NU[:, None]):
 
 
 @pytest.mark.parametrize("name", ARCHIVES)
+@pytest.mark.sample(2)
 def test_arrays_on_a_box_and_on_axes(name, tmp_path):
     path = ARCHIVES[name](tmp_path / name, **ARRAYS)
     with pytest.warns(UserWarning, match=r"nothing reads .*'force'.*, only 'nu', 'states', 'times' are read"):
@@ -208,6 +209,7 @@ def test_last_axes_are_a_square_or_channels(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.npz", "a.h5"])
 @pytest.mark.parametrize("kind", ["grid", "axes", "line", "cloud", "mesh", "stack"])
+@pytest.mark.sample(4)
 def test_what_is_saved_is_read(name, kind, tmp_path):
     random = np.random.default_rng(0)
     lines = [np.sort(random.random(6, np.float32)) for _ in range(2)]

@@ -118,6 +118,7 @@ def test_grids_of_all_resolutions_sample_the_same_function(name, x64):
 
 
 @EVERY
+@pytest.mark.sample(3)
 def test_shapes_times_and_precision(name):
     run = make(name)
     assert run.states.dtype == np.float32

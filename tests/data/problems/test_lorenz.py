@@ -31,6 +31,7 @@ def runge_kutta(u, time, steps):
 
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.thorough
 def test_a_sample_depends_on_seed_and_number_only(name):
     many, one = make(name, 12, first=10), make(name, 1, first=17)
     np.testing.assert_array_equal(many.states[7:8], one.states)
@@ -38,6 +39,7 @@ def test_a_sample_depends_on_seed_and_number_only(name):
     assert not np.array_equal(make(name, 1, seed=1, first=17).states, one.states)
 
 
+@pytest.mark.thorough
 def test_lorenz96_agrees_with_a_reference_integrator(x64):
     run = data.lorenz96(2, times=41, dt=0.025, warmup=0)
     expected = runge_kutta(run.states[:, 0, :, 0], 1.0, 1600)
