@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 _EVALUATION_NODES = 2**16  # at once, which bounds the memory of an evaluation on fine grids
 
 
+Curve = tuple[np.ndarray, np.ndarray]
+"""Levels and observed shares, see `jaxop.training.calibration_curve`."""
+
+
 class Row(TypedDict):
     """Mean relative errors on a set, in physical units, with the median and the worst sample.
 
@@ -120,7 +124,7 @@ def write_report(
     rows: list[Row] = []
     norms: dict[str, np.ndarray] = {}
     figures: dict[str, Callable[[], Figure]] = {}
-    curves: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    curves: dict[str, Curve] = {}
     for (label, samples), file in zip(sets.items(), file_names(sets), strict=True):
         size = samples_at_once(samples, mesh)
         evaluate = training.evaluate_ensemble if isinstance(model, operators.Ensemble) else training.evaluate
@@ -154,6 +158,8 @@ def write_report(
         figures[f"{name}-all-grids"] = functools.partial(_on_domains, model, sets, norms)
     if is_first():
         console.print(error_table(run, rows))
+        if curves:
+            console.print(members_table(rows, curves))
         about = {"run": str(source or run.directory), "step": checkpoint}
         _save(run.directory / "evaluation", name, about, rows, curves)
         means = {"relative L2": [row["rel_l2"] for row in rows], "relative H1": [row["rel_h1"] for row in rows]}
@@ -246,14 +252,23 @@ def error_table(run: Reported, rows: Sequence[Row]) -> "Table":
         from rich.table import Table
     title = f"{run.config['operator']} · {run.directory.name} · errors in physical units"
     table = Table("set", "grid", "samples", "rel. L2", "rel. H1", "worst L2 (sample)", title=title)
-    scores = {"rel_crps": "rel. CRPS", "rel_spread": "rel. spread"} if "rel_crps" in rows[0] else {}
-    for heading in scores.values():
-        table.add_column(heading)
     for row in rows:
         h1 = "–" if row["rel_h1"] is None else f"{row['rel_h1']:.2e}"
         errors = f"{row['rel_l2']:.2e}", h1, f"{row['worst_rel_l2']:.2e} ({row['worst_sample']})"
-        others = (f"{row[score]:.2e}" for score in scores)
-        table.add_row(row["set"], row["grid"], str(row["samples"]), *errors, *others)
+        table.add_row(row["set"], row["grid"], str(row["samples"]), *errors)
+    return table
+
+
+def members_table(rows: Sequence[Row], curves: Mapping[str, Curve]) -> "Table":
+    """Returns the table of the scores of an ensemble's members on every set, beside the error of their mean."""
+    with needs_extra("a table of errors"):
+        from rich.table import Table
+    levels = next(iter(curves.values()))[0]
+    inside = [f"in the {level:.0%} interval" for level in levels[-1:]]  # the widest
+    table = Table("set", "rel. L2", "rel. CRPS", "rel. spread", *inside, title="members of the ensemble")
+    for row in rows:
+        scores = (f"{row.get(name, np.nan):.2e}" for name in ("rel_l2", "rel_crps", "rel_spread"))
+        table.add_row(row["set"], *scores, *(f"{share:.1%}" for share in curves[row["set"]][1][-1:]))
     return table
 
 
@@ -262,7 +277,7 @@ def _save(
     name: str,
     about: Mapping[str, str | int | None],
     rows: Sequence[Row],
-    curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    curves: Mapping[str, Curve],
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     record = {**about, "units": "physical", "sets": rows}

@@ -1,7 +1,7 @@
 """One optimiser step as a pure, compiled function of state and batch."""
 
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import chex
 import jax
@@ -220,25 +220,29 @@ def make_step(
     return jax.jit(kept, donate_argnums=0)
 
 
-def _over_members(step: Callable[..., Any], config: TrainingConfig) -> Callable[..., Any]:
+def _over_members(
+    step: Callable[..., tuple[TrainState, dict[str, Array]]], config: TrainingConfig
+) -> Callable[[TrainState, MemberBatch], tuple[TrainState, dict[str, Array]]]:
     """Returns a function of (stacked state, `MemberBatch`) from one of (state, batch, seed) of a member.
 
     Everything but the number of the step has a leading axis of the members, in the result too.
     """
     seeds = jnp.asarray(member_seeds(config), jnp.uint32)
-    axes = TrainState(None, 0, 0, 0, 0)  # pyright: ignore[reportArgumentType]
 
-    def stacked(state: TrainState, batch: MemberBatch) -> tuple[TrainState, dict[str, Array]]:
+    def over_members(state: TrainState, batch: MemberBatch) -> tuple[TrainState, dict[str, Array]]:
         check_type(batch, "batch", MemberBatch, f"a training.MemberBatch of the batches of {config.members} members")
         parts = [one[0] if len(one) == 1 else jax.tree.map(lambda *x: jnp.stack(x), *one) for one in batch.parts]
-        own = [None if len(one) == 1 else 0 for one in batch.parts]
+        axes = [None if len(one) == 1 else 0 for one in batch.parts]
 
-        def of_member(state: TrainState, parts: list[Tree], seed: Array) -> tuple[TrainState, dict[str, Array]]:
-            return step(state, jax.tree.unflatten(batch.structure, parts), seed)
+        def of_member(own: tuple[Tree, ...], parts: list[Tree], seed: Array) -> tuple[tuple[Tree, ...], Tree]:
+            after, metrics = step(TrainState(state.step, *own), jax.tree.unflatten(batch.structure, parts), seed)
+            return (after.params, after.other, after.opt_state, after.ema), metrics
 
-        return jax.vmap(of_member, in_axes=(axes, own, 0), out_axes=(axes, 0))(state, parts, seeds)
+        own = state.params, state.other, state.opt_state, state.ema
+        after, metrics = jax.vmap(of_member, in_axes=(0, axes, 0))(own, parts, seeds)
+        return TrainState(state.step + 1, *after), metrics
 
-    return stacked
+    return over_members
 
 
 def _mean_over_pieces(

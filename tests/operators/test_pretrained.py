@@ -31,6 +31,7 @@ MODELS = configs() | {
     "boundary": operators.BoundaryOperatorConfig(configs()["fno"]),
     "conservative": operators.ConservativeOperatorConfig(configs()["fno"], integrals=(1.0,)),
     "equivariant": operators.EquivariantOperatorConfig(configs()["tno"]),
+    "ensemble": operators.EnsembleConfig(configs()["fno"], members=3, standardized=True),
     "calibrated": operators.CalibratedConfig(
         operator=configs()["fno"],
         spread=configs()["fno"],
