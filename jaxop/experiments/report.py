@@ -6,7 +6,7 @@ import functools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypedDict, runtime_checkable
+from typing import TYPE_CHECKING, Any, NotRequired, Protocol, TypedDict, runtime_checkable
 
 import jax
 import numpy as np
@@ -15,6 +15,7 @@ from flax import nnx
 from jaxop import operators, training
 from jaxop.data import RaggedSamples
 from jaxop.experiments import plots
+from jaxop.experiments.bands import WithSize
 from jaxop.experiments.sets import AnySamples, check_sizes, grid_name, typical_domain
 from jaxop.experiments.terminal import needs_extra
 from jaxop.training.evaluation import trace_errors
@@ -29,7 +30,11 @@ _EVALUATION_NODES = 2**16  # at once, which bounds the memory of an evaluation o
 
 
 class Row(TypedDict):
-    """Mean relative errors on a set, in physical units, with the median and the worst sample."""
+    """Mean relative errors on a set, in physical units, with the median and the worst sample.
+
+    A model with error bars also has the share of functions inside them, its standard error, the nominal share, and the
+    mean half-width of each channel, see `jaxop.training.Coverage`.
+    """
 
     set: str
     grid: str
@@ -39,6 +44,10 @@ class Row(TypedDict):
     median_rel_l2: float
     worst_rel_l2: float
     worst_sample: int
+    coverage: NotRequired[float]
+    coverage_error: NotRequired[float]
+    nominal: NotRequired[float]
+    half_width: NotRequired[list[float]]
 
 
 @runtime_checkable
@@ -90,6 +99,7 @@ def write_report(
     mesh: training.MeshConfig,
     same_functions: bool = False,
     source: Path | None = None,
+    calibrated: operators.Calibrated | None = None,
 ) -> list[Row]:
     """Evaluates all sets, prints the table and saves it under ``evaluation/``, with pictures under ``figures/``.
 
@@ -107,6 +117,7 @@ def write_report(
         same_functions: whether the sets hold the same functions on different domains. If they are functions of two
             variables, the median sample of the first set is shown on all of them.
         source: where the model was read; None means the run directory.
+        calibrated: the model with its error bars, of which the table has the coverage and the pictures the band.
 
     Returns:
         The rows of the table.
@@ -128,11 +139,17 @@ def write_report(
             "worst_rel_l2": float(errors.l2[shown["worst"]]),
             "worst_sample": shown["worst"],
         }
+        if calibrated is not None:
+            found = covered(calibrated, samples)
+            row["coverage"], row["coverage_error"], row["nominal"] = found.share, found.standard_error, found.nominal
+            row["half_width"] = found.half_width.tolist()
         rows.append(row)
         labels = [f"{word} (sample {i}), {errors.l2[i]:.2%}" for word, i in shown.items()]
         chosen = samples.take(list(shown.values()))
         title = f"{label}: {row['grid']}"
-        figures[f"{name}-{file}"] = functools.partial(_predictions, model, chosen, labels=labels, title=title)
+        figures[f"{name}-{file}"] = functools.partial(
+            _predictions, model, chosen, calibrated, labels=labels, title=title
+        )
         norms[label] = errors.l2
     together = spans_processes(nnx.state(model))  # then process 0 cannot predict alone
     if not (is_first() or together):
@@ -210,8 +227,33 @@ def file_names(labels: Iterable[str]) -> list[str]:
     return names
 
 
-def _predictions(model: nnx.Module, samples: AnySamples, *, labels: Sequence[str], title: str) -> "Figure":
-    return plots.plot_predictions(samples, training.predict(model, samples, batch_size=1), labels=labels, title=title)
+def covered(calibrated: operators.Calibrated, samples: AnySamples) -> training.Coverage:
+    """Returns the coverage of error bars on a set."""
+    size = samples_at_once(samples, training.MeshConfig())
+    return training.coverage(calibrated, samples, batch_size=size)
+
+
+def coverage_cells(share: float, standard_error: float, half_width: Iterable[float]) -> tuple[str, str]:
+    """Returns the coverage with its standard error, and the mean half-width of each channel, as text."""
+    return f"{share:.1%} ± {standard_error:.1%}", ", ".join(f"{width:.3g}" for width in half_width)
+
+
+def _predictions(
+    model: nnx.Module,
+    samples: AnySamples,
+    calibrated: operators.Calibrated | None,
+    *,
+    labels: Sequence[str],
+    title: str,
+) -> "Figure":
+    if calibrated is None:
+        predictions, widths = training.predict(model, samples, batch_size=1), None
+    else:
+        bars = WithSize(calibrated)
+        outputs = training.predict(bars, samples, batch_size=1)
+        pairs = [bars.divided(output, samples.sample(i).target_domain) for i, output in enumerate(outputs)]
+        predictions, widths = ([pair[k] for pair in pairs] for k in range(2))
+    return plots.plot_predictions(samples, predictions, labels=labels, title=title, half_widths=widths)
 
 
 def _on_domains(model: nnx.Module, sets: Mapping[str, AnySamples], norms: Mapping[str, np.ndarray]) -> "Figure":
@@ -230,10 +272,16 @@ def error_table(run: Reported, rows: Sequence[Row]) -> "Table":
         from rich.table import Table
     title = f"{run.config['operator']} · {run.directory.name} · errors in physical units"
     table = Table("set", "grid", "samples", "rel. L2", "rel. H1", "worst L2 (sample)", title=title)
+    if rows and "nominal" in rows[0]:
+        table.add_column(f"coverage (nominal {rows[0]['nominal']:.1%})")
+        table.add_column("mean half-width")
     for row in rows:
         h1 = "–" if row["rel_h1"] is None else f"{row['rel_h1']:.2e}"
         errors = f"{row['rel_l2']:.2e}", h1, f"{row['worst_rel_l2']:.2e} ({row['worst_sample']})"
-        table.add_row(row["set"], row["grid"], str(row["samples"]), *errors)
+        bars = ()
+        if "coverage" in row and "coverage_error" in row and "half_width" in row:
+            bars = coverage_cells(row["coverage"], row["coverage_error"], row["half_width"])
+        table.add_row(row["set"], row["grid"], str(row["samples"]), *errors, *bars)
     return table
 
 

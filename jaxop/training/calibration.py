@@ -162,7 +162,7 @@ class Coverage:
     @property
     def half_width(self) -> Float[np.ndarray, " c"]:
         """Mean of the half-width over domains and functions, for each channel."""
-        return np.mean(self.half_widths, axis=0, dtype=np.float64)
+        return np.asarray(np.mean(self.half_widths, axis=0, dtype=np.float64))
 
 
 def coverage(
@@ -210,7 +210,8 @@ def coverage(
     config = calibrated.config
     # the program of `calibrate`, whose scores are compared with the factor without another rounding
     numbers = {"alpha": config.alpha, "delta": config.delta, "count": config.count, "floor": config.floor}
-    unit = Calibrated.of(calibrated.operator, calibrated.spread, factor=1.0, **numbers)
+    parts = cast(tuple[nnx.Module, nnx.Module | None], (calibrated.operator, calibrated.spread))
+    unit = Calibrated.of(*parts, factor=1.0, **numbers)
     scores, sizes = _scored(unit, samples, batch_size, "coverage")
     # δ counts as the decimal number that it prints as
     nominal = float(1 - Fraction(repr(config.delta)))
