@@ -86,5 +86,10 @@ def read_nodes(path: str | os.PathLike[str]) -> Domain:
 
 def _cloud(path: Path, points: np.ndarray) -> Domain:
     """Returns nodes of equal weights, of measure 1."""
+    if len(points) > 1 and (points == points[0]).all():
+        raise FileError(
+            f"{path} has {len(points)} nodes that all coincide, at {tuple(points[0].tolist())}; give the coordinates "
+            "of different nodes, of shape (n, dim)."
+        )
     with naming(path, "its nodes"):
         return domains.monte_carlo(points.astype(float_dtype()))
