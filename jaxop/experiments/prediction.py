@@ -47,8 +47,9 @@ class Prediction:
         model: a run directory, or the folder or .zip file of a model that `jaxop export-model` or model.save wrote.
         files: files or folders with input functions, as `jaxop.data.read` takes them. They need not have targets.
         to: folder of the results; None means RUN/predictions. A model without its run needs it.
-        at: file of the query points, at which all outputs are computed: a mesh, or an .npz file with coordinates of
-            shape (n, dim) or of the axes of a grid; None means the nodes of the inputs.
+        at: file of the query points, at which all outputs are computed: a mesh, an .npz file with coordinates of
+            shape (n, dim) or of the axes of a grid, or netCDF with coordinate variables; None means the nodes of the
+            inputs.
         band: also writes the half-width of the error bars, of a model that `jaxop calibrate` made.
         residuals: writes pairs of the input and the absolute error |v − G(u)| in the place of predictions, from files
             with targets v: what a spread for `jaxop calibrate` is trained on.
@@ -385,9 +386,11 @@ def _arrays(samples: AnySamples, outputs: Sequence[np.ndarray], bars: WithSize |
     """Returns the arrays of a file of predictions, and of their half-widths."""
     if bars is None:
         return arrays_of(_with_targets(samples, outputs))
-    domains = [samples.sample(i).target_domain for i in range(len(samples))]
-    pairs = [bars.divided(output, domain) for output, domain in zip(outputs, domains, strict=True)]
-    predictions, widths = ([pair[k] for pair in pairs] for k in range(2))
+    if isinstance(samples, RaggedSamples):
+        pairs = [bars.divided(output, samples.sample(i).target_domain) for i, output in enumerate(outputs)]
+        predictions, widths = ([pair[k] for pair in pairs] for k in range(2))
+    else:
+        predictions, widths = map(list, bars.divided(np.stack(outputs), samples.target_domain))
     return arrays_of(_with_targets(samples, predictions)) | {HALF_WIDTH: arrays_of(_with_targets(samples, widths))["y"]}
 
 
