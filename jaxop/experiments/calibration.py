@@ -12,10 +12,10 @@ from jaxop import training
 from jaxop.experiments.export import card_of, recipe_of
 from jaxop.experiments.problems import FileData
 from jaxop.experiments.record import recorded_problem
-from jaxop.experiments.report import coverage_cells, covered, samples_at_once
-from jaxop.experiments.sets import AnySamples, by_name, check_sizes, grid_name
+from jaxop.experiments.report import COVERAGE, coverage_row, coverage_table, covered, samples_at_once
+from jaxop.experiments.sets import AnySamples, by_name, check_sizes
 from jaxop.experiments.settings import prepared
-from jaxop.experiments.terminal import as_options, make_console, needs_extra
+from jaxop.experiments.terminal import as_options, make_console
 from jaxop.experiments.trained import Trained, open_trained
 from jaxop.operators.folder import is_folder
 from jaxop.training import MeshConfig
@@ -23,9 +23,7 @@ from jaxop.training.calibration import digests
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
-_HEAD = ("set", "nodes", "functions", "coverage", "mean half-width", "nominal")
 _OWN_SECTIONS = ("Error bars", "Coverage")  # of the card of a calibrated operator
 
 
@@ -125,10 +123,10 @@ def calibrate(settings: Calibration, *, console: "Console | None" = None) -> Pat
     )
     config = calibrated.config
     console.print(f"factor {config.factor:.4g} from {config.count:,} functions on {config.nodes}", soft_wrap=True)
-    rows = [_row(name, found, covered(calibrated, found)) for name, found in tests.items()]
+    rows = [coverage_row(name, found, covered(calibrated, found)) for name, found in tests.items()]
     card, recipe = _about(model)
     if rows:
-        console.print(_table(rows))
+        console.print(coverage_table(rows))
         card["Coverage"] = _markdown(rows)
     path = calibrated.save(to, card=card, data=recipe)
     console.print(f"model: {path}", soft_wrap=True)
@@ -248,22 +246,7 @@ def _about(model: Trained) -> tuple[dict[str, str], dict[str, Any] | None]:
     return sections, model.saved.data
 
 
-def _row(name: str, samples: AnySamples, found: training.Coverage) -> tuple[str, ...]:
-    """Returns the cells of a row: set, nodes, functions, coverage, mean half-width, nominal coverage."""
-    cells = coverage_cells(found.share, found.standard_error, found.half_width)
-    return (name, grid_name(samples), f"{len(samples):,}", *cells, f"{found.nominal:.1%}")
-
-
-def _table(rows: list[tuple[str, ...]]) -> "Table":
-    with needs_extra("a table of the coverage"):
-        from rich.table import Table
-    table = Table(*_HEAD, title="coverage of the error bars")
-    for row in rows:
-        table.add_row(*row)
-    return table
-
-
 def _markdown(rows: list[tuple[str, ...]]) -> str:
-    lines = [_HEAD, ("---",) * len(_HEAD), *rows]
+    lines = [COVERAGE, ("---",) * len(COVERAGE), *rows]
     about = "Share of the functions of each set that lie within their band, with its standard error."
     return "\n".join([about, "", *(f"| {' | '.join(line)} |" for line in lines)])

@@ -44,7 +44,7 @@ def plot_predictions(
     their scale. The error has its own, which ends at the 99.5 % quantile. Dots on the input show the nodes of a mesh.
     Functions of three variables show the middle slice of a grid, or scattered nodes along the third axis. Functions on
     a sphere around the origin are maps of longitude and latitude. Error bars are a band around the prediction of one
-    variable, and otherwise one more panel, whose colours are those of the error.
+    variable, and otherwise one more panel, with a scale of its own from 0.
 
     Args:
         samples: the samples to show; `jaxop.data.Samples.take` picks some of a set.
@@ -99,11 +99,12 @@ def plot_predictions(
             if half_widths is not None:
                 width = half_widths[i][:, c]
                 if place.dim == 1:
-                    x, order = (np.asarray(place.points)[:, 0], np.argsort(np.asarray(place.points)[:, 0]))
-                    lower, upper = guess - width, guess + width
-                    row[2].fill_between(x[order], lower[order], upper[order], color="C0", alpha=0.25, linewidth=0)
+                    x = np.asarray(place.points)[:, 0]
+                    order = np.argsort(x, kind="stable")
+                    ends = (guess - width)[order], (guess + width)[order]
+                    row[2].fill_between(x[order], *ends, color="C0", alpha=0.25, linewidth=0)
                 else:
-                    _draw(row[4], place, width, kind="error", style=_error_scale(np.abs(guess - truth)))
+                    _draw(row[4], place, width, kind="error")
             row[0].set_ylabel(label if channels == 1 else f"{label}\nchannel {c}", parse_math=False)
     for panel, heading in zip(panels[0], headings, strict=True):
         panel.set_title(heading)

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 _EVALUATION_NODES = 2**16  # at once, which bounds the memory of an evaluation on fine grids
 
+COVERAGE = ("set", "nodes", "functions", "coverage", "mean half-width", "nominal")
+"""Columns of the table of error bars; a half-width for every channel."""
+
 
 class Row(TypedDict):
     """Mean relative errors on a set, in physical units, with the median and the worst sample.
@@ -123,6 +126,7 @@ def write_report(
         The rows of the table.
     """
     rows: list[Row] = []
+    bars: list[tuple[str, ...]] = []
     norms: dict[str, np.ndarray] = {}
     figures: dict[str, Callable[[], Figure]] = {}
     for (label, samples), file in zip(sets.items(), file_names(sets), strict=True):
@@ -143,6 +147,7 @@ def write_report(
             found = covered(calibrated, samples)
             row["coverage"], row["coverage_error"], row["nominal"] = found.share, found.standard_error, found.nominal
             row["half_width"] = found.half_width.tolist()
+            bars.append(coverage_row(label, samples, found))
         rows.append(row)
         labels = [f"{word} (sample {i}), {errors.l2[i]:.2%}" for word, i in shown.items()]
         chosen = samples.take(list(shown.values()))
@@ -159,6 +164,8 @@ def write_report(
         figures[f"{name}-all-grids"] = functools.partial(_on_domains, model, sets, norms)
     if is_first():
         console.print(error_table(run, rows))
+        if bars:
+            console.print(coverage_table(bars))
         _save(run.directory / "evaluation", name, {"run": str(source or run.directory), "step": checkpoint}, rows)
         means = {"relative L2": [row["rel_l2"] for row in rows], "relative H1": [row["rel_h1"] for row in rows]}
         trained_on, title = run.config.get("resolution"), f"{run.directory.name}: errors in physical units"
@@ -233,9 +240,20 @@ def covered(calibrated: operators.Calibrated, samples: AnySamples) -> training.C
     return training.coverage(calibrated, samples, batch_size=size)
 
 
-def coverage_cells(share: float, standard_error: float, half_width: Iterable[float]) -> tuple[str, str]:
-    """Returns the coverage with its standard error, and the mean half-width of each channel, as text."""
-    return f"{share:.1%} ± {standard_error:.1%}", ", ".join(f"{width:.3g}" for width in half_width)
+def coverage_row(label: str, samples: AnySamples, found: training.Coverage) -> tuple[str, ...]:
+    """Returns the coverage of error bars on a set as text, in the columns of `COVERAGE`."""
+    share, width = f"{found.share:.1%} ± {found.standard_error:.1%}", ", ".join(f"{w:.3g}" for w in found.half_width)
+    return label, grid_name(samples), f"{len(samples):,}", share, width, f"{found.nominal:.1%}"
+
+
+def coverage_table(rows: Iterable[tuple[str, ...]]) -> "Table":
+    """Returns the table of the coverage of error bars on every set."""
+    with needs_extra("a table of the coverage"):
+        from rich.table import Table
+    table = Table(*COVERAGE, title="coverage of the error bars")
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def _predictions(
@@ -272,16 +290,10 @@ def error_table(run: Reported, rows: Sequence[Row]) -> "Table":
         from rich.table import Table
     title = f"{run.config['operator']} · {run.directory.name} · errors in physical units"
     table = Table("set", "grid", "samples", "rel. L2", "rel. H1", "worst L2 (sample)", title=title)
-    if rows and "nominal" in rows[0]:
-        table.add_column(f"coverage (nominal {rows[0]['nominal']:.1%})")
-        table.add_column("mean half-width")
     for row in rows:
         h1 = "–" if row["rel_h1"] is None else f"{row['rel_h1']:.2e}"
         errors = f"{row['rel_l2']:.2e}", h1, f"{row['worst_rel_l2']:.2e} ({row['worst_sample']})"
-        bars = ()
-        if "coverage" in row and "coverage_error" in row and "half_width" in row:
-            bars = coverage_cells(row["coverage"], row["coverage_error"], row["half_width"])
-        table.add_row(row["set"], row["grid"], str(row["samples"]), *errors, *bars)
+        table.add_row(row["set"], row["grid"], str(row["samples"]), *errors)
     return table
 
 

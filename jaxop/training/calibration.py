@@ -156,7 +156,7 @@ class Coverage:
 
     @property
     def standard_error(self) -> float:
-        """√(p(1 − p)/N), the standard error of the share if the functions are independent."""
+        """√(p(1 − p)/N), the standard error of the share if the functions are independent; 0 if p is 0 or 1."""
         return math.sqrt(self.share * (1 - self.share) / len(self.inside))
 
     @property
