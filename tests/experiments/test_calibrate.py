@@ -3,7 +3,9 @@
 import functools
 import json
 import re
+import zipfile
 
+import jax
 import jax.numpy as jnp
 import meshio
 import numpy as np
@@ -60,6 +62,11 @@ def fails(capsys):
     return run
 
 
+@jax.jit
+def outputs(model, values, domain, at=None):
+    return model(values, domain, at=at)
+
+
 def read(path):
     return data.read(path, inputs="a", targets="b")
 
@@ -83,10 +90,23 @@ def test_the_command_calibrates_as_the_functions_do(place):
     assert json.loads((place / "bars" / "data.json").read_text())["data"]["inputs"] == "a"
 
 
+def test_a_model_with_error_bars_is_calibrated_again_with_its_spread(place, tmp_path):
+    jaxop("calibrate", place / "bars", "--data", place / "test.npz", "--to", tmp_path / "again.zip", *LEVELS)
+    again, first = (package.from_pretrained(path) for path in (tmp_path / "again.zip", place / "bars"))
+    assert (again.config.spread, again.config.count) == (first.config.spread, 12)
+    expected = training.calibrate(first.operator, read(place / "test.npz"), alpha=0.2, delta=0.25, spread=first.spread)
+    assert again.config.factor == expected.config.factor
+    with zipfile.ZipFile(tmp_path / "again.zip") as archive:
+        card = archive.read("card.md").decode()
+        assert json.loads(archive.read("data.json"))["data"]["inputs"] == "a"
+    assert "Calibrated on 12 functions" in card
+    assert [card.count(title) for title in ("## Error bars", "## Training", "## Coverage")] == [1, 1, 0]
+
+
 def test_half_widths_lie_beside_the_predictions(place, tmp_path):
     jaxop("predict", place / "bars", place / "test.npz", "--band", "--to", tmp_path)
     samples = read(place / "test.npz")
-    prediction, half_width = package.from_pretrained(place / "bars")(samples.inputs[:], samples.domain)
+    prediction, half_width = outputs(package.from_pretrained(place / "bars"), samples.inputs[:], samples.domain)
     with np.load(tmp_path / "test.npz") as found:
         np.testing.assert_allclose(found["y"].reshape(prediction.shape), prediction, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(found["half_width"].reshape(prediction.shape), half_width, rtol=1e-4, atol=1e-6)
@@ -106,7 +126,7 @@ def test_half_widths_at_points_do_not_depend_on_the_parts(place, tmp_path, monke
     monkeypatch.setattr(training, "predict_at", functools.partial(training.predict_at, nodes=20))
     jaxop(*arguments, "--to", tmp_path / "parts")
     samples, nodes = read(place / "fine.npz"), domains.monte_carlo(at)
-    prediction, half_width = package.from_pretrained(place / "bars")(samples.inputs[:], samples.domain, at=nodes)
+    prediction, half_width = outputs(package.from_pretrained(place / "bars"), samples.inputs[:], samples.domain, nodes)
     for folder in ("whole", "parts"):
         with np.load(tmp_path / folder / "fine.npz") as found:
             np.testing.assert_allclose(found["y"], prediction, rtol=1e-4, atol=1e-5)
@@ -120,7 +140,7 @@ def test_a_mesh_gets_half_widths_as_point_data(place, tmp_path):
     jaxop("predict", place / "bars", tmp_path / "u.vtu", "--band", "--to", tmp_path / "out")
     result = meshio.read(tmp_path / "out" / "u.vtu").point_data
     given = data.read(tmp_path / "u.vtu", inputs="a", targets="a").sample(0)
-    prediction, half_width = package.from_pretrained(place / "bars")(jnp.asarray(given.inputs), given.domain)
+    prediction, half_width = outputs(package.from_pretrained(place / "bars"), jnp.asarray(given.inputs), given.domain)
     np.testing.assert_allclose(result["b"], prediction, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(result["b_half_width"], half_width, rtol=1e-4, atol=1e-6)
 

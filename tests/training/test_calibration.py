@@ -246,6 +246,8 @@ def test_bad_input_is_named():
         training.calibrate(model, samples, spread=build(configs()["fno"]), **LEVELS)
     with pytest.raises(TypeError, match=r"trained_on\[0\] must be data.Samples"):
         training.calibrate(model, samples, trained_on=["run"], **LEVELS)
+    with pytest.raises(TypeError, match=r"calibrated must be an operator with error bars"):
+        training.coverage(model, samples)
     with pytest.raises(ValueError, match="level must lie in"):
         training.pinball_loss(model, samples[:], level=1.0)
     with pytest.raises(TypeError, match=r"samples must be data.Samples"):
