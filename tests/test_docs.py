@@ -19,6 +19,7 @@ from sybil.parsers.markdown import CodeBlockParser
 
 import jaxop
 from jaxop.experiments import FileData, SeriesData, cli
+from jaxop.experiments import calibrate as calibrate_model
 from jaxop.experiments import evaluate as evaluate_run
 from jaxop.experiments import export_model as export_run
 from jaxop.experiments import export_program as export_run_program
@@ -59,6 +60,12 @@ def exported(run, to, **options):
 def program(model, to, **options):
     """A program. If the run is that of the reader, only the options are read."""
     return export_run_program(model, to, **options) if model.exists() else to
+
+
+def calibrated(settings):
+    """A calibration. If the run is that of the reader, only the options are read."""
+    if settings.model.exists() and all(path.exists() for path in settings.data):
+        calibrate_model(settings)
 
 
 def predicted(settings):
@@ -118,6 +125,7 @@ def test_code_and_commands_of_a_page_run(path, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(cli, "export_model", exported)
     monkeypatch.setattr(cli, "export_program", program)
     monkeypatch.setattr(cli, "predict", predicted)
+    monkeypatch.setattr(cli, "calibrate", calibrated)
     evaluators = {
         "python": run_python,
         f'python title="{FILE}"': save_file,

@@ -6,6 +6,7 @@
     jaxop resume RUN          continue a run
     jaxop evaluate MODEL      errors and pictures on other grids or files
     jaxop predict MODEL FILES outputs for your own files, as files
+    jaxop calibrate MODEL     error bars that hold, from files of new functions
     jaxop export-model RUN    the trained operator as a folder that others load
     jaxop export MODEL        the trained operator as a program that JAX alone runs
     jaxop plan NAME           memory, messages and time of a step on devices that you need not have
@@ -25,6 +26,7 @@ import jaxop
 from jaxop import operators, training
 from jaxop._validation import check_name
 from jaxop.experiments import terminal
+from jaxop.experiments.calibration import calibrate
 from jaxop.experiments.evaluation import evaluate
 from jaxop.experiments.experiment import first_line, load_recipe, ready_made
 from jaxop.experiments.export import export_model, export_program
@@ -71,12 +73,26 @@ _PREDICT = """Predicts the outputs for the input functions in files, and writes 
     jaxop predict runs/mine b.npz
     jaxop predict runs/ks_tno start.npz --steps 200 --to results
     jaxop predict models/mine b.npz --at nodes.npz --to results
+    jaxop predict models/with-bars b.npz --band --to results
+    jaxop predict runs/mine b.npz --residuals --to errors
 
 MODEL is a run directory, or the folder or .zip file of a model.
 A mesh gives a .vtu file with the same nodes and cells, which ParaView shows; any other file gives .npz. Outputs are in
 the units of the training data. The files need not have targets. Folders stand for the files in them. --at names a
-file of query points, of which there may be more than fit into one call, for operators that evaluate anywhere. A run on
+file of query points, of which there may be more than fit into one call, for operators that evaluate anywhere. --band
+also writes the half-widths of a model of `jaxop calibrate`, --residuals pairs of inputs and absolute errors. A run on
 time series makes --steps steps from the last states in the files, and writes .npz files of trajectories."""
+
+_CALIBRATE = """Makes error bars for a trained operator, from pairs of functions that are new to it.
+
+    jaxop calibrate runs/mine --data new.npz --to models/mine
+    jaxop calibrate runs/mine --spread runs/spread --data new.npz --test fine.npz scattered.npz --to mine.zip
+    jaxop calibrate models/mine --data new.npz --trained-on old.npz --to models/with-bars
+
+With a probability of at least 1 - DELTA, the truth lies within the half-width of the prediction on at least 1 - ALPHA
+of the domain, for new functions of the same distribution on the same nodes. --test measures how often it does, also on
+other nodes; the table is printed and written on the card. Functions that a run was trained on are refused.
+`jaxop predict MODEL FILES --band` writes the half-widths, and `jaxop evaluate MODEL` shows the coverage."""
 
 _PLAN = """Compiles the training step of an experiment for a slice of TPUs that you need not have, and prints for one
 device the bytes of memory, the messages, the operations, and the least time of a step at the peak rates of the chip.
@@ -211,6 +227,12 @@ def _predict(arguments: Sequence[str]) -> None:
     predict(settings)
 
 
+def _calibrate(arguments: Sequence[str]) -> None:
+    settings = _options().of_calibration(arguments, prog="jaxop calibrate", description=_CALIBRATE)
+    terminal.tune_allocator()
+    calibrate(settings)
+
+
 def _plan(arguments: Sequence[str]) -> None:
     parser = _parser("jaxop plan", f"{_PLAN}\n\n{_listing('experiments', ready_made())}")
     name, others = _first(parser, "NAME", arguments)
@@ -238,6 +260,7 @@ _COMMANDS = {
     "resume": _resume,
     "evaluate": _evaluate,
     "predict": _predict,
+    "calibrate": _calibrate,
     "export-model": _export_model,
     "export": _export,
     "plan": _plan,

@@ -79,9 +79,9 @@ def evaluate(
 ) -> list[report.Row] | list[rollout_report.SetErrors]:
     """Computes the errors of a model on every set, in physical units, and saves them with pictures.
 
-    They are relative L2 and H1 errors and the worst sample, see `jaxop.experiments.report.write_report`, or those of
-    the rollouts of a stepper, see `jaxop.experiments.rollout_report.write_report`. Without files and grids, the sets
-    are the test sets of the run.
+    They are relative L2 and H1 errors and the worst sample, and the coverage of the error bars if the model has them,
+    see `jaxop.experiments.report.write_report`, or those of the rollouts of a stepper, see
+    `jaxop.experiments.rollout_report.write_report`. Without files and grids, the sets are the test sets of the run.
 
     Args:
         settings: the model, the sets, the checkpoint.
@@ -132,7 +132,8 @@ def _evaluate(settings: Evaluation, console: "Console") -> list[report.Row] | li
         report.check(model, sets)
     same_functions = not settings.data and not isinstance(problem, FileData)
     operator = trained.restore(settings.mesh.one_copy())
-    return report.write_report(run, operator, sets, mesh=settings.mesh, same_functions=same_functions, **common)
+    common |= {"mesh": settings.mesh, "same_functions": same_functions, "calibrated": trained.calibrated}
+    return report.write_report(run, operator, sets, **common)
 
 
 def _check_apply(settings: Evaluation, trained: Trained) -> None:

@@ -46,11 +46,10 @@ def export_model(
     """
     loaded = training.load_run(run)
     step = loaded.step(checkpoint)
-    is_known = {"problem", "data"} <= loaded.config.keys()
-    data = {name: _without_folders(loaded.config[name]) for name in ("problem", "data")} if is_known else None
     given = dict(card or {})
     about = {ABOUT: given.pop(ABOUT)} if ABOUT in given else {}
-    return loaded.model(checkpoint=step).save(to, card=about | card_of(loaded, step) | given, data=data)
+    sections = about | card_of(loaded, step) | given
+    return loaded.model(checkpoint=step).save(to, card=sections, data=recipe_of(loaded))
 
 
 def export_program(
@@ -92,7 +91,8 @@ def export_program(
     if domain is not None:
         reader = trained.problem if isinstance(trained.problem, FileData) else FileData(Path("samples.npz"))
         known = dict(zip(("domain", "at"), _nodes(Path(domain), reader, inputs), strict=True))
-    return operators.export(trained.restore(None), to, symbolic=symbolic, platforms=platforms, **known)
+    operator = trained.restore(None) if trained.calibrated is None else trained.calibrated
+    return operators.export(operator, to, symbolic=symbolic, platforms=platforms, **known)
 
 
 def _nodes(path: Path, problem: FileData, inputs: str | None) -> tuple[Domain | Decomposed, Domain | Decomposed | None]:
@@ -105,6 +105,13 @@ def _nodes(path: Path, problem: FileData, inputs: str | None) -> tuple[Domain | 
             "the nodes symbolic: --symbolic batch nodes."
         )
     return samples.domain, samples.at
+
+
+def recipe_of(run: training.Run) -> dict[str, Any] | None:
+    """Returns how the files of a run are read, for `Savable.save`; None if the run did not record it."""
+    if not {"problem", "data"} <= run.config.keys():
+        return None
+    return {name: _without_folders(run.config[name]) for name in ("problem", "data")}
 
 
 def card_of(run: training.Run, step: int) -> dict[str, str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from jaxop import operators, training
+from jaxop.experiments.calibration import Calibration
 from jaxop.experiments.evaluation import Evaluation
 from jaxop.experiments.experiment import AnyExperiment, Recipe
 from jaxop.experiments.prediction import Prediction
@@ -118,6 +119,12 @@ def of_prediction(arguments: Sequence[str], *, prog: str, description: str) -> P
     """Returns the settings of predictions from a command line; raises the errors of `parse`."""
     positional = (tyro.conf.PositionalRequiredArgs, tyro.conf.PositionalMetavarFromFieldName)
     return parse(Prediction, arguments, prog=prog, description=description, config=positional)
+
+
+def of_calibration(arguments: Sequence[str], *, prog: str, description: str) -> Calibration:
+    """Returns the settings of a calibration from a command line; raises the errors of `parse`."""
+    positional = (tyro.conf.PositionalRequiredArgs, tyro.conf.PositionalMetavarFromFieldName)
+    return parse(Calibration, arguments, prog=prog, description=description, config=positional)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,26 +36,29 @@ def plot_predictions(
     *,
     labels: Sequence[str] | None = None,
     title: str = "",
+    half_widths: Real[np.ndarray, "s k c"] | Sequence[Real[np.ndarray, "_ c"]] | None = None,
 ) -> "Figure":
     """Input, truth, prediction and |error| of samples, one row for every sample and output channel.
 
     Functions of one variable are curves. Functions of two variables are colour maps, and truth and prediction share
     their scale. The error has its own, which ends at the 99.5 % quantile. Dots on the input show the nodes of a mesh.
     Functions of three variables show the middle slice of a grid, or scattered nodes along the third axis. Functions on
-    a sphere around the origin are maps of longitude and latitude.
+    a sphere around the origin are maps of longitude and latitude. Error bars are a band around the prediction of one
+    variable, and otherwise one more panel, with a scale of its own from 0.
 
     Args:
         samples: the samples to show; `jaxop.data.Samples.take` picks some of a set.
         predictions: predictions of a model, see `jaxop.training.predict`, shape (N, k, c), or (k_i, c) for each.
         labels: a name for each sample, shown literally: "$" does not start a formula. None takes their numbers.
         title: title of the figure, shown literally.
+        half_widths: half-widths of error bars, of the shape of the predictions; None draws none.
 
     Returns:
         The figure.
 
     Raises:
         ImportError: if matplotlib is not installed.
-        ValueError: if the predictions do not have the targets' shape, or labels are too few.
+        ValueError: if predictions or half-widths do not have the targets' shape, or labels are too few.
 
     Example:
         >>> import numpy as np
@@ -67,15 +70,18 @@ def plot_predictions(
         16
     """
     shown = [samples.sample(i) for i in range(len(samples))]
-    expected, received = ([one.shape for one in part] for part in ([one.targets for one in shown], predictions))
-    if received != expected:
-        raise ValueError(f"predictions must have the targets' shape {_common(expected)}, got {_common(received)}.")
+    expected = [one.targets.shape for one in shown]
+    for name, functions in {"predictions": predictions, "half_widths": half_widths}.items():
+        received = expected if functions is None else [one.shape for one in functions]
+        if received != expected:
+            raise ValueError(f"{name} must have the targets' shape {_common(expected)}, got {_common(received)}.")
     labels = [f"sample {i}" for i in range(len(samples))] if labels is None else list(labels)
     if len(labels) != len(samples):
         raise ValueError(f"labels must name each of the {len(samples)} samples, got {len(labels)}.")
     channels = samples.out_channels
-    figure = _figure(4, len(samples) * channels)
-    panels = np.atleast_2d(figure.subplots(len(samples) * channels, 4, squeeze=False))
+    headings = [*_ROWS, "half-width"] if half_widths is not None and samples.dim > 1 else _ROWS
+    figure = _figure(len(headings), len(samples) * channels)
+    panels = np.atleast_2d(figure.subplots(len(samples) * channels, len(headings), squeeze=False))
     for i, label in enumerate(labels):
         place, inputs = shown[i].target_domain, np.asarray(shown[i].inputs)
         for c in range(channels):
@@ -90,8 +96,17 @@ def plot_predictions(
                 _draw(row[1], place, truth)
                 _draw(row[2], place, guess, style=_scale(truth))
             _draw(row[3], place, np.abs(guess - truth), kind="error")
+            if half_widths is not None:
+                width = half_widths[i][:, c]
+                if place.dim == 1:
+                    x = np.asarray(place.points)[:, 0]
+                    order = np.argsort(x, kind="stable")
+                    ends = (guess - width)[order], (guess + width)[order]
+                    row[2].fill_between(x[order], *ends, color="C0", alpha=0.25, linewidth=0)
+                else:
+                    _draw(row[4], place, width, kind="error")
             row[0].set_ylabel(label if channels == 1 else f"{label}\nchannel {c}", parse_math=False)
-    for panel, heading in zip(panels[0], _ROWS, strict=True):
+    for panel, heading in zip(panels[0], headings, strict=True):
         panel.set_title(heading)
     if title:
         figure.suptitle(title, parse_math=False)

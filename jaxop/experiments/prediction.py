@@ -5,9 +5,9 @@ import contextlib
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,7 +19,9 @@ from jaxop.data.files.meshes import MESHES
 from jaxop.data.files.nodes import read_nodes
 from jaxop.data.files.on_demand import files_of
 from jaxop.data.files.open import open_archive
+from jaxop.data.files.save import arrays_of, write_arrays
 from jaxop.domains import Domain
+from jaxop.experiments.bands import HALF_WIDTH, WithSize
 from jaxop.experiments.cluster import ClusterConfig
 from jaxop.experiments.forecast import forecast, states_in
 from jaxop.experiments.problems import FileData
@@ -45,8 +47,12 @@ class Prediction:
         model: a run directory, or the folder or .zip file of a model that `jaxop export-model` or model.save wrote.
         files: files or folders with input functions, as `jaxop.data.read` takes them. They need not have targets.
         to: folder of the results; None means RUN/predictions. A model without its run needs it.
-        at: file of the query points, at which all outputs are computed: a mesh, or an .npz file with coordinates of
-            shape (n, dim) or of the axes of a grid; None means the nodes of the inputs.
+        at: file of the query points, at which all outputs are computed: a mesh, an .npz file with coordinates of
+            shape (n, dim) or of the axes of a grid, or netCDF with coordinate variables; None means the nodes of the
+            inputs.
+        band: also writes the half-width of the error bars, of a model that `jaxop calibrate` made.
+        residuals: writes pairs of the input and the absolute error |v − G(u)| in the place of predictions, from files
+            with targets v: what a spread for `jaxop calibrate` is trained on.
         checkpoint: "best", "last" or the number of a step of a run.
         inputs: name or names of the input functions in the files; None means their name in the training file.
         steps: number of steps that a stepper makes from the states in the files; runs on trajectories need it.
@@ -65,6 +71,8 @@ class Prediction:
     files: tuple[Path, ...]
     to: Path | None = None
     at: Path | None = None
+    band: bool = False
+    residuals: bool = False
     checkpoint: str = "best"
     inputs: str | tuple[str, ...] | None = None
     steps: int | None = None
@@ -90,6 +98,9 @@ def predict(settings: Prediction, *, console: "Console | None" = None) -> list[P
     call. An input of one sample then gives a .vtu file if the query points are a mesh. All others give .npz files with
     the query points and ``y`` of shape (samples, n, channels), or (samples, *grid, channels), which are written while
     they are computed.
+
+    With ``band``, half-widths are the array ``half_width``, of the shape of ``y``, or fields NAME_half_width beside
+    those of the targets if files have one sample each.
 
     A stepper makes ``steps`` steps from the last recorded states of every trajectory in the files, and the result is an
     .npz file of `jaxop.data.save` that `jaxop.data.read_trajectories` reads. It begins with the state at the start.
@@ -128,11 +139,20 @@ def _predict(settings: Prediction, console: "Console | None") -> list[Path]:
     folder = settings.model / "predictions" if settings.to is None else settings.to
     is_file = isinstance(problem, FileData)
     singles, sets = _sorted(settings.files, problem) if is_file else ([], states_in(settings.files))
+    if settings.residuals and singles:
+        raise ValueError(
+            f"--residuals takes files of several samples, and {singles[0]} holds one; training.absolute_residuals "
+            "takes any in Python."
+        )
     results = _results(folder, singles, sets, settings.at)
     if any(result.suffix == ".vtu" for result in results.values()):
         require("meshio.vtu", "writing .vtu", extra="mesh")  # before anything is computed
     at = None if settings.at is None else read_nodes(settings.at)
-    model = trained.restore(settings.mesh.one_copy())
+    model: Any = trained.restore(settings.mesh.one_copy())
+    bars = None
+    if settings.band:
+        assert trained.calibrated is not None
+        model = bars = WithSize(trained.calibrated)
     console = make_console() if console is None else console
     check_directory("--to", folder)
     written: list[Path] = []
@@ -169,17 +189,22 @@ def _predict(settings: Prediction, console: "Console | None") -> list[Path]:
                 found = zip(paths, _joined(blocks, at.size), strict=True)
             for i, (path, output) in enumerate(found):
                 domain = samples.sample(i).target_domain if at is None else at
-                write(path, f"{len(output)} nodes", data.write_fields, domain, _named(output, problem.targets))
+                fields = _fields(output, domain, problem.targets, bars)
+                write(path, f"{len(output)} nodes", data.write_fields, domain, fields)
     for path in sets:
+        if settings.residuals:
+            errors = _residuals(model, path, problem, settings.mesh)
+            write(path, f"errors of {len(errors)} samples, {grid_name(errors)}", data.save, errors)
+            continue
         samples = _inputs(problem, path)
         if at is None:
-            predicted = _with_targets(samples, _outputs(model, path, samples, settings.mesh))
-            write(path, f"{len(samples)} samples, {grid_name(samples)}", data.save, predicted)
+            arrays = _arrays(samples, _outputs(model, path, samples, settings.mesh), bars)
+            write(path, f"{len(samples)} samples, {grid_name(samples)}", write_arrays, arrays)
             continue
         blocks = _blocks(model, path, samples, at, settings.mesh, console)
         if not is_first():
             collections.deque(blocks, maxlen=0)  # all processes compute
-        write(path, f"{len(samples)} samples, {at.size} nodes", _write_blocks, blocks, at, len(samples))
+        write(path, f"{len(samples)} samples, {at.size} nodes", _write_blocks, blocks, at, len(samples), bars)
     return written
 
 
@@ -189,11 +214,23 @@ def _check_apply(settings: Prediction, trained: Trained) -> None:
     if settings.to is None and trained.run is None:
         raise ValueError(f"{model} is a model without its run: give the folder of the results by --to.")
     if not trained.is_stepper:
+        if settings.band and trained.calibrated is None:
+            raise ValueError(
+                f"--band: {model} has no error bars; `jaxop calibrate {model} --data FILES --to FOLDER` makes a model "
+                "that has."
+            )
+        if settings.band and settings.mesh.domain > 1:
+            raise ValueError("--band cannot be computed if devices share the nodes: leave --mesh.domain out.")
+        if settings.residuals and (settings.band or settings.at is not None):
+            raise ValueError("--residuals compares outputs with the targets in the files: leave --at and --band out.")
         defaults = {"steps": None, "every": 1, "dt": None, "states": None, "times": None}
         for name, default in defaults.items():
             if getattr(settings, name) != default:
                 raise ValueError(f"--{name} is for runs on trajectories; {model} was trained on pairs of functions.")
         return
+    for name in ("band", "residuals"):
+        if getattr(settings, name):
+            raise ValueError(f"--{name} is for operators between functions; {model} makes steps in time.")
     if settings.inputs is not None:
         raise ValueError(f"--inputs is for runs on pairs of functions; {model} has --states.")
     if settings.at is not None:
@@ -293,6 +330,16 @@ def _ready(model: operators.Standardized, path: Path, samples: AnySamples) -> An
         return prepared({str(path): samples}, config)[str(path)]
 
 
+def _residuals(model: operators.Standardized, path: Path, problem: FileData, mesh: MeshConfig) -> AnySamples:
+    """Returns the samples of a file with the absolute errors of the model as their targets."""
+    with as_options(("inputs", "rule")):
+        samples = problem.read(path)
+    ready = _ready(model, path, samples)
+    with _named_in_errors(path, samples):
+        errors = training.absolute_residuals(model, ready, batch_size=samples_at_once(ready, mesh))
+    return _with_targets(samples, [np.asarray(errors.sample(i).targets) for i in range(len(errors))])
+
+
 def _joined(blocks: Iterator[Block], size: int) -> Iterator[np.ndarray]:
     """Yields the outputs of one sample after another at all query points, (size, channels)."""
     parts: list[np.ndarray] = []
@@ -306,13 +353,22 @@ def _joined(blocks: Iterator[Block], size: int) -> Iterator[np.ndarray]:
             parts = []
 
 
-def _write_blocks(path: Path, blocks: Iterator[Block], at: Domain, count: int) -> None:
-    """Writes outputs at query points while they are computed."""
+def _write_blocks(path: Path, blocks: Iterator[Block], at: Domain, count: int, bars: WithSize | None) -> None:
+    """Writes outputs at query points while they are computed; sizes wait for the mean over the domain."""
     first = next(blocks)
     outputs = first[-1]
-    with writing_blocks(path, at, count, outputs.shape[2], outputs.dtype) as append:
-        for _, _, values in itertools.chain([first], blocks):
-            append(values)
+    names = ("y",) if bars is None else ("y", HALF_WIDTH)
+    channels = outputs.shape[2] // len(names)
+    sizes: list[np.ndarray] = []
+    with writing_blocks(path, at, count, channels, outputs.dtype, names) as append:
+        for _, points, values in itertools.chain([first], blocks):
+            append(values[..., :channels])
+            if bars is None:
+                continue
+            sizes.append(values[..., channels:])
+            if points.stop == at.size:
+                append(bars.half_width(np.concatenate(sizes, axis=1), at), HALF_WIDTH)
+                sizes.clear()
 
 
 @contextlib.contextmanager
@@ -326,6 +382,18 @@ def _named_in_errors(path: Path, samples: AnySamples) -> Iterator[None]:
             raise type(error)(f"{path} ({grid_name(samples)}): {error}") from error
 
 
+def _arrays(samples: AnySamples, outputs: Sequence[np.ndarray], bars: WithSize | None) -> dict[str, Any]:
+    """Returns the arrays of a file of predictions, and of their half-widths."""
+    if bars is None:
+        return arrays_of(_with_targets(samples, outputs))
+    if isinstance(samples, RaggedSamples):
+        pairs = [bars.divided(output, samples.sample(i).target_domain) for i, output in enumerate(outputs)]
+        predictions, widths = ([pair[k] for pair in pairs] for k in range(2))
+    else:
+        predictions, widths = map(list, bars.divided(np.stack(outputs), samples.target_domain))
+    return arrays_of(_with_targets(samples, predictions)) | {HALF_WIDTH: arrays_of(_with_targets(samples, widths))["y"]}
+
+
 def _with_targets(samples: AnySamples, outputs: Sequence[np.ndarray]) -> AnySamples:
     if not isinstance(samples, RaggedSamples):
         return dataclasses.replace(samples, targets=np.stack(outputs))
@@ -333,9 +401,19 @@ def _with_targets(samples: AnySamples, outputs: Sequence[np.ndarray]) -> AnySamp
     return RaggedSamples([dataclasses.replace(one, targets=output) for one, output in zip(pairs, outputs, strict=True)])
 
 
-def _named(output: np.ndarray, targets: str | Sequence[str]) -> Mapping[str, np.ndarray]:
-    """Returns the channels of the outputs by the names of the targets."""
+def _fields(
+    output: np.ndarray, domain: Domain, targets: str | Sequence[str], bars: WithSize | None
+) -> dict[str, np.ndarray]:
+    """Returns the channels of the outputs by the names of the targets, and those of their half-widths."""
+    if bars is None:
+        return _named(output, targets)
+    prediction, width = bars.divided(output, domain)
+    return _named(prediction, targets) | _named(width, targets, f"_{HALF_WIDTH}")
+
+
+def _named(output: np.ndarray, targets: str | Sequence[str], suffix: str = "") -> dict[str, np.ndarray]:
+    """Returns the channels of a function by the names of the targets."""
     names = (targets,) if isinstance(targets, str) else tuple(targets)
     if len(names) == output.shape[1]:
-        return dict(zip(names, output.T, strict=True))
-    return {"+".join(names): output}
+        return {name + suffix: channel for name, channel in zip(names, output.T, strict=True)}
+    return {"+".join(names) + suffix: output}

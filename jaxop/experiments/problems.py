@@ -249,9 +249,9 @@ class FileData:
         """See `Problem`; nothing is cached."""
         if self.random_nodes is not None:
             check_size(self.random_nodes, "--data.random-nodes")
-        train = self._read(self.train)
+        train = self.read(self.train)
         if self.valid is not None:
-            valid = {self.valid.name: self._read(self.valid)}
+            valid = {self.valid.name: self.read(self.valid)}
         else:
             train, held_out = self._split(train)
             valid = {"held out": held_out}
@@ -263,7 +263,7 @@ class FileData:
 
     def files(self, paths: Sequence[Path]) -> dict[str, AnySamples]:
         """Returns the samples of each file, by the shortest names that distinguish them."""
-        return by_name(paths, self._read)
+        return by_name(paths, self.read)
 
     def of_inputs(self, path: Path | Sequence[Path]) -> AnySamples:
         """Returns the input functions of files that need not have targets; their values mean nothing."""
@@ -271,7 +271,8 @@ class FileData:
             warnings.filterwarnings("ignore", message=".*nothing reads")  # such as targets
             return read_inputs(path, inputs=self.inputs, **self._options())
 
-    def _read(self, path: Path) -> AnySamples:
+    def read(self, path: Path | Sequence[Path]) -> AnySamples:
+        """Returns the samples of a file, a folder, or files with one sample each."""
         return data.read(path, inputs=self.inputs, targets=self.targets, **self._options())
 
     def _options(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from flax import nnx
 from jaxop import operators, training
 from jaxop.data import RaggedSamples
 from jaxop.experiments import plots
+from jaxop.experiments.bands import WithSize
 from jaxop.experiments.sets import AnySamples, check_sizes, grid_name, typical_domain
 from jaxop.experiments.terminal import needs_extra
 from jaxop.training.evaluation import trace_errors
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 _EVALUATION_NODES = 2**16  # at once, which bounds the memory of an evaluation on fine grids
 
+COVERAGE = ("set", "nodes", "functions", "coverage", "mean half-width", "nominal")
+"""Columns of the table of error bars; a half-width for every channel."""
+
 
 Curve = tuple[np.ndarray, np.ndarray]
 """Levels and observed shares, see `jaxop.training.calibration_curve`."""
@@ -37,6 +41,8 @@ class Row(TypedDict):
 
     Those of an ensemble are the errors of its mean; ``rel_crps`` and ``rel_spread`` are the means of
     `jaxop.training.EnsembleErrors`.
+    A model with error bars also has the share of functions inside them, its standard error, the nominal share, and the
+    mean half-width of each channel, see `jaxop.training.Coverage`.
     """
 
     set: str
@@ -49,6 +55,10 @@ class Row(TypedDict):
     worst_sample: int
     rel_crps: NotRequired[float]
     rel_spread: NotRequired[float]
+    coverage: NotRequired[float]
+    coverage_error: NotRequired[float]
+    nominal: NotRequired[float]
+    half_width: NotRequired[list[float]]
 
 
 @runtime_checkable
@@ -100,6 +110,7 @@ def write_report(
     mesh: training.MeshConfig,
     same_functions: bool = False,
     source: Path | None = None,
+    calibrated: operators.Calibrated | None = None,
 ) -> list[Row]:
     """Evaluates all sets, prints the table and saves it under ``evaluation/``, with pictures under ``figures/``.
 
@@ -117,11 +128,13 @@ def write_report(
         same_functions: whether the sets hold the same functions on different domains. If they are functions of two
             variables, the median sample of the first set is shown on all of them.
         source: where the model was read; None means the run directory.
+        calibrated: the model with its error bars, of which the table has the coverage and the pictures the band.
 
     Returns:
         The rows of the table.
     """
     rows: list[Row] = []
+    bars: list[tuple[str, ...]] = []
     norms: dict[str, np.ndarray] = {}
     figures: dict[str, Callable[[], Figure]] = {}
     curves: dict[str, Curve] = {}
@@ -144,11 +157,18 @@ def write_report(
             row["rel_crps"] = float(np.mean(errors.crps, dtype=np.float64))
             row["rel_spread"] = float(np.mean(errors.spread, dtype=np.float64))
             curves[label] = training.calibration_curve(errors.ranks)
+        if calibrated is not None:
+            found = covered(calibrated, samples)
+            row["coverage"], row["coverage_error"], row["nominal"] = found.share, found.standard_error, found.nominal
+            row["half_width"] = found.half_width.tolist()
+            bars.append(coverage_row(label, samples, found))
         rows.append(row)
         labels = [f"{word} (sample {i}), {errors.l2[i]:.2%}" for word, i in shown.items()]
         chosen = samples.take(list(shown.values()))
         title = f"{label}: {row['grid']}"
-        figures[f"{name}-{file}"] = functools.partial(_predictions, model, chosen, labels=labels, title=title)
+        figures[f"{name}-{file}"] = functools.partial(
+            _predictions, model, chosen, calibrated, labels=labels, title=title
+        )
         norms[label] = errors.l2
     together = spans_processes(nnx.state(model))  # then process 0 cannot predict alone
     if not (is_first() or together):
@@ -160,6 +180,8 @@ def write_report(
         console.print(error_table(run, rows))
         if curves:
             console.print(members_table(rows, curves))
+        if bars:
+            console.print(coverage_table(bars))
         about = {"run": str(source or run.directory), "step": checkpoint}
         _save(run.directory / "evaluation", name, about, rows, curves)
         means = {"relative L2": [row["rel_l2"] for row in rows], "relative H1": [row["rel_h1"] for row in rows]}
@@ -232,8 +254,44 @@ def file_names(labels: Iterable[str]) -> list[str]:
     return names
 
 
-def _predictions(model: nnx.Module, samples: AnySamples, *, labels: Sequence[str], title: str) -> "Figure":
-    return plots.plot_predictions(samples, training.predict(model, samples, batch_size=1), labels=labels, title=title)
+def covered(calibrated: operators.Calibrated, samples: AnySamples) -> training.Coverage:
+    """Returns the coverage of error bars on a set."""
+    size = samples_at_once(samples, training.MeshConfig())
+    return training.coverage(calibrated, samples, batch_size=size)
+
+
+def coverage_row(label: str, samples: AnySamples, found: training.Coverage) -> tuple[str, ...]:
+    """Returns the coverage of error bars on a set as text, in the columns of `COVERAGE`."""
+    share, width = f"{found.share:.1%} ± {found.standard_error:.1%}", ", ".join(f"{w:.3g}" for w in found.half_width)
+    return label, grid_name(samples), f"{len(samples):,}", share, width, f"{found.nominal:.1%}"
+
+
+def coverage_table(rows: Iterable[tuple[str, ...]]) -> "Table":
+    """Returns the table of the coverage of error bars on every set."""
+    with needs_extra("a table of the coverage"):
+        from rich.table import Table
+    table = Table(*COVERAGE, title="coverage of the error bars")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _predictions(
+    model: nnx.Module,
+    samples: AnySamples,
+    calibrated: operators.Calibrated | None,
+    *,
+    labels: Sequence[str],
+    title: str,
+) -> "Figure":
+    if calibrated is None:
+        predictions, widths = training.predict(model, samples, batch_size=1), None
+    else:
+        bars = WithSize(calibrated)
+        outputs = training.predict(bars, samples, batch_size=1)
+        pairs = [bars.divided(output, samples.sample(i).target_domain) for i, output in enumerate(outputs)]
+        predictions, widths = ([pair[k] for pair in pairs] for k in range(2))
+    return plots.plot_predictions(samples, predictions, labels=labels, title=title, half_widths=widths)
 
 
 def _on_domains(model: nnx.Module, sets: Mapping[str, AnySamples], norms: Mapping[str, np.ndarray]) -> "Figure":

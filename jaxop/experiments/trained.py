@@ -38,6 +38,8 @@ class Trained:
         problem: data settings of the training; None if they are unknown.
         step: step of the checkpoint; None for a model that was saved as a folder.
         restore: returns the model, in evaluation mode, read by the devices of a mesh.
+        saved: what the folder says; None for a run.
+        calibrated: the operator with its error bars; None if it has none.
     """
 
     place: Path
@@ -46,6 +48,8 @@ class Trained:
     problem: AnyProblem | None
     step: int | None
     restore: Callable[[jax.sharding.Mesh | None], Any]
+    saved: Saved | None = None
+    calibrated: operators.Calibrated | None = None
 
     @property
     def name(self) -> str:
@@ -59,7 +63,7 @@ class Trained:
 
 
 def open_trained(path: Path, *, checkpoint: str, own: type | None = None) -> Trained:
-    """Opens what a command takes as a model.
+    """Opens what a command takes as a model. That of an operator with error bars is the operator.
 
     Args:
         path: a run directory, a folder or zip file that ``model.save(path)`` or ``jaxop export-model`` wrote, or the
@@ -81,21 +85,17 @@ def open_trained(path: Path, *, checkpoint: str, own: type | None = None) -> Tra
     if checkpoint != "best":
         raise ValueError(f"--checkpoint {checkpoint} is for runs; {path} is a model without its run: leave it out.")
     saved = read_folder(path)
-    model = load(saved)
+    found = load(saved)
+    calibrated = found if isinstance(found, operators.Calibrated) else None
+    model = found if calibrated is None else calibrated.operator
     if not isinstance(model, Stepper | Standardized) and not isinstance(
         getattr(model, "config", None), operators.OperatorConfig | operators.ConstraintConfig | operators.EnsembleConfig
     ):
-        calibrated = isinstance(model, operators.Calibrated)
-        remedy = (
-            "save its attribute operator and give that"
-            if calibrated
-            else "call it in Python, jaxop.from_pretrained(path)"
-        )
         raise ValueError(
             f"{path} holds a {type(model).__name__}, which is neither an operator between functions nor a stepper; "
-            f"{remedy}."
+            "call it in Python, jaxop.from_pretrained(path)."
         )
-    return Trained(path, None, model, _recorded(saved), None, lambda mesh: model)
+    return Trained(path, None, model, _recorded(saved), None, lambda mesh: model, saved, calibrated)
 
 
 def _recorded(saved: Saved) -> AnyProblem | None:

@@ -10,9 +10,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxop._validation import accumulator, as_float, as_number, check_type, is_integer
-from jaxop.domains import Decomposed, Domain
-from jaxop.domains.domain import as_domain
+from jaxop._validation import accumulator, as_float, as_number, check_type, is_concrete, is_integer
+from jaxop.domains import Decomposed, Domain, Grid, Mesh
+from jaxop.domains.domain import as_domain, bounding_box
 from jaxop.operators.constraint import (
     NOT_AT,
     ConstrainedOperator,
@@ -143,6 +143,40 @@ class BoxSidesConfig:
             raise ValueError(f"upper must be above lower along every axis, got lower={lower} and upper={upper}.")
         return lower, upper
 
+    def chosen(self, dim: int) -> list[tuple[int, str]]:
+        """Returns the sides with prescribed values of a box in so many dimensions."""
+        return [(axis, end) for axis in range(dim) for end in ENDS] if self.sides is None else list(self.sides)
+
+    def check(self, domain: Domain | Decomposed, *, whole: bool) -> None:
+        """Raises ``ValueError`` if nodes lie beyond a side, or a whole domain ends elsewhere than at the sides.
+
+        The ends of a grid under rules are always known. Other nodes are compared outside of `jax.jit` only, and those
+        of weight 0, or of a stack of grids, are not. Scattered nodes need not reach the sides.
+
+        Args:
+            domain: the nodes.
+            whole: whether they are those of the whole domain of the function, and not any points in it.
+        """
+        nodes = as_domain(domain, "domain")
+        sides = self.corners(nodes.dim)
+        if isinstance(nodes, Grid) and not nodes.has_given_nodes:
+            reached = tuple(zip(*(axis.ends for axis in nodes.axes), strict=True))
+        elif is_concrete(*jax.tree.leaves(nodes)) and not (isinstance(nodes, Grid) and nodes.is_batched):
+            reached = bounding_box(nodes)
+            whole = whole and isinstance(nodes, Grid | Mesh)
+        else:
+            return
+        for axis, end in self.chosen(nodes.dim):
+            ours, theirs = (float(corners[ENDS.index(end)][axis]) for corners in (sides, reached))
+            beyond = theirs - ours if end == "upper" else ours - theirs
+            slack = 1e-5 * (sides[1][axis] - sides[0][axis])  # of rounding
+            if beyond > slack or (whole and beyond < -slack):
+                raise ValueError(
+                    f"the {end} side across axis {axis}, where values are prescribed, is at {ours:g}, but the domain "
+                    f"ends at {theirs:g}; give the corners of the domain by lower and upper in BoxSidesConfig, or "
+                    "leave this side out of sides."
+                )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BoundaryOperatorConfig(ConstraintConfig):
@@ -190,6 +224,12 @@ class BoundaryOperatorConfig(ConstraintConfig):
         if not isinstance(self.values, InputChannelsConfig) and not callable(self.values):
             check_numbers(self.values, "values", self.out_channels)
 
+    def prepare(self, domain: Domain | Decomposed) -> Domain | Decomposed:
+        """See `OperatorConfig.prepare`; raises ``ValueError`` if the box of the sides is not that of the domain."""
+        if isinstance(self.factor, BoxSidesConfig):
+            self.factor.check(domain, whole=True)
+        return super().prepare(domain)
+
 
 @register("boundary", BoundaryOperatorConfig)
 class BoundaryOperator(ConstrainedOperator[BoundaryOperatorConfig]):
@@ -235,12 +275,15 @@ class BoundaryOperator(ConstrainedOperator[BoundaryOperatorConfig]):
         """Returns g + m G(u), in float32 or wider, for any map G between functions.
 
         Raises:
-            ValueError: if a function of the points returns another shape.
+            ValueError: if a function of the points returns another shape, or sides are not those of the domain, see
+                `BoxSidesConfig.check`.
             NotImplementedError: if m or g are channels of the input, and ``at`` is another domain.
         """
         values = as_float(values, "values")
-        outputs = operator(values, domain, at=at, initial=initial)
         config, where = self.config, as_domain(domain if at is None else at, "at")
+        outputs = operator(values, domain, at=at, initial=initial)
+        if isinstance(config.factor, BoxSidesConfig):
+            config.factor.check(where, whole=at is None)
 
         def known(source: object, argument: str) -> Array:
             if isinstance(source, InputChannelsConfig):

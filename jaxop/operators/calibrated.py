@@ -222,18 +222,41 @@ class Calibrated(Savable, nnx.Module):
 
         Without S, the half-width of one operator is the same everywhere. It has float32 or wider.
         """
-        if self.spread is None and isinstance(self.operator, Ensemble):
-            prediction, spread = self.operator.mean_and_spread(values, domain, at=at, initial=initial)
-        else:
-            prediction = self.operator(values, domain, at=at, initial=initial)
-            if self.spread is None:
-                width = jnp.full(prediction.shape, self.config.factor, accumulator(prediction.dtype))
-                if isinstance(self.operator, Standardized):
-                    width = width * self.operator.output_std[...].astype(width.dtype)
-                return prediction, width
-            spread = self.spread(values, domain, at=at, initial=initial)
-        nodes = as_domain(domain if at is None else at, "domain" if at is None else "at")
-        size = jnp.abs(spread.astype(accumulator(spread.dtype)))
+        prediction, size = self.with_size(values, domain, at=at, initial=initial)
+        return prediction, self.half_width(size, domain if at is None else at)
+
+    def with_size(
+        self,
+        values: Float[Array, "n c"] | Float[Array, "b n c"],
+        domain: Domain | Decomposed,
+        *,
+        at: Domain | Decomposed | None = None,
+        initial: Float[Array, " c0"] | Float[Array, "b c0"] | None = None,
+    ) -> tuple[
+        Float[Array, "k c_out"] | Float[Array, "b k c_out"], Float[Array, "k c_out"] | Float[Array, "b k c_out"]
+    ]:
+        """Returns the prediction and |S(u)|, or the deviation of members or channels, at each node for itself.
+
+        Unlike the half-width, this may be computed for a part of the nodes at a time.
+        """
+        if self._uses_members:
+            return cast(Ensemble, self.operator).mean_and_spread(values, domain, at=at, initial=initial)
+        prediction = self.operator(values, domain, at=at, initial=initial)
+        if self.spread is None:
+            size = jnp.ones(prediction.shape, accumulator(prediction.dtype))
+            if isinstance(self.operator, Standardized):
+                size = size * self.operator.output_std[...].astype(size.dtype)
+            return prediction, size
+        spread = self.spread(values, domain, at=at, initial=initial)
+        return prediction, jnp.abs(spread.astype(accumulator(spread.dtype)))
+
+    def half_width(
+        self, size: Float[Array, "k c_out"] | Float[Array, "b k c_out"], domain: Domain | Decomposed
+    ) -> Float[Array, "k c_out"] | Float[Array, "b k c_out"]:
+        """Returns Q σ on all nodes of a domain from what `with_size` returns there."""
+        if self.spread is None and not self._uses_members:
+            return self.config.factor * size
+        nodes = as_domain(domain, "domain")
 
         def mean(size: Array, nodes: Domain) -> Array:
             return nodes.integrate(size) / nodes.measure.astype(size.dtype)
@@ -242,7 +265,12 @@ class Calibrated(Savable, nnx.Module):
             means = jax.vmap(mean, (0, 0 if nodes.is_batched else None))(size, nodes)[:, None]
         else:
             means = mean(size, nodes)[None]
-        return prediction, self.config.factor * (size + self.config.floor * means)
+        return self.config.factor * (size + self.config.floor * means)
+
+    @property
+    def _uses_members(self) -> bool:
+        """Whether the local size is the deviation of the members of an ensemble."""
+        return self.spread is None and isinstance(self.operator, Ensemble)
 
     def _sections(self) -> dict[str, str]:
         config = self.config

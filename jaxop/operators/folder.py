@@ -32,6 +32,8 @@ FORMAT = 1
 
 CONFIG, WEIGHTS, STATISTICS, CARD = "config.json", "model.safetensors", "statistics.json", "card.md"
 DATA = "data.json"
+PROGRAM = "operator.bin"  # of `jaxop.operators.export`, in other zip files
+_SOURCE, _VERSIONS = "Source of the architecture", "Versions"
 
 READY = Path(__file__).parents[1] / "models"
 """The folders of the models that come with the package."""
@@ -121,6 +123,7 @@ class Saved:
         weights: arrays by the path of their leaf.
         statistics: the contents of ``statistics.json``, or None.
         data: the contents of ``data.json``, or None.
+        card: the contents of ``card.md``.
     """
 
     path: Path
@@ -128,6 +131,14 @@ class Saved:
     weights: dict[str, np.ndarray]
     statistics: dict[str, list[float]] | None
     data: dict[str, Any] | None
+    card: str = ""
+
+    @property
+    def sections(self) -> dict[str, str]:
+        """What the writer of the card said of the model, Markdown by title, without what `Savable.save` adds."""
+        parts = re.split(r"^## (.+)\n", self.card, flags=re.MULTILINE)
+        found = {title: text.strip() for title, text in zip(parts[1::2], parts[2::2], strict=True)}
+        return {title: text for title, text in found.items() if title not in (_SOURCE, _VERSIONS)}
 
 
 def ready_models() -> dict[str, str]:
@@ -187,7 +198,8 @@ def read_folder(path: str | os.PathLike[str]) -> Saved:
     others = {
         name: parse_json(contents[name], f"{place}/{name}") if name in contents else None for name in (STATISTICS, DATA)
     }
-    return Saved(place, config, _safetensors().load(contents[WEIGHTS]), others[STATISTICS], others[DATA])
+    card = contents.get(CARD, b"").decode()
+    return Saved(place, config, _safetensors().load(contents[WEIGHTS]), others[STATISTICS], others[DATA], card)
 
 
 def named_weights(model: nnx.Module) -> dict[str, Any]:
@@ -277,10 +289,18 @@ def _reader(place: Path) -> Callable[[str], bytes]:
         raise ValueError(f"{place} is neither a folder nor a zip file of a model; get another copy of the model.")
 
     def member(name: str) -> bytes:
+        names: list[str] = []
         try:
             with zipfile.ZipFile(place) as archive:
+                names += archive.namelist()
                 return archive.read(name)
         except KeyError:
+            if PROGRAM in names:
+                raise ValueError(
+                    f"{place} is a program that `jaxop export` or operators.export wrote, which runs with JAX alone: "
+                    "jax.export.deserialize reads it, as the docstring of operators.export shows. Give the model that "
+                    "it was made from."
+                ) from None
             raise FileNotFoundError(f"{place} has no file {name}; get another copy of the model.") from None
         except (zipfile.BadZipFile, OSError, EOFError) as error:
             raise ValueError(f"{place}/{name} is damaged ({error}); get another copy of the model.") from error
@@ -304,9 +324,9 @@ def _card(operator: nnx.Module, config: dict[str, Json], count: int, sections: d
     for title, text in (sections | {title: text for title, text in _UNSTATED.items() if title not in sections}).items():
         lines += [f"## {title}", text.strip()]
     if source:
-        lines += ["## Source of the architecture", re.sub(r"\s+", " ", source[1])]
+        lines += [f"## {_SOURCE}", re.sub(r"\s+", " ", source[1])]
     packages = [f"{name} {metadata.version(name)}" for name in ("jaxop", "jax", "flax")]
-    lines += ["## Versions", f"Written with Python {platform.python_version()}, {', '.join(packages)}."]
+    lines += [f"## {_VERSIONS}", f"Written with Python {platform.python_version()}, {', '.join(packages)}."]
     return "\n\n".join(lines) + "\n"
 
 

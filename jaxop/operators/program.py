@@ -21,7 +21,7 @@ from jaxop.domains.domain import as_domain
 from jaxop.domains.grid import Axis
 from jaxop.domains.rules import PERIODIC
 from jaxop.operators.config import OperatorConfig
-from jaxop.operators.folder import write_files
+from jaxop.operators.folder import PROGRAM, write_files
 from jaxop.operators.registry import model_of
 from jaxop.operators.standardized import Standardized
 
@@ -31,7 +31,7 @@ PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 SYMBOLIC = ("batch", "nodes")
 """Sizes that `export` can leave open."""
 
-PROGRAM, ABOUT = "operator.bin", "about.json"
+ABOUT = "about.json"
 
 
 def export(

@@ -4,8 +4,10 @@ from jaxop._moved import moved
 from jaxop.training.bands import band_score as band_score
 from jaxop.training.bands import band_scores as band_scores
 from jaxop.training.bands import conformal_factor as conformal_factor
+from jaxop.training.calibration import Coverage as Coverage
 from jaxop.training.calibration import absolute_residuals as absolute_residuals
 from jaxop.training.calibration import calibrate as calibrate
+from jaxop.training.calibration import coverage as coverage
 from jaxop.training.checkpoint import Checkpoints as Checkpoints
 from jaxop.training.checkpoint import DamagedCheckpointError as DamagedCheckpointError
 from jaxop.training.config import LOSSES as LOSSES

@@ -1,22 +1,24 @@
 """Calibration of an operator on functions it was not trained on: error bars that hold."""
 
+import dataclasses
 import functools
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from typing import cast
 
 import jax
 import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jaxop._files import json_checksum
 from jaxop._validation import check_share, check_type
 from jaxop.data import Batch, DataSource, RaggedSamples, RandomNodes, Sample, Samples
 from jaxop.data.samples import row_slices
-from jaxop.domains import Grid
+from jaxop.domains import Domain, Grid
 from jaxop.operators import Calibrated
 from jaxop.operators.calibrated import config_of, conformal_rank
 from jaxop.training.bands import band_scores, conformal_factor
@@ -122,13 +124,7 @@ def calibrate(
     unit = Calibrated.of(model, spread, factor=1.0, **numbers)
     described = describe_source(samples)
     _check_new(samples, described, trained_on)
-    graphdef, params, other = _split_for_evaluation(unit, None)
-
-    def scored(batch: Batch) -> tuple[Array]:
-        _check_batch(batch, samples, "calibrate")
-        return (_scores(graphdef, alpha, params, other, batch),)
-
-    (scores,) = by_sample(scored, samples, batch_size, "samples", None)
+    scores, _ = _scored(unit, samples, batch_size, "calibrate")
     factor = conformal_factor(scores, delta=delta)
     if not math.isfinite(factor):
         first = int(np.flatnonzero(~np.isfinite(scores))[0])
@@ -139,6 +135,89 @@ def calibrate(
     about = {"nodes": _nodes(samples), "data": json_checksum(described)}
     calibrated = Calibrated.of(model, spread, factor=factor, **about, **numbers)
     return nnx.merge(*_split_for_evaluation(calibrated, None))
+
+
+@dataclasses.dataclass(frozen=True)
+class Coverage:
+    """How often a band holds functions, and how wide it is; see `coverage`.
+
+    Attributes:
+        inside: whether at least 1 − α of the domain of a function lies in its band, shape (N,).
+        half_widths: mean of the half-width over the domain, shape (N, c), in the units of the output.
+        nominal: 1 − δ, the share of functions for which the band was calibrated.
+    """
+
+    inside: Bool[np.ndarray, " n"]
+    half_widths: Float[np.ndarray, "n c"]
+    nominal: float
+
+    @property
+    def share(self) -> float:
+        """Share p of the N functions that are inside."""
+        return float(np.mean(self.inside))
+
+    @property
+    def standard_error(self) -> float:
+        """√(p(1 − p)/N), the standard error of the share if the functions are independent; 0 if p is 0 or 1."""
+        return math.sqrt(self.share * (1 - self.share) / len(self.inside))
+
+    @property
+    def half_width(self) -> Float[np.ndarray, " c"]:
+        """Mean of the half-width over domains and functions, for each channel."""
+        return np.asarray(np.mean(self.half_widths, axis=0, dtype=np.float64))
+
+
+def coverage(
+    calibrated: Calibrated, samples: Samples | RaggedSamples | DataSource, *, batch_size: int = 16
+) -> Coverage:
+    """Share of functions v with |{x ∈ D : |v(x) − G(u)(x)| ≤ Q σ(x)}| ≥ (1 − α)|D|, of samples (u, v).
+
+    For functions that are new, and of the distribution of the calibration, it estimates what `calibrate` promises to be
+    at least 1 − δ: a share with mean k/(n + 1) and standard deviation √(δ(1 − δ)/(n + 2)) over calibrations with n
+    functions. On other nodes or other distributions this is how the band is measured.
+
+    Args:
+        calibrated: an operator with error bars.
+        samples: N pairs of functions, on any nodes that the operators take, see `evaluate`.
+        batch_size: samples per call, see `evaluate`.
+
+    Returns:
+        `Coverage`.
+
+    Raises:
+        TypeError: if ``calibrated`` is not a `jaxop.operators.Calibrated`.
+        ValueError: for the reasons of `evaluate`.
+
+    Cost: one forward pass of each operator and one sort of the nodes per sample.
+
+    Source: see `band_score`.
+
+    Example:
+        >>> import numpy as np
+        >>> from flax import nnx
+        >>> from jaxop import data, domains, operators, training
+        >>> fno = operators.FourierNeuralOperatorConfig(1, 1, 1, width=8, layers=1, modes=4)
+        >>> config = operators.CalibratedConfig(operator=fno, alpha=0.1, delta=0.1, factor=0.25, count=99)
+        >>> calibrated = operators.Calibrated(config, rngs=nnx.Rngs(0))
+        >>> grid = domains.interval(16, rule="periodic")
+        >>> u = np.ones((4, 16, 1), np.float32)
+        >>> v = training.predict(calibrated.operator, data.Samples(u, u, grid))
+        >>> shifts = np.array([0, 0.2, 0.2, 0.3], np.float32)[:, None, None]
+        >>> found = training.coverage(calibrated, data.Samples(u, v + shifts, grid))
+        >>> found.inside, found.share, round(found.standard_error, 2), found.half_width, found.nominal
+        (array([ True,  True,  True, False]), 0.75, 0.22, array([0.25]), 0.9)
+    """
+    check_type(calibrated, "calibrated", Calibrated, "an operator with error bars, which training.calibrate returns")
+    _check_samples(samples, "coverage")
+    config = calibrated.config
+    # the program of `calibrate`, whose scores are compared with the factor without another rounding
+    numbers = {"alpha": config.alpha, "delta": config.delta, "count": config.count, "floor": config.floor}
+    parts = cast(tuple[nnx.Module, nnx.Module | None], (calibrated.operator, calibrated.spread))
+    unit = Calibrated.of(*parts, factor=1.0, **numbers)
+    scores, sizes = _scored(unit, samples, batch_size, "coverage")
+    # δ counts as the decimal number that it prints as
+    nominal = float(1 - Fraction(repr(config.delta)))
+    return Coverage(scores <= config.factor, config.factor * sizes, nominal)
 
 
 def absolute_residuals(
@@ -194,11 +273,31 @@ def _distance(prediction: np.ndarray, target: ArrayLike) -> np.ndarray:
     return np.abs(prediction.astype(dtype) - target.astype(dtype))
 
 
+def _scored(unit: Calibrated, samples: DataSource, batch_size: int, function: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the score of every function and its mean σ, shapes (N,) and (N, c)."""
+    graphdef, params, other = _split_for_evaluation(unit, None)
+
+    def scored(batch: Batch) -> tuple[Array, Array]:
+        _check_batch(batch, samples, function)
+        return _scores(graphdef, unit.config.alpha, params, other, batch)
+
+    scores, sizes = by_sample(scored, samples, batch_size, "samples", None)
+    return scores, sizes
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _scores(graphdef: nnx.GraphDef, alpha: float, params: Tree, other: Tree, batch: Batch) -> Float[Array, " b"]:
+def _scores(
+    graphdef: nnx.GraphDef, alpha: float, params: Tree, other: Tree, batch: Batch
+) -> tuple[Float[Array, " b"], Float[Array, "b c"]]:
     model = nnx.merge(graphdef, params, other)
     prediction, sigma = model(batch.inputs, batch.domain, at=batch.at, initial=batch.initial)
-    return band_scores(prediction, batch.targets, batch.target_domain, alpha=alpha, spread=sigma)
+    nodes = batch.target_domain
+    scores = band_scores(prediction, batch.targets, nodes, alpha=alpha, spread=sigma)
+
+    def mean(sigma: Array, nodes: Domain) -> Array:
+        return nodes.integrate(sigma) / nodes.measure.astype(sigma.dtype)
+
+    return scores, jax.vmap(mean, (0, 0 if nodes.is_batched else None))(sigma, nodes)
 
 
 def _check_new(samples: DataSource, described: dict, trained_on: Known | Sequence[Known]) -> None:
@@ -214,7 +313,7 @@ def _check_new(samples: DataSource, described: dict, trained_on: Known | Sequenc
             "data.Samples, data.RaggedSamples or a training.Run",
         )
         if not isinstance(one, Run):
-            known |= set(_digests(one.source if isinstance(one, RandomNodes) else one, f"trained_on[{i}]"))
+            known |= set(digests(one.source if isinstance(one, RandomNodes) else one, f"trained_on[{i}]"))
         elif described.items() <= one.config["train"].items():
             raise ValueError(
                 f"samples must be new to the model, but they are the training set of {one.directory}; keep functions "
@@ -222,7 +321,7 @@ def _check_new(samples: DataSource, described: dict, trained_on: Known | Sequenc
             )
     if not known:
         return
-    seen = [i for i, digest in enumerate(_digests(samples, "samples")) if digest in known]
+    seen = [i for i, digest in enumerate(digests(samples, "samples")) if digest in known]
     if seen:
         raise ValueError(
             f"samples must be new to the model, but {len(seen)} of {len(samples)} are in trained_on, the first being "
@@ -230,7 +329,7 @@ def _check_new(samples: DataSource, described: dict, trained_on: Known | Sequenc
         )
 
 
-def _digests(given: object, argument: str) -> Iterator[bytes]:
+def digests(given: object, argument: str) -> Iterator[bytes]:
     """Yields a hash of each input function, of its values in float32 on its own nodes; targets may be residuals."""
     check_type(given, argument, (Samples, RaggedSamples), "data.Samples or data.RaggedSamples")
     samples = cast(Samples | RaggedSamples, given)

@@ -23,9 +23,9 @@ import jaxop
 from jaxop._config import from_dict, to_dict
 from jaxop._files import read_json, write_in_one_go
 from jaxop._validation import near
-from jaxop.operators import Ensemble, EnsembleConfig, OperatorConfig, Standardized, build, models
+from jaxop.operators import ConstraintConfig, Ensemble, EnsembleConfig, OperatorConfig, Standardized, build, models
 from jaxop.training._files import local_path, set_aside
-from jaxop.training.checkpoint import Checkpoints
+from jaxop.training.checkpoint import Checkpoints, DamagedCheckpointError
 from jaxop.training.config import LOSSES, TrainingConfig, to_json
 from jaxop.training.loggers import read_metrics
 from jaxop.training.mesh import check_mesh
@@ -145,8 +145,8 @@ class Run:
     def model(self, *, checkpoint: int | str = "best", average: bool = True, mesh: Mesh | None = None) -> Any:
         """Returns the trained model, if the run recorded its ``operator`` and ``model`` settings.
 
-        A neural operator is in a `jaxop.operators.Standardized`, which acts in physical units, and so is each member of
-        a `jaxop.operators.Ensemble`. Any other model of
+        A neural operator is in a `jaxop.operators.Standardized`, which acts in physical units. So is an operator around
+        another one if it was trained in one, and each member of a `jaxop.operators.Ensemble`. Any other model of
         `jaxop.operators.models`, such as a `jaxop.dynamics.Stepper`, is returned itself. Runs of ``jaxop train`` record
         the settings. For other runs build the model and use `restore`.
 
@@ -176,14 +176,22 @@ class Run:
                 f"({type(error).__name__}: {error}); build the model yourself, for example from recorded settings by "
                 "operators.from_dict(Config, run.config['model']), and call run.restore(model)."
             ) from error
+        is_bare = isinstance(config, ConstraintConfig) and not self._has_units()
         if (members := self.training.members) > 1:
-            ensemble = EnsembleConfig(config, members=members, standardized=True)
+            ensemble = EnsembleConfig(config, members=members, standardized=not is_bare)
             return nnx.eval_shape(lambda: build(ensemble, rngs=nnx.Rngs(0)))
-        if not isinstance(config, OperatorConfig):
+        if is_bare or not isinstance(config, OperatorConfig | ConstraintConfig):
             return nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0)))
         inputs, outputs = np.ones(config.in_channels), np.ones(config.out_channels)
         statistics = {"input_mean": inputs, "input_std": inputs, "output_mean": outputs, "output_std": outputs}
         return nnx.eval_shape(lambda: Standardized(build(config, rngs=nnx.Rngs(0)), **statistics))
+
+    def _has_units(self) -> bool:
+        """Tells whether the checkpoints have the statistics of a `Standardized`, as all of ``jaxop train`` have."""
+        for step in reversed(self.checkpoints.steps):
+            with contextlib.suppress(DamagedCheckpointError):
+                return "other.output_mean" in self.checkpoints.manifest(step)["leaves"]
+        return True
 
 
 def _stack_of(leaf: Any, members: int) -> jax.ShapeDtypeStruct:

@@ -1,6 +1,7 @@
 """The operator of a run as a folder and as a program, from the command line."""
 
 import json
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -67,6 +68,8 @@ def test_a_run_becomes_a_program_for_any_nodes(tmp_path, capsys):
     assert capsys.readouterr().out == f"program: {path}\n"
     program, outputs = called(path, values=jnp.ones((2, 11, 1)), points=domain.points, weights=domain.weights)
     assert program.platforms == ("cpu", "cuda", "tpu")
+    assert cli.main(["predict", str(path), "u.npz", "--to", str(tmp_path / "out")]) == 2
+    assert re.search(r"mine.zip is a program .* JAX alone: .* Give the model", capsys.readouterr().err)
     expected = training.load_run(RUN).model(checkpoint=4)(jnp.ones((2, 11, 1)), domain)
     np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-6)
 

@@ -89,6 +89,23 @@ def panels_of(figure):
     return [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
 
 
+def test_error_bars_are_a_band_of_one_variable_and_a_panel_of_several(unchecked):
+    curves = samples_on(CASES["uneven interval"], count=1)
+    widths = np.arange(9, dtype=np.float32).reshape(1, 9, 1)
+    figure = experiments.plot_predictions(curves, 2 * curves.targets, half_widths=widths)
+    (band,) = figure.axes[2].collections
+    corners = band.get_paths()[0].vertices
+    upper = np.stack([curves.domain.points[:, 0], (2 * curves.targets + widths)[0, :, 0]], axis=-1)
+    assert np.abs(corners[:, None] - upper).max(axis=-1).min(axis=0).max() < 1e-6
+    fields = samples_on(CASES["square"], count=1)
+    figure = experiments.plot_predictions(fields, fields.targets, half_widths=np.full((1, 24, 1), 3.0))
+    panels = panels_of(figure)
+    assert [panel.get_title() for panel in panels] == ["input", "truth", "prediction", "|error|", "half-width"]
+    assert panels[4].collections[0].get_clim() == (0, 3)
+    with pytest.raises(ValueError, match=r"half_widths must have the targets' shape \(1, 24, 1\), got \(1, 9, 1\)"):
+        experiments.plot_predictions(fields, fields.targets, half_widths=widths)
+
+
 def test_a_few_large_errors_do_not_flatten_the_others():
     domain = domains.box((40, 40), rule="midpoint")
     truth = np.zeros((1, domain.size, 1), np.float32)

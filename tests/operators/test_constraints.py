@@ -278,10 +278,14 @@ def test_training_and_its_constraint_afterwards(name, tmp_path):
     samples = data.Samples(u, np.cumsum(u, axis=1), domain)
     operator = standardized(make(KINDS[name]))
     before = np.asarray(call(operator, samples.inputs[0], domain))
-    training.fit(operator, samples, {"same": samples}, SHORT, run_dir=tmp_path / "run", progress=False)
+    settings = {"operator": operators.model_of(KINDS[name]).name, "model": KINDS[name]}
+    options = {"run_dir": tmp_path / "run", "settings": settings, "progress": False}
+    training.fit(operator, samples, {"same": samples}, SHORT, **options)
     run = training.load_run(tmp_path / "run")
     restored = run.restore(standardized(make(KINDS[name])), checkpoint=2, average=False)
     after = np.asarray(call(restored, samples.inputs[0], domain))
+    recorded = run.model(checkpoint=2, average=False)
+    np.testing.assert_array_equal(call(recorded, samples.inputs[0], domain), after)
     assert np.abs(after - before).max() > 1e-6
     if name in ("conservative", "nested"):
         known = 1.5 if name == "nested" else float(samples.inputs[0].mean())
@@ -379,6 +383,31 @@ EVEN = EQUIVARIANT(tno(decoder_layers=1), group="flips")
 MASKED = BOUNDARY(tno(decoder_layers=1), factor=CHANNELS())
 WRONG = BOUNDARY(tno(), factor=lambda x: jnp.ones((x.shape[0], 3)))
 LEFT = domains.Rule("left", lambda n: (np.arange(n) / n, np.full(n, 1 / n)))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_sides_that_are_not_those_of_the_domain_are_refused():
+    """A grid under rules tells inside a compiled program too, a mesh or scattered nodes outside of one."""
+    lower = operators.BoxSidesConfig(sides=((0, "lower"), (1, "upper")))
+    model = make(operators.BoundaryOperatorConfig(tno(dim=2, decoder_layers=1), factor=lower))
+    square = domains.box((4, 4))
+    random = np.random.default_rng(0).random((9, 2)).astype(np.float32)
+    corners = domains.triangle_mesh([[0.0, 0], [1, 0], [0, 1], [1, 1]], [[0, 1, 2], [1, 3, 2]])
+    wrong = domains.triangle_mesh([[0.0, 0], [1, 0], [0, 2], [1, 2]], [[0, 1, 2], [1, 3, 2]])
+    wide = domains.box((4, 4), upper=(7.0, 1.0))  # beyond no side
+    for domain in (square, corners, domains.monte_carlo(random / 2), wide):
+        model.config.prepare(domain)
+    with pytest.raises(ValueError, match=r"the upper side across axis 1.* is at 1, but the domain ends at 2; give"):
+        call(model, normal(16, 1), domains.box((4, 4), upper=(1.0, 2.0)))
+    with pytest.raises(ValueError, match=r"the upper side across axis 1.* ends at 0\.5"):
+        call(model, normal(16, 1), domains.box((4, 4), upper=(1.0, 0.5)))
+    with pytest.raises(ValueError, match=r"the upper side across axis 1.* ends at 2"):
+        model(normal(4, 1), wrong)
+    with pytest.raises(ValueError, match=r"the lower side across axis 0.* ends at -"):
+        model.config.prepare(domains.monte_carlo(random - 1))
+    call(model, normal(16, 1), square, domains.box((3, 3), lower=(0.25, 0.25), upper=(0.5, 0.5)))
+    with pytest.raises(ValueError, match=r"the lower side across axis 0.* ends at -1"):
+        call(model, normal(16, 1), square, domains.box((3, 3), lower=(-1.0, 0.0)))
 
 
 def on(config, domain, *, nodes=None, at=None):

@@ -116,7 +116,12 @@ print({{"jaxop.training", "jaxop.data"}} & {{*sys.modules}})
 def test_the_card_says_what_the_model_is(tmp_path):
     text = (standardized(TNO).save(tmp_path / "tno", card={"Data": "Darcy flow, seed 7"}) / "card.md").read_text()
     assert text.startswith("# TransformerNeuralOperator\n")
-    for part in ("1 channel to functions with 1 channel,", "## Data\n\nDarcy flow, seed 7", "arXiv:2406.06486", "jaxop 0"):
+    for part in (
+        "1 channel to functions with 1 channel,",
+        "## Data\n\nDarcy flow, seed 7",
+        "arXiv:2406.06486",
+        "jaxop 0",
+    ):
         assert part in text
 
 

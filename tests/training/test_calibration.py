@@ -121,6 +121,28 @@ def test_it_holds_the_functions_it_was_calibrated_on():
     assert inside.sum() == 15  # ⌈20 · 0.75⌉
 
 
+@pytest.mark.parametrize("name", ["a grid", "a band of one width", "nodes of their own"])
+def test_the_coverage_is_that_of_the_functions_one_by_one(name):
+    """On the functions of the calibration, as many as its rank are inside."""
+    config, make, k, has_spread = CASES[name]
+    samples, model, spread = make(), standardized(config), build(config, 1) if has_spread else None
+    calibrated = training.calibrate(model, samples, spread=spread, batch_size=3, **LEVELS)
+    found = training.coverage(calibrated, samples, batch_size=3)
+    assert found.inside.sum() == k
+    assert found.share == pytest.approx(k / len(samples))
+    assert found.standard_error == pytest.approx(np.sqrt(found.share * (1 - found.share) / len(samples)))
+    assert found.nominal == 0.7
+    for i in range(len(samples)):
+        one = samples.sample(i)
+        _, half_width = outputs(calibrated, jnp.asarray(one.inputs), one.domain, one.at)
+        weights = np.asarray(one.target_domain.weights)
+        np.testing.assert_allclose(found.half_widths[i], weights @ half_width / weights.sum(), rtol=1e-4)
+    np.testing.assert_allclose(found.half_width, found.half_widths.mean(axis=0), rtol=1e-6)
+    new = make(seed=8)
+    scores = by_hand(model, spread, new, LEVELS["alpha"])
+    assert training.coverage(calibrated, new).inside.sum() == (scores <= calibrated.config.factor).sum()
+
+
 def test_a_folder_brings_it_back_bit_for_bit(tmp_path):
     samples = on_grid(19)
     model = training.calibrate(standardized(FNO), samples, spread=standardized(TNO, 1), alpha=0.1, delta=0.05)
@@ -224,6 +246,8 @@ def test_bad_input_is_named():
         training.calibrate(model, samples, spread=build(configs()["fno"]), **LEVELS)
     with pytest.raises(TypeError, match=r"trained_on\[0\] must be data.Samples"):
         training.calibrate(model, samples, trained_on=["run"], **LEVELS)
+    with pytest.raises(TypeError, match=r"calibrated must be an operator with error bars"):
+        training.coverage(model, samples)
     with pytest.raises(ValueError, match="level must lie in"):
         training.pinball_loss(model, samples[:], level=1.0)
     with pytest.raises(TypeError, match=r"samples must be data.Samples"):

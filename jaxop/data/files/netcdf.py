@@ -155,20 +155,8 @@ def read_series(
     if latitude is not None:
         grid, domain = _on_sphere(path, nodes, latitude)
     else:
-        nodes, flipped = _increasing(nodes)
-        grid, shape = tuple(axes), (1, *(len(values) for values in nodes.values()))
-        with naming(path, ", ".join(grid)):
-            domain, _ = domain_of(
-                shape,
-                shape,
-                list(nodes.values()),
-                weights=None,
-                faces=None,
-                dim=None,
-                rule=rule,
-                lower=None,
-                upper=None,
-            )
+        grid = tuple(axes)
+        domain, flipped = _plain_grid(path, nodes, rule)
     return Series(
         Variables(path, states, leading, grid, flipped),
         domain,
@@ -178,15 +166,43 @@ def read_series(
     )
 
 
+def read_grid(path: Path, *, formats: Sequence[str] = NETCDF) -> Domain:
+    """Returns the grid of the coordinate variables of a netCDF file but time, in the order of its first variable.
+
+    Args:
+        path: the file.
+        formats: see `read_netcdf`.
+
+    Raises:
+        FileNotFoundError: if the file does not exist.
+        ImportError: if xarray or the package that reads this kind of netCDF is not installed.
+        ValueError: if no dimension has coordinates, or for the reasons of `read_netcdf`.
+    """
+    first_bytes(path, "netCDF", formats)
+    with _opened(path) as file:
+        dims = next((variable.dims for variable in file.data_vars.values() if variable.dims), tuple(file.sizes))
+        axes = [str(dim) for dim in dims if dim in file.coords and not _is_time(file, str(dim))]
+        if not axes:
+            known = listed([str(dim) for dim in dims], True)
+            raise FileError(
+                f"{path}: none of the dimensions {known} has coordinates besides time, so the nodes are unknown; add a "
+                "variable with the name of each dimension of the grid."
+            )
+        nodes, latitude = _nodes(path, file, axes, None)
+    if latitude is not None:
+        return _on_sphere(path, nodes, latitude)[1]
+    return _plain_grid(path, nodes, None)[0]
+
+
+def _is_time(file: Any, dim: str) -> bool:
+    attributes = file[dim].attrs if dim in file.coords else {}
+    marked = attributes.get("standard_name") == "time" or attributes.get("axis") == "T"
+    return dim.lower() in ("time", "times", "t") or marked or " since " in str(attributes.get("units"))
+
+
 def _time(path: Path, file: Any, name: str, dims: Sequence[str], given: str | None) -> str:
     """Returns the dimension of time."""
-
-    def is_time(dim: str) -> bool:
-        attributes = file[dim].attrs if dim in file.coords else {}
-        marked = attributes.get("standard_name") == "time" or attributes.get("axis") == "T"
-        return dim.lower() in ("time", "times", "t") or marked or " since " in str(attributes.get("units"))
-
-    found = [dim for dim in dims if is_time(dim)] if given is None else [dim for dim in dims if dim == given]
+    found = [dim for dim in dims if _is_time(file, dim)] if given is None else [dim for dim in dims if dim == given]
     if len(found) != 1:
         unclear = "several of them may be" if found else f"{given!r} is not" if given else "none is known to be"
         raise FileError(
@@ -282,6 +298,18 @@ def _on_sphere(path: Path, nodes: Mapping[str, np.ndarray], latitude: str) -> tu
     axes = (latitude, *(axis for axis in nodes if axis != latitude))
     with naming(path, ", ".join(axes)):
         return axes, domains.latitude_longitude(*(nodes[axis].astype(np.float64) for axis in axes))
+
+
+def _plain_grid(
+    path: Path, nodes: Mapping[str, np.ndarray], rule: str | Sequence[str] | None
+) -> tuple[Domain, frozenset[str]]:
+    """Returns the grid of given nodes, and the axes that were reversed."""
+    nodes, flipped = _increasing(nodes)
+    shape = (1, *(len(values) for values in nodes.values()))
+    options = {"weights": None, "faces": None, "dim": None, "rule": rule, "lower": None, "upper": None}
+    with naming(path, ", ".join(nodes)):
+        domain, _ = domain_of(shape, shape, list(nodes.values()), **options)
+    return domain, flipped
 
 
 def _increasing(nodes: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], frozenset[str]]:

@@ -8,13 +8,13 @@ import numpy as np
 
 from jaxop import domains
 from jaxop._validation import float_dtype
-from jaxop.data.files import meshes
+from jaxop.data.files import meshes, netcdf
 from jaxop.data.files._reading import FileError, naming
 from jaxop.data.files.layout import domain_of
 from jaxop.data.files.open import ARCHIVES, box_of, coordinates_of, counted_from_zero, open_archive
 from jaxop.domains import Domain
 
-FORMATS = (*ARCHIVES, *meshes.MESHES)
+FORMATS = (*ARCHIVES, *meshes.MESHES, *netcdf.NETCDF)
 """Suffixes that `read_nodes` supports."""
 
 
@@ -28,6 +28,7 @@ def read_nodes(path: str | os.PathLike[str]) -> Domain:
     | with ``coordinates`` of shape (n, dim), and ``weights`` or not | scattered nodes; without weights, 1/n each |
     | with ``coordinates_0``, ``coordinates_1``, … or ``coordinates`` of shape (n,) | a grid of given nodes |
     | with ``rule``, ``lower``, ``upper`` and ``x``, as `jaxop.data.save` writes them | a grid of a rule |
+    | netCDF (.nc, .nc4, .cdf) | the grid of its coordinate variables but time; latitude and longitude on the sphere |
 
     Args:
         path: the file.
@@ -46,6 +47,8 @@ def read_nodes(path: str | os.PathLike[str]) -> Domain:
         if mesh.cells is None and not mesh.has_weights("weights"):
             return _cloud(path, mesh.points)
         return mesh.domain("weights")
+    if suffix in netcdf.NETCDF:
+        return netcdf.read_grid(path, formats=FORMATS)
     if suffix not in ARCHIVES:
         raise FileError(
             f"{path} has the suffix {path.suffix!r}, expected one of {', '.join(FORMATS)}; store the nodes as "
@@ -86,5 +89,10 @@ def read_nodes(path: str | os.PathLike[str]) -> Domain:
 
 def _cloud(path: Path, points: np.ndarray) -> Domain:
     """Returns nodes of equal weights, of measure 1."""
+    if len(points) > 1 and (points == points[0]).all():
+        raise FileError(
+            f"{path} has {len(points)} nodes that all coincide, at {tuple(points[0].tolist())}; give the coordinates "
+            "of different nodes, of shape (n, dim)."
+        )
     with naming(path, "its nodes"):
         return domains.monte_carlo(points.astype(float_dtype()))

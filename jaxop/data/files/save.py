@@ -54,12 +54,14 @@ def save(path: str | os.PathLike[str], samples: Samples | RaggedSamples | Trajec
     path = Path(path)
     if isinstance(samples, Trajectories):
         _save_trajectories(path, samples)
-        return
-    if path.suffix.lower() != ".npz":
-        raise ValueError(f"{path} has the suffix {path.suffix!r}; samples are written as .npz.")
+    else:
+        write_arrays(path, arrays_of(samples))
+
+
+def arrays_of(samples: Samples | RaggedSamples) -> dict[str, Any]:
+    """Returns the arrays that `save` writes, by name; raises its errors."""
     if isinstance(samples, RaggedSamples):
-        _write(path, _rows(samples))
-        return
+        return _rows(samples)
     if samples.at is not None:
         raise ValueError("samples have targets on another domain than inputs (at), which the file cannot describe.")
     domain = check_domain(samples.domain, "samples.domain")
@@ -70,7 +72,7 @@ def save(path: str | os.PathLike[str], samples: Samples | RaggedSamples | Trajec
     )
     if samples.initial is not None:
         arrays["initial"] = np.asarray(samples.initial[:])
-    _write(path, arrays)
+    return arrays
 
 
 def _save_trajectories(path: Path, trajectories: Trajectories) -> None:
@@ -89,7 +91,7 @@ def _save_trajectories(path: Path, trajectories: Trajectories) -> None:
         states = np.empty((*shape[:2], domain.size, shape[-1]), dtype)
         for i in range(len(trajectories)):
             states[i] = trajectories.frames(i, slice(None))
-        _write(path, arrays | {"states": states.reshape(shape)})
+        write_arrays(path, arrays | {"states": states.reshape(shape)})
         return
     h5py = require("h5py", f"writing {path}")
     with appearing(path) as partial, h5py.File(partial, "w") as file:
@@ -103,7 +105,10 @@ def _save_trajectories(path: Path, trajectories: Trajectories) -> None:
                 states[i, times] = block.reshape(len(block), *shape[2:])
 
 
-def _write(path: Path, arrays: Mapping[str, Any]) -> None:
+def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Writes arrays as .npz, which appears when it is complete; raises ``ValueError`` for another suffix."""
+    if path.suffix.lower() != ".npz":
+        raise ValueError(f"{path} has the suffix {path.suffix!r}; samples are written as .npz.")
     with appearing(path) as partial, partial.open("wb") as file:
         np.savez(file, **arrays)
 

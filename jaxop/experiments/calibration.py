@@ -1,0 +1,252 @@
+"""Error bars for a trained operator, from files of functions that are new to it."""
+
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from flax import nnx
+
+from jaxop import training
+from jaxop.experiments.export import card_of, recipe_of
+from jaxop.experiments.problems import FileData
+from jaxop.experiments.record import recorded_problem
+from jaxop.experiments.report import COVERAGE, coverage_row, coverage_table, covered, samples_at_once
+from jaxop.experiments.sets import AnySamples, by_name, check_sizes
+from jaxop.experiments.settings import prepared
+from jaxop.experiments.terminal import as_options, make_console
+from jaxop.experiments.trained import Trained, open_trained
+from jaxop.operators.folder import is_folder
+from jaxop.training import MeshConfig
+from jaxop.training.calibration import digests
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_OWN_SECTIONS = ("Error bars", "Coverage")  # of the card of a calibrated operator
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """Settings of a calibration.
+
+    Attributes:
+        model: a run directory, or the folder or .zip file of a model. Of one with error bars the operators are
+            calibrated again.
+        data: a file or folder of pairs of functions that are new to the model, or files with one pair each.
+        to: a new folder, or a new file that ends in .zip.
+        alpha: share of the domain that may be outside the band, from 0 to below 1.
+        delta: share of the functions that may be outside, between 0 and 1.
+        spread: run, folder or .zip file of a second operator, which predicts the local size of the error; None gives
+            bands of one width per channel, or the spread of a model that has one.
+        floor: smallest local size, relative to its mean over the domain.
+        trained_on: files, folders of files and runs that the model or its spread were trained on. Those of runs that
+            are calibrated are known.
+        test: files or folders of pairs of functions, on any nodes, on which the coverage is measured.
+        checkpoint: "best", "last" or the number of a step, if the model is a run.
+        inputs: name or names of the input functions in the files; None means their name in the training file.
+        targets: name or names of the target functions in the files; None means their name in the training file.
+        rule: quadrature rule of the grid in the files, one or one per axis: "midpoint", "periodic", "trapezoid", ...;
+            None means the one of the training file.
+        external: allows HDF5 files to have their values in other files.
+    """
+
+    model: Path
+    data: tuple[Path, ...] = ()
+    to: Path | None = None
+    alpha: float = 0.1
+    delta: float = 0.1
+    spread: Path | None = None
+    floor: float = 0.01
+    trained_on: tuple[Path, ...] = ()
+    test: tuple[Path, ...] = ()
+    checkpoint: str = "best"
+    inputs: str | tuple[str, ...] | None = None
+    targets: str | tuple[str, ...] | None = None
+    rule: tuple[str, ...] | None = None
+    external: bool = False
+
+
+def calibrate(settings: Calibration, *, console: "Console | None" = None) -> Path:
+    """Writes an operator with error bars, which `jaxop.training.calibrate` makes, as a folder or zip file.
+
+    If the model or its spread is a run, its training and validation functions must not be among those of the
+    calibration: the checksum of the training set is compared, and each function if the files are still where the run
+    read them. A line says what was compared. The card has the coverage on the sets of ``test``.
+
+    Args:
+        settings: the model, the files, the levels.
+        console: destination of the lines and the table; None writes to stdout.
+
+    Returns:
+        The path of the folder or file.
+
+    Raises:
+        FileNotFoundError: if a model, the checkpoint or a file does not exist.
+        FileExistsError: if something is at ``to`` already.
+        ValueError: if files or ``to`` are missing, functions are not new, or for the reasons of
+            `jaxop.training.calibrate`.
+        TypeError: if the model is not a neural operator with a config of `jaxop.operators.CONFIGS`.
+        ImportError: if safetensors or a package of the extra ``scripts`` is not installed.
+    """
+    console = make_console() if console is None else console
+    to = _check(settings)
+    model = _opened(settings.model, settings.checkpoint)
+    spread = None if settings.spread is None else _opened(settings.spread, "best")
+    problem = _reader(settings, model)
+    files = next(iter(settings.data)) if len(settings.data) == 1 else settings.data
+    named = "--data " + " ".join(map(str, settings.data))
+    samples = _prepared(model, named, _read(problem, files))
+    tests = by_name(settings.test, lambda path: _prepared(model, f"--test {path}", _read(problem, path)))
+    sets = {named: samples} | {f"--test {name}": found for name, found in tests.items()}
+    hashes = {name: list(digests(found, name)) for name, found in sets.items()}
+    for name, found in {
+        **_trained_on(settings, problem, [model, *([] if spread is None else [spread])], console),
+        named: samples,
+    }.items():
+        known = set(hashes[named] if name == named else digests(found, name))
+        for label, ours in hashes.items():
+            if label != name:
+                _check_new(label, ours, known, name)
+    runs = [one.run for one in (model, spread) if one is not None and one.run is not None]
+    own = None if model.calibrated is None else model.calibrated.spread
+    calibrated = training.calibrate(
+        model.restore(None),
+        samples,
+        alpha=settings.alpha,
+        delta=settings.delta,
+        spread=cast(nnx.Module | None, own if spread is None else spread.restore(None)),
+        floor=settings.floor,
+        trained_on=[*runs, *(training.load_run(path) for path in settings.trained_on if _is_run(path))],
+        batch_size=samples_at_once(samples, MeshConfig()),
+    )
+    config = calibrated.config
+    console.print(f"factor {config.factor:.4g} from {config.count:,} functions on {config.nodes}", soft_wrap=True)
+    rows = [coverage_row(name, found, covered(calibrated, found)) for name, found in tests.items()]
+    card, recipe = _about(model)
+    if rows:
+        console.print(coverage_table(rows))
+        card["Coverage"] = _markdown(rows)
+    path = calibrated.save(to, card=card, data=recipe)
+    console.print(f"model: {path}", soft_wrap=True)
+    return path
+
+
+def _check(settings: Calibration) -> Path:
+    """Returns the path of the result; raises an error if an option is missing or the result would replace a file."""
+    if settings.to is None:
+        raise ValueError("give the new folder or .zip file of the operator with its error bars by --to.")
+    if os.path.lexists(settings.to):
+        raise FileExistsError(f"--to {settings.to} exists already; give a new name, or remove it first.")
+    if not settings.data:
+        raise ValueError(
+            "give files of functions that are new to the model by --data. Those of a generated problem are written by "
+            "data.save('new.npz', samples), with samples of another seed, such as data.darcy(100, 64, seed=1)."
+        )
+    return settings.to
+
+
+def _opened(path: Path, checkpoint: str) -> Trained:
+    trained = open_trained(path, checkpoint=checkpoint)
+    if trained.is_stepper:
+        raise ValueError(f"{path} makes steps in time; error bars are those of an operator between functions.")
+    return trained
+
+
+def _reader(settings: Calibration, model: Trained) -> FileData:
+    """Returns the data settings that read the files, which are those of the training but for given options."""
+    problem = model.problem if isinstance(model.problem, FileData) else FileData(Path("samples.npz"))
+    given = {name: getattr(settings, name) for name in ("inputs", "targets", "rule")}
+    given = {name: value for name, value in given.items() if value is not None}
+    return dataclasses.replace(problem, external=settings.external, **given)
+
+
+def _read(problem: FileData, path: Path | tuple[Path, ...]) -> AnySamples:
+    with as_options(("inputs", "targets", "rule")):
+        return problem.read(path)
+
+
+def _prepared(model: Trained, label: str, samples: AnySamples) -> AnySamples:
+    config = model.blank.config
+    names = {"dimensions": "dim", "input channels": "in_channels", "output channels": "out_channels"}
+    sizes = {what: (getattr(config, name), getattr(samples, name)) for what, name in names.items()}
+    check_sizes(label, samples, sizes)
+    with as_options(("rule",)):
+        return prepared({label: samples}, config)[label]
+
+
+def _is_run(path: Path) -> bool:
+    return path.is_dir() and (path / "config.json").is_file() and not is_folder(path)
+
+
+def _trained_on(
+    settings: Calibration, problem: FileData, models: list[Trained], console: "Console"
+) -> Mapping[str, AnySamples]:
+    """Returns the sets whose functions are known to models, by what they are called, and prints what they are."""
+    found: dict[str, AnySamples] = {}
+    for path in settings.trained_on:
+        if _is_run(path):
+            found |= dict(_of_run(training.load_run(path), settings.external, console))
+        else:
+            found[f"--trained-on {path}"] = _read(problem, path)
+    for one in models:
+        if one.run is not None:
+            found |= dict(_of_run(one.run, settings.external, console))
+        elif not settings.trained_on:
+            console.print(
+                f"{one.place} does not have the functions it was trained on, so that the new ones are not compared "
+                "with them; name their files or the run by --trained-on.",
+                soft_wrap=True,
+            )
+    for name, samples in found.items():
+        console.print(f"compared with {len(samples):,} functions of {name}, one by one", soft_wrap=True)
+    return found
+
+
+def _of_run(run: training.Run, external: bool, console: "Console") -> Iterator[tuple[str, AnySamples]]:
+    """Yields the training and validation sets of a run whose files are still there, by their names in messages."""
+    reason = "it has none"
+    if run.config.get("problem") == FileData.name:
+        problem = recorded_problem(run)
+        assert isinstance(problem, FileData)
+        try:
+            sets = dataclasses.replace(problem, test=(), external=external).load(Path())
+        except (OSError, ValueError) as error:
+            reason = str(error)
+        else:
+            yield f"the training set of {run.directory}", sets.train
+            for name, samples in sets.valid.items():
+                yield f"the validation set {name} of {run.directory}, which chose its checkpoint", samples
+            return
+    console.print(
+        f"compared with the checksum of the training set of {run.directory} as a whole, not with the functions in its "
+        f"files ({reason})",
+        soft_wrap=True,
+    )
+
+
+def _check_new(label: str, hashes: list[bytes], known: set[bytes], name: str) -> None:
+    """Raises ``ValueError`` if a function of a set is among those of another one."""
+    seen = [i for i, digest in enumerate(hashes) if digest in known]
+    if seen:
+        raise ValueError(
+            f"{label}: the functions must be new, but {len(seen)} of {len(hashes)} are in {name}, the first being "
+            f"number {seen[0]}; keep functions for the calibration, and for its test, apart."
+        )
+
+
+def _about(model: Trained) -> tuple[dict[str, str], dict[str, Any] | None]:
+    """Returns the sections of the card and the recipe of the data, those of the model."""
+    if model.run is not None:
+        assert model.step is not None
+        return card_of(model.run, model.step), recipe_of(model.run)
+    assert model.saved is not None
+    sections = {title: text for title, text in model.saved.sections.items() if title not in _OWN_SECTIONS}
+    return sections, model.saved.data
+
+
+def _markdown(rows: list[tuple[str, ...]]) -> str:
+    lines = [COVERAGE, ("---",) * len(COVERAGE), *rows]
+    about = "Share of the functions of each set that lie within their band, with its standard error."
+    return "\n".join([about, "", *(f"| {' | '.join(line)} |" for line in lines)])

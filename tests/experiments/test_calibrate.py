@@ -1,0 +1,207 @@
+"""Error bars from the command line: files in, a model with error bars out, and its half-widths and coverage."""
+
+import functools
+import json
+import re
+import zipfile
+
+import jax
+import jax.numpy as jnp
+import meshio
+import numpy as np
+import pytest
+from flax import nnx
+from scipy.spatial import Delaunay
+
+import jaxop as package
+from jaxop import data, domains, operators, training
+from jaxop.experiments import cli, plots
+from tests.experiments.conftest import functions, jaxop, without_type_checks, write_npz
+
+pytestmark = [pytest.mark.optax]
+
+LEVELS = ["--alpha", "0.2", "--delta", "0.25"]
+
+
+def named(count, side, *, seed):
+    """Functions under other names than the defaults, which the recipe of the run has."""
+    arrays = functions(count, side, seed=seed)
+    return {"a": arrays["x"], "b": arrays["y"]}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A run (a TNO that evaluates anywhere), a spread without a run, files, and the calibrated operator."""
+    folder = tmp_path_factory.mktemp("calibrated")
+    for name, count, side in (("train", 8, 8), ("new", 19, 8), ("test", 12, 8), ("fine", 6, 12)):
+        write_npz(folder / f"{name}.npz", **named(count, side, seed=side + count))
+    sizes = ["--model.width", "8", "--model.heads", "2", "--model.layers", "1", "--model.decoder-layers", "1"]
+    names = ["--data.inputs", "a", "--data.targets", "b"]
+    short = ["--training.steps", "1", "--training.batch-size", "2", "--training.warmup-steps", "0"]
+    run = ["--data.train", folder / "train.npz", "--data.operator", "tno", "--run-dir", folder / "run"]
+    config = operators.TransformerNeuralOperatorConfig(1, 2, 2, width=8, heads=2, layers=1, decoder_layers=1)
+    operators.build(config, rngs=nnx.Rngs(7)).save(folder / "spread.zip")
+    spread = ["--spread", folder / "spread.zip"]
+    tests = ["--test", folder / "test.npz", folder / "fine.npz"]
+    to = ["--to", folder / "bars", *LEVELS]
+    with without_type_checks(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "save_figure", lambda figure, path: None)
+        jaxop("train", "custom", *run, *names, *short, *sizes)
+        jaxop("calibrate", folder / "run", "--data", folder / "new.npz", *to, *spread, *tests)
+    return folder
+
+
+@pytest.fixture
+def fails(capsys):
+    def run(*arguments) -> str:
+        assert cli.main([str(argument) for argument in arguments]) == 2
+        message = capsys.readouterr().err
+        assert message.startswith("error: ")
+        return message
+
+    return run
+
+
+@jax.jit
+def outputs(model, values, domain, at=None):
+    return model(values, domain, at=at)
+
+
+def read(path):
+    return data.read(path, inputs="a", targets="b")
+
+
+def test_the_command_calibrates_as_the_functions_do(place):
+    loaded = package.from_pretrained(place / "bars")
+    expected = training.calibrate(
+        training.load_run(place / "run").model(),
+        read(place / "new.npz"),
+        alpha=0.2,
+        delta=0.25,
+        spread=package.from_pretrained(place / "spread.zip"),
+    )
+    assert loaded.config == expected.config
+    card = (place / "bars" / "card.md").read_text()
+    for name in ("test", "fine"):
+        found = training.coverage(loaded, read(place / f"{name}.npz"))
+        assert f"{found.share:.1%} ± {found.standard_error:.1%}" in re.search(rf"\| {name}.npz \|.*", card)[0]
+    for part in ("## Error bars", "## Coverage", "## Training", "8 × 8", "75.0%"):
+        assert part in card
+    assert json.loads((place / "bars" / "data.json").read_text())["data"]["inputs"] == "a"
+
+
+def test_a_model_with_error_bars_is_calibrated_again_with_its_spread(place, tmp_path):
+    jaxop("calibrate", place / "bars", "--data", place / "test.npz", "--to", tmp_path / "again.zip", *LEVELS)
+    again, first = (package.from_pretrained(path) for path in (tmp_path / "again.zip", place / "bars"))
+    assert (again.config.spread, again.config.count) == (first.config.spread, 12)
+    expected = training.calibrate(first.operator, read(place / "test.npz"), alpha=0.2, delta=0.25, spread=first.spread)
+    assert again.config.factor == expected.config.factor
+    with zipfile.ZipFile(tmp_path / "again.zip") as archive:
+        card = archive.read("card.md").decode()
+        assert json.loads(archive.read("data.json"))["data"]["inputs"] == "a"
+    assert "Calibrated on 12 functions" in card
+    assert [card.count(title) for title in ("## Error bars", "## Training", "## Coverage")] == [1, 1, 0]
+
+
+def test_half_widths_lie_beside_the_predictions(place, tmp_path):
+    jaxop("predict", place / "bars", place / "test.npz", "--band", "--to", tmp_path)
+    samples = read(place / "test.npz")
+    prediction, half_width = outputs(package.from_pretrained(place / "bars"), samples.inputs[:], samples.domain)
+    with np.load(tmp_path / "test.npz") as found:
+        np.testing.assert_allclose(found["y"].reshape(prediction.shape), prediction, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found["half_width"].reshape(prediction.shape), half_width, rtol=1e-4, atol=1e-6)
+        np.testing.assert_array_equal(found["x"].reshape(samples.inputs.shape), samples.inputs[:])
+    jaxop("predict", place / "bars", place / "test.npz", "--to", tmp_path / "plain")
+    with np.load(tmp_path / "plain" / "test.npz") as plain:
+        assert "half_width" not in plain
+        np.testing.assert_allclose(plain["y"].reshape(prediction.shape), prediction, rtol=1e-4, atol=1e-5)
+
+
+def test_half_widths_at_points_do_not_depend_on_the_parts(place, tmp_path, monkeypatch):
+    """The mean that keeps the spread positive is that over all points, in parts of 20 of the 37."""
+    at = np.random.default_rng(0).random((37, 2)).astype(np.float32)
+    write_npz(tmp_path / "nodes.npz", coordinates=at)
+    arguments = ["predict", place / "bars", place / "fine.npz", "--band", "--at", tmp_path / "nodes.npz"]
+    jaxop(*arguments, "--to", tmp_path / "whole")
+    monkeypatch.setattr(training, "predict_at", functools.partial(training.predict_at, nodes=20))
+    jaxop(*arguments, "--to", tmp_path / "parts")
+    samples, nodes = read(place / "fine.npz"), domains.monte_carlo(at)
+    prediction, half_width = outputs(package.from_pretrained(place / "bars"), samples.inputs[:], samples.domain, nodes)
+    for folder in ("whole", "parts"):
+        with np.load(tmp_path / folder / "fine.npz") as found:
+            np.testing.assert_allclose(found["y"], prediction, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(found["half_width"], half_width, rtol=1e-4, atol=1e-6)
+
+
+def test_a_mesh_gets_half_widths_as_point_data(place, tmp_path):
+    flat = np.random.default_rng(3).random((20, 2)).astype(np.float32)
+    mesh = [("triangle", Delaunay(flat).simplices)]
+    meshio.write_points_cells(tmp_path / "u.vtu", np.pad(flat, [(0, 0), (0, 1)]), mesh, point_data={"a": flat[:, 0]})
+    jaxop("predict", place / "bars", tmp_path / "u.vtu", "--band", "--to", tmp_path / "out")
+    result = meshio.read(tmp_path / "out" / "u.vtu").point_data
+    given = data.read(tmp_path / "u.vtu", inputs="a", targets="a").sample(0)
+    prediction, half_width = outputs(package.from_pretrained(place / "bars"), jnp.asarray(given.inputs), given.domain)
+    np.testing.assert_allclose(result["b"], prediction, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(result["b_half_width"], half_width, rtol=1e-4, atol=1e-6)
+
+
+def test_an_evaluation_has_the_coverage(place, tmp_path, capsys, monkeypatch):
+    figures = {}
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.update({path.name: figure}))
+    jaxop("evaluate", place / "bars", "--data", place / "test.npz", "--to", tmp_path)
+    (row,) = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())["sets"]
+    model = package.from_pretrained(place / "bars")
+    found = training.coverage(model, read(place / "test.npz"))
+    assert row["coverage"] == found.share
+    np.testing.assert_allclose(row["half_width"], found.half_width)
+    assert row["rel_l2"] == pytest.approx(training.evaluate(model.operator, read(place / "test.npz")).l2.mean())
+    assert "coverage" in capsys.readouterr().out
+    assert "half-width" in [panel.get_title() for panel in figures["evaluation-test.npz.png"].axes]
+
+
+def test_residuals_are_files_to_train_a_spread_on(place, tmp_path):
+    jaxop("predict", place / "run", place / "new.npz", "--residuals", "--to", tmp_path)
+    model = training.load_run(place / "run").model()
+    expected = training.absolute_residuals(model, read(place / "new.npz"))
+    found = data.read(tmp_path / "new.npz")
+    np.testing.assert_allclose(found.targets, expected.targets, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(found.inputs, expected.inputs)
+
+
+def test_functions_that_are_not_new_are_refused(place, tmp_path, fails, capsys):
+    """A part of the training set is noticed while its file is there, and the whole set by the checksum without it."""
+    u, v = (np.concatenate([named(8, 8, seed=16)[name][3:4], named(9, 8, seed=5)[name]]) for name in "ab")
+    write_npz(tmp_path / "mixed.npz", a=u, b=v)
+    to = ["--to", tmp_path / "model", *LEVELS]
+    message = fails("calibrate", place / "run", "--data", tmp_path / "mixed.npz", *to)
+    assert re.search(r"mixed.npz.* 1 of 10 are in the (training|validation) set .*run.*number 0", message)
+    message = fails("calibrate", place / "bars", "--data", tmp_path / "mixed.npz", "--trained-on", place / "run", *to)
+    assert "1 of 10" in message
+    new = place / "new.npz"
+    assert "19 of 19 are in --data" in fails("calibrate", place / "run", "--data", new, "--test", new, *to)
+    train = (place / "train.npz").rename(tmp_path / "train.npz")
+    try:
+        capsys.readouterr()
+        jaxop("calibrate", place / "run", "--data", tmp_path / "mixed.npz", *to)
+        printed = capsys.readouterr().out
+    finally:
+        train.rename(place / "train.npz")
+    assert "not with the functions in its files" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["calibrate", "run", "--data", "new.npz"], "by --to"),
+        (["calibrate", "run", "--to", "x"], "by --data"),
+        (["calibrate", "run", "--data", "new.npz", "--to", "bars"], "exists already"),
+        (["calibrate", "run", "--data", "new.npz", "--to", "x", "--delta", "0.01"], "at least 99"),
+        (["calibrate", "run", "--data", "new.npz", "--to", "x", "--inputs", "z"], "'z'"),
+        (["predict", "run", "new.npz", "--band"], "jaxop calibrate"),
+        (["predict", "run", "new.npz", "--residuals", "--at", "new.npz"], "leave --at and --band out"),
+        (["export", "bars", "--to", "x.zip"], "Calibrated"),
+    ],
+)
+def test_what_cannot_be_done_is_named(arguments, message, place, fails):
+    known = {path.name: path for path in place.iterdir()} | {name: place / name for name in ("x", "x.zip")}
+    assert message in fails(*(known.get(argument, argument) for argument in arguments))
