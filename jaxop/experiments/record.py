@@ -1,6 +1,7 @@
 """Record of an experiment in a run, and the experiment that is read back from it."""
 
 import dataclasses
+from typing import cast
 
 from jaxop import operators, training
 from jaxop._validation import check_name, closest
@@ -76,7 +77,8 @@ def recorded_experiment(run: training.Run) -> AnyExperiment:
     """
     settings = dataclasses.replace(run.training, time_limit_s=None)
     problem, config = recorded_problem(run), run.blank_model().config
-    config = config.operator if isinstance(config, operators.EnsembleConfig) else config
+    if isinstance(config, operators.EnsembleConfig):
+        config = cast(operators.OperatorConfig, config.operator)
     if not isinstance(config, StepperConfig):
         return Experiment(problem, config, settings, run_dir=run.directory, resume=True)
     stepping = recorded_stepping(run)

@@ -140,8 +140,11 @@ def write_report(
     curves: dict[str, Curve] = {}
     for (label, samples), file in zip(sets.items(), file_names(sets), strict=True):
         size = samples_at_once(samples, mesh)
-        evaluate = training.evaluate_ensemble if isinstance(model, operators.Ensemble) else training.evaluate
-        errors = evaluate(model, samples, batch_size=size, mesh=mesh.make(size))
+        options = {"batch_size": size, "mesh": mesh.make(size)}
+        if isinstance(model, operators.Ensemble):
+            errors = training.evaluate_ensemble(model, samples, **options)
+        else:
+            errors = training.evaluate(model, samples, **options)
         shown = {"median": middle(errors.l2), "worst": int(np.argmax(errors.l2))}
         row: Row = {
             "set": label,
