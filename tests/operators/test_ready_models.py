@@ -1,5 +1,8 @@
 """The trained models that come with the package."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -36,6 +39,16 @@ def test_new_functions_are_predicted_as_well_as_the_card_says(name):
     assert np.mean(errors) < EXPECTED[name]
     card = (READY / name / "card.md").read_text(encoding="utf-8")
     assert all(f"\n## {title}\n" in card for title in ("What it does", "Data", "Training", "Errors", "Licence"))
+
+
+def test_the_guide_has_the_numbers_of_the_cards():
+    guide = (Path(__file__).parents[2] / "scripts/docs/guides/models.md").read_text(encoding="utf-8")
+    for name in NAMES:
+        card = (READY / name / "card.md").read_text(encoding="utf-8")
+        (row,) = re.findall(rf"^\| `{name}` .*$", guide, re.MULTILINE)
+        errors = re.findall(r"^\| \S+ \| [^|]*\| 100 \| (\S+) \|", card, re.MULTILINE)
+        assert re.findall(r"([\d.]+) %", row) == [f"{100 * float(error):.2f}" for error in errors]
+        assert f"has {row.split(' | ')[3]} numbers" in card
 
 
 def test_a_path_comes_before_a_name(tmp_path, monkeypatch):
