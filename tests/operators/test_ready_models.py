@@ -34,7 +34,7 @@ def test_they_are_small():
 @pytest.mark.parametrize("name", NAMES)
 def test_new_functions_are_predicted_as_well_as_the_card_says(name):
     coefficient = "lognormal" if "lognormal" in name else "two-valued"
-    samples = data.darcy_resolutions(10, (24,), seed=1, first=10**6, reference=96, coefficient=coefficient)[24]
+    samples = data.darcy_resolutions(10, (32,), seed=1, first=10**6, reference=128, coefficient=coefficient)[32]
     errors = training.evaluate(jaxop.from_pretrained(name), samples).l2
     assert np.mean(errors) < EXPECTED[name]
     card = (READY / name / "card.md").read_text(encoding="utf-8")
