@@ -100,16 +100,9 @@ def calibrate(settings: Calibration, *, console: "Console | None" = None) -> Pat
     samples = _prepared(model, named, _read(problem, files))
     tests = by_name(settings.test, lambda path: _prepared(model, f"--test {path}", _read(problem, path)))
     sets = {named: samples} | {f"--test {name}": found for name, found in tests.items()}
-    hashes = {name: list(digests(found, name)) for name, found in sets.items()}
-    for name, found in {
-        **_trained_on(settings, problem, [model, *([] if spread is None else [spread])], console),
-        named: samples,
-    }.items():
-        known = set(hashes[named] if name == named else digests(found, name))
-        for label, ours in hashes.items():
-            if label != name:
-                _check_new(label, ours, known, name)
-    runs = [one.run for one in (model, spread) if one is not None and one.run is not None]
+    models = [one for one in (model, spread) if one is not None]
+    _check_new(sets, {**_trained_on(settings, problem, models, console), named: samples})
+    runs = [one.run for one in models if one.run is not None]
     own = None if model.calibrated is None else model.calibrated.spread
     calibrated = training.calibrate(
         model.restore(None),
@@ -226,14 +219,18 @@ def _of_run(run: training.Run, external: bool, console: "Console") -> Iterator[t
     )
 
 
-def _check_new(label: str, hashes: list[bytes], known: set[bytes], name: str) -> None:
-    """Raises ``ValueError`` if a function of a set is among those of another one."""
-    seen = [i for i, digest in enumerate(hashes) if digest in known]
-    if seen:
-        raise ValueError(
-            f"{label}: the functions must be new, but {len(seen)} of {len(hashes)} are in {name}, the first being "
-            f"number {seen[0]}; keep functions for the calibration, and for its test, apart."
-        )
+def _check_new(sets: Mapping[str, AnySamples], known: Mapping[str, AnySamples]) -> None:
+    """Raises ``ValueError`` if a function of a set is among those of a known set of another name."""
+    hashes = {label: list(digests(samples, label)) for label, samples in sets.items()}
+    for name, samples in known.items():
+        theirs = set(hashes[name] if name in hashes else digests(samples, name))
+        for label, ours in hashes.items():
+            seen = [i for i, digest in enumerate(ours) if label != name and digest in theirs]
+            if seen:
+                raise ValueError(
+                    f"{label}: the functions must be new, but {len(seen)} of {len(ours)} are in {name}, the first "
+                    f"being number {seen[0]}; keep functions for the calibration, and for its test, apart."
+                )
 
 
 def _about(model: Trained) -> tuple[dict[str, str], dict[str, Any] | None]:

@@ -121,16 +121,15 @@ def test_half_widths_at_points_do_not_depend_on_the_parts(place, tmp_path, monke
     """The mean that keeps the spread positive is that over all points, in parts of 20 of the 37."""
     at = np.random.default_rng(0).random((37, 2)).astype(np.float32)
     write_npz(tmp_path / "nodes.npz", coordinates=at)
-    arguments = ["predict", place / "bars", place / "fine.npz", "--band", "--at", tmp_path / "nodes.npz"]
-    jaxop(*arguments, "--to", tmp_path / "whole")
     monkeypatch.setattr(training, "predict_at", functools.partial(training.predict_at, nodes=20))
-    jaxop(*arguments, "--to", tmp_path / "parts")
+    band = ["--band", "--at", tmp_path / "nodes.npz", "--to", tmp_path / "out"]
+    jaxop("predict", place / "bars", place / "fine.npz", *band)
     samples, nodes = read(place / "fine.npz"), domains.monte_carlo(at)
-    prediction, half_width = outputs(package.from_pretrained(place / "bars"), samples.inputs[:], samples.domain, nodes)
-    for folder in ("whole", "parts"):
-        with np.load(tmp_path / folder / "fine.npz") as found:
-            np.testing.assert_allclose(found["y"], prediction, rtol=1e-4, atol=1e-5)
-            np.testing.assert_allclose(found["half_width"], half_width, rtol=1e-4, atol=1e-6)
+    model = package.from_pretrained(place / "bars")
+    prediction, half_width = outputs(model, samples.inputs[:], samples.domain, nodes)
+    with np.load(tmp_path / "out" / "fine.npz") as found:
+        np.testing.assert_allclose(found["y"], prediction, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found["half_width"], half_width, rtol=1e-4, atol=1e-6)
 
 
 def test_a_mesh_gets_half_widths_as_point_data(place, tmp_path):
