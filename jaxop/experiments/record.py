@@ -75,8 +75,9 @@ def recorded_experiment(run: training.Run) -> AnyExperiment:
         ValueError: see `recorded_problem`.
     """
     settings = dataclasses.replace(run.training, time_limit_s=None)
-    problem, config = recorded_problem(run), run.blank_model().config
-    config = config.operator if isinstance(config, operators.EnsembleConfig) else config
+    blank = run.blank_model()
+    config = (blank.operator if isinstance(blank, operators.Ensemble) else blank).config
+    problem = recorded_problem(run)
     if not isinstance(config, StepperConfig):
         return Experiment(problem, config, settings, run_dir=run.directory, resume=True)
     stepping = recorded_stepping(run)

@@ -134,7 +134,7 @@ class MemberBatch:
 
     def member(self, number: int) -> Tree:
         """Returns the batch of one member, numbered from 0."""
-        return jax.tree.unflatten(self.structure, [part[number] if len(part) > 1 else part[0] for part in self.parts])
+        return jax.tree.unflatten(self.structure, [part[number if len(part) > 1 else 0] for part in self.parts])
 
 
 def same_parts(batches: Sequence[Tree]) -> list[bool]:
