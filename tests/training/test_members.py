@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from flax import nnx
 from jaxop import data, domains, dynamics, operators, training
 from jaxop.data.groups import draw_batch
 from jaxop.training import memory
+from jaxop.training.members import check_members
 from tests.training.cases import assert_same_bits, interruption, rows, tiny
 
 pytestmark = pytest.mark.optax
@@ -263,6 +265,8 @@ def test_bad_input_is_named(tmp_path):
     stepper = operators.build(dynamics.StepperConfig(FNO, 1), rngs=nnx.Rngs(0))
     with pytest.raises(TypeError, match=r"members=2.*got Stepper; .*operators\.Ensemble\.of"):
         fit(tmp_path, model=stepper, loss=absolute_loss)
+    with pytest.raises(NotImplementedError, match=r"members=2: .*of one process.*operators\.Ensemble\.of"):
+        check_members(new(FNO), CONFIG, types.SimpleNamespace(is_multi_process=True))
     changed = new(FNO)
     changed.operator.lift.bias = None
     with pytest.raises(ValueError, match=r"model must have the same arrays as a new one of its config.*lift\.bias"):
