@@ -1,7 +1,6 @@
 """Record of an experiment in a run, and the experiment that is read back from it."""
 
 import dataclasses
-from typing import cast
 
 from jaxop import operators, training
 from jaxop._validation import check_name, closest
@@ -76,9 +75,9 @@ def recorded_experiment(run: training.Run) -> AnyExperiment:
         ValueError: see `recorded_problem`.
     """
     settings = dataclasses.replace(run.training, time_limit_s=None)
-    problem, config = recorded_problem(run), run.blank_model().config
-    if isinstance(config, operators.EnsembleConfig):
-        config = cast(operators.OperatorConfig, config.operator)
+    blank = run.blank_model()
+    config = (blank.operator if isinstance(blank, operators.Ensemble) else blank).config
+    problem = recorded_problem(run)
     if not isinstance(config, StepperConfig):
         return Experiment(problem, config, settings, run_dir=run.directory, resume=True)
     stepping = recorded_stepping(run)

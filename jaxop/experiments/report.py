@@ -140,11 +140,10 @@ def write_report(
     curves: dict[str, Curve] = {}
     for (label, samples), file in zip(sets.items(), file_names(sets), strict=True):
         size = samples_at_once(samples, mesh)
-        options = {"batch_size": size, "mesh": mesh.make(size)}
         if isinstance(model, operators.Ensemble):
-            errors = training.evaluate_ensemble(model, samples, **options)
+            errors = training.evaluate_ensemble(model, samples, batch_size=size, mesh=mesh.make(size))
         else:
-            errors = training.evaluate(model, samples, **options)
+            errors = training.evaluate(model, samples, batch_size=size, mesh=mesh.make(size))
         shown = {"median": middle(errors.l2), "worst": int(np.argmax(errors.l2))}
         row: Row = {
             "set": label,
@@ -324,12 +323,12 @@ def members_table(rows: Sequence[Row], curves: Mapping[str, Curve]) -> "Table":
     """Returns the table of the scores of an ensemble's members on every set, beside the error of their mean."""
     with needs_extra("a table of errors"):
         from rich.table import Table
-    levels = next(iter(curves.values()))[0]
-    inside = [f"in the {level:.0%} interval" for level in levels[-1:]]  # the widest
-    table = Table("set", "rel. L2", "rel. CRPS", "rel. spread", *inside, title="members of the ensemble")
+    widest = curves[rows[0]["set"]][0][-1]
+    title = "members of the ensemble"
+    table = Table("set", "rel. L2", "rel. CRPS", "rel. spread", f"in the {widest:.0%} interval", title=title)
     for row in rows:
         scores = (f"{row.get(name, np.nan):.2e}" for name in ("rel_l2", "rel_crps", "rel_spread"))
-        table.add_row(row["set"], *scores, *(f"{share:.1%}" for share in curves[row["set"]][1][-1:]))
+        table.add_row(row["set"], *scores, f"{curves[row['set']][1][-1]:.1%}")
     return table
 
 

@@ -147,7 +147,7 @@ def make_step(
         others = _of_same_kind(others, other, "a call of the model must keep the model's variables")
         return jnp.mean(losses), (others, {name: jnp.mean(metric) for name, metric in extra.items()})
 
-    def of_member(state: TrainState, batch: Tree, *seed: Array) -> tuple[TrainState, dict[str, Array]]:
+    def step(state: TrainState, batch: Tree, *seed: Array) -> tuple[TrainState, dict[str, Array]]:
         numbers = (*seed, state.step)
         specs = specs_of(state.params, mesh)
         loss = on_shards(mean_loss, specs)
@@ -205,15 +205,15 @@ def make_step(
             metrics["learning_rate"] = rate
         return TrainState(state.step + 1, params, other, opt_state, ema), metrics
 
-    step = of_member if config.members == 1 else _over_members(of_member, config)
+    whole = step if config.members == 1 else _over_members(step, config)
     if mesh is None:
-        return jax.jit(step, donate_argnums=0)
+        return jax.jit(whole, donate_argnums=0)
     copied = NamedSharding(mesh, PartitionSpec())
     if shards(mesh) == 1:
-        return jax.jit(step, donate_argnums=0, out_shardings=copied)
+        return jax.jit(whole, donate_argnums=0, out_shardings=copied)
 
     def kept(state: TrainState, batch: Tree) -> tuple[TrainState, dict[str, Array]]:
-        after, metrics = step(state, batch)
+        after, metrics = whole(state, batch)
         divided = shardings(specs_like(after, after.params, mesh, members=config.members), mesh)
         return jax.lax.with_sharding_constraint(after, divided), jax.lax.with_sharding_constraint(metrics, copied)
 
