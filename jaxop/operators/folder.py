@@ -221,7 +221,12 @@ def _contents(
         if not isinstance(title, str) or not isinstance(text, str):
             raise TypeError(f"card must map titles to Markdown, got {title!r}: {text!r}.")
     config = operator.config  # pyright: ignore[reportAttributeAccessIssue]
-    name = model_of(config).name
+    known = model_of(config)
+    if isinstance(known.module, type) and not isinstance(operator, known.module):
+        raise TypeError(
+            f"model must be a {known.module.__name__}, whose config it has, got a {type(operator).__name__} inside; "
+            "save the model that it holds."
+        )
     weights = {}
     for leaf, array in named_weights(operator).items():
         array = np.asarray(jax.device_get(array), order="C")  # safetensors reads the memory as it lies
@@ -241,7 +246,7 @@ def _contents(
     description: dict[str, Any] = {
         "format": FORMAT,
         "jaxop": metadata.version("jaxop"),
-        "model": name,
+        "model": known.name,
         "config": to_dict(config),
         "files": {key: [len(content), _hash(content)] for key, content in files.items()},
     }

@@ -87,6 +87,13 @@ def test_all_models_are_tested():
     }
 
 
+def test_a_model_whose_config_is_that_of_another_is_not_saved(tmp_path):
+    statistics = {"input_mean": [0.0], "input_std": [1.0], "output_mean": [0.0], "output_std": [1.0]}
+    with pytest.raises(TypeError, match=r"must be a TransformerNeuralOperator.* got a Standardized"):
+        operators.Standardized(standardized(TNO), **statistics).save(tmp_path / "nested")
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("file", ["tno", "tno.zip"])
 def test_an_operator_in_the_units_of_its_data(file, tmp_path):
     model = standardized(dataclasses.replace(TNO, dropout=0.5))
