@@ -69,6 +69,7 @@ def test_mean_and_deviation_are_those_of_the_members(shape):
         assert_same_bits(member, model)
 
 
+@pytest.mark.thorough
 def test_members_evaluate_anywhere_and_draw_dropout_of_their_own():
     ensemble = operators.Ensemble(operators.EnsembleConfig(TNO, members=2), rngs=nnx.Rngs(0))
     values, at = functions(16, 1), domains.monte_carlo(functions(5, 2, seed=1) % 1)
