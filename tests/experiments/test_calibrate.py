@@ -90,6 +90,7 @@ def test_the_command_calibrates_as_the_functions_do(place):
     assert json.loads((place / "bars" / "data.json").read_text())["data"]["inputs"] == "a"
 
 
+@pytest.mark.thorough
 def test_a_model_with_error_bars_is_calibrated_again_with_its_spread(place, tmp_path):
     jaxop("calibrate", place / "bars", "--data", place / "test.npz", "--to", tmp_path / "again.zip", *LEVELS)
     again, first = (package.from_pretrained(path) for path in (tmp_path / "again.zip", place / "bars"))
@@ -132,6 +133,7 @@ def test_half_widths_at_points_do_not_depend_on_the_parts(place, tmp_path, monke
         np.testing.assert_allclose(found["half_width"], half_width, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.thorough
 def test_a_mesh_gets_half_widths_as_point_data(place, tmp_path):
     flat = np.random.default_rng(3).random((20, 2)).astype(np.float32)
     mesh = [("triangle", Delaunay(flat).simplices)]
@@ -144,6 +146,7 @@ def test_a_mesh_gets_half_widths_as_point_data(place, tmp_path):
     np.testing.assert_allclose(result["b_half_width"], half_width, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.thorough
 def test_an_evaluation_has_the_coverage(place, tmp_path, capsys, monkeypatch):
     figures = {}
     monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.update({path.name: figure}))

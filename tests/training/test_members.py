@@ -238,6 +238,7 @@ def test_the_memory_counts_all_members(tmp_path, monkeypatch):
         fit(tmp_path, valid={}, optimizer=SGD, config=dataclasses.replace(CONFIG, members=3))
 
 
+@pytest.mark.thorough
 def test_all_members_are_traced_once():
     def traces(members):
         found, config = [], dataclasses.replace(PLAIN, members=members)
