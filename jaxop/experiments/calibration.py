@@ -2,13 +2,15 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from flax import nnx
 
 from jaxop import training
+from jaxop._validation import check_share
 from jaxop.experiments.export import card_of, recipe_of
 from jaxop.experiments.problems import FileData
 from jaxop.experiments.record import recorded_problem
@@ -17,14 +19,16 @@ from jaxop.experiments.sets import AnySamples, by_name, check_sizes
 from jaxop.experiments.settings import prepared
 from jaxop.experiments.terminal import as_options, make_console
 from jaxop.experiments.trained import Trained, open_trained
-from jaxop.operators.folder import is_folder
+from jaxop.operators.calibrated import conformal_rank
+from jaxop.operators.folder import ABOUT, CITATION, LICENCE, is_folder
 from jaxop.training import MeshConfig
 from jaxop.training.calibration import digests
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-_OWN_SECTIONS = ("Error bars", "Coverage")  # of the card of a calibrated operator
+# of cards, which the calibrated operator says otherwise
+_OWN_SECTIONS = ("Error bars", "Coverage", "Functions of the calibration", "Ensemble")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +54,9 @@ class Calibration:
         rule: quadrature rule of the grid in the files, one or one per axis: "midpoint", "periodic", "trapezoid", ...;
             None means the one of the training file.
         external: allows HDF5 files to have their values in other files.
+        about: what the operator does, the first section of the card; None keeps that of the model.
+        licence: licence of the operator, for the card.
+        cite: how to cite it, for the card.
     """
 
     model: Path
@@ -66,6 +73,9 @@ class Calibration:
     targets: str | tuple[str, ...] | None = None
     rule: tuple[str, ...] | None = None
     external: bool = False
+    about: str | None = None
+    licence: str | None = None
+    cite: str | None = None
 
 
 def calibrate(settings: Calibration, *, console: "Console | None" = None) -> Path:
@@ -91,17 +101,26 @@ def calibrate(settings: Calibration, *, console: "Console | None" = None) -> Pat
         ImportError: if safetensors or a package of the extra ``scripts`` is not installed.
     """
     console = make_console() if console is None else console
+    notes: list[str] = []
+
+    def say(text: str) -> None:
+        notes.append(text)
+        console.print(text, soft_wrap=True)
+
     to = _check(settings)
+    check_share(settings.alpha, "--alpha", zero=True)
+    check_share(settings.delta, "--delta", zero=False)
     model = _opened(settings.model, settings.checkpoint)
     spread = None if settings.spread is None else _opened(settings.spread, "best")
     problem = _reader(settings, model)
     files = next(iter(settings.data)) if len(settings.data) == 1 else settings.data
     named = "--data " + " ".join(map(str, settings.data))
     samples = _prepared(model, named, _read(problem, files))
+    conformal_rank(len(samples), settings.delta, named)
     tests = by_name(settings.test, lambda path: _prepared(model, f"--test {path}", _read(problem, path)))
     sets = {named: samples} | {f"--test {name}": found for name, found in tests.items()}
     models = [one for one in (model, spread) if one is not None]
-    _check_new(sets, {**_trained_on(settings, problem, models, console), named: samples})
+    _check_new(sets, {**_trained_on(settings, problem, models, say), named: samples})
     runs = [one.run for one in models if one.run is not None]
     own = None if model.calibrated is None else model.calibrated.spread
     calibrated = training.calibrate(
@@ -115,9 +134,12 @@ def calibrate(settings: Calibration, *, console: "Console | None" = None) -> Pat
         batch_size=samples_at_once(samples, MeshConfig()),
     )
     config = calibrated.config
-    console.print(f"factor {config.factor:.4g} from {config.count:,} functions on {config.nodes}", soft_wrap=True)
+    widths = ", ".join(f"{width:.4g}" for width in covered(calibrated, samples).half_width)
+    say(f"{config.count:,} functions on {config.nodes}: factor {config.factor:.4g}, mean half-width {widths}")
     rows = [coverage_row(name, found, covered(calibrated, found)) for name, found in tests.items()]
     card, recipe = _about(model)
+    card = _stated(settings) | {title: text for title, text in card.items() if title not in _stated(settings)}
+    card["Functions of the calibration"] = "\n".join(f"- {_without_folders(note)}" for note in notes)
     if rows:
         console.print(coverage_table(rows))
         card["Coverage"] = _markdown(rows)
@@ -135,7 +157,8 @@ def _check(settings: Calibration) -> Path:
     if not settings.data:
         raise ValueError(
             "give files of functions that are new to the model by --data. Those of a generated problem are written by "
-            "data.save('new.npz', samples), with samples of another seed, such as data.darcy(100, 64, seed=1)."
+            "data.save('new.npz', samples), with another seed and otherwise the settings on the model's card, such as "
+            "samples = data.darcy(100, 64, seed=1)."
         )
     return settings.to
 
@@ -156,8 +179,13 @@ def _reader(settings: Calibration, model: Trained) -> FileData:
 
 
 def _read(problem: FileData, path: Path | tuple[Path, ...]) -> AnySamples:
-    with as_options(("inputs", "targets", "rule")):
-        return problem.read(path)
+    try:
+        with as_options(("inputs", "targets", "rule")):
+            return problem.read(path)
+    except (ValueError, KeyError) as error:
+        if isinstance(path, tuple):
+            error.add_note("(Several files in --data hold one pair each; put pairs of one kind into one file.)")
+        raise
 
 
 def _prepared(model: Trained, label: str, samples: AnySamples) -> AnySamples:
@@ -174,30 +202,31 @@ def _is_run(path: Path) -> bool:
 
 
 def _trained_on(
-    settings: Calibration, problem: FileData, models: list[Trained], console: "Console"
+    settings: Calibration, problem: FileData, models: list[Trained], say: Callable[[str], None]
 ) -> Mapping[str, AnySamples]:
-    """Returns the sets whose functions are known to models, by what they are called, and prints what they are."""
+    """Returns the sets whose functions are known to models, by what they are called, and says what they are."""
     found: dict[str, AnySamples] = {}
     for path in settings.trained_on:
         if _is_run(path):
-            found |= dict(_of_run(training.load_run(path), settings.external, console))
+            found |= dict(_of_run(training.load_run(path), settings.external, say))
         else:
             found[f"--trained-on {path}"] = _read(problem, path)
     for one in models:
         if one.run is not None:
-            found |= dict(_of_run(one.run, settings.external, console))
+            found |= dict(_of_run(one.run, settings.external, say))
         elif not settings.trained_on:
-            console.print(
-                f"{one.place} does not have the functions it was trained on, so that the new ones are not compared "
-                "with them; name their files or the run by --trained-on.",
-                soft_wrap=True,
+            recipe = "" if one.problem is None else f" ({one.problem})"
+            say(
+                f"not compared with the functions that {one.place.name} was trained on{recipe}, which it does not "
+                "hold: name their files or the run by --trained-on"
             )
     for name, samples in found.items():
-        console.print(f"compared with {len(samples):,} functions of {name}, one by one", soft_wrap=True)
+        plural = "s" * (len(samples) != 1)
+        say(f"compared with {len(samples):,} function{plural} of {name}, one by one")
     return found
 
 
-def _of_run(run: training.Run, external: bool, console: "Console") -> Iterator[tuple[str, AnySamples]]:
+def _of_run(run: training.Run, external: bool, say: Callable[[str], None]) -> Iterator[tuple[str, AnySamples]]:
     """Yields the training and validation sets of a run whose files are still there, by their names in messages."""
     reason = "it has none"
     if run.config.get("problem") == FileData.name:
@@ -212,10 +241,9 @@ def _of_run(run: training.Run, external: bool, console: "Console") -> Iterator[t
             for name, samples in sets.valid.items():
                 yield f"the validation set {name} of {run.directory}, which chose its checkpoint", samples
             return
-    console.print(
-        f"compared with the checksum of the training set of {run.directory} as a whole, not with the functions in its "
-        f"files ({reason})",
-        soft_wrap=True,
+    say(
+        f"not compared one by one with the functions that {run.directory} was trained on, whose files are not there "
+        f"({reason}): only the checksum of the whole set is, which a part of it, or more than it, does not have."
     )
 
 
@@ -241,6 +269,17 @@ def _about(model: Trained) -> tuple[dict[str, str], dict[str, Any] | None]:
     assert model.saved is not None
     sections = {title: text for title, text in model.saved.sections.items() if title not in _OWN_SECTIONS}
     return sections, model.saved.data
+
+
+def _stated(settings: Calibration) -> dict[str, str]:
+    """Returns the sections of the card that were given."""
+    given = {ABOUT: settings.about, LICENCE: settings.licence, CITATION: settings.cite}
+    return {title: text for title, text in given.items() if text is not None}
+
+
+def _without_folders(note: str) -> str:
+    """Returns a line without the folders of this machine, which the readers of a card do not have."""
+    return re.sub(r"(?<![^\s(])/\S*/(?=\S)", "", note)
 
 
 def _markdown(rows: list[tuple[str, ...]]) -> str:

@@ -13,7 +13,7 @@ from jaxop.data import Samples
 from jaxop.domains import Decomposed, Domain
 from jaxop.experiments.problems import FileData
 from jaxop.experiments.trained import open_trained
-from jaxop.operators.folder import ABOUT
+from jaxop.operators.folder import ABOUT, is_folder
 
 
 def export_model(
@@ -44,6 +44,8 @@ def export_model(
         ValueError: if the run did not record its operator.
         ImportError: if safetensors is not installed.
     """
+    if is_folder(Path(run)):
+        raise ValueError(f"{run} is a model without its run, which this command writes: copy it, or give the run.")
     loaded = training.load_run(run)
     step = loaded.step(checkpoint)
     given = dict(card or {})

@@ -95,7 +95,10 @@ def plot_predictions(
             else:
                 _draw(row[1], place, truth)
                 _draw(row[2], place, guess, style=_scale(truth))
-            _draw(row[3], place, np.abs(guess - truth), kind="error")
+            error, scale = np.abs(guess - truth), {}
+            if half_widths is not None and place.dim > 1:  # one scale shows where the error is beyond the band
+                scale = _error_scale(np.concatenate([error, half_widths[i][:, c]]))
+            _draw(row[3], place, error, kind="error", style=scale)
             if half_widths is not None:
                 width = half_widths[i][:, c]
                 if place.dim == 1:
@@ -104,7 +107,7 @@ def plot_predictions(
                     ends = (guess - width)[order], (guess + width)[order]
                     row[2].fill_between(x[order], *ends, color="C0", alpha=0.25, linewidth=0)
                 else:
-                    _draw(row[4], place, width, kind="error")
+                    _draw(row[4], place, width, kind="error", style=scale)
             row[0].set_ylabel(label if channels == 1 else f"{label}\nchannel {c}", parse_math=False)
     for panel, heading in zip(panels[0], headings, strict=True):
         panel.set_title(heading)

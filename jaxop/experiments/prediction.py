@@ -55,6 +55,8 @@ class Prediction:
             with targets v: what a spread for `jaxop calibrate` is trained on.
         checkpoint: "best", "last" or the number of a step of a run.
         inputs: name or names of the input functions in the files; None means their name in the training file.
+        targets: name or names of the target functions in the files of ``residuals``; None means their name in the
+            training file.
         steps: number of steps that a stepper makes from the states in the files; runs on trajectories need it.
         every: records the states of a stepper after so many steps, and multiples; it divides the number of steps.
         dt: the time of a step of a stepper; None takes that of the training.
@@ -75,6 +77,7 @@ class Prediction:
     residuals: bool = False
     checkpoint: str = "best"
     inputs: str | tuple[str, ...] | None = None
+    targets: str | tuple[str, ...] | None = None
     steps: int | None = None
     every: int = 1
     dt: float | None = None
@@ -132,7 +135,7 @@ def _predict(settings: Prediction, console: "Console | None") -> list[Path]:
     problem, kind = trained.problem, SeriesData if trained.is_stepper else FileData
     if not isinstance(problem, kind):
         problem = kind(Path("samples.npz"))
-    given = {name: getattr(settings, name) for name in ("inputs", "states", "times", "rule")}
+    given = {name: getattr(settings, name) for name in ("inputs", "targets", "states", "times", "rule")}
     problem = dataclasses.replace(
         problem, external=settings.external, **{name: value for name, value in given.items() if value is not None}
     )
@@ -193,7 +196,7 @@ def _predict(settings: Prediction, console: "Console | None") -> list[Path]:
                 write(path, f"{len(output)} nodes", data.write_fields, domain, fields)
     for path in sets:
         if settings.residuals:
-            errors = _residuals(model, path, problem, settings.mesh)
+            errors = _residuals(model, path, problem)
             write(path, f"errors of {len(errors)} samples, {grid_name(errors)}", data.save, errors)
             continue
         samples = _inputs(problem, path)
@@ -223,12 +226,16 @@ def _check_apply(settings: Prediction, trained: Trained) -> None:
             raise ValueError("--band cannot be computed if devices share the nodes: leave --mesh.domain out.")
         if settings.residuals and (settings.band or settings.at is not None):
             raise ValueError("--residuals compares outputs with the targets in the files: leave --at and --band out.")
+        if settings.residuals and settings.mesh != MeshConfig():
+            raise ValueError("--residuals computes on one device: leave --mesh out.")
+        if settings.targets is not None and not settings.residuals:
+            raise ValueError("--targets names what --residuals compares outputs with; predictions need inputs only.")
         defaults = {"steps": None, "every": 1, "dt": None, "states": None, "times": None}
         for name, default in defaults.items():
             if getattr(settings, name) != default:
                 raise ValueError(f"--{name} is for runs on trajectories; {model} was trained on pairs of functions.")
         return
-    for name in ("band", "residuals"):
+    for name in ("band", "residuals", "targets"):
         if getattr(settings, name):
             raise ValueError(f"--{name} is for operators between functions; {model} makes steps in time.")
     if settings.inputs is not None:
@@ -330,13 +337,13 @@ def _ready(model: operators.Standardized, path: Path, samples: AnySamples) -> An
         return prepared({str(path): samples}, config)[str(path)]
 
 
-def _residuals(model: operators.Standardized, path: Path, problem: FileData, mesh: MeshConfig) -> AnySamples:
+def _residuals(model: operators.Standardized, path: Path, problem: FileData) -> AnySamples:
     """Returns the samples of a file with the absolute errors of the model as their targets."""
-    with as_options(("inputs", "rule")):
+    with as_options(("inputs", "targets", "rule")):
         samples = problem.read(path)
     ready = _ready(model, path, samples)
     with _named_in_errors(path, samples):
-        errors = training.absolute_residuals(model, ready, batch_size=samples_at_once(ready, mesh))
+        errors = training.absolute_residuals(model, ready, batch_size=samples_at_once(ready, MeshConfig()))
     return _with_targets(samples, [np.asarray(errors.sample(i).targets) for i in range(len(errors))])
 
 

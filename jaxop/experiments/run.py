@@ -12,7 +12,7 @@ import jax
 from flax import nnx
 
 from jaxop import training
-from jaxop.experiments.experiment import AnyExperiment
+from jaxop.experiments.experiment import AnyExperiment, DynamicsExperiment
 from jaxop.experiments.problems import FileData
 from jaxop.experiments.series import SeriesData
 from jaxop.experiments.sets import check_directory
@@ -61,6 +61,11 @@ def _train(experiment: AnyExperiment, name: str, console: "Console") -> Path:
     directory = Path(from_first(lambda: str(_run_dir(name, experiment)), "the name of the run"))
     settings = experiment.training
     mesh = experiment.mesh.make(settings.batch_size // settings.accumulate)
+    if settings.members > 1 and isinstance(experiment, DynamicsExperiment):
+        raise ValueError(
+            f"--training.members {settings.members}: members are operators between functions, and {name} trains a "
+            "stepper; train several one by one with other seeds, --training.seed."
+        )
     console.print(f"{name}: reading or generating data", style="bold")
     if isinstance(experiment.model, OperatorConfig):  # before data are made
         _check_fits(experiment.model, experiment.mesh, settings.members)

@@ -169,11 +169,12 @@ class BoxSidesConfig:
         for axis, end in self.chosen(nodes.dim):
             ours, theirs = (float(corners[ENDS.index(end)][axis]) for corners in (sides, reached))
             beyond = theirs - ours if end == "upper" else ours - theirs
-            slack = 1e-5 * (sides[1][axis] - sides[0][axis])  # of rounding
+            far = max(abs(ours), abs(theirs)) * float(jnp.finfo(nodes.points.dtype).eps)
+            slack = 1e-5 * (sides[1][axis] - sides[0][axis]) + 4 * far  # of rounding
             if beyond > slack or (whole and beyond < -slack):
                 raise ValueError(
-                    f"the {end} side across axis {axis}, where values are prescribed, is at {ours:g}, but the domain "
-                    f"ends at {theirs:g}; give the corners of the domain by lower and upper in BoxSidesConfig, or "
+                    f"the {end} side across axis {axis}, where values are prescribed, is at {ours:.9g}, but the domain "
+                    f"ends at {theirs:.9g}; give the corners of the domain by lower and upper in BoxSidesConfig, or "
                     "leave this side out of sides."
                 )
 

@@ -318,9 +318,12 @@ def config_of(operator: object, argument: str, *, ensemble: bool = False) -> Any
     config, kinds = getattr(operator, "config", None), (OperatorConfig, *[EnsembleConfig] * ensemble)
     if not isinstance(operator, nnx.Module) or not isinstance(config, kinds):
         kind = type(operator if config is None else config).__name__.removesuffix("Config")
+        inside = (
+            "one of its members, ensemble.member(0)" if kind == "Ensemble" else "the operator inside of another one"
+        )
         raise TypeError(
             f"{argument} must be a neural operator with a config of operators.CONFIGS, bare or in a Standardized, got "
-            f"{kind}; pass the operator inside of another one."
+            f"{kind}; pass {inside}."
         )
     return config
 

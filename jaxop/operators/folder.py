@@ -315,9 +315,15 @@ def _reader(place: Path) -> Callable[[str], bytes]:
 
 def _card(operator: nnx.Module, config: dict[str, Json], count: int, sections: dict[str, str]) -> str:
     """Returns the page for the readers of a folder."""
-    about = inspect.getdoc(type(operator)) or ""
-    source = re.search(r"^Source: (.+?)(?:\n\s*\n|\Z)", about, re.MULTILINE | re.DOTALL)
-    lines = [f"# {type(operator).__name__}", about.partition("\n")[0]]
+    kinds, inside = [type(operator)], getattr(operator, "operator", None)
+    while inside is not None:
+        kinds.append(type(inside))
+        inside = getattr(inside, "operator", None)
+    texts = [inspect.getdoc(kind) or "" for kind in kinds if kind.__name__ != "Standardized"]
+    found = [re.search(r"^Source: (.+?)(?:\n\s*\n|\Z)", text, re.MULTILINE | re.DOTALL) for text in texts]
+    sources = [re.sub(r"\s+", " ", source[1]) for source in found if source]
+    title = " of ".join(kind.__name__ for kind in kinds if kind.__name__ != "Standardized")
+    lines = [f"# {title}", *(text.partition("\n")[0] for text in texts)]
     if "in_channels" in config:
         lines.append(
             f"It maps functions with {_counted(config['in_channels'], 'channel')} to functions with "
@@ -328,8 +334,8 @@ def _card(operator: nnx.Module, config: dict[str, Json], count: int, sections: d
     lines.append(f"```python\nimport jaxop\n\nmodel = jaxop.from_pretrained(PATH)\n{usage}\n```")
     for title, text in (sections | {title: text for title, text in _UNSTATED.items() if title not in sections}).items():
         lines += [f"## {title}", text.strip()]
-    if source:
-        lines += [f"## {_SOURCE}", re.sub(r"\s+", " ", source[1])]
+    if sources:
+        lines += [f"## {_SOURCE}", *sources]
     packages = [f"{name} {metadata.version(name)}" for name in ("jaxop", "jax", "flax")]
     lines += [f"## {_VERSIONS}", f"Written with Python {platform.python_version()}, {', '.join(packages)}."]
     return "\n\n".join(lines) + "\n"

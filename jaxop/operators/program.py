@@ -111,7 +111,8 @@ def export(
         kind = type(operator if config is None else config).__name__.removesuffix("Config")
         raise TypeError(
             f"operator must be a neural operator of operators.CONFIGS, bare or in a Standardized, got {kind}; export "
-            "the operator inside a stepper or another operator, or call jax.export.export yourself."
+            "the operator inside a stepper or another operator, a member of an ensemble (ensemble.member(0)), or call "
+            "jax.export.export yourself."
         )
     check_type(path, "path", (str, os.PathLike), "the name of a new file that ends in .zip")
     if Path(path).suffix != ".zip":

@@ -12,7 +12,7 @@ from jaxop._validation import accumulator, as_float, check_plain, first_index, f
 from jaxop.domains import Decomposed, Domain
 from jaxop.nn import BuildableConfig
 from jaxop.operators.config import Operator, OperatorConfig
-from jaxop.operators.constraint import ConstraintConfig, Map, with_innermost
+from jaxop.operators.constraint import AroundConfig, ConstraintConfig, Map, with_innermost
 from jaxop.operators.folder import Savable
 from jaxop.operators.registry import build
 
@@ -80,6 +80,11 @@ class Standardized(Savable, nnx.Module):
             raise TypeError(
                 f"operator must be a neural operator with a config, such as operators.build(config, rngs=rngs), got "
                 f"{type(operator).__name__}."
+            )
+        if isinstance(config, AroundConfig) and not isinstance(config, ConstraintConfig):
+            raise TypeError(
+                f"operator must be one operator, got {type(operator).__name__}; each of its members is in a "
+                "Standardized: EnsembleConfig(config, members=5, standardized=True), or operators.Ensemble.of(models)."
             )
         self.operator = cast(Operator, operator)
         initial_channels = getattr(config, "initial_channels", 0)

@@ -75,7 +75,8 @@ def calibrate(
     Raises:
         TypeError: if an argument has a wrong type, such as a model that is not a neural operator with a config.
         ValueError: if there are too few functions (the message names the least n), a number is out of its range, a
-            sample is in ``trained_on`` (the message names it), or the model or its spread are not finite.
+            pair of functions is there twice, a sample is in ``trained_on`` (the message names it), or the model or its
+            spread are not finite.
 
     Cost: one forward pass of each operator and one sort of the nodes per sample; one reading of ``trained_on``.
 
@@ -124,6 +125,7 @@ def calibrate(
     unit = Calibrated.of(model, spread, factor=1.0, **numbers)
     described = describe_source(samples)
     _check_new(samples, described, trained_on)
+    _check_distinct(samples)
     scores, _ = _scored(unit, samples, batch_size, "calibrate")
     factor = conformal_factor(scores, delta=delta)
     if not math.isfinite(factor):
@@ -329,8 +331,24 @@ def _check_new(samples: DataSource, described: dict, trained_on: Known | Sequenc
         )
 
 
-def digests(given: object, argument: str) -> Iterator[bytes]:
-    """Yields a hash of each input function, of its values in float32 on its own nodes; targets may be residuals."""
+def _check_distinct(samples: DataSource) -> None:
+    """Raises ``ValueError`` if a pair is there twice: one function that counts as two makes the band too narrow."""
+    if not isinstance(samples, Samples | RaggedSamples):
+        return
+    first: dict[bytes, int] = {}
+    for i, digest in enumerate(digests(samples, "samples", targets=True)):
+        if first.setdefault(digest, i) != i:
+            raise ValueError(
+                f"samples must be draws of their own, but samples[{i}] is samples[{first[digest]}] again, input and "
+                "target; leave copies out, which count as one function."
+            )
+
+
+def digests(given: object, argument: str, *, targets: bool = False) -> Iterator[bytes]:
+    """Yields a hash of each input function, of its values in float32 on its own nodes, and of its target if asked.
+
+    Without targets, residuals are known by their inputs.
+    """
     check_type(given, argument, (Samples, RaggedSamples), "data.Samples or data.RaggedSamples")
     samples = cast(Samples | RaggedSamples, given)
 
@@ -344,9 +362,9 @@ def digests(given: object, argument: str) -> Iterator[bytes]:
     if isinstance(samples, RaggedSamples):
         for i in range(len(samples)):
             one = samples.sample(i)
-            yield digest(one.inputs, one.initial)
+            yield digest(one.inputs, one.initial, *([one.targets] if targets else []))
         return
-    sources = (samples.inputs, samples.initial)
+    sources = (samples.inputs, samples.initial, *([samples.targets] if targets else []))
     for rows in row_slices(len(samples), max(math.prod(s.shape[1:]) for s in sources if s is not None)):
         arrays = [None if source is None else np.asarray(source[rows]) for source in sources]
         for i in range(rows.stop - rows.start):

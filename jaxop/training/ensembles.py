@@ -94,7 +94,8 @@ def rank_shares(
         domain: the k nodes and weights of all.
 
     Returns:
-        E + 1 numbers with the sum 1, shares of the quadrature weights, in float32 or wider.
+        E + 1 numbers with the sum 1, shares of the quadrature weights, in float32 or wider; NaN if the truth or a
+        member is NaN at a node that counts.
 
     Raises:
         ValueError: if the shapes differ or do not fit the domain, or there are fewer than 2 members.
@@ -117,6 +118,8 @@ def rank_shares(
     ranks = jnp.arange(len(members) + 1)[:, None, None]
     possible = (ranks >= below[None]) & (ranks <= (below + equal)[None])
     shares = possible.astype(members.dtype) / (equal + 1)[None].astype(members.dtype)
+    unknown = jnp.any(jnp.isnan(members), axis=0) | jnp.isnan(target)
+    shares = jnp.where(unknown & (domain.weights > 0)[:, None], jnp.nan, shares)
     return jnp.mean(jax.vmap(domain.integrate)(shares), axis=1) / domain.measure.astype(members.dtype)
 
 

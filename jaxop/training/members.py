@@ -61,7 +61,7 @@ def check_members(model: nnx.Module, config: TrainingConfig, mesh: Mesh | None) 
         raise TypeError(
             f"model must be a neural operator with a config, such as operators.build(config, rngs=rngs), bare or in a "
             f"Standardized, if members={config.members}, because each member gets new initial values, got {kind}; "
-            "train several one by one with other seeds, which operators.Ensemble.of joins if they have a config."
+            "train several of them one by one with other seeds."
         )
     if mesh is not None and mesh.is_multi_process:
         raise NotImplementedError(

@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 
 from jaxop import data, domains, experiments, operators, training
-from jaxop._validation import check_share
+from jaxop._validation import check_share, check_size
 from jaxop.experiments.comparison import check_options, new_run, run_settings, train_once
 from jaxop.operators.calibrated import conformal_rank
 from studies.results import About
@@ -38,7 +38,7 @@ ABOUT = {
         "factor of jaxop.training.calibrate. UQNO is that of the script train_uqno_darcy.py of neuraloperator, with "
         "the same second operator: it takes smaller α and δ, by amounts that vanish as the nodes become many, and has "
         "no factor where this makes a negative number of nodes. Gaussian is an ensemble's own interval, with the "
-        "two-sided quantile of 1 − α and without calibration.",
+        "two-sided quantile of 1 − α and without calibration. Every local width has 1 % of its mean added.",
         seeds="those of the command line, and fixed ones of the splits",
     ),
 }
@@ -81,6 +81,7 @@ class Calibration:
 
     def __post_init__(self):
         check_options(self)
+        check_size(self.members, "--members", 2)
 
 
 @dataclasses.dataclass(frozen=True)
