@@ -366,3 +366,9 @@ def test_parameters_are_counted_without_their_layers(name):
 def test_a_traceback_is_shown_on_request(files, tmp_path):
     with pytest.raises(FileNotFoundError):
         cli.main(["train", *custom(files / "aa.npz", tmp_path / "run"), "--traceback"])
+
+
+def test_members_of_a_stepper_are_refused_before_data_are_made(fails):
+    message = fails("train", ["ks_fno", "--training.members", "2"])
+    assert "--training.members 2" in message
+    assert "stepper" in message

@@ -188,7 +188,7 @@ def test_functions_that_are_not_new_are_refused(place, tmp_path, fails, capsys):
         printed = capsys.readouterr().out
     finally:
         train.rename(place / "train.npz")
-    assert "not with the functions in its files" in printed
+    assert "only the checksum of the whole set is" in printed
 
 
 @pytest.mark.parametrize(
@@ -196,6 +196,12 @@ def test_functions_that_are_not_new_are_refused(place, tmp_path, fails, capsys):
     [
         (["calibrate", "run", "--data", "new.npz"], "by --to"),
         (["calibrate", "run", "--to", "x"], "by --data"),
+        (["calibrate", "run", "--data", "new.npz", "--to", "x", "--alpha", "1"], "--alpha"),
+        (["calibrate", "run", "--data", "new.npz", "new.npz", "--to", "x"], "Several files in --data"),
+        (["predict", "darcy_lognormal_fmo", "new.npz", "--to", "x"], "darcy_lognormal_fno"),
+        (["predict", "run", "new.npz", "--residuals", "--mesh.data", "64"], "leave --mesh out"),
+        (["predict", "run", "new.npz", "--targets", "b", "--to", "x"], "--residuals"),
+        (["export-model", "bars", "--to", "x"], "without its run"),
         (["calibrate", "run", "--data", "new.npz", "--to", "bars"], "exists already"),
         (["calibrate", "run", "--data", "new.npz", "--to", "x", "--delta", "0.01"], "at least 99"),
         (["calibrate", "run", "--data", "new.npz", "--to", "x", "--inputs", "z"], "'z'"),

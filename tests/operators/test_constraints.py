@@ -420,3 +420,12 @@ def test_what_does_not_fit_is_named():
     for wrong, error, message in BAD:
         with pytest.raises(error, match=message):
             wrong()
+
+
+@pytest.mark.parametrize("corner", [1000.03, 2000.7, -1e6])
+def test_boxes_far_from_the_origin_are_compared_up_to_rounding(corner):
+    points = np.stack(np.meshgrid([0, 0.5, 1], [0, 0.5, 1]), -1).reshape(-1, 2) + corner
+    mesh = domains.from_points(points.astype(np.float32))
+    operators.BoxSidesConfig(lower=(corner,) * 2, upper=(corner + 1,) * 2).check(mesh, whole=True)
+    with pytest.raises(ValueError, match="the lower side across axis 0"):
+        operators.BoxSidesConfig(lower=(corner + 0.5,) * 2, upper=(corner + 1,) * 2).check(mesh, whole=True)

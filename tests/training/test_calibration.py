@@ -264,3 +264,25 @@ def test_bad_input_is_named():
     nnx.update(model, jax.tree.map(lambda leaf: leaf * np.nan, nnx.state(model, nnx.Param)))
     with pytest.raises(ValueError, match=r"samples\[0\] and 4 others have an infinite score"):
         training.calibrate(model, samples, **LEVELS)
+
+
+def test_a_pair_that_is_there_twice_is_refused_and_an_input_with_two_targets_is_not():
+    u, v = np.random.default_rng(0).normal(size=(2, 12, 8, 1)).astype(np.float32)
+    grid, u[11], v[10] = domains.interval(8), u[3], v[4]
+    train = {"alpha": 0.1, "delta": 0.1}
+    config = operators.TransformerNeuralOperatorConfig(1, 1, width=4, heads=1, layers=1)
+    model = operators.build(config, rngs=nnx.Rngs(0))
+    training.calibrate(model, data.Samples(u, v, grid), **train)
+    v[11] = v[3]
+    with pytest.raises(ValueError, match=r"samples\[11\] is samples\[3\] again"):
+        training.calibrate(model, data.Samples(u, v, grid), **train)
+
+
+def test_the_members_of_an_ensemble_are_standardized_and_not_the_ensemble():
+    config = operators.TransformerNeuralOperatorConfig(1, 1, width=4, heads=1, layers=1)
+    ensemble = operators.build(operators.EnsembleConfig(config, members=2), rngs=nnx.Rngs(0))
+    one = {"input_mean": [0.0], "input_std": [1.0], "output_mean": [0.0], "output_std": [1.0]}
+    with pytest.raises(TypeError, match=r"operator must be one operator, got Ensemble.*standardized=True"):
+        operators.Standardized(ensemble, **one)
+    with pytest.raises(TypeError, match=r"spread must be .* got Ensemble; pass one of its members"):
+        operators.Calibrated.of(ensemble.member(0), ensemble, alpha=0.1, delta=0.1, factor=1.0, count=99)

@@ -179,3 +179,15 @@ def test_bad_input_is_named():
     operator = operators.build(FNO, rngs=nnx.Rngs(0))
     with pytest.raises(TypeError, match=r"model must be an operators.Ensemble; training.evaluate takes other models"):
         training.evaluate_ensemble(operator, on_grid())
+
+
+def test_what_is_no_number_has_no_rank():
+    domain = domains.from_nodes(np.arange(3)[:, None], [1.0, 1.0, 0.0])
+    members, truth = np.zeros((2, 3, 1), np.float32), np.ones((3, 1), np.float32)
+    truth[2] = np.nan  # at a node of weight 0
+    shares = jax.jit(training.rank_shares)
+    np.testing.assert_allclose(shares(members, truth, domain), [0, 0, 1])
+    for broken in (0, 1):
+        wrong = members.copy()
+        wrong[broken, 1] = np.nan
+        assert np.isnan(shares(wrong, truth, domain)).all()
