@@ -69,7 +69,7 @@ def test_experiments_and_operators_are_listed(capsys):
     jaxop("list")
     shown = capsys.readouterr().out.splitlines()
     named = {line.split()[0]: line.split(maxsplit=1)[1] for line in shown if line.startswith("  ")}
-    assert set(named) == set(ready_made()) | set(operators.CONFIGS)
+    assert set(named) == set(ready_made()) | set(operators.CONFIGS) | set(operators.ready_models())
     assert all(len(about) > 20 for about in named.values())
 
 

@@ -45,4 +45,4 @@ def test_every_study_lists_its_options(study, capsys):
     with pytest.raises(SystemExit) as stop:
         command_line([study, "--help"])
     assert stop.value.code == 0
-    assert "--cache" in capsys.readouterr().out or study in ("darcy", "schwarz", "theory")
+    assert "--cache" in capsys.readouterr().out or study in ("bands", "darcy", "schwarz", "theory")
