@@ -88,6 +88,7 @@ def test_the_step_tends_to_the_identity_of_first_order():
 
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.thorough
 def test_every_operator_steps_and_rolls_out(name):
     domain = domain_of(name)
     made = stepper(name, channels=2, history=2, parameters=1, varying_dt=True)

@@ -108,6 +108,7 @@ def test_unknown_command(capsys):
     assert capsys.readouterr().err == "error: command='trian' is unknown: did you mean 'train'?\n"
 
 
+@pytest.mark.thorough
 def test_the_module_is_the_command():
     result = subprocess.run([sys.executable, "-m", "jaxop", "trian"], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (2, "")
@@ -134,6 +135,7 @@ def test_the_place_of_the_files_is_required(capsys):
     assert "--data.train" in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_an_experiment_of_ones_own(own, tmp_path, capsys):
     with pytest.raises(SystemExit):
         cli.main(["train", str(own), "--help"])

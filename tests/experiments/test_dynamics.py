@@ -77,7 +77,7 @@ def fails(capsys):
     return run
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_ready_made_experiment_parses_as_named(name):
     file = ["--data.train", "a.npz"] if name == "series" else []
@@ -406,6 +406,7 @@ def test_a_step_that_was_not_trained_is_refused(stepped, series, tmp_path, fails
     assert data.read_trajectories(tmp_path / "new" / "long.npz").times.tolist() == [6.0, 6.5]
 
 
+@pytest.mark.thorough
 def test_a_stepper_without_its_run_predicts_and_is_evaluated(stepped, series, tmp_path, fails):
     model = tmp_path / "model.zip"
     jaxop("export-model", stepped, "--to", model)

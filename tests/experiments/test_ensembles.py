@@ -18,6 +18,7 @@ def table(directory, name):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.thorough
 def test_a_run_of_several_members_is_trained_evaluated_resumed_and_given_away(tmp_path, capsys):
     file, run = write_npz(tmp_path / "a.npz", **functions(12, 8)), tmp_path / "run"
     small = ("--model.width", "4", "--model.layers", "1", "--model.modes", "2", "--model.projection", "4")

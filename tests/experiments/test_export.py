@@ -62,6 +62,7 @@ def called(path, **given):
     return program, program.call(**given)
 
 
+@pytest.mark.thorough
 def test_a_run_becomes_a_program_for_any_nodes(tmp_path, capsys):
     path, domain = tmp_path / "mine.zip", domains.interval(11)
     assert cli.main(["export", str(RUN), "--to", str(path), "--checkpoint", "4"]) == 0

@@ -62,6 +62,7 @@ def test_a_model_without_its_run_predicts_what_the_run_predicts(trained, files, 
         assert other.domain.rules == results[0].domain.rules
 
 
+@pytest.mark.thorough
 def test_a_model_without_its_run_knows_the_names_and_the_grid_of_its_data(tmp_path):
     arrays = {"a": functions(6, 8)["x"], "b": functions(6, 8)["y"]}
     write_npz(tmp_path / "train.npz", **arrays)
@@ -103,6 +104,7 @@ def test_outputs_at_points_are_those_of_the_model(models, tmp_path, monkeypatch,
     assert expected.mean() > 100  # the units of the data
 
 
+@pytest.mark.thorough
 def test_outputs_for_a_mesh_at_another_mesh_are_a_mesh(models, tmp_path):
     for name, count in {"u": 20, "at": 30}.items():
         flat = points(count, seed=count)

@@ -110,6 +110,7 @@ def test_stein_momenta_are_the_velocities(offset, ensemble):
 
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("name", STEIN)
+@pytest.mark.thorough
 def test_stein_flows_reach_their_target(name, x64):
     """Mean and covariance of a Gaussian target, exactly for the bilinear kernel, whose Gaussians stay Gaussian."""
     rng = np.random.default_rng(7)

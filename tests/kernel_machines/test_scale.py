@@ -100,6 +100,7 @@ def test_many_listed_pairs():
     assert np.sqrt(np.mean(error**2)) < 0.07
 
 
+@pytest.mark.thorough
 def test_what_did_not_converge_is_no_machine():
     x, y = np.random.default_rng(0).uniform(-1, 1, size=(2, 8, 2)).astype(np.float32)
     labels = np.sign(np.sin(2 * x[:, :1]) @ y[:, 1:].T + np.float32(0.1))

@@ -178,7 +178,7 @@ def grids():
 
 
 class TestEquivariance:
-    @pytest.mark.sample(3)
+    @pytest.mark.sample(1)
     @precisions
     @pytest.mark.parametrize("group", operators.GROUPS)
     @pytest.mark.parametrize("rule", ["periodic", "midpoint"])
@@ -272,6 +272,7 @@ def test_saved_operators_come_back_in_their_units(name, tmp_path):
 @pytest.mark.optax
 @pytest.mark.sample(1)
 @every_kind
+@pytest.mark.thorough
 def test_training_and_its_constraint_afterwards(name, tmp_path):
     domain = domains.box((4, 4), rule="midpoint")
     u = normal(12, 16, 1)

@@ -40,6 +40,7 @@ def on_grid(operator, values, domain):
 @pytest.mark.parametrize(
     ("name", "shift"), [("fno", 3), ("fano", 4), ("vitno", 4), ("tno", 3), ("latent", 3), ("flow", 3)]
 )
+@pytest.mark.sample(3)
 def test_an_operator_without_coordinates_commutes_with_shifts(name, shift, dtype, request):
     """All integers for FNO and attention between nodes, whole patches for operators between patches."""
     if dtype == np.float64:

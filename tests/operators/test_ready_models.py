@@ -32,6 +32,7 @@ def test_they_are_small():
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.sample(2)
 def test_new_functions_are_predicted_as_well_as_the_card_says(name):
     coefficient = "lognormal" if "lognormal" in name else "two-valued"
     samples = data.darcy_resolutions(10, (32,), seed=1, first=10**6, reference=128, coefficient=coefficient)[32]

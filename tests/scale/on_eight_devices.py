@@ -194,6 +194,7 @@ def test_a_loss_of_the_user_is_validated_as_on_one_device(tmp_path):
         assert value == pytest.approx(results[0].errors[name], rel=1e-5)
 
 
+@pytest.mark.thorough
 def test_the_command_line_takes_all_devices_that_divide_the_batch(tmp_path, monkeypatch, capsys, unchecked):
     monkeypatch.chdir(tmp_path)
     u = np.random.default_rng(0).normal(size=(10, 16)).astype(np.float32)

@@ -145,6 +145,7 @@ def test_a_coordinator_that_does_not_answer_is_named(unchecked):
         config.joined().__enter__()
 
 
+@pytest.mark.thorough
 def test_processes_that_do_not_come_are_missed():
     found = cases(1, "unused", cluster={"processes": 2, "process_id": 0, "start_timeout_s": 0.5})
     assert "not all 2 processes came to the coordinator 127.0.0.1:" in found[0][3]

@@ -323,6 +323,7 @@ def test_derivatives_of_second_order_agree(x64):
     np.testing.assert_allclose(fft, matrix, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.thorough
 def test_matrices_that_a_program_computes_are_those_that_it_knows():
     for shape, modes in (((1000,), (24,)), ((97, 64), (12, 32)), ((5, 8, 6), (2, 4, 3))):
         band = spectral.Band(shape, modes)

@@ -94,6 +94,7 @@ CASES = {
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.thorough if "targets" in name else ()) for name in CASES]
 )
+@pytest.mark.sample(1)
 def test_the_factor_is_that_of_the_scores_by_hand(name):
     config, make, k, has_spread = CASES[name]
     samples, model, spread = make(), standardized(config), build(config, 1) if has_spread else None
@@ -122,6 +123,7 @@ def test_it_holds_the_functions_it_was_calibrated_on():
 
 
 @pytest.mark.parametrize("name", ["a grid", "a band of one width", "nodes of their own"])
+@pytest.mark.sample(1)
 def test_the_coverage_is_that_of_the_functions_one_by_one(name):
     """On the functions of the calibration, as many as its rank are inside."""
     config, make, k, has_spread = CASES[name]

@@ -159,6 +159,7 @@ def test_paths_among_the_settings_may_change(tmp_path):
         run(tmp_path, config=SHORT, settings=other, resume=True)
 
 
+@pytest.mark.thorough
 def test_settings_that_move_no_parameter_may_change(whole, tmp_path):
     interrupted(tmp_path, 12)
     config = dataclasses.replace(CONFIG, checkpoint_every=7, keep_last=4, time_limit_s=1e6)

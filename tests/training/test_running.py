@@ -25,6 +25,7 @@ with saying_if_terminated({LINE!r}):
 """
 
 
+@pytest.mark.thorough
 def test_a_signal_to_stop_during_a_compilation_is_said():
     process = subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=-1, stderr=-1, text=True)
     assert process.stdout is not None
@@ -52,6 +53,7 @@ def test_a_pause_does_not_count():
     assert 5.0 <= seconds <= clock.seconds < seconds + 0.15
 
 
+@pytest.mark.thorough
 def test_a_finished_run_that_is_resumed_has_the_seconds_of_its_training(tmp_path, monkeypatch):
     measure = loop.mean_errors
 

@@ -46,6 +46,7 @@ def test_lorenz96_agrees_with_a_reference_integrator(x64):
     np.testing.assert_allclose(run.states[:, 40, :, 0], expected, atol=1e-6)
 
 
+@pytest.mark.thorough
 def test_lorenz96_changes_its_energy_by_forcing_and_friction_alone(x64):
     run = data.lorenz96(2, times=40, dt=0.005, warmup=100, forcing=6.0)
     u = run.states[..., 0]
@@ -55,6 +56,7 @@ def test_lorenz96_changes_its_energy_by_forcing_and_friction_alone(x64):
     np.testing.assert_allclose(energy[:, 2:] - energy[:, :-2], simpson, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_lorenz96_is_on_its_attractor_after_the_warmup():
     u = data.lorenz96(16, times=40, dt=0.5, warmup=20).states
     # Lorenz and Emanuel (1998): mean 2.3 and standard deviation 3.6
