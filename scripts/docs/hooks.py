@@ -68,8 +68,10 @@ def _results(folder: str) -> list[Path]:
 
 def on_page_markdown(markdown: str, page: Page, **kwargs: Any) -> str:
     """Puts the table of operators into its page, and turns links to files of the checkout into links to their pages."""
-    if page.file.src_uri.startswith("results/"):
-        return re.sub(r"\]\(\.\./\.\./(?=benchmarks/|studies/)", "](", markdown)
+    pages = {"results": "", "guides": "../results/"}
+    folder = page.file.src_uri.rpartition("/")[0]
+    if folder in pages:
+        return re.sub(r"\]\(\.\./\.\./(?=benchmarks/|studies/)", f"]({pages[folder]}", markdown)
     if page.file.src_uri != "operators.md":
         return markdown
     return markdown.replace("*The command `bash scripts/docs.sh` puts the table here.*", operators.table())
