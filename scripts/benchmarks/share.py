@@ -92,7 +92,7 @@ def query_points(folder: Path, points: tuple[int, ...]) -> None:
     """Prints time and memory of predictions at many query points."""
     print_header("query points", "process", "seconds", "of CPU", "peak memory")
     config = operators.LatentNeuralOperatorConfig(1, 1, dim=2, width=32, heads=4, layers=2, decoder_layers=1)
-    model = operators.build(config, rngs=nnx.Rngs(0)).save(folder / "latent")
+    model = operators.LatentNeuralOperator(config, rngs=nnx.Rngs(0)).save(folder / "latent")
     inputs = folder / "u.npz"
     data.save(inputs, data.darcy(1, 32, seed=0))
     for count in points:

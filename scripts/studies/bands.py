@@ -142,7 +142,7 @@ def predicted(unit: nnx.Module, samples: data.Samples, *, batch_size: int = 20) 
     found = [jax.device_get(outputs(state, samples[part])) for part in parts]
     residuals, spread = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
     weights = np.asarray(samples.domain.weights)
-    size = float(np.mean(np.abs(samples.targets[:, :, 0]) @ weights) / weights.sum())
+    size = float(np.mean(np.abs(samples.targets[:][..., 0]) @ weights) / weights.sum())
     return Predicted(residuals, spread, weights, size)
 
 
@@ -216,7 +216,9 @@ def main(options: Calibration = Calibration()) -> None:
     settings = run_settings(settings, options.steps, options.seeds[0])
     made = functools.partial(new_run, options.run_dir, "bands", seed=options.seeds[0])
 
-    def fitted(label: str, samples: data.Samples, loss: training.Loss | None = None, **changes: int) -> nnx.Module:
+    def fitted(
+        label: str, samples: data.Samples | data.RaggedSamples, loss: training.Loss | None = None, **changes: int
+    ) -> nnx.Module:
         model = experiments.build(CONFIG, samples, seed=options.seeds[0])
         return train_once(model, samples, dataclasses.replace(settings, **changes), made(label), loss).model
 
