@@ -53,7 +53,7 @@ ROWS = {
     "two-level": 2,
     "latent-grid": 2,
     "own-nodes": 6,
-    "share": 12,
+    "share": 16,  # with the headers of two more tables
 }
 
 
