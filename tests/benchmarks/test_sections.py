@@ -24,7 +24,7 @@ from benchmarks import (
     two_level,
 )
 
-from jaxop import domains
+from jaxop import domains, operators
 
 pytestmark = pytest.mark.optax
 
@@ -41,7 +41,6 @@ SMALL = {
     "schwarz": lambda: schwarz.main(powers=(4, 5), repeats=1),
     "latent-grid": lambda: latent_grid.main(nodes=(32, 48), heads=2, depth=4, sides=(2,), repeats=1),
     "own-nodes": lambda: own_nodes.main(nodes=64, subset=32, batch_size=2, repeats=1),
-    "share": lambda: share.main(repeats=1, points=(100,), members=2, steps=2),
     "two-level": lambda: two_level.main(sides=(32, 48), repeats=1, global_nodes=0),
 }
 ROWS = {
@@ -53,7 +52,6 @@ ROWS = {
     "two-level": 2,
     "latent-grid": 2,
     "own-nodes": 6,
-    "share": 16,  # with the headers of two more tables
 }
 
 
@@ -66,6 +64,14 @@ def test_small_tables(section, monkeypatch, capsys):
     assert len(table) == 2 + ROWS.get(section, 1)
     assert len({line.count("|") for line in table}) == 1  # as many cells in every row
     assert table[1].strip("|-") == ""
+
+
+@pytest.mark.study
+def test_three_tables_of_models_that_travel(capsys):
+    share.main(repeats=1, points=(100,), members=2, steps=2)
+    tables = [table.splitlines() for table in capsys.readouterr().out.strip().split("\n\n")]
+    assert [len(table) - 2 for table in tables] == [2 * len(operators.ready_models()), 2, 2]
+    assert all(len({line.count("|") for line in table}) == 1 for table in tables)
 
 
 @pytest.mark.study
