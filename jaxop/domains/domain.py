@@ -250,6 +250,15 @@ class Decomposed:
         return self.domain.is_batched
 
 
+def mean_over(
+    values: Float[Array, "n c"] | Float[Array, "b n c"], domain: Domain
+) -> Float[Array, " c"] | Float[Array, "b c"]:
+    """1/|D| ∫_D u dx of every channel; of a batch on one domain or on one domain per sample."""
+    if values.ndim == 3:
+        return jax.vmap(mean_over, (0, 0 if domain.is_batched else None))(values, domain)
+    return domain.integrate(values) / domain.measure.astype(values.dtype)
+
+
 def as_domain(value: Domain | Decomposed, argument: str) -> Domain:
     """Returns a domain, or the domain of a decomposition.
 

@@ -11,7 +11,7 @@ from flax import nnx
 
 from jaxop import training
 from jaxop._validation import check_share
-from jaxop.experiments.export import card_of, recipe_of
+from jaxop.experiments.export import card_of, recipe_of, stated
 from jaxop.experiments.problems import FileData
 from jaxop.experiments.record import recorded_problem
 from jaxop.experiments.report import COVERAGE, coverage_row, coverage_table, covered, samples_at_once
@@ -20,7 +20,7 @@ from jaxop.experiments.settings import prepared
 from jaxop.experiments.terminal import as_options, make_console
 from jaxop.experiments.trained import Trained, open_trained
 from jaxop.operators.calibrated import conformal_rank
-from jaxop.operators.folder import ABOUT, CITATION, LICENCE, is_folder
+from jaxop.operators.folder import is_folder
 from jaxop.training import MeshConfig
 from jaxop.training.calibration import digests
 
@@ -138,8 +138,8 @@ def calibrate(settings: Calibration, *, console: "Console | None" = None) -> Pat
     say(f"{config.count:,} functions on {config.nodes}: factor {config.factor:.4g}, mean half-width {widths}")
     rows = [coverage_row(name, found, covered(calibrated, found)) for name, found in tests.items()]
     card, recipe = _about(model)
-    card = _stated(settings) | {title: text for title, text in card.items() if title not in _stated(settings)}
-    card["Functions of the calibration"] = "\n".join(f"- {_without_folders(note)}" for note in notes)
+    card |= stated(about=settings.about, licence=settings.licence, cite=settings.cite)
+    card["Functions of the calibration"] = "\n".join(f"- {_for_readers(note)}" for note in notes)
     if rows:
         console.print(coverage_table(rows))
         card["Coverage"] = _markdown(rows)
@@ -271,13 +271,7 @@ def _about(model: Trained) -> tuple[dict[str, str], dict[str, Any] | None]:
     return sections, model.saved.data
 
 
-def _stated(settings: Calibration) -> dict[str, str]:
-    """Returns the sections of the card that were given."""
-    given = {ABOUT: settings.about, LICENCE: settings.licence, CITATION: settings.cite}
-    return {title: text for title, text in given.items() if text is not None}
-
-
-def _without_folders(note: str) -> str:
+def _for_readers(note: str) -> str:
     """Returns a line without the folders of this machine, which the readers of a card do not have."""
     return re.sub(r"(?<![^\s(])/\S*/(?=\S)", "", note)
 

@@ -29,7 +29,7 @@ from jaxop.experiments import terminal
 from jaxop.experiments.calibration import calibrate
 from jaxop.experiments.evaluation import evaluate
 from jaxop.experiments.experiment import first_line, load_recipe, ready_made
-from jaxop.experiments.export import export_model, export_program
+from jaxop.experiments.export import export_model, export_program, stated
 from jaxop.experiments.plan import plan, without_accelerator, write_json
 from jaxop.experiments.prediction import predict
 from jaxop.experiments.run import train
@@ -181,11 +181,10 @@ def _export_model(arguments: Sequence[str]) -> None:
     parser.add_argument("run", metavar="RUN", type=Path, help="the run directory")
     parser.add_argument("--to", type=Path, required=True, help="a new folder, or a new file that ends in .zip")
     parser.add_argument("--checkpoint", default="best", help="best, last, or the number of a step (default: best)")
-    titles = {"about": ABOUT, "licence": LICENCE, "cite": CITATION}
-    for option, title in titles.items():
+    for option, title in {"about": ABOUT, "licence": LICENCE, "cite": CITATION}.items():
         parser.add_argument(f"--{option}", metavar="TEXT", help=f'the card\'s section "{title}"')
     given = parser.parse_args(arguments)
-    card = {title: text for option, title in titles.items() if (text := getattr(given, option)) is not None}
+    card = stated(about=given.about, licence=given.licence, cite=given.cite)
     path = export_model(given.run, given.to, checkpoint=given.checkpoint, card=card)
     sys.stdout.write(f"model: {path}\n")
 

@@ -13,7 +13,7 @@ from jaxop.data import Samples
 from jaxop.domains import Decomposed, Domain
 from jaxop.experiments.problems import FileData
 from jaxop.experiments.trained import open_trained
-from jaxop.operators.folder import ABOUT, is_folder
+from jaxop.operators.folder import ABOUT, CITATION, LICENCE, is_folder
 
 
 def export_model(
@@ -32,8 +32,8 @@ def export_model(
         run: the run directory.
         to: a new folder, or a new file that ends in ``.zip``.
         checkpoint: "best", "last" or the number of a step.
-        card: further sections of the card, Markdown by title. "What it does" comes first; "Licence" and "How to cite"
-            replace what the card says otherwise.
+        card: further sections of the card, Markdown by title, which come before those of the run of the same title,
+            see the argument of ``operator.save``.
 
     Returns:
         The path of the folder or file.
@@ -48,9 +48,7 @@ def export_model(
         raise ValueError(f"{run} is a model without its run, which this command writes: copy it, or give the run.")
     loaded = training.load_run(run)
     step = loaded.step(checkpoint)
-    given = dict(card or {})
-    about = {ABOUT: given.pop(ABOUT)} if ABOUT in given else {}
-    sections = about | card_of(loaded, step) | given
+    sections = card_of(loaded, step) | dict(card or {})
     return loaded.model(checkpoint=step).save(to, card=sections, data=recipe_of(loaded))
 
 
@@ -107,6 +105,12 @@ def _nodes(path: Path, problem: FileData, inputs: str | None) -> tuple[Domain | 
             "the nodes symbolic: --symbolic batch nodes."
         )
     return samples.domain, samples.at
+
+
+def stated(*, about: str | None, licence: str | None, cite: str | None) -> dict[str, str]:
+    """Returns the sections of a card that the owner of a model states; None leaves one out."""
+    given = {ABOUT: about, LICENCE: licence, CITATION: cite}
+    return {title: text for title, text in given.items() if text is not None}
 
 
 def recipe_of(run: training.Run) -> dict[str, Any] | None:

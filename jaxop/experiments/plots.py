@@ -44,7 +44,7 @@ def plot_predictions(
     their scale. The error has its own, which ends at the 99.5 % quantile. Dots on the input show the nodes of a mesh.
     Functions of three variables show the middle slice of a grid, or scattered nodes along the third axis. Functions on
     a sphere around the origin are maps of longitude and latitude. Error bars are a band around the prediction of one
-    variable, and otherwise one more panel, with a scale of its own from 0.
+    variable, and otherwise one more panel, with the scale of the error.
 
     Args:
         samples: the samples to show; `jaxop.data.Samples.take` picks some of a set.

@@ -8,13 +8,13 @@ from typing import Any
 import jax
 
 from jaxop import operators, training
-from jaxop._validation import closest
 from jaxop.dynamics import Stepper
 from jaxop.experiments.problems import PROBLEMS
 from jaxop.experiments.record import recorded_problem
 from jaxop.experiments.sets import AnyProblem
-from jaxop.operators.folder import DATA, Saved, is_folder, located, read_folder
+from jaxop.operators.folder import DATA, Saved, is_folder, read_folder
 from jaxop.operators.pretrained import load
+from jaxop.operators.ready import located
 from jaxop.operators.standardized import Standardized
 from jaxop.training.processes import from_first
 
@@ -78,11 +78,6 @@ def open_trained(path: Path, *, checkpoint: str, own: type | None = None) -> Tra
             model is neither an operator between functions nor a stepper.
     """
     path = located(path)
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{path} is not a run directory, nor the folder or file of a model, nor the name of one that comes with "
-            f"jaxop. {closest(path.name, operators.ready_models())}"
-        )
     if not is_folder(path):
         run = training.load_run(path)
         problem, blank = recorded_problem(run, own=own), run.blank_model()

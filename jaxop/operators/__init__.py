@@ -40,7 +40,6 @@ from jaxop.operators.flow import FlowNeuralOperator as FlowNeuralOperator
 from jaxop.operators.flow import FlowNeuralOperatorConfig as FlowNeuralOperatorConfig
 from jaxop.operators.fno import FourierNeuralOperator as FourierNeuralOperator
 from jaxop.operators.fno import FourierNeuralOperatorConfig as FourierNeuralOperatorConfig
-from jaxop.operators.folder import ready_models as ready_models
 from jaxop.operators.grid import GridConfig as GridConfig
 from jaxop.operators.grid import PatchConfig as PatchConfig
 from jaxop.operators.latent import LatentNeuralOperator as LatentNeuralOperator
@@ -51,6 +50,7 @@ from jaxop.operators.pretrained import from_pretrained as from_pretrained
 from jaxop.operators.program import PLATFORMS as PLATFORMS
 from jaxop.operators.program import SYMBOLIC as SYMBOLIC
 from jaxop.operators.program import export as export
+from jaxop.operators.ready import ready_models as ready_models
 from jaxop.operators.registry import CONFIGS as CONFIGS
 from jaxop.operators.registry import Model as Model
 from jaxop.operators.registry import build as build

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any, cast
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -14,7 +13,7 @@ from jaxtyping import Array, Float
 from jaxop._config import from_dict
 from jaxop._validation import accumulator, as_number, check_name, check_share, check_size, check_type
 from jaxop.domains import Decomposed, Domain
-from jaxop.domains.domain import as_domain
+from jaxop.domains.domain import as_domain, mean_over
 from jaxop.nn import BuildableConfig
 from jaxop.nn.encoder import Dtypes
 from jaxop.operators.config import Operator, OperatorConfig
@@ -256,15 +255,7 @@ class Calibrated(Savable, nnx.Module):
         """Returns Q σ on all nodes of a domain from what `with_size` returns there."""
         if self.spread is None and not self._uses_members:
             return self.config.factor * size
-        nodes = as_domain(domain, "domain")
-
-        def mean(size: Array, nodes: Domain) -> Array:
-            return nodes.integrate(size) / nodes.measure.astype(size.dtype)
-
-        if size.ndim == 3:
-            means = jax.vmap(mean, (0, 0 if nodes.is_batched else None))(size, nodes)[:, None]
-        else:
-            means = mean(size, nodes)[None]
+        means = mean_over(size, as_domain(domain, "domain"))[..., None, :]
         return self.config.factor * (size + self.config.floor * means)
 
     @property

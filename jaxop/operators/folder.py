@@ -24,7 +24,7 @@ from jaxtyping import Array
 from jaxop._config import Json, to_dict
 from jaxop._files import json_checksum, parse_json
 from jaxop._pytree import leaf_names
-from jaxop._validation import check_type, closest
+from jaxop._validation import check_type
 from jaxop.operators.registry import model_of
 
 FORMAT = 1
@@ -34,9 +34,6 @@ CONFIG, WEIGHTS, STATISTICS, CARD = "config.json", "model.safetensors", "statist
 DATA = "data.json"
 PROGRAM = "operator.bin"  # of `jaxop.operators.export`, in other zip files
 _SOURCE, _VERSIONS = "Source of the architecture", "Versions"
-
-READY = Path(__file__).parents[1] / "models"
-"""The folders of the models that come with the package."""
 
 ABOUT, LICENCE, CITATION = "What it does", "Licence", "How to cite"
 """Titles of the card that every reader looks for."""
@@ -71,7 +68,8 @@ class Savable:
 
         Args:
             path: a new folder or file.
-            card: further sections of the card, Markdown by title, such as {"What it does": "...", "Licence": "MIT"}.
+            card: further sections of the card, Markdown by title. "What it does" comes first; "Licence" and "How to
+                cite" replace what the card says otherwise.
             data: how files of such functions are read, in JSON (``data.json``): what a run of ``jaxop train`` records
                 as "problem" and "data". ``jaxop predict`` reads it. None means the defaults of `jaxop.data.read`.
 
@@ -141,27 +139,6 @@ class Saved:
         return {title: text for title, text in found.items() if title not in (_SOURCE, _VERSIONS)}
 
 
-def ready_models() -> dict[str, str]:
-    """Returns the trained models that come with the package: what each does, by the name for `jaxop.from_pretrained`.
-
-    Each has a card with its data, its training and its errors, ``card.md`` in ``jaxop/models/NAME``.
-
-    Example:
-        >>> from jaxop import operators
-        >>> sorted(operators.ready_models())[:2]
-        ['darcy_lognormal_fno', 'darcy_lognormal_tno']
-    """
-    cards = {card.parent.name: card.read_text(encoding="utf-8") for card in sorted(READY.glob(f"*/{CARD}"))}
-    return {name: card.partition(f"## {ABOUT}\n\n")[2].partition("\n")[0] for name, card in cards.items()}
-
-
-def located(path: str | os.PathLike[str]) -> Path:
-    """Returns the place of a model: the path, or the folder of a ready model of this name if nothing is there."""
-    place = Path(path)
-    is_name = place.name == os.fspath(path) and place.name in ready_models()
-    return READY / place.name if is_name and not place.exists() else place
-
-
 def is_folder(path: Path) -> bool:
     """Tells whether a path may be what `Savable.save` wrote: a file, or a folder with weights or a card."""
     return path.is_file() or any((path / name).is_file() for name in (WEIGHTS, CARD))
@@ -176,7 +153,7 @@ def read_folder(path: str | os.PathLike[str]) -> Saved:
             version.
     """
     check_type(path, "path", (str, os.PathLike), "the path of a folder or file that model.save(path) wrote")
-    place = located(path)
+    place = Path(path)
     read = _reader(place)
     config = parse_json(read(CONFIG), f"{place}/{CONFIG}")
     if not isinstance(config, dict) or not isinstance(config.get("format"), int):
@@ -278,10 +255,7 @@ def write_files(path: Path, files: dict[str, bytes]) -> Path:
 def _reader(place: Path) -> Callable[[str], bytes]:
     """Returns a function that reads a file of a folder or of a zip file by name."""
     if not place.exists():
-        raise FileNotFoundError(
-            f"{place} does not exist; give the folder or file that model.save(path) wrote, or the name of a model that "
-            f"comes with jaxop. {closest(place.name, ready_models())}"
-        )
+        raise FileNotFoundError(f"{place} does not exist; give the folder or file that model.save(path) wrote.")
     if place.is_dir():
 
         def read(name: str) -> bytes:
@@ -315,15 +289,13 @@ def _reader(place: Path) -> Callable[[str], bytes]:
 
 def _card(operator: nnx.Module, config: dict[str, Json], count: int, sections: dict[str, str]) -> str:
     """Returns the page for the readers of a folder."""
-    kinds, inside = [type(operator)], getattr(operator, "operator", None)
+    kinds, inside = [], operator
     while inside is not None:
-        kinds.append(type(inside))
+        kinds += [type(inside)] * (type(inside).__name__ != "Standardized")  # which says nothing of the architecture
         inside = getattr(inside, "operator", None)
-    texts = [inspect.getdoc(kind) or "" for kind in kinds if kind.__name__ != "Standardized"]
+    texts = [inspect.getdoc(kind) or "" for kind in kinds]
     found = [re.search(r"^Source: (.+?)(?:\n\s*\n|\Z)", text, re.MULTILINE | re.DOTALL) for text in texts]
-    sources = [re.sub(r"\s+", " ", source[1]) for source in found if source]
-    title = " of ".join(kind.__name__ for kind in kinds if kind.__name__ != "Standardized")
-    lines = [f"# {title}", *(text.partition("\n")[0] for text in texts)]
+    lines = [f"# {' of '.join(kind.__name__ for kind in kinds)}", *(text.partition("\n")[0] for text in texts)]
     if "in_channels" in config:
         lines.append(
             f"It maps functions with {_counted(config['in_channels'], 'channel')} to functions with "
@@ -332,9 +304,10 @@ def _card(operator: nnx.Module, config: dict[str, Json], count: int, sections: d
         )
     usage = getattr(operator, "USAGE", Savable.USAGE)
     lines.append(f"```python\nimport jaxop\n\nmodel = jaxop.from_pretrained(PATH)\n{usage}\n```")
-    for title, text in (sections | {title: text for title, text in _UNSTATED.items() if title not in sections}).items():
+    first = {ABOUT: sections[ABOUT]} if ABOUT in sections else {}
+    for title, text in (first | sections | _UNSTATED | sections).items():
         lines += [f"## {title}", text.strip()]
-    if sources:
+    if sources := [re.sub(r"\s+", " ", source[1]) for source in found if source]:
         lines += [f"## {_SOURCE}", *sources]
     packages = [f"{name} {metadata.version(name)}" for name in ("jaxop", "jax", "flax")]
     lines += [f"## {_VERSIONS}", f"Written with Python {platform.python_version()}, {', '.join(packages)}."]

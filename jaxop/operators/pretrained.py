@@ -13,6 +13,7 @@ from jaxop._config import from_dict
 from jaxop._pytree import leaf_names
 from jaxop._validation import closest
 from jaxop.operators.folder import CONFIG, Saved, read_folder
+from jaxop.operators.ready import located
 from jaxop.operators.registry import build, find, models
 from jaxop.operators.standardized import Standardized
 
@@ -54,7 +55,7 @@ def from_pretrained(
         >>> jaxop.from_pretrained(path, dtype="bfloat16").config.param_dtype
         'bfloat16'
     """
-    return load(read_folder(path), dtype=dtype, sharding=sharding)
+    return load(read_folder(located(path)), dtype=dtype, sharding=sharding)
 
 
 def load(saved: Saved, *, dtype: DTypeLike | None = None, sharding: jax.sharding.Sharding | None = None) -> nnx.Module:

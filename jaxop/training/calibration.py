@@ -18,7 +18,8 @@ from jaxop._files import json_checksum
 from jaxop._validation import check_share, check_type
 from jaxop.data import Batch, DataSource, RaggedSamples, RandomNodes, Sample, Samples
 from jaxop.data.samples import row_slices
-from jaxop.domains import Domain, Grid
+from jaxop.domains import Grid
+from jaxop.domains.domain import mean_over
 from jaxop.operators import Calibrated
 from jaxop.operators.calibrated import config_of, conformal_rank
 from jaxop.training.bands import band_scores, conformal_factor
@@ -294,12 +295,7 @@ def _scores(
     model = nnx.merge(graphdef, params, other)
     prediction, sigma = model(batch.inputs, batch.domain, at=batch.at, initial=batch.initial)
     nodes = batch.target_domain
-    scores = band_scores(prediction, batch.targets, nodes, alpha=alpha, spread=sigma)
-
-    def mean(sigma: Array, nodes: Domain) -> Array:
-        return nodes.integrate(sigma) / nodes.measure.astype(sigma.dtype)
-
-    return scores, jax.vmap(mean, (0, 0 if nodes.is_batched else None))(sigma, nodes)
+    return band_scores(prediction, batch.targets, nodes, alpha=alpha, spread=sigma), mean_over(sigma, nodes)
 
 
 def _check_new(samples: DataSource, described: dict, trained_on: Known | Sequence[Known]) -> None:

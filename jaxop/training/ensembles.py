@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from jaxop._validation import accumulator, check_type, host_real
 from jaxop.data import Batch, DataSource, RaggedSamples, Samples
 from jaxop.domains import Domain
-from jaxop.domains.domain import check_domain
+from jaxop.domains.domain import check_domain, mean_over
 from jaxop.operators import Ensemble
 from jaxop.training.evaluation import (
     Errors,
@@ -76,7 +76,7 @@ def crps(
     factors = jnp.arange(1 - count, count, 2, dtype=dtype)[:, None, None]
     apart = jnp.sum(factors * (jnp.sort(members, axis=0) - members[:1]), axis=0)
     scores = distances - apart / (count * (count - 1) if fair else count**2)
-    return jnp.mean(domain.integrate(scores)) / domain.measure.astype(dtype)
+    return jnp.mean(mean_over(scores, domain))
 
 
 def rank_shares(
@@ -120,7 +120,7 @@ def rank_shares(
     shares = possible.astype(members.dtype) / (equal + 1)[None].astype(members.dtype)
     unknown = jnp.any(jnp.isnan(members), axis=0) | jnp.isnan(target)
     shares = jnp.where(unknown & (domain.weights > 0)[:, None], jnp.nan, shares)
-    return jnp.mean(jax.vmap(domain.integrate)(shares), axis=1) / domain.measure.astype(members.dtype)
+    return jnp.mean(mean_over(shares, domain), axis=1)
 
 
 def calibration_curve(
@@ -271,7 +271,7 @@ def _scores_of_sample(
     unit = domain._unit(wide)
     members, truth = predictions / unit, wide / unit
     spread = jnp.std(members, axis=0, ddof=1)
-    size = jnp.mean(domain.integrate(jnp.abs(truth))) / domain.measure.astype(truth.dtype)
+    size = jnp.mean(mean_over(jnp.abs(truth), domain))
     norm = domain.norm(truth)
     score = crps(members, truth, domain) / jnp.where(size == 0, 1, size)
     return score, domain.norm(spread) / jnp.where(norm == 0, 1, norm), rank_shares(predictions, wide, domain)

@@ -15,7 +15,7 @@ from studies.table import print_header, print_row
 
 from benchmarks.timing import seconds_of
 from jaxop import data, domains, experiments, operators, training
-from jaxop.operators.folder import READY
+from jaxop.operators.ready import READY
 
 ABOUT = {
     "share": About(

@@ -1,6 +1,7 @@
 """The command line in process, small files to train on, and one run that most tests share."""
 
 import contextlib
+import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,27 @@ def without_type_checks():
 def no_rendering(trained, monkeypatch):
     """Figures are drawn, but files of theirs stay empty: only those of the shared run are rendered."""
     monkeypatch.setattr(plots, "save_figure", lambda figure, path: path.touch())
+
+
+@pytest.fixture
+def fails(capsys):
+    """Runs a command, of words and lists of words, that must fail, and returns its message."""
+
+    def run(*arguments) -> str:
+        words = [word for part in arguments for word in (part if isinstance(part, list | tuple) else [part])]
+        assert cli.main([*map(str, words)]) == 2
+        message = capsys.readouterr().err
+        assert message.startswith("error: ")
+        assert "Traceback" not in message
+        return message
+
+    return run
+
+
+def rows(directory: Path, name: str) -> list[dict[str, str]]:
+    """The rows of a table of an evaluation."""
+    with (directory / "evaluation" / f"{name}.csv").open() as file:
+        return list(csv.DictReader(file))
 
 
 def functions(count: int, side: int, *, seed: int = 0) -> dict[str, np.ndarray]:

@@ -16,20 +16,6 @@ from tests.experiments.conftest import custom, functions, jaxop, parsed, write_h
 pytestmark = pytest.mark.optax
 
 
-@pytest.fixture
-def fails(capsys):
-    """Runs a command and returns its message."""
-
-    def run(command, arguments) -> str:
-        assert cli.main([command, *map(str, arguments)]) == 2
-        message = capsys.readouterr().err
-        assert message.startswith("error: ")
-        assert "Traceback" not in message
-        return message
-
-    return run
-
-
 def test_unknown_config(fails):
     assert "experiment='darcy_fana' is unknown: did you mean 'darcy_fano'" in fails("train", ["darcy_fana"])
 

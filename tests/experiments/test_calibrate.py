@@ -15,7 +15,7 @@ from scipy.spatial import Delaunay
 
 import jaxop as package
 from jaxop import data, domains, operators, training
-from jaxop.experiments import cli, plots
+from jaxop.experiments import plots
 from tests.experiments.conftest import functions, jaxop, without_type_checks, write_npz
 
 pytestmark = [pytest.mark.optax]
@@ -49,17 +49,6 @@ def place(tmp_path_factory):
         jaxop("train", "custom", *run, *names, *short, *sizes)
         jaxop("calibrate", folder / "run", "--data", folder / "new.npz", *to, *spread, *tests)
     return folder
-
-
-@pytest.fixture
-def fails(capsys):
-    def run(*arguments) -> str:
-        assert cli.main([str(argument) for argument in arguments]) == 2
-        message = capsys.readouterr().err
-        assert message.startswith("error: ")
-        return message
-
-    return run
 
 
 @jax.jit

@@ -1,6 +1,5 @@
 """Ensembles on the command line: one option trains one, and its run is what any run is."""
 
-import csv
 import json
 
 import numpy as np
@@ -8,14 +7,9 @@ import pytest
 
 import jaxop as library
 from jaxop import data, experiments, operators, training
-from tests.experiments.conftest import custom, functions, jaxop, write_npz
+from tests.experiments.conftest import custom, functions, jaxop, rows, write_npz
 
 pytestmark = [pytest.mark.optax, pytest.mark.usefixtures("no_rendering")]
-
-
-def table(directory, name):
-    with (directory / "evaluation" / f"{name}.csv").open() as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.mark.thorough
@@ -37,7 +31,7 @@ def test_a_run_of_several_members_is_trained_evaluated_resumed_and_given_away(tm
     expected = training.predict(model, samples)
     np.testing.assert_allclose(outputs.reshape(expected.shape), expected, rtol=1e-4, atol=1e-5)
     errors = training.evaluate_ensemble(model, samples)
-    (row,) = table(run, "again")
+    (row,) = rows(run, "again")
     for name, found in (("rel_l2", errors.l2), ("rel_crps", errors.crps), ("rel_spread", errors.spread)):
         assert float(row[name]) == pytest.approx(float(found.mean()), rel=1e-4)
     record = json.loads((run / "evaluation" / "again.json").read_text())
@@ -48,7 +42,7 @@ def test_a_run_of_several_members_is_trained_evaluated_resumed_and_given_away(tm
     loaded = library.from_pretrained(tmp_path / "model.zip")
     np.testing.assert_array_equal(training.predict(loaded, samples), expected)
     jaxop("evaluate", tmp_path / "model.zip", "--data", file, "--to", tmp_path / "tables")
-    assert table(tmp_path / "tables", "evaluation")[0]["rel_crps"] == row["rel_crps"]
+    assert rows(tmp_path / "tables", "evaluation")[0]["rel_crps"] == row["rel_crps"]
 
 
 def test_the_curve_is_drawn_from_corner_to_corner():

@@ -1,18 +1,11 @@
-import csv
-
 import jax
 import numpy as np
 import pytest
 
 from jaxop import data, training
-from tests.experiments.conftest import custom, functions, jaxop, write_npz
+from tests.experiments.conftest import custom, functions, jaxop, rows, write_npz
 
 pytestmark = [pytest.mark.optax, pytest.mark.usefixtures("no_rendering")]
-
-
-def rows(directory, name):
-    with (directory / "evaluation" / f"{name}.csv").open() as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.mark.thorough

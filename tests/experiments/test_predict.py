@@ -12,7 +12,7 @@ from scipy.spatial import Delaunay
 
 import jaxop as package
 from jaxop import data, domains, operators, training
-from jaxop.experiments import cli, plots
+from jaxop.experiments import plots
 from tests.experiments.conftest import functions, jaxop, write_npz
 
 pytestmark = [pytest.mark.optax]
@@ -32,18 +32,6 @@ def models(tmp_path_factory):
         operators.Standardized(operators.build(config, rngs=nnx.Rngs(0)), **statistics).save(folder / name)
     operators.build(operators.models()["classifier"].config(5, 2, width=8), rngs=nnx.Rngs(0)).save(folder / "text")
     return folder
-
-
-@pytest.fixture
-def fails(capsys):
-    def run(*arguments) -> str:
-        assert cli.main([str(argument) for argument in arguments]) == 2
-        message = capsys.readouterr().err
-        assert message.startswith("error: ")
-        assert "Traceback" not in message
-        return message
-
-    return run
 
 
 def points(count, *, seed=0):

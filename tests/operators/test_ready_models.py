@@ -8,7 +8,7 @@ import pytest
 
 import jaxop
 from jaxop import data, operators, training
-from jaxop.operators.folder import READY, located
+from jaxop.operators.ready import READY, located
 
 NAMES = sorted(path.name for path in READY.iterdir())
 
