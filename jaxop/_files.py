@@ -1,13 +1,16 @@
-"""JSON files that are read with bounds, and files that are written in one go."""
+"""JSON files that are read with bounds, arrays as files, and files that are written in one go."""
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 _LARGEST = 2**28  # bytes of a JSON file
 
@@ -40,6 +43,25 @@ def parse_json(content: bytes, name: str) -> Any:
         raise ValueError(f"{name} is nested too deeply.") from error
     except ValueError as error:
         raise ValueError(f"{name} is not valid JSON ({error}).") from error
+
+
+def array_bytes(array: np.ndarray) -> bytes:
+    """Returns an array as the contents of a .npy file."""
+    content = io.BytesIO()
+    np.save(content, array, allow_pickle=False)
+    return content.getvalue()
+
+
+def parse_array(content: bytes, name: str) -> np.ndarray:
+    """Returns the array in the contents of a .npy file.
+
+    Raises:
+        ValueError: if it is not one, or is cut, or would execute code; the message begins with the name.
+    """
+    try:
+        return np.load(io.BytesIO(content), allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(f"{name} is not a valid array of NumPy ({error}).") from error
 
 
 def write_in_one_go(path: Path, content: bytes) -> None:

@@ -12,7 +12,6 @@ from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from jaxop._config import from_dict
 from jaxop._validation import (
     accumulator,
     as_float,
@@ -30,7 +29,8 @@ from jaxop.data import StepStatistics, Trajectories, Windows
 from jaxop.domains import Decomposed, Domain
 from jaxop.nn import BuildableConfig
 from jaxop.nn.encoder import Dtypes
-from jaxop.operators import CONFIGS, Operator, OperatorConfig, Statistic, build, model_of, register
+from jaxop.operators import CONFIGS, ConstraintConfig, Operator, OperatorConfig, Statistic, build, model_of, register
+from jaxop.operators.constraint import recorded_around
 from jaxop.operators.folder import Savable
 
 OUTPUTS = ("delta", "state")
@@ -44,8 +44,10 @@ class StepperConfig(BuildableConfig):
     """Sizes and choices of a `Stepper`; `for_data` fills them in for your trajectories.
 
     Attributes:
-        operator: config of the operator G. Its ``in_channels`` are ``input_channels``, its ``out_channels`` are
-            ``channels``.
+        operator: config of the operator G, or of a constraint around it, which then holds for the output of G: with
+            ``output="delta"`` and the number 0, an `operators.ConservativeOperator` keeps the integrals of the state,
+            and an `operators.BoundaryOperator` its values on the sides. Its ``in_channels`` are ``input_channels``, its
+            ``out_channels`` are ``channels``.
         channels: c, channels of the state.
         history: H ≥ 1, the number of states that G sees: the present one and those before it.
         parameters: p ≥ 0, constants of a trajectory that G sees.
@@ -68,7 +70,7 @@ class StepperConfig(BuildableConfig):
         (4, 'fno')
     """
 
-    operator: OperatorConfig
+    operator: OperatorConfig | ConstraintConfig
     channels: int
     _: dataclasses.KW_ONLY
     history: int = 1
@@ -80,7 +82,8 @@ class StepperConfig(BuildableConfig):
     model: str = dataclasses.field(default="", init=False)
 
     def __post_init__(self):
-        check_type(self.operator, "operator", OperatorConfig, "the config of a neural operator, see operators.CONFIGS")
+        kinds = (OperatorConfig, ConstraintConfig)
+        check_type(self.operator, "operator", kinds, "the config of a neural operator, see operators.CONFIGS")
         check_size(self.channels, "channels")
         check_size(self.history, "history")
         check_size(self.parameters, "parameters", 0)
@@ -130,12 +133,7 @@ class StepperConfig(BuildableConfig):
     @classmethod
     def recorded(cls, values: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the fields of the constructor from those that `jaxop.operators.to_dict` wrote."""
-        fields = {name: value for name, value in values.items() if name != "model"}
-        if isinstance(fields.get("operator"), Mapping):
-            name = values.get("model")
-            check_name(name, "model", CONFIGS)
-            fields["operator"] = from_dict(CONFIGS[str(name)], fields["operator"], name="operator")
-        return fields
+        return recorded_around(values)
 
     @classmethod
     def for_data(

@@ -6,6 +6,7 @@ They need the packages of the extra ``scripts``: ``pip install 'jaxop[scripts]'`
 from jaxop.experiments.calibration import Calibration as Calibration
 from jaxop.experiments.calibration import calibrate as calibrate
 from jaxop.experiments.cluster import ClusterConfig as ClusterConfig
+from jaxop.experiments.constraints import Constraints as Constraints
 from jaxop.experiments.evaluation import Evaluation as Evaluation
 from jaxop.experiments.evaluation import evaluate as evaluate
 from jaxop.experiments.evolutions import AdvectionData as AdvectionData

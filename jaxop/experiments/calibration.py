@@ -3,26 +3,27 @@
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 from flax import nnx
 
 from jaxop import training
 from jaxop._validation import check_share
 from jaxop.experiments.export import card_of, recipe_of, stated
 from jaxop.experiments.problems import FileData
-from jaxop.experiments.record import recorded_problem
 from jaxop.experiments.report import COVERAGE, coverage_row, coverage_table, covered, samples_at_once
 from jaxop.experiments.sets import AnySamples, by_name, check_sizes
 from jaxop.experiments.settings import prepared
 from jaxop.experiments.terminal import as_options, make_console
 from jaxop.experiments.trained import Trained, open_trained
 from jaxop.operators.calibrated import conformal_rank
-from jaxop.operators.folder import is_folder
+from jaxop.operators.folder import is_folder, read_folder
+from jaxop.operators.ready import located, ready_models
 from jaxop.training import MeshConfig
-from jaxop.training.calibration import digests
+from jaxop.training.identity import digests
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,8 +46,8 @@ class Calibration:
         spread: run, folder or .zip file of a second operator, which predicts the local size of the error; None gives
             bands of one width per channel, or the spread of a model that has one.
         floor: smallest local size, relative to its mean over the domain.
-        trained_on: files, folders of files and runs that the model or its spread were trained on. Those of runs that
-            are calibrated are known.
+        trained_on: files, folders of files, runs and models with the functions that the model or its spread were
+            trained on, if they do not have the hashes of them.
         test: files or folders of pairs of functions, on any nodes, on which the coverage is measured.
         checkpoint: "best", "last" or the number of a step, if the model is a run.
         inputs: name or names of the input functions in the files; None means their name in the training file.
@@ -81,9 +82,8 @@ class Calibration:
 def calibrate(settings: Calibration, *, console: "Console | None" = None) -> Path:
     """Writes an operator with error bars, which `jaxop.training.calibrate` makes, as a folder or zip file.
 
-    If the model or its spread is a run, its training and validation functions must not be among those of the
-    calibration: the checksum of the training set is compared, and each function if the files are still where the run
-    read them. A line says what was compared. The card has the coverage on the sets of ``test``.
+    Runs and models have the hashes of the functions of their training and validation. None of the calibration may be
+    among them. A line says what was compared. The card has the coverage on the sets of ``test``.
 
     Args:
         settings: the model, the files, the levels.
@@ -120,7 +120,9 @@ def calibrate(settings: Calibration, *, console: "Console | None" = None) -> Pat
     tests = by_name(settings.test, lambda path: _prepared(model, f"--test {path}", _read(problem, path)))
     sets = {named: samples} | {f"--test {name}": found for name, found in tests.items()}
     models = [one for one in (model, spread) if one is not None]
-    _check_new(sets, {**_trained_on(settings, problem, models, say), named: samples})
+    known = _trained_on(settings, problem, models, say)
+    hashes = {label: list(digests(found, label)) for label, found in sets.items()}
+    _check_new(hashes, {**known, named: set(hashes[named])})
     runs = [one.run for one in models if one.run is not None]
     own = None if model.calibrated is None else model.calibrated.spread
     calibrated = training.calibrate(
@@ -130,7 +132,7 @@ def calibrate(settings: Calibration, *, console: "Console | None" = None) -> Pat
         delta=settings.delta,
         spread=cast(nnx.Module | None, own if spread is None else spread.restore(None)),
         floor=settings.floor,
-        trained_on=[*runs, *(training.load_run(path) for path in settings.trained_on if _is_run(path))],
+        trained_on=runs,
         batch_size=samples_at_once(samples, MeshConfig()),
     )
     config = calibrated.config
@@ -143,7 +145,7 @@ def calibrate(settings: Calibration, *, console: "Console | None" = None) -> Pat
     if rows:
         console.print(coverage_table(rows))
         card["Coverage"] = _markdown(rows)
-    path = calibrated.save(to, card=card, data=recipe)
+    path = calibrated.save(to, card=card, data=recipe, functions=_joined(models))
     console.print(f"model: {path}", soft_wrap=True)
     return path
 
@@ -197,68 +199,69 @@ def _prepared(model: Trained, label: str, samples: AnySamples) -> AnySamples:
         return prepared({label: samples}, config)[label]
 
 
-def _is_run(path: Path) -> bool:
-    return path.is_dir() and (path / "config.json").is_file() and not is_folder(path)
+def _is_model(path: Path) -> bool:
+    """Tells whether a path is that of a run or a model, or the name of a model, and not of data."""
+    if not path.exists():
+        return str(path) in ready_models()
+    return path.suffix == ".zip" or (path / "config.json").is_file()
+
+
+def _hashes(path: Path) -> np.ndarray | None:
+    """Returns the hashes of the functions that a run or a model knows, None if it has none."""
+    place = located(path)
+    return read_folder(place).functions if is_folder(place) else training.load_run(place).functions
+
+
+def _rows(hashes: np.ndarray) -> set[bytes]:
+    return {row.tobytes() for row in hashes}
 
 
 def _trained_on(
     settings: Calibration, problem: FileData, models: list[Trained], say: Callable[[str], None]
-) -> Mapping[str, AnySamples]:
-    """Returns the sets whose functions are known to models, by what they are called, and says what they are."""
-    found: dict[str, AnySamples] = {}
+) -> dict[str, set[bytes]]:
+    """Returns the hashes of the functions that models know, by what they are called, and says what they are."""
+    found: dict[str, set[bytes]] = {}
     for path in settings.trained_on:
-        if _is_run(path):
-            found |= dict(_of_run(training.load_run(path), settings.external, say))
-        else:
-            found[f"--trained-on {path}"] = _read(problem, path)
+        name = f"--trained-on {path}"
+        if not _is_model(path):
+            found[name] = set(digests(_read(problem, path), name))
+            continue
+        hashes = _hashes(path)
+        if hashes is None:
+            raise ValueError(f"{name} has no hashes of the functions that it was trained on: name the files of these.")
+        found[name] = _rows(hashes)
     for one in models:
-        if one.run is not None:
-            found |= dict(_of_run(one.run, settings.external, say))
+        hashes = _hashes(one.place)
+        if hashes is not None:
+            found[f"{one.place}, its training or validation"] = _rows(hashes)
         elif not settings.trained_on:
             recipe = "" if one.problem is None else f" ({one.problem})"
             say(
-                f"not compared with the functions that {one.place.name} was trained on{recipe}, which it does not "
-                "hold: name their files or the run by --trained-on"
+                f"not compared with the functions that {one.place.name} was trained on{recipe}, of which it has no "
+                "hashes: name their files by --trained-on"
             )
-    for name, samples in found.items():
-        plural = "s" * (len(samples) != 1)
-        say(f"compared with {len(samples):,} function{plural} of {name}, one by one")
+    for name, rows in found.items():
+        say(f"compared with {len(rows):,} function{'s' * (len(rows) != 1)} of {name}, one by one")
     return found
 
 
-def _of_run(run: training.Run, external: bool, say: Callable[[str], None]) -> Iterator[tuple[str, AnySamples]]:
-    """Yields the training and validation sets of a run whose files are still there, by their names in messages."""
-    reason = "it has none"
-    if run.config.get("problem") == FileData.name:
-        problem = recorded_problem(run)
-        assert isinstance(problem, FileData)
-        try:
-            sets = dataclasses.replace(problem, test=(), external=external).load(Path())
-        except (OSError, ValueError) as error:
-            reason = str(error)
-        else:
-            yield f"the training set of {run.directory}", sets.train
-            for name, samples in sets.valid.items():
-                yield f"the validation set {name} of {run.directory}, which chose its checkpoint", samples
-            return
-    say(
-        f"not compared one by one with the functions that {run.directory} was trained on, whose files are not there "
-        f"({reason}): only the checksum of the whole set is, which a part of it, or more than it, does not have."
-    )
-
-
-def _check_new(sets: Mapping[str, AnySamples], known: Mapping[str, AnySamples]) -> None:
+def _check_new(sets: Mapping[str, list[bytes]], known: Mapping[str, set[bytes]]) -> None:
     """Raises ``ValueError`` if a function of a set is among those of a known set of another name."""
-    hashes = {label: list(digests(samples, label)) for label, samples in sets.items()}
-    for name, samples in known.items():
-        theirs = set(hashes[name] if name in hashes else digests(samples, name))
-        for label, ours in hashes.items():
-            seen = [i for i, digest in enumerate(ours) if label != name and digest in theirs]
+    for name, rows in known.items():
+        for label, ours in sets.items():
+            seen = [i for i, digest in enumerate(ours) if label != name and digest in rows]
             if seen:
                 raise ValueError(
                     f"{label}: the functions must be new, but {len(seen)} of {len(ours)} are in {name}, the first "
                     f"being number {seen[0]}; keep functions for the calibration, and for its test, apart."
                 )
+
+
+def _joined(models: list[Trained]) -> np.ndarray | None:
+    """Returns the hashes of the functions that any of the models knows, None if one has none."""
+    found = [_hashes(one.place) for one in models]
+    known = [hashes for hashes in found if hashes is not None]
+    return np.unique(np.concatenate(known), axis=0) if len(known) == len(found) else None
 
 
 def _about(model: Trained) -> tuple[dict[str, str], dict[str, Any] | None]:

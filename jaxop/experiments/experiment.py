@@ -13,6 +13,7 @@ from typing import Generic, TypeAlias, TypeVar
 from jaxop import training
 from jaxop._validation import check_name, closest
 from jaxop.experiments.cluster import ClusterConfig
+from jaxop.experiments.constraints import Constraints
 from jaxop.experiments.sets import AnyProblem
 from jaxop.experiments.settings import OperatorSettings
 from jaxop.experiments.stepping import Stepping
@@ -38,6 +39,7 @@ class Experiment(Generic[Data, Model]):
         data: the problem or the files.
         model: the operator's config, or `OperatorSettings` whose missing fields are chosen to suit the data.
         training: steps, batches, learning rate, checkpoints.
+        constraints: boundary values, integrals and symmetries that the output has exactly.
         run_dir: directory of the run; None makes runs/NAME-DATE-TIME.
         resume: continue the run in run_dir from its newest checkpoint.
         cache: directory of generated data, with one file for each set of parameters.
@@ -62,6 +64,7 @@ class Experiment(Generic[Data, Model]):
     data: Data
     model: Model
     training: training.TrainingConfig
+    constraints: Constraints = dataclasses.field(default_factory=Constraints)
     run_dir: Path | None = None
     resume: bool = False
     cache: Path = dataclasses.field(default_factory=default_cache)

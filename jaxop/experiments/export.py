@@ -49,7 +49,8 @@ def export_model(
     loaded = training.load_run(run)
     step = loaded.step(checkpoint)
     sections = card_of(loaded, step) | dict(card or {})
-    return loaded.model(checkpoint=step).save(to, card=sections, data=recipe_of(loaded))
+    model = loaded.model(checkpoint=step)
+    return model.save(to, card=sections, data=recipe_of(loaded), functions=loaded.functions)
 
 
 def export_program(

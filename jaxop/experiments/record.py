@@ -1,11 +1,13 @@
 """Record of an experiment in a run, and the experiment that is read back from it."""
 
 import dataclasses
+from typing import Any, TypeVar
 
 from jaxop import operators, training
 from jaxop._validation import check_name, closest
 from jaxop.domains.domain import as_domain
 from jaxop.dynamics import StepperConfig
+from jaxop.experiments.constraints import Constraints
 from jaxop.experiments.experiment import AnyExperiment, DynamicsExperiment, Experiment
 from jaxop.experiments.problems import PROBLEMS, FileData
 from jaxop.experiments.series import SeriesData
@@ -13,6 +15,9 @@ from jaxop.experiments.sets import AnyProblem, AnySet
 from jaxop.experiments.settings import input_domain
 from jaxop.experiments.stepping import Stepping
 from jaxop.nn import BuildableConfig
+from jaxop.operators.constraint import innermost
+
+Settings = TypeVar("Settings")
 
 
 def describe(experiment: AnyExperiment, config: BuildableConfig, train: AnySet) -> dict[str, object]:
@@ -36,6 +41,8 @@ def describe(experiment: AnyExperiment, config: BuildableConfig, train: AnySet) 
         "resolution": round(domain.size ** (1 / domain.dim), 3),
         "samples": len(train),
     }
+    if experiment.constraints != Constraints():  # runs of earlier versions do not have any
+        record["constraints"] = experiment.constraints
     return record | ({"stepping": experiment.stepping} if isinstance(experiment, DynamicsExperiment) else {})
 
 
@@ -78,10 +85,12 @@ def recorded_experiment(run: training.Run) -> AnyExperiment:
     blank = run.blank_model()
     config = (blank.operator if isinstance(blank, operators.Ensemble) else blank).config
     problem = recorded_problem(run)
-    if not isinstance(config, StepperConfig):
-        return Experiment(problem, config, settings, run_dir=run.directory, resume=True)
-    stepping = recorded_stepping(run)
-    return DynamicsExperiment(problem, config.operator, settings, run_dir=run.directory, resume=True, stepping=stepping)
+    where: dict[str, Any] = {"run_dir": run.directory, "resume": True}
+    where["constraints"] = _recorded(run, "constraints", Constraints) if "constraints" in run.config else Constraints()
+    if isinstance(config, StepperConfig):
+        inside, stepping = innermost(config.operator), recorded_stepping(run)
+        return DynamicsExperiment(problem, inside, settings, stepping=stepping, **where)
+    return Experiment(problem, innermost(config), settings, **where)
 
 
 def recorded_stepping(run: training.Run) -> Stepping:
@@ -90,8 +99,12 @@ def recorded_stepping(run: training.Run) -> Stepping:
     Raises:
         ValueError: if the record lacks it, or has a field that this version does not have.
     """
+    return _recorded(run, "stepping", Stepping)
+
+
+def _recorded(run: training.Run, name: str, kind: type[Settings]) -> Settings:
     try:
-        return operators.from_dict(Stepping, run.config["stepping"], name="stepping")
+        return operators.from_dict(kind, run.config[name], name=name)
     except (KeyError, TypeError, ValueError) as error:
         path = run.directory / "config.json"
-        raise ValueError(f"{path}: stepping cannot be read ({type(error).__name__}: {error}).") from error
+        raise ValueError(f"{path}: {name} cannot be read ({type(error).__name__}: {error}).") from error

@@ -309,13 +309,21 @@ def error_table(run: Reported, rows: Sequence[Row]) -> "Table":
     """Returns the table of the errors on every set."""
     with needs_extra("a table of errors"):
         from rich.table import Table
-    title = f"{run.config['operator']} · {run.directory.name} · errors in physical units"
+    title = f"{_operator(run.config)} · {run.directory.name} · errors in physical units"
     table = Table("set", "grid", "samples", "rel. L2", "rel. H1", "worst L2 (sample)", title=title)
     for row in rows:
         h1 = "–" if row["rel_h1"] is None else f"{row['rel_h1']:.2e}"
         errors = f"{row['rel_l2']:.2e}", h1, f"{row['worst_rel_l2']:.2e} ({row['worst_sample']})"
         table.add_row(row["set"], row["grid"], str(row["samples"]), *errors)
     return table
+
+
+def _operator(config: Mapping[str, Any]) -> str:
+    """Returns the name of the operator itself, inside of the constraints around it, from the record of a run."""
+    name, model = config["operator"], config.get("model")
+    while isinstance(model, Mapping) and isinstance(model.get("operator"), Mapping):
+        name, model = model["model"], model["operator"]
+    return name
 
 
 def members_table(rows: Sequence[Row], curves: Mapping[str, Curve]) -> "Table":

@@ -24,6 +24,8 @@ from jaxop.experiments import plots, time_plots
 from jaxop.experiments.report import Reported, draw_all, file_names, middle
 from jaxop.experiments.sets import check_sizes, grid_name
 from jaxop.experiments.terminal import needs_extra
+from jaxop.operators import model_of
+from jaxop.operators.constraint import innermost
 from jaxop.training.processes import is_first, spans_processes
 
 if TYPE_CHECKING:
@@ -196,7 +198,7 @@ def write_report(
             command = f"jaxop evaluate {source or run.directory}"
             console.print(f"warning: rollouts need all parameters in one process; evaluate them there: {command}")
         return []
-    label = stepper.config.model
+    label = model_of(innermost(stepper.config.operator)).name
     found: list[SetErrors] = []
     figures: dict[str, Callable[[], Figure]] = {}
     films: dict[str, Callable[[Path], None]] = {}

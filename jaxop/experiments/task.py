@@ -14,9 +14,10 @@ from jaxop.experiments.experiment import AnyExperiment, DynamicsExperiment
 from jaxop.experiments.problems import FileData
 from jaxop.experiments.record import describe
 from jaxop.experiments.sets import AnySamples, AnySet, SeriesSets, Sets, grid_name
-from jaxop.experiments.settings import prepared
+from jaxop.experiments.settings import input_domain, prepared
 from jaxop.nn import BuildableConfig
-from jaxop.operators import OperatorConfig
+from jaxop.operators import ConstraintConfig, OperatorConfig
+from jaxop.operators.constraint import innermost
 from jaxop.training.losses import Loss
 from jaxop.training.precision import config_in_precision
 
@@ -51,10 +52,8 @@ class Task:
 
     @property
     def operator(self) -> OperatorConfig:
-        """The config of the operator itself."""
-        found = self.config.operator if isinstance(self.config, dynamics.StepperConfig) else self.config
-        assert isinstance(found, OperatorConfig)
-        return found
+        """The config of the operator itself, inside of all others around it."""
+        return innermost(self.config.operator if isinstance(self.config, dynamics.StepperConfig) else self.config)
 
 
 def make_task(experiment: AnyExperiment, sets: Sets | SeriesSets) -> Task:
@@ -91,7 +90,9 @@ def build(config: OperatorConfig, train: AnySamples, *, seed: int) -> operators.
     return _standardized(config, data.standardization(train), seed)
 
 
-def _standardized(config: OperatorConfig, statistics: Mapping[str, Any], seed: int) -> operators.Standardized:
+def _standardized(
+    config: OperatorConfig | ConstraintConfig, statistics: Mapping[str, Any], seed: int
+) -> operators.Standardized:
     return operators.Standardized(operators.build(config, rngs=nnx.Rngs(seed)), **statistics)
 
 
@@ -101,9 +102,14 @@ def _on_pairs(experiment: AnyExperiment, sets: Sets) -> Task:
         config, chosen = experiment.model, {}
     else:
         config, chosen = experiment.model.for_data(sets.train, [*sets.valid.values(), *sets.test.values()])
+    config = experiment.constraints.around(config_in_precision(config, settings.precision), input_domain(sets.train))
+    if isinstance(config, ConstraintConfig) and experiment.mesh.domain > 1:
+        raise NotImplementedError(
+            f"mesh.domain={experiment.mesh.domain}: devices cannot share the nodes of a function with constraints; use "
+            "the mesh axes 'data' and 'model'."
+        )
     train = prepared({"training": sets.train}, config)["training"]
     sets = Sets(train, prepared(sets.valid, config), prepared(sets.test, config), sets.random_nodes)
-    config = config_in_precision(config, settings.precision)
     drawn = "" if sets.random_nodes is None else f", {sets.random_nodes} random nodes in a step"
     return Task(
         config=config,
@@ -113,7 +119,11 @@ def _on_pairs(experiment: AnyExperiment, sets: Sets) -> Task:
         valid=sets.valid,
         loss=None,
         record=describe(experiment, config, train),
-        about={"training": f"{len(train)} samples on {grid_name(train)}{drawn}"} | _counted(sets.valid, sets.test),
+        about={
+            "training": f"{len(train)} samples on {grid_name(train)}{drawn}",
+            **_counted(sets.valid, sets.test),
+            **_kept(experiment),
+        },
         check=functools.partial(report.check, sets=sets.test),
         report=functools.partial(
             report.write_report,
@@ -136,8 +146,10 @@ def _on_trajectories(experiment: DynamicsExperiment, sets: SeriesSets) -> Task:
     for name, one in sets.valid.items():
         stepping.valid_windows(one, name)
     config, chosen = stepping.config_for(experiment.model, windows, [*sets.valid.values(), *sets.test.values()])
+    experiment.constraints.check_changes(stepping.output)
+    inside = config_in_precision(innermost(config.operator), settings.precision)
+    config = dataclasses.replace(config, operator=experiment.constraints.around(inside, sets.train.domain))
     train, valid, test = (prepared(part, config.operator) for part in ({"training": sets.train}, sets.valid, sets.test))
-    config = dataclasses.replace(config, operator=config_in_precision(config.operator, settings.precision))
     windows = stepping.windows(train["training"], "training")
     statistics = windows.statistics()
     steps = f"{len(windows)} windows of {stepping.history} + {stepping.steps} of them"
@@ -153,6 +165,7 @@ def _on_trajectories(experiment: DynamicsExperiment, sets: SeriesSets) -> Task:
             "training": f"{_described(sets.train)}, {steps}",
             **_counted(sets.valid, sets.test),
             "step": ", ".join([f"dt {statistics.dt:g}", stepping.output, *filter(None, [changed_settings(stepping)])]),
+            **_kept(experiment),
         },
         check=functools.partial(rollout_report.check, sets=test),
         report=functools.partial(rollout_report.write_report, sets=test),
@@ -166,6 +179,11 @@ def _described(trajectories: Trajectories) -> str:
 def _counted(valid: Mapping[str, AnySet], test: Mapping[str, AnySet]) -> dict[str, str]:
     parts = {"validation": valid, "test": test}
     return {kind: ", ".join(f"{name} ({len(one)})" for name, one in part.items()) for kind, part in parts.items()}
+
+
+def _kept(experiment: AnyExperiment) -> dict[str, str]:
+    kept = changed_settings(experiment.constraints)
+    return {"constraints": kept} if kept else {}
 
 
 def changed_settings(settings: Any) -> str:

@@ -12,6 +12,7 @@ from jaxop.dynamics import Stepper
 from jaxop.experiments.problems import PROBLEMS
 from jaxop.experiments.record import recorded_problem
 from jaxop.experiments.sets import AnyProblem
+from jaxop.operators.constraint import innermost
 from jaxop.operators.folder import DATA, Saved, is_folder, read_folder
 from jaxop.operators.pretrained import load
 from jaxop.operators.ready import located
@@ -55,7 +56,8 @@ class Trained:
     @property
     def name(self) -> str:
         """Short name of the kind of the model."""
-        return operators.model_of(self.blank.config).name
+        config = self.blank.config
+        return operators.model_of(innermost(config) if isinstance(config, operators.ConstraintConfig) else config).name
 
     @property
     def is_stepper(self) -> bool:

@@ -21,6 +21,7 @@ from jaxop.operators.constraint import (
     Map,
     check_channels,
     check_numbers,
+    innermost,
 )
 from jaxop.operators.nodes import check_same
 from jaxop.operators.registry import register
@@ -224,6 +225,12 @@ class BoundaryOperatorConfig(ConstraintConfig):
                     )
         if not isinstance(self.values, InputChannelsConfig) and not callable(self.values):
             check_numbers(self.values, "values", self.out_channels)
+
+    def check_any_nodes(self) -> None:
+        """Raises ``NotImplementedError`` if the sides need to know the grid, see `OperatorConfig.check_any_nodes`."""
+        super().check_any_nodes()
+        if isinstance(self.factor, BoxSidesConfig) and innermost(self).acts_on_grids:
+            raise self._needs_known_nodes("a BoundaryOperator with the sides of the box of a grid")
 
     def prepare(self, domain: Domain | Decomposed) -> Domain | Decomposed:
         """See `OperatorConfig.prepare`; raises ``ValueError`` if the box of the sides is not that of the domain."""

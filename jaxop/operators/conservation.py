@@ -99,6 +99,11 @@ class ConservativeOperatorConfig(ConstraintConfig):
                 )
 
     @property
+    def weighs_outputs(self) -> bool:
+        """Whether the output depends on the weights of its nodes, as integrals do."""
+        return True
+
+    @property
     def outputs(self) -> tuple[int, ...]:
         """The channels of the output whose integrals are known."""
         return tuple(range(self.out_channels)) if self.channels is None else self.channels

@@ -106,24 +106,50 @@ class AroundConfig(BuildableConfig):
         """Returns what a compiled call takes in place of a domain, see `OperatorConfig.prepare`."""
         return self._inside.prepare(domain)
 
+    @property
+    def weighs_outputs(self) -> bool:
+        """Whether the output depends on the weights of its nodes, and not on their places alone."""
+        return isinstance(self.operator, AroundConfig) and self.operator.weighs_outputs
+
+    def check_any_nodes(self) -> None:
+        """Raises ``NotImplementedError`` if a choice needs to know the nodes, see `OperatorConfig.check_any_nodes`."""
+        self._inside.check_any_nodes()
+
+    def _needs_known_nodes(self, what: str) -> NotImplementedError:
+        """Returns the error for a choice with which one program cannot take any number of nodes."""
+        return NotImplementedError(
+            f"{what} needs to know the nodes when it is compiled, so they cannot be symbolic: "
+            "export(operator, path, domain, symbolic=['batch']) makes one file per domain."
+        )
+
     @classmethod
     def recorded(cls, values: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the fields of the constructor from those that `jaxop.operators.to_dict` wrote."""
-        fields = {name: value for name, value in values.items() if name != "model"}
-        if isinstance(fields.get("operator"), Mapping):
-            known = {
-                name: model.config
-                for name, model in models().items()
-                if issubclass(model.config, OperatorConfig | ConstraintConfig)
-            }
-            check_name(values.get("model"), "model", known)
-            fields["operator"] = from_dict(known[str(values["model"])], fields["operator"], name="operator")
-        return fields
+        return recorded_around(values)
 
 
 @dataclasses.dataclass(frozen=True)
 class ConstraintConfig(AroundConfig):
     """Base class of the configs of operators around another operator, whose output keeps what is known."""
+
+
+def recorded_around(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the fields of a config around an operator's, from those that were recorded with the operator's model."""
+    fields = {name: value for name, value in values.items() if name != "model"}
+    if isinstance(fields.get("operator"), Mapping):
+        kinds = {name: model.config for name, model in models().items()}
+        known = {name: kind for name, kind in kinds.items() if issubclass(kind, OperatorConfig | ConstraintConfig)}
+        check_name(values.get("model"), "model", known)
+        fields["operator"] = from_dict(known[str(values["model"])], fields["operator"], name="operator")
+    return fields
+
+
+def innermost(config: BuildableConfig) -> OperatorConfig:
+    """Returns the config of the operator inside of all others around it."""
+    while isinstance(config, AroundConfig):
+        config = config.operator
+    assert isinstance(config, OperatorConfig)
+    return config
 
 
 Config = TypeVar("Config", bound=ConstraintConfig)

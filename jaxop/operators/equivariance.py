@@ -204,6 +204,10 @@ class EquivariantOperatorConfig(ConstraintConfig):
             if vectors:
                 check_channels(tuple(itertools.chain(*vectors)), name, count)
 
+    def check_any_nodes(self) -> None:
+        """Raises ``NotImplementedError``: the grid must be known to be symmetric."""
+        raise self._needs_known_nodes("an EquivariantOperator")
+
 
 @register("equivariant", EquivariantOperatorConfig)
 class EquivariantOperator(ConstrainedOperator[EquivariantOperatorConfig]):

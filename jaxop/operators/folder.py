@@ -19,10 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array
+from jaxtyping import Array, UInt8
 
 from jaxop._config import Json, to_dict
-from jaxop._files import json_checksum, parse_json
+from jaxop._files import array_bytes, json_checksum, parse_array, parse_json
 from jaxop._pytree import leaf_names
 from jaxop._validation import check_type
 from jaxop.operators.registry import model_of
@@ -32,6 +32,7 @@ FORMAT = 1
 
 CONFIG, WEIGHTS, STATISTICS, CARD = "config.json", "model.safetensors", "statistics.json", "card.md"
 DATA = "data.json"
+FUNCTIONS = "functions.npy"
 PROGRAM = "operator.bin"  # of `jaxop.operators.export`, in other zip files
 _SOURCE, _VERSIONS = "Source of the architecture", "Versions"
 
@@ -59,6 +60,7 @@ class Savable:
         *,
         card: Mapping[str, str] | None = None,
         data: Mapping[str, Json] | None = None,
+        functions: UInt8[np.ndarray, "n 16"] | None = None,
     ) -> Path:
         """Writes the model to a folder, or to one file if the name ends in ``.zip``.
 
@@ -72,6 +74,8 @@ class Savable:
                 cite" replace what the card says otherwise.
             data: how files of such functions are read, in JSON (``data.json``): what a run of ``jaxop train`` records
                 as "problem" and "data". ``jaxop predict`` reads it. None means the defaults of `jaxop.data.read`.
+            functions: hashes of the functions that the model was trained on (``functions.npy``), which
+                `jaxop.training.calibrate` refuses; those of a run are `jaxop.training.Run.functions`.
 
         Returns:
             The path.
@@ -98,7 +102,7 @@ class Savable:
             True
         """
         operator, statistics = self._parts()
-        files = _contents(operator, statistics, self._sections() | dict(card or {}), data)
+        files = _contents(operator, statistics, self._sections() | dict(card or {}), data, functions)
         return write_files(Path(path), files)
 
     def _parts(self) -> tuple[nnx.Module, dict[str, Array] | None]:
@@ -121,6 +125,7 @@ class Saved:
         weights: arrays by the path of their leaf.
         statistics: the contents of ``statistics.json``, or None.
         data: the contents of ``data.json``, or None.
+        functions: hashes of the functions of the training, ``functions.npy``, or None.
         card: the contents of ``card.md``.
     """
 
@@ -129,6 +134,7 @@ class Saved:
     weights: dict[str, np.ndarray]
     statistics: dict[str, list[float]] | None
     data: dict[str, Any] | None
+    functions: np.ndarray | None = None
     card: str = ""
 
     @property
@@ -175,8 +181,11 @@ def read_folder(path: str | os.PathLike[str]) -> Saved:
     others = {
         name: parse_json(contents[name], f"{place}/{name}") if name in contents else None for name in (STATISTICS, DATA)
     }
-    card = contents.get(CARD, b"").decode()
-    return Saved(place, config, _safetensors().load(contents[WEIGHTS]), others[STATISTICS], others[DATA], card)
+    card, functions = contents.get(CARD, b"").decode(), None
+    if FUNCTIONS in contents:
+        functions = parse_array(contents[FUNCTIONS], f"{place}/{FUNCTIONS}")
+    weights = _safetensors().load(contents[WEIGHTS])
+    return Saved(place, config, weights, others[STATISTICS], others[DATA], functions, card)
 
 
 def named_weights(model: nnx.Module) -> dict[str, Any]:
@@ -191,6 +200,7 @@ def _contents(
     statistics: dict[str, Array] | None,
     card: dict[str, str],
     data: Mapping[str, Json] | None,
+    functions: np.ndarray | None,
 ) -> dict[str, bytes]:
     """Returns the files of a folder by name."""
     check_type(card, "card", dict, "a dict of Markdown by title")
@@ -218,6 +228,8 @@ def _contents(
         files[STATISTICS] = _json(numbers)
     if data is not None:
         files[DATA] = _json(dict(data))
+    if functions is not None:
+        files[FUNCTIONS] = array_bytes(functions)
     count = sum(array.size for array in weights.values())
     files[CARD] = _card(operator, to_dict(config), count, card).encode()
     description: dict[str, Any] = {

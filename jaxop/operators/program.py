@@ -21,6 +21,8 @@ from jaxop.domains.domain import as_domain
 from jaxop.domains.grid import Axis
 from jaxop.domains.rules import PERIODIC
 from jaxop.operators.config import OperatorConfig
+from jaxop.operators.constraint import AroundConfig, innermost
+from jaxop.operators.ensemble import EnsembleConfig
 from jaxop.operators.folder import PROGRAM, write_files
 from jaxop.operators.registry import model_of
 from jaxop.operators.standardized import Standardized
@@ -32,6 +34,8 @@ SYMBOLIC = ("batch", "nodes")
 """Sizes that `export` can leave open."""
 
 ABOUT = "about.json"
+
+Config = OperatorConfig | AroundConfig
 
 
 def export(
@@ -58,7 +62,8 @@ def export(
     * ``values``: the input functions, (b, n, c_in), in the units that the operator takes. Those of a `Standardized`
       are the units of its data, also for the outputs.
     * ``points`` (n, dim) and ``weights`` (n,): nodes and quadrature weights of the domain, if the nodes are symbolic.
-    * ``at`` (k, dim): the nodes of the output, if the nodes are symbolic and the operator evaluates anywhere.
+    * ``at`` (k, dim): the nodes of the output, if the nodes are symbolic and the operator evaluates anywhere; with
+      ``at_weights`` (k,), their quadrature weights, if a constraint fixes an integral of the output.
     * ``axis_0`` (n_0,), …: in place of these three, the nodes along each axis of a grid of equal weights, if the nodes
       are symbolic and the operator acts on grids. Then n = n_0 ⋯ n_{dim−1}, in row-major order.
     * ``initial`` (b, c0): the initial condition, if the operator has one.
@@ -67,7 +72,8 @@ def export(
     have at least two nodes per mode of the operator along each axis.
 
     Args:
-        operator: a neural operator, or one in a `Standardized`.
+        operator: a neural operator, one with constraints (`ConservativeOperator` and its like) or an `Ensemble`, whose
+            program computes the mean; bare or in a `Standardized`.
         path: a new file, whose name ends in ``.zip``.
         domain: the nodes that are part of the program; None if they are symbolic.
         at: the nodes of the output that are part of the program; None means ``domain``, or symbolic nodes.
@@ -79,7 +85,7 @@ def export(
         The path.
 
     Raises:
-        TypeError: if ``operator`` is not a neural operator, or ``domain`` or ``at`` is not a domain.
+        TypeError: if ``operator`` is of another kind, or ``domain`` or ``at`` is not a domain.
         ValueError: if a name is unknown, ``path`` does not end in ``.zip``, ``domain`` is given for symbolic nodes or
             missing for others, or it stacks the domains of several samples, or the operator cannot run on it.
         NotImplementedError: if the nodes of this operator cannot be symbolic; the message has the reason and the
@@ -107,11 +113,11 @@ def export(
         (5, 9, 1)
     """
     config = getattr(operator, "config", None)
-    if not isinstance(operator, nnx.Module) or not isinstance(config, OperatorConfig):
+    if not isinstance(operator, nnx.Module) or not isinstance(config, OperatorConfig | AroundConfig):
         kind = type(operator if config is None else config).__name__.removesuffix("Config")
         raise TypeError(
-            f"operator must be a neural operator of operators.CONFIGS, bare or in a Standardized, got {kind}; export "
-            "the operator inside a stepper or another operator, a member of an ensemble (ensemble.member(0)), or call "
+            "operator must be a neural operator of operators.CONFIGS, one with constraints or an ensemble, bare or in "
+            f"a Standardized, got {kind}; export the operator inside of it, such as stepper.operator, or call "
             "jax.export.export yourself."
         )
     check_type(path, "path", (str, os.PathLike), "the name of a new file that ends in .zip")
@@ -134,6 +140,7 @@ def export(
     shapes = {"values": (shapes.pop("n"), config.in_channels), **shapes}
     if channels := getattr(config, "initial_channels", 0):
         shapes["initial"] = (channels,)
+    in_units = isinstance(operator, Standardized) or (isinstance(config, EnsembleConfig) and config.standardized)
     batch = jax.export.symbolic_shape("b", scope=scope) if "batch" in symbolic else ()
     arguments = {
         name: jax.ShapeDtypeStruct((*batch, *shape) if name in ("values", "initial") else shape, float_dtype())
@@ -144,7 +151,7 @@ def export(
         "jaxop": metadata.version("jaxop"),
         "jax": metadata.version("jax"),
         "model": model_of(config).name,
-        "units": "of the data" if isinstance(operator, Standardized) else "of the operator, as it was trained",
+        "units": "of the data" if in_units else "of the operator, as it was trained",
         "symbolic": symbolic,
         "platforms": platforms,
         "arguments": {name: _described(aval) for name, aval in arguments.items()},
@@ -161,8 +168,9 @@ def _names(given: Sequence[str], argument: str, known: Sequence[str]) -> list[st
     return [name for name in known if name in given]
 
 
-def _least_sides(config: OperatorConfig) -> list[str]:
+def _least_sides(config: Config) -> list[str]:
     """Returns the constraints with which a grid represents all modes of an operator."""
+    config = innermost(config)
     modes = getattr(config, "modes", 1) if config.acts_on_grids else 1
     return [f"n_{axis} >= {2 * modes}" for axis in range(config.dim)] if config.acts_on_grids else []
 
@@ -172,8 +180,9 @@ Place = Callable[[dict[str, Array]], tuple[Domain | Decomposed, Domain | Decompo
 """Returns the domain of the input and the one of the output from the arguments of the program."""
 
 
-def _any_nodes(config: OperatorConfig, scope: jax.export.SymbolicScope) -> tuple[Shapes, Place]:
+def _any_nodes(around: Config, scope: jax.export.SymbolicScope) -> tuple[Shapes, Place]:
     """Returns the shapes of the arguments of a program for any nodes, with their number n, and how it reads them."""
+    config = innermost(around)
     if config.acts_on_grids:
         names = [f"axis_{axis}" for axis in range(config.dim)]
         sides = jax.export.symbolic_shape(", ".join(f"n_{axis}" for axis in range(config.dim)), scope=scope)
@@ -189,18 +198,21 @@ def _any_nodes(config: OperatorConfig, scope: jax.export.SymbolicScope) -> tuple
     shapes = {"n": n, "points": (n, config.dim), "weights": (n,)}
     if config.evaluates_anywhere:
         shapes["at"] = (k, config.dim)
+        if isinstance(around, AroundConfig) and around.weighs_outputs:
+            shapes["at_weights"] = (k,)
 
     def cloud(given: dict[str, Array]) -> tuple[PointCloud, PointCloud | None]:
         at = given.get("at")
-        # only the coordinates of the output's nodes have an effect
-        where = None if at is None else PointCloud(at, jnp.ones(at.shape[0], at.dtype))
-        return PointCloud(given["points"], given["weights"]), where
+        if at is not None:
+            # unless they are given, the weights have no effect
+            at = PointCloud(at, given.get("at_weights", jnp.ones(at.shape[0], at.dtype)))
+        return PointCloud(given["points"], given["weights"]), at
 
     return shapes, cloud
 
 
 def _on_domain(
-    config: OperatorConfig, domain: Domain | Decomposed | None, at: Domain | Decomposed | None
+    config: Config, domain: Domain | Decomposed | None, at: Domain | Decomposed | None
 ) -> tuple[Shapes, Place]:
     """Returns the number n of nodes of a known domain, and the domains as parts of a program."""
     if domain is None:
@@ -237,7 +249,7 @@ def _caller(operator: nnx.Module, place: Place) -> Callable[..., Array]:
 def _traced(
     call: Callable[..., Array],
     arguments: dict[str, jax.ShapeDtypeStruct],
-    config: OperatorConfig,
+    config: Config,
     symbolic: Sequence[str],
     platforms: Sequence[str],
 ) -> jax.export.Exported:

@@ -2,9 +2,9 @@
 
 import dataclasses
 import functools
-import hashlib
 import math
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import cast
 
@@ -17,19 +17,20 @@ from jaxtyping import Array, Bool, Float
 from jaxop._files import json_checksum
 from jaxop._validation import check_share, check_type
 from jaxop.data import Batch, DataSource, RaggedSamples, RandomNodes, Sample, Samples
-from jaxop.data.samples import row_slices
 from jaxop.domains import Grid
 from jaxop.domains.domain import mean_over
 from jaxop.operators import Calibrated
 from jaxop.operators.calibrated import config_of, conformal_rank
+from jaxop.operators.folder import read_folder
+from jaxop.operators.ready import located
 from jaxop.training.bands import band_scores, conformal_factor
 from jaxop.training.evaluation import _check_batch, _check_samples, _split_for_evaluation, by_sample, predict
-from jaxop.training.identity import describe_source
+from jaxop.training.identity import describe_source, digests
 from jaxop.training.optimizer import Tree
 from jaxop.training.run import Run
 
-Known = Samples | RaggedSamples | RandomNodes | Run
-"""Data that a model was trained on: a set of samples, or the run whose record describes it."""
+Known = Samples | RaggedSamples | RandomNodes | Run | str | os.PathLike[str]
+"""Data that a model was trained on: a set of samples, or the run or the folder of a model that has their hashes."""
 
 
 def calibrate(
@@ -64,10 +65,11 @@ def calibrate(
             `absolute_residuals` and `pinball_loss` train one. None takes the deviation of an ensemble's members, in the
             same forward pass; for one operator it makes bands of one width per channel.
         floor: smallest σ relative to its mean over the domain; keep some where the spread may be wrong.
-        trained_on: sets of samples that ``model`` or ``spread`` were trained on, and runs (`load_run`). No input
-            function of ``samples`` may be in one of these sets, whatever its target. A run has recorded only the
-            checksum of its whole training set: a part of it, or the set with other targets, such as residuals, is
-            noticed only if the set itself is given.
+        trained_on: sets of samples that ``model`` or ``spread`` were trained on, runs (`load_run`), and folders or
+            names of models, as `jaxop.from_pretrained` takes them. No input function of ``samples`` may be in one of
+            these sets, whatever its target. Runs and models have hashes of the functions of their training and
+            validation, by which they are known on the same nodes. Runs on a data source of your own have none, and are
+            compared by their description of it.
         batch_size: samples per call, see `evaluate`.
 
     Returns:
@@ -300,24 +302,33 @@ def _scores(
 
 def _check_new(samples: DataSource, described: dict, trained_on: Known | Sequence[Known]) -> None:
     """Raises ``ValueError`` if a sample is in one of the sets that were trained on."""
-    sets = [trained_on] if isinstance(trained_on, Known) else trained_on
-    check_type(sets, "trained_on", Sequence, "a set of samples, a training.Run, or a list of them")
+    kinds = (Samples, RaggedSamples, RandomNodes, Run, str, os.PathLike)
+    sets = [trained_on] if isinstance(trained_on, kinds) else trained_on
+    check_type(sets, "trained_on", Sequence, "a set of samples, a training.Run, a model, or a list of them")
     known: set[bytes] = set()
     for i, one in enumerate(sets):
         check_type(
             one,
             f"trained_on[{i}]",
-            (Samples, RaggedSamples, RandomNodes, Run),
-            "data.Samples, data.RaggedSamples or a training.Run",
+            kinds,
+            "data.Samples, data.RaggedSamples, a training.Run, or the folder or name of a model",
         )
-        if not isinstance(one, Run):
+        if isinstance(one, Samples | RaggedSamples | RandomNodes):
             known |= set(digests(one.source if isinstance(one, RandomNodes) else one, f"trained_on[{i}]"))
-        elif described.items() <= one.config["train"].items():
+            continue
+        if isinstance(one, Run) and described.items() <= one.config["train"].items():
             raise ValueError(
                 f"samples must be new to the model, but they are the training set of {one.directory}; keep functions "
                 "for the calibration apart."
             )
-    if not known:
+        hashes = one.functions if isinstance(one, Run) else read_folder(located(one)).functions
+        if hashes is None and not isinstance(one, Run):
+            raise ValueError(
+                f"trained_on[{i}] = {os.fspath(one)!r} has no hashes of the functions that it was trained on, because "
+                "it was not saved with functions=; give the sets of samples."
+            )
+        known |= set() if hashes is None else {row.tobytes() for row in hashes}
+    if not known or not isinstance(samples, Samples | RaggedSamples):
         return
     seen = [i for i, digest in enumerate(digests(samples, "samples")) if digest in known]
     if seen:
@@ -338,33 +349,6 @@ def _check_distinct(samples: DataSource) -> None:
                 f"samples must be draws of their own, but samples[{i}] is samples[{first[digest]}] again, input and "
                 "target; leave copies out, which count as one function."
             )
-
-
-def digests(given: object, argument: str, *, targets: bool = False) -> Iterator[bytes]:
-    """Yields a hash of each input function, of its values in float32 on its own nodes, and of its target if asked.
-
-    Without targets, residuals are known by their inputs.
-    """
-    check_type(given, argument, (Samples, RaggedSamples), "data.Samples or data.RaggedSamples")
-    samples = cast(Samples | RaggedSamples, given)
-
-    def digest(*arrays: ArrayLike | None) -> bytes:
-        total = hashlib.blake2b(digest_size=16)
-        with np.errstate(over="ignore"):
-            for array in arrays:
-                total.update(b"" if array is None else np.ascontiguousarray(array, "<f4").tobytes())
-        return total.digest()
-
-    if isinstance(samples, RaggedSamples):
-        for i in range(len(samples)):
-            one = samples.sample(i)
-            yield digest(one.inputs, one.initial, *([one.targets] if targets else []))
-        return
-    sources = (samples.inputs, samples.initial, *([samples.targets] if targets else []))
-    for rows in row_slices(len(samples), max(math.prod(s.shape[1:]) for s in sources if s is not None)):
-        arrays = [None if source is None else np.asarray(source[rows]) for source in sources]
-        for i in range(rows.stop - rows.start):
-            yield digest(*(None if array is None else array[i] for array in arrays))
 
 
 def _nodes(samples: DataSource) -> str:

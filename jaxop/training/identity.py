@@ -1,16 +1,21 @@
 """Identity of data, which a run compares when it is resumed."""
 
-from collections.abc import Iterable
+import hashlib
+import math
+from collections.abc import Iterable, Iterator
+from typing import cast
 
 import jax
 import numpy as np
 from jax.typing import ArrayLike
+from jaxtyping import UInt8
 
 from jaxop._config import Json
 from jaxop._pytree import leaf_names
-from jaxop.data import DataSource, Examples, RandomNodes, Samples
+from jaxop._validation import check_type
+from jaxop.data import DataSource, Examples, RaggedSamples, RandomNodes, Samples
 from jaxop.data._support import checksum, defining_arrays, describe_domain
-from jaxop.data.samples import ArraySource, blocks
+from jaxop.data.samples import ArraySource, blocks, row_slices
 from jaxop.data.source import check_batch
 from jaxop.domains import Decomposed, Domain
 from jaxop.training.config import to_json
@@ -81,6 +86,45 @@ def describe_samples(samples: Samples | Examples) -> dict[str, Json]:
         **{name: array(getattr(samples, name)) for name in ("inputs", "targets", "initial")},
         **{name: nodes(getattr(samples, name)) for name in ("domain", "at")},
     }
+
+
+def functions_of(sources: Iterable[DataSource]) -> UInt8[np.ndarray, "n 16"]:
+    """Returns the hashes of the input functions of sets of samples, a row for each; other sources have none.
+
+    They tell whether a function was among them, also where the functions themselves are not; see `digests`.
+
+    Cost: every sample is read once, in blocks that fit in memory.
+    """
+    sets = [source.source if isinstance(source, RandomNodes) else source for source in sources]
+    found = [digest for one in sets if isinstance(one, Samples | RaggedSamples) for digest in digests(one, "source")]
+    return np.frombuffer(b"".join(found), np.uint8).reshape(-1, 16)
+
+
+def digests(given: object, argument: str, *, targets: bool = False) -> Iterator[bytes]:
+    """Yields a hash of each input function, of its values in float32 on its own nodes, and of its target if asked.
+
+    Without targets, residuals are known by their inputs.
+    """
+    check_type(given, argument, (Samples, RaggedSamples), "data.Samples or data.RaggedSamples")
+    samples = cast(Samples | RaggedSamples, given)
+
+    def digest(*arrays: ArrayLike | None) -> bytes:
+        total = hashlib.blake2b(digest_size=16)
+        with np.errstate(over="ignore"):
+            for array in arrays:
+                total.update(b"" if array is None else np.ascontiguousarray(array, "<f4").tobytes())
+        return total.digest()
+
+    if isinstance(samples, RaggedSamples):
+        for i in range(len(samples)):
+            one = samples.sample(i)
+            yield digest(one.inputs, one.initial, *([one.targets] if targets else []))
+        return
+    sources = (samples.inputs, samples.initial, *([samples.targets] if targets else []))
+    for rows in row_slices(len(samples), max(math.prod(s.shape[1:]) for s in sources if s is not None)):
+        arrays = [None if source is None else np.asarray(source[rows]) for source in sources]
+        for i in range(rows.stop - rows.start):
+            yield digest(*(None if array is None else array[i] for array in arrays))
 
 
 def _crc32(parts: Iterable[ArrayLike]) -> str:

@@ -40,6 +40,7 @@ from jaxop.training.run import (
     is_record_of_fit,
     open_checkpoints,
     read_settings,
+    record_functions,
     record_versions,
     versions,
     write_settings,
@@ -263,6 +264,7 @@ def fit(
         if is_first():
             (directory / "figures").mkdir(exist_ok=True)
             write_settings(directory, described)
+            record_functions(directory, [train, *valid.values()])
             record_versions(directory, start, resume=resume, mesh=mesh)
         return training.run(steps, start, state, seconds)
 

@@ -9,7 +9,7 @@ import platform
 import subprocess
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -18,15 +18,18 @@ import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import UInt8
 
 import jaxop
 from jaxop._config import from_dict, to_dict
-from jaxop._files import read_json, write_in_one_go
+from jaxop._files import array_bytes, parse_array, read_json, write_in_one_go
 from jaxop._validation import near
+from jaxop.data import DataSource
 from jaxop.operators import ConstraintConfig, Ensemble, EnsembleConfig, OperatorConfig, Standardized, build, models
 from jaxop.training._files import local_path, set_aside
 from jaxop.training.checkpoint import Checkpoints, DamagedCheckpointError
 from jaxop.training.config import LOSSES, TrainingConfig, to_json
+from jaxop.training.identity import functions_of
 from jaxop.training.loggers import read_metrics
 from jaxop.training.mesh import check_mesh
 from jaxop.training.shards import abstract, specs_of
@@ -36,6 +39,7 @@ Model = TypeVar("Model", bound=nnx.Module)
 
 _CONFIG = "config.json"
 _VERSIONS = "versions.json"
+_FUNCTIONS = "functions.npy"
 _RECORDS = {"loss": ("function", "arguments"), "optimizer": ("state",)}  # fields, of which the first is always present
 _PACKAGES = ("jaxop", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -65,6 +69,18 @@ class Run:
     def metrics(self) -> list[dict[str, Any]]:
         """The rows of ``metrics.jsonl``: rows of training have "loss", rows of validation such names as "NAME/l2"."""
         return read_metrics(self.directory)
+
+    @property
+    def functions(self) -> UInt8[np.ndarray, "n 16"] | None:
+        """Hashes of the input functions that the run learns from and is validated with; None if it recorded none.
+
+        `jaxop.training.calibrate` refuses these functions. Data sources of a user's own have no hashes.
+
+        Raises:
+            ValueError: if the file cannot be read.
+        """
+        path = self.directory / _FUNCTIONS
+        return parse_array(path.read_bytes(), str(path)) if path.exists() else None
 
     def step(self, checkpoint: int | str = "best") -> int:
         """Returns the step of "best", "last" or a number or its digits; without validation "best" is the last step.
@@ -296,6 +312,13 @@ def in_present_terms(settings: Mapping[str, Any]) -> dict[str, Any]:
 def write_settings(directory: Path, settings: Mapping[str, object]) -> None:
     """Writes ``config.json`` in one go."""
     _write_json(directory / _CONFIG, settings)
+
+
+def record_functions(directory: Path, sources: Iterable[DataSource]) -> None:
+    """Writes ``functions.npy``, the hashes of the functions of sets of samples, unless it is there."""
+    path = directory / _FUNCTIONS
+    if not path.exists() and len(hashes := functions_of(sources)):
+        write_in_one_go(path, array_bytes(hashes))
 
 
 def has_begun(directory: Path) -> bool:

@@ -160,24 +160,33 @@ def test_residuals_are_files_to_train_a_spread_on(place, tmp_path):
 
 
 def test_functions_that_are_not_new_are_refused(place, tmp_path, fails, capsys):
-    """A part of the training set is noticed while its file is there, and the whole set by the checksum without it."""
+    """A part of the training set is noticed by runs and models, whether or not its file is still there."""
     u, v = (np.concatenate([named(8, 8, seed=16)[name][3:4], named(9, 8, seed=5)[name]]) for name in "ab")
     write_npz(tmp_path / "mixed.npz", a=u, b=v)
     to = ["--to", tmp_path / "model", *LEVELS]
-    message = fails("calibrate", place / "run", "--data", tmp_path / "mixed.npz", *to)
-    assert re.search(r"mixed.npz.* 1 of 10 are in the (training|validation) set .*run.*number 0", message)
-    message = fails("calibrate", place / "bars", "--data", tmp_path / "mixed.npz", "--trained-on", place / "run", *to)
-    assert "1 of 10" in message
-    new = place / "new.npz"
-    assert "19 of 19 are in --data" in fails("calibrate", place / "run", "--data", new, "--test", new, *to)
     train = (place / "train.npz").rename(tmp_path / "train.npz")
     try:
-        capsys.readouterr()
-        jaxop("calibrate", place / "run", "--data", tmp_path / "mixed.npz", *to)
-        printed = capsys.readouterr().out
+        message = fails("calibrate", place / "run", "--data", tmp_path / "mixed.npz", *to)
     finally:
         train.rename(place / "train.npz")
-    assert "only the checksum of the whole set is" in printed
+    assert re.search(r"mixed.npz.* 1 of 10 are in .*run, its training or validation, .*number 0", message)
+    new = place / "new.npz"
+    assert "19 of 19 are in --data" in fails("calibrate", place / "run", "--data", new, "--test", new, *to)
+    capsys.readouterr()
+    jaxop("export-model", place / "run", "--to", tmp_path / "shared.zip")
+    assert "1 of 10" in fails("calibrate", tmp_path / "shared.zip", "--data", tmp_path / "mixed.npz", *to)
+    for known in (place / "run", tmp_path / "shared.zip", place / "train.npz"):
+        trained_on = ["--trained-on", known]
+        assert "1 of 10" in fails("calibrate", place / "bars", "--data", tmp_path / "mixed.npz", *trained_on, *to)
+
+
+def test_a_model_without_hashes_of_its_functions_is_said_not_to_be_compared(place, tmp_path, fails, capsys):
+    to = ["--data", place / "new.npz", "--to", tmp_path / "model", *LEVELS]
+    assert "has no hashes" in fails("calibrate", place / "run", "--trained-on", place / "spread.zip", *to)
+    jaxop("calibrate", place / "spread.zip", "--inputs", "a", "--targets", "b", *to)
+    said = "not compared with the functions that spread.zip was trained on"
+    assert said in capsys.readouterr().out
+    assert said in (tmp_path / "model" / "card.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 from flax import nnx
 
 from jaxop import domains, dynamics, nn, operators
+from jaxop.operators.constraint import innermost
 from tests.scale.cases import build, configs, square
 
 CONFIGS = configs() | {
@@ -24,6 +25,16 @@ CONFIGS = configs() | {
     "slices": operators.LatentNeuralOperatorConfig.functional(1, 1, 2, width=8, heads=2, layers=1),
     "many modes": operators.FourierNeuralOperatorConfig(1, 1, 1, width=4, layers=1, modes=40, reference=80),
     "momentum": dataclasses.replace(configs()["tno"], norm="pre", momentum=nn.MomentumConfig("H1")),
+}
+TNO = operators.TransformerNeuralOperatorConfig(1, 1, 2, width=4, heads=2, layers=1, feedforward=4)
+FNO = dataclasses.replace(configs()["fno"], out_channels=1)
+ANYWHERE = dataclasses.replace(TNO, decoder_layers=1)
+CONFIGS |= {
+    "integral": operators.ConservativeOperatorConfig(ANYWHERE, integrals=(2.0,)),
+    "integral on grids": operators.ConservativeOperatorConfig(FNO),
+    "sides": operators.BoundaryOperatorConfig(ANYWHERE, factor=operators.BoxSidesConfig(upper=(2.0, 2.0))),
+    "turns": operators.EquivariantOperatorConfig(TNO),
+    "members": operators.EnsembleConfig(TNO, members=3),
 }
 # in its own process, where neither the library nor Flax can be imported
 RUN = """
@@ -45,6 +56,8 @@ for path in sys.argv[1:]:
 def model_of(name):
     """An operator with statistics far from 0 and 1, so that a program in other units is found out."""
     config = CONFIGS[name]
+    if isinstance(config, operators.EnsembleConfig):
+        return build(config)
     zeros = {"initial_mean": [0.0] * 3} if getattr(config, "initial_channels", 0) else {}
     model = operators.Standardized(
         build(config),
@@ -64,13 +77,16 @@ def arguments_of(config, batch, domain, rng, symbolic):
     options = {}
     if channels := getattr(config, "initial_channels", 0):
         options["initial"] = given["initial"] = rng.normal(size=(batch, channels))
-    if "nodes" in symbolic and config.acts_on_grids:
+    inside = innermost(config)
+    if "nodes" in symbolic and inside.acts_on_grids:
         given |= {f"axis_{i}": axis.nodes for i, axis in enumerate(domain.axes)}
     elif "nodes" in symbolic:
         given |= {"points": domain.points, "weights": domain.weights}
-        if config.evaluates_anywhere:
+        if inside.evaluates_anywhere:
             at = domains.monte_carlo(rng.random((batch + 4, config.dim), np.float32))
             options["at"], given["at"] = at, at.points
+            if isinstance(config, operators.ConservativeOperatorConfig):
+                given["at_weights"] = at.weights
     return {name: np.asarray(array, np.float32) for name, array in given.items()}, options
 
 
@@ -104,6 +120,10 @@ BOTH, BATCH = ("batch", "nodes"), ("batch",)
     [
         [("decoder", BOTH), ("fno", BOTH), ("latent-grid", BOTH), ("fano", BATCH)],
         pytest.param([("tno", BOTH), ("flow", BOTH), ("latent", BOTH), ("lno", BOTH)], marks=pytest.mark.thorough),
+        pytest.param(
+            [("integral", BOTH), ("integral on grids", BOTH), ("sides", BOTH), ("turns", BATCH), ("members", BOTH)],
+            marks=pytest.mark.thorough,
+        ),
         pytest.param([("slices", BOTH), ("many modes", BOTH), ("momentum", BOTH)], marks=pytest.mark.thorough),
         pytest.param(
             [(name, BATCH) for name in ("vitno", "fno", "flow", "latent", "decoder", "latent-grid")],
@@ -183,6 +203,9 @@ PERIODIC = {name: dataclasses.replace(CONFIGS[name], coordinates="periodic") for
         (LOCAL, "the local integral of a LatentNeuralOperator"),
         (PERIODIC["tno"], "coordinates='periodic' of a TransformerNeuralOperator"),
         (PERIODIC["fno"], "coordinates='periodic' of a FourierNeuralOperator"),
+        (operators.ConservativeOperatorConfig(PERIODIC["fno"], channels=(0,)), "coordinates='periodic' of a Fourier"),
+        (operators.EquivariantOperatorConfig(FNO), "an EquivariantOperator needs to know the nodes"),
+        (operators.BoundaryOperatorConfig(FNO), "with the sides of the box of a grid needs to know the nodes"),
     ],
 )
 def test_nodes_that_must_be_known_are_refused_with_the_reason(config, what, tmp_path):

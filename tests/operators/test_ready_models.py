@@ -42,6 +42,15 @@ def test_new_functions_are_predicted_as_well_as_the_card_says(name):
     assert all(f"\n## {title}\n" in card for title in ("What it does", "Data", "Training", "Errors", "Licence"))
 
 
+def test_the_functions_of_their_training_are_no_calibration():
+    """The first functions that the generator draws, with the seed 0, are those of the training."""
+    model = jaxop.from_pretrained("darcy_two_valued_fno")
+    levels = {"alpha": 0.1, "delta": 0.2, "trained_on": "darcy_two_valued_fno"}
+    with pytest.raises(ValueError, match="4 of 4 are in trained_on"):
+        training.calibrate(model, data.darcy(4, 64, seed=0), **levels)
+    assert training.calibrate(model, data.darcy(4, 64, seed=1), **levels).config.count == 4
+
+
 def test_the_guide_has_the_numbers_of_the_cards():
     guide = (Path(__file__).parents[2] / "scripts/docs/guides/models.md").read_text(encoding="utf-8")
     for name in NAMES:

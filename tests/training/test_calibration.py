@@ -206,6 +206,27 @@ def test_the_training_set_of_a_run_is_refused(tmp_path):
     assert training.calibrate(build(FNO), on_grid(8, seed=1), trained_on=[run], **LEVELS).config.count == 8
 
 
+def test_a_part_of_what_a_run_or_its_model_was_trained_on_is_refused(tmp_path):
+    train, valid, new = (on_grid(8, seed=seed) for seed in range(3))
+    config = training.TrainingConfig(steps=1, batch_size=4)
+    training.fit(build(FNO), train, {"v": valid}, config, run_dir=tmp_path / "run", progress=False)
+    run = training.load_run(tmp_path / "run")
+    assert run.functions.shape == (16, 16)
+    build(FNO).save(tmp_path / "model.zip", functions=run.functions)
+    for known in (run, tmp_path / "model.zip", [new.take(slice(0, 1)), str(tmp_path / "model.zip")]):
+        for samples in (train, valid):
+            rows = [np.concatenate([getattr(new, name), getattr(samples, name)[2:3]]) for name in ("inputs", "targets")]
+            with pytest.raises(ValueError, match=r"of 9 are in trained_on"):
+                training.calibrate(build(FNO), data.Samples(*rows, new.domain), trained_on=known, **LEVELS)
+    assert training.calibrate(build(FNO), new, trained_on=tmp_path / "model.zip", **LEVELS).config.count == 8
+    (tmp_path / "run" / "functions.npy").write_bytes(b"\x93NUMPY")
+    with pytest.raises(ValueError, match=r"functions.npy is not a valid array"):
+        training.calibrate(build(FNO), new, trained_on=training.load_run(tmp_path / "run"), **LEVELS)
+    build(FNO).save(tmp_path / "untold")
+    with pytest.raises(ValueError, match=r"trained_on\[0\] = .*untold.* has no hashes"):
+        training.calibrate(build(FNO), new, trained_on=tmp_path / "untold", **LEVELS)
+
+
 @pytest.mark.parametrize("make", [on_grid, ragged])
 def test_residuals_are_on_the_nodes_of_the_samples(make):
     samples, model = make(), build(FNO if make is on_grid else TNO)
@@ -247,7 +268,9 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match=r"spread must map the same functions.*out_channels=2, got 1"):
         training.calibrate(model, samples, spread=build(configs()["fno"]), **LEVELS)
     with pytest.raises(TypeError, match=r"trained_on\[0\] must be data.Samples"):
-        training.calibrate(model, samples, trained_on=["run"], **LEVELS)
+        training.calibrate(model, samples, trained_on=[1], **LEVELS)
+    with pytest.raises(FileNotFoundError, match="darcy_lognormal_fno"):
+        training.calibrate(model, samples, trained_on="darcy_lognormal_fmo", **LEVELS)
     with pytest.raises(TypeError, match=r"calibrated must be an operator with error bars"):
         training.coverage(model, samples)
     with pytest.raises(ValueError, match="level must lie in"):

@@ -1,0 +1,174 @@
+"""What the output of an operator keeps exactly: settings that an operator and its domain complete to a config."""
+
+import dataclasses
+from collections.abc import Iterator
+
+from jaxop._validation import check_name
+from jaxop.domains import Decomposed, Domain, Grid
+from jaxop.domains.domain import as_domain
+from jaxop.operators import (
+    BoundaryOperatorConfig,
+    BoxSidesConfig,
+    ConservativeOperatorConfig,
+    ConstraintConfig,
+    EquivariantOperatorConfig,
+    InputChannelsConfig,
+    OperatorConfig,
+)
+from jaxop.operators.equivariance import GROUPS
+
+_VECTORS = ("input_vectors", "output_vectors")
+
+
+@dataclasses.dataclass(frozen=True)
+class Constraints:
+    """Boundary values, integrals and symmetries that the output of the operator has, before and after training.
+
+    They are in the units of the data. A stepper that learns changes keeps the values on the sides and the integrals of
+    the state with the number 0, which is that of every change; it takes no other numbers and no channels.
+
+    Attributes:
+        boundary: values of the output on the sides of the box, one for all channels or one for each; None prescribes
+            none.
+        boundary_from: channels of the input with these values, in place of numbers.
+        sides: the sides with these values, such as 0 lower 1 upper; None means all.
+        lower: the lower corner of the box, in the units of the points; None means that of the training grid.
+        upper: its upper corner.
+        mask: channel of the input, or one for each of the output, that is 0 where values are prescribed, in place of
+            sides.
+        integrals: integrals of the output over the domain, one for all channels or one for each.
+        integrals_from: channels of the input with these integrals, in place of numbers.
+        group: "flips", "turns" or "all": symmetries of the grid with which the operator commutes; None means none.
+        input_vectors: channels of the input that are components of vectors, which turn with the grid: those of one
+            vector after the other, one for each dimension.
+        output_vectors: the same for the output.
+
+    Raises:
+        ValueError: if settings exclude each other, or one needs another that is missing.
+
+    Example:
+        >>> from jaxop import domains, experiments, operators
+        >>> tno = operators.TransformerNeuralOperatorConfig(1, 1, dim=2, width=8, heads=2, layers=1)
+        >>> constraints = experiments.Constraints(boundary=(0.0,), sides=((0, "lower"),))
+        >>> config = constraints.around(tno, domains.box((8, 8), upper=(2.0, 1.0)))
+        >>> config.factor.upper, config.values
+        ((2.0, 1.0), (0.0,))
+    """
+
+    boundary: tuple[float, ...] | None = None
+    boundary_from: tuple[int, ...] | None = None
+    sides: tuple[tuple[int, str], ...] | None = None
+    lower: tuple[float, ...] | None = None
+    upper: tuple[float, ...] | None = None
+    mask: tuple[int, ...] | None = None
+    integrals: tuple[float, ...] | None = None
+    integrals_from: tuple[int, ...] | None = None
+    group: str | None = None
+    input_vectors: tuple[int, ...] = ()
+    output_vectors: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        if self.group is not None:
+            check_name(self.group, "constraints.group", GROUPS)
+        for first, second, remedy in (
+            ("boundary", "boundary_from", "give numbers or channels"),
+            ("integrals", "integrals_from", "give numbers or channels"),
+            ("sides", "mask", "values are prescribed on sides or on a mask"),
+            ("lower", "mask", "a mask needs no box"),
+            ("upper", "mask", "a mask needs no box"),
+        ):
+            if getattr(self, first) is not None and getattr(self, second) is not None:
+                raise ValueError(f"constraints.{first} and constraints.{second} exclude each other: {remedy}.")
+        if self._prescribes and self._conserves:
+            raise ValueError(
+                "constraints.boundary and constraints.integrals cannot both hold exactly, because the constant that "
+                "corrects the integral moves the boundary values; leave one of them out."
+            )
+        for name in ("sides", "lower", "upper", "mask"):
+            if getattr(self, name) is not None and not self._prescribes:
+                raise ValueError(f"constraints.{name} needs the values there: constraints.boundary or boundary_from.")
+        for name in _VECTORS:
+            if getattr(self, name) and self.group is None:
+                raise ValueError(f"constraints.{name} needs constraints.group, with which vectors turn.")
+
+    @property
+    def _prescribes(self) -> bool:
+        return self.boundary is not None or self.boundary_from is not None
+
+    @property
+    def _conserves(self) -> bool:
+        return self.integrals is not None or self.integrals_from is not None
+
+    def around(self, config: OperatorConfig, domain: Domain | Decomposed) -> OperatorConfig | ConstraintConfig:
+        """Returns the config of the operator that keeps all this, or the config itself if there is nothing to keep.
+
+        Args:
+            config: the operator inside.
+            domain: domain of the inputs in training, which tells the box.
+
+        Raises:
+            ValueError: if channels or dimensions do not fit the operator, or the box is needed and not known.
+        """
+        found: OperatorConfig | ConstraintConfig = config
+        if self.group is not None:
+            vectors = {name: tuple(_vectors(getattr(self, name), config.dim)) for name in _VECTORS}
+            found = EquivariantOperatorConfig(found, group=self.group, **vectors)
+        if self._conserves:
+            found = ConservativeOperatorConfig(
+                found, integrals=_numbers_or_channels(self.integrals, self.integrals_from)
+            )
+        if self._prescribes:
+            values = _numbers_or_channels(self.boundary, self.boundary_from)
+            factor = self._box(domain) if self.mask is None else InputChannelsConfig(self.mask)
+            found = BoundaryOperatorConfig(found, factor=factor, values=values)
+        return found
+
+    def check_changes(self, output: str) -> None:
+        """Raises ``ValueError`` unless a stepper with this ``output`` can keep all this, see `Stepping`."""
+        numbers = [*(self.boundary or ()), *(self.integrals or ())]
+        if (self._prescribes or self._conserves) and output != "delta":
+            raise ValueError(
+                "constraints.boundary and constraints.integrals are kept by a stepper that learns changes, "
+                f"stepping.output='delta', got {output!r}."
+            )
+        if any(numbers) or self.boundary_from or self.integrals_from or self.mask:
+            raise ValueError(
+                "constraints of a stepper are those of the change in a step, whose boundary values and integrals can "
+                f"only be kept at 0: give the number 0, got {self}."
+            )
+        if self.input_vectors or self.output_vectors:
+            raise ValueError(
+                "constraints.input_vectors and output_vectors must be left out for a stepper, whose channels are "
+                "standardised one by one, so that vectors do not turn."
+            )
+
+    def _box(self, domain: Domain | Decomposed) -> BoxSidesConfig:
+        """Returns the sides of the box, whose corners are those of the grid unless they are given."""
+        nodes = as_domain(domain, "domain")
+        if (self.lower is None or self.upper is None) and (not isinstance(nodes, Grid) or nodes.is_batched):
+            raise ValueError(
+                "constraints.lower and constraints.upper must be given for nodes that are no grid: they do not tell "
+                "where the sides of the box are."
+            )
+        lower, upper = self.lower, self.upper
+        if lower is None or upper is None:
+            assert isinstance(nodes, Grid)
+            low, high = zip(*(axis.ends for axis in nodes.axes), strict=True)
+            lower = tuple(float(x) for x in low) if lower is None else lower
+            upper = tuple(float(x) for x in high) if upper is None else upper
+        return BoxSidesConfig(lower, upper, self.sides)
+
+
+def _numbers_or_channels(
+    numbers: tuple[float, ...] | None, channels: tuple[int, ...] | None
+) -> tuple[float, ...] | InputChannelsConfig:
+    if numbers is not None:
+        return numbers
+    assert channels is not None
+    return InputChannelsConfig(channels)
+
+
+def _vectors(channels: tuple[int, ...], dim: int) -> Iterator[tuple[int, ...]]:
+    """Yields the channels of one vector after the other; the last may be incomplete, which the operator refuses."""
+    for first in range(0, len(channels), dim):
+        yield channels[first : first + dim]
