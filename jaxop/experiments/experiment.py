@@ -40,6 +40,8 @@ class Experiment(Generic[Data, Model]):
         model: the operator's config, or `OperatorSettings` whose missing fields are chosen to suit the data.
         training: steps, batches, learning rate, checkpoints.
         constraints: boundary values, integrals and symmetries that the output has exactly.
+        quantile: level τ between 0 and 1 of the pinball loss, in place of ``training.loss``: the operator then learns
+            the τ-quantile of the targets, such as the size of errors. None takes ``training.loss``.
         run_dir: directory of the run; None makes runs/NAME-DATE-TIME.
         resume: continue the run in run_dir from its newest checkpoint.
         cache: directory of generated data, with one file for each set of parameters.
@@ -65,6 +67,7 @@ class Experiment(Generic[Data, Model]):
     model: Model
     training: training.TrainingConfig
     constraints: Constraints = dataclasses.field(default_factory=Constraints)
+    quantile: float | None = None
     run_dir: Path | None = None
     resume: bool = False
     cache: Path = dataclasses.field(default_factory=default_cache)

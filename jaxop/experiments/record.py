@@ -43,6 +43,8 @@ def describe(experiment: AnyExperiment, config: BuildableConfig, train: AnySet) 
     }
     if experiment.constraints != Constraints():  # runs of earlier versions do not have any
         record["constraints"] = experiment.constraints
+    if experiment.quantile is not None:
+        record["quantile"] = experiment.quantile
     return record | ({"stepping": experiment.stepping} if isinstance(experiment, DynamicsExperiment) else {})
 
 
@@ -90,7 +92,7 @@ def recorded_experiment(run: training.Run) -> AnyExperiment:
     if isinstance(config, StepperConfig):
         inside, stepping = innermost(config.operator), recorded_stepping(run)
         return DynamicsExperiment(problem, inside, settings, stepping=stepping, **where)
-    return Experiment(problem, innermost(config), settings, **where)
+    return Experiment(problem, innermost(config), settings, quantile=run.config.get("quantile"), **where)
 
 
 def recorded_stepping(run: training.Run) -> Stepping:

@@ -7,7 +7,8 @@ from typing import Any
 
 from flax import nnx
 
-from jaxop import data, dynamics, operators
+from jaxop import data, dynamics, operators, training
+from jaxop._validation import check_share
 from jaxop.data import DataSource, Trajectories
 from jaxop.experiments import report, rollout_report
 from jaxop.experiments.experiment import AnyExperiment, DynamicsExperiment
@@ -117,7 +118,7 @@ def _on_pairs(experiment: AnyExperiment, sets: Sets) -> Task:
         make=functools.partial(_standardized, config, data.standardization(train), settings.seed),
         train=sets.drawn,
         valid=sets.valid,
-        loss=None,
+        loss=_pinball(experiment),
         record=describe(experiment, config, train),
         about={
             "training": f"{len(train)} samples on {grid_name(train)}{drawn}",
@@ -136,6 +137,8 @@ def _on_pairs(experiment: AnyExperiment, sets: Sets) -> Task:
 
 def _on_trajectories(experiment: DynamicsExperiment, sets: SeriesSets) -> Task:
     stepping, settings = experiment.stepping, experiment.training
+    if experiment.quantile is not None:
+        raise ValueError(f"quantile={experiment.quantile} is for pairs of functions; leave it out for a stepper.")
     loss = stepping.loss(settings.loss)
     if experiment.mesh.domain > 1:
         raise NotImplementedError(
@@ -170,6 +173,19 @@ def _on_trajectories(experiment: DynamicsExperiment, sets: SeriesSets) -> Task:
         check=functools.partial(rollout_report.check, sets=test),
         report=functools.partial(rollout_report.write_report, sets=test),
     )
+
+
+def _pinball(experiment: AnyExperiment) -> Loss | None:
+    """Returns the pinball loss if the experiment has a quantile."""
+    if experiment.quantile is None:
+        return None
+    check_share(experiment.quantile, "quantile", zero=False)
+    if experiment.training.loss != "l2":
+        raise ValueError(
+            f"quantile={experiment.quantile} takes the place of training.loss={experiment.training.loss!r}: leave one "
+            "of the two out."
+        )
+    return functools.partial(training.pinball_loss, level=experiment.quantile)
 
 
 def _described(trajectories: Trajectories) -> str:

@@ -242,10 +242,8 @@ class Calibrated(Savable, nnx.Module):
             return cast(Ensemble, self.operator).mean_and_spread(values, domain, at=at, initial=initial)
         prediction = self.operator(values, domain, at=at, initial=initial)
         if self.spread is None:
-            size = jnp.ones(prediction.shape, accumulator(prediction.dtype))
-            if isinstance(self.operator, Standardized):
-                size = size * self.operator.output_std[...].astype(size.dtype)
-            return prediction, size
+            std = self.operator.output_std[...] if isinstance(self.operator, Standardized) else jnp.ones(1)
+            return prediction, jnp.broadcast_to(std.astype(accumulator(prediction.dtype)), prediction.shape)
         spread = self.spread(values, domain, at=at, initial=initial)
         return prediction, jnp.abs(spread.astype(accumulator(spread.dtype)))
 

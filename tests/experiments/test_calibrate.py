@@ -159,6 +159,34 @@ def test_residuals_are_files_to_train_a_spread_on(place, tmp_path):
     np.testing.assert_array_equal(found.inputs, expected.inputs)
 
 
+@pytest.mark.thorough
+def test_a_spread_is_trained_by_the_pinball_loss_and_resumed(place, tmp_path, fails):
+    jaxop("predict", place / "run", place / "new.npz", "--residuals", "--to", tmp_path)
+    sizes = ["--model.width", "8", "--model.heads", "2", "--model.layers", "1"]
+    short = ["--training.steps", "2", "--training.batch-size", "2", "--training.warmup-steps", "0"]
+    data_options = ["--data.train", tmp_path / "new.npz", "--data.operator", "tno"]
+    command = ["train", "custom", *data_options, *short, *sizes, "--run-dir", tmp_path / "size", "--quantile"]
+    assert "training.loss='h1'" in fails(*command, "0.9", "--training.loss", "h1")
+    assert "quantile" in fails(*command, "1")
+    jaxop(*command, "0.9")
+    run = training.load_run(tmp_path / "size")
+    assert run.config["loss"] == {"function": "pinball_loss", "arguments": {"level": "0.9"}}
+    assert "quantile: 0.9 -> 0.5" in fails("resume", tmp_path / "size", "--quantile", "0.5")
+    jaxop("resume", tmp_path / "size")
+    jaxop(
+        "calibrate",
+        place / "run",
+        "--spread",
+        tmp_path / "size",
+        "--data",
+        place / "test.npz",
+        *LEVELS,
+        "--to",
+        tmp_path / "m",
+    )
+    assert package.from_pretrained(tmp_path / "m").config.spread is not None
+
+
 def test_functions_that_are_not_new_are_refused(place, tmp_path, fails, capsys):
     """A part of the training set is noticed by runs and models, whether or not its file is still there."""
     u, v = (np.concatenate([named(8, 8, seed=16)[name][3:4], named(9, 8, seed=5)[name]]) for name in "ab")
