@@ -12,6 +12,7 @@ from jaxop._files import read_json
 from jaxop.data import Samples
 from jaxop.domains import Decomposed, Domain
 from jaxop.experiments.problems import FileData
+from jaxop.experiments.report import MEMBERS
 from jaxop.experiments.trained import open_trained
 from jaxop.operators.folder import ABOUT, CITATION, LICENCE, is_folder
 
@@ -136,6 +137,12 @@ def card_of(run: training.Run, step: int) -> dict[str, str]:
     elif rows := [_row(row) for row in sets] + [line for row in errors for line in _of_validation(row)]:
         lines = ["| set | grid | samples | relative L2 | relative H1 |", "|---|---|---|---|---|", *rows]
         sections["Errors"] = "Means over the samples.\n\n" + "\n".join(lines)
+    if members := [_row(row, *MEMBERS) for row in sets if MEMBERS[0] in row]:
+        lines = [
+            "| set | grid | samples | relative L2 of a member | relative CRPS | relative spread |",
+            "|---" * 6 + "|",
+        ]
+        sections["Members"] = "Scores of the members of the ensemble.\n\n" + "\n".join([*lines, *members])
     return {name: text for name, text in sections.items() if text}
 
 
@@ -172,8 +179,8 @@ def _without_folders(value: object) -> object:
     return Path(value).name if isinstance(value, str) and os.path.isabs(value) else value
 
 
-def _row(row: Mapping[str, Any]) -> str:
-    errors = " | ".join(_number(row[name]) for name in ("rel_l2", "rel_h1"))
+def _row(row: Mapping[str, Any], *names: str) -> str:
+    errors = " | ".join(_number(row[name]) for name in names or ("rel_l2", "rel_h1"))
     return f"| {row['set']} | {row['grid']} | {row['samples']} | {errors} |"
 
 

@@ -39,8 +39,8 @@ Curve = tuple[np.ndarray, np.ndarray]
 class Row(TypedDict):
     """Mean relative errors on a set, in physical units, with the median and the worst sample.
 
-    Those of an ensemble are the errors of its mean; ``rel_crps`` and ``rel_spread`` are the means of
-    `jaxop.training.EnsembleErrors`. A model with error bars also has the share of functions inside them, its standard
+    Those of an ensemble are the errors of its mean; ``rel_crps``, ``rel_spread`` and ``member_rel_l2`` are the means
+    of `jaxop.training.EnsembleErrors`. A model with error bars also has the share of functions inside them, its standard
     error, the nominal share, and the mean half-width of each channel, see `jaxop.training.Coverage`.
     """
 
@@ -54,6 +54,7 @@ class Row(TypedDict):
     worst_sample: int
     rel_crps: NotRequired[float]
     rel_spread: NotRequired[float]
+    member_rel_l2: NotRequired[float]
     coverage: NotRequired[float]
     coverage_error: NotRequired[float]
     nominal: NotRequired[float]
@@ -157,6 +158,7 @@ def write_report(
         if isinstance(errors, training.EnsembleErrors):
             row["rel_crps"] = float(np.mean(errors.crps, dtype=np.float64))
             row["rel_spread"] = float(np.mean(errors.spread, dtype=np.float64))
+            row["member_rel_l2"] = float(np.mean(errors.members, dtype=np.float64))
             curves[label] = training.calibration_curve(errors.ranks)
         if calibrated is not None:
             found = covered(calibrated, samples)
@@ -326,15 +328,20 @@ def _operator(config: Mapping[str, Any]) -> str:
     return name
 
 
+MEMBERS = ("member_rel_l2", "rel_crps", "rel_spread")
+"""Scores of the members of an ensemble in a `Row`."""
+
+
 def members_table(rows: Sequence[Row], curves: Mapping[str, Curve]) -> "Table":
     """Returns the table of the scores of an ensemble's members on every set, beside the error of their mean."""
     with needs_extra("a table of errors"):
         from rich.table import Table
     widest = curves[rows[0]["set"]][0][-1]
     title = "members of the ensemble"
-    table = Table("set", "rel. L2", "rel. CRPS", "rel. spread", f"in the {widest:.0%} interval", title=title)
+    errors = ("rel. L2 of the mean", "of a member")
+    table = Table("set", *errors, "rel. CRPS", "rel. spread", f"in the {widest:.0%} interval", title=title)
     for row in rows:
-        scores = (f"{row.get(name, np.nan):.2e}" for name in ("rel_l2", "rel_crps", "rel_spread"))
+        scores = (f"{row.get(name, np.nan):.2e}" for name in ("rel_l2", *MEMBERS))
         table.add_row(row["set"], *scores, f"{curves[row['set']][1][-1]:.1%}")
     return table
 

@@ -213,9 +213,11 @@ def check_sizes(label: str, samples: AnySet, sizes: Mapping[str, tuple[int, int]
     """
     for what, (expected, received) in sizes.items():
         if expected != received:
+            remedy = "take data of the kind it is trained on."
+            if what == "dimensions" and received == expected - 1:
+                remedy = "the first axis of an array counts the functions, so one function needs an axis of size 1."
             raise ValueError(
-                f"{label} ({grid_name(samples)}) has {received} {what}, but the {model} was made for {expected}; take "
-                "data of the kind it is trained on."
+                f"{label} ({grid_name(samples)}) has {received} {what}, but the {model} was made for {expected}; {remedy}"
             )
 
 

@@ -176,11 +176,13 @@ class EnsembleErrors(Errors):
         spread: relative L2 norm ‖s‖/‖y_i‖ of the members' deviation s, shape (N,). If truth and members were draws of
             one distribution, the mean square error would be (1 + 1/E) s² on average.
         ranks: `rank_shares` of the members, shape (N, E + 1), for `calibration_curve`.
+        members: relative L2 error of each member, shape (N, E); ``l2`` is that of their mean.
     """
 
     crps: Float[np.ndarray, " n"]
     spread: Float[np.ndarray, " n"]
     ranks: Float[np.ndarray, "n r"]
+    members: Float[np.ndarray, "n e"]
 
 
 def evaluate_ensemble(
@@ -231,8 +233,8 @@ def evaluate_ensemble(
         spaces = spaces or _spaces(batch.target_domain)
         return _scores(graphdef, spaces, mesh, params, other, batch)
 
-    found, spread, ranks, l2, *h1 = by_sample(scores, samples, batch_size, "samples", mesh)
-    return EnsembleErrors(l2, h1[0] if h1 else None, found, spread, ranks)
+    found, spread, ranks, members, l2, *h1 = by_sample(scores, samples, batch_size, "samples", mesh)
+    return EnsembleErrors(l2, h1[0] if h1 else None, found, spread, ranks, members)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -265,16 +267,18 @@ def _scores(
 
 def _scores_of_sample(
     predictions: Float[Array, "e k c"], target: Float[Array, "k c"], domain: Domain
-) -> tuple[Array, Array, Array]:
-    """Returns relative CRPS and spread, and the shares of the ranks."""
+) -> tuple[Array, Array, Array, Array]:
+    """Returns relative CRPS and spread, the shares of the ranks, and the relative errors of the members."""
     wide = target.astype(predictions.dtype)
     unit = domain._unit(wide)
     members, truth = predictions / unit, wide / unit
     spread = jnp.std(members, axis=0, ddof=1)
     size = jnp.mean(mean_over(jnp.abs(truth), domain))
     norm = domain.norm(truth)
+    norm = jnp.where(norm == 0, 1, norm)
     score = crps(members, truth, domain) / jnp.where(size == 0, 1, size)
-    return score, domain.norm(spread) / jnp.where(norm == 0, 1, norm), rank_shares(predictions, wide, domain)
+    errors = jax.vmap(lambda member: domain.norm(member - truth))(members) / norm
+    return score, domain.norm(spread) / norm, rank_shares(predictions, wide, domain), errors
 
 
 def _checked(predictions: Array, target: Array, domain: Domain) -> Array:

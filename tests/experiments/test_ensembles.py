@@ -1,6 +1,8 @@
 """Ensembles on the command line: one option trains one, and its run is what any run is."""
 
 import json
+import re
+import zipfile
 
 import numpy as np
 import pytest
@@ -39,6 +41,8 @@ def test_a_run_of_several_members_is_trained_evaluated_resumed_and_given_away(tm
     assert record["calibration"]["a.npz"] == {"levels": pytest.approx(levels), "observed": pytest.approx(observed)}
     assert (run / "figures" / "again-calibration.png").is_file()
     jaxop("export-model", run, "--to", tmp_path / "model.zip")
+    card = zipfile.ZipFile(tmp_path / "model.zip").read("card.md").decode().partition("## Members")[2]
+    assert re.search(rf"\| a.npz \|.*\| {float(row['rel_crps']):.3e} \|", card)
     loaded = library.from_pretrained(tmp_path / "model.zip")
     np.testing.assert_array_equal(training.predict(loaded, samples), expected)
     jaxop("evaluate", tmp_path / "model.zip", "--data", file, "--to", tmp_path / "tables")

@@ -127,6 +127,8 @@ def test_an_evaluation_has_the_errors_of_the_mean_and_the_scores_of_the_members(
     if mean.h1 is not None:
         np.testing.assert_allclose(found.h1, mean.h1, rtol=1e-5)
     members = [training.predict(ensemble.member(number), samples) for number in range(3)]
+    alone = [training.evaluate(ensemble.member(number), samples).l2 for number in range(3)]
+    np.testing.assert_allclose(found.members, np.stack(alone, axis=1), rtol=1e-4)
     for i in range(len(samples)):
         one = samples.sample(i)
         nodes, truth, each = one.target_domain, np.asarray(one.targets), np.stack([m[i] for m in members])
