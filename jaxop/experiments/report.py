@@ -40,8 +40,8 @@ class Row(TypedDict):
     """Mean relative errors on a set, in physical units, with the median and the worst sample.
 
     Those of an ensemble are the errors of its mean; ``rel_crps``, ``rel_spread`` and ``member_rel_l2`` are the means
-    of `jaxop.training.EnsembleErrors`. A model with error bars also has the share of functions inside them, its standard
-    error, the nominal share, and the mean half-width of each channel, see `jaxop.training.Coverage`.
+    of `jaxop.training.EnsembleErrors`. A model with error bars also has the share of functions inside them, its
+    standard error, the nominal share, and the mean half-width of each channel, see `jaxop.training.Coverage`.
     """
 
     set: str

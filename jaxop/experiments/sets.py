@@ -217,7 +217,8 @@ def check_sizes(label: str, samples: AnySet, sizes: Mapping[str, tuple[int, int]
             if what == "dimensions" and received == expected - 1:
                 remedy = "the first axis of an array counts the functions, so one function needs an axis of size 1."
             raise ValueError(
-                f"{label} ({grid_name(samples)}) has {received} {what}, but the {model} was made for {expected}; {remedy}"
+                f"{label} ({grid_name(samples)}) has {received} {what}, but the {model} was made for {expected}; "
+                f"{remedy}"
             )
 
 
