@@ -1,4 +1,4 @@
-"""JSON files that are read with bounds, arrays as files, and files that are written in one go."""
+"""JSON files that are read with bounds, hashes as files, and files that are written in one go."""
 
 import contextlib
 import hashlib
@@ -45,23 +45,26 @@ def parse_json(content: bytes, name: str) -> Any:
         raise ValueError(f"{name} is not valid JSON ({error}).") from error
 
 
-def array_bytes(array: np.ndarray) -> bytes:
-    """Returns an array as the contents of a .npy file."""
+def hashes_to_bytes(hashes: np.ndarray) -> bytes:
+    """Returns hashes of 16 bytes each, shape (n, 16), as the contents of a .npy file."""
     content = io.BytesIO()
-    np.save(content, array, allow_pickle=False)
+    np.save(content, hashes, allow_pickle=False)
     return content.getvalue()
 
 
-def parse_array(content: bytes, name: str) -> np.ndarray:
-    """Returns the array in the contents of a .npy file.
+def parse_hashes(content: bytes, name: str) -> np.ndarray:
+    """Returns the hashes in the contents of a .npy file.
 
     Raises:
-        ValueError: if it is not one, or is cut, or would execute code; the message begins with the name.
+        ValueError: if it is not such a file, or is cut, or would execute code; the message begins with the name.
     """
     try:
-        return np.load(io.BytesIO(content), allow_pickle=False)
+        found = np.load(io.BytesIO(content), allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise ValueError(f"{name} is not a valid array of NumPy ({error}).") from error
+    if found.dtype != np.uint8 or found.ndim != 2 or found.shape[1] != 16:
+        raise ValueError(f"{name} must hold hashes, uint8 of shape (n, 16), got {found.dtype} of shape {found.shape}.")
+    return found
 
 
 def write_in_one_go(path: Path, content: bytes) -> None:

@@ -109,6 +109,9 @@ def _on_pairs(experiment: AnyExperiment, sets: Sets) -> Task:
             f"mesh.domain={experiment.mesh.domain}: devices cannot share the nodes of a function with constraints; use "
             "the mesh axes 'data' and 'model'."
         )
+    counted = _counted(sets.valid, sets.test)
+    if sets.test is sets.valid:
+        counted["test"] += ", the validation set, which chooses the checkpoint"
     train = prepared({"training": sets.train}, config)["training"]
     sets = Sets(train, prepared(sets.valid, config), prepared(sets.test, config), sets.random_nodes)
     drawn = "" if sets.random_nodes is None else f", {sets.random_nodes} random nodes in a step"
@@ -122,7 +125,7 @@ def _on_pairs(experiment: AnyExperiment, sets: Sets) -> Task:
         record=describe(experiment, config, train),
         about={
             "training": f"{len(train)} samples on {grid_name(train)}{drawn}",
-            **_counted(sets.valid, sets.test),
+            **counted,
             **_kept(experiment),
         },
         check=functools.partial(report.check, sets=sets.test),

@@ -22,7 +22,7 @@ from flax import nnx
 from jaxtyping import Array, UInt8
 
 from jaxop._config import Json, to_dict
-from jaxop._files import array_bytes, json_checksum, parse_array, parse_json
+from jaxop._files import hashes_to_bytes, json_checksum, parse_hashes, parse_json
 from jaxop._pytree import leaf_names
 from jaxop._validation import check_type
 from jaxop.operators.registry import model_of
@@ -183,7 +183,7 @@ def read_folder(path: str | os.PathLike[str]) -> Saved:
     }
     card, functions = contents.get(CARD, b"").decode(), None
     if FUNCTIONS in contents:
-        functions = parse_array(contents[FUNCTIONS], f"{place}/{FUNCTIONS}")
+        functions = parse_hashes(contents[FUNCTIONS], f"{place}/{FUNCTIONS}")
     weights = _safetensors().load(contents[WEIGHTS])
     return Saved(place, config, weights, others[STATISTICS], others[DATA], functions, card)
 
@@ -229,7 +229,7 @@ def _contents(
     if data is not None:
         files[DATA] = _json(dict(data))
     if functions is not None:
-        files[FUNCTIONS] = array_bytes(functions)
+        files[FUNCTIONS] = hashes_to_bytes(functions)
     count = sum(array.size for array in weights.values())
     files[CARD] = _card(operator, to_dict(config), count, card).encode()
     description: dict[str, Any] = {

@@ -22,7 +22,7 @@ from jaxtyping import UInt8
 
 import jaxop
 from jaxop._config import from_dict, to_dict
-from jaxop._files import array_bytes, parse_array, read_json, write_in_one_go
+from jaxop._files import hashes_to_bytes, parse_hashes, read_json, write_in_one_go
 from jaxop._validation import near
 from jaxop.data import DataSource
 from jaxop.operators import ConstraintConfig, Ensemble, EnsembleConfig, OperatorConfig, Standardized, build, models
@@ -80,7 +80,7 @@ class Run:
             ValueError: if the file cannot be read.
         """
         path = self.directory / _FUNCTIONS
-        return parse_array(path.read_bytes(), str(path)) if path.exists() else None
+        return parse_hashes(path.read_bytes(), str(path)) if path.exists() else None
 
     def step(self, checkpoint: int | str = "best") -> int:
         """Returns the step of "best", "last" or a number or its digits; without validation "best" is the last step.
@@ -318,7 +318,7 @@ def record_functions(directory: Path, sources: Iterable[DataSource]) -> None:
     """Writes ``functions.npy``, the hashes of the functions of sets of samples, unless it is there."""
     path = directory / _FUNCTIONS
     if not path.exists() and len(hashes := functions_of(sources)):
-        write_in_one_go(path, array_bytes(hashes))
+        write_in_one_go(path, hashes_to_bytes(hashes))
 
 
 def has_begun(directory: Path) -> bool:

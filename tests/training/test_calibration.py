@@ -222,6 +222,9 @@ def test_a_part_of_what_a_run_or_its_model_was_trained_on_is_refused(tmp_path):
     (tmp_path / "run" / "functions.npy").write_bytes(b"\x93NUMPY")
     with pytest.raises(ValueError, match=r"functions.npy is not a valid array"):
         training.calibrate(build(FNO), new, trained_on=training.load_run(tmp_path / "run"), **LEVELS)
+    np.save(tmp_path / "run" / "functions.npy", np.zeros((3, 8), np.uint8))
+    with pytest.raises(ValueError, match=r"functions.npy must hold hashes.*got uint8 of shape \(3, 8\)"):
+        training.calibrate(build(FNO), new, trained_on=training.load_run(tmp_path / "run"), **LEVELS)
     build(FNO).save(tmp_path / "untold")
     with pytest.raises(ValueError, match=r"trained_on\[0\] = .*untold.* has no hashes"):
         training.calibrate(build(FNO), new, trained_on=tmp_path / "untold", **LEVELS)
