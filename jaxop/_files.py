@@ -46,9 +46,16 @@ def parse_json(content: bytes, name: str) -> Any:
 
 
 def hashes_to_bytes(hashes: np.ndarray) -> bytes:
-    """Returns hashes of 16 bytes each, shape (n, 16), as the contents of a .npy file."""
+    """Returns hashes of 16 bytes each, shape (n, 16), as the contents of a .npy file.
+
+    Raises:
+        TypeError: if they are not an array of uint8 of this shape.
+    """
+    if not isinstance(hashes, np.ndarray) or hashes.dtype != np.uint8 or hashes.ndim != 2 or hashes.shape[1] != 16:
+        found = f"{hashes.dtype} of shape {hashes.shape}" if isinstance(hashes, np.ndarray) else repr(hashes)
+        raise TypeError(f"functions must be hashes, uint8 of shape (n, 16), such as run.functions has, got {found}.")
     content = io.BytesIO()
-    np.save(content, hashes, allow_pickle=False)
+    np.save(content, np.ascontiguousarray(hashes), allow_pickle=False)
     return content.getvalue()
 
 
@@ -56,15 +63,16 @@ def parse_hashes(content: bytes, name: str) -> np.ndarray:
     """Returns the hashes in the contents of a .npy file.
 
     Raises:
-        ValueError: if it is not such a file, or is cut, or would execute code; the message begins with the name.
+        ValueError: if they are not what `hashes_to_bytes` returned; the message begins with the name.
     """
-    try:
-        found = np.load(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{name} is not a valid array of NumPy ({error}).") from error
-    if found.dtype != np.uint8 or found.ndim != 2 or found.shape[1] != 16:
-        raise ValueError(f"{name} must hold hashes, uint8 of shape (n, 16), got {found.dtype} of shape {found.shape}.")
-    return found
+    start = len(hashes_to_bytes(np.zeros((0, 16), np.uint8)))  # the header has one length for all n
+    rows = np.frombuffer(content[start:], np.uint8)
+    if rows.size % 16 or hashes_to_bytes(rows.reshape(-1, 16)) != content:
+        raise ValueError(
+            f"{name} is not a file of hashes, uint8 of shape (n, 16), or was cut or changed; get another copy of the "
+            "folder."
+        )
+    return rows.reshape(-1, 16)
 
 
 def write_in_one_go(path: Path, content: bytes) -> None:

@@ -1,5 +1,6 @@
 """Error bars for a trained operator, from files of functions that are new to it."""
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -20,10 +21,10 @@ from jaxop.experiments.settings import prepared
 from jaxop.experiments.terminal import as_options, make_console
 from jaxop.experiments.trained import Trained, open_trained
 from jaxop.operators.calibrated import conformal_rank
-from jaxop.operators.folder import is_folder, read_folder
-from jaxop.operators.ready import located, ready_models
+from jaxop.operators.ready import ready_models
 from jaxop.training import MeshConfig
-from jaxop.training.identity import digests
+from jaxop.training.calibration import known_functions
+from jaxop.training.identity import digests, functions_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -145,7 +146,7 @@ def calibrate(settings: Calibration, *, console: "Console | None" = None) -> Pat
     if rows:
         console.print(coverage_table(rows))
         card["Coverage"] = _markdown(rows)
-    path = calibrated.save(to, card=card, data=recipe, functions=_joined(models))
+    path = calibrated.save(to, card=card, data=recipe, functions=_joined(known))
     console.print(f"model: {path}", soft_wrap=True)
     return path
 
@@ -206,10 +207,14 @@ def _is_model(path: Path) -> bool:
     return path.suffix == ".zip" or (path / "config.json").is_file()
 
 
-def _hashes(path: Path) -> np.ndarray | None:
-    """Returns the hashes of the functions that a run or a model knows, None if it has none."""
-    place = located(path)
-    return read_folder(place).functions if is_folder(place) else training.load_run(place).functions
+def _hashes(model: Trained, external: bool) -> np.ndarray | None:
+    """Returns the hashes of the functions that a model knows, read from the files of its run if it has none itself."""
+    hashes = known_functions(model.place)
+    if hashes is None and model.run is not None and isinstance(model.problem, FileData):
+        with contextlib.suppress(OSError, ValueError):
+            sets = dataclasses.replace(model.problem, test=(), external=external).load(Path())
+            hashes = functions_of([sets.train, *sets.valid.values()])
+    return hashes
 
 
 def _rows(hashes: np.ndarray) -> set[bytes]:
@@ -226,22 +231,24 @@ def _trained_on(
         if not _is_model(path):
             found[name] = set(digests(_read(problem, path), name))
             continue
-        hashes = _hashes(path)
+        hashes = known_functions(path)
         if hashes is None:
             raise ValueError(f"{name} has no hashes of the functions that it was trained on: name the files of these.")
         found[name] = _rows(hashes)
     for one in models:
-        hashes = _hashes(one.place)
+        hashes = _hashes(one, settings.external)
         if hashes is not None:
             found[f"{one.place}, its training or validation"] = _rows(hashes)
-        elif not settings.trained_on:
-            recipe = "" if one.problem is None else f" ({one.problem})"
+        elif settings.trained_on:
+            say(f"{one.place.name} has no hashes of its functions: only those of --trained-on were compared")
+        else:
+            recipe = "" if one.problem is None or isinstance(one.problem, FileData) else f" ({one.problem})"
             say(
                 f"not compared with the functions that {one.place.name} was trained on{recipe}, of which it has no "
                 "hashes: name their files by --trained-on"
             )
     for name, rows in found.items():
-        say(f"compared with {len(rows):,} function{'s' * (len(rows) != 1)} of {name}, one by one")
+        say(f"compared with {len(rows):,} function{'s' * (len(rows) != 1)} of {name}, one by one, on the same nodes")
     return found
 
 
@@ -257,11 +264,10 @@ def _check_new(sets: Mapping[str, list[bytes]], known: Mapping[str, set[bytes]])
                 )
 
 
-def _joined(models: list[Trained]) -> np.ndarray | None:
-    """Returns the hashes of the functions that any of the models knows, None if one has none."""
-    found = [_hashes(one.place) for one in models]
-    known = [hashes for hashes in found if hashes is not None]
-    return np.unique(np.concatenate(known), axis=0) if len(known) == len(found) else None
+def _joined(known: Mapping[str, set[bytes]]) -> np.ndarray | None:
+    """Returns all known hashes in one array, None if there are none."""
+    rows = sorted(set().union(*known.values()))
+    return np.frombuffer(b"".join(rows), np.uint8).reshape(-1, 16) if rows else None
 
 
 def _about(model: Trained) -> tuple[dict[str, str], dict[str, Any] | None]:

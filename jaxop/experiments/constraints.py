@@ -3,9 +3,14 @@
 import dataclasses
 from collections.abc import Iterator
 
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxop import operators
 from jaxop._validation import check_name
 from jaxop.domains import Decomposed, Domain, Grid
-from jaxop.domains.domain import as_domain
+from jaxop.domains.domain import as_domain, bounding_box
 from jaxop.operators import (
     BoundaryOperatorConfig,
     BoxSidesConfig,
@@ -15,6 +20,7 @@ from jaxop.operators import (
     InputChannelsConfig,
     OperatorConfig,
 )
+from jaxop.operators.boundary import ENDS
 from jaxop.operators.equivariance import GROUPS
 
 _VECTORS = ("input_vectors", "output_vectors")
@@ -107,21 +113,84 @@ class Constraints:
             domain: domain of the inputs in training, which tells the box.
 
         Raises:
-            ValueError: if channels or dimensions do not fit the operator, or the box is needed and not known.
+            ValueError: if channels or dimensions do not fit the operator, the box is needed and not known or has no
+                such sides, or the symmetries do not map what is prescribed to itself.
         """
+        self._check_fits(config)
         found: OperatorConfig | ConstraintConfig = config
         if self.group is not None:
             vectors = {name: tuple(_vectors(getattr(self, name), config.dim)) for name in _VECTORS}
             found = EquivariantOperatorConfig(found, group=self.group, **vectors)
         if self._conserves:
-            found = ConservativeOperatorConfig(
-                found, integrals=_numbers_or_channels(self.integrals, self.integrals_from)
-            )
+            integrals = _numbers_or_channels(self.integrals, self.integrals_from)
+            found = ConservativeOperatorConfig(found, integrals=integrals)
         if self._prescribes:
             values = _numbers_or_channels(self.boundary, self.boundary_from)
             factor = self._box(domain) if self.mask is None else InputChannelsConfig(self.mask)
             found = BoundaryOperatorConfig(found, factor=factor, values=values)
         return found
+
+    def means(self, inputs: Float[Array, " c_in"], outputs: Float[Array, " c_out"]) -> Float[Array, " c_out"]:
+        """Returns the means of v − g over the training set, from those of the inputs and of the targets v.
+
+        A `BoundaryOperator` returns g + m G: what G learns scatters around the mean of the difference from g.
+        """
+        if self.boundary is not None:
+            return outputs - jnp.asarray(self.boundary, outputs.dtype)
+        return outputs if self.boundary_from is None else outputs - inputs[np.asarray(self.boundary_from)]
+
+    def _check_fits(self, config: OperatorConfig) -> None:
+        """Raises ``ValueError`` if a setting does not fit the operator; the message names the setting."""
+        channels = {"in": config.in_channels, "out": config.out_channels}
+        for name in ("boundary", "boundary_from", "mask", "integrals", "integrals_from"):
+            given = getattr(self, name)
+            counts = (1, channels["out"]) if name not in ("integrals_from",) else (channels["out"],)
+            if given is not None and len(given) not in counts:
+                expected = " or ".join(str(count) for count in sorted(set(counts)))
+                raise ValueError(
+                    f"constraints.{name} must have {expected} entries, for {channels['out']} channels of the output, "
+                    f"got {given}."
+                )
+        for name in ("boundary_from", "mask", "integrals_from", *_VECTORS):
+            which = "out" if name == "output_vectors" else "in"
+            given = getattr(self, name) or ()
+            if any(not 0 <= channel < channels[which] for channel in given):
+                raise ValueError(
+                    f"constraints.{name} must be channels of the {which}put, 0 to {channels[which] - 1}, got {given}."
+                )
+        for name in _VECTORS:
+            if len(getattr(self, name)) % config.dim:
+                raise ValueError(
+                    f"constraints.{name} must be {config.dim} channels for each vector, got {getattr(self, name)}."
+                )
+        for name in ("lower", "upper"):
+            if getattr(self, name) is not None and len(getattr(self, name)) != config.dim:
+                raise ValueError(f"constraints.{name} must have {config.dim} coordinates, got {getattr(self, name)}.")
+        for axis, end in self.sides or ():
+            if not 0 <= axis < config.dim or end not in ENDS:
+                raise ValueError(
+                    f"constraints.sides must be pairs of an axis, 0 to {config.dim - 1}, and lower or upper, got "
+                    f"{axis} {end}."
+                )
+        if self.group is not None and (self._prescribes or self._conserves):
+            self._check_symmetric(config.dim)
+
+    def _check_symmetric(self, dim: int) -> None:
+        """Raises ``ValueError`` unless the group maps prescribed values, their places and integrals to themselves."""
+        sides = set(self.sides or ())
+        mirrored = {(axis, ENDS[1 - ENDS.index(end)]) for axis, end in sides}
+        if sides and (sides != mirrored or (self.group != "flips" and len(sides) < 2 * dim)):
+            raise ValueError(
+                f"constraints.sides={self.sides} are not mapped to themselves by constraints.group={self.group!r}, so "
+                "that both cannot hold: prescribe all sides, or leave one of the two out."
+            )
+        if self.output_vectors and (
+            any([*(self.boundary or ()), *(self.integrals or ())]) or self.boundary_from or self.integrals_from
+        ):
+            raise ValueError(
+                "constraints.output_vectors turn with the grid, but their prescribed values or integrals do not: give "
+                "the number 0 for these, or leave constraints.group out."
+            )
 
     def check_changes(self, output: str) -> None:
         """Raises ``ValueError`` unless a stepper with this ``output`` can keep all this, see `Stepping`."""
@@ -131,16 +200,31 @@ class Constraints:
                 "constraints.boundary and constraints.integrals are kept by a stepper that learns changes, "
                 f"stepping.output='delta', got {output!r}."
             )
-        if any(numbers) or self.boundary_from or self.integrals_from or self.mask:
+        for name in ("boundary_from", "integrals_from", "mask"):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"constraints.{name} is for pairs of functions; a stepper keeps the values of the state on sides, "
+                    "constraints.boundary=0, or its integrals, constraints.integrals=0."
+                )
+        if any(numbers):
             raise ValueError(
-                "constraints of a stepper are those of the change in a step, whose boundary values and integrals can "
-                f"only be kept at 0: give the number 0, got {self}."
+                "constraints.boundary and constraints.integrals of a stepper are those of the change in a step, which "
+                f"are kept at 0: give 0, got {numbers}."
             )
         if self.input_vectors or self.output_vectors:
             raise ValueError(
                 "constraints.input_vectors and output_vectors must be left out for a stepper, whose channels are "
                 "standardised one by one, so that vectors do not turn."
             )
+
+    def note(self, config: OperatorConfig | ConstraintConfig, domain: Domain | Decomposed) -> str:
+        """Returns a remark if no node of the training lies on a prescribed side, "" otherwise."""
+        factor = config.factor if isinstance(config, BoundaryOperatorConfig) else None
+        if not isinstance(factor, BoxSidesConfig):
+            return ""
+        points = as_domain(domain, "domain").points.reshape(-1, config.dim)
+        on_sides = operators.box_factor(points, *factor.corners(config.dim), factor.sides) == 0
+        return "" if np.any(np.asarray(on_sides)) else "; no node of the training lies on these sides"
 
     def _box(self, domain: Domain | Decomposed) -> BoxSidesConfig:
         """Returns the sides of the box, whose corners are those of the grid unless they are given."""
@@ -151,11 +235,19 @@ class Constraints:
                 "where the sides of the box are."
             )
         lower, upper = self.lower, self.upper
+        if isinstance(nodes, Grid):
+            for axis, _ in self.sides or [(axis, "") for axis in range(nodes.dim)]:
+                if nodes.axes[axis].rule.is_periodic:
+                    raise ValueError(
+                        f"constraints.boundary needs sides, but axis {axis} is periodic and has none: name the sides "
+                        "of other axes by constraints.sides, or give another rule."
+                    )
         if lower is None or upper is None:
-            assert isinstance(nodes, Grid)
-            low, high = zip(*(axis.ends for axis in nodes.axes), strict=True)
-            lower = tuple(float(x) for x in low) if lower is None else lower
-            upper = tuple(float(x) for x in high) if upper is None else upper
+            corners = bounding_box(nodes)
+            if isinstance(nodes, Grid) and not nodes.has_given_nodes:
+                corners = list(zip(*(axis.ends for axis in nodes.axes), strict=True))
+            lower = tuple(float(x) for x in corners[0]) if lower is None else lower
+            upper = tuple(float(x) for x in corners[1]) if upper is None else upper
         return BoxSidesConfig(lower, upper, self.sides)
 
 

@@ -39,9 +39,6 @@ class Experiment(Generic[Data, Model]):
         data: the problem or the files.
         model: the operator's config, or `OperatorSettings` whose missing fields are chosen to suit the data.
         training: steps, batches, learning rate, checkpoints.
-        constraints: boundary values, integrals and symmetries that the output has exactly.
-        quantile: level τ between 0 and 1 of the pinball loss, in place of ``training.loss``: the operator then learns
-            the τ-quantile of the targets, such as the size of errors. None takes ``training.loss``.
         run_dir: directory of the run; None makes runs/NAME-DATE-TIME.
         resume: continue the run in run_dir from its newest checkpoint.
         cache: directory of generated data, with one file for each set of parameters.
@@ -50,6 +47,9 @@ class Experiment(Generic[Data, Model]):
         mesh: numbers of devices that share a batch, a copy of the state, and the nodes of a function. It is not part of
             the recorded settings: a run may be resumed on any other mesh.
         cluster: how several processes find each other. It is not part of the recorded settings either.
+        constraints: boundary values, integrals and symmetries that the output has exactly.
+        quantile: level τ between 0 and 1 of the pinball loss, in place of ``training.loss``: the operator then learns
+            the τ-quantile of the targets, such as the size of errors. None takes ``training.loss``.
 
     Example:
         >>> from pathlib import Path
@@ -66,8 +66,6 @@ class Experiment(Generic[Data, Model]):
     data: Data
     model: Model
     training: training.TrainingConfig
-    constraints: Constraints = dataclasses.field(default_factory=Constraints)
-    quantile: float | None = None
     run_dir: Path | None = None
     resume: bool = False
     cache: Path = dataclasses.field(default_factory=default_cache)
@@ -75,6 +73,8 @@ class Experiment(Generic[Data, Model]):
     wandb: str | None = None
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     cluster: ClusterConfig = dataclasses.field(default_factory=ClusterConfig)
+    constraints: Constraints = dataclasses.field(default_factory=Constraints)
+    quantile: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -92,15 +92,17 @@ def export_program(
     known: dict[str, Any] = {}
     if domain is not None:
         reader = trained.problem if isinstance(trained.problem, FileData) else FileData(Path("samples.npz"))
-        known = dict(zip(("domain", "at"), _nodes(Path(domain), reader, inputs), strict=True))
+        known = dict(zip(("domain", "at"), _nodes(Path(domain), reader, inputs, trained.blank.config.dim), strict=True))
     operator = trained.restore(None) if trained.calibrated is None else trained.calibrated
     return operators.export(operator, to, symbolic=symbolic, platforms=platforms, **known)
 
 
-def _nodes(path: Path, problem: FileData, inputs: str | None) -> tuple[Domain | Decomposed, Domain | Decomposed | None]:
+def _nodes(
+    path: Path, problem: FileData, inputs: str | None, dim: int
+) -> tuple[Domain | Decomposed, Domain | Decomposed | None]:
     """Returns the nodes of the functions in a file, and those of the targets if they are others."""
     problem = problem if inputs is None else dataclasses.replace(problem, inputs=inputs)
-    samples = problem.of_inputs(path)
+    samples = problem.of_inputs(path, dim)
     if not isinstance(samples, Samples) or samples.domain.is_batched:
         raise ValueError(
             f"--domain {path}: every function there has its own nodes; give a file whose functions share them, or make "
@@ -125,9 +127,11 @@ def recipe_of(run: training.Run) -> dict[str, Any] | None:
 def card_of(run: training.Run, step: int) -> dict[str, str]:
     """Returns the sections of the card of a run's operator."""
     data = {name: _without_folders(run.config[name]) for name in ("problem", "data", "train") if name in run.config}
+    own = {name: run.config[name] for name in ("loss", "optimizer", "constraints", "stepping") if name in run.config}
+    settings = run.config["training"] | own
     sections = {
         "Data": f"Inputs and outputs are in the units of these data.\n\n{_code(data)}",
-        "Training": f"Step {step} of the run with these settings.\n\n{_code(run.config['training'])}",
+        "Training": f"Step {step} of the run with these settings.\n\n{_code(settings)}",
     }
     records = [read_json(file) for file in sorted((run.directory / "evaluation").glob("*.json"))]
     sets = [row for record in records if record["step"] == step for row in record["sets"]]

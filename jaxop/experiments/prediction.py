@@ -32,6 +32,8 @@ from jaxop.experiments.settings import prepared
 from jaxop.experiments.terminal import as_options, make_console
 from jaxop.experiments.trained import Trained, open_trained
 from jaxop.training import MeshConfig, to_json
+from jaxop.training.calibration import known_functions
+from jaxop.training.identity import digests
 from jaxop.training.processes import check_same, is_first
 from jaxop.training.queries import Block
 
@@ -182,9 +184,10 @@ def _predict(settings: Prediction, console: "Console | None") -> list[Path]:
             write=lambda source, about, result, found: save(source, about, result, data.save, found),
         )
         return written
+    dim = trained.blank.config.dim
     for suffixes in (MESHES, (".npz",)):
         if paths := [path for path in singles if path.suffix.lower() in suffixes]:
-            samples = _inputs(problem, paths)
+            samples = _inputs(problem, paths, dim)
             if at is None:
                 found = zip(paths, _outputs(model, paths[0], samples, settings.mesh), strict=True)
             else:
@@ -197,9 +200,17 @@ def _predict(settings: Prediction, console: "Console | None") -> list[Path]:
     for path in sets:
         if settings.residuals:
             errors = _residuals(model, path, problem)
+            hashes = known_functions(trained.place)
+            known = set() if hashes is None else {row.tobytes() for row in hashes}
+            if seen := sum(digest in known for digest in digests(errors, str(path))):
+                console.print(
+                    f"warning: {path}: the model was trained on or validated with {seen} of the {len(errors)} "
+                    "functions, on which its errors are smaller than on new ones",
+                    soft_wrap=True,
+                )
             write(path, f"errors of {len(errors)} samples, {grid_name(errors)}", data.save, errors)
             continue
-        samples = _inputs(problem, path)
+        samples = _inputs(problem, path, dim)
         if at is None:
             arrays = _arrays(samples, _outputs(model, path, samples, settings.mesh), bars)
             write(path, f"{len(samples)} samples, {grid_name(samples)}", write_arrays, arrays)
@@ -291,9 +302,9 @@ def _results(folder: Path, singles: Sequence[Path], sets: Sequence[Path], at: Pa
     return results
 
 
-def _inputs(problem: FileData, path: Path | Sequence[Path]) -> AnySamples:
+def _inputs(problem: FileData, path: Path | Sequence[Path], dim: int) -> AnySamples:
     with as_options(("inputs", "rule")):
-        return problem.of_inputs(path)
+        return problem.of_inputs(path, dim)
 
 
 def _outputs(model: operators.Standardized, path: Path, samples: AnySamples, mesh: MeshConfig) -> Sequence[np.ndarray]:

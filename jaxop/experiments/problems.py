@@ -1,5 +1,6 @@
 """Data of an experiment in pairs of functions: generated problems, which are stored on disk, and files of a user."""
 
+import contextlib
 import dataclasses
 import math
 import warnings
@@ -265,11 +266,22 @@ class FileData:
         """Returns the samples of each file, by the shortest names that distinguish them."""
         return by_name(paths, self.read)
 
-    def of_inputs(self, path: Path | Sequence[Path]) -> AnySamples:
-        """Returns the input functions of files that need not have targets; their values mean nothing."""
+    def of_inputs(self, path: Path | Sequence[Path], dim: int) -> AnySamples:
+        """Returns the input functions of files that need not have targets, whose values then mean nothing.
+
+        Args:
+            path: a file, or files of single samples.
+            dim: the space dimension of the model, unless the settings have one.
+        """
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*nothing reads")  # such as targets
-            return read_inputs(path, inputs=self.inputs, **self._options())
+            options = self._options()
+            try:
+                return read_inputs(path, inputs=self.inputs, **options)
+            except ValueError:  # shapes that leave the dimension open
+                with contextlib.suppress(ValueError):
+                    return read_inputs(path, inputs=self.inputs, **(options | {"dim": dim}))
+                raise
 
     def read(self, path: Path | Sequence[Path]) -> AnySamples:
         """Returns the samples of a file, a folder, or files with one sample each."""

@@ -215,7 +215,7 @@ def check_sizes(label: str, samples: AnySet, sizes: Mapping[str, tuple[int, int]
         if expected != received:
             remedy = "take data of the kind it is trained on."
             if what == "dimensions" and received == expected - 1:
-                remedy = "the first axis of an array counts the functions, so one function needs an axis of size 1."
+                remedy = "if it is one function, give it a first axis of size 1, which counts the functions."
             raise ValueError(
                 f"{label} ({grid_name(samples)}) has {received} {what}, but the {model} was made for {expected}; "
                 f"{remedy}"

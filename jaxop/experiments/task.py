@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from flax import nnx
+from jaxtyping import Array
 
 from jaxop import data, dynamics, operators, training
 from jaxop._validation import check_share
 from jaxop.data import DataSource, Trajectories
+from jaxop.domains import Decomposed, Domain
 from jaxop.experiments import report, rollout_report
 from jaxop.experiments.experiment import AnyExperiment, DynamicsExperiment
 from jaxop.experiments.problems import FileData
@@ -113,20 +115,23 @@ def _on_pairs(experiment: AnyExperiment, sets: Sets) -> Task:
     if sets.test is sets.valid:
         counted["test"] += ", the validation set, which chooses the checkpoint"
     train = prepared({"training": sets.train}, config)["training"]
+    statistics = data.standardization(train)
+    deviations = statistics["output_std"]
+    statistics["output_mean"] = experiment.constraints.means(statistics["input_mean"], statistics["output_mean"])
     sets = Sets(train, prepared(sets.valid, config), prepared(sets.test, config), sets.random_nodes)
     drawn = "" if sets.random_nodes is None else f", {sets.random_nodes} random nodes in a step"
     return Task(
         config=config,
         chosen=chosen,
-        make=functools.partial(_standardized, config, data.standardization(train), settings.seed),
+        make=functools.partial(_standardized, config, statistics, settings.seed),
         train=sets.drawn,
         valid=sets.valid,
-        loss=_pinball(experiment),
+        loss=_pinball(experiment, deviations),
         record=describe(experiment, config, train),
         about={
             "training": f"{len(train)} samples on {grid_name(train)}{drawn}",
             **counted,
-            **_kept(experiment),
+            **_kept(experiment, config, input_domain(train)),
         },
         check=functools.partial(report.check, sets=sets.test),
         report=functools.partial(
@@ -171,15 +176,15 @@ def _on_trajectories(experiment: DynamicsExperiment, sets: SeriesSets) -> Task:
             "training": f"{_described(sets.train)}, {steps}",
             **_counted(sets.valid, sets.test),
             "step": ", ".join([f"dt {statistics.dt:g}", stepping.output, *filter(None, [changed_settings(stepping)])]),
-            **_kept(experiment),
+            **_kept(experiment, config.operator, sets.train.domain),
         },
         check=functools.partial(rollout_report.check, sets=test),
         report=functools.partial(rollout_report.write_report, sets=test),
     )
 
 
-def _pinball(experiment: AnyExperiment) -> Loss | None:
-    """Returns the pinball loss if the experiment has a quantile."""
+def _pinball(experiment: AnyExperiment, deviations: Array) -> Loss | None:
+    """Returns the pinball loss in units of the deviations of the targets, if the experiment has a quantile."""
     if experiment.quantile is None:
         return None
     check_share(experiment.quantile, "quantile", zero=False)
@@ -188,7 +193,8 @@ def _pinball(experiment: AnyExperiment) -> Loss | None:
             f"quantile={experiment.quantile} takes the place of training.loss={experiment.training.loss!r}: leave one "
             "of the two out."
         )
-    return functools.partial(training.pinball_loss, level=experiment.quantile)
+    units = tuple(float(deviation) for deviation in deviations)
+    return functools.partial(training.pinball_loss, level=experiment.quantile, units=units)
 
 
 def _described(trajectories: Trajectories) -> str:
@@ -200,9 +206,13 @@ def _counted(valid: Mapping[str, AnySet], test: Mapping[str, AnySet]) -> dict[st
     return {kind: ", ".join(f"{name} ({len(one)})" for name, one in part.items()) for kind, part in parts.items()}
 
 
-def _kept(experiment: AnyExperiment) -> dict[str, str]:
+def _kept(
+    experiment: AnyExperiment, config: OperatorConfig | ConstraintConfig, domain: Domain | Decomposed
+) -> dict[str, str]:
     kept = changed_settings(experiment.constraints)
-    return {"constraints": kept} if kept else {}
+    kept += experiment.constraints.note(config, domain)
+    loss = {} if experiment.quantile is None else {"loss": f"pinball loss of the {experiment.quantile:g} quantile"}
+    return loss | ({"constraints": kept} if kept else {})
 
 
 def changed_settings(settings: Any) -> str:

@@ -170,8 +170,8 @@ class BoxSidesConfig:
         for axis, end in self.chosen(nodes.dim):
             ours, theirs = (float(corners[ENDS.index(end)][axis]) for corners in (sides, reached))
             beyond = theirs - ours if end == "upper" else ours - theirs
-            far = max(abs(ours), abs(theirs)) * float(jnp.finfo(nodes.points.dtype).eps)
-            slack = 1e-5 * (sides[1][axis] - sides[0][axis]) + 4 * far  # of rounding
+            far = max(abs(sides[0][axis]), abs(sides[1][axis]))
+            slack = 4 * far * float(jnp.finfo(nodes.points.dtype).eps)  # rounding, within which `box_factor` is 0
             if beyond > slack or (whole and beyond < -slack):
                 raise ValueError(
                     f"the {end} side across axis {axis}, where values are prescribed, is at {ours:.9g}, but the domain "
@@ -225,6 +225,18 @@ class BoundaryOperatorConfig(ConstraintConfig):
                     )
         if not isinstance(self.values, InputChannelsConfig) and not callable(self.values):
             check_numbers(self.values, "values", self.out_channels)
+
+    def check_at(self, domain: Domain | Decomposed) -> None:
+        """Raises ``ValueError`` if nodes lie beyond a prescribed side."""
+        super().check_at(domain)
+        if isinstance(self.factor, BoxSidesConfig):
+            self.factor.check(domain, whole=False)
+
+    @property
+    def evaluates_anywhere(self) -> bool:
+        """Whether the nodes of the output may differ from those of the input, whose channels are known there alone."""
+        of_input = isinstance(self.factor, InputChannelsConfig) or isinstance(self.values, InputChannelsConfig)
+        return not of_input and super().evaluates_anywhere
 
     def check_any_nodes(self) -> None:
         """Raises ``NotImplementedError`` if the sides need to know the grid, see `OperatorConfig.check_any_nodes`."""

@@ -10,16 +10,16 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxop._config import from_dict
-from jaxop._validation import accumulator, as_number, check_name, check_share, check_size, check_type
+from jaxop._validation import accumulator, as_number, check_share, check_size, check_type
 from jaxop.domains import Decomposed, Domain
 from jaxop.domains.domain import as_domain, mean_over
 from jaxop.nn import BuildableConfig
 from jaxop.nn.encoder import Dtypes
 from jaxop.operators.config import Operator, OperatorConfig
+from jaxop.operators.constraint import ConstraintConfig, recorded_inside
 from jaxop.operators.ensemble import Ensemble, EnsembleConfig
 from jaxop.operators.folder import Savable
-from jaxop.operators.registry import CONFIGS, model_of, register
+from jaxop.operators.registry import model_of, register
 from jaxop.operators.standardized import Standardized, build_in_units
 
 
@@ -28,7 +28,7 @@ class CalibratedConfig(BuildableConfig):
     """Operators and numbers of a `Calibrated` operator; `jaxop.training.calibrate` finds the numbers.
 
     Attributes:
-        operator: config of the operator G, or of an `Ensemble` whose mean is G.
+        operator: config of the operator G, which may have constraints, or of an `Ensemble` whose mean is G.
         spread: config of the operator S of the local size of its error. None takes the members' deviation of an
             ensemble, and otherwise makes a band of one width.
         alpha: α, the share of the domain that may be outside the band, 0 ≤ α < 1.
@@ -54,8 +54,8 @@ class CalibratedConfig(BuildableConfig):
         'fno'
     """
 
-    operator: OperatorConfig | EnsembleConfig
-    spread: OperatorConfig | None = None
+    operator: OperatorConfig | ConstraintConfig | EnsembleConfig
+    spread: OperatorConfig | ConstraintConfig | None = None
     alpha: float
     delta: float
     factor: float
@@ -70,10 +70,10 @@ class CalibratedConfig(BuildableConfig):
 
     def __post_init__(self):
         expected = "the config of a neural operator, see operators.CONFIGS"
-        check_type(self.operator, "operator", (OperatorConfig, EnsembleConfig), expected)
+        check_type(self.operator, "operator", (OperatorConfig, ConstraintConfig, EnsembleConfig), expected)
         object.__setattr__(self, "model", model_of(self.operator).name)
         if self.spread is not None:
-            check_type(self.spread, "spread", OperatorConfig, f"None or {expected}")
+            check_type(self.spread, "spread", (OperatorConfig, ConstraintConfig), f"None or {expected}")
             object.__setattr__(self, "spread_model", model_of(self.spread).name)
             for name in ("in_channels", "out_channels", "dim", "initial_channels"):
                 ours, its = (getattr(config, name, 0) for config in (self.operator, self.spread))
@@ -111,11 +111,8 @@ class CalibratedConfig(BuildableConfig):
     def recorded(cls, values: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the fields of the constructor from those that `jaxop.operators.to_dict` wrote."""
         fields = {name: value for name, value in values.items() if name not in ("model", "spread_model")}
-        both = CONFIGS | {"ensemble": EnsembleConfig}
-        for field, kind, known in (("operator", "model", both), ("spread", "spread_model", CONFIGS)):
-            if isinstance(fields.get(field), Mapping):
-                check_name(values.get(kind), kind, known)
-                fields[field] = from_dict(known[str(values[kind])], fields[field], name=field)
+        for field, kind in (("operator", "model"), ("spread", "spread_model")):
+            fields[field] = recorded_inside(fields.get(field), values.get(kind), kind, name=field)
         return fields
 
 
@@ -304,7 +301,8 @@ def config_of(operator: object, argument: str, *, ensemble: bool = False) -> Any
 
     An `Ensemble` is allowed if ``ensemble``.
     """
-    config, kinds = getattr(operator, "config", None), (OperatorConfig, *[EnsembleConfig] * ensemble)
+    config = getattr(operator, "config", None)
+    kinds = (OperatorConfig, ConstraintConfig, *[EnsembleConfig] * ensemble)
     if not isinstance(operator, nnx.Module) or not isinstance(config, kinds):
         kind = type(operator if config is None else config).__name__.removesuffix("Config")
         inside = (

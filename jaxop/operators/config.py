@@ -182,7 +182,8 @@ class OperatorConfig(ModelConfig):
         """Returns the error for a choice with which one program cannot take any number of nodes."""
         return NotImplementedError(
             f"{what} of a {self._operator} needs to know the nodes when it is compiled, so they cannot be symbolic: "
-            f"export(operator, path, domain, symbolic=['batch']) makes one file per domain{remedy}."
+            "export(operator, path, domain, symbolic=['batch']) makes one file per domain, as does jaxop export "
+            f"--symbolic batch --domain FILE{remedy}."
         )
 
     @classmethod

@@ -106,6 +106,16 @@ class AroundConfig(BuildableConfig):
         """Returns what a compiled call takes in place of a domain, see `OperatorConfig.prepare`."""
         return self._inside.prepare(domain)
 
+    def check_at(self, domain: Domain | Decomposed) -> None:
+        """Raises ``ValueError`` if the output cannot be asked for at these nodes, such as beyond prescribed sides."""
+        if isinstance(self.operator, AroundConfig):
+            self.operator.check_at(domain)
+
+    @property
+    def evaluates_anywhere(self) -> bool:
+        """Whether the nodes of the output may differ from those of the input."""
+        return self._inside.evaluates_anywhere
+
     @property
     def weighs_outputs(self) -> bool:
         """Whether the output depends on the weights of its nodes, and not on their places alone."""
@@ -119,7 +129,8 @@ class AroundConfig(BuildableConfig):
         """Returns the error for a choice with which one program cannot take any number of nodes."""
         return NotImplementedError(
             f"{what} needs to know the nodes when it is compiled, so they cannot be symbolic: "
-            "export(operator, path, domain, symbolic=['batch']) makes one file per domain."
+            "export(operator, path, domain, symbolic=['batch']) makes one file per domain, as does jaxop export "
+            "--symbolic batch --domain FILE."
         )
 
     @classmethod
@@ -136,12 +147,16 @@ class ConstraintConfig(AroundConfig):
 def recorded_around(values: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the fields of a config around an operator's, from those that were recorded with the operator's model."""
     fields = {name: value for name, value in values.items() if name != "model"}
-    if isinstance(fields.get("operator"), Mapping):
-        kinds = {name: model.config for name, model in models().items()}
-        known = {name: kind for name, kind in kinds.items() if issubclass(kind, OperatorConfig | ConstraintConfig)}
-        check_name(values.get("model"), "model", known)
-        fields["operator"] = from_dict(known[str(values["model"])], fields["operator"], name="operator")
-    return fields
+    return fields | {"operator": recorded_inside(fields.get("operator"), values.get("model"), "model")}
+
+
+def recorded_inside(recorded: object, model: object, argument: str, *, name: str = "operator") -> Any:
+    """Returns the config that was recorded as JSON with the short name of its model; anything else as it is."""
+    if not isinstance(recorded, Mapping):
+        return recorded
+    known = {key: one.config for key, one in models().items() if issubclass(one.config, OperatorConfig | AroundConfig)}
+    check_name(model, argument, known)
+    return from_dict(known[str(model)], recorded, name=name)
 
 
 def innermost(config: BuildableConfig) -> OperatorConfig:

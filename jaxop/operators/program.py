@@ -117,8 +117,8 @@ def export(
         kind = type(operator if config is None else config).__name__.removesuffix("Config")
         raise TypeError(
             "operator must be a neural operator of operators.CONFIGS, one with constraints or an ensemble, bare or in "
-            f"a Standardized, got {kind}; export the operator inside of it, such as stepper.operator, or call "
-            "jax.export.export yourself."
+            f"a Standardized, got {kind}; export the operator without error bars or the operator of a stepper, "
+            "model.operator, or call jax.export.export yourself."
         )
     check_type(path, "path", (str, os.PathLike), "the name of a new file that ends in .zip")
     if Path(path).suffix != ".zip":
@@ -196,7 +196,7 @@ def _any_nodes(around: Config, scope: jax.export.SymbolicScope) -> tuple[Shapes,
         return {"n": math.prod(sides)} | {name: (side,) for name, side in zip(names, sides, strict=True)}, grid
     n, k = jax.export.symbolic_shape("n, k", scope=scope)
     shapes = {"n": n, "points": (n, config.dim), "weights": (n,)}
-    if config.evaluates_anywhere:
+    if around.evaluates_anywhere:
         shapes["at"] = (k, config.dim)
         if isinstance(around, AroundConfig) and around.weighs_outputs:
             shapes["at_weights"] = (k,)

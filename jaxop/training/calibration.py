@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, UInt8
 
 from jaxop._files import json_checksum
 from jaxop._validation import check_share, check_type
@@ -21,13 +21,13 @@ from jaxop.domains import Grid
 from jaxop.domains.domain import mean_over
 from jaxop.operators import Calibrated
 from jaxop.operators.calibrated import config_of, conformal_rank
-from jaxop.operators.folder import read_folder
+from jaxop.operators.folder import is_folder, read_folder
 from jaxop.operators.ready import located
 from jaxop.training.bands import band_scores, conformal_factor
 from jaxop.training.evaluation import _check_batch, _check_samples, _split_for_evaluation, by_sample, predict
 from jaxop.training.identity import describe_source, digests
 from jaxop.training.optimizer import Tree
-from jaxop.training.run import Run
+from jaxop.training.run import Run, load_run
 
 Known = Samples | RaggedSamples | RandomNodes | Run | str | os.PathLike[str]
 """Data that a model was trained on: a set of samples, or the run or the folder of a model that has their hashes."""
@@ -65,8 +65,8 @@ def calibrate(
             `absolute_residuals` and `pinball_loss` train one. None takes the deviation of an ensemble's members, in the
             same forward pass; for one operator it makes bands of one width per channel.
         floor: smallest σ relative to its mean over the domain; keep some where the spread may be wrong.
-        trained_on: sets of samples that ``model`` or ``spread`` were trained on, runs (`load_run`), and folders or
-            names of models, as `jaxop.from_pretrained` takes them. No input function of ``samples`` may be in one of
+        trained_on: sets of samples that ``model`` or ``spread`` were trained on, runs (`load_run`), and paths of
+            runs and models or names of models. No input function of ``samples`` may be in one of
             these sets, whatever its target. Runs and models have hashes of the functions of their training and
             validation, by which they are known on the same nodes. Runs on a data source of your own have none, and are
             compared by their description of it.
@@ -311,7 +311,7 @@ def _check_new(samples: DataSource, described: dict, trained_on: Known | Sequenc
             one,
             f"trained_on[{i}]",
             kinds,
-            "data.Samples, data.RaggedSamples, a training.Run, or the folder or name of a model",
+            "data.Samples, data.RaggedSamples, a training.Run, or the path of a run or a model",
         )
         if isinstance(one, Samples | RaggedSamples | RandomNodes):
             known |= set(digests(one.source if isinstance(one, RandomNodes) else one, f"trained_on[{i}]"))
@@ -321,21 +321,36 @@ def _check_new(samples: DataSource, described: dict, trained_on: Known | Sequenc
                 f"samples must be new to the model, but they are the training set of {one.directory}; keep functions "
                 "for the calibration apart."
             )
-        hashes = one.functions if isinstance(one, Run) else read_folder(located(one)).functions
+        hashes = one.functions if isinstance(one, Run) else known_functions(one)
         if hashes is None and not isinstance(one, Run):
             raise ValueError(
                 f"trained_on[{i}] = {os.fspath(one)!r} has no hashes of the functions that it was trained on, because "
                 "it was not saved with functions=; give the sets of samples."
             )
         known |= set() if hashes is None else {row.tobytes() for row in hashes}
-    if not known or not isinstance(samples, Samples | RaggedSamples):
+    if not known:
         return
+    samples = samples.source if isinstance(samples, RandomNodes) else samples
     seen = [i for i, digest in enumerate(digests(samples, "samples")) if digest in known]
     if seen:
         raise ValueError(
             f"samples must be new to the model, but {len(seen)} of {len(samples)} are in trained_on, the first being "
             f"samples[{seen[0]}]; keep functions for the calibration apart."
         )
+
+
+def known_functions(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "n 16"] | None:
+    """Returns the hashes of the functions that a run or a model was trained on or validated with, None without any.
+
+    Args:
+        path: a run directory, the folder or .zip file of a model, or the name of one of `operators.ready_models`.
+
+    Raises:
+        FileNotFoundError: if there is neither a run nor a model.
+        ValueError: if files cannot be read or were changed.
+    """
+    place = located(path)
+    return read_folder(place).functions if is_folder(place) else load_run(place).functions
 
 
 def _check_distinct(samples: DataSource) -> None:

@@ -264,7 +264,7 @@ def fit(
         if is_first():
             (directory / "figures").mkdir(exist_ok=True)
             write_settings(directory, described)
-            record_functions(directory, [train, *valid.values()])
+            record_functions(directory, train, valid.values(), resume=resume)
             record_versions(directory, start, resume=resume, mesh=mesh)
         return training.run(steps, start, state, seconds)
 

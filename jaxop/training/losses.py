@@ -231,8 +231,10 @@ def cross_entropy_loss(model: Callable[..., Array], batch: ExampleBatch) -> Floa
     return cross_entropy(model(batch.inputs), batch.labels)
 
 
-def pinball_loss(model: Callable[..., Array], batch: Batch, *, level: float) -> Float[Array, " b"]:
-    """∫_D ρ(y_i − f(u_i)) dx / |D|, ρ(r) = max(τ r, (τ − 1) r), mean over channels, for every sample of a batch.
+def pinball_loss(
+    model: Callable[..., Array], batch: Batch, *, level: float, units: tuple[float, ...] = (1.0,)
+) -> Float[Array, " b"]:
+    """∫_D ρ((y_i − f(u_i))/s) dx / |D|, ρ(r) = max(τ r, (τ − 1) r), mean over channels, for every sample of a batch.
 
     Its minimiser is the τ-quantile of the targets given the inputs. Trained on the absolute residuals of another
     operator (`jaxop.training.absolute_residuals`) at the level τ = 1 − α, an operator is a spread for
@@ -242,13 +244,16 @@ def pinball_loss(model: Callable[..., Array], batch: Batch, *, level: float) -> 
         model: an operator f, called as ``model(inputs, domain, at=at, initial=initial)``.
         batch: inputs u_i and targets y_i.
         level: τ, 0 < τ < 1.
+        units: s, one positive number or one per channel, such as the deviations of the targets: the optimiser and the
+            channels then do not see the units of the data.
 
     Returns:
-        Shape (b,), in the units of the targets; in float32 or wider. Nodes of weight 0 do not count.
+        Shape (b,), in units of s; in float32 or wider. Nodes of weight 0 do not count.
 
     Raises:
         TypeError: if ``batch`` is not a `jaxop.data.Batch`.
-        ValueError: if ``level`` is outside (0, 1), or predictions and targets differ in shape.
+        ValueError: if ``level`` is outside (0, 1), ``units`` are not positive or of another number, or predictions and
+            targets differ in shape.
 
     Source: Koenker and Bassett, Regression quantiles, 1978.
 
@@ -271,7 +276,12 @@ def pinball_loss(model: Callable[..., Array], batch: Batch, *, level: float) -> 
         )
     domain = batch.target_domain
     dtype = accumulator(batch.targets.dtype)
-    residuals = batch.targets.astype(dtype) - predictions.astype(dtype)
+    scales = np.asarray(units, dtype)
+    if scales.shape not in ((1,), predictions.shape[-1:]) or not (np.isfinite(scales) & (scales > 0)).all():
+        raise ValueError(
+            f"units must be one positive number or one for each of the {predictions.shape[-1]} channels, got {units}."
+        )
+    residuals = (batch.targets.astype(dtype) - predictions.astype(dtype)) / scales.reshape(1, 1, -1)
 
     def one(residual: Array, domain: Domain) -> Array:
         return jnp.mean(domain.integrate(jnp.maximum(level * residual, (level - 1) * residual))) / domain.measure

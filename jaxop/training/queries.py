@@ -13,7 +13,7 @@ from jaxop.data import Batch, DataSource, RaggedSamples, Samples
 from jaxop.data.groups import has_groups
 from jaxop.domains import Domain, PointCloud
 from jaxop.domains.domain import as_domain
-from jaxop.operators import ConservativeOperator, EquivariantOperator
+from jaxop.operators import AroundConfig, ConservativeOperator, EquivariantOperator
 from jaxop.training.evaluation import (
     _check_batch,
     _check_samples,
@@ -90,6 +90,9 @@ def predict_at(
     at = as_domain(at, "at")
     if at.is_batched:
         raise ValueError("at is a stack of domains; give the one domain that holds the query points of all samples.")
+    config = getattr(model, "config", None)
+    if isinstance(config, AroundConfig):
+        config.check_at(at)
     if at.size > nodes and any(
         isinstance(part, ConservativeOperator | EquivariantOperator) for _, part in nnx.iter_graph(model)
     ):

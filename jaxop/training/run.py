@@ -314,11 +314,18 @@ def write_settings(directory: Path, settings: Mapping[str, object]) -> None:
     _write_json(directory / _CONFIG, settings)
 
 
-def record_functions(directory: Path, sources: Iterable[DataSource]) -> None:
-    """Writes ``functions.npy``, the hashes of the functions of sets of samples, unless it is there."""
+def record_functions(directory: Path, train: DataSource, valid: Iterable[DataSource], *, resume: bool) -> None:
+    """Writes ``functions.npy``, the hashes of the functions of sets of samples; a resumed run keeps those it has.
+
+    There is no such file if the functions of the training have no hashes, because they are those of a source of a
+    user's own.
+    """
     path = directory / _FUNCTIONS
-    if not path.exists() and len(hashes := functions_of(sources)):
-        write_in_one_go(path, hashes_to_bytes(hashes))
+    if resume and path.exists():
+        return
+    path.unlink(missing_ok=True)
+    if len(hashes := functions_of([train])):
+        write_in_one_go(path, hashes_to_bytes(np.concatenate([hashes, functions_of(valid)])))
 
 
 def has_begun(directory: Path) -> bool:

@@ -170,7 +170,11 @@ def test_a_spread_is_trained_by_the_pinball_loss_and_resumed(place, tmp_path, fa
     assert "quantile" in fails(*command, "1")
     jaxop(*command, "0.9")
     run = training.load_run(tmp_path / "size")
-    assert run.config["loss"] == {"function": "pinball_loss", "arguments": {"level": "0.9"}}
+    deviation = np.asarray(run.model().output_std[...])
+    assert run.config["loss"]["function"] == "pinball_loss"
+    assert run.config["loss"]["arguments"] == {"level": "0.9", "units": str(tuple(map(float, deviation)))}
+    jaxop("export-model", tmp_path / "size", "--to", tmp_path / "shared")
+    assert "pinball_loss" in (tmp_path / "shared" / "card.md").read_text()
     assert "quantile: 0.9 -> 0.5" in fails("resume", tmp_path / "size", "--quantile", "0.5")
     jaxop("resume", tmp_path / "size")
     jaxop(
@@ -206,6 +210,24 @@ def test_functions_that_are_not_new_are_refused(place, tmp_path, fails, capsys):
     for known in (place / "run", tmp_path / "shared.zip", place / "train.npz"):
         trained_on = ["--trained-on", known]
         assert "1 of 10" in fails("calibrate", place / "bars", "--data", tmp_path / "mixed.npz", *trained_on, *to)
+
+
+def test_residuals_on_functions_of_the_training_are_warned_of(place, tmp_path, capsys):
+    jaxop("predict", place / "run", place / "train.npz", "--residuals", "--to", tmp_path)
+    assert "with 8 of the 8 functions" in " ".join(capsys.readouterr().out.split())
+
+
+def test_what_is_known_of_a_model_stays_known_once_it_is_calibrated(place, tmp_path, fails):
+    """Also that of --trained-on, and although the spread knows nothing."""
+    known = ["--trained-on", place / "train.npz", "--data", place / "new.npz", "--to", tmp_path / "bars", *LEVELS]
+    jaxop("calibrate", place / "run", "--spread", place / "spread.zip", *known)
+    again = ["--data", place / "train.npz", "--to", tmp_path / "again", *LEVELS]
+    assert "8 of 8" in fails("calibrate", tmp_path / "bars", *again)
+    hashes = (place / "run" / "functions.npy").rename(tmp_path / "functions.npy")
+    try:
+        assert "8 of 8" in fails("calibrate", place / "run", *again)  # read from the file of the run
+    finally:
+        hashes.rename(place / "run" / "functions.npy")
 
 
 def test_a_model_without_hashes_of_its_functions_is_said_not_to_be_compared(place, tmp_path, fails, capsys):

@@ -178,6 +178,9 @@ def test_functions_that_were_trained_on_are_refused():
     with pytest.raises(ValueError, match="5 of 5 are in trained_on"):
         training.calibrate(build(TNO), ragged(), trained_on=ragged(), **LEVELS)
     assert training.calibrate(model, new, trained_on=old, **LEVELS).config.count == 9
+    drawn = data.RandomNodes(ragged(), 3)
+    with pytest.raises(ValueError, match="5 of 5 are in trained_on"):
+        training.calibrate(build(TNO), drawn, trained_on=ragged(), **LEVELS)
     residuals = training.absolute_residuals(model, old)  # what a spread was trained on
     with pytest.raises(ValueError, match="9 of 9 are in trained_on"):
         training.calibrate(model, old, trained_on=residuals, **LEVELS)
@@ -213,18 +216,25 @@ def test_a_part_of_what_a_run_or_its_model_was_trained_on_is_refused(tmp_path):
     run = training.load_run(tmp_path / "run")
     assert run.functions.shape == (16, 16)
     build(FNO).save(tmp_path / "model.zip", functions=run.functions)
-    for known in (run, tmp_path / "model.zip", [new.take(slice(0, 1)), str(tmp_path / "model.zip")]):
+    for known in (
+        run,
+        str(tmp_path / "run"),
+        tmp_path / "model.zip",
+        [new.take(slice(0, 1)), str(tmp_path / "model.zip")],
+    ):
         for samples in (train, valid):
             rows = [np.concatenate([getattr(new, name), getattr(samples, name)[2:3]]) for name in ("inputs", "targets")]
             with pytest.raises(ValueError, match=r"of 9 are in trained_on"):
                 training.calibrate(build(FNO), data.Samples(*rows, new.domain), trained_on=known, **LEVELS)
     assert training.calibrate(build(FNO), new, trained_on=tmp_path / "model.zip", **LEVELS).config.count == 8
     (tmp_path / "run" / "functions.npy").write_bytes(b"\x93NUMPY")
-    with pytest.raises(ValueError, match=r"functions.npy is not a valid array"):
+    with pytest.raises(ValueError, match=r"functions.npy is not a file of hashes"):
         training.calibrate(build(FNO), new, trained_on=training.load_run(tmp_path / "run"), **LEVELS)
     np.save(tmp_path / "run" / "functions.npy", np.zeros((3, 8), np.uint8))
-    with pytest.raises(ValueError, match=r"functions.npy must hold hashes.*got uint8 of shape \(3, 8\)"):
+    with pytest.raises(ValueError, match=r"functions.npy is not a file of hashes"):
         training.calibrate(build(FNO), new, trained_on=training.load_run(tmp_path / "run"), **LEVELS)
+    with pytest.raises(TypeError, match="functions must be hashes"):
+        build(FNO).save(tmp_path / "wrong", functions=np.zeros(3))
     build(FNO).save(tmp_path / "untold")
     with pytest.raises(ValueError, match=r"trained_on\[0\] = .*untold.* has no hashes"):
         training.calibrate(build(FNO), new, trained_on=tmp_path / "untold", **LEVELS)
@@ -278,6 +288,8 @@ def test_bad_input_is_named():
         training.coverage(model, samples)
     with pytest.raises(ValueError, match="level must lie in"):
         training.pinball_loss(model, samples[:], level=1.0)
+    with pytest.raises(ValueError, match="units must be one positive number or one for each of the 2 channels"):
+        training.pinball_loss(model, samples[:], level=0.5, units=(1.0, 0.0))
     with pytest.raises(TypeError, match=r"samples must be data.Samples"):
         training.absolute_residuals(model, [1])
     numbers = {"operator": FNO, "alpha": 0.1, "delta": 0.5, "factor": 1.0, "count": 3}

@@ -158,7 +158,8 @@ def _source(array: object, argument: str) -> ArraySource:
     check_array(source, argument)
     if len(source.shape) < 2:
         raise ValueError(
-            f"{argument} must have shape (samples, *grid) or (samples, *grid, channels), got {source.shape}."
+            f"{argument} must have shape (samples, *grid) or (samples, *grid, channels), got {source.shape}; give one "
+            "function a first axis of size 1."
         )
     if 0 in source.shape:
         raise ValueError(
