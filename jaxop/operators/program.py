@@ -117,8 +117,8 @@ def export(
         kind = type(operator if config is None else config).__name__.removesuffix("Config")
         raise TypeError(
             "operator must be a neural operator of operators.CONFIGS, one with constraints or an ensemble, bare or in "
-            f"a Standardized, got {kind}; export the operator inside of it, model.operator, which has no error bars and "
-            "makes no steps, or call jax.export.export yourself."
+            f"a Standardized, got {kind}; export the operator inside of it, model.operator, which has no error bars "
+            "and makes no steps, or call jax.export.export yourself."
         )
     check_type(path, "path", (str, os.PathLike), "the name of a new file that ends in .zip")
     if Path(path).suffix != ".zip":
