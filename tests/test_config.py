@@ -56,6 +56,8 @@ def alternatives(kind):
             values = []
             if option is operators.OperatorConfig:  # any operator's
                 values = [SIZES["operator"]]
+            elif option is operators.ConstraintConfig:
+                values = [operators.ConservativeOperatorConfig(SIZES["operator"], integrals=(0.0,))]
             elif dataclasses.is_dataclass(option):
                 values = list(alternatives(option))
             elif option is Path:

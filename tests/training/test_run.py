@@ -30,6 +30,7 @@ def test_the_directory_holds_what_a_reader_needs(finished):
         "checkpoints",
         "config.json",
         "figures",
+        "functions.npy",
         "metrics.jsonl",
         "versions.json",
     ]
