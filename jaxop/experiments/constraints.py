@@ -144,9 +144,9 @@ class Constraints:
         channels = {"in": config.in_channels, "out": config.out_channels}
         for name in ("boundary", "boundary_from", "mask", "integrals", "integrals_from"):
             given = getattr(self, name)
-            counts = (1, channels["out"]) if name not in ("integrals_from",) else (channels["out"],)
+            counts = {channels["out"]} if name == "integrals_from" else {1, channels["out"]}
             if given is not None and len(given) not in counts:
-                expected = " or ".join(str(count) for count in sorted(set(counts)))
+                expected = " or ".join(map(str, sorted(counts)))
                 raise ValueError(
                     f"constraints.{name} must have {expected} entries, for {channels['out']} channels of the output, "
                     f"got {given}."
@@ -191,6 +191,17 @@ class Constraints:
                 "constraints.output_vectors turn with the grid, but their prescribed values or integrals do not: give "
                 "the number 0 for these, or leave constraints.group out."
             )
+        if self.output_vectors and len(self.mask or ()) > 1:
+            raise ValueError(
+                "constraints.mask must be one channel for all components of vectors that turn with the grid, got "
+                f"{self.mask}."
+            )
+        for name in ("boundary_from", "integrals_from", "mask"):
+            if turning := set(getattr(self, name) or ()) & set(self.input_vectors):
+                raise ValueError(
+                    f"constraints.{name}={getattr(self, name)} must not be components of vectors, but "
+                    f"constraints.input_vectors has {sorted(turning)}."
+                )
 
     def check_changes(self, output: str) -> None:
         """Raises ``ValueError`` unless a stepper with this ``output`` can keep all this, see `Stepping`."""

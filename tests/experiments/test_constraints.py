@@ -181,6 +181,8 @@ SQUARE = domains.box((6, 6), rule="trapezoid")
         ({"group": "all", "input_vectors": (0,)}, "constraints.input_vectors must be 2 channels for each vector"),
         ({"boundary": (0.0,), "sides": ((0, "lower"),), "group": "flips"}, "are not mapped to themselves"),
         ({"boundary": (0.0,), "sides": ((0, "lower"), (0, "upper")), "group": "all"}, "are not mapped to themselves"),
+        ({"boundary_from": (0,), "group": "flips", "input_vectors": (0, 1)}, "must not be components of vectors"),
+        ({"boundary": (0.0,), "mask": (0, 1), "group": "all", "output_vectors": (0, 1)}, "mask must be one channel"),
         ({"integrals": (1.0, 0.0), "group": "flips", "output_vectors": (0, 1)}, "output_vectors turn with the grid"),
     ],
 )
