@@ -24,7 +24,7 @@ from jaxop.operators.calibrated import conformal_rank
 from jaxop.operators.ready import ready_models
 from jaxop.training import MeshConfig
 from jaxop.training.calibration import known_functions
-from jaxop.training.identity import digests, functions_of
+from jaxop.training.identity import as_set, digests, functions_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -124,7 +124,6 @@ def calibrate(settings: Calibration, *, console: "Console | None" = None) -> Pat
     known = _trained_on(settings, problem, models, say)
     hashes = {label: list(digests(found, label)) for label, found in sets.items()}
     _check_new(hashes, {**known, named: set(hashes[named])})
-    runs = [one.run for one in models if one.run is not None]
     own = None if model.calibrated is None else model.calibrated.spread
     calibrated = training.calibrate(
         model.restore(None),
@@ -133,7 +132,6 @@ def calibrate(settings: Calibration, *, console: "Console | None" = None) -> Pat
         delta=settings.delta,
         spread=cast(nnx.Module | None, own if spread is None else spread.restore(None)),
         floor=settings.floor,
-        trained_on=runs,
         batch_size=samples_at_once(samples, MeshConfig()),
     )
     config = calibrated.config
@@ -209,16 +207,12 @@ def _is_model(path: Path) -> bool:
 
 def _hashes(model: Trained, external: bool) -> np.ndarray | None:
     """Returns the hashes of the functions that a model knows, read from the files of its run if it has none itself."""
-    hashes = known_functions(model.place)
+    hashes = model.functions
     if hashes is None and model.run is not None and isinstance(model.problem, FileData):
         with contextlib.suppress(OSError, ValueError):
             sets = dataclasses.replace(model.problem, test=(), external=external).load(Path())
             hashes = functions_of([sets.train, *sets.valid.values()])
     return hashes
-
-
-def _rows(hashes: np.ndarray) -> set[bytes]:
-    return {row.tobytes() for row in hashes}
 
 
 def _trained_on(
@@ -234,11 +228,11 @@ def _trained_on(
         hashes = known_functions(path)
         if hashes is None:
             raise ValueError(f"{name} has no hashes of the functions that it was trained on: name the files of these.")
-        found[name] = _rows(hashes)
+        found[name] = as_set(hashes)
     for one in models:
         hashes = _hashes(one, settings.external)
         if hashes is not None:
-            found[f"{one.place}, its training or validation"] = _rows(hashes)
+            found[f"{one.place}, its training or validation"] = as_set(hashes)
         elif settings.trained_on:
             say(f"{one.place.name} has no hashes of its functions: only those of --trained-on were compared")
         else:

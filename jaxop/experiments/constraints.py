@@ -1,7 +1,6 @@
 """What the output of an operator keeps exactly: settings that an operator and its domain complete to a config."""
 
 import dataclasses
-from collections.abc import Iterator
 
 import jax.numpy as jnp
 import numpy as np
@@ -119,7 +118,7 @@ class Constraints:
         self._check_fits(config)
         found: OperatorConfig | ConstraintConfig = config
         if self.group is not None:
-            vectors = {name: tuple(_vectors(getattr(self, name), config.dim)) for name in _VECTORS}
+            vectors = {name: _vectors(getattr(self, name), config.dim) for name in _VECTORS}
             found = EquivariantOperatorConfig(found, group=self.group, **vectors)
         if self._conserves:
             integrals = _numbers_or_channels(self.integrals, self.integrals_from)
@@ -205,7 +204,6 @@ class Constraints:
 
     def check_changes(self, output: str) -> None:
         """Raises ``ValueError`` unless a stepper with this ``output`` can keep all this, see `Stepping`."""
-        numbers = [*(self.boundary or ()), *(self.integrals or ())]
         if (self._prescribes or self._conserves) and output != "delta":
             raise ValueError(
                 "constraints.boundary and constraints.integrals are kept by a stepper that learns changes, "
@@ -217,7 +215,7 @@ class Constraints:
                     f"constraints.{name} is for pairs of functions; a stepper keeps the values of the state on sides, "
                     "constraints.boundary=0, or its integrals, constraints.integrals=0."
                 )
-        if any(numbers):
+        if any(numbers := [*(self.boundary or ()), *(self.integrals or ())]):
             raise ValueError(
                 "constraints.boundary and constraints.integrals of a stepper are those of the change in a step, which "
                 f"are kept at 0: give 0, got {numbers}."
@@ -271,7 +269,6 @@ def _numbers_or_channels(
     return InputChannelsConfig(channels)
 
 
-def _vectors(channels: tuple[int, ...], dim: int) -> Iterator[tuple[int, ...]]:
-    """Yields the channels of one vector after the other; the last may be incomplete, which the operator refuses."""
-    for first in range(0, len(channels), dim):
-        yield channels[first : first + dim]
+def _vectors(channels: tuple[int, ...], dim: int) -> tuple[tuple[int, ...], ...]:
+    """Returns the channels of each vector."""
+    return tuple(channels[first : first + dim] for first in range(0, len(channels), dim))

@@ -32,8 +32,7 @@ from jaxop.experiments.settings import prepared
 from jaxop.experiments.terminal import as_options, make_console
 from jaxop.experiments.trained import Trained, open_trained
 from jaxop.training import MeshConfig, to_json
-from jaxop.training.calibration import known_functions
-from jaxop.training.identity import digests
+from jaxop.training.identity import as_set, digests
 from jaxop.training.processes import check_same, is_first
 from jaxop.training.queries import Block
 
@@ -197,11 +196,10 @@ def _predict(settings: Prediction, console: "Console | None") -> list[Path]:
                 domain = samples.sample(i).target_domain if at is None else at
                 fields = _fields(output, domain, problem.targets, bars)
                 write(path, f"{len(output)} nodes", data.write_fields, domain, fields)
+    known = as_set(trained.functions) if settings.residuals else set()
     for path in sets:
         if settings.residuals:
             errors = _residuals(model, path, problem)
-            hashes = known_functions(trained.place)
-            known = set() if hashes is None else {row.tobytes() for row in hashes}
             if seen := sum(digest in known for digest in digests(errors, str(path))):
                 console.print(
                     f"warning: {path}: the model was trained on or validated with {seen} of the {len(errors)} "

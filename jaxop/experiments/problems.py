@@ -271,14 +271,14 @@ class FileData:
 
         Args:
             path: a file, or files of single samples.
-            dim: the space dimension of the model, unless the settings have one.
+            dim: the space dimension of the model, for shapes that leave it open.
         """
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*nothing reads")  # such as targets
             options = self._options()
             try:
                 return read_inputs(path, inputs=self.inputs, **options)
-            except ValueError:  # shapes that leave the dimension open
+            except ValueError:
                 with contextlib.suppress(ValueError):
                     return read_inputs(path, inputs=self.inputs, **(options | {"dim": dim}))
                 raise

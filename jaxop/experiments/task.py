@@ -106,11 +106,8 @@ def _on_pairs(experiment: AnyExperiment, sets: Sets) -> Task:
     else:
         config, chosen = experiment.model.for_data(sets.train, [*sets.valid.values(), *sets.test.values()])
     config = experiment.constraints.around(config_in_precision(config, settings.precision), input_domain(sets.train))
-    if isinstance(config, ConstraintConfig) and experiment.mesh.domain > 1:
-        raise NotImplementedError(
-            f"mesh.domain={experiment.mesh.domain}: devices cannot share the nodes of a function with constraints; use "
-            "the mesh axes 'data' and 'model'."
-        )
+    if experiment.mesh.domain > 1:
+        config.check_shares_nodes(experiment.mesh.domain)
     counted = _counted(sets.valid, sets.test)
     if sets.test is sets.valid:
         counted["test"] += ", the validation set, which chooses the checkpoint"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxop import operators, training
 from jaxop.dynamics import Stepper
@@ -58,6 +59,13 @@ class Trained:
         """Short name of the kind of the model."""
         config = self.blank.config
         return operators.model_of(innermost(config) if isinstance(config, operators.ConstraintConfig) else config).name
+
+    @property
+    def functions(self) -> np.ndarray | None:
+        """Hashes of the functions of training and validation, see `jaxop.training.Run.functions`; None without any."""
+        if self.run is not None:
+            return self.run.functions
+        return None if self.saved is None else self.saved.functions
 
     @property
     def is_stepper(self) -> bool:

@@ -143,6 +143,14 @@ class AroundConfig(BuildableConfig):
 class ConstraintConfig(AroundConfig):
     """Base class of the configs of operators around another operator, whose output keeps what is known."""
 
+    def check_shares_nodes(self, devices: int | None = None) -> None:
+        """Raises ``NotImplementedError``: see `OperatorConfig.check_shares_nodes`."""
+        del devices
+        raise NotImplementedError(
+            f"{type(self).__name__.removesuffix('Config')} needs all nodes of a function on one device: use the mesh "
+            "axes 'data' and 'model'."
+        )
+
 
 def recorded_around(values: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the fields of a config around an operator's, from those that were recorded with the operator's model."""

@@ -25,7 +25,7 @@ from jaxop.operators.folder import is_folder, read_folder
 from jaxop.operators.ready import located
 from jaxop.training.bands import band_scores, conformal_factor
 from jaxop.training.evaluation import _check_batch, _check_samples, _split_for_evaluation, by_sample, predict
-from jaxop.training.identity import describe_source, digests
+from jaxop.training.identity import as_set, describe_source, digests
 from jaxop.training.optimizer import Tree
 from jaxop.training.run import Run, load_run
 
@@ -65,11 +65,11 @@ def calibrate(
             `absolute_residuals` and `pinball_loss` train one. None takes the deviation of an ensemble's members, in the
             same forward pass; for one operator it makes bands of one width per channel.
         floor: smallest σ relative to its mean over the domain; keep some where the spread may be wrong.
-        trained_on: sets of samples that ``model`` or ``spread`` were trained on, runs (`load_run`), and paths of
-            runs and models or names of models. No input function of ``samples`` may be in one of
-            these sets, whatever its target. Runs and models have hashes of the functions of their training and
-            validation, by which they are known on the same nodes. Runs on a data source of your own have none, and are
-            compared by their description of it.
+        trained_on: sets of samples that ``model`` or ``spread`` were trained on, runs (`load_run`), and paths of runs
+            and models or names of models. No input function of ``samples`` may be in one of these sets, whatever its
+            target. Runs and models have hashes of the functions of their training and validation, by which they are
+            known on the same nodes. Runs on a data source of your own have none, and are compared by their description
+            of it.
         batch_size: samples per call, see `evaluate`.
 
     Returns:
@@ -327,7 +327,7 @@ def _check_new(samples: DataSource, described: dict, trained_on: Known | Sequenc
                 f"trained_on[{i}] = {os.fspath(one)!r} has no hashes of the functions that it was trained on, because "
                 "it was not saved with functions=; give the sets of samples."
             )
-        known |= set() if hashes is None else {row.tobytes() for row in hashes}
+        known |= as_set(hashes)
     if not known:
         return
     samples = samples.source if isinstance(samples, RandomNodes) else samples

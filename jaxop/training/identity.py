@@ -100,6 +100,11 @@ def functions_of(sources: Iterable[DataSource]) -> UInt8[np.ndarray, "n 16"]:
     return np.frombuffer(b"".join(found), np.uint8).reshape(-1, 16)
 
 
+def as_set(hashes: UInt8[np.ndarray, "n 16"] | None) -> set[bytes]:
+    """Returns the rows of `functions_of` as a set, in which `digests` are looked up; none for None."""
+    return set() if hashes is None else {row.tobytes() for row in hashes}
+
+
 def digests(given: object, argument: str, *, targets: bool = False) -> Iterator[bytes]:
     """Yields a hash of each input function, of its values in float32 on its own nodes, and of its target if asked.
 

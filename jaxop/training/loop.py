@@ -96,7 +96,8 @@ def fit(
     """Minimises the mean loss over ``train`` in ``config.steps`` steps of AdamW, or of any other optimiser.
 
     The run directory then holds ``config.json``, ``versions.json``, ``metrics.jsonl`` (every step and
-    every evaluation), ``checkpoints/`` (the newest, and the best by the first validation set, in the norm
+    every evaluation), ``functions.npy`` (a hash of each function of sets of samples, `Run.functions`),
+    ``checkpoints/`` (the newest, and the best by the first validation set, in the norm
     of the loss) and an empty ``figures/``. If a run is killed at any moment and resumed, it ends with the
     parameters of the uninterrupted run, bit for bit on one kind of machine. Batches and random numbers are
     functions of (seed, step), and a checkpoint holds everything else, with the whole state of the optimiser.

@@ -11,7 +11,7 @@ from jaxtyping import Array
 from jaxop.data import Batch
 from jaxop.domains import Decomposed, Domain, Shard, shard
 from jaxop.domains.domain import check_domain
-from jaxop.operators import EnsembleConfig
+from jaxop.operators import ConstraintConfig, EnsembleConfig
 from jaxop.operators.config import NODES_SHARED_BY, OperatorConfig
 from jaxop.training.optimizer import Tree
 
@@ -74,7 +74,7 @@ def check_shares_nodes(model: nnx.Module, mesh: Mesh | None) -> None:
     config = getattr(model, "config", None)
     if isinstance(config, EnsembleConfig):
         config = config.operator
-    if isinstance(config, OperatorConfig):
+    if isinstance(config, OperatorConfig | ConstraintConfig):
         config.check_shares_nodes(node_shares(mesh))
     elif not getattr(model, "shares_nodes", False):
         raise NotImplementedError(

@@ -217,6 +217,8 @@ def test_a_box_that_is_not_known_is_asked_for():
     assert "no node of the training" in given.note(given.around(tno, cloud), cloud)
     assert constraints.note(constraints.around(tno, SQUARE), SQUARE) == ""
     assert experiments.Constraints().around(tno, cloud) is tno
+    with pytest.raises(NotImplementedError, match="BoundaryOperator needs all nodes of a function on one device"):
+        constraints.around(tno, SQUARE).check_shares_nodes(2)
     line = operators.TransformerNeuralOperatorConfig(1, 1, width=8, heads=2, layers=1)
     uneven = domains.from_samples(np.float32([0.0, 0.1, 0.3, 1.5]))
     assert constraints.around(line, uneven).factor.upper == (1.5,)
