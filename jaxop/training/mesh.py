@@ -8,6 +8,7 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
@@ -101,13 +102,7 @@ class MeshConfig:
             most = len(devices) // each
             remedy = f"take mesh.data={most}, or leave it out" if most else "take fewer along one of them"
             raise ValueError(f"{product} must be at most {found}, got {total}; {remedy}.")
-        sizes = {DATA: count, **others}
-        mesh = jax.make_mesh(
-            tuple(sizes.values()),
-            tuple(sizes),
-            axis_types=(AxisType.Auto,) * len(sizes),
-            devices=evenly_chosen(devices, total, processes),
-        )
+        mesh = _mesh({DATA: count, **others}, evenly_chosen(devices, total, processes))
         check_divides(mesh, batch_size)
         return mesh
 
@@ -120,6 +115,16 @@ class MeshConfig:
             return None
         copies = max(1, jax.process_count() // self.model)
         return MeshConfig(copies, self.model).make(copies * self.model)
+
+
+def _mesh(sizes: dict[str, int], devices: Sequence[jax.Device]) -> Mesh:
+    """Returns the mesh of all these devices with axes of these sizes."""
+    shape, kinds = tuple(sizes.values()), (AxisType.Auto,) * len(sizes)
+    try:
+        return jax.make_mesh(shape, tuple(sizes), axis_types=kinds, devices=devices)
+    except NotImplementedError:  # no axes of the TPU slice have such a product, as for 8 × 2 of v6e:4x4
+        array = create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        return Mesh(array, tuple(sizes), axis_types=kinds)
 
 
 def format_mesh(mesh: Mesh) -> str:

@@ -77,6 +77,18 @@ def test_other_slices(topology):
     assert {device.platform for device in found.devices} == {"tpu"}
 
 
+@pytest.mark.parametrize("topology", ["v5e:4x4", "v4:2x2x4", "v5p:2x2x4", "v6e:4x4"])
+@pytest.mark.parametrize("sizes", [(8, 1, 2), (2, 1, 8), (2, 4, 2), (1, 8, 2)])
+def test_every_mesh_of_a_slice_is_made(topology, sizes):
+    """Also one whose axes no axes of the slice have the size of."""
+    devices = training.Topology.find(topology).devices
+    mesh = training.MeshConfig(*sizes).make(8, devices)
+    names = ("data", "model", "domain")
+    expected = {name: size for name, size in zip(names, sizes, strict=True) if size > 1 or name == "data"}
+    assert dict(mesh.shape) == expected
+    assert {device.id for device in mesh.devices.flat} == {device.id for device in devices}
+
+
 def test_a_slice_that_does_not_exist_is_refused():
     with pytest.raises(ValueError, match=r"does not make the topology 'v5e:3x5' .* sizes are even, as in 'v5e:4x4'"):
         training.Topology.find("v5e:3x5")
